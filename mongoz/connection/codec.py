@@ -21,7 +21,7 @@ __all__ = [
     "decode_leniently",
     "decode_raw",
     "raw_options",
-    "with_our_types",
+    "with_encoders",
 ]
 
 
@@ -90,8 +90,8 @@ class _TimeEncoder(TypeEncoder):
 _REGISTRY = TypeRegistry([_DateEncoder(), _DecimalEncoder(), _StoredDecimalEncoder(), _TimeEncoder()])
 
 
-def with_our_types(options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options with standard UUIDs, and with encoders for dates, times and decimals."""
+def with_encoders(options: CodecOptions[Any]) -> CodecOptions[Any]:
+    """The options with standard UUIDs, and with encoders for dates, times and decimals."""
     return options.with_options(uuid_representation=UuidRepresentation.STANDARD, type_registry=_REGISTRY)
 
 
@@ -168,7 +168,7 @@ def decode_leniently(raw: bytes, options: CodecOptions[Any] | None = None) -> di
         return bson.decode(raw, options.with_options(uuid_representation=unspecified, type_registry=_UUIDS))
 
 
-CODEC_OPTIONS: CodecOptions[dict[str, Any]] = with_our_types(CodecOptions())
+CODEC_OPTIONS: CodecOptions[dict[str, Any]] = with_encoders(CodecOptions())
 
 _LENIENT: Final[CodecOptions[dict[str, Any]]] = CODEC_OPTIONS.with_options(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO, unicode_decode_error_handler="replace"

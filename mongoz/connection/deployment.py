@@ -12,7 +12,7 @@ from bson.codec_options import CodecOptions
 
 from mongoz.connection.address import Seed, decoding_options, first_seed, has_retryable_writes, named_options
 from mongoz.connection.clock import ServerClock
-from mongoz.connection.codec import CODEC_OPTIONS, with_our_types
+from mongoz.connection.codec import CODEC_OPTIONS, with_encoders
 from mongoz.connection.drivers import adapter_named, adapter_of
 from mongoz.connection.session_pool import SessionPool
 from mongoz.exceptions import ImproperlyConfigured
@@ -76,7 +76,7 @@ class Deployment:
             self._given = url
             self._given_pool = SessionPool(self.adapter, url)
             self._given_loop: asyncio.AbstractEventLoop | None = None
-            self._codec_options = with_our_types(url.codec_options)
+            self._codec_options = with_encoders(url.codec_options)
             if self.dispatched and not _pymongo_client(url, self.driver).options.retry_writes:
                 raise ImproperlyConfigured(_NO_RETRIES)
         self.clock = ServerClock()

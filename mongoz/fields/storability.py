@@ -24,7 +24,7 @@ from pydantic.types import EncodedBytes, EncodedStr
 
 from mongoz.exceptions import FieldDefinitionError
 
-__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "holds_mappings", "is_open", "unnamed"]
+__all__ = ["IP_ADDRESSES", "URLS", "check_storable", "holds_mappings", "is_open", "resolve_alias"]
 
 IP_ADDRESSES: Final = (
     ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Interface, ipaddress.IPv6Interface,
@@ -79,7 +79,7 @@ class _NotStorable(Exception):
 
 def is_open(annotation: Any) -> bool:
     """Whether an annotation does not restrict the content of a value."""
-    annotation = unnamed(annotation)
+    annotation = resolve_alias(annotation)
     if annotation in (Any, object) or isinstance(annotation, TypeVar):
         return True
     if annotation in (*_LISTS, *_MAPPINGS):  # without arguments
@@ -91,7 +91,7 @@ def is_open(annotation: Any) -> bool:
 
 def holds_mappings(annotation: Any) -> bool:
     """Whether a value may be or contain a mapping, by its annotation."""
-    annotation = unnamed(annotation)
+    annotation = resolve_alias(annotation)
     kind = get_origin(annotation) or annotation
     if isinstance(kind, type) and issubclass(kind, _MAPPINGS):
         return True
@@ -132,7 +132,7 @@ class _AnnotationWalk:
             bare, *metadata = get_args(annotation)
             _refuse_encoded(metadata)
             return self.kinds_of(bare)
-        annotation = unnamed(annotation)
+        annotation = resolve_alias(annotation)
         origin, arguments = get_origin(annotation), get_args(annotation)
         if origin in (Union, types.UnionType):
             return self._of_union(arguments)
@@ -186,7 +186,7 @@ class _AnnotationWalk:
         return {"object": "dict"}
 
     def _check_keys(self, annotation: Any) -> None:
-        bare = unnamed(annotation)
+        bare = resolve_alias(annotation)
         if get_origin(bare) is Annotated:
             bare = get_args(bare)[0]
         if get_origin(bare) in (Union, types.UnionType):
@@ -234,8 +234,8 @@ class _AnnotationWalk:
         return {"object": "a model"}
 
 
-def unnamed(annotation: Any) -> Any:
-    """The annotation without the names of `NewType` and `type` statements."""
+def resolve_alias(annotation: Any) -> Any:
+    """The annotation, with `NewType` and `type` aliases replaced by their types."""
     while True:
         if hasattr(annotation, "__supertype__"):
             annotation = annotation.__supertype__

@@ -45,8 +45,8 @@ class Path(NamedTuple):
         return not self.shape.depth and self.shape.holds(bson.ObjectId)
 
     @property
-    def below(self) -> list[str]:
-        """The names of fields inside of its values."""
+    def inner_names(self) -> list[str]:
+        """The names of the fields inside of the values."""
         target = _referenced_document(self.field)
         models = (*self.shape.models, *([target] if target else ()))
         return [name for model in models for name in model.model_fields]
@@ -70,7 +70,7 @@ def resolve_path(document: Any, name: str) -> Path:
     """
     path, rest = split_keyword(document, name)
     if rest is not None:
-        raise _unknown_field(document, name, rest, path.below)
+        raise _unknown_field(document, name, rest, path.inner_names)
     if path.joins:
         raise InvalidKeyError(
             f"{document.__name__}: {name!r} is a field of the referenced {path.joins[-1].document.__name__}. Only "
@@ -138,7 +138,7 @@ class _PathWalk:
             self._take_anything()
             return False
         if self.separator != settings.lookup_prefix:
-            raise _unknown_field(self.document, self.keyword, cuts[-1][0], self.path.below)
+            raise _unknown_field(self.document, self.keyword, cuts[-1][0], self.path.inner_names)
         return False
 
     def _take_field(self, shape: FieldShape, cuts: list[_Cut]) -> bool:

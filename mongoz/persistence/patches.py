@@ -118,15 +118,17 @@ async def make_patch(instance: Model, fields: frozenset[str], operated: frozense
     document = type(instance).meta.document
     signal = document.meta.signals.pre_update
     names = stored_names(document)
-    more = Changes({}, ())
+    receiver_changes = Changes({}, ())
     if signal.receivers:
         before = validated_row(instance)
         await fire_pre_signal(signal, document, instance=instance, update_fields=fields | operated)
         row = validated_row(instance)
-        more = find_changes(before, row)
+        receiver_changes = find_changes(before, row)
     else:
         row = validated_row(instance)
-    return Changes({names[name]: row[names[name]] for name in fields} | more.changed, more.removed)
+    return Changes(
+        {names[name]: row[names[name]] for name in fields} | receiver_changes.changed, receiver_changes.removed
+    )
 
 
 def resolve_field_names(document: type[Model], values: dict[str, Any]) -> dict[str, str]:

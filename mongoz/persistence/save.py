@@ -38,15 +38,15 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     if instance.id is None:
         set_auto_now(instance)
         return await insert_within_turn(instance, collection, session)
-    home = loaded(instance).collection or document.meta.require_collection()
-    target = await resolve_target(document, home if collection is None else collection, session)
+    own_collection = loaded(instance).collection or document.meta.require_collection()
+    target = await resolve_target(document, own_collection if collection is None else collection, session)
     signals = document.meta.signals
     await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
     set_auto_now(instance)
     row = validated_row(instance)
-    is_home = target.collection == home
+    is_own = target.collection == own_collection
     try:
-        changes = find_changes(row_as_loaded(instance) if is_home else None, row)
+        changes = find_changes(row_as_loaded(instance) if is_own else None, row)
     except Exception as error:
         explain_unstorable(error, instance)
         raise
@@ -63,7 +63,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     patch = Changes(origin.stamped(changes.changed), changes.removed)
 
     def settle(instance: Model, _: dict[str, Any]) -> dict[str, Any]:
-        known = loaded(instance).row() if is_home else None
+        known = loaded(instance).row() if is_own else None
         now = row if known is None else changes.applied_to(known)
         remember(instance, now, target.other_collection(type(instance)))
         return {"instance": instance, "created": False, "previous": previous}

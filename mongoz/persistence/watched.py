@@ -57,8 +57,8 @@ def require_watched(document: type[Model], collection: Collection, signal: Signa
 
 
 def _are_on_same_deployment(one: Collection, other: Collection) -> bool:
-    mine, its = one.database.deployment, other.database.deployment
-    return mine is its or (mine.url is not None and mine.url == its.url)
+    first, second = one.database.deployment, other.database.deployment
+    return first is second or (first.url is not None and first.url == second.url)
 
 
 def _watched_namespaces(document: type[Model]) -> str:

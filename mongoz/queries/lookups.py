@@ -96,8 +96,9 @@ def _parse(document: Any, keyword: str) -> tuple[Path, str]:
         return path, operator
     valid = f"Valid are: {', '.join(sorted(operators))}."
     place = f"(in {keyword!r} of {document.__name__})"
-    if path.below:
-        hint = did_you_mean(lookup, [*path.below, *operators], OF_LOOKUPS) or nearest(lookup, path.below)
+    inner = path.inner_names
+    if inner:
+        hint = did_you_mean(lookup, [*inner, *operators], OF_LOOKUPS) or nearest(lookup, inner)
         raise _NeitherFieldNorLookup(f"There is neither a field nor a lookup {lookup!r} {place}.{hint} {valid}")
     hint = did_you_mean(lookup, operators, OF_LOOKUPS)
     if path.shape.open and not hint:  # for example a plain dict

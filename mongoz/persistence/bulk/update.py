@@ -415,10 +415,15 @@ class _BulkUpdate(Generic[D]):
             instance.__dict__.update(values)
             instance.__pydantic_fields_set__.update(values)
             fields = frozenset([*values, *set_auto_now(instance)])
-        more = await self._fire_pre_update(instance, fields | {each.attribute for each in operations})
+        receiver_changes = await self._fire_pre_update(instance, fields | {each.attribute for each in operations})
         after = stored(instance)
-        changes = Changes({names[name]: after[names[name]] for name in fields} | more.changed, more.removed)
-        is_derived = self._has_invariants or self._limits.has_others or more.changed or more.removed
+        changes = Changes(
+            {names[name]: after[names[name]] for name in fields} | receiver_changes.changed,
+            receiver_changes.removed,
+        )
+        is_derived = (
+            self._has_invariants or self._limits.has_others or receiver_changes.changed or receiver_changes.removed
+        )
         return self._update_of(row, changes, operations, instance, encoded if is_derived else None)
 
     async def _fire_pre_update(self, instance: D, fields: frozenset[str]) -> Changes:
@@ -428,16 +433,16 @@ class _BulkUpdate(Generic[D]):
             return Changes({}, ())
         before = stored(instance)
         await fire_pre_signal(signal, self.document, instance=instance, update_fields=fields)
-        more = find_changes(before, stored(instance))
-        if not (more.changed or more.removed):
-            return more
+        receiver_changes = find_changes(before, stored(instance))
+        if not (receiver_changes.changed or receiver_changes.removed):
+            return receiver_changes
         if self._has_invariants:
             derived = apply_values_together(instance, {})
-            return find_changes(before, stored(instance)) if derived else more
+            return find_changes(before, stored(instance)) if derived else receiver_changes
         # Validate only the changed fields: other fields that are invalid must not make the update fail.
-        valid = validate_stored(self.document.proxy_document, more.changed)
+        valid = validate_stored(self.document.proxy_document, receiver_changes.changed)
         names = {alias: name for name, alias in stored_names(self.document).items()}
-        for alias in more.changed.keys() & names.keys():
+        for alias in receiver_changes.changed.keys() & names.keys():
             instance.__dict__[names[alias]] = valid.__dict__[names[alias]]
         return find_changes(before, stored(instance))
 

@@ -63,29 +63,29 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
         if not computed and operation.path == operation.top:
             continue
         place = place_at(document, operation.path)
-        rules, more = rules_of(place.annotation), place.is_checked
+        rules, needs_check = rules_of(place.annotation), place.is_checked
         if place.is_item:  # a filter can't name an item, and an unset or skipped item is null
             others = True
             continue
         if operation.operator not in ("$unset", "$pullAll"):
             conditions += [{path: {"$exists": True}} for path in place.incomplete]
         if not computed:
-            others = others or more
+            others = others or needs_check
             continue
         has_choices = any(get_origin(kind) is Literal or _is_enum(kind) for kind in kinds_of(place.annotation))
         if has_choices and operation.operator == "$inc":
-            more = True
+            needs_check = True
         kinds = _COMPARISONS if operation.operator == "$inc" else _LENGTHS
         checks = []
         for rule in rules:
             found = kinds.get(type(rule))
             if found is None:
-                more = True
+                needs_check = True
             else:
                 checks.append({found[1]: ["$$it", _literal(getattr(rule, found[0]))]})
         if checks:
             conditions.append(_condition(operation, checks))
-        others = others or more
+        others = others or needs_check
     return OperationLimits(tuple(conditions), others)
 
 

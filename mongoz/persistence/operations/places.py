@@ -18,7 +18,7 @@ from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.decimals import DecimalRule
 from mongoz.fields.rules import NotNone
-from mongoz.fields.storability import is_open, unnamed
+from mongoz.fields.storability import is_open, resolve_alias
 from mongoz.fields.storage import SCALARS, stored, stored_names, stored_values
 from mongoz.fields.stored_schema import from_stored, validator_of
 from mongoz.persistence.rows.invariants import has_invariants, has_validator_of
@@ -240,7 +240,7 @@ def is_model(kind: Any) -> bool:
 
 def kinds_of(annotation: Any) -> list[Any]:
     """The types that a value may have: the members of a union, or the annotation itself."""
-    annotation = unnamed(annotation)
+    annotation = resolve_alias(annotation)
     if get_origin(annotation) is Annotated:
         return kinds_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -250,7 +250,7 @@ def kinds_of(annotation: Any) -> list[Any]:
 
 def rules_of(annotation: Any) -> list[Any]:
     """The rules of an annotation about the value itself, not about its content."""
-    annotation = unnamed(annotation)
+    annotation = resolve_alias(annotation)
     if get_origin(annotation) is Annotated:
         inner, *rules = get_args(annotation)
         return [*rules_of(inner), *_single_rules(rules)]

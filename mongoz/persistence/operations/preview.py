@@ -113,11 +113,11 @@ def _pull(present: Any, items: list[Any]) -> Any:
     return [one for one in _list(present) if not any(_equal(one, item) for item in items)]
 
 
-def _least(present: Any, value: Any) -> Any:
+def _min(present: Any, value: Any) -> Any:
     return value if present is _MISSING or _comparable(value) < _comparable(present) else present
 
 
-def _most(present: Any, value: Any) -> Any:
+def _max(present: Any, value: Any) -> Any:
     return value if present is _MISSING or _comparable(value) > _comparable(present) else present
 
 
@@ -146,6 +146,6 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "$addToSet": _add_to_set,
     "$pullAll": _pull,
     "$unset": lambda _present, _value: _MISSING,
-    "$min": _least,
-    "$max": _most,
+    "$min": _min,
+    "$max": _max,
 }

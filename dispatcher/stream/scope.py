@@ -9,7 +9,7 @@ from bson import Regex, json_util
 
 from dispatcher.core.events import Namespace
 from dispatcher.core.partitions import HASH, belongs, hash_of
-from mongoz.connection.namespaces import NamespacePattern, is_misread, watched_as
+from mongoz.connection.namespaces import NamespacePattern, exact_match, is_misread
 
 _DOCUMENT_OPERATIONS: Final = ["insert", "update", "replace", "delete"]
 
@@ -96,7 +96,7 @@ class Scope(NamedTuple):
         return [{"$match": {"$or": [elsewhere, ours]}}]
 
     def _watched(self) -> dict[str, Any]:
-        named = [(watched_as(db), watched_as(coll)) for db, coll in self.namespaces]
+        named = [(exact_match(db), exact_match(coll)) for db, coll in self.namespaces]
         named += [self._as_filter(pattern) for pattern in self.patterns]
         watched = [{"ns.db": db, "ns.coll": coll} for db, coll in named]
         targets = [{"to.db": db, "to.coll": coll} for db, coll in named]
@@ -118,8 +118,8 @@ class Scope(NamedTuple):
         """The values with which the server compares the database and the collection of a change."""
         database, collection = pattern.database, pattern.collection
         return (
-            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else watched_as(database),
-            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else watched_as(collection),
+            Regex(pattern.database_regex((self.apart_from,))) if "*" in database else exact_match(database),
+            Regex(pattern.collection_regex, re.DOTALL) if "*" in collection else exact_match(collection),
         )
 
     @property

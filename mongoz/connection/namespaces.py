@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from bson import Regex
 
-__all__ = ["NOT_WATCHABLE", "NamespacePattern", "WatchedNamespaces", "is_misread", "parse_pattern", "watched_as"]
+__all__ = ["NOT_WATCHABLE", "NamespacePattern", "WatchedNamespaces", "exact_match", "is_misread", "parse_pattern"]
 
 NOT_WATCHABLE: Final = frozenset({"admin", "config", "local"})
 """The server's own databases: they have no change streams."""
@@ -108,7 +108,7 @@ def is_misread(name: str) -> bool:
     return "{" in name
 
 
-def watched_as(name: str) -> Any:
+def exact_match(name: str) -> Any:
     """The value for a change stream's `$match` that matches exactly this name of a database or collection.
 
     A regular expression costs the server two to three times as much as a string, so only misread names use it.

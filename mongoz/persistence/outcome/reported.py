@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from bson import Timestamp
 from pymongo.errors import NetworkTimeout, OperationFailure, PyMongoError
 
-from mongoz.connection.namespaces import is_misread, watched_as
+from mongoz.connection.namespaces import exact_match, is_misread
 from mongoz.persistence.target import WriteTarget
 
 __all__ = ["TIMEOUT_MS", "NoChangeStream", "read_changes_since"]
@@ -98,7 +98,7 @@ class _RecentChanges:
         aggregate: str | int = name
         stage: dict[str, Any] = {"startAtOperationTime": since}
         if is_misread(name) or is_misread(database.name):
-            aggregate, match = 1, {"ns.db": watched_as(database.name), "ns.coll": watched_as(name), **match}
+            aggregate, match = 1, {"ns.db": exact_match(database.name), "ns.coll": exact_match(name), **match}
         if is_misread(database.name):
             stage["allChangesForCluster"] = True
             self._database = database.client.admin

@@ -489,7 +489,7 @@ async def test_a_second_dispatcher_on_the_same_state_is_refused(dispatched, User
     """It would stay a standby of the first one."""
     settings = Settings(state_database=f"{database}_state", connect_timeout=0.5)
     async with Dispatcher(dispatched, settings):
-        with pytest.raises(DeliveryTimeout, match=f"Another dispatcher .* {database} .* that state"):
+        with pytest.raises(DeliveryTimeout, match=f"Another dispatcher .* {database} .* this state database"):
             async with Dispatcher(dispatched, settings):
                 pass
         foreign["users"].insert_one({"name": "Ada"})

@@ -1,59 +1,15 @@
 """The dispatcher's own collections, in the database `mongoz_dispatcher` (a setting).
 
-positions: one document per group, with its layout,
+docs/reference/state.md lists the fields of the documents.
 
-    _id              "<group>"
-    group            the group of dispatchers
-    partitions       number of partitions
-    mended_at        the server's time at which a missing position was recorded, or a position was moved by hand
-    wanted           the requested number of partitions; only while it differs from `partitions`
-    application      the application that owns the group: "package.module:registry"
-
-and one per partition.
-
-    _id              "<group>:<partition>"
-    group            the group of dispatchers
-    partition        from 0 on
-    partitions       number of partitions
-    owner            the member that may write here; null if no member holds the partition
-    term             grows with every change of ownership; `delivery.term`
-    beat             grows with every renewal of the lease
-    lease_seconds    after this time without a renewal, other processes take over
-    host, pid, boot  of the owner, see `core/identity.py`
-    claimed_at       the server's time at which the owner took over
-    renewed_at       the server's time of the last renewal, for people
-    released_at      the server's time of the last hand-over
-    token            resume token (its `_data`): everything up to it is finished
-    cluster_time     the token's time, from which another pipeline can start
-    fingerprint      of the scope and pipeline that the token belongs to
-    ahead            binary: hashes of tokens after `token` that are finished as well, see `core/resume_tokens.py`
-    until            a text that sorts after these tokens; null if there are none
-    inherited        finished changes of earlier layouts, see `position/inherited.py`
-    saved_at         the server's time of the last save; advances on an idle stream too
-    version          of the application whose process held the partition last
-    version_since    the server's time at which a process of that version started
-    version_started  a date in the far future, for dispatchers of earlier versions: see `position/documents.py`
-
-members: one document per process; see `group/members.py` and `group/facts.py` for its fields.
-
-held: one document per delivery that waits, or that failed for good; see `parking/store.py` for its fields.
-
-held.files, held.chunks: the documents of held deliveries that do not fit into one document, in GridFS.
-
-controls: requests of operators to running dispatchers; see `operate/pauses.py` for their fields.
-
-gaps: one document per gap, that is, changes that can't be delivered; see `position/gaps.py` for its fields.
-
-deliveries: one document per delivery to a transactional receiver, written in the receiver's own transaction.
-
-    _id           {group, delivery, receiver, document}: `delivery.id`, id of the receiver, name of the class
-    at            the time of the delivery; the server removes the document `delivery_retention` days later
-
-sessions: one document per session in which a process runs transactional receivers.
-
-    _id           the server's id of the session
-    group         the group of dispatchers
-    owner         the member that uses it
+    positions     one document per group, with its layout, and one per partition
+    members       one document per process
+    held          one document per delivery that waits, or that failed for good: see `parking/store.py`
+    held.files, held.chunks     the parts of these documents that do not fit, in GridFS
+    controls      requests of operators to running dispatchers, and runs (replays and backfills)
+    gaps          one document per gap: changes that can't be delivered
+    deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction
+    sessions      one document per session in which a process runs transactional receivers
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -1,14 +1,6 @@
 """Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
-The collection `controls` has documents of several kinds. A pause is one document:
-
-    _id            "<group>:pause:<name of the receiver>"; "<group>:pause:*" for everything
-    group          the group of dispatchers
-    kind           `"pause"`
-    receiver       name of the receiver; `"*"` for everything
-    receiver_name  name of the receiver; None for everything
-    since          the server's time of the request
-    by             user and host, for people
+The collection `controls` has one document for each pause: docs/reference/state.md lists its fields.
 
 A paused receiver is not called. Its deliveries are parked, and run in order after it is resumed. A pause applies
 to all connections of the receiver, and to its former names: it stays valid if a release renames the receiver. If

@@ -1,30 +1,9 @@
 """Converts a held delivery to a document and back: another process can make the delivery later.
 
-    group             of dispatchers
-    receiver          its name; None for an event that can't be decoded
-    receiver_id       its id in origin stamps, hexadecimal; None for an event that can't be decoded
-    document          `module.qualname` of the document class; None for an event that can't be decoded
-    signal            `"post_save"`, `"post_update"` or `"post_delete"`; None for an event that can't be decoded
-    created           value of the keyword argument `created` of post_save receivers
-    hops              of the change
-    run               id of the replay or backfill; "" for live deliveries
-    delivery_id       `delivery.id`
-    term              of the process that wrote the document
-    token             resume token of the change (its `_data`); in a backfill, a text that identifies the document
-    operation         `"insert"`, `"update"`, `"replace"` or `"delete"`; None for an event that can't be decoded
-    namespace         {db, coll}
-    key               `_id` of the document that changed
-    cluster_time      of the change
-    wall_time         of the change
-    image             kind of `parts.document`: `"post"`, `"current"` or `"key"`
-    update_fields     stored names that an update changed or removed
-    size              bytes of the event as the server sent it
-    parts             BSON in binary: `document` (after the change), `before` (the pre image), `event` (the whole
-                      event, if it can't be decoded)
-    files             {part: id in GridFS}: the parts that do not fit; usually absent
+docs/reference/state.md lists the fields of a document. `parts` has BSON in binary: `document` (after the change),
+`before` (the pre image), `event` (the whole event, if it can't be decoded).
 
 A very long `key` or `update_fields`, and a key that no driver decodes, is a part instead of a field: {"": value}.
-`parking/store.py` lists the fields of the states.
 """
 
 from collections.abc import Mapping

@@ -1,32 +1,7 @@
 """The collection `held`: one document per delivery that waits or has failed permanently.
 
-A document has the fields that `parking/record.py` lists, and:
-
-    _id               "<delivery id>:<receiver id>:<document>": the same delivery is never held twice;
-                      "<delivery id>:event" for an event that can't be decoded
-    hash              $toHashedIndexKey of `key`: the partition
-    state             "dead": an operator decides. "following": waits for earlier deliveries of its lane. The head
-                      of a lane waits as "retrying", "blocked", "paused", "retry" (of a dead letter),
-                      "interrupted" (the process ended after other receivers had got the change), "orphaned" (the
-                      application does not have the receiver), "malformed" (the document was edited by hand)
-    attempts          number of failed attempts; 0 if the receiver was never called
-    first_attempt_at  time of the first attempt
-    error             of the last attempt: {type, message}; a dead letter has {traceback} too
-
-  of a delivery that waits:
-    lane              hash of group, receiver, document class, namespace and key. The deliveries of a lane are made
-                      one after another, in the order of (token, run). `receiver` is the same in all of a lane
-    by                the process that parked it: it has read the change, and does not read it again
-    parked_at         the server's time when it was parked
-    due_at            the server's time of the next attempt; absent in followers
-
-  of a dead letter, also while it waits for a retry:
-    short_id          a short name for operators: twelve hexadecimal digits, a hash of `_id`
-    reason            "failed", "invalid" (the document does not fit its model), "undecodable", "too_many_hops"
-    fault             of an undecodable one: {where, path, type, why, remedy}
-    last_attempt_at   when the delivery failed permanently
-    retries           number of failed retries; absent if there are none
-    retry_requested_at, retrying_since, retry_refused {at, text}: the state of a requested retry
+docs/reference/state.md lists its fields. `state` is "dead" (an operator decides), "following" (it waits for
+earlier deliveries of its lane), or why the head of its lane waits.
 
 Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep` in
 `parking/letters.py`). Its next attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was

@@ -1,19 +1,6 @@
 """Records gaps: changes that can't be delivered, because the server has no events for them or lost the events.
 
-gaps: one document per gap.
-
-    _id           an ObjectId, a hash of the contents: a gap that is recorded again stays one document
-    group         of dispatchers
-    partition     the partition whose stream has the gap
-    kind          `"drop"`, `"dropDatabase"`, `"rename"` and `"out"`: a whole collection was created or removed
-                  without events of its documents; `"history_lost"`: the oplog did not reach back far enough;
-                  `"oversize"`: the server can't send an event; `"position_set"`: an operator moved the position
-    namespace     {db, coll} of the collection, without coll for a whole database; or null
-    from_time     cluster time (a BSON timestamp) after which changes are missing
-    to_time       cluster time up to which they are missing
-    noted_at      the server's time when it was first recorded
-    policy        how it was handled: `"resume"`, `"backfill"`, or null where there is no choice
-    text          description, for people
+docs/reference/state.md lists the fields of a gap.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

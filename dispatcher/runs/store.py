@@ -1,26 +1,6 @@
 """Stores runs (replays and backfills) and their progress, in the collection `controls`.
 
-controls: one document per run.
-
-    _id            "<group>:run:<run>"
-    group          the group of dispatchers
-    kind           `"run"`
-    run            its id: random, or a hash of the lost history if a dispatcher began it
-    what           `"replay"` or `"backfill"`
-    asked          the request of the operator, as written: {receivers: [names], since, until}; an equal request
-                   continues an unfinished run
-    at             cluster time (a BSON timestamp) of the beginning of the run
-    from_time      replay only: changes after this cluster time are delivered
-    until_time     replay only: changes up to this cluster time are delivered
-    token          only for a backfill that a dispatcher began: the token after which its stream continued
-    progress       of a replay {token}; of a backfill {done: ["db.coll"], namespace, last}: the finished
-                   collections, the current one, and the last finished `_id` in it, as BSON in binary: {"": _id}
-    delivered      number of deliveries whose receiver returned, repetitions included
-    failed         number of deliveries that were given up
-    status         `"running"`, `"stopped"` or `"finished"`
-    started_at     the server's time at the beginning
-    beat_at        the server's time at the last heartbeat
-    host, pid      the process that works on the run
+docs/reference/state.md lists the fields of a run.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -12,7 +12,7 @@ OFF: Final = "off"
 
 _SHORTEST_TOKEN: Final = 16
 
-MOST_PARTITIONS: Final = 64
+MOST_PARTITIONS: Final = 256
 """Each partition has a change stream, and each stream reads the whole oplog."""
 
 
@@ -135,8 +135,9 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=MOST_PARTITIONS,
-        description="Divide the work into this number of partitions, 1 to 64, for as many processes. Without "
-        "it the number stays; it is 1 at first.",
+        description="Divide the work into this number of partitions, 1 to 256, for as many processes. Each is a "
+        "change stream, for which the server reads the whole oplog. Without it the number stays; it is 1 at "
+        "first.",
     )
     adopt: bool = Field(
         default=False,

@@ -16,6 +16,7 @@ from unittest import mock
 
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from dispatcher.core.state import Group, State
 from dispatcher.runtime.service import Service
@@ -65,6 +66,27 @@ def without_transactions() -> Iterator[None]:
         mock.patch.object(bulk_deleting, "run_private_transaction", refuse),
     ):
         yield
+
+
+class SentCommands(CommandListener):
+    """The names of the commands that a client sends, in order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def clear(self) -> None:
+        """Forgets all commands so far."""
+        self.names.clear()
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Counts a command."""
+        self.names.append(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Does nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Does nothing."""
 
 
 class Running:

@@ -1,8 +1,12 @@
-"""Combines many small commands into a few large ones. Items that arrive while batches run form the next one."""
+"""Combines many small commands into a few large ones."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from pymongo import UpdateOne
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import BulkWriteError, OperationFailure, WriteConcernError
 
 _MOST: Final = 200
 _AT_ONCE: Final = 3
@@ -12,7 +16,7 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Runs one command for many items.
+    """Runs one command for many items. Items that arrive while batches run form the next one.
 
     Args:
         work: takes a batch; returns an answer for each item, in the same order. An answer that is an exception is
@@ -38,7 +42,8 @@ class Batcher(Generic[T, R]):
         """Add an item to a batch; wait for its answer."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if len(self._tasks) < self._at_once:
+        # A task that has just ended takes no more items, although its callback has not removed it yet.
+        if sum(not task.done() for task in self._tasks) < self._at_once:
             task = asyncio.create_task(self._run(), name=f"batch-{self._work.__name__}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -68,3 +73,36 @@ def _answer(batch: Sequence[tuple[T, "asyncio.Future[R]"]], answers: Sequence[R 
             future.set_exception(answer)
         else:
             future.set_result(answer)
+
+
+class BulkResult(NamedTuple):
+    """The result of a bulk of updates.
+
+    Attributes:
+        matched: the number of documents that matched.
+        errors: for each update its error; None if the server has executed it.
+    """
+
+    matched: int
+    errors: list[OperationFailure | None]
+
+
+async def update_all(collection: AsyncCollection[Any], updates: Sequence[UpdateOne]) -> BulkResult:
+    """Send updates of different documents in one command. An error of one update does not affect the others.
+
+    Raises:
+        PyMongoError: the error concerns all updates. The server may have executed some of them.
+    """
+    errors: list[OperationFailure | None] = [None] * len(updates)
+    try:
+        result = await collection.bulk_write(updates, ordered=False)
+    except BulkWriteError as error:
+        details = error.details or {}
+        for one in details.get("writeConcernErrors") or ():
+            raise WriteConcernError(one["errmsg"], one["code"], one) from error
+        if not details.get("writeErrors"):
+            raise
+        for one in details["writeErrors"]:
+            errors[one["index"]] = OperationFailure(one["errmsg"], one["code"], one)
+        return BulkResult(int(details["nMatched"]), errors)
+    return BulkResult(result.matched_count, errors)

@@ -39,6 +39,7 @@ class Lease:
     Attributes:
         until: the time of its end, by `now`. No delivery starts later, unless a late renewal is acknowledged.
         lost: set when another process has taken the partition over.
+        given_up: this process has ended the lease, or has lost it. It is not renewed any more.
     """
 
     def __init__(self, partition: int, partitions: int, term: int, *, seconds: float, sent: float) -> None:
@@ -48,6 +49,7 @@ class Lease:
         self.seconds = seconds
         self.until = sent + HELD * seconds
         self.lost = asyncio.Event()
+        self.given_up = False
         self._interrupted = False
         self._waiting: set[asyncio.Future[None]] = set()
 
@@ -77,6 +79,7 @@ class Lease:
 
     def give_up(self) -> None:
         """End the lease: no further delivery starts."""
+        self.given_up = True
         self.until = float("-inf")
         self.interrupt()
 

@@ -3,6 +3,7 @@
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
+from math import isfinite
 from time import monotonic, time
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +16,7 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Number of successive requests for the clock.
+# Number of successive requests for the clock, the first time. Later, one more answer keeps the bounds close.
 _REQUESTS: Final = 3
 
 # Resolution of the server's time, in seconds.
@@ -62,6 +63,18 @@ class Oplog(NamedTuple):
         return position - self.begins + self.spare
 
 
+class ServerTimes(NamedTuple):
+    """The clock and the oplog of the server.
+
+    Attributes:
+        offset: seconds by which its clock is ahead of ours.
+        oplog: None if the user lacks the privilege, or if the server is a mongos.
+    """
+
+    offset: float
+    oplog: Oplog | None
+
+
 async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
     """Read the times of the oplog; None if the user lacks the privilege, or if the server is a mongos.
 
@@ -105,7 +118,7 @@ class ClockOffset:
 
     async def ask(self, client: AsyncMongoClient[Any]) -> float:
         """Ask the server, and return the middle of the bounds."""
-        for _ in range(_REQUESTS):
+        for _ in range(1 if isfinite(self._low) else _REQUESTS):
             began, asked = monotonic(), time()
             answer = await client.admin.command("hello")
             ended = monotonic()

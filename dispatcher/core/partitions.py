@@ -18,13 +18,18 @@ def hash_of(field: str) -> dict[str, Any]:
     return {"$toHashedIndexKey": field}
 
 
-def belongs(hashed: Any, partition: int, partitions: int) -> dict[str, Any]:
-    """An expression that is true for the documents of one partition.
+def number_of(hashed: Any, partitions: int) -> dict[str, Any]:
+    """An expression for the partition of a document.
 
     Args:
         hashed: an expression for the hash, see `hash_of`; or the path of a hash, such as `"$hash"`.
     """
-    return {"$eq": [{"$abs": {"$mod": [hashed, partitions]}}, partition]}
+    return {"$abs": {"$mod": [hashed, partitions]}}
+
+
+def belongs(hashed: Any, partition: int, partitions: int) -> dict[str, Any]:
+    """An expression that is true for the documents of one partition. `hashed` is as in `number_of`."""
+    return {"$eq": [number_of(hashed, partitions), partition]}
 
 
 def partition_of(hashed: int, partitions: int) -> int:

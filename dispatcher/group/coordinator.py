@@ -5,7 +5,7 @@ shares, and claims or hands over partitions. One atomic write decides each claim
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -19,14 +19,15 @@ from dispatcher.core.tasks import end
 from dispatcher.group.assignment import moves
 from dispatcher.group.heartbeats import Heartbeats
 from dispatcher.group.members import FORMAT, Member, Members
-from dispatcher.position.documents import Layout, Position, SavedPositions
+from dispatcher.group.view import GroupView, read_group
+from dispatcher.position.documents import Layout, Ownership, Position, SavedPositions
 from dispatcher.position.store import PositionStore
 
 # Maximum seconds between two reads of the group. A short lease makes the reads more frequent.
 _READ_INTERVAL: Final = 1.0
 _READS_PER_LEASE: Final = 10
 
-# A lease is renewed when a third of it is over.
+# Leases are renewed when a third of the lease time is over.
 _RENEWALS: Final = 3
 
 # Time limit in seconds for each write at the end of the process. The other members do not depend on it.
@@ -122,6 +123,8 @@ class Coordinator(Generic[W]):
     async def run(self, stop: asyncio.Event) -> None:
         """Hold a fair share of the partitions until `stop` is set. Then hand them over, and leave the group."""
         stopping = asyncio.create_task(self._wake_at(stop), name="wait-for-stop")
+        renewing = asyncio.create_task(self._renew_regularly(), name="renew-leases")
+        renewing.add_done_callback(self._note_end)
         try:
             while not stop.is_set():
                 self._awake.clear()
@@ -133,6 +136,7 @@ class Coordinator(Generic[W]):
         finally:
             await end([stopping])
             await self._leave()
+            await end([renewing])
         self._raise_failures()
 
     async def _wake_at(self, stop: asyncio.Event) -> None:
@@ -179,35 +183,34 @@ class Coordinator(Generic[W]):
 
     async def _coordinate(self) -> None:
         asked = now()
-        sessions = await self._members.sessions.all()  # before the members: they include each living owner
-        saved = await self._store.load()
-        members = await self._members.all()
+        seen = await read_group(self._members.group)
         answered = now()
-        positions = {number: (one.owner, one.term, one.beat) for number, one in saved.positions.items()}
-        beats = {member.id: member.beat for member in members}
+        positions = {number: (one.owner, one.term, one.beat) for number, one in seen.partitions.items()}
+        beats = {member.id: member.beat for member in seen.members}
         ages = self._heartbeats.note(positions | beats, asked=asked, answered=answered)
-        if await self._begin(saved):
-            self._awake.set()  # read the group again at once
+        if not seen.begun:
+            if await self._begin(await self._store.load()):
+                self._awake.set()  # read the group again at once
             return
-        self.layout = saved.layout
-        live = await self._living(members, ages)
+        self.layout = seen.layout
+        live = await self._living(seen.members, ages)
         self.live = tuple(member.id for member in live)
-        await self._members.sessions.end(one for one in sessions if one.owner not in self.live)
-        assert saved.layout is not None  # `begin` records a missing layout
-        owners = {number: self._owner(one, ages) for number, one in saved.positions.items()}
-        if saved.layout.wanted not in (None, saved.layout.partitions):
-            await self._divide(saved, owners)
+        await self._members.sessions.end(one for one in seen.sessions if one.owner not in self.live)
+        assert seen.layout is not None  # it is begun
+        owners = {number: self._owner(one, ages) for number, one in seen.partitions.items()}
+        if seen.layout.wanted not in (None, seen.layout.partitions):
+            await self._divide(seen, owners)
             self._read_at = asked
             return
         self._note_older([member for member in live if member.format < FORMAT])
         sharing = [member for member in live if not member.leaving and member.format >= FORMAT]
-        capped = [member.id for member in sharing if _is_outdated(member, saved)]
+        capped = [member.id for member in sharing if _is_outdated(member, seen)]
         self._note_outdated(self.member_id in capped)
         todo = moves(self.member_id, owners, [member.id for member in sharing], capped)
         for number in todo.release:
             self._hand_over(number)
         for number in todo.claim:
-            await self._claim(saved.positions[number], saved.layout.partitions)
+            await self._claim(seen.partitions[number], seen.layout.partitions)
         self._read_at = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
@@ -221,7 +224,7 @@ class Coordinator(Generic[W]):
                 living.append(member)
         return living
 
-    def _owner(self, position: Position, ages: dict[Any, float]) -> str | None:
+    def _owner(self, position: Ownership, ages: dict[Any, float]) -> str | None:
         """The owner of a partition; None if no member owns it, the owner is dead, or the lease is over."""
         number = position.partition
         if number in self.held:
@@ -259,7 +262,7 @@ class Coordinator(Generic[W]):
 
     # -- taking and handing over -----------------------------------------------------------------------------
 
-    async def _divide(self, saved: SavedPositions, owners: dict[int, str | None]) -> None:
+    async def _divide(self, seen: GroupView, owners: dict[int, str | None]) -> None:
         """Hand all partitions over. When no member holds a partition any more, divide the work.
 
         All members try to divide the work; the first one succeeds.
@@ -268,7 +271,11 @@ class Coordinator(Generic[W]):
             self._hand_over(number)
         if any(owner is not None for owner in owners.values()):
             return
-        if await self._store.divide(saved):
+        saved = await self._store.load()
+        terms = {number: (one.term, one.owner, one.beat) for number, one in saved.positions.items()}
+        free = {number: (one.term, one.owner, one.beat) for number, one in seen.partitions.items()}
+        # A partition that was claimed or renewed meanwhile is not free.
+        if saved.layout == seen.layout and terms == free and await self._store.divide(saved):
             assert saved.layout is not None  # it has another number of partitions as `wanted`
             log.info(
                 "the work of this group is divided into another number of partitions",
@@ -278,7 +285,7 @@ class Coordinator(Generic[W]):
             )
         self._awake.set()  # read the group again at once
 
-    async def _claim(self, seen: Position, of: int) -> None:
+    async def _claim(self, seen: Ownership, of: int) -> None:
         started = self._members.started
         assert started is not None  # this process has joined
         if seen.version == self._version and seen.version_since is not None:
@@ -287,7 +294,7 @@ class Coordinator(Generic[W]):
         if claimed is None:
             return
         lease, position = claimed
-        assert position.token is not None  # `begin` has recorded missing tokens
+        assert position.token is not None  # the group has begun
         work, stop = self._work(lease, position), asyncio.Event()
         task = asyncio.create_task(self._hold(lease, work, stop), name=f"partition-{lease.partition}")
         self.held[lease.partition] = HeldPartition(lease, work, stop, task)
@@ -301,53 +308,68 @@ class Coordinator(Generic[W]):
             held.stop.set()
 
     async def _hold(self, lease: Lease, work: W, stop: asyncio.Event) -> None:
-        """Work on a partition, and renew its lease until everything is saved."""
-        keeping = asyncio.create_task(self._keep(lease), name=f"renew-{lease.partition}")
+        """Work on a partition until everything is saved. Meanwhile its lease is renewed."""
         working = asyncio.create_task(work.run(stop), name=f"work-{lease.partition}")
         try:
-            await asyncio.wait([keeping, working], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.set()  # also when the lease can't be renewed
             await asyncio.wait([working])
-            await end([keeping])
+        finally:
+            stop.set()
+            await asyncio.wait([working])
             await self._release(lease)
-        for task in (working, keeping):
-            if not task.cancelled():
-                task.result()
+        if not working.cancelled():
+            working.result()
 
     def _ended(self, number: int, task: "asyncio.Task[None]") -> None:
         del self.held[number]
-        self._awake.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._failures.append(error)
+        self._note_end(task)
         self._resized()
 
-    async def _keep(self, lease: Lease) -> None:
-        """Renew a lease until it is lost."""
-        every = self._lease / _RENEWALS
-        failures = 0
-        while not lease.lost.is_set():
-            await asyncio.sleep(every if not failures else min(every, self._read_every))
-            sent = now()
-            try:
-                async with asyncio.timeout(every):
-                    renewed = await self._store.renew(lease)
-            except (PyMongoError, TimeoutError) as error:
-                raise_if_fatal(error, self._store.address)
-                failures += 1
-                log.warning(
-                    "a lease could not be renewed, trying again",
-                    action="lease.not_renewed",
-                    partition=lease.partition,
-                    error=in_short(error),
-                    runs_out_in=round(lease.until - now(), 1),
-                )
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
+        """Note the error of a task that has ended: it ends the dispatcher."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failures.append(error)
+        self._awake.set()
+
+    # -- renewing --------------------------------------------------------------------------------------------
+
+    async def _renew_regularly(self) -> None:
+        """Renew the leases of all held partitions, also while their work ends. Runs for ever."""
+        every, failed = self._lease / _RENEWALS, False
+        while True:
+            await asyncio.sleep(min(every, self._read_every) if failed else every)
+            leases = [held.lease for held in self.held.values() if not held.lease.given_up]
+            failed = bool(leases) and not await self._renew(leases, within=every)
+
+    async def _renew(self, leases: Sequence[Lease], *, within: float) -> bool:
+        """Renew leases with one command. Returns whether the server has answered for each of them."""
+        answers: Sequence[bool | Exception]
+        sent = now()
+        try:
+            async with asyncio.timeout(within):
+                answers = await self._store.renew(leases)
+        except (PyMongoError, TimeoutError) as error:
+            answers = [error] * len(leases)
+        failed: list[tuple[Lease, Exception]] = []
+        for lease, answer in zip(leases, answers, strict=True):
+            if lease.given_up:  # meanwhile; a release does not count as a loss
                 continue
-            failures = 0
-            if renewed:
+            if isinstance(answer, Exception):
+                failed.append((lease, answer))
+            elif answer:
                 lease.renewed(sent)
             else:
                 lease.lose()
+        if failed:
+            _, first = failed[0]
+            raise_if_fatal(first, self._store.address)
+            log.warning(
+                "leases could not be renewed, trying again",
+                action="lease.not_renewed",
+                partitions=[lease.partition for lease, _ in failed],
+                error=in_short(first),
+                runs_out_in=round(min(lease.until for lease, _ in failed) - now(), 1),
+            )
+        return not failed
 
     async def _release(self, lease: Lease) -> None:
         if lease.lost.is_set():
@@ -391,11 +413,11 @@ class Coordinator(Generic[W]):
             raise self._failures[0]
 
 
-def _is_outdated(member: Member, saved: SavedPositions) -> bool:
+def _is_outdated(member: Member, seen: GroupView) -> bool:
     """Returns whether a newer version of the application has held a partition."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None
         and one.version_since > member.started
-        for one in saved.positions.values()
+        for one in seen.partitions.values()
     )

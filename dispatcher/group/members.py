@@ -11,8 +11,7 @@ from bson import ObjectId
 from pymongo import ReturnDocument
 
 from dispatcher.core.identity import Identity, own_identity
-from dispatcher.core.state import MEMBERS, Group
-from dispatcher.core.state_checks import StateReader
+from dispatcher.core.state import Group
 from dispatcher.group.sessions import GroupSessions
 
 FORMAT: Final = 2
@@ -79,8 +78,8 @@ class Members:
         facts: Mapping[str, Any],
         status: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
+        self.group = group
         self._collection = group.state.members
-        self._group = group.name
         identity = own_identity()
         self._facts = {"group": group.name, **identity._asdict(), **facts}
         self._status = status
@@ -117,14 +116,6 @@ class Members:
         """Remove this process from the members."""
         await self.sessions.forget()
         await self._collection.delete_one({"_id": self.id})
-
-    async def all(self) -> list[Member]:
-        """All members, dead or alive, the longest-serving first. Malformed documents are skipped."""
-        found = self._collection.find({"group": self._group}).sort("_id")
-        reader = StateReader(self._collection.database.name)
-        members = reader.each(MEMBERS, await found.to_list(), Member.read)
-        reader.log()
-        return members
 
     async def remove_dead(self, dead: Member) -> None:
         """Remove a dead member, unless it has written a heartbeat since."""

@@ -7,14 +7,13 @@ owner ends them: they accept no more writes, and their locks are free.
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from dispatcher.core.output.logs import log
-from dispatcher.core.state import CODEC_OPTIONS, SESSIONS, Group
-from dispatcher.core.state_checks import StateReader
+from dispatcher.core.state import CODEC_OPTIONS, Group
 
 # Seconds after which a session is registered again. A session that was not used for twice as long is removed: the
 # driver replaces sessions without a notification. A transaction takes a minute at most.
@@ -32,6 +31,18 @@ class OpenSession(NamedTuple):
 
     id: UUID
     owner: str
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "OpenSession":
+        """Read a document.
+
+        Raises:
+            TypeError: the document is malformed. The caller ignores the session.
+        """
+        match document:
+            case {"_id": UUID() as id_, "owner": str(owner)}:
+                return cls(id_, owner)
+        raise TypeError("a session has a UUID in _id, and text in owner")
 
 
 class GroupSessions:
@@ -62,14 +73,6 @@ class GroupSessions:
             for other in stale:
                 del self._announced[other]
 
-    async def all(self) -> list[OpenSession]:
-        """The sessions of all members."""
-        rows = self._collection.find({"group": self._group}, {"owner": True})
-        reader = StateReader(self._collection.database.name)
-        found = reader.each(SESSIONS, await rows.to_list(), _open_session)
-        reader.log()
-        return found
-
     async def end(self, left_open: Iterable[OpenSession]) -> None:
         """End the sessions of dead members, and remove them after some seconds.
 
@@ -90,9 +93,3 @@ class GroupSessions:
     async def forget(self) -> None:
         """Remove the sessions of this process, which are not used any more."""
         await self._collection.delete_many({"owner": self._owner})
-
-
-def _open_session(row: Any) -> OpenSession:
-    if not isinstance(row["_id"], UUID) or not isinstance(row["owner"], str):
-        raise TypeError("a session has a UUID in _id, and text in owner")
-    return OpenSession(row["_id"], row["owner"])

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.oplog import MOST_SKEW, ClockOffset, Oplog, look_at_oplog
+from dispatcher.core.oplog import MOST_SKEW, ClockOffset, ServerTimes, look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
@@ -75,8 +75,8 @@ class Observer:
         self._stop: asyncio.Event | None = None
         self._stopping_since: float | None = None
         self._began = monotonic()
-        self._oplog: Oplog | None = None
-        self.cache = StatusCache(group, self._myself, lambda: stats.clock_offset)
+        self._server: ServerTimes | None = None
+        self.cache = StatusCache(group, self._myself, lambda: self._server)
         self._clock = ClockOffset()
         self._skewed = False
         self._check_error = ""  # the error of the last check
@@ -131,8 +131,9 @@ class Observer:
     async def _check(self, client: AsyncMongoClient[Any]) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                self._note_clocks(await self._clock.ask(client))
-                self._oplog = await look_at_oplog(client)
+                offset = await self._clock.ask(client)
+                self._note_clocks(offset)
+                self._server = ServerTimes(offset, await look_at_oplog(client))
         except Exception as error:
             self._check_error = in_short(error)
             log.debug("the server can't be checked", action="server.not_seen", error=self._check_error)
@@ -154,7 +155,7 @@ class Observer:
 
     def snapshot(self) -> Snapshot:
         """The process and its group at this moment."""
-        oplog = self._oplog
+        oplog = self._server and self._server.oplog
         return Snapshot(
             self.name,
             __version__,

@@ -1,5 +1,7 @@
 """Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
+The same command reads whether retries of dead letters are requested, see `parking/retry_requests.py`.
+
 The collection `controls` has one document for each pause: docs/reference/state.md lists its fields.
 
 A paused receiver is not called. Its deliveries are parked, and run in order after it is resumed. A pause applies
@@ -10,17 +12,18 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from typing import Any, Final
 
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import log
-from dispatcher.core.state import CONTROLS, Group
+from dispatcher.core.state import CONTROLS, HELD, Group
 from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.status_model import Pause
+from dispatcher.parking.retry_requests import RetryRequests
 
 _EVERYTHING: Final = "*"
 
@@ -30,9 +33,18 @@ _LOOK: Final = 1.0
 
 async def pauses(group: Group) -> list[Pause]:
     """The pauses of a group."""
-    found = group.state.controls.find({"group": group.name, "kind": "pause"}, sort=[("_id", 1)])
+    found = group.state.controls.find(_matching(group), sort=[("_id", 1)])
+    return _sound_pauses(group, await found.to_list())
+
+
+def _matching(group: Group) -> dict[str, Any]:
+    return {"group": group.name, "kind": "pause"}
+
+
+def _sound_pauses(group: Group, found: Iterable[Mapping[str, Any]]) -> list[Pause]:
+    """Read documents of pauses. Malformed ones are skipped."""
     reader = StateReader(group.state.name)
-    paused = reader.each(CONTROLS, await found.to_list(), _paused)
+    paused = reader.each(CONTROLS, found, _paused)
     reader.log()
     return paused
 
@@ -108,19 +120,22 @@ class Pauses:
     """The pauses that a dispatcher read last.
 
     Attributes:
-        listeners: called after a change.
+        retries: is told when retries of dead letters are requested.
+        listeners: called after a change of the pauses.
     """
 
     def __init__(self, group: Group) -> None:
         self._group = group
+        self.retries = RetryRequests(group)
         self.address = group.state.address
         self.receivers: frozenset[str] = frozenset()
         self.everything = False
         self.listeners: set[Callable[[], None]] = set()
 
     async def look(self) -> None:
-        """Read the pauses."""
-        found = {one.receiver: one for one in await pauses(self._group)}
+        """Read the pauses, and whether retries are requested."""
+        rows, requested = await self._read()
+        found = {one.receiver: one for one in _sound_pauses(self._group, rows)}
         before = {*self.receivers, *([None] if self.everything else [])}
         self.everything = None in found
         self.receivers = frozenset(name for name in found if name is not None)
@@ -128,9 +143,18 @@ class Pauses:
             _log_changes(before, found)
             for listener in list(self.listeners):
                 listener()
+        if requested:
+            self.retries.note()
+
+    async def _read(self) -> tuple[list[Mapping[str, Any]], bool]:
+        """The documents of the pauses, and whether retries are requested."""
+        paused = [{"$match": _matching(self._group)}, {"$replaceWith": {CONTROLS: "$$ROOT"}}]
+        rows = await self._group.state.controls.aggregate([*paused, *self.retries.exist()])
+        found = await rows.to_list()
+        return [row[CONTROLS] for row in found if CONTROLS in row], any(HELD in row for row in found)
 
     async def watch(self) -> None:
-        """Read the pauses once a second, for ever. While the state can't be read, the last known pauses apply."""
+        """Call `look` once a second, for ever. While the state can't be read, the last known pauses apply."""
         failing = False
         while True:
             await asyncio.sleep(_LOOK)

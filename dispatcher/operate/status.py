@@ -18,7 +18,7 @@ from pymongo.errors import ExecutionTimeout, PyMongoError
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.error_text import text_of
 from dispatcher.core.identity import Identity
-from dispatcher.core.oplog import Oplog, clock_offset, look_at_oplog
+from dispatcher.core.oplog import Oplog, ServerTimes, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, Group, State
 from dispatcher.core.state_checks import StateReader, receiver_paused
@@ -39,6 +39,9 @@ from dispatcher.parking.store import HEADS, WAITING
 # A member counts as dead if its last heartbeat is older than this number of lease times.
 _SILENCE: Final = 1.5
 _LEASE: Final = 10.0
+
+# Number of positions in one answer of the server: more than a group has.
+_AT_ONCE: Final = 1_000
 
 # Maximum number of gaps in a status, the newest first.
 _MOST_GAPS: Final = 20
@@ -70,19 +73,23 @@ async def groups_in(state: State) -> list[str]:
     return sorted(name for name in found if isinstance(name, str))
 
 
-async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+async def read_status(
+    group: Group, myself: MemberStatus | None = None, server: ServerTimes | None = None
+) -> GroupStatus:
     """Read the status of a group.
 
     Args:
         myself: the current figures of this process, if it is a member. The figures in the state are older.
+        server: as it was a moment ago; None to ask it.
     """
-    offset = await clock_offset(group.state.client)
-    oplog = await look_at_oplog(group.state.client)
+    if server is None:
+        server = ServerTimes(await clock_offset(group.state.client), await look_at_oplog(group.state.client))
+    offset, oplog = server
     now = time() + offset
     status = GroupStatus(group.name, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
     of_group, reader = {"group": group.name}, StateReader(group.state.name)
     status.members = _with_myself(await _members(group, now, reader), myself)
-    positions = await group.state.as_on_this_node(POSITIONS).find(of_group, _OWNED).to_list()
+    positions = await group.state.as_on_this_node(POSITIONS).find(of_group, _OWNED, batch_size=_AT_ONCE).to_list()
     layout = next((one.get("partitions") for one in positions if one["_id"] == group.name), None)
     status.partition_count = layout if isinstance(layout, int) else 1
     numbered = [one for one in positions if "partition" in one]
@@ -123,19 +130,21 @@ class StatusCache:
     """The status of the group of a process. All calls within a second share one read.
 
     Args:
-        offset: returns the seconds by which the server's clock is ahead of ours.
+        server: returns the clock and the oplog of the server as they were a moment ago; None if they are unknown.
 
     Attributes:
         last: the last status; None before the first.
         error: the error of the last read; empty if it succeeded.
     """
 
-    def __init__(self, name: str, myself: Callable[[], MemberStatus], offset: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, myself: Callable[[], MemberStatus], server: Callable[[], ServerTimes | None]
+    ) -> None:
         self.last: GroupStatus | None = None
         self.error = "the dispatcher is not connected yet"
         self._name = name
         self._myself = myself
-        self._offset = offset
+        self._server = server
         self._lock = asyncio.Lock()
         self._read_at = -_FRESH
 
@@ -150,7 +159,8 @@ class StatusCache:
                 await self._read(group)
             if self.last is not None and not self.error:
                 return self.last
-        offset = self._offset()
+        server = self._server()
+        offset = server.offset if server is not None else 0.0
         alone = GroupStatus(self._name, datetime.fromtimestamp(time() + offset, UTC), offset, None)
         alone.members = [self._myself()]
         alone.health = health_of(alone)
@@ -163,7 +173,7 @@ class StatusCache:
     async def _read(self, group: Group) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
-                self.last = await read_status(group, self._myself())
+                self.last = await read_status(group, self._myself(), self._server())
             self.error = ""
         except (PyMongoError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)

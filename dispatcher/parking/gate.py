@@ -164,6 +164,8 @@ class Parking:
                 if headed is not None:
                     waiting = None if headed else Waiting("retrying")
                     await self._put(self._record(name, change, calls, receiver), lane, waiting)
+                    if waiting is not None:
+                        self._on_parked(waiting.seconds)
                     return True
                 del self._remembered[lane]
         if receiver.name not in self._paused_names:

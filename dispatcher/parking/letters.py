@@ -1,4 +1,4 @@
-"""Reads and writes the dead letters of one partition, in the collection `held`: see `parking/store.py`.
+"""Reads and writes the dead letters of a group, in the collection `held`: see `parking/store.py`.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -14,7 +14,6 @@ from pymongo import ReturnDocument
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls, Change
 from dispatcher.core.output.logs import log
-from dispatcher.core.partitions import belongs
 from dispatcher.core.retry import Pause, retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
@@ -35,18 +34,12 @@ _LONGEST_REASON: Final = 2_000
 
 
 class LetterStore:
-    """Reads and writes the dead letters of one partition.
+    """Reads and writes the dead letters of a group."""
 
-    Args:
-        partition: its number, and the number of partitions.
-    """
-
-    def __init__(self, group: Group, stats: Stats, partition: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, group: Group, stats: Stats) -> None:
         self.group = group.name
         self.address = group.state.address
         self._stats = stats
-        number, of = partition
-        self._ours: dict[str, Any] = {"$expr": belongs("$hash", number, of)} if of > 1 else {}
         self._held = group.state.held
         self._raw = self._held.with_options(codec_options=RAW)
         self._files = Files(group.state)
@@ -101,12 +94,6 @@ class LetterStore:
     async def drop(self, id_: str) -> None:
         """Delete a dead letter."""
         await self._files.delete(await self._held.find_one_and_delete({"_id": id_}) or {})
-
-    async def requested(self, most: int) -> list[str]:
-        """`_id`s of dead letters with a requested retry, in the order of the requests."""
-        wanted = {"group": self.group, **REQUESTED, **self._ours}
-        found = self._held.find(wanted, {"_id": True}).sort("retry_requested_at", 1).limit(most)
-        return [letter["_id"] async for letter in found]
 
     async def requested_letter(self, id_: str) -> RawBSONDocument | None:
         """A dead letter with a requested retry; None if the request is gone."""

@@ -15,6 +15,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.error_text import text_of, words_of
 from dispatcher.core.events import Calls, Change, Errand
+from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.delivery.routes import Routes
@@ -22,14 +23,11 @@ from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record, change_of, record_of
+from dispatcher.parking.retry_requests import RetryRequests
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
-# Seconds between two queries for requests.
-_LOOK: Final = 1.0
-
-# Maximum number of dead letters at once, and of bytes of their documents.
-_MOST: Final = 50
+# Maximum bytes of the documents of the dead letters at once.
 _BYTES: Final = 4_000_000
 
 # The fields that are copied when a dead letter of an event is split into one dead letter per receiver.
@@ -41,13 +39,16 @@ class _Refused(Exception):
 
 
 class Redelivery(NamedTuple):
-    """Handles the requested retries of one stream's dead letters.
+    """Handles the requested retries of one partition's dead letters.
 
     Args:
+        lease: of the partition.
         may_begin: returns whether another retry may begin.
     """
 
+    lease: Lease
     letters: LetterStore
+    requests: RetryRequests
     parking: Parking
     routes: Routes
     add: Callable[[Hashable, Errand], None]
@@ -68,13 +69,13 @@ class Redelivery(NamedTuple):
                     error=in_short(error),
                 )
             if not taken:
-                await asyncio.sleep(_LOOK)
+                await self.requests.wait()
 
     async def _take(self) -> int:
         """Handle the next requests: park or refuse each dead letter. Returns the number of requests."""
         taken, size = 0, 0
         parked: list[asyncio.Future[None]] = []
-        for id_ in await self.letters.requested(_MOST):
+        for id_ in await self.requests.of(self.lease.partition, self.lease.partitions):
             letter = await self.letters.requested_letter(id_)
             if letter is None:
                 continue

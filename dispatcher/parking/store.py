@@ -44,9 +44,8 @@ from bson import MinKey
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
-from pymongo.errors import BulkWriteError, OperationFailure
 
-from dispatcher.core.batching import Batcher
+from dispatcher.core.batching import Batcher, update_all
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
@@ -221,17 +220,8 @@ class HeldStore:
             change = replaced({**document, **_waits(waiting)}, {**computed, "due_at": after(waiting.seconds)})
         await self._puts.add(UpdateOne({"_id": record.id}, change, upsert=True))
 
-    async def _put(self, puts: list[UpdateOne]) -> list[Exception | None]:
-        answers: list[Exception | None] = [None] * len(puts)
-        try:
-            await self._held.bulk_write(puts, ordered=False)
-        except BulkWriteError as error:
-            details = error.details or {}
-            if details.get("writeConcernErrors") or not details.get("writeErrors"):
-                raise
-            for one in details["writeErrors"]:
-                answers[one["index"]] = OperationFailure(one["errmsg"], one["code"], one)
-        return answers
+    async def _put(self, puts: list[UpdateOne]) -> Sequence[Exception | None]:
+        return (await update_all(self._held, puts)).errors
 
     async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
         """Make a dead letter wait in a lane, due at once. Returns False if its retry is no longer requested."""

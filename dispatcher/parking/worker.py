@@ -39,8 +39,10 @@ Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 # Seconds after which an errand ends. Then the changes that were read meanwhile run.
 _SLICE: Final = 0.2
 
-# Seconds between two queries: the maximum, while deliveries are parked, and the minimum.
-_RARELY: Final = 1.0
+# Seconds between two queries for a receiver with parked deliveries: the maximum, the time after a query that found
+# a due delivery that can't be made yet, and the minimum. In between, the process knows when the next one is due.
+_RARELY: Final = 30.0
+_AGAIN: Final = 1.0
 _OFTEN: Final = 0.005
 
 # Maximum bytes of the first deliveries of taken lanes, by their recorded sizes.
@@ -145,12 +147,12 @@ class ParkingWorker:
         while True:
             self._next = monotonic() + _RARELY
             try:
-                if monotonic() > self._next_search:
+                if monotonic() >= self._next_search:
                     self._next_search = monotonic() + _SELDOM
                     await self._parking.load()
                     self._is_alone = True
-                if self._may_begin() and self._parking.busy:
-                    self.wake(await self._take_all())
+                self.wake(await self._take_all() if self._may_begin() else _AGAIN)
+                self.wake(self._next_search - monotonic())
                 failures = 0
             except PyMongoError as error:
                 raise_if_fatal(error, self._held.address)
@@ -185,7 +187,8 @@ class ParkingWorker:
             due, seconds = await self._held.due(name, room, [*taken, *stuck])
             if self._is_alone and not due and not taken and not stuck and seconds is None:
                 self._parking.forget(name, times)
-            await self._take(name, due)
+            if not await self._take(name, due):
+                soonest = min(soonest, _AGAIN)
             if seconds is not None and len(due) < room:
                 soonest = min(soonest, seconds)
         return soonest
@@ -199,7 +202,8 @@ class ParkingWorker:
     def _bytes(self) -> int:
         return sum(size for _, size in self._taken.values())
 
-    async def _take(self, name: str, lanes: list[Lane]) -> None:
+    async def _take(self, name: str, lanes: list[Lane]) -> bool:
+        """Take lanes in hand. Returns whether no lane is left that may be taken later."""
         room = _BYTES - self._bytes
         taken: list[Lane] = []
         for lane in lanes:
@@ -208,9 +212,11 @@ class ParkingWorker:
             taken.append(lane)
             room -= lane.size
         firsts = await self._held.read([lane.first for lane in taken])
+        left = len(lanes) - len(taken)
         for lane in taken:
             first = firsts.get(lane.first)
             if first is None or not self._is_ours(first):
+                left += 1
                 continue
             try:
                 key = self._key(first)
@@ -220,6 +226,7 @@ class ParkingWorker:
             self._taken[lane.id] = (name, lane.size)
             self._ready.append((name, lane, first, key))
         self._begin()
+        return not left
 
     def _begin(self) -> None:
         """Begin errands for taken lanes, as long as places are free."""

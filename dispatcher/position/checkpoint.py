@@ -6,7 +6,6 @@ finished; hashes of the tokens of finished changes after it; and facts from earl
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -20,6 +19,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import digest_of, split, time_after, token_of
 from dispatcher.core.stats import Stats
+from dispatcher.core.ticks import next_tick, wait_for_tick
 from dispatcher.position.documents import Position
 from dispatcher.position.inherited import Inherited
 from dispatcher.position.store import PositionStore
@@ -110,19 +110,14 @@ class Checkpoint:
     # -- saving ----------------------------------------------------------------------------------------------
 
     async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:
-        """Save the position at the intervals of the settings, until `ending` is set."""
-        loop = asyncio.get_running_loop()
-        delivered, last = self._stats.delivered, loop.time()
-        while not ending.is_set():
-            # An event ends this loop, not a cancellation, so that a save is not interrupted.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(settings.save_interval):
-                    await ending.wait()
-                    return
-            busy = self._stats.delivered != delivered
-            if not busy and loop.time() - last < settings.idle_save_interval:
+        """Save the position at the ticks of the intervals of the settings, until `ending` is set."""
+        clock = asyncio.get_running_loop().time
+        delivered, idle_until = self._stats.delivered, next_tick(settings.idle_save_interval, clock())
+        # An event ends this loop, not a cancellation, so that a save is not interrupted.
+        while await wait_for_tick(settings.save_interval, unless=ending):
+            if self._stats.delivered == delivered and clock() < idle_until:
                 continue
-            delivered, last = self._stats.delivered, loop.time()
+            delivered, idle_until = self._stats.delivered, next_tick(settings.idle_save_interval, clock())
             await self.save()
 
     async def save(self) -> None:

@@ -4,9 +4,9 @@ Operators may edit documents. A malformed document ends the process with an erro
 field and the value: a dispatcher that does not know its position must not guess.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from dispatcher.core.events import Start
 from dispatcher.core.identity import Identity
@@ -53,24 +53,70 @@ class Layout(NamedTuple):
     application: str
 
 
-class Position(NamedTuple):
-    """The position of one partition.
+class Ownership(NamedTuple):
+    """Which member holds a partition.
 
     Attributes:
         partition: its number, from 0 on.
         partitions: the number of partitions; 0 if the document does not have it.
-        owner: the member that may write here; None if no member holds the partition.
+        owner: the member that may write the position; None if no member holds the partition.
         term: grows with every change of ownership.
         beat: grows with every renewal of the lease.
         lease: seconds after which a lease that was not renewed is over; None if its owner did not record it.
         identity: the owner's process.
+        version: version of the application that held the partition last.
+        version_since: the server's time at which a process of that version started; None if it is unknown.
+    """
+
+    partition: int
+    partitions: int
+    owner: str | None
+    term: int
+    beat: int
+    lease: float | None
+    identity: Identity
+    version: str
+    version_since: datetime | None
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], group: str, database: str) -> "Ownership":
+        """Read the document of a position; the fields that a save writes may be missing.
+
+        Raises:
+            PositionError: the document is malformed; the error names the field.
+        """
+        reader = _Fields(document, f"{database}.{POSITIONS}", _REMEDY)
+        number = str(document["_id"]).removeprefix(f"{group}:")
+        if document["_id"] != f"{group}:{number}" or not (number.isdecimal() and number.isascii()):
+            raise reader.malformed("_id", f"{group!r} or '{group}:<number of a partition>'")
+        partition = reader.count("partition", 0, default=int(number))
+        if partition != int(number):
+            raise reader.malformed("partition", f"{number}, as its _id says")
+        lease = reader.get("lease_seconds", (int, float), "a number of seconds")
+        if lease is not None and not 0 < lease < float("inf"):
+            raise reader.malformed("lease_seconds", "a number of seconds")
+        return cls(
+            partition=partition,
+            partitions=reader.count("partitions", 1, MOST_PARTITIONS, default=0),
+            owner=reader.text("owner", None),
+            term=reader.count("term", 0, default=0),
+            beat=reader.count("beat", 0, default=0),
+            lease=lease,
+            identity=Identity.read(document),
+            version=reader.text("version"),
+            version_since=reader.get("version_since", datetime, "a date"),
+        )
+
+
+class Position(NamedTuple):
+    """The position of one partition: the fields of `Ownership`, and how far everything is finished.
+
+    Attributes:
         token: everything up to it is finished; None if no position was saved yet.
         fingerprint: of the stream that the token belongs to.
         until: sorts after the tokens of all changes in `ahead`.
         ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
-        version: version of the application that held the partition last.
-        version_since: the server's time at which a process of that version started; None if it is unknown.
     """
 
     partition: int
@@ -87,6 +133,24 @@ class Position(NamedTuple):
     inherited: tuple[Fact, ...]
     version: str
     version_since: datetime | None
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], group: str, database: str) -> "Position":
+        """Read a document.
+
+        Raises:
+            PositionError: the document is malformed; the error names the field.
+        """
+        owned = Ownership.read(document, group, database)
+        reader = _Fields(document, f"{database}.{POSITIONS}", _REMEDY)
+        return cls(
+            **owned._asdict(),
+            token=reader.token("token"),
+            fingerprint=reader.text("fingerprint", None),
+            until=reader.token("until") or "",
+            ahead=reader.digests("ahead"),
+            inherited=tuple(reader.facts("inherited")),
+        )
 
     def start(self, fingerprint: str) -> Start:
         """The place where a stream with this fingerprint continues.
@@ -111,29 +175,49 @@ class SavedPositions(NamedTuple):
     positions: dict[int, Position]
 
     @classmethod
-    def read(cls, documents: list[dict[str, Any]], group: str, database: str) -> "SavedPositions":
+    def read(cls, documents: Iterable[Mapping[str, Any]], group: str, database: str) -> "SavedPositions":
         """Read the documents of a group.
 
         Raises:
             PositionError: a document is malformed; the error names the field.
         """
-        place = f"{database}.{POSITIONS}"
-        layout = None
-        positions = {}
-        for document in documents:
-            if document["_id"] == group:
-                layout = _layout_of(document, place)
-            else:
-                position = _position_of(document, place, group)
-                positions[position.partition] = position
-        if layout is not None:
-            for number, position in positions.items():
-                if not number < layout.partitions == (position.partitions or layout.partitions):
-                    raise _another_layout(number, position, layout, group, place)
-        return cls(layout, positions)
+        return cls(*read_layout(documents, Position.read, group, database))
 
 
-def owned_as(seen: Position) -> dict[str, Any]:
+P = TypeVar("P", Ownership, Position)
+
+
+def read_layout(
+    documents: Iterable[Mapping[str, Any]],
+    read: Callable[[Mapping[str, Any], str, str], P],
+    group: str,
+    database: str,
+) -> tuple[Layout | None, dict[int, P]]:
+    """Read the layout of a group, and its partitions by number.
+
+    Args:
+        documents: of the group.
+        read: reads the document of one partition.
+
+    Raises:
+        PositionError: a document is malformed; the error names the field.
+    """
+    layout = None
+    partitions = {}
+    for document in documents:
+        if document["_id"] == group:
+            layout = _layout_of(document, f"{database}.{POSITIONS}")
+        else:
+            one = read(document, group, database)
+            partitions[one.partition] = one
+    if layout is not None:
+        for number, one in partitions.items():
+            if not number < layout.partitions == (one.partitions or layout.partitions):
+                raise _another_layout(number, one.partitions, layout, group, f"{database}.{POSITIONS}")
+    return layout, partitions
+
+
+def owned_as(seen: Ownership | Position) -> dict[str, Any]:
     """A filter that matches a position as long as its owner, term and beat are unchanged since it was read."""
     return {  # a field that is missing equals null
         "owner": seen.owner,
@@ -275,40 +359,11 @@ def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
     return Layout(partitions, reader.count("wanted", 1, MOST_PARTITIONS), reader.text("application"))
 
 
-def _another_layout(number: int, position: Position, layout: Layout, group: str, place: str) -> PositionError:
-    state = f"is one of {position.partitions} partitions" if position.partitions else "exists"
+def _another_layout(number: int, partitions: int, layout: Layout, group: str, place: str) -> PositionError:
+    state = f"is one of {partitions} partitions" if partitions else "exists"
     return PositionError(
         f"The document {f'{group}:{number}'!r} in {place} {state}, but the document {group!r} says that there are "
         f"{layout.partitions} partitions: changes would be lost, or delivered twice.",
         remedy=f"Was one of them edited by hand? Restore the earlier partitions of {group!r}; "
         "`dispatcher run --partitions` changes the number without loss.",
-    )
-
-
-def _position_of(document: Mapping[str, Any], place: str, group: str) -> Position:
-    reader = _Fields(document, place, _REMEDY)
-    number = str(document["_id"]).removeprefix(f"{group}:")
-    if document["_id"] != f"{group}:{number}" or not (number.isdecimal() and number.isascii()):
-        raise reader.malformed("_id", f"{group!r} or '{group}:<number of a partition>'")
-    partition = reader.count("partition", 0, default=int(number))
-    if partition != int(number):
-        raise reader.malformed("partition", f"{number}, as its _id says")
-    lease = reader.get("lease_seconds", (int, float), "a number of seconds")
-    if lease is not None and not 0 < lease < float("inf"):
-        raise reader.malformed("lease_seconds", "a number of seconds")
-    return Position(
-        partition=partition,
-        partitions=reader.count("partitions", 1, MOST_PARTITIONS, default=0),
-        owner=reader.text("owner", None),
-        term=reader.count("term", 0, default=0),
-        beat=reader.count("beat", 0, default=0),
-        lease=lease,
-        identity=Identity.read(document),
-        token=reader.token("token"),
-        fingerprint=reader.text("fingerprint", None),
-        until=reader.token("until") or "",
-        ahead=reader.digests("ahead"),
-        inherited=tuple(reader.facts("inherited")),
-        version=reader.text("version"),
-        version_since=reader.get("version_since", datetime, "a date"),
     )

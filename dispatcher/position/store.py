@@ -1,26 +1,43 @@
 """Reads and writes the positions of a group in the state database. All writes of positions are here.
 
 Each write filters by the expected owner and term, so it changes no document if another process has taken over.
+A process sends the writes of its partitions together: one command renews its leases, one saves its positions.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, NamedTuple
 
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
+from dispatcher.core.batching import Batcher, update_all
 from dispatcher.core.identity import own_identity
 from dispatcher.core.lease import Lease, now
-from dispatcher.core.state import Group
-from dispatcher.position.documents import NEVER, Position, SavedPositions, moved, owned_as, recorded
+from dispatcher.core.state import POSITIONS, Group
+from dispatcher.position.documents import NEVER, Ownership, Position, SavedPositions, moved, owned_as, recorded
 from dispatcher.position.inherited import Fact
 from dispatcher.position.repartition import divided
 from mongoz.connection.elections import session_of
+
+_RENEWAL: Final[Mapping[str, Any]] = {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}}
+
+
+def documents_of(group: str) -> dict[str, Any]:
+    """A filter for the layout and the positions of a group."""
+    # The name of a group never contains a colon.
+    return {"$or": [{"_id": group}, {"_id": {"$gte": f"{group}:", "$lt": f"{group};"}}]}
+
+
+class _PositionUpdate(NamedTuple):
+    """An update of the position of a partition that this process holds."""
+
+    lease: Lease
+    change: Mapping[str, Any]
 
 
 class PositionStore:
@@ -33,19 +50,20 @@ class PositionStore:
     def __init__(self, group: Group, member: str = "") -> None:
         self._client = group.state.client
         self._collection = group.state.positions
+        self._newest = group.state.newest(POSITIONS)
         self._database = group.state.name
         self.address = group.state.address
         self.group = self._group = group.name
         self._member = member
+        # One batch at a time: no save overtakes an earlier one of the same partition.
+        self._updates: Batcher[_PositionUpdate, bool] = Batcher(self._update, at_once=1)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     async def load(self) -> SavedPositions:
         """All documents of the group, from one snapshot."""
-        # The name of a group never contains a colon.
-        numbered = {"_id": {"$gte": f"{self._group}:", "$lt": f"{self._group};"}}
-        snapshot = self._collection.with_options(read_concern=ReadConcern("snapshot"))
-        found = await snapshot.find({"$or": [{"_id": self._group}, numbered]}).to_list()
+        at_once = self._collection.with_options(read_concern=ReadConcern("snapshot"))
+        found = await at_once.find(documents_of(self._group)).to_list()
         return SavedPositions.read(found, self._group, self._database)
 
     async def newest_term(self) -> int:
@@ -76,7 +94,7 @@ class PositionStore:
             for partition, (token, fingerprint) in first.items():
                 # The filter does not match a position with a token: the insert then fails as a duplicate.
                 await self._collection.update_one(
-                    {"_id": self._id(partition), "token": {"$exists": False}},
+                    {"_id": self._id(partition), "token": None},
                     {
                         "$set": {"partitions": partitions, **recorded(token, fingerprint)},
                         "$currentDate": {"saved_at": True},
@@ -178,7 +196,7 @@ class PositionStore:
     # -- leases ----------------------------------------------------------------------------------------------
 
     async def claim(
-        self, seen: Position, of: int, *, seconds: float, version: str, started: datetime
+        self, seen: Ownership | Position, of: int, *, seconds: float, version: str, started: datetime
     ) -> tuple[Lease, Position] | None:
         """Become the owner of a partition, if its position is unchanged since it was read.
 
@@ -213,12 +231,16 @@ class PositionStore:
         )
         if found is None:
             return None
-        position = SavedPositions.read([found], self._group, self._database).positions[seen.partition]
+        position = Position.read(found, self._group, self._database)
         return Lease(position.partition, of, position.term, seconds=seconds, sent=sent), position
 
-    async def renew(self, lease: Lease) -> bool:
-        """Renew a lease. Returns False if another process has taken over."""
-        return await self._update(lease, {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}})
+    async def renew(self, leases: Sequence[Lease]) -> Sequence[bool | Exception]:
+        """Renew leases with one command.
+
+        Returns:
+            For each lease True, or False if another process has taken over, or an error.
+        """
+        return await self._update([_PositionUpdate(lease, _RENEWAL) for lease in leases])
 
     async def save(
         self,
@@ -231,24 +253,51 @@ class PositionStore:
     ) -> bool:
         """Write the position. Returns False if another process has taken over.
 
+        One command writes the positions that are saved at the same moment.
+
         Args:
             inherited: the facts about finished changes of earlier layouts, if they have changed.
         """
         values = recorded(token, fingerprint, ahead, until)
         if inherited is not None:
             values["inherited"] = [fact._asdict() for fact in inherited]
-        return await self._update(lease, {"$set": values, "$currentDate": {"saved_at": True}})
+        return await self._updates.add(
+            _PositionUpdate(lease, {"$set": values, "$currentDate": {"saved_at": True}})
+        )
 
     async def release(self, lease: Lease) -> None:
         """Hand a partition over: another member may claim it at once."""
-        await self._update(lease, {"$set": {"owner": None}, "$currentDate": {"released_at": True}})
+        change = {"$set": {"owner": None}, "$currentDate": {"released_at": True}}
+        await self._updates.add(_PositionUpdate(lease, change))
 
     # -- shared ----------------------------------------------------------------------------------------------
 
-    async def _update(self, lease: Lease, change: Mapping[str, Any]) -> bool:
-        """Change a position that this process holds. Returns False if it does not hold the partition any more."""
-        ours = {"_id": self._id(lease.partition), "owner": self._member, "term": lease.term}
-        return bool((await self._collection.update_one(ours, change)).matched_count)
+    async def _update(self, updates: Sequence[_PositionUpdate]) -> list[bool | Exception]:
+        """Update positions that this process holds, with one command.
+
+        Returns:
+            For each update True, or False if this process does not hold the partition any more, or an error.
+        """
+        fenced = [
+            UpdateOne({"_id": self._id(lease.partition), "owner": self._member, "term": lease.term}, change)
+            for lease, change in updates
+        ]
+        matched, errors = await update_all(self._collection, fenced)
+        answers: list[bool | Exception] = [error is None or error for error in errors]
+        if matched == answers.count(True):
+            return answers
+        # A term is never given twice: a partition that is still ours was ours at the time of the update.
+        ours = await self._terms([lease for lease, _ in updates])
+        for place, (lease, _) in enumerate(updates):
+            if answers[place] is True:
+                answers[place] = ours.get(lease.partition) == lease.term
+        return answers
+
+    async def _terms(self, leases: Sequence[Lease]) -> dict[int, int]:
+        """The present terms of the partitions that this process holds, of the partitions of some leases."""
+        partitions = {self._id(lease.partition): lease.partition for lease in leases}
+        ours = {"_id": {"$in": list(partitions)}, "owner": self._member}
+        return {partitions[one["_id"]]: one["term"] async for one in self._newest.find(ours, {"term": True})}
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
         """Write to the layout: a concurrent division fails then. Returns False if the layout has changed."""
@@ -268,7 +317,7 @@ class PositionStore:
         async with session_of(self._client) as session:
             return await session.with_transaction(attempt)
 
-    def _as_read(self, position: Position) -> dict[str, Any]:
+    def _as_read(self, position: Ownership | Position) -> dict[str, Any]:
         """A filter that matches a position as long as its owner, term and beat are as it was read."""
         return {"_id": self._id(position.partition), **owned_as(position)}
 

@@ -82,7 +82,7 @@ class Assembly(NamedTuple):
         )
         runs = Runs(self.group)
         partition = (lease.partition, lease.partitions)
-        held, letters = HeldStore(self.group, partition), LetterStore(self.group, self.stats, partition)
+        held, letters = HeldStore(self.group, partition), LetterStore(self.group, self.stats)
         reading = self._reading(scope, lease, checkpoint, runs)
         delivering = self._delivering(lease, checkpoint, held, letters)
         return Pipeline(
@@ -182,7 +182,9 @@ class Assembly(NamedTuple):
             codec_options=codec_options,
         )
         redelivery = Redelivery(
+            lease,
             letters,
+            self.controls.retries,
             parking,
             self.routes,
             add=lanes.add,

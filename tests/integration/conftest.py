@@ -3,11 +3,10 @@
 import pytest
 
 from dispatcher.operate import dead_letters, pauses
-from dispatcher.parking import redelivery
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatchers read requests of operators more often than once a second."""
-    for module in (pauses, redelivery, dead_letters):
+    for module in (pauses, dead_letters):
         monkeypatch.setattr(module, "_LOOK", 0.02)

@@ -1,16 +1,19 @@
 """Several dispatchers of one group on a real server: leases, takeovers, and fencing of writes."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
 
 import mongoz
-from dispatcher.core.lease import HELD, TAKEN, now
+from dispatcher.core.lease import HELD, TAKEN, Lease, now
 from dispatcher.position.store import PositionStore
 from tests.integration.test_dispatcher import Seen, listen, make_user
-from tests.support import Running, dispatching, eventually, group_of
+from tests.support import Running, SentCommands, dispatching, eventually, group_of
 
 TOKEN = "826B03E05E000000122B0229296E04"
 LATER = "826B03E05E000000132B0229296E04"
@@ -78,12 +81,12 @@ async def test_one_member_claims_a_partition(fenced):
 
 async def test_a_process_without_the_lease_can_not_write(fenced):
     first, _ = await fenced.claim(fenced.first)
-    assert await fenced.first.renew(first)
+    assert await fenced.first.renew([first]) == [True]
     assert await fenced.first.save(first, TOKEN, "f", b"", TOKEN)
     second, _ = await fenced.claim(fenced.second)
     assert second.term == 2
     assert await fenced.second.save(second, LATER, "f", b"", LATER)
-    assert not await fenced.first.renew(first)
+    assert await fenced.first.renew([first]) == [False]
     assert not await fenced.first.save(first, TOKEN, "f", b"", TOKEN)
     await fenced.first.release(first)
     position = await fenced.position()
@@ -94,7 +97,7 @@ async def test_a_renewal_defeats_a_claim_based_on_an_older_read(fenced):
     """A standby can't claim with a position read before the last renewal."""
     lease, _ = await fenced.claim(fenced.first)
     seen = await fenced.position()
-    assert await fenced.first.renew(lease)
+    assert await fenced.first.renew([lease]) == [True]
     assert await fenced.claim(fenced.second, seen) is None
 
 
@@ -103,6 +106,91 @@ async def test_the_same_process_with_another_term_is_another_owner(fenced):
     again, _ = await fenced.claim(fenced.first)
     assert not await fenced.first.save(first, LATER, "f", b"", LATER)
     assert await fenced.first.save(again, LATER, "f", b"", LATER)
+
+
+class Shared:
+    """Three partitions: the first process holds them, and then the second one takes the partition 1.
+
+    Attributes:
+        leases: of the first process.
+        sent: the commands of the first process.
+    """
+
+    def __init__(self, client: Any, watched: Any, sent: SentCommands, database: str) -> None:
+        self.first = PositionStore(group_of(watched, database), "first")
+        self.second = PositionStore(group_of(client, database), "second")
+        self.sent = sent
+        self.leases: list[Lease] = []
+
+    async def begin(self) -> None:
+        await self.first.begin(3, dict.fromkeys(range(3), (TOKEN, "f")), new=True)
+        self.leases = [await self.claim(self.first, number) for number in range(3)]
+        await self.claim(self.second, 1)
+        self.sent.clear()
+
+    async def claim(self, store: PositionStore, number: int) -> Lease:
+        seen = (await store.load()).positions[number]
+        claimed = await store.claim(seen, 3, seconds=1.0, version="v", started=datetime.now(UTC))
+        assert claimed is not None
+        return claimed[0]
+
+    async def save(self) -> list[Any]:
+        """Save all positions at the same time."""
+        saves = [self.first.save(lease, LATER, "f", b"", LATER) for lease in self.leases]
+        return await asyncio.gather(*saves, return_exceptions=True)
+
+
+@pytest.fixture
+async def shared(client: Any, mongo: Any, database: str) -> AsyncIterator[Shared]:
+    sent = SentCommands()
+    async with AsyncMongoClient(mongo.url, event_listeners=[sent]) as watched:
+        made = Shared(client, watched, sent, database)
+        await made.begin()
+        yield made
+
+
+async def test_one_command_renews_the_leases_of_a_process_and_only_those_still_held(shared):
+    before = (await shared.second.load()).positions
+    assert await shared.first.renew(shared.leases) == [True, False, True]
+    assert shared.sent.names == ["update", "find"]
+    after = (await shared.second.load()).positions
+    assert [after[number].beat - before[number].beat for number in range(3)] == [1, 0, 1]
+    shared.sent.clear()
+    assert await shared.first.renew([shared.leases[0], shared.leases[2]]) == [True, True]
+    assert shared.sent.names == ["update"]
+
+
+async def test_one_command_saves_the_positions_of_a_process_and_only_those_still_held(shared):
+    assert await shared.save() == [True, False, True]
+    assert shared.sent.names == ["update", "find"]
+    saved = (await shared.second.load()).positions
+    assert [saved[number].token for number in range(3)] == [LATER, TOKEN, LATER]
+
+
+async def test_a_lease_of_an_earlier_term_is_lost_although_the_same_process_owns_the_partition(shared):
+    again = await shared.claim(shared.first, 2)
+    assert await shared.first.renew(shared.leases) == [True, False, False]
+    assert await shared.save() == [True, False, False]
+    assert await shared.first.renew([shared.leases[0], again]) == [True, True]
+
+
+async def test_a_position_that_the_server_refuses_does_not_affect_the_others(shared, foreign, database):
+    state = foreign.client[f"{database}_state"]
+    state.command("collMod", "positions", validator={"_id": {"$ne": f"{database}:0"}})
+    saved = await shared.save()
+    assert isinstance(saved[0], OperationFailure)
+    assert saved[0].code == 121  # DocumentValidationFailure
+    assert saved[1:] == [False, True]
+    renewed = await shared.first.renew(shared.leases)
+    assert isinstance(renewed[0], OperationFailure)
+    assert renewed[1:] == [False, True]
+
+
+async def test_released_partitions_are_free_after_one_command(shared):
+    await asyncio.gather(*map(shared.first.release, shared.leases))
+    assert shared.sent.names == ["update", "find"]
+    owners = [one.owner for _, one in sorted((await shared.second.load()).positions.items())]
+    assert owners == [None, "second", None]
 
 
 def test_other_members_wait_longer_than_the_holder_acts():
@@ -153,7 +241,7 @@ async def test_a_dispatcher_pauses_without_its_lease_and_continues_with_it(user,
         store, renew = running.service._coordinator._store, running.service._coordinator._store.renew
         lease = running.service.held[0]._checkpoint.lease
 
-        async def lost(_lease: Any) -> bool:
+        async def lost(_leases: Any) -> list[bool]:
             raise TimeoutError
 
         store.renew = lost
@@ -189,6 +277,42 @@ async def test_a_member_that_loses_its_partition_logs_it_and_becomes_a_standby(
     assert [call.delivery.term for call in seen] == [1, 3]
     said = capsys.readouterr()
     assert "lease.lost" in said.out + said.err
+
+
+async def test_a_member_that_loses_one_partition_keeps_the_others(
+    user, seen, foreign, dispatched, database, capsys
+):
+    positions = foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched, lease=1, partitions=3) as running:
+        leases = {number: pipeline._checkpoint.lease for number, pipeline in running.service.held.items()}
+        taken = {"$set": {"owner": "elsewhere", "boot": None}, "$inc": {"term": 1, "beat": 1}}
+        positions.update_one({"partition": 1}, taken)
+        await eventually(leases[1].lost.is_set)
+        assert now() < min(leases[0].until, leases[2].until)
+        await eventually(lambda: 1 in running.service.held and running.service.held[1]._checkpoint.lease.term == 3)
+        foreign["users"].insert_many([{"name": str(number)} for number in range(60)])
+        await seen.wait(60)
+        assert [pipeline._checkpoint.lease.term for pipeline in running.service.held.values()] == [1, 3, 1]
+        assert [running.service.held[number]._checkpoint.lease for number in (0, 2)] == [leases[0], leases[2]]
+    assert sorted(names(seen), key=int) == [str(number) for number in range(60)]
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("lease.lost") == 1
+
+
+async def test_partitions_handed_over_do_not_count_as_lost(user, seen, dispatched, capsys):
+    """A release and a renewal that are on the way at the same time."""
+    async with dispatching(dispatched, lease=0.5, partitions=8) as first:
+        renew, store = first.service._coordinator._store.renew, first.service._coordinator._store
+
+        async def late(leases: Any) -> Any:
+            await eventually(lambda: all(lease.given_up for lease in leases))
+            await asyncio.sleep(0.1)
+            return await renew(leases)
+
+        store.renew = late
+        await asyncio.sleep(0.2)  # a renewal begins
+    said = capsys.readouterr()
+    assert "lease.lost" not in said.out + said.err
 
 
 async def test_four_partitions_are_shared_evenly(user, seen, foreign, dispatched):

@@ -12,12 +12,13 @@ from bson import ObjectId
 from pymongo import ReplaceOne
 
 import mongoz
+from dispatcher.parking import worker
 from dispatcher.parking.store import HeldStore
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
 from tests.integration.deliveries import IMAGES, Parked, Strict, actions, make_account
-from tests.support import Running, dispatching, eventually, settings_for
+from tests.support import PATIENCE, Running, dispatching, eventually, settings_for
 
 
 @pytest.fixture
@@ -472,6 +473,7 @@ async def test_followers_are_not_overtaken_when_a_former_owner_deletes_their_hea
         looks += not state.heads
         return found
 
+    monkeypatch.setattr(worker, "_RARELY", 0.1)
     monkeypatch.setattr(HeldStore, "due", counted)
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
@@ -486,3 +488,45 @@ async def test_followers_are_not_overtaken_when_a_former_owner_deletes_their_hea
         foreign["accounts"].replace_one({"_id": id_}, {"name": "2", "amount": 2})
         await eventually(lambda: state.empty and "2" in strict.got)
     assert strict.got == ["1", "2"]
+
+
+async def test_a_delivery_that_finds_a_lane_without_a_head_is_made_at_once(
+    account, foreign, dispatched, state, monkeypatch
+):
+    """It becomes the head, and the worker does not wait for its next query."""
+    monkeypatch.setattr(worker, "_RARELY", 3_600.0)
+    strict = Strict(account, refuses=lambda instance: instance.amount == 0, retry=Retry(1, base=60.0, cap=60.0))
+    id_ = ObjectId()
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})
+        await eventually(lambda: len(state.heads) == 1)
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "1", "amount": 1})
+        await eventually(lambda: len(state.rows) == 2)
+        state._held.update_many(Parked.HEADS, {"$unset": {"due_at": ""}})
+        strict.mended = True
+        foreign["accounts"].replace_one({"_id": id_}, {"name": "2", "amount": 2})
+        await eventually(lambda: state.empty)
+    assert strict.got == ["0", "1", "2"]
+
+
+async def test_deliveries_that_wait_for_their_next_attempt_cost_no_queries(
+    account, foreign, dispatched, state, monkeypatch
+):
+    """The worker knows when the next one is due, and queries then."""
+    due, queries = HeldStore.due, 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal queries
+        queries += 1
+        return await due(*args)
+
+    monkeypatch.setattr(HeldStore, "due", counted)
+    Strict(account, retry=Retry(1, base=60.0, cap=60.0))
+    async with dispatching(dispatched, partitions=3):
+        foreign["accounts"].insert_many([{"name": str(number)} for number in range(30)])
+        await eventually(lambda: len(state.heads) == 30)
+        before = -1
+        async with asyncio.timeout(PATIENCE):
+            while queries != before:  # at first, until the queries after the last attempts are over
+                before = queries
+                await asyncio.sleep(2.5)

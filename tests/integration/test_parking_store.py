@@ -1,12 +1,14 @@
 """The store of held deliveries: lanes, their heads, and the cost of queries."""
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
 import bson
 import pytest
-from bson import ObjectId
+from bson import Int64, ObjectId
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.stats import Stats
@@ -15,9 +17,10 @@ from dispatcher.operate import dead_letters
 from dispatcher.parking import files
 from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record
+from dispatcher.parking.retry_requests import RetryRequests
 from dispatcher.parking.store import HeldStore
 from dispatcher.web.dashboard.letters import Letterbox
-from tests.support import group_of
+from tests.support import SentCommands, group_of
 
 PAST, FUTURE = datetime(2020, 1, 1), datetime(2100, 1, 1)
 
@@ -34,6 +37,12 @@ async def store(mongo: Any, database: str) -> AsyncIterator[HeldStore]:
 async def letters(mongo: Any, database: str) -> AsyncIterator[LetterStore]:
     async with AsyncMongoClient(mongo.url) as client:
         yield LetterStore(group_of(client, database), Stats())
+
+
+@pytest.fixture
+async def requests(mongo: Any, database: str) -> AsyncIterator[RetryRequests]:
+    async with AsyncMongoClient(mongo.url) as client:
+        yield RetryRequests(group_of(client, database))
 
 
 @pytest.fixture
@@ -123,18 +132,44 @@ async def test_a_new_follower_becomes_the_head(store):
     assert await worked_off(store) == ["d00002"]
 
 
-async def test_a_dead_letter_is_retried_in_its_place(store, letters, held):
+async def test_a_dead_letter_is_retried_in_its_place(store, letters, requests, held):
     for number in (1, 5):
         await letters.keep(Record({**record(store.group, number).fields, "reason": "failed"}, {}))
         held.update_one({"_id": f"d{number:05}"}, {"$set": {"retry_requested_at": PAST}})
     await put(store, "lane", 3, 4)
     held.update_one({"_id": "d00003"}, {"$set": {"due_at": FUTURE, "attempts": 7}})
-    assert await letters.requested(10) == ["d00001", "d00005"]
-    for id_ in await letters.requested(10):
+    asked = await requests.of(0, 1)
+    assert asked == ["d00001", "d00005"]
+    for id_ in asked:
         assert await store.retry(id_, "lane", {"receiver": "r"})
     assert not await store.retry("d00001", "lane", {"receiver": "r"})  # there is no new request
     assert [one["_id"] for one in held.find({"due_at": {"$exists": True}})] == ["d00005"]
     assert await worked_off(store) == ["d00001", "d00003", "d00004", "d00005"]
+
+
+async def test_one_query_finds_the_requested_retries_of_all_partitions_in_their_order(mongo, database, held):
+    """Partitions that do not ask, and other groups, are left out. No partition gets more than fifty at once."""
+    hashes = {1: [4, 7], 2: [-2, 5], 0: [3], 3: []}  # four partitions of the eight; the hash is signed
+    rows = [
+        {"_id": f"{hashed} {n}", "group": database, "hash": Int64(hashed * 8 + number), "retry_requested_at": n}
+        for number, several in hashes.items()
+        for n, hashed in enumerate(several)
+    ]
+    rows += [
+        {"_id": f"many {n}", "group": database, "hash": Int64(5), "retry_requested_at": -n} for n in range(60)
+    ]
+    rows += [{"_id": "other group", "group": "other", "hash": Int64(1), "retry_requested_at": 0}]
+    rows += [{"_id": "no request", "group": database, "hash": Int64(1)}]
+    held.insert_many(random.sample(rows, len(rows)))
+    sent = SentCommands()
+    async with AsyncMongoClient(mongo.url, event_listeners=[sent]) as client:
+        requests = RetryRequests(group_of(client, database))
+        found = await asyncio.gather(*(requests.of(number, 8) for number in (0, 1, 2, 3)))
+        assert sent.names == ["aggregate"]
+        # -2 * 8 + 2 is -14, and its partition is 6, as `partition_of` says.
+        assert found == [["3 0"], ["4 0", "7 1"], ["5 1"], []]
+        assert await requests.of(6, 8) == ["-2 0"]
+        assert await requests.of(5, 8) == [f"many {n}" for n in range(59, 9, -1)]
 
 
 async def test_a_repeated_delivery_replaces_its_record(store, held):

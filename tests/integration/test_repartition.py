@@ -237,7 +237,7 @@ async def test_a_repartition_fails_after_a_concurrent_change_of_the_state(store,
     if happened == "claimed":
         await claim(store, 0)
     elif happened == "renewed":
-        await store.renew(lease)
+        await store.renew([lease])
     else:
         await store.request(saved, 3)
     before = await store.load()

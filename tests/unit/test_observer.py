@@ -74,7 +74,7 @@ def seen(group: Group, myself: MemberStatus | None) -> GroupStatus:
 async def test_metrics_dashboard_and_status_share_one_observation(monkeypatch):
     looks: list[Group] = []
 
-    async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+    async def read_status(group: Group, myself: MemberStatus, _server: object) -> GroupStatus:
         looks.append(group)
         await asyncio.sleep(0)
         return seen(group, myself)
@@ -95,7 +95,7 @@ async def test_metrics_dashboard_and_status_share_one_observation(monkeypatch):
 async def test_without_an_answer_of_the_server_metrics_keep_the_last_values(monkeypatch):
     answers = [seen]
 
-    async def read_status(group: Group, myself: MemberStatus | None = None) -> GroupStatus:
+    async def read_status(group: Group, myself: MemberStatus, _server: object) -> GroupStatus:
         return answers.pop()(group, myself)
 
     monkeypatch.setattr(status_module, "read_status", read_status)

@@ -53,7 +53,7 @@ class MongozSettings(BaseSettings):
         lookup_prefix: the separator between a field and its lookup in keyword filters.
         filter_operators: the lookups of keyword filters -> operators of `Q`.
         allow_javascript: whether keyword filters may contain JavaScript, as `name__where="..."`. If keywords come
-            from a request, its sender chooses the code.
+            from a request, the sender of the request can run any JavaScript on the server.
 
     Examples:
         >>> class Settings(mongoz.MongozSettings):

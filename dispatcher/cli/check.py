@@ -47,7 +47,7 @@ def check(
     from dispatcher.operate import check as checks
 
     if role:
-        print(checks.role_for(load_registry(app, imports), settings))  # noqa: T201 - for mongosh, so no line may be wrapped
+        print(checks.role_for(load_registry(app, imports), settings))  # noqa: T201 - mongosh reads the output: no line may wrap
         return
 
     async def findings() -> "list[Finding]":

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Move it even if dispatchers of the group are alive. They continue at the new position."
+        "--force",
+        help="Move the positions even if dispatchers of the group are alive. They continue at the new positions.",
     ),
 ]
 
@@ -139,7 +140,7 @@ def reset(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Forget the position. The next start delivers the changes after that start, like the first start.
+    """Forget the position. Like the first start of a group, the next start delivers only the changes after it.
 
     Undelivered changes from before that start are never delivered, and a gap is recorded. Parked deliveries and
     dead letters stay. All dispatchers of the group must be stopped.
@@ -149,7 +150,7 @@ def reset(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.positions import Mover
 
-    if not confirmed("Forget the position? Undelivered changes are never delivered.", yes=yes):
+    if not confirmed("Forget the position? Changes that are still undelivered will not be delivered.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
     moved = with_group(lambda there: Mover(there.group).move(None, force=force), place)
     _print_moves(moved, as_json=as_json)

@@ -23,8 +23,8 @@ _HEAD: Final = """\
 | `--show-completion` | print what `--install-completion` would install |
 
 APP is `package.module:registry`. The working directory is importable. APP can also be in the variable
-`DISPATCHER_APP`. Results go to stdout. An error is one line on stderr, with a second line for the remedy, and an
-[exit code](exit-codes.md). Only terminals get colours and progress bars.
+`DISPATCHER_APP`. Results go to stdout. An error goes to stderr: one line for the error, and one for
+the remedy. Each kind of error has an [exit code](exit-codes.md). Only terminals get colours and progress bars.
 """
 
 # Pages with more about a command.

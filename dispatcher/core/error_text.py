@@ -9,7 +9,7 @@ from typing import Final
 
 from dispatcher.core.redaction import LONGEST_TEXT, redacted, shortened
 
-# Characters of a traceback.
+# Maximum length of a traceback, in characters.
 _LONGEST_TRACE: Final = 50_000
 
 
@@ -17,7 +17,7 @@ def text_of(error: BaseException, limit: int = LONGEST_TEXT) -> str:
     """Type and message of an error.
 
     Args:
-        limit: the approximate number of characters; the type and the start of the message are among them.
+        limit: the approximate maximum number of characters. The type and the start of the message are kept.
     """
     return _described(lambda: f"{type(error).__name__}: {error}", limit) or type(error).__name__
 
@@ -28,7 +28,7 @@ def words_of(value: object) -> str:
 
 
 def trace_of(error: BaseException) -> str:
-    """The traceback as Python prints it. If Python can't print the error, the places and a short text."""
+    """The traceback as Python prints it. If Python can't print the error, a short text replaces the error."""
     text = _described(lambda: "".join(traceback.format_exception(error)), _LONGEST_TRACE)
     if text:
         return text
@@ -37,7 +37,10 @@ def trace_of(error: BaseException) -> str:
 
 
 def _described(describe: Callable[[], str], limit: int) -> str:
-    """The shortened text without secrets and lone surrogates, which can't be stored; "" if `describe` raises."""
+    """The shortened text, or "" if `describe` raises.
+
+    It has no secrets. Lone surrogates are escaped, because they can't be stored.
+    """
     try:
         text = describe()
     except BaseException:  # methods and properties of the error may raise anything

@@ -13,7 +13,7 @@ from typing import Final
 
 from dispatcher.core.tasks import end
 
-# Numbers of new objects after which Python itself collects. With these it almost never does.
+# Thresholds of Python's own collections. With these numbers, Python almost never starts a collection.
 _THRESHOLDS: Final = (100_000, 20, 100)
 
 # Seconds between two collections of young objects, which take a few milliseconds even under full load.

@@ -27,7 +27,9 @@ _MOST_DOUBLINGS: Final = 60
 
 
 def pause_after(attempt: int, pauses: Retry = _PAUSES) -> float:
-    """Seconds to wait after a failed attempt: the pauses double, with jitter, since other processes may retry too.
+    """Seconds to wait after a failed attempt. The pauses double.
+
+    They have jitter, since other processes may retry at the same time.
 
     Args:
         attempt: the number of the failed attempt, from 1 on; after 0 there is no pause.

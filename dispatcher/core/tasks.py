@@ -14,7 +14,7 @@ receiver_task: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatc
 
 
 class _Guarded(asyncio.Task[Any]):
-    """A task that receivers can't cancel, except for the one that runs in it."""
+    """A task that no receiver can cancel, except for the receiver that runs in this task."""
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the task.
@@ -61,7 +61,7 @@ async def end(
     Args:
         tasks: the tasks, which keep their results and errors.
         within: seconds after which tasks that are not done are given up; None to wait for ever.
-        only: whether to cancel a task now; the function only waits for the other tasks.
+        only: returns whether to cancel a task now. `end` waits for the other tasks without cancelling them.
 
     Returns:
         The number of tasks that were given up.

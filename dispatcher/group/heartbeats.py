@@ -19,7 +19,8 @@ class Heartbeats:
 
         Args:
             values: by the key of the document that holds them.
-            asked: the time of the read, by `core.lease.now`.
+            asked: the time before the values were read, by `core.lease.now`.
+            answered: the time after the values were read.
         """
         seen = {}
         for key, value in values.items():

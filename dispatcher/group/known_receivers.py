@@ -29,5 +29,6 @@ async def require_receiver(group: Group, receiver: str, *, known: Collection[str
         raise UnknownReceiver(
             f"No dispatcher of group {group.name!r} has a receiver {receiver!r}, and no dead letter or parked "
             f"delivery names it.{nearest(receiver, names)}",
-            remedy="`dispatcher receivers APP` lists them. Start a dispatcher that has it, or name APP.",
+            remedy="`dispatcher receivers APP` lists the receivers. Start a dispatcher that has this receiver, "
+            "or pass the APP that has it.",
         )

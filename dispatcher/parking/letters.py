@@ -29,7 +29,7 @@ LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
 REQUESTED: Final[Mapping[str, Any]] = {"retry_requested_at": {"$exists": True}}
 """Matches dead letters with a requested retry."""
 
-# Characters of the reason of a refusal that are kept.
+# Maximum length of the reason of a refusal, in characters.
 _LONGEST_REASON: Final = 2_000
 
 

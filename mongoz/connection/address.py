@@ -51,11 +51,12 @@ def first_seed(url: str) -> Seed:
 def decoding_options(url: str) -> dict[str, Any]:
     """The options of a URL about decoding, as codec options.
 
-    `tz_aware=true` gives aware datetimes, `datetime_conversion=DATETIME_AUTO` a `bson.DatetimeMS` for dates that
-    Python does not have, `unicode_decode_error_handler=replace` a replacement character for invalid UTF-8.
+    `tz_aware=true` gives aware datetimes. `datetime_conversion=DATETIME_AUTO` gives a `bson.DatetimeMS` for dates
+    that Python does not have. `unicode_decode_error_handler=replace` gives a replacement character for invalid
+    UTF-8.
 
     Raises:
-        ImproperlyConfigured: an option has an invalid value; lists the valid ones.
+        ImproperlyConfigured: an option has an invalid value. The message lists the valid values.
     """
     named = named_options(url)
     options: dict[str, Any] = {"tz_aware": _option(url, "tz_aware", "false") == "true"}

@@ -56,7 +56,8 @@ def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
 
 def validator_of(schema: Any) -> SchemaValidator:
     """The validator of a schema that was made from the schema of a class."""
-    return SchemaValidator(schema, schema.get("config"), False)  # else pydantic uses the validator of the class
+    # With True, pydantic would use the validator of the class instead of this schema.
+    return SchemaValidator(schema, schema.get("config"), False)
 
 
 def _accepting_stored(schema: dict[str, Any]) -> Any:  # noqa: PLR0911 - a table, one line per kind

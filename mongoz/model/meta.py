@@ -75,7 +75,7 @@ class MetaInfo:
         )
         self._database_option = options.get("database") or _inherited("_database_name", parents)
         self._collection_option = options.get("collection")
-        # Inherited from abstract parents only: the namespaces of a concrete parent hold the parent's documents.
+        # The `watch` of a concrete parent is not inherited: its namespaces hold the parent's documents.
         self._patterns = (
             _patterns_of(document_name, options["watch"])
             if "watch" in options
@@ -152,11 +152,11 @@ class MetaInfo:
             return collection
         own = self.require_collection()
         if not hasattr(collection, "database"):
-            raise TypeError(f"A collection is one of mongoz or of the driver, not {collection!r}.")
+            raise TypeError(f"A collection must be a mongoz.Collection or one of the driver, not {collection!r}.")
         return own.sibling(collection.database.name, collection.name)
 
     def partial_class(self) -> Any:
-        """The class of partial rows. Made at the first use, since most documents never need it."""
+        """The class of partial rows. It is made at the first use, since most documents never need it."""
         made = vars(self).get("_partial_class")
         # If two threads make a class, both use the first one.
         return made or vars(self).setdefault("_partial_class", make_partial_class(self.document))
@@ -249,8 +249,8 @@ def _patterns_of(document_name: str, watch: object) -> tuple[NamespacePattern, .
             patterns.append(parse_pattern(entry))
         except ValueError as error:
             raise ImproperlyConfigured(
-                f"Meta.watch of {document_name} has {entry!r}, which {error}; write 'database.collection', or a "
-                "database alone for the document's own collection in it, with '*' for any text."
+                f"Meta.watch of {document_name} has {entry!r}, which {error}. Write 'database.collection', or "
+                "'database' for the document's own collection in that database. '*' matches any text."
             ) from None
     return tuple(patterns)
 

@@ -22,7 +22,7 @@ def require_id(instance: Model) -> None:
     Raises:
         DocumentNotFound: it has no id.
     """
-    if instance.id is None:  # a document whose _id is null is another document
+    if instance.id is None:  # {"_id": None} would match a document whose _id is null
         raise DocumentNotFound(f"This {type(instance).__name__} was never saved: it has no id.")
 
 

@@ -1,4 +1,4 @@
-"""Firing `post_*` signals: the receivers that this process runs after a write."""
+"""Plans and runs the receivers of `post_*` signals that this process runs after a write."""
 
 import asyncio
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ __all__ = ["Firing", "leave_to_dispatchers", "plan_firing"]
 
 
 class Firing(NamedTuple):
-    """The receivers of a write. They are decided before the write, since the stamp names them.
+    """The receivers of a write. They are chosen before the write, since the stamp names them.
 
     Attributes:
         signal: the `post_*` signal.
         receivers: the receivers that this process runs.
         muted: neither this process nor a dispatcher runs receivers.
-        hops: the hops of the write, if a receiver in a dispatcher makes it, else 0.
+        hops: the hops of the write (see `signals/hops.py`); 0 unless a receiver in a dispatcher makes the write.
     """
 
     signal: Signal
@@ -78,7 +78,9 @@ def _is_cancelled_here() -> bool:
 
 def _cancelled_inside(receiver: Receiver, error: asyncio.CancelledError) -> SignalError:
     """The error of a receiver whose awaited task was cancelled. The other receivers must still run."""
-    raised = SignalError(f"A task that the receiver {receiver.name!r} awaited was cancelled; it did not complete.")
+    raised = SignalError(
+        f"A task that the receiver {receiver.name!r} awaited was cancelled; the receiver did not complete."
+    )
     raised.__cause__ = error
     return raised
 

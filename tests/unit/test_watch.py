@@ -86,7 +86,7 @@ def test_an_invalid_pattern_is_an_error_of_the_class(entry: Any, says: str) -> N
         define(watch=["archive.users", entry])
     assert repr(entry) in str(caught.value)
     assert "Meta.watch of User" in str(caught.value)
-    assert "write 'database.collection'" in str(caught.value)
+    assert "Write 'database.collection'" in str(caught.value)
 
 
 def test_watch_is_inherited_from_abstract_parents(registry: mongoz.Registry) -> None:

@@ -78,7 +78,8 @@ class ServerTimes(NamedTuple):
 async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
     """Read the times of the oplog; None if the user lacks the privilege, or if the server is a mongos.
 
-    serverStatus reports them. Reading the oplog needs a privilege that exposes the writes of every database.
+    The command serverStatus reports the times. The oplog itself is not read, because this needs a privilege that
+    exposes the writes of every database.
     """
     try:
         status = await client.admin.command(dict(_OPLOG_TIMES))  # a copy: the driver adds to it
@@ -87,7 +88,7 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
     oplog = status.get("oplog") or {}
     times = (oplog.get("earliestOptime"), oplog.get("latestOptime"))
     begins, ends = (float(one.time) if isinstance(one, Timestamp) else 0.0 for one in times)
-    if not begins or not ends:  # a mongos has no oplog, and an empty one no times
+    if not begins or not ends:  # a mongos has no oplog, and an empty oplog has no times
         return None
     return Oplog(begins, ends, await _spare(client, ends - begins))
 

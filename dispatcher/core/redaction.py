@@ -8,7 +8,10 @@ import re
 from typing import Final
 
 LONGEST_TEXT: Final = 20_000
-"""Characters of an error or of one value in a log line: errors quote documents, and keys may be megabytes long."""
+"""Maximum length of an error or of one value in a log line, in characters.
+
+Errors quote documents, and keys may be megabytes long.
+"""
 
 _DOTS: Final = "..."
 
@@ -140,7 +143,7 @@ def names_a_secret(name: str) -> bool:
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
-    Words at the cut are removed except for their first letters: redaction would not recognize half a secret.
+    Of a cut word, at most the first letters and digits stay. Redaction would not recognize half of a secret.
     """
     if len(text) <= limit:
         return text
@@ -185,10 +188,10 @@ def _without_credentials(line: str) -> str:
 
 
 def _end_of_credentials(line: str, begin: int) -> tuple[int, int]:
-    """The offset of the "@" after credentials, or -1; and the offset up to which there are no others.
+    """The offset of the "@" after credentials, or -1; and the offset at which the search for others continues.
 
-    It is the last "@" of the word, since a password that was not escaped may hold any character. If a password has
-    begun and the word has no "@", the password holds a space or a quote.
+    The "@" is the last one of the word, since a password that was not escaped may hold any character. If a
+    password has begun and the word has no "@", the password holds a space or a quote.
     """
     word = _END_OF_WORD.search(line, begin)
     end_of_word = word.start() if word else len(line)

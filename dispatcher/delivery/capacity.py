@@ -101,7 +101,7 @@ class Capacity:
         return self.places == 0
 
     def may_begin(self) -> bool:
-        """Returns whether work apart from the stream may begin."""
+        """Returns whether a delivery from another source than the stream may begin: a parked one, or a retry."""
         return not (self.stopping or self.held)
 
     def hold(self) -> None:

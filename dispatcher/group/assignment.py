@@ -1,7 +1,8 @@
 """Assigns partitions to members: fair shares, with as few moves as possible. No I/O.
 
 Every member computes the assignment from the documents of the group. Members that have read the same documents
-agree. Before that, the atomic claims decide.
+compute the same assignment. If two members have read different documents, both may claim a partition. A claim is
+one atomic write, so only the first claim succeeds.
 """
 
 from collections import Counter
@@ -37,7 +38,8 @@ def _even(held: Mapping[str, int], members: Sequence[str], partitions: int) -> d
     if not members:
         return {}
     least, rest = divmod(partitions, len(members))
-    ordered = sorted(members, key=lambda member: -held.get(member, 0))  # stable: the first of equals
+    # The sort is stable: among members with equal numbers, the longest-serving stays first.
+    ordered = sorted(members, key=lambda member: -held.get(member, 0))
     return {member: least + (place < rest) for place, member in enumerate(ordered)}
 
 
@@ -54,7 +56,8 @@ def moves(
     mine = sorted(partition for partition, owner in owners.items() if owner == me)
     claims = []
     for partition in sorted(partition for partition, owner in owners.items() if owner is None):
-        # The member that lacks most partitions gets it. All members agree, so no two claim the same partition.
+        # The member that lacks the largest number of partitions gets it. All members agree, so no two claim the
+        # same partition.
         lacking = [member for member in members if wanted[member] > held[member]]
         if not lacking:
             break

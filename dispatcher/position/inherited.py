@@ -1,9 +1,9 @@
 """Carries finished changes over from earlier layouts, so that a new layout loses and repeats no change. No I/O.
 
 When the work is divided into another number of partitions, a new partition begins at the lowest position of the
-old partitions that share documents with it. Changes that the old partitions have finished after this position
-become facts. A fact is about all documents of an old partition. A new position keeps a fact until it has passed
-the last change of the fact.
+old partitions that share documents with it. A `Fact` describes the changes that one old partition has
+finished after this position. It covers all documents of the old partition. The new partition keeps the fact until
+its own position has passed the last change of the fact.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """Lost history: the oplog does not reach back to the position of a stream.
 
-The setting `on_history_lost` decides what follows. The gap is recorded before the stream continues.
+The setting `on_history_lost` decides whether the stream fails, continues, or continues with a backfill. The gap is
+recorded before the stream continues.
 """
 
 from functools import partial

@@ -42,7 +42,7 @@ class StoredDecimal(decimal.Decimal):
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other.to_decimal() if isinstance(other, Decimal128) else other)
 
-    def __ne__(self, other: object) -> bool:  # Decimal defines it too, without Decimal128
+    def __ne__(self, other: object) -> bool:  # `Decimal.__ne__` does not know Decimal128
         return not self == other
 
     __hash__ = decimal.Decimal.__hash__
@@ -113,7 +113,7 @@ class LenientRow(dict[str, Any]):
     """A document that was decoded leniently, with its BSON.
 
     Attributes:
-        raw: the BSON; encoding the decoded values may give another one.
+        raw: the original BSON. If the decoded values are encoded again, the bytes may differ.
     """
 
     __slots__ = ("raw",)
@@ -122,12 +122,12 @@ class LenientRow(dict[str, Any]):
 
 
 def as_stored_literal(row: dict[str, Any]) -> Any:
-    """A document for a command that compares it with the stored one: its exact BSON, if that is known."""
+    """A row in a form that equals the stored document in a command: its original BSON, if this is known."""
     return RawBSONDocument(row.raw) if isinstance(row, LenientRow) else row
 
 
 def raw_options(options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options, but documents stay undecoded for `decode_raw`: other clients may have written them."""
+    """These options, with undecoded documents for `decode_raw`. Other clients may have written invalid values."""
     return options.with_options(document_class=RawBSONDocument)
 
 

@@ -109,7 +109,7 @@ class IndexOperations:
 
     @classmethod
     async def check_indexes(cls, force_drop: bool = False, collection: Any = None) -> None:
-        """Make the indexes of the collection match the declared ones: create missing ones, drop the others.
+        """Make the indexes of the collection match the declared indexes: create missing and drop undeclared ones.
 
         The index of a field is dropped once `meta.fields[name].index` is False. Indexes of other documents of the
         registry that share the collection stay.

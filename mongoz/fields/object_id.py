@@ -46,7 +46,7 @@ class ObjectId(bson.ObjectId):
             python_schema=core_schema.is_instance_schema(bson.ObjectId, cls_repr="ObjectId"),
             json_schema=core_schema.no_info_after_validator_function(
                 bson.ObjectId, digits
-            ),  # JSON has strings only
+            ),  # in JSON, an ObjectId is a string
             serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
         )
 

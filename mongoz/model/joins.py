@@ -15,7 +15,8 @@ class Join(NamedTuple):
     So each has its own slot for conditions; the slots are merged at the end.
 
     Attributes:
-        local: the stored, dotted name of the referencing field; in a joined document it begins with a slot.
+        local: the stored, dotted name of the referencing field; for a field of a joined document, the name
+            begins with the `slot` of that join.
         document: the referenced document class.
         name: the name under which the rows are attached: the foreign collection's name.
     """
@@ -51,6 +52,6 @@ def make_join(document: Any, target: Any, local: str) -> Join:
     if foreign.name in stored_names(document).values():
         raise ImproperlyConfigured(
             f"Rows joined to {document.__name__} are attached under their collection's name, {foreign.name!r}, "
-            "and it has a field that is stored under this name. Give the field an alias."
+            f"but {document.__name__} has a field that is stored under this name. Give the field an alias."
         )
     return Join(local, target, foreign.name)

@@ -183,7 +183,7 @@ class _PathWalk:
         return self._take_field(FieldShape(models=(target,)), cuts)
 
     def _take_anything(self) -> None:
-        """Inside of a plain dict every name is a key; after the last prefix comes a lookup."""
+        """Take all names as keys of a plain dict. The text after the last separator is the lookup."""
         text = self.rest or ""
         names, _, lookup = text.rpartition(settings.lookup_prefix)
         self.rest = lookup if names else None

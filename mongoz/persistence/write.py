@@ -59,8 +59,8 @@ def write_and_fire(write: Write) -> Awaitable[None]:
     The write and its receivers are one unit, which a cancellation does not interrupt.
 
     Raises:
-        PyMongoError: the driver's error. If the outcome of a stamped write is unknown, the receivers have run if
-            the write took effect, or they run when that is known.
+        PyMongoError: the driver's error. If a stamped write took effect nevertheless, its receivers have run. If
+            its outcome is unknown, they run later, as soon as it is known that the write took effect.
         Exception: a receiver raised it.
     """
     if not write.firing.receivers or write.target.in_transaction:
@@ -100,13 +100,15 @@ async def _write_stamped(write: Write) -> None:
 
 
 async def _look_up_outcome(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
-    """The fields that the server computed in a write that raised an error, if it took effect nevertheless.
+    """Look up whether a write that raised an error took effect.
+
+    Returns the fields that the server computed in the write.
 
     Raises:
         BaseException: the error; the write did not take effect, or its outcome is unknown.
     """
-    # ServerSelectionTimeoutError: the write was never sent. After a first attempt the driver raises its error
-    # instead.
+    # With a ServerSelectionTimeoutError, the write was never sent: after a first attempt, the driver raises the
+    # error of that attempt.
     if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, PyMongoError):
         explain_unstorable(error, write.instance)
         raise error
@@ -149,7 +151,7 @@ async def _fire_when_known(write: Write, session: Any, held: AsyncExitStack) -> 
 
 
 def note_unknown_outcome(error: PyMongoError) -> None:
-    """Add a note to an error: its outcome is unknown, and receivers may run later."""
+    """Add a note to the error of a write: its outcome is unknown, and receivers may run later."""
     error.add_note(
         "It is not known yet whether the write was done. If it was, its receivers run as soon as that is known."
     )

@@ -47,7 +47,7 @@ class ReadQuery(QueryBuilder[D]):
         plan = self._plan
         if not (plan.skip or plan.limit):
             return await self._derive(order=plan.reversed_order).first()
-        # The last document depends on their number, which only the server knows.
+        # The position of the last document depends on the number of matches, which only the server knows.
         rows = await self._fetch(plan, projection(self._document, plan), last_row_stages(plan))
         return instance_maker(self._document, plan, self._other_collection)(rows[0]) if rows else None
 

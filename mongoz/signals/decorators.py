@@ -48,7 +48,9 @@ def _connect(senders: _Senders, signal: str, options: ReceiverOptions) -> Callab
 
 
 def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run before an instance is created or saved. Its changes are written, and its errors abort the write.
+    """Run the receiver before an instance is created or saved.
+
+    Changes that the receiver makes to the instance are written. An error of the receiver aborts the write.
 
     Keywords: `sender`, `instance`, `created`.
 
@@ -75,7 +77,7 @@ def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable
 
     Args:
         senders: a document class, or a list or tuple of them.
-        **options: where it runs, for which changes, and how failures are handled: see `ReceiverOptions`.
+        **options: where the receiver runs, for which changes, and how failures are handled: see `ReceiverOptions`.
 
     Raises:
         SignalError: a sender is no document, an option is wrong, or the decorated object is no async callable with
@@ -108,7 +110,7 @@ def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callab
 
 
 def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run before a document is deleted. An error keeps the document.
+    """Run the receiver before a document is deleted. An error of the receiver prevents the deletion.
 
     Keywords: `sender`, `instance`. For arguments, errors and an example see `pre_save`.
     """

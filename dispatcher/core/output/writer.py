@@ -177,7 +177,7 @@ def _can_take(descriptor: int, within: float = 0.0) -> bool:
 
 
 class _Bytes(io.RawIOBase):
-    """The bytes of a stream."""
+    """The binary layer of a replaced stream. It gives all bytes to the writer."""
 
     def __init__(self, writer: Writer, descriptor: int) -> None:
         self._writer = writer

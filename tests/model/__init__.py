@@ -6,5 +6,7 @@
     verdict.py   the differences between the two
     runs.py      one sequence from its first write to the verdict, and the figures of many
 
+    topic.py     relays, a broker and readers of a topic, simulated with faults; it needs no server
+
 The model follows only the contract. If it disagrees with the code, the code or the contract is wrong.
 """

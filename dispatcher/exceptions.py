@@ -19,6 +19,7 @@
     ├── StillRunning              a dispatcher of the group is alive and would undo the command
     ├── CannotListen              the address for HTTP is in use, or not an address of this machine
     ├── Cancelled                 a thread cancelled the dispatcher's own tasks
+    ├── TooManyProcesses          more processes than a new group gets partitions without --partitions
     ├── NotInstalled              a required extra is not installed
     ├── CannotWrite               the results can't be written to stdout
     ├── TooManyFiles              no file or connection can be opened any more
@@ -54,6 +55,7 @@ __all__ = [
     "ServerError",
     "StillRunning",
     "TooManyFiles",
+    "TooManyProcesses",
     "UnknownLetter",
     "UnknownReceiver",
     "UnknownRun",
@@ -225,6 +227,12 @@ class EmbeddedError(DispatcherError):
     """No private mongod could be started."""
 
     exit_code = ExitCode.EMBEDDED
+
+
+class TooManyProcesses(DispatcherError):
+    """There are more processes than a new group gets partitions without `--partitions`."""
+
+    exit_code = ExitCode.USAGE
 
 
 class Cancelled(DispatcherError):

@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         "change stream, for which the server reads the whole oplog. Without it the number stays; it is 1 at "
         "first.",
     )
+    processes: str = Field(
+        default="1",
+        description="Number of processes on this machine, 1 to 64, under one supervisor. auto is one for each "
+        "core, at most 2. A new group gets as many partitions; more than 4 processes need --partitions.",
+    )
     adopt: bool = Field(
         default=False,
         description="Accept a group that belongs to this application under its earlier name.",
@@ -192,6 +197,13 @@ class Settings(BaseSettings):
             return None
         if len(value.get_secret_value()) < _SHORTEST_TOKEN:
             raise ValueError(f"a token has at least {_SHORTEST_TOKEN} characters, so that it can't be guessed")
+        return value
+
+    @field_validator("processes")
+    @classmethod
+    def _is_auto_or_a_number(cls, value: str) -> str:
+        if value != AUTO and not (value.isdecimal() and 1 <= int(value) <= MOST_PARTITIONS):
+            raise ValueError(f"{value!r} is neither a number from 1 to {MOST_PARTITIONS} nor 'auto'")
         return value
 
     @field_validator("http")

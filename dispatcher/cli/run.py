@@ -1,11 +1,16 @@
 """`dispatcher run`."""
 
+import sys
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import WITH_FLAG, App, Import, settings_of
 from dispatcher.settings import Settings
+
+if TYPE_CHECKING:
+    from dispatcher.supervise.lifeline import Role
 
 # Seconds beyond --grace for an orderly shutdown: saving positions, releasing partitions, leaving the group.
 _ORDERLY: Final = 15.0
@@ -21,22 +26,48 @@ def run(
 
     The first start delivers changes from now on. Every later start continues where the last one stopped, after a
     crash too. Several dispatchers of a group share the partitions. When one dies, the others take over its
-    partitions.
+    partitions. With `--processes`, one command starts several dispatchers on this machine.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
-    from dispatcher.core.output.logs import configure_logging
-    from dispatcher.core.output.writer import replace_stream
+    from dispatcher.core.cores import process_count
+    from dispatcher.supervise.lifeline import Role
 
-    configure_logging(settings.log_format, settings.log_level)
-    replace_stream("stdout", "{} lines were dropped: stdout could not be written\n".format)
+    role = Role.of_this_process()
+    within = settings.grace + _ORDERLY
+    processes = process_count(settings.processes)
+    if role is None and processes > 1:
+        from dispatcher.supervise.supervisor import supervise
+
+        _write_log(settings, process="supervisor")
+        sys.exit(supervise(processes, settings, within=within))
+    _dispatch(app, imports, settings, role, within)
+
+
+def _dispatch(app: str, imports: Sequence[str], settings: Settings, role: "Role | None", within: float) -> None:
+    """Run one dispatcher in this process."""
+    from dispatcher.supervise.lifeline import Lifeline
+
+    lifeline = None if role is None else Lifeline(within)
+    _write_log(settings, **({} if role is None else {"process": role.name, "terminal": role.terminal}))
     from dispatcher.delivery.tracing import exporting
     from dispatcher.runtime import main_loop
     from dispatcher.runtime.service import Service
-    from dispatcher.web.server import Web
+    from dispatcher.web.server import Behind, Web
 
     registry = load_registry(app, imports)
     with exporting(settings):
         dispatcher = Service(registry, settings, app)
-        web = Web(settings, dispatcher.observer)
-        main_loop.run(partial(web.beside, dispatcher.run), within=settings.grace + _ORDERLY)
+        web = Web(settings, dispatcher.observer, None if role is None else Behind(role.path, role.url))
+        service = partial(web.beside, dispatcher.run)
+        if lifeline is not None:
+            service = partial(lifeline.beside, dispatcher, service)
+        main_loop.run(service, within=within, forceable=lifeline is None)
+
+
+def _write_log(settings: Settings, **options: Any) -> None:
+    from dispatcher.core.output.logs import configure_logging
+    from dispatcher.core.output.writer import replace_stream
+
+    configure_logging(settings.log_format, settings.log_level, **options)
+    replace_stream("stdout", "{} lines were dropped: stdout could not be written\n".format)

@@ -4,14 +4,18 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
+from dispatcher.core.cores import process_count
 from dispatcher.core.output.logs import log
-from dispatcher.exceptions import GroupTaken
+from dispatcher.exceptions import GroupTaken, TooManyProcesses
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
+
+# Maximum number of partitions that a new group gets without `--partitions`.
+_MOST_UNASKED: Final = 4
 
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:
@@ -69,6 +73,22 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
             )
 
 
+def partitions_for(processes: int, group: str) -> int:
+    """The number of partitions that a new group gets for this number of processes.
+
+    Raises:
+        TooManyProcesses: the operator must choose the number of partitions.
+    """
+    if processes > _MOST_UNASKED:
+        raise TooManyProcesses(
+            f"--processes is {processes}, and the new group {group!r} would get {processes} partitions. Each is a "
+            "change stream that reads the whole oplog on the server.",
+            remedy=f"Choose the number of partitions with --partitions, for example --partitions {_MOST_UNASKED}. "
+            "Processes without a partition are hot standbys.",
+        )
+    return processes
+
+
 async def begin(
     store: PositionStore,
     scope: Scope,
@@ -83,11 +103,16 @@ async def begin(
 
     Returns:
         Whether a position was missing.
+
+    Raises:
+        TooManyProcesses: the group is new, and the operator must choose its number of partitions.
     """
     if saved.layout is not None:
         partitions = saved.layout.partitions
+    elif saved.positions:
+        partitions = max(saved.positions) + 1
     else:
-        partitions = max(saved.positions, default=(settings.partitions or 1) - 1) + 1
+        partitions = settings.partitions or partitions_for(process_count(settings.processes), store.group)
     there = {number for number, one in saved.positions.items() if one.token is not None}
     missing = [number for number in range(partitions) if number not in there]
     if saved.layout is not None and not missing:

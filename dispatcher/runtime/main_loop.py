@@ -36,13 +36,15 @@ _STOPPING: Final = tuple(
 _FORCING: Final = frozenset(_STOPPING) - {getattr(signal, "SIGHUP", None)}
 
 
-def run(service: Service, loop: str = "auto", *, within: float | None = None) -> None:
+def run(service: Service, loop: str = "auto", *, within: float | None = None, forceable: bool = True) -> None:
     """Run a service until SIGINT, SIGTERM, SIGQUIT or SIGHUP; a second one ends the process at once.
 
     Args:
         service: called with an event. It runs until a signal sets this event.
         loop: `"auto"` uses uvloop, except on Windows.
         within: maximum seconds from the signal to the end of the process.
+        forceable: whether a second signal ends the process at once. False for a process of a supervisor, which
+            may get a signal from the supervisor and the same signal from elsewhere.
 
     Raises:
         DispatcherError: the service raised it, the process can't open enough files, or a thread cancelled tasks.
@@ -54,7 +56,7 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
     turning.set_task_factory(guarded)
     watch_forks(turning)
     try:
-        _turn(turning, _main(service, deadline, within))
+        _turn(turning, _main(service, deadline, within, forceable))
     except asyncio.CancelledError as error:
         raise Cancelled(
             "A thread that a receiver or a library started cancelled the dispatcher's own tasks. Nothing is lost.",
@@ -69,14 +71,14 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None) ->
         deadline.lift()
 
 
-async def _main(service: Service, deadline: Deadline, within: float | None) -> None:
+async def _main(service: Service, deadline: Deadline, within: float | None, forceable: bool) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_failure)
     threading.excepthook = _log_thread
     threads = Threads(thread_name_prefix="dispatcher-thread")
     loop.set_default_executor(threads)
     stop = asyncio.Event()
-    signals = _Signals(stop, deadline, within)
+    signals = _Signals(stop, deadline, within, forceable)
     watching = asyncio.create_task(signals.watch(), name="watch-signals")
     code = ExitCode.CRASHED
     try:
@@ -180,11 +182,12 @@ def _log_thread(failure: threading.ExceptHookArgs) -> None:
 class _Signals:
     """Sets an event when a signal asks the process to end."""
 
-    def __init__(self, stop: asyncio.Event, deadline: Deadline, within: float | None) -> None:
+    def __init__(self, stop: asyncio.Event, deadline: Deadline, within: float | None, forceable: bool) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = stop
         self._deadline = deadline
         self._within = within
+        self._forceable = forceable
         self._seen: list[int] = []
         # If SIGHUP is ignored, for example by nohup, the process must outlive the terminal.
         self._ours = [one for one in _STOPPING if signal.getsignal(one) is not signal.SIG_IGN or one in _FORCING]
@@ -211,7 +214,7 @@ class _Signals:
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         """Handle a signal without a log line: a handler may interrupt the logger itself."""
-        if number in _FORCING:
+        if number in _FORCING and self._forceable:
             self._seen.append(number)
         if len(self._seen) > 1:
             write_at_once(b"forced to stop\n")
@@ -221,5 +224,7 @@ class _Signals:
         self._loop.call_soon_threadsafe(self._begin_to_stop, signal.Signals(number).name)
 
     def _begin_to_stop(self, name: str) -> None:
-        log.info("stopping; a second signal ends at once", action="dispatcher.stopping", signal=name)
+        hint = "; a second signal ends at once" if self._forceable else ""
+        if not self._stop.is_set():
+            log.info(f"stopping{hint}", action="dispatcher.stopping", signal=name)
         self._stop.set()

@@ -47,6 +47,9 @@ _OF_PROXIES_BEGIN: Final = "x-forwarded"
 # nginx adds no header by default, but it uses these HTTP versions. Browsers never use them.
 _OLD_HTTP: Final = ("1.0", "0.9")
 
+CLIENT: Final = "x-dispatcher-client"
+"""The header in which a supervisor tells its processes the HTTP version and the address of the client."""
+
 # These paths are always answered: a supervisor must not restart a process because of many other requests.
 _PROBES: Final = ("/livez", "/readyz")
 
@@ -124,6 +127,18 @@ class Guard:
             text = f"{self._running} requests are running, which is the maximum. Try again in a second."
             return JSONResponse({"error": text}, 503, headers={"Retry-After": "1"})
         return None
+
+
+class OfClient:
+    """ASGI middleware of a process behind a supervisor: requests appear as the supervisor received them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As in ASGI."""
+        version, _, host = Headers(scope=scope).get(CLIENT, "1.1").partition(" ")
+        await self._app({**scope, "http_version": version, "client": (host, 0) if host else None}, receive, send)
 
 
 def _host_of(scope: Scope) -> str:

@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from dispatcher.core.file_descriptors import lack_in
 from dispatcher.core.output.logs import log
@@ -33,15 +35,33 @@ _LOOK: Final = 0.02
 _PATIENCE: Final = 1
 
 
-class Web:
-    """The HTTP server of one process."""
+class Behind(NamedTuple):
+    """The place of a process whose requests a supervisor receives and passes on.
 
-    def __init__(self, settings: Settings, observer: Observer) -> None:
-        self._settings = settings
-        self._observer = observer
-        self._socket = _listen(settings.http)
-        if self._socket is not None:
-            observer.http = _url(self._socket)
+    Attributes:
+        path: of the Unix socket at which the process listens; empty to listen nowhere.
+        url: the URL of the supervisor.
+    """
+
+    path: str
+    url: str
+
+
+class HttpServer:
+    """Serves an ASGI application while the dispatcher runs.
+
+    Args:
+        listening: the socket; None to serve nothing.
+        url: the address for clients; empty if there is none.
+        make_app: loads and makes the application, given the host names that clients may use (None allows all).
+    """
+
+    def __init__(
+        self, listening: socket.socket | None, url: str, make_app: Callable[[Sequence[str] | None], Any]
+    ) -> None:
+        self._socket = listening
+        self._make_app = make_app
+        self.url = url
 
     async def beside(self, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event) -> None:
         """Run the dispatcher, and serve HTTP while it runs.
@@ -60,26 +80,23 @@ class Web:
     async def _serve(self) -> None:
         if self._socket is None:
             return
-        await self._let_deliveries_go_first()
-        server, dashboard, make_protocol = await self._load_server()
+        server, make_protocol = await self._load_server()
+        tasks = self._start_tasks()
         serving = asyncio.create_task(server.serve([]), name="http")
-        watching = asyncio.create_task(dashboard.watch(), name="dashboard")
         try:
-            log.info("the HTTP server is listening", action="http.listening", address=self._observer.http)
             await accept(self._socket, make_protocol)
         finally:
             self._socket.close()
-            await end([watching])
+            await end(tasks)
             server.should_exit = True
             await asyncio.wait([serving], timeout=_PATIENCE * 2)
 
-    async def _let_deliveries_go_first(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HEAD_START):
-                while self._observer.not_ready():  # noqa: ASYNC110 - nothing else waits for this
-                    await asyncio.sleep(_LOOK)
+    def _start_tasks(self) -> list["asyncio.Task[None]"]:
+        """Start what runs while requests are answered."""
+        log.info("the HTTP server is listening", action="http.listening", address=self.url)
+        return []
 
-    async def _load_server(self) -> tuple[Any, Any, Any]:
+    async def _load_server(self) -> tuple[Any, Any]:
         """Call `_make_server`, and call it again while no file descriptor is free for loading modules."""
         while True:
             try:
@@ -90,18 +107,12 @@ class Web:
                 log_failure(error)
             await asyncio.sleep(AGAIN_AFTER)
 
-    def _make_server(self) -> tuple[Any, Any, Any]:
-        """Load the modules, which takes a while. Return the server, the dashboard and a factory of connections."""
+    def _make_server(self) -> tuple[Any, Any]:
+        """Load the modules, which takes a while. Return the server and a factory of connections."""
         import uvicorn  # noqa: PLC0415 - see above
 
-        from dispatcher.web.app import make_app  # noqa: PLC0415
         from dispatcher.web.connections import HttpConnection  # noqa: PLC0415
-        from dispatcher.web.dashboard.api import Dashboard  # noqa: PLC0415
         from dispatcher.web.guard import is_loopback  # noqa: PLC0415
-
-        assert self._socket is not None
-        host = self._socket.getsockname()[0]
-        hosts = ("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else None
 
         class Server(uvicorn.Server):
             @contextlib.contextmanager
@@ -111,15 +122,9 @@ class Web:
 
         logger = logging.getLogger("uvicorn.error")
         logger.handlers, logger.propagate = [_Forwarding()], False
-        token = self._settings.http_token
-        dashboard = Dashboard(
-            self._observer,
-            loopback=hosts is not None,
-            token=token.get_secret_value() if token is not None else None,
-        )
-        app: Any = make_app(self._observer, hosts=hosts, further=dashboard.routes())
+        host = urlsplit(self.url).hostname or ""
         config = uvicorn.Config(
-            app,
+            self._make_app(("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else None),
             http=HttpConnection,
             ws="none",
             lifespan="off",
@@ -132,7 +137,53 @@ class Web:
         )
         config.load()
         server = Server(config)
-        return server, dashboard, partial(HttpConnection, config, server.server_state, {})
+        return server, partial(HttpConnection, config, server.server_state, {})
+
+
+class Web(HttpServer):
+    """The HTTP server of one dispatcher process.
+
+    Args:
+        behind: the place of a process that has a supervisor; the address in the settings is the supervisor's.
+    """
+
+    def __init__(self, settings: Settings, observer: Observer, behind: Behind | None = None) -> None:
+        listening = listen(settings.http) if behind is None else _listen_at(behind.path)
+        super().__init__(listening, url_of(listening) if behind is None else behind.url, self._app)
+        self._settings = settings
+        self._observer = observer
+        self._behind = behind
+        self._dashboard: Any = None
+        observer.http = self.url or None
+
+    async def _serve(self) -> None:
+        if self._socket is not None:
+            await self._let_deliveries_go_first()
+            await super()._serve()
+
+    async def _let_deliveries_go_first(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEAD_START):
+                while self._observer.not_ready():  # noqa: ASYNC110 - nothing else waits for this
+                    await asyncio.sleep(_LOOK)
+
+    def _start_tasks(self) -> list["asyncio.Task[None]"]:
+        tasks = [] if self._behind is not None else super()._start_tasks()  # the supervisor says where it listens
+        return [*tasks, asyncio.create_task(self._dashboard.watch(), name="dashboard")]
+
+    def _app(self, hosts: Sequence[str] | None) -> Any:
+        from dispatcher.web.app import make_app  # noqa: PLC0415 - loaded late, see above
+        from dispatcher.web.dashboard.api import Dashboard  # noqa: PLC0415
+        from dispatcher.web.guard import OfClient  # noqa: PLC0415
+
+        token = self._settings.http_token
+        self._dashboard = Dashboard(
+            self._observer,
+            loopback=hosts is not None,
+            token=token.get_secret_value() if token is not None else None,
+        )
+        app = make_app(self._observer, hosts=hosts, further=self._dashboard.routes())
+        return app if self._behind is None else OfClient(app)
 
 
 class _Forwarding(logging.Handler):
@@ -148,8 +199,12 @@ def _log_failure(serving: "asyncio.Task[None]") -> None:
         log.error("the HTTP server failed; no request is answered any more", action="http.failed", exc_info=error)
 
 
-def _listen(where: str) -> socket.socket | None:
-    """A listening socket; None for `--http off`."""
+def listen(where: str) -> socket.socket | None:
+    """A listening socket; None for `--http off`.
+
+    Raises:
+        CannotListen: the address is in use, or not an address of this machine.
+    """
     if where == OFF:
         return None
     if where != AUTO:
@@ -162,7 +217,7 @@ def _listen(where: str) -> socket.socket | None:
             "the default port for HTTP is in use; listening on another one",
             action="http.port_taken",
             taken=f"{_USUAL.host}:{_USUAL.port}",
-            instead=_url(free),
+            instead=url_of(free),
         )
         return free
 
@@ -170,20 +225,36 @@ def _listen(where: str) -> socket.socket | None:
 def _bound(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    remedy = "Choose another address with --http HOST:PORT, port 0 for a free one, or --http off."
+    return _opened(made, (address.host, address.port), f"{address.host}:{address.port}", remedy)
+
+
+def _listen_at(path: str) -> socket.socket | None:
+    """A Unix socket; None without a path."""
+    if not path:
+        return None
+    Path(path).unlink(missing_ok=True)  # a killed process leaves it behind
+    remedy = "Let TMPDIR name a writable directory with a short path, or use --http off."
+    return _opened(socket.socket(socket.AF_UNIX), path, path, remedy)
+
+
+def _opened(made: socket.socket, address: Any, name: str, remedy: str) -> socket.socket:
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((address.host, address.port))
+        made.bind(address)
         made.listen(_BACKLOG)
         made.setblocking(False)
     except OSError as error:
         made.close()
         raise CannotListen(
-            f"The HTTP server can't listen at {address.host}:{address.port}: {error.strerror or error}",
-            remedy="Choose another address with --http HOST:PORT, port 0 for a free one, or --http off.",
+            f"The HTTP server can't listen at {name}: {error.strerror or error}", remedy=remedy
         ) from error
     return made
 
 
-def _url(listening: socket.socket) -> str:
+def url_of(listening: socket.socket | None) -> str:
+    """The URL of a socket; empty without one."""
+    if listening is None:
+        return ""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -52,7 +52,7 @@ log: Final[Any] = _Log()
 """The logger. Every line carries an `action` key that never changes its meaning."""
 
 
-def configure_logging(log_format: str, level: str) -> None:
+def configure_logging(log_format: str, level: str, *, process: str = "", terminal: bool | None = None) -> None:
     """Configure our logger for this process; it writes to stderr. The application's structlog stays as it is.
 
     From then on everything that is written to `sys.stderr` goes through the same thread. Lines of other loggers
@@ -60,14 +60,15 @@ def configure_logging(log_format: str, level: str) -> None:
 
     Args:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
+        process: the name of this process among those of a supervisor. Every line has it as `process`.
+        terminal: whether lines are shown on a terminal; None if this is so when stderr is one.
     """
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    colours = sys.stderr.isatty() if terminal is None else terminal
+    console = log_format == "console" or (log_format == "auto" and colours)
     renderers: Sequence[Any] = (
         (
             _escaped,
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            ),
+            structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback),
         )
         if console
         else (structlog.processors.JSONRenderer(), _escape_delete)
@@ -80,21 +81,26 @@ def configure_logging(log_format: str, level: str) -> None:
         *renderers,
     ]
     number = logging.getLevelNamesMapping()[level.upper()]
-    replace_stream("stderr", _named_dropped(processors))
+    names: dict[str, Any] = {"process": process} if process else {}
+    replace_stream("stderr", _named_dropped(processors, names))
     log.own = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
         context_class=dict,
         cache_logger_on_first_use=False,
+        **names,
     )
     logging.lastResort = _LibraryHandler(logging.WARNING)
 
 
-def _named_dropped(processors: Sequence[Any]) -> Callable[[int], str]:
+def _named_dropped(processors: Sequence[Any], names: Mapping[str, Any]) -> Callable[[int], str]:
     """Return a function that makes the line with the number of dropped lines, at any level of the log."""
     log: Any = structlog.wrap_logger(
-        structlog.ReturnLogger(), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
+        structlog.ReturnLogger(),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        **names,
     )
 
     def named(count: int) -> str:

@@ -1,0 +1,39 @@
+"""Counts the cores that this process may use, and the processes that `--processes` means."""
+
+import os
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from typing import Final
+
+from dispatcher.settings import AUTO
+
+MOST_BY_AUTO: Final = 2
+"""Maximum number of processes of `auto`: each reads the whole oplog through its own change stream."""
+
+
+def process_count(wanted: str) -> int:
+    """The number of processes.
+
+    Args:
+        wanted: as for `--processes`: a number, or `"auto"`.
+    """
+    return min(usable_cores(), MOST_BY_AUTO) if wanted == AUTO else int(wanted)
+
+
+def usable_cores() -> int:
+    """The number of cores that this process may use, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(allowed, cpu_limit())))
+
+
+def cpu_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The lowest CPU limit of the control groups (version 2) of this process, in cores; infinite without one."""
+    limit = inf
+    with suppress(OSError):
+        entries = [line.removeprefix("0::/") for line in own.read_text().splitlines() if line.startswith("0::/")]
+        for group in (root / path for entry in map(Path, entries) for path in (entry, *entry.parents)):
+            with suppress(OSError, ValueError):  # there is no limit: no such file, or the word "max"
+                quota, period = (group / "cpu.max").read_text().split()
+                limit = min(limit, int(quota) / int(period))
+    return limit

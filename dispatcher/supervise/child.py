@@ -1,0 +1,174 @@
+"""One process of a supervisor: it is started, watched, and started again."""
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import IO, Any, Final
+
+from dispatcher.core.output.logs import log
+from dispatcher.core.tasks import end
+from dispatcher.exceptions import ExitCode
+from dispatcher.supervise.lifeline import Role
+
+# Seconds before a process is started again, at first and at most. After _STEADY seconds of work, the pauses begin
+# anew.
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+_STEADY: Final = 60.0
+
+# Seconds for the last lines of a process that has ended; another process may keep its streams open.
+_LAST_LINES: Final = 1.0
+
+# Bytes after which a line is written in several parts.
+_LONGEST_LINE: Final = 1_000_000
+
+
+class Backoff:
+    """The pauses before a process is started again. They double while it ends soon."""
+
+    def __init__(self) -> None:
+        self._next = _FIRST_PAUSE
+
+    def pause_after(self, seconds: float) -> float:
+        """The pause after a process that has run for some seconds."""
+        pause = _FIRST_PAUSE if seconds >= _STEADY else self._next
+        self._next = min(2 * pause, _LONGEST_PAUSE)
+        return pause
+
+
+class SupervisedProcess:
+    """One process, which runs until the supervisor stops.
+
+    Args:
+        command: starts it.
+        patience: seconds after which a stopping process is killed.
+        on_join: called with the number of partitions when the process has joined its group.
+        on_end: called with its exit code when it ends by itself; returns whether it is started again.
+
+    Attributes:
+        code: its last exit code, as a shell shows it: 128 and the number of the signal that ended it.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        command: list[str],
+        *,
+        patience: float,
+        on_join: Callable[[int], None],
+        on_end: Callable[[int], bool],
+    ) -> None:
+        self.role = role
+        self.code = 0
+        self._command = command
+        self._patience = patience
+        self._on_join = on_join
+        self._on_end = on_end
+
+    async def keep(self, stop: asyncio.Event) -> None:
+        """Run the process until `stop` is set and it has ended. When it ends by itself, start it again."""
+        backoff = Backoff()
+        while not stop.is_set():
+            began = monotonic()
+            returned = await self._live(stop)
+            if stop.is_set() and returned == -signal.SIGTERM:  # it was told to stop before it could do so in order
+                returned = ExitCode.OK
+            self.code = 128 - returned if returned < 0 else returned
+            if stop.is_set():
+                return
+            if not self._on_end(self.code):
+                self._log("a process can't work; all processes end", "process.failed", returned)
+                return
+            pause = backoff.pause_after(monotonic() - began)
+            self._log("a process ended by itself; it is started again", "process.ended", returned, again_in=pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await stop.wait()
+
+    def _log(self, event: str, action: str, returned: int, **values: Any) -> None:
+        how = {"exit_code": returned} if returned >= 0 else {"signal": signal.Signals(-returned).name}
+        log.error(event, action=action, process=self.role.name, **how, **values)
+
+    async def _live(self, stop: asyncio.Event) -> int:
+        """Run the process once. Returns its exit code; negative if a signal ended it."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with ours:
+            try:
+                child = self._start(theirs)
+            except OSError as error:
+                self._log("a process can't be started", "process.not_started", ExitCode.CRASHED, error=repr(error))
+                return ExitCode.CRASHED
+            log.info("a process is started", action="process.started", process=self.role.name, pid=child.pid)
+            ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            threading.Thread(
+                target=_follow, args=(child, ended), name=f"follow-{self.role.name}", daemon=True
+            ).start()
+            tasks = [
+                asyncio.create_task(self._note_join(ours), name="note-join"),
+                asyncio.create_task(self._pass_on(stop, ours, child), name="pass-on-stop"),
+            ]
+            try:
+                return await ended
+            finally:
+                await end(tasks)
+
+    def _start(self, lifeline: socket.socket) -> "subprocess.Popen[bytes]":
+        """Start the process in its own session: Ctrl-C on the terminal reaches only the supervisor."""
+        with lifeline:
+            return subprocess.Popen(  # noqa: S603 - our own command, and no shell
+                self._command,
+                env=self.role.environment(),
+                stdin=lifeline.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+
+    async def _note_join(self, lifeline: socket.socket) -> None:
+        if told := await asyncio.get_running_loop().sock_recv(lifeline, 1):
+            self._on_join(told[0])
+
+    async def _pass_on(
+        self, stop: asyncio.Event, lifeline: socket.socket, child: "subprocess.Popen[bytes]"
+    ) -> None:
+        """Tell the process to stop. Kill it if it does not end in time."""
+        await stop.wait()
+        with suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(lifeline, b".")
+        await asyncio.sleep(self._patience)
+        child.kill()
+
+
+def _follow(child: "subprocess.Popen[bytes]", ended: "asyncio.Future[int]") -> None:
+    """Pass on the lines of a process, and wait for its end. Runs in a thread."""
+    pumps = [
+        threading.Thread(target=_pump, args=streams, name="pump", daemon=True)
+        for streams in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+    ]
+    for pump in pumps:
+        pump.start()
+    returned = child.wait()
+    for pump in pumps:
+        pump.join(_LAST_LINES)
+    with suppress(RuntimeError):  # the loop is closed
+        ended.get_loop().call_soon_threadsafe(_settle, ended, returned)
+
+
+def _settle(ended: "asyncio.Future[int]", returned: int) -> None:
+    if not ended.done():
+        ended.set_result(returned)
+
+
+def _pump(stream: IO[bytes], into: Any) -> None:
+    """Write whole lines, so that lines of several processes never mix."""
+    with stream:
+        for line in iter(partial(stream.readline, _LONGEST_LINE), b""):
+            into.buffer.write(line if line.endswith(b"\n") else line + b"\n")

@@ -1,0 +1,105 @@
+"""The process of a supervisor from the inside.
+
+Its stdin is one end of a socket pair. The supervisor sends a byte to stop the process. If the supervisor ends, by
+SIGKILL too, the socket closes and the process ends as well.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from time import sleep
+from typing import Final, NamedTuple, Protocol
+
+from dispatcher.core.tasks import end
+from dispatcher.exceptions import ExitCode
+from dispatcher.position.documents import Layout
+
+_VARIABLE: Final = "DISPATCHER_PROCESS"
+
+# Seconds between two checks whether the process has joined its group.
+_LOOK: Final = 0.05
+
+
+class Role(NamedTuple):
+    """The role of a process of a supervisor.
+
+    Attributes:
+        name: its name in logs and metrics: `"1"`, `"2"` and so on.
+        path: of the Unix socket at which it answers HTTP; empty for `--http off`.
+        url: the address at which the supervisor answers for all.
+        terminal: whether stderr of the supervisor is a terminal.
+    """
+
+    name: str
+    path: str
+    url: str
+    terminal: bool
+
+    @classmethod
+    def of_this_process(cls) -> "Role | None":
+        """The role of this process; None if it has no supervisor. Processes that it starts have none."""
+        text = os.environ.pop(_VARIABLE, None)
+        return None if text is None else cls(**json.loads(text))
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a process with this role."""
+        return {**os.environ, _VARIABLE: json.dumps(self._asdict())}
+
+
+class _Dispatcher(Protocol):
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of the group; None before the start."""
+
+
+class Lifeline:
+    """The connection to the supervisor. It takes the place of stdin.
+
+    Args:
+        within: seconds for an orderly end without the supervisor.
+    """
+
+    def __init__(self, within: float) -> None:
+        self._within = within
+        self._socket = socket.socket(fileno=os.dup(0))
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
+        threading.Thread(target=self._watch, name="dispatcher-lifeline", daemon=True).start()
+
+    def _watch(self) -> None:
+        told = self._read()
+        os.kill(os.getpid(), signal.SIGTERM)
+        if told:
+            self._read()  # the supervisor waits for this process, unless it is forced to end
+        else:
+            sleep(self._within)
+        os._exit(ExitCode.FORCED)
+
+    def _read(self) -> bytes:
+        """Wait for a byte; empty when the supervisor has ended."""
+        try:
+            return self._socket.recv(1)
+        except ConnectionError:
+            return b""
+
+    async def beside(
+        self, dispatcher: _Dispatcher, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event
+    ) -> None:
+        """Run the dispatcher, and tell the supervisor when it has joined its group."""
+        telling = asyncio.create_task(self._tell_joined(dispatcher), name="tell-joined")
+        try:
+            await run(stop)
+        finally:
+            await end([telling])
+
+    async def _tell_joined(self, dispatcher: _Dispatcher) -> None:
+        while (layout := dispatcher.layout) is None:  # noqa: ASYNC110 - nothing else waits for this
+            await asyncio.sleep(_LOOK)
+        with suppress(ConnectionError):
+            self._socket.send(bytes([layout.wanted or layout.partitions]))

@@ -15,6 +15,9 @@ _SHORTEST_TOKEN: Final = 16
 MOST_PARTITIONS: Final = 256
 """Each partition has a change stream, and each stream reads the whole oplog."""
 
+# More processes on one machine are a mistake.
+MOST_PROCESSES: Final = 64
+
 
 class Address(NamedTuple):
     """The address to listen at. Port 0 means a free port."""
@@ -136,8 +139,8 @@ class Settings(BaseSettings):
         ge=1,
         le=MOST_PARTITIONS,
         description="Divide the work into this number of partitions, 1 to 256, for as many processes. Each is a "
-        "change stream, for which the server reads the whole oplog. Without it the number stays; it is 1 at "
-        "first.",
+        "change stream, for which the server reads the whole oplog. Without it the number stays; at first "
+        "it is that of --processes.",
     )
     processes: str = Field(
         default="1",
@@ -202,8 +205,8 @@ class Settings(BaseSettings):
     @field_validator("processes")
     @classmethod
     def _is_auto_or_a_number(cls, value: str) -> str:
-        if value != AUTO and not (value.isdecimal() and 1 <= int(value) <= MOST_PARTITIONS):
-            raise ValueError(f"{value!r} is neither a number from 1 to {MOST_PARTITIONS} nor 'auto'")
+        if value != AUTO and not (value.isdecimal() and 1 <= int(value) <= MOST_PROCESSES):
+            raise ValueError(f"{value!r} is neither a number from 1 to {MOST_PROCESSES} nor 'auto'")
         return value
 
     @field_validator("http")

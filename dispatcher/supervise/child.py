@@ -83,18 +83,17 @@ class SupervisedProcess:
             self.code = 128 - returned if returned < 0 else returned
             if stop.is_set():
                 return
+            how = _described(self.role.name, returned)
             if not self._on_end(self.code):
-                self._log("a process can't work; all processes end", "process.failed", returned)
+                log.error("a process can't work; all processes end", action="process.failed", **how)
                 return
             pause = backoff.pause_after(monotonic() - began)
-            self._log("a process ended by itself; it is started again", "process.ended", returned, again_in=pause)
+            log.error(
+                "a process ended by itself; it is started again", action="process.ended", again_in=pause, **how
+            )
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await stop.wait()
-
-    def _log(self, event: str, action: str, returned: int, **values: Any) -> None:
-        how = {"exit_code": returned} if returned >= 0 else {"signal": signal.Signals(-returned).name}
-        log.error(event, action=action, process=self.role.name, **how, **values)
 
     async def _live(self, stop: asyncio.Event) -> int:
         """Run the process once. Returns its exit code; negative if a signal ended it."""
@@ -104,7 +103,8 @@ class SupervisedProcess:
             try:
                 child = self._start(theirs)
             except OSError as error:
-                self._log("a process can't be started", "process.not_started", ExitCode.CRASHED, error=repr(error))
+                name = self.role.name
+                log.error("a process can't start", action="process.not_started", process=name, error=repr(error))
                 return ExitCode.CRASHED
             log.info("a process is started", action="process.started", process=self.role.name, pid=child.pid)
             ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -145,6 +145,17 @@ class SupervisedProcess:
             await asyncio.get_running_loop().sock_sendall(lifeline, b".")
         await asyncio.sleep(self._patience)
         child.kill()
+
+
+def _described(name: str, returned: int) -> dict[str, Any]:
+    """The fields of a log line about the end of a process: its name, and its exit code or signal."""
+    return {"process": name, **({"exit_code": returned} if returned >= 0 else {"signal": _signal_of(returned)})}
+
+
+def _signal_of(returned: int) -> str:
+    with suppress(ValueError):  # a real-time signal has no name
+        return signal.Signals(-returned).name
+    return str(-returned)
 
 
 def _follow(child: "subprocess.Popen[bytes]", ended: "asyncio.Future[int]") -> None:

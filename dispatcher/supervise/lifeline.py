@@ -51,7 +51,7 @@ class Role(NamedTuple):
         return {**os.environ, _VARIABLE: json.dumps(self._asdict())}
 
 
-class _Dispatcher(Protocol):
+class _HasLayout(Protocol):
     @property
     def layout(self) -> Layout | None:
         """The layout of the group; None before the start."""
@@ -89,7 +89,7 @@ class Lifeline:
             return b""
 
     async def beside(
-        self, dispatcher: _Dispatcher, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event
+        self, dispatcher: _HasLayout, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event
     ) -> None:
         """Run the dispatcher, and tell the supervisor when it has joined its group."""
         telling = asyncio.create_task(self._tell_joined(dispatcher), name="tell-joined")
@@ -98,7 +98,7 @@ class Lifeline:
         finally:
             await end([telling])
 
-    async def _tell_joined(self, dispatcher: _Dispatcher) -> None:
+    async def _tell_joined(self, dispatcher: _HasLayout) -> None:
         while (layout := dispatcher.layout) is None:  # noqa: ASYNC110 - nothing else waits for this
             await asyncio.sleep(_LOOK)
         with suppress(ConnectionError):

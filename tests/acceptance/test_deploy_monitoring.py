@@ -19,8 +19,8 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
-# Names that Prometheus, its client and its alerting add.
-ADDED_LABELS = {"group", "instance", "job", "le"}
+# Names that Prometheus, its client, its alerting and a supervisor add.
+ADDED_LABELS = {"group", "instance", "job", "le", "process"}
 
 
 def exposed() -> dict[str, set[str]]:
@@ -171,17 +171,26 @@ def test_every_alert_has_a_case():
     assert {f"mongoz_dispatcher_{name}" for name, _ in HEALTHY} <= set(exposed())
 
 
-def case(changes: dict[tuple[str, str], str | None], expected: list[str]) -> dict[str, Any]:
-    """A test for promtool: these alerts fire after three hours, and no others."""
+def case(changes: dict[tuple[str, str], str | None], expected: list[str], *, processes: bool) -> dict[str, Any]:
+    """A test for promtool: these alerts fire after three hours, and no others.
+
+    Args:
+        processes: whether the dispatcher has a supervisor, with a second process that is a standby.
+    """
     series = []
     for (name, labels), values in {**HEALTHY, **changes}.items():
-        if values is not None:
-            own = f",{labels}" if labels else ""
-            steady = values if "+" in values else f"{values}+0"
+        if values is None:
+            continue
+        for process in ("1", "2") if processes else ("",):
+            if process == "2" and labels == ZERO:
+                continue
+            held = "0" if (process, name) == ("2", "partitions_held") else values
+            steady = held if "+" in held else f"{held}+0"
+            own = "".join([f",{labels}" if labels else "", f',process="{process}"' if process else ""])
             labelled = f'mongoz_dispatcher_{name}{{group="shop",instance="a:8787",job="dispatcher"{own}}}'
             series.append({"series": labelled, "values": f"{steady}x{HOURS}"})
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in expected]
-    asked = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    asked = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {
         "interval": "1m",
         "input_series": series,
@@ -190,8 +199,10 @@ def case(changes: dict[tuple[str, str], str | None], expected: list[str]) -> dic
 
 
 @pytest.mark.slow
-def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path):
-    cases = [case({}, []), *(case(changes, [alert]) for alert, changes in FIRING.items())]
+@pytest.mark.parametrize("processes", [False, True], ids=["one process", "two processes"])
+def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, processes: bool):
+    healthy = case({}, [], processes=processes)
+    cases = [healthy, *(case(changes, [alert], processes=processes) for alert, changes in FIRING.items())]
     file = tmp_path / "cases.yml"
     rules = str(DEPLOY / "prometheus" / "alerts.yml")
     file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": cases}))

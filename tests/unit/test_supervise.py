@@ -1,0 +1,148 @@
+"""Several processes on one machine: their number, restarts, and merged metrics."""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dispatcher.core import cores
+from dispatcher.core.cores import cpu_limit, process_count, usable_cores
+from dispatcher.core.stats import Gauges, Stats
+from dispatcher.exceptions import ExitCode, TooManyProcesses
+from dispatcher.group.layout import partitions_for
+from dispatcher.operate.metrics import Metrics, Snapshot
+from dispatcher.supervise.child import Backoff
+from dispatcher.supervise.front import merged
+from dispatcher.supervise.lifeline import Role
+from dispatcher.supervise.supervisor import is_restarted
+
+
+@pytest.mark.parametrize(("available", "processes"), [(1, 1), (2, 2), (3, 2), (64, 2)])
+def test_auto_is_one_process_for_each_core_and_at_most_two(monkeypatch, available, processes):
+    monkeypatch.setattr(cores, "usable_cores", lambda: available)
+    assert process_count("auto") == processes
+    assert process_count("7") == 7
+
+
+@pytest.mark.parametrize(("limit", "usable"), [(float("inf"), 4), (8.0, 4), (3.5, 3), (0.5, 1)])
+def test_the_usable_cores_are_those_of_the_process_within_its_limit(monkeypatch, limit, usable):
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _pid: {0, 2, 5, 7}, raising=False)
+    monkeypatch.setattr(cores, "cpu_limit", lambda: limit)
+    assert usable_cores() == usable
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [
+        ({}, float("inf")),
+        ({"": "max 100000"}, float("inf")),
+        ({"": "150000 100000"}, 1.5),
+        ({"a/b": "max 100000", "a": "200000 100000"}, 2),
+        ({"a/b": "50000 100000", "a": "200000 100000"}, 0.5),
+        ({"other": "50000 100000"}, float("inf")),
+        ({"a": "nonsense"}, float("inf")),
+    ],
+)
+def test_the_lowest_limit_of_a_control_group_and_its_parents_counts(tmp_path: Path, limits, cores):
+    for group, limit in limits.items():
+        (tmp_path / group).mkdir(parents=True, exist_ok=True)
+        (tmp_path / group / "cpu.max").write_text(f"{limit}\n")
+    own = tmp_path / "own"
+    own.write_text("5:cpuset:/x\n0::/a/b\n")
+    assert cpu_limit(tmp_path, own) == cores
+    assert cpu_limit(tmp_path, tmp_path / "missing") == float("inf")
+
+
+def test_a_new_group_gets_a_partition_for_each_of_four_processes():
+    assert [partitions_for(number, "shop") for number in (1, 2, 4)] == [1, 2, 4]
+    with pytest.raises(TooManyProcesses, match="--processes is 5, and the new group 'shop'") as refused:
+        partitions_for(5, "shop")
+    assert "--partitions" in refused.value.remedy
+    assert refused.value.exit_code == ExitCode.USAGE
+
+
+def test_pauses_before_a_restart_double_up_to_a_limit_and_begin_anew_after_steady_work():
+    backoff = Backoff()
+    assert [backoff.pause_after(0.1) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+    assert [backoff.pause_after(59.9), backoff.pause_after(60.0), backoff.pause_after(0.1)] == [30, 1, 2]
+
+
+@pytest.mark.parametrize("code", [ExitCode.OK, ExitCode.CRASHED, ExitCode.FORCED, 1, 3, 137, 139])
+def test_a_process_that_crashed_or_was_killed_is_started_again(code):
+    assert is_restarted(code, joined=True)
+
+
+@pytest.mark.parametrize("code", [ExitCode.CANNOT_CONNECT, ExitCode.TOO_MANY_FILES])
+def test_an_error_that_may_pass_ends_all_only_at_the_start(code):
+    assert is_restarted(code, joined=True)
+    assert not is_restarted(code, joined=False)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        ExitCode.USAGE,
+        ExitCode.APPLICATION,
+        ExitCode.NOTHING_TO_DELIVER,
+        ExitCode.NOT_A_REPLICA_SET,
+        ExitCode.ACCESS_DENIED,
+        ExitCode.SERVER,
+        ExitCode.POSITION,
+        ExitCode.HISTORY_LOST,
+        ExitCode.GROUP_TAKEN,
+        ExitCode.CANNOT_LISTEN,
+        ExitCode.NOT_INSTALLED,
+    ],
+)
+@pytest.mark.parametrize("joined", [True, False])
+def test_an_error_that_remains_ends_all(code, joined):
+    assert not is_restarted(code, joined=joined)
+
+
+@pytest.mark.parametrize("code", [1, 3, ExitCode.CRASHED, 137])
+def test_a_first_process_that_can_not_start_ends_all(code):
+    assert not is_restarted(code, joined=False)
+
+
+def text_of(**counts: int) -> str:
+    """The metrics of a process that has read these changes, and called one receiver once."""
+    stats = Stats(**counts)
+    stats.figures_of("shop.mail", "post_save").duration.observe(0.02)
+    gauges = Gauges(True, 3, 7, 900, 1.5, 12.0, 990.0, 40.0)
+    return Metrics(lambda: Snapshot("shop", "1.2", 50.0, 1_000.0, stats, {0: gauges})).text().decode()
+
+
+def samples_of(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_merged_metrics_have_all_samples_of_each_process_with_its_name():
+    texts = {"1": text_of(read=5), "2": text_of(read=7)}
+    found = samples_of(merged(texts).decode())
+    expected = {
+        (name, tuple(sorted((*labels, ("process", process))))): value
+        for process, text in texts.items()
+        for (name, labels), value in samples_of(text).items()
+    }
+    assert found == expected
+    read = "mongoz_dispatcher_changes_read_total"
+    assert found[read, (("group", "shop"), ("process", "1"))] == 5
+    assert found[read, (("group", "shop"), ("process", "2"))] == 7
+
+
+def test_merged_metrics_name_each_family_once_with_its_kind_and_help():
+    one = text_of(read=5).splitlines()
+    both = merged({"1": "\n".join(one) + "\n", "2": "\n".join(one) + "\n"}).decode().splitlines()
+    assert [line for line in both if line.startswith("#")] == [line for line in one if line.startswith("#")]
+
+
+def test_the_role_of_a_process_is_not_inherited(monkeypatch):
+    role = Role("2", "/tmp/x/2", "http://127.0.0.1:8787", terminal=True)
+    for name, value in role.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Role.of_this_process() == role
+    assert Role.of_this_process() is None

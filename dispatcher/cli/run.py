@@ -48,7 +48,7 @@ def _dispatch(app: str, imports: Sequence[str], settings: Settings, role: "Role 
     """Run one dispatcher in this process."""
     from dispatcher.supervise.lifeline import Lifeline
 
-    lifeline = None if role is None else Lifeline(within)
+    lifeline = None if role is None else Lifeline(role.path, within)
     _write_log(settings, **({} if role is None else {"process": role.name, "terminal": role.terminal}))
     from dispatcher.delivery.tracing import exporting
     from dispatcher.runtime import main_loop

@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from dispatcher.core.output.writer import dropped_lines
+from dispatcher.operate.metrics import PREFIX
 from dispatcher.supervise.asking import Answer, ask
 from dispatcher.web.guard import CLIENT, Guard
 
@@ -29,6 +31,9 @@ _SECONDS: Final = 30.0
 
 # A process refuses longer requests, so no more is passed on.
 _LONGEST_BODY: Final = 200_000
+
+# The supervisor writes the lines of all processes, so it counts the dropped ones.
+_DROPPED: Final = f"{PREFIX}log_lines_dropped"
 
 _STARTING: Final = Answer(0, [], b"it is not running")
 _SILENT: Final = Answer(0, [], b"it does not answer")
@@ -80,7 +85,7 @@ class Front:
         texts = {name: one.body.decode() for name, one in answers.items() if _is_ok(one)}
         if not texts:
             return _nobody()
-        text = await asyncio.to_thread(merged, texts)
+        text = await asyncio.to_thread(merged, texts, dropped_lines())
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _pass_on(self, request: Request) -> Response:
@@ -145,11 +150,12 @@ def _nobody() -> Response:
     return JSONResponse({"error": "No process answers. Try again in a second."}, 503, headers={"Retry-After": "1"})
 
 
-def merged(texts: Mapping[str, str]) -> bytes:
+def merged(texts: Mapping[str, str], dropped: int = 0) -> bytes:
     """The metrics of several processes as one text. Each sample gets the name of its process as a label.
 
     Args:
         texts: the metrics of each process, in the format of Prometheus.
+        dropped: the number of lines that the supervisor could not write.
     """
     families: dict[str, Metric] = {}
     for name, text in texts.items():
@@ -157,6 +163,9 @@ def merged(texts: Mapping[str, str]) -> bytes:
             one = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             for sample in family.samples:
                 one.samples.append(sample._replace(labels={**sample.labels, "process": name}))
+    for sample in families[_DROPPED].samples[:1] if _DROPPED in families else ():
+        labels = {**sample.labels, "process": "supervisor"}
+        families[_DROPPED].samples.append(sample._replace(labels=labels, value=float(dropped)))
     registry = CollectorRegistry()
     registry.register(_Families(families.values()))
     return generate_latest(registry)

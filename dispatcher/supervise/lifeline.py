@@ -7,11 +7,13 @@ SIGKILL too, the socket closes and the process ends as well.
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from time import sleep
 from typing import Final, NamedTuple, Protocol
 
@@ -19,7 +21,7 @@ from dispatcher.core.tasks import end
 from dispatcher.exceptions import ExitCode
 from dispatcher.position.documents import Layout
 
-_VARIABLE: Final = "DISPATCHER_PROCESS"
+_VARIABLE: Final = "_DISPATCHER_ROLE"
 
 # Seconds between two checks whether the process has joined its group.
 _LOOK: Final = 0.05
@@ -61,10 +63,12 @@ class Lifeline:
     """The connection to the supervisor. It takes the place of stdin.
 
     Args:
+        path: of the Unix socket of this process.
         within: seconds for an orderly end without the supervisor.
     """
 
-    def __init__(self, within: float) -> None:
+    def __init__(self, path: str, within: float) -> None:
+        self._path = path
         self._within = within
         self._socket = socket.socket(fileno=os.dup(0))
         null = os.open(os.devnull, os.O_RDWR)
@@ -77,7 +81,9 @@ class Lifeline:
         os.kill(os.getpid(), signal.SIGTERM)
         if told:
             self._read()  # the supervisor waits for this process, unless it is forced to end
-        else:
+        if self._path:
+            shutil.rmtree(Path(self._path).parent, ignore_errors=True)  # the supervisor can't do it any more
+        if not told:
             sleep(self._within)
         os._exit(ExitCode.FORCED)
 

@@ -162,10 +162,22 @@ def test_a_second_signal_ends_all_at_once(ledger, environment, foreign, tmp_path
 
 
 def test_processes_end_in_order_when_their_supervisor_is_killed(two, foreign):
+    files = [file for pid in pids(two).values() for file in sockets_of(pid)]
+    assert len(files) == 2
+    assert all(file.exists() for file in files)
     two.kill()
     for pid in pids(two).values():
         eventually_sync(lambda pid=pid: is_gone(pid), what=f"{pid} ends")
     assert held_by(foreign) == {None}, "every partition is handed over"
+    assert not any(file.parent.exists() for file in files)
+
+
+def sockets_of(pid: int) -> list[Path]:
+    """The Unix sockets at which a process listens."""
+    opened = {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    listening = [row for row in rows if len(row) > 7 and row[3] == "00010000"]
+    return [Path(row[7]) for row in listening if f"socket:[{row[6]}]" in opened]
 
 
 @pytest.mark.parametrize(

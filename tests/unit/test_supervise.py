@@ -1,5 +1,8 @@
 """Several processes on one machine: their number, restarts, and merged metrics."""
 
+import asyncio
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from dispatcher.core.stats import Gauges, Stats
 from dispatcher.exceptions import ExitCode, TooManyProcesses
 from dispatcher.group.layout import partitions_for
 from dispatcher.operate.metrics import Metrics, Snapshot
-from dispatcher.supervise.child import Backoff
+from dispatcher.supervise.child import Backoff, SupervisedProcess
 from dispatcher.supervise.front import merged
 from dispatcher.supervise.lifeline import Role
 from dispatcher.supervise.supervisor import is_restarted
@@ -122,13 +125,14 @@ def samples_of(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float
 
 def test_merged_metrics_have_all_samples_of_each_process_with_its_name():
     texts = {"1": text_of(read=5), "2": text_of(read=7)}
-    found = samples_of(merged(texts).decode())
+    found = samples_of(merged(texts, 9).decode())
     expected = {
         (name, tuple(sorted((*labels, ("process", process))))): value
         for process, text in texts.items()
         for (name, labels), value in samples_of(text).items()
     }
-    assert found == expected
+    dropped = "mongoz_dispatcher_log_lines_dropped_total"
+    assert found == {**expected, (dropped, (("group", "shop"), ("process", "supervisor"))): 9}
     read = "mongoz_dispatcher_changes_read_total"
     assert found[read, (("group", "shop"), ("process", "1"))] == 5
     assert found[read, (("group", "shop"), ("process", "2"))] == 7
@@ -146,3 +150,55 @@ def test_the_role_of_a_process_is_not_inherited(monkeypatch):
         monkeypatch.setenv(name, value)
     assert Role.of_this_process() == role
     assert Role.of_this_process() is None
+
+
+LINES = """
+import os, sys
+for _ in range(200):
+    for piece in (sys.argv[1] * 5_000, sys.argv[1] * 5_000 + "\\n"):
+        os.write(2, piece.encode())
+os.write(2, b"the last line has no end")
+os._exit(int(sys.argv[1]))
+"""
+
+
+async def test_lines_of_several_processes_never_mix(capfd):
+    stop, codes = asyncio.Event(), []
+
+    def end(code: int) -> bool:
+        codes.append(code)
+        return False
+
+    processes = [
+        SupervisedProcess(
+            Role(name, "", "", terminal=False),
+            [sys.executable, "-c", LINES, name],
+            patience=1.0,
+            on_join=lambda _partitions: None,
+            on_end=end,
+        )
+        for name in ("1", "2")
+    ]
+    await asyncio.gather(*(process.keep(stop) for process in processes))
+    sys.stderr.flush()
+    lines = Counter(capfd.readouterr().err.splitlines())
+    assert lines == {"1" * 10_000: 200, "2" * 10_000: 200, "the last line has no end": 2}
+    assert sorted(codes) == [1, 2]
+    assert [process.code for process in processes] == [1, 2]
+
+
+async def test_a_process_is_told_to_stop_and_killed_if_it_does_not(capfd):
+    deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); sys.stdin.read(1); time.sleep(600)"
+    stop = asyncio.Event()
+    process = SupervisedProcess(
+        Role("1", "", "", terminal=False),
+        [sys.executable, "-c", deaf],
+        patience=0.1,
+        on_join=lambda _partitions: None,
+        on_end=lambda _code: True,
+    )
+    keeping = asyncio.create_task(process.keep(stop))
+    await asyncio.sleep(0)
+    stop.set()
+    await keeping
+    assert process.code == 128 + 9

@@ -15,8 +15,8 @@ _SHORTEST_TOKEN: Final = 16
 MOST_PARTITIONS: Final = 256
 """Each partition has a change stream, and each stream reads the whole oplog."""
 
-# More processes on one machine are a mistake.
 MOST_PROCESSES: Final = 64
+"""Each process has its own connections, and one supervisor watches all."""
 
 
 class Address(NamedTuple):

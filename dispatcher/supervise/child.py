@@ -26,6 +26,9 @@ _STEADY: Final = 60.0
 # Seconds for the last lines of a process that has ended; another process may keep its streams open.
 _LAST_LINES: Final = 1.0
 
+# Maximum bytes of the only message of a process: the number of partitions, in one piece.
+_LONGEST_MESSAGE: Final = 10
+
 # Bytes after which a line is written in several parts.
 _LONGEST_LINE: Final = 1_000_000
 
@@ -133,8 +136,8 @@ class SupervisedProcess:
             )
 
     async def _note_join(self, lifeline: socket.socket) -> None:
-        if told := await asyncio.get_running_loop().sock_recv(lifeline, 1):
-            self._on_join(told[0])
+        if told := await asyncio.get_running_loop().sock_recv(lifeline, _LONGEST_MESSAGE):
+            self._on_join(int(told))
 
     async def _pass_on(
         self, stop: asyncio.Event, lifeline: socket.socket, child: "subprocess.Popen[bytes]"

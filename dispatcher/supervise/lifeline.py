@@ -108,4 +108,4 @@ class Lifeline:
         while (layout := dispatcher.layout) is None:  # noqa: ASYNC110 - nothing else waits for this
             await asyncio.sleep(_LOOK)
         with suppress(ConnectionError):
-            self._socket.send(bytes([layout.wanted or layout.partitions]))
+            self._socket.send(b"%d" % (layout.wanted or layout.partitions))

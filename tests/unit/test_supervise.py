@@ -187,6 +187,20 @@ async def test_lines_of_several_processes_never_mix(capfd):
     assert [process.code for process in processes] == [1, 2]
 
 
+async def test_a_process_tells_the_number_of_partitions_when_it_has_joined():
+    joined: list[int] = []
+    process = SupervisedProcess(
+        Role("1", "", "", terminal=False),
+        [sys.executable, "-c", "import os; os.write(0, b'256'); os.read(0, 1)"],
+        patience=1.0,
+        on_join=lambda partitions: (joined.append(partitions), stop.set()),
+        on_end=lambda _code: False,
+    )
+    stop = asyncio.Event()
+    await process.keep(stop)
+    assert (joined, process.code) == ([256], ExitCode.OK)
+
+
 async def test_a_process_is_told_to_stop_and_killed_if_it_does_not(capfd):
     deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); sys.stdin.read(1); time.sleep(600)"
     stop = asyncio.Event()

@@ -30,7 +30,7 @@ def run(
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
-    from dispatcher.core.cores import process_count
+    from dispatcher.group.processes import process_count
     from dispatcher.supervise.lifeline import Role
 
     role = Role.of_this_process()

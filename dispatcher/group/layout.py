@@ -4,18 +4,15 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any
 
-from dispatcher.core.cores import process_count
 from dispatcher.core.output.logs import log
-from dispatcher.exceptions import GroupTaken, TooManyProcesses
+from dispatcher.exceptions import GroupTaken
+from dispatcher.group.processes import partitions_for, process_count
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
-
-# Maximum number of partitions that a new group gets without `--partitions`.
-_MOST_UNASKED: Final = 4
 
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:
@@ -71,22 +68,6 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
                 before=saved.layout.partitions,
                 partitions=partitions,
             )
-
-
-def partitions_for(processes: int, group: str) -> int:
-    """The number of partitions that a new group gets for this number of processes.
-
-    Raises:
-        TooManyProcesses: the operator must choose the number of partitions.
-    """
-    if processes > _MOST_UNASKED:
-        raise TooManyProcesses(
-            f"--processes is {processes}, and the new group {group!r} would get {processes} partitions. Each is a "
-            "change stream that reads the whole oplog on the server.",
-            remedy=f"Choose the number of partitions with --partitions, for example --partitions {_MOST_UNASKED}. "
-            "Processes without a partition are hot standbys.",
-        )
-    return processes
 
 
 async def begin(

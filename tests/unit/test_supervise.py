@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.core import cores
-from dispatcher.core.cores import cpu_limit, process_count, usable_cores
 from dispatcher.core.stats import Gauges, Stats
 from dispatcher.exceptions import ExitCode, TooManyProcesses
-from dispatcher.group.layout import partitions_for
+from dispatcher.group import processes as counts
+from dispatcher.group.processes import cpu_limit, partitions_for, process_count, usable_cores
 from dispatcher.operate.metrics import Metrics, Snapshot
 from dispatcher.supervise.child import Backoff, SupervisedProcess
 from dispatcher.supervise.front import merged
@@ -22,15 +21,15 @@ from dispatcher.supervise.supervisor import is_restarted
 
 @pytest.mark.parametrize(("available", "processes"), [(1, 1), (2, 2), (3, 2), (64, 2)])
 def test_auto_is_one_process_for_each_core_and_at_most_two(monkeypatch, available, processes):
-    monkeypatch.setattr(cores, "usable_cores", lambda: available)
+    monkeypatch.setattr(counts, "usable_cores", lambda: available)
     assert process_count("auto") == processes
     assert process_count("7") == 7
 
 
 @pytest.mark.parametrize(("limit", "usable"), [(float("inf"), 4), (8.0, 4), (3.5, 3), (0.5, 1)])
 def test_the_usable_cores_are_those_of_the_process_within_its_limit(monkeypatch, limit, usable):
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _pid: {0, 2, 5, 7}, raising=False)
-    monkeypatch.setattr(cores, "cpu_limit", lambda: limit)
+    monkeypatch.setattr(counts.os, "sched_getaffinity", lambda _pid: {0, 2, 5, 7}, raising=False)
+    monkeypatch.setattr(counts, "cpu_limit", lambda: limit)
     assert usable_cores() == usable
 
 

@@ -1,4 +1,4 @@
-"""Counts the cores that this process may use, and the processes that `--processes` means."""
+"""Computes the number of processes that `--processes` means, and the partitions that a new group gets for them."""
 
 import os
 from contextlib import suppress
@@ -6,10 +6,15 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+from dispatcher.exceptions import TooManyProcesses
 from dispatcher.settings import AUTO
 
 MOST_BY_AUTO: Final = 2
 """Maximum number of processes of `auto`: each reads the whole oplog through its own change stream."""
+
+
+# Maximum number of partitions that a new group gets without `--partitions`.
+_MOST_UNASKED: Final = 4
 
 
 def process_count(wanted: str) -> int:
@@ -19,6 +24,22 @@ def process_count(wanted: str) -> int:
         wanted: as for `--processes`: a number, or `"auto"`.
     """
     return min(usable_cores(), MOST_BY_AUTO) if wanted == AUTO else int(wanted)
+
+
+def partitions_for(processes: int, group: str) -> int:
+    """The number of partitions that a new group gets for this number of processes.
+
+    Raises:
+        TooManyProcesses: the operator must choose the number of partitions.
+    """
+    if processes > _MOST_UNASKED:
+        raise TooManyProcesses(
+            f"--processes is {processes}, and the new group {group!r} would get {processes} partitions. Each is a "
+            "change stream that reads the whole oplog on the server.",
+            remedy=f"Choose the number of partitions with --partitions, for example --partitions {_MOST_UNASKED}. "
+            "Processes without a partition are hot standbys.",
+        )
+    return processes
 
 
 def usable_cores() -> int:

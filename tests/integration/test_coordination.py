@@ -171,6 +171,8 @@ async def test_a_lease_of_an_earlier_term_is_lost_although_the_same_process_owns
     again = await shared.claim(shared.first, 2)
     assert await shared.first.renew(shared.leases) == [True, False, False]
     assert await shared.save() == [True, False, False]
+    assert (await shared.second.load()).positions[2].token == TOKEN
+    assert await shared.first.renew([shared.leases[2]]) == [False]
     assert await shared.first.renew([shared.leases[0], again]) == [True, True]
 
 
@@ -300,17 +302,30 @@ async def test_a_member_that_loses_one_partition_keeps_the_others(
 
 
 async def test_partitions_handed_over_do_not_count_as_lost(user, seen, dispatched, capsys):
-    """A release and a renewal that are on the way at the same time."""
-    async with dispatching(dispatched, lease=0.5, partitions=8) as first:
-        renew, store = first.service._coordinator._store.renew, first.service._coordinator._store
+    """A release and a renewal are on their way at the same time, and the renewal arrives later."""
+    begun, released, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    answers: list[Any] = []
+    freed: list[Any] = []
+    async with dispatching(dispatched, lease=6, partitions=8) as running:
+        store = running.service._coordinator._store
 
         async def late(leases: Any) -> Any:
-            await eventually(lambda: all(lease.given_up for lease in leases))
-            await asyncio.sleep(0.1)
-            return await renew(leases)
+            begun.set()
+            await released.wait()
+            answers.extend(await PositionStore.renew(store, leases))
+            answered.set()
+            return answers
 
-        store.renew = late
-        await asyncio.sleep(0.2)  # a renewal begins
+        async def release(lease: Any) -> None:
+            await PositionStore.release(store, lease)
+            freed.append(lease)
+            if len(freed) == 8:
+                released.set()
+            await answered.wait()
+
+        store.renew, store.release = late, release
+        await begun.wait()
+    assert answers == [False] * 8
     said = capsys.readouterr()
     assert "lease.lost" not in said.out + said.err
 

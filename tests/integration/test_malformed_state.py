@@ -13,7 +13,7 @@ from pymongo import AsyncMongoClient
 from typer.testing import CliRunner
 
 from dispatcher.cli import app
-from dispatcher.exceptions import MalformedLetter
+from dispatcher.exceptions import MalformedLetter, PositionError
 from dispatcher.operate.dead_letters import outcomes, request_retry
 from dispatcher.operate.status import read_status
 from dispatcher.web.dashboard.letters import Letterbox
@@ -128,6 +128,35 @@ async def test_a_dispatcher_continues_despite_malformed_state(steady, spoil, for
     refused = {str(one["_id"]): one["retry_refused"]["text"] for one in answered}
     assert "1000000000" in refused["files"]
     assert len(refused) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("owner", 5), ("term", "one"), ("lease_seconds", -1), ("partitions", 7)]
+)
+async def test_a_malformed_position_ends_a_running_dispatcher_with_an_error_that_names_it(
+    steady, foreign, dispatched, database, field, value
+):
+    positions = foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched, partitions=2, lease=1) as running:
+        positions.update_one({"_id": f"{database}:1"}, {"$set": {field: value}})
+        await eventually(running.task.done)
+        with pytest.raises(PositionError, match=f"'{database}:1'.*{value!r}"):
+            await running.task
+
+
+async def test_a_malformed_token_ends_the_dispatcher_that_claims_the_partition(
+    steady, foreign, dispatched, database
+):
+    """The holder of the partition knows its position, and does not read it."""
+    positions = foreign.client[f"{database}_state"]["positions"]
+    async with dispatching(dispatched, partitions=2, lease=1) as running:
+        lease = running.service.held[1]._checkpoint.lease
+        elsewhere = {"owner": "elsewhere", "boot": None, "token": "nonsense"}
+        positions.update_one({"_id": f"{database}:1"}, {"$set": elsewhere, "$inc": {"term": 1}})
+        await eventually(lease.lost.is_set)
+        await eventually(running.task.done)  # the other lease ends, and this dispatcher claims the partition
+        with pytest.raises(PositionError, match=f"'{database}:1'.*'nonsense' as token, not a resume token"):
+            await running.task
 
 
 async def test_the_status_skips_and_names_malformed_documents(spoil, mongo, database):

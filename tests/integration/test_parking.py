@@ -495,7 +495,9 @@ async def test_a_delivery_that_finds_a_lane_without_a_head_is_made_at_once(
 ):
     """It becomes the head, and the worker does not wait for its next query."""
     monkeypatch.setattr(worker, "_RARELY", 3_600.0)
-    strict = Strict(account, refuses=lambda instance: instance.amount == 0, retry=Retry(1, base=60.0, cap=60.0))
+    monkeypatch.setattr(worker, "_SOON", 3_600.0)
+    hours = Retry(1, base=7_200.0, cap=7_200.0)
+    strict = Strict(account, refuses=lambda instance: instance.amount == 0, retry=hours)
     id_ = ObjectId()
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"_id": id_, "name": "0", "amount": 0})

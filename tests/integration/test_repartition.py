@@ -13,7 +13,10 @@ from bson import ObjectId
 
 import mongoz
 from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.group.coordinator import Coordinator
 from dispatcher.group.layout import divide_into
+from dispatcher.group.members import Members
+from dispatcher.group.view import read_group
 from dispatcher.position.inherited import Fact
 from dispatcher.position.store import PositionStore
 from mongoz.core.signals import post_save
@@ -243,6 +246,21 @@ async def test_a_repartition_fails_after_a_concurrent_change_of_the_state(store,
     before = await store.load()
     assert not await store.divide(saved)
     assert await store.load() == before
+
+
+async def test_a_partition_that_is_claimed_after_the_group_was_read_is_not_divided(store, client, database):
+    group = group_of(client, database)
+    members = Members(group, {"version": "v", "lease_seconds": 1.0, "format": 2})
+    coordinator = Coordinator(store, members, lease=1.0, version="v", begin=None, work=None, resized=lambda: None)
+    await store.request(await store.load(), 4)
+    seen = await read_group(group)
+    await claim(PositionStore(group, "other"), 1)
+    free = dict.fromkeys(range(2))
+    await coordinator._divide(seen, free)
+    saved = await store.load()
+    assert (saved.layout.partitions, saved.positions[1].owner) == (2, "other")
+    await coordinator._divide(await read_group(group), free)  # as if the other lease had ended
+    assert sorted((await store.load()).positions) == [0, 1, 2, 3]
 
 
 async def test_an_interrupted_repartition_changes_nothing(store, foreign):

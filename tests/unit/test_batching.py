@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from dispatcher.core.batching import Batcher
+from tests.support import PATIENCE
 
 
 class Command:
@@ -40,7 +41,8 @@ async def test_items_that_arrive_meanwhile_form_the_next_batch():
     first = asyncio.create_task(batcher.add(1))
     while not command.batches:
         await asyncio.sleep(0)
-    assert await asyncio.gather(*map(batcher.add, (2, 3, 4))) == [20, 30, 40]
+    async with asyncio.timeout(PATIENCE):
+        assert await asyncio.gather(*map(batcher.add, (2, 3, 4))) == [20, 30, 40]
     assert await first == 10
     assert command.batches == [[1], [2, 3], [4]]
 
@@ -53,5 +55,5 @@ async def test_an_item_that_is_added_right_after_an_answer_gets_an_answer_too(at
     async def several() -> list[int]:
         return [await batcher.add(number) for number in range(5)]
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert await several() == [0, 10, 20, 30, 40]

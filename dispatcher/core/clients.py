@@ -109,8 +109,11 @@ class Clients:
         )
 
     def watching_client(self) -> AsyncMongoClient[Any]:
-        """Like `lasting_client`, for change streams, which have their own time limit, see `stream/cursor.py`."""
-        return self.lasting_client(socketTimeoutMS=None)
+        """Like `lasting_client`, for change streams, which have their own time limit, see `stream/cursor.py`.
+
+        Each stream occupies a connection, so their number is not limited.
+        """
+        return self.lasting_client(socketTimeoutMS=None, maxPoolSize=0)
 
     @property
     def connections(self) -> int:

@@ -183,7 +183,7 @@ async def test_a_member_sends_at_most_five_commands_a_second(together, foreign, 
         for _, sent in made:
             sent.clear()
         began = now()
-        await asyncio.sleep(11.0)  # in this time each observer looks once, or twice
+        await asyncio.sleep(20.0)  # long enough that one command more or less does not matter
         seconds = now() - began
         counts = [Counter(sent.names) for _, sent in made]
         assert all(lease.until > until for lease, until in zip(leases, untils, strict=True)), "all are renewed"
@@ -194,8 +194,8 @@ async def test_a_member_sends_at_most_five_commands_a_second(together, foreign, 
     assert positions.count_documents({"owner": {"$ne": None}}) == 0
 
 
-async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_before(together, caplog):
-    lease = 4.0
+async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_before(together):
+    seconds = 4.0
     until: dict[int, float] = {}
     early: list[int] = []
 
@@ -203,7 +203,7 @@ async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_
         if now() < until.get(lease.partition, 0.0):
             early.append(lease.partition)
 
-    async with together(2, Settings(lease=lease), claimed) as made:
+    async with together(2, Settings(lease=seconds), claimed) as made:
         (first, _), (second, _) = made
         await eventually(lambda: is_shared([first, second]), what="the partitions are shared")
         until.update({number: lease.until for number, lease in first.leases.items()})
@@ -214,5 +214,5 @@ async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_
         took = now() - silent
         assert early == []
         assert all(second.leases[number] is lease for number, lease in kept.items())
-        # It saw the last renewal at most one look after it, and looks at most a second after the end of the lease.
-        assert took < TAKEN * lease + 2 * 0.4 + 10, "claims on a busy machine included"
+        # The lease, the reads of the group before and after its end, and the claims on a busy machine.
+        assert took < TAKEN * seconds + 2 * seconds / 10 + 10

@@ -7,6 +7,7 @@ import pytest
 
 import mongoz
 from dispatcher.core.clients import Clients
+from dispatcher.core.tasks import end
 from dispatcher.exceptions import CannotConnect, ServerError
 from dispatcher.operate.check import check
 from dispatcher.runtime.service import Service
@@ -14,7 +15,7 @@ from mongoz import U
 from mongoz.connection.address import first_seed, without_options
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import ImproperlyConfigured
-from tests.support import dispatching, eventually, settings_for
+from tests.support import PATIENCE, dispatching, eventually, settings_for
 
 # Options of applications that transactions do not support.
 HARMLESS = (
@@ -182,3 +183,24 @@ async def test_a_start_refuses_collections_without_change_events(mongo, database
         await Service(registry, settings_for(registry)).run(asyncio.Event())
     assert "Meta.collection" in caught.value.remedy
     assert foreign.client[f"{database}_state"].list_collection_names() == []
+
+
+async def test_a_process_may_hold_more_change_streams_than_a_pool_of_the_driver_has_connections(mongo, database):
+    """One member may hold all 256 partitions. Each stream occupies a connection while it waits for changes."""
+    separator = "&" if "?" in mongo.url else "?"
+    async with (
+        mongoz.Registry(f"{mongo.url}{separator}maxPoolSize=3", dispatched=database) as registry,
+        Clients(registry, settings_for(registry)).watching_client() as watching,
+    ):
+        streams = [await watching[database].users.watch(max_await_time_ms=60_000) for _ in range(120)]
+        waiting = [asyncio.create_task(stream.try_next()) for stream in streams]
+        active = {"$match": {"ns": f"{database}.users", "op": "getmore", "active": True}}
+
+        async def all_wait() -> bool:
+            found = await registry.client.admin.aggregate([{"$currentOp": {}}, active, {"$count": "count"}])
+            return bool([True async for one in found if one["count"] == len(streams)])
+
+        async with asyncio.timeout(PATIENCE):
+            while not await all_wait():
+                await asyncio.sleep(0.1)
+        await end(waiting)

@@ -84,9 +84,11 @@ class SupervisedProcess:
             if stop.is_set() and returned == -signal.SIGTERM:  # it was told to stop before it could do so in order
                 returned = ExitCode.OK
             self.code = 128 - returned if returned < 0 else returned
-            if stop.is_set():
-                return
             how = _described(self.role.name, returned)
+            if stop.is_set():
+                if self.code:
+                    log.error("a process did not stop in order", action="process.not_stopped", **how)
+                return
             if not self._on_end(self.code):
                 log.error("a process can't work; all processes end", action="process.failed", **how)
                 return

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import tempfile
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -60,15 +61,15 @@ def supervise(processes: int, settings: Settings, *, within: float) -> int:
         CannotListen: the address for HTTP can't be used.
     """
     listening = listen(settings.http)
-    with _directory() as directory:
+    with nullcontext("") if listening is None else _directory() as directory:
         roles = [
             Role(
-                name=str(number + 1),
-                path=str(Path(directory) / str(number + 1)) if listening is not None else "",
+                name=name,
+                path=directory and str(Path(directory) / name),
                 url=url_of(listening),
                 terminal=sys.stderr.isatty(),
             )
-            for number in range(processes)
+            for name in map(str, range(1, processes + 1))
         ]
         supervisor = Supervisor(roles, patience=within + _SPARE)
         web = HttpServer(listening, url_of(listening), partial(_front, roles))
@@ -83,7 +84,7 @@ def _directory() -> "tempfile.TemporaryDirectory[str]":
     except OSError as error:
         raise CannotListen(
             f"The processes have no directory for their sockets: {error.strerror or error}",
-            remedy="Let TMPDIR name a writable directory.",
+            remedy="Let TMPDIR name a writable directory, or use --http off.",
         ) from error
 
 

@@ -16,7 +16,8 @@ from dispatcher.operate.metrics import Metrics, Snapshot
 from dispatcher.supervise.child import Backoff, SupervisedProcess
 from dispatcher.supervise.front import merged
 from dispatcher.supervise.lifeline import Role
-from dispatcher.supervise.supervisor import is_restarted
+from dispatcher.supervise.supervisor import Supervisor, is_restarted
+from tests.support import PATIENCE, eventually
 
 
 @pytest.mark.parametrize(("available", "processes"), [(1, 1), (2, 2), (3, 2), (64, 2)])
@@ -215,3 +216,69 @@ async def test_a_process_is_told_to_stop_and_killed_if_it_does_not(capfd):
     stop.set()
     await keeping
     assert process.code == 128 + 9
+
+
+MEMBER = """
+import json, os, sys, time
+name = json.loads(os.environ["_DISPATCHER_ROLE"])["name"]
+if not os.path.exists("lives-" + name):
+    lives = 0
+else:
+    lives = int(open("lives-" + name).read())
+open("lives-" + name, "w").write(str(lives + 1))
+"""
+
+
+async def supervised(
+    monkeypatch, tmp_path: Path, script: str, stop_at: int | None = None
+) -> tuple[int, list[int]]:
+    """Run two processes until they end. Returns the exit code, and how often each process was started.
+
+    Args:
+        stop_at: stop when this many processes are ready; 0 to wait for their end.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", MEMBER + script])
+    monkeypatch.setattr("dispatcher.supervise.child._FIRST_PAUSE", 0.01)
+    roles = [Role(name, "", "", terminal=False) for name in ("1", "2")]
+    supervisor, stop = Supervisor(roles, patience=60.0), asyncio.Event()
+    running = asyncio.create_task(supervisor.run(stop))
+    if stop_at:
+        await eventually(lambda: len(list(tmp_path.glob("ready-*"))) == stop_at)
+        stop.set()
+    await asyncio.wait_for(running, PATIENCE)
+    lives = [tmp_path / f"lives-{role.name}" for role in roles]
+    return supervisor.code, [int(file.read_text()) if file.exists() else 0 for file in lives]
+
+
+async def test_an_error_that_remains_ends_all_processes_with_its_code(monkeypatch, tmp_path):
+    script = "os.write(0, b'2')\nif name == '2': sys.exit(17)\nassert os.read(0, 1)"
+    assert await supervised(monkeypatch, tmp_path, script) == (ExitCode.HISTORY_LOST, [1, 1])
+
+
+async def test_a_process_that_crashes_is_started_again(monkeypatch, tmp_path):
+    script = """
+os.write(0, b'2')
+if name == '2' and lives < 3:
+    os.kill(os.getpid(), 9) if lives else sys.exit(70)
+open('ready-' + name, 'w')
+assert os.read(0, 1)
+"""
+    assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (ExitCode.OK, [1, 4])
+
+
+async def test_the_others_never_start_if_the_first_process_can_not(monkeypatch, tmp_path):
+    assert await supervised(monkeypatch, tmp_path, "sys.exit(12)") == (ExitCode.CANNOT_CONNECT, [1, 0])
+
+
+async def test_a_process_that_fails_while_it_stops_gives_its_code(monkeypatch, tmp_path):
+    script = "os.write(0, b'2')\nopen('ready-' + name, 'w')\nassert os.read(0, 1)\nsys.exit(int(name) - 1)"
+    assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (1, [1, 1])
+
+
+async def test_spare_processes_are_named_once(monkeypatch, tmp_path, capsys):
+    script = "os.write(0, b'1')\nopen('ready-' + name, 'w')\nassert os.read(0, 1)"
+    assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (ExitCode.OK, [1, 1])
+    logged = capsys.readouterr().out
+    assert logged.count("processes.spare") == 1
+    assert "--partitions 2" in logged

@@ -35,7 +35,8 @@ _REGEX: Final = 11
 _BINARY: Final = 5
 _OLD_BINARY: Final = 2
 
-# Accepts everything but old binary values whose two lengths disagree.
+# `_LENIENT` accepts everything but UUIDs of a wrong length, and old binary values whose two lengths disagree.
+# `_ANY_UUID` also accepts these UUIDs.
 _LENIENT: Final = CodecOptions[dict[str, Any]](
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,

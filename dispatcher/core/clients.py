@@ -36,9 +36,9 @@ _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 # A server that does not answer within this time counts as lost, even if TCP reports no error.
 _SOCKET_TIMEOUT_MS: Final = 30_000
 
-# Times for long-running processes. The first is the time limit of a handshake: commands of a node that does not
-# answer it fail. The second is the interval between two checks of a lost server. The driver's defaults are 20 and
-# 10 seconds.
+# Times for long-running processes. The first is the time limit of a handshake: if a node does not answer the
+# handshake, commands to this node fail. The second is the interval between two checks of a lost server. The
+# driver's defaults are 20 and 10 seconds.
 _CONNECT_TIMEOUT_MS: Final = 5_000
 _HEARTBEAT_MS: Final = 2_000
 

@@ -83,7 +83,7 @@ TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
         7182500,  # (it has no name): one field alone is too large to be split
-        47,  # NoMatchingDocument: a required image is missing; a proxy may require one
+        47,  # NoMatchingDocument: a required image is missing; we require none, but a proxy may
     }
 )
 
@@ -97,7 +97,7 @@ HISTORY_LOST_CODES: Final = frozenset(
 
 BAD_TOKEN_CODES: Final = frozenset(
     {
-        260,  # InvalidResumeToken: for example of an invalidate event, where the server accepts none
+        260,  # InvalidResumeToken: for example the token of an invalidate event, where it is not accepted
         280,  # ChangeStreamFatalError: the event of the token is not found
         9,  # FailedToParse: the token is malformed
         15,  # Overflow: like 9

@@ -68,7 +68,7 @@ class Change(NamedTuple):
         token: its resume token; tokens of one deployment sort in commit order.
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or that of an event of a whole collection.
             `"untouched"`: an update or a replace that changed nothing but the stamp.
-            `"marker"`: an update of that kind that may announce a delete of ours.
+            `"marker"`: an `"untouched"` update that may announce a delete by the ODM.
             `"deferred"`: a placeholder. The change itself follows as soon as the marker of its document is
             resolved.
             `"finished"`: an earlier process has finished it.
@@ -182,7 +182,7 @@ class Job:
     """The delivery of one change, and its place in the order of the stream.
 
     Attributes:
-        change: the change; None after all deliveries: a finished job may wait long for an earlier one.
+        change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
         passed: the number of finished receivers. Their deliveries succeeded, wait in MongoDB, or failed for good.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.

@@ -1,7 +1,7 @@
 """Converts resume tokens to texts and to short hashes.
 
-A token holds the `_id` of the document, and may be a megabyte long. The position stores finished changes after
-it as hashes of ten bytes.
+A token holds the `_id` of the document, and may be a megabyte long. A position also stores the changes after the
+position that are already finished, as hashes of ten bytes.
 """
 
 from bisect import bisect_left
@@ -17,10 +17,10 @@ _BITS: Final = "."
 _TIMESTAMP_TAG: Final = "82"
 
 DIGEST: Final = 10
-"""Bytes of the hash of a token.
+"""Number of bytes in the hash of a token.
 
-A million of them fit into a document. A change with the hash of another one would be skipped. For a million
-changes, the probability of this is one in a million millions.
+A million hashes fit into a document. If two changes had the same hash, one of the changes could be skipped. For a
+million changes, the probability of this is one in a million millions.
 """
 
 
@@ -37,7 +37,8 @@ def token_of(id_: Mapping[str, Any]) -> str:
 def token_time(token: str) -> Timestamp:
     """The cluster time inside a resume token.
 
-    A token starts with the tag of a timestamp and its eight bytes. The token after a batch has a time of its own.
+    A token starts with the tag of a timestamp and its eight bytes. The token after a batch also
+    has a time, but maybe not the time of a change.
 
     Raises:
         PositionError: it does not look like a token.

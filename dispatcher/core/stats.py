@@ -91,7 +91,7 @@ class ReceiverFigures:
     """The time at which the next attempt is measured, by the monotonic clock."""
 
     def counters(self) -> dict[str, Any]:
-        """The counters of this moment. A rate is the difference of two of them."""
+        """The counters of this moment. The difference of two results gives a rate."""
         return {
             "receiver": self.receiver,
             "signal": self.signal,

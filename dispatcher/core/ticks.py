@@ -1,4 +1,4 @@
-"""Ticks: moments at which periodic tasks of a process run together, so that their commands can form one.
+"""Ticks: moments at which periodic tasks of a process run together, so that their commands can form one command.
 
 The ticks of an interval are its multiples on the clock of the event loop. So all tasks with this interval wake in
 the same turn of the loop, whenever they began. Each process has a random shift, so that the processes of a group

@@ -56,15 +56,15 @@ class _StandardOutput(io.FileIO):
 def open_streams() -> None:
     """Open stdin, stdout and stderr where they are closed, for this process and its children.
 
-    The next file or socket would get the descriptor of a closed one, and printed text would go there. uvloop does
-    not even start. Characters that the encoding lacks are written as escapes.
+    The next file or socket would get the descriptor of a closed stream, and printed text would go there. uvloop
+    does not even start with closed streams. Characters that the encoding lacks are written as escapes.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)
-            os.dup2(opened, descriptor)  # may be the same descriptor; children inherit it
+            os.dup2(opened, descriptor)  # both may be the same; children inherit the descriptor
             if opened != descriptor:
                 os.close(opened)
             os.set_inheritable(descriptor, True)

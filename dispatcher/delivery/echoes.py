@@ -16,7 +16,8 @@ from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
-# Number of these deliveries in a row that are not delayed; and of delayed ones before the log names the receiver.
+# Number of deliveries in a row that are not delayed although each change was committed during the delivery before;
+# and number of delayed deliveries before the log names the receiver.
 _FREE: Final = 16
 _UNNAMED: Final = 4
 
@@ -80,8 +81,8 @@ class Echoes:
         if echoes >= _FREE + _UNNAMED and unnamed:
             self._named.update(unnamed)
             log.warning(
-                "the writes of a receiver seem to trigger the same receiver again, without end; deliveries of "
-                "these documents are slowed down",
+                "the writes of a receiver seem to trigger the same receiver again, without end; the deliveries "
+                "that these writes trigger are slowed down",
                 action="delivery.echo",
                 receivers=unnamed,
                 namespace=namespace,

@@ -1,8 +1,8 @@
 """Runs a receiver in its own context, and enforces its time limit.
 
-A receiver runs in the task of a worker. Its own context isolates the context variables that it sets from other
-deliveries. A receiver that exceeds its time limit is cancelled once a second. After ten ignored cancellations,
-another task replaces the worker, and the result of the receiver is discarded.
+A receiver runs in the task of a worker, but in its own context: other deliveries do not see the context variables
+that the receiver sets. A receiver that exceeds its time limit is cancelled once a second. After ten ignored
+cancellations, another task replaces the worker, and the result of the receiver is discarded.
 """
 
 import asyncio

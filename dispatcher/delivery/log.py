@@ -47,7 +47,7 @@ def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls
 
 
 def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
-    """Log a failed attempt that another one follows."""
+    """Log a failed attempt. Another attempt follows."""
     log.warning(
         "a receiver failed",
         action="delivery.attempt_failed",

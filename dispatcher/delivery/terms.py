@@ -29,7 +29,8 @@ class Policy(NamedTuple):
     Attributes:
         attempts: number of attempts of a delivery, unless the receiver's options set it.
         timeout: the time limit of one attempt in seconds, unless the receiver's options set it.
-        park_after: a delivery whose next attempt is more seconds than this after the first one is parked.
+        park_after: a delivery is parked if its next attempt would begin more than this number of seconds after its
+            first attempt.
         slow_after: seconds after which the log names a receiver as slow.
         once: make one attempt and keep no dead letter, regardless of the options of a receiver.
         blocking: honour `on_failure="block"`; otherwise the delivery becomes a dead letter.

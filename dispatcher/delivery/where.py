@@ -4,9 +4,9 @@ The filter applies to the image that the receiver gets. This image may no longer
 command contains the documents (`$documents`), many at a time. Each document passes the filters of its receivers in
 its own pipeline (`$lookup`), so that a filter sees only the document, without the origin stamp.
 
-If the result is unknown, the receiver gets the change: without an image (`delivery.image` is `"key"`),
-if the server fails on the document (an `$expr` that does not suit it), and if document and filter are too large
-for a command.
+If the result is unknown, the receiver gets the change. The result is unknown if the change has no image
+(`delivery.image` is `"key"`), if the server fails on the document (an `$expr` that does not suit the document), or
+if document and filter are too large for a command.
 
 This requires the right to run commands on the state's database. The role readWrite includes it.
 """
@@ -113,7 +113,7 @@ class Conditions:
         return raw
 
     async def wanted(self, routed: list[RoutedChange]) -> list[RoutedChange]:
-        """Remove the receivers whose `where` rejects a change. Returns the changes with the others."""
+        """Remove the receivers whose `where` rejects a change. Returns the changes with the other receivers."""
         groups: dict[tuple[int, ...], list[_Question]] = defaultdict(list)
         for place, (change, calls) in enumerate(routed):
             wheres = self._asked_by(calls)
@@ -141,7 +141,7 @@ class Conditions:
         return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
-        """Find the filters that each document satisfies. After an error, ask for each of them alone."""
+        """Find the filters that each document satisfies. After an error, ask for each document or filter alone."""
         wheres = questions[0].wheres
         try:
             return await self._ask(questions)
@@ -166,7 +166,7 @@ class Conditions:
     async def _ask(self, questions: list[_Question]) -> list[set[int]]:
         wheres = questions[0].wheres
         command = _command([question.document for question in questions], [self._wheres[n] for n in wheres])
-        # Error messages of the server may quote values of the document.
+        # Lenient, because error messages of the server may quote undecodable values of the document.
         ask = partial(self._database.command, command, codec_options=_ONCE)
         report = partial(
             log.warning, "the server can't evaluate `where` now, trying again", action="where.not_asked"

@@ -100,7 +100,7 @@ def _cached_copy(binary: Path) -> Path:
             f"{binary} is not executable and cannot be copied: {error}", remedy=f"chmod +x {binary}"
         ) from error
     if not os.access(copy, os.X_OK):
-        raise EmbeddedError(f"{copy} cannot be executed there", remedy="set XDG_CACHE_HOME to another disk")
+        raise EmbeddedError(f"{copy} cannot be executed on this disk", remedy="set XDG_CACHE_HOME to another disk")
     return copy
 
 

@@ -96,7 +96,7 @@ class Parking:
         return not self._owners[name].isdisjoint(self._paused_names)
 
     async def load(self) -> None:
-        """Find the deliveries that earlier processes parked; an earlier version may park further ones later."""
+        """Find the deliveries that earlier processes parked. Repeat it: an earlier version may park more."""
         await self._held.recover()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()

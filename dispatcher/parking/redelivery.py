@@ -27,7 +27,7 @@ from dispatcher.parking.retry_requests import RetryRequests
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
-# Maximum bytes of the documents of the dead letters at once.
+# Maximum bytes of the documents of the dead letters that are handled at once.
 _BYTES: Final = 4_000_000
 
 # The fields that are copied when a dead letter of an event is split into one dead letter per receiver.

@@ -38,7 +38,7 @@ class RetryRequests:
         return [{"$unionWith": {"coll": HELD, "pipeline": [*found, {"$replaceWith": {HELD: True}}]}}]
 
     def note(self) -> None:
-        """Wake the tasks that wait for requests: there are some."""
+        """Note that there are requests: wake the tasks that wait for requests."""
         self._noted.set()
         self._noted = asyncio.Event()
 

@@ -90,7 +90,7 @@ class Lane(NamedTuple):
     """A lane that is due.
 
     Attributes:
-        id: the hash.
+        id: its name, see `lane_id`.
         state: of its head.
         due_at: of its head.
         first: `_id` of its first delivery.
@@ -121,8 +121,8 @@ def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str]
     """The name of a lane.
 
     Args:
-        receiver: the name of the receiver. It is not its id, so that the deliveries of several signals of one
-            document to one function stay in order.
+        receiver: the name of the receiver. The id of the receiver is not used, so that the deliveries of several
+            signals of one document to one function stay in order.
     """
     named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
     return blake2b(named, digest_size=16).hexdigest()
@@ -234,7 +234,7 @@ class HeldStore:
         await self._held.update_many(others, _FOLLOWS)
         return True
 
-    # -- working off -----------------------------------------------------------------------------------------
+    # -- deliveries that are due -----------------------------------------------------------------------------
 
     async def due(self, receiver: str, most: int, apart_from: Sequence[str]) -> tuple[list[Lane], float | None]:
         """Lanes that are due, the longest-waiting first.

@@ -203,7 +203,7 @@ class ParkingWorker:
         return sum(size for _, size in self._taken.values())
 
     async def _take(self, name: str, lanes: list[Lane]) -> bool:
-        """Take lanes in hand. Returns whether no lane is left that may be taken later."""
+        """Take lanes, and queue their errands. Returns False if a lane is left that may be taken later."""
         room = _BYTES - self._bytes
         taken: list[Lane] = []
         for lane in lanes:
@@ -276,7 +276,7 @@ class ParkingWorker:
 
     async def _deliver_slices(self, name: str, slice_: _Slice) -> None:
         until, lane = monotonic() + _SLICE, slice_.lane
-        if lane.id in self._parking.retried:  # the first delivery was read before
+        if lane.id in self._parking.retried:  # the slice was read before the dead letter joined the lane
             self._parking.retried.discard(lane.id)
             slice_ = await self._following(lane)
         while self._may_begin() and slice_.rows:

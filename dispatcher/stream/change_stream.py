@@ -1,7 +1,7 @@
 """Reads a change stream: endless batches of undecoded events.
 
-This module does not use PyMongo's change stream, for three reasons. It awaits once per batch, not once per event.
-Its events stay BSON until they are decoded, so an event that can't be decoded does not fail its batch. And
+This module replaces PyMongo's change stream, for three reasons. This module awaits once per batch, not once per
+event. Its events stay BSON until they are decoded, so an event that can't be decoded does not fail its batch. And
 an empty batch has a token, which can be saved.
 
 MongoDB commands raise the `PyMongoError` of the driver.
@@ -50,8 +50,8 @@ class ChangeStreamSource:
     """Reads a change stream. If the stream breaks, it is opened again after the last batch.
 
     Args:
-        client: opened for the running loop, without its own time limit on answers: a server that reads a long part
-            of the oplog first looks like a dead connection.
+        client: opened for the running loop, without its own time limit on answers: a server that first reads a
+            long part of the oplog looks like a dead connection.
         batch_size: maximum number of events per round trip.
         await_ms: milliseconds that the server waits for the next event; None for the default.
     """
@@ -248,7 +248,7 @@ class ChangeStreamSource:
     async def _stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
         """Read the past changes with a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
-        If there are none, this takes one round trip more than opening the stream.
+        If there are no such changes, this takes one round trip more than opening the stream.
 
         Args:
             until: the token of the last change to read.
@@ -301,6 +301,6 @@ def _is_at_the_end(token: str, before: str, until: str) -> bool:
 
     Args:
         token: the token after an empty batch.
-        before: the token after the batch before it.
+        before: the token after the previous batch.
     """
     return token == before or token_time(token) > token_time(until)

@@ -198,7 +198,7 @@ def _decoded_in_parts(data: bytes, codec_options: CodecOptions[Any]) -> tuple[di
 
 
 def _server_fields(data: bytes, codec_options: CodecOptions[Any]) -> dict[str, Any]:
-    """Decode the fields of an event without the values that clients wrote."""
+    """Decode the fields of an event, except the fields with values that clients wrote."""
     event: dict[str, Any] = {}
     for one in elements(data):
         name = one.name.decode("utf-8", "replace")

@@ -28,8 +28,8 @@ _RESOLUTION: Final = 1
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""Seconds before the position from which tokens are read again. The stamp of a copy that was made longer than this
-after the original does not count, if clocks agree."""
+"""Seconds before the position from which tokens are read again. If clocks agree, no earlier tokens are needed: the
+stamp of a copy that is made more than `HORIZON` seconds after the original does not count."""
 
 # A token matters until 75 s after its own time, and its write may be up to 10 s before that time.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION

@@ -32,8 +32,8 @@ from mongoz.signals import Delivery
 from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
 
-# If the queue is crowded, a delivery that must wait at least this long, in seconds, is parked. Parking costs
-# milliseconds.
+# If the queue is crowded, a delivery that must wait at least this long, in seconds, is parked. Shorter waits are
+# not parked, because parking costs milliseconds.
 _LONG_WAIT: Final = 0.3
 
 Replace = Callable[[asyncio.Task[Any], Callable[[], Awaitable[None]]], None]
@@ -231,7 +231,7 @@ class Deliverer:
     async def _attempt_again(self, attempt: Attempt) -> BaseException | None:
         try:
             attempt = with_new_instance(attempt, self._codec_options)
-        except BaseException as invalid:  # a validator accepted the document before
+        except BaseException as invalid:  # validators accepted the document at the first attempt
             return invalid
         self._count_retry(attempt)
         return await attempt.target.call(attempt)

@@ -25,7 +25,7 @@ _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """The current job of a worker, with its key, as `at`."""
+    """A worker. `at` is its current job, after the key of this job."""
 
     __slots__ = ("at",)
 

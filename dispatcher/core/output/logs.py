@@ -60,8 +60,8 @@ def configure_logging(log_format: str, level: str, *, process: str = "", termina
 
     Args:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
-        process: the name of this process among those of a supervisor. Every line has it as `process`.
-        terminal: whether lines are shown on a terminal; None if this is so when stderr is one.
+        process: the name of this process among the processes of a supervisor. Every line has it as `process`.
+        terminal: whether lines are shown on a terminal; None to check whether stderr is a terminal.
     """
     colours = sys.stderr.isatty() if terminal is None else terminal
     console = log_format == "console" or (log_format == "auto" and colours)

@@ -52,8 +52,6 @@ simulation finds the fault in each weaker rule of a reader, and in each relay th
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-__all__ = ["BEGINNING", "Decision", "LogPosition", "RecordPlace", "accept", "resume"]
-
 
 class LogPosition(NamedTuple):
     """A position in one partition of the topic. Readers and the relay save all its values together.

@@ -2,14 +2,14 @@
 
 A stamp is one scalar, so that no pipeline update or partial `$set` can split it: a BSON binary of the user-defined
 subtype in the reserved field `_mongoz`. It names the receivers that ran (or will run) in the writing process for
-this one write. The dispatcher delivers to all others.
+this one write. The dispatcher delivers to all other receivers.
 
 Layout, version 1, big-endian:
 
     byte 0       version
     byte 1       signal of the call (1 post_save, created; 2 post_save; 3 post_update; 4 post_delete)
     byte 2       kind (0 receivers, 1 muted, 2 hops)
-    3..14        token: an ObjectId, minted for this write
+    3..14        token: an ObjectId, made for this write
     15..22       key: a hash of namespace and _id, because clients copy documents
     23           length of the group's name in bytes
     24..         the group, UTF-8
@@ -61,7 +61,7 @@ class Stamp(NamedTuple):
         key: `key_hash` of the written document.
         receivers: ids of the receivers that the writing process runs.
         muted: this write must not be delivered.
-        hops: a receiver in a dispatcher made the write, for a change with one hop less.
+        hops: the hops of a write by a receiver in a dispatcher, one more than its change had; 0 for other writes.
     """
 
     group: str

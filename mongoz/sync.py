@@ -27,7 +27,7 @@ def run_sync(awaitable: Awaitable[T]) -> T:
     per call, so call it once with a function that runs many queries, not once per query.
 
     If a loop is running already, the new one runs in a thread. The running loop is blocked meanwhile, so the
-    awaitable must not wait for anything in it. Context variables are copied, so `muted()` applies inside. A
+    awaitable must not wait for anything in that loop. Context variables are copied, so `muted()` applies inside. A
     transaction is not joined, since it belongs to the task that entered it.
 
     Args:

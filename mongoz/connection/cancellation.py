@@ -25,7 +25,7 @@ def uninterrupted(unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
 
 
 class _Uninterrupted(Generic[T]):
-    """Waits for a task, and keeps cancellations from it.
+    """Waits for a task, and does not pass cancellations on to the task.
 
     A cancelled task cancels the future that it waits for. If that future refuses, the task raises
     CancelledError after the wait. This future refuses. `asyncio.shield` would end the wait at once, and takes more

@@ -1,7 +1,7 @@
 """The server's clock, as this process measures it.
 
-A stamp's time is compared with the time of the server's event. With its own time, a machine whose clock is an hour
-off would take its own writes for copies.
+A stamp's time is compared with the time of the server's event. If a machine with a wrong clock put its own time
+into stamps, its writes would be mistaken for copies.
 """
 
 import asyncio

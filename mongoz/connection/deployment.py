@@ -71,7 +71,7 @@ class Deployment:
             self.adapter = adapter_of(url)
             if driver not in (None, self.adapter.name):
                 raise ImproperlyConfigured(
-                    f"driver={driver!r}, but the given client is one of {self.adapter.name}; leave driver= out."
+                    f"driver={driver!r}, but the given client is a {self.adapter.name} client; leave driver= out."
                 )
             self._given = url
             self._given_pool = SessionPool(self.adapter, url)
@@ -156,7 +156,7 @@ class Deployment:
 
         Raises:
             ImproperlyConfigured: no event loop is running, or the client that the registry was made from
-                belongs to another one.
+                belongs to another event loop.
         """
         try:
             loop = asyncio.get_running_loop()
@@ -191,7 +191,7 @@ class Deployment:
 
         A client can't be closed without its loop; garbage collection closes its sockets.
         """
-        dead = [loop for loop in list(self._clients) if loop.is_closed()]  # list(): other threads add theirs
+        dead = [loop for loop in list(self._clients) if loop.is_closed()]  # list(): other threads add clients
         for loop in dead:
             self._clients.pop(loop, None)
         if dead:
@@ -202,7 +202,7 @@ class Deployment:
             self._given_loop = loop
         if self._given_loop is not loop:
             raise ImproperlyConfigured(
-                "The registry was made from a client, and a client belongs to one event loop; this is another. "
+                "The registry was made from a client, and a client belongs to one event loop; another one runs. "
                 "Make the registry from a URL: it then opens a client for every loop."
             )
         return self._given

@@ -28,7 +28,7 @@ class DriverAdapter(Protocol):
         """A client for the running event loop, with options in addition to those of the URL. No I/O."""
 
     async def close(self, client: Any) -> None:
-        """Close its sockets."""
+        """Close the sockets of a client."""
 
     def session(self, client: Any) -> AbstractAsyncContextManager[Any]:
         """A session that ends with the block."""
@@ -59,7 +59,7 @@ class PyMongoAdapter:
         return AsyncMongoClient(url, **options)
 
     async def close(self, client: AsyncMongoClient[dict[str, Any]]) -> None:
-        """Close its sockets."""
+        """Close the sockets of a client."""
         await client.close()
 
     @asynccontextmanager
@@ -101,7 +101,7 @@ class MotorAdapter:
         return AsyncIOMotorClient(url, io_loop=asyncio.get_running_loop(), **options)
 
     async def close(self, client: Any) -> None:
-        """Close its sockets."""
+        """Close the sockets of a client."""
         client.close()
 
     @asynccontextmanager

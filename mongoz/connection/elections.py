@@ -1,8 +1,8 @@
 """Sessions during an election: the driver's ConfigurationError becomes a transient error.
 
 A member that starts, recovers or rolls back says that it has no sessions. The driver believes that for the whole
-life of the connection and raises ConfigurationError, which tells applications to give up. It raises the same error
-again after the election.
+life of the connection and raises ConfigurationError, which tells applications to give up. Without new connections,
+the driver would raise this error even after the election.
 """
 
 from collections.abc import AsyncIterator
@@ -31,7 +31,8 @@ def _is_from_election(error: BaseException) -> bool:
 def is_connection_error(error: BaseException) -> bool:
     """Whether an error is about a new connection, so that the outcome of an earlier attempt stays unknown.
 
-    The driver repeats a write or a commit after a lost connection, and raises the second error.
+    After a lost connection, the driver repeats a write or a commit. If the second attempt fails, the driver raises
+    only the error of the second attempt.
     """
     return _is_from_election(error) or (
         isinstance(error, OperationFailure) and error.code == _AUTHENTICATION_FAILED
@@ -67,7 +68,7 @@ async def session_of(client: AsyncMongoClient[Any]) -> AsyncIterator[AsyncClient
 
 
 async def _drop_connections(client: Any) -> None:
-    """Close idle connections now, and the others when they return to the pool.
+    """Close idle connections now, and connections in use when they return to the pool.
 
     The driver has no public call for this.
     """

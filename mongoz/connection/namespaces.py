@@ -1,4 +1,4 @@
-"""Patterns of namespaces: the entries of `Meta.watch`, and matching by them.
+"""Patterns of namespaces: parses the entries of `Meta.watch`, and matches namespaces with them.
 
 A namespace is `"database.collection"`. A database's name has no dot, a collection's may have several. `*` matches
 any text, in the database part any text without a dot. Nothing here does I/O: the ODM checks a namespace before it

@@ -30,7 +30,7 @@ class Registry(Deployment):
         url: a MongoDB URL, or an existing `pymongo.AsyncMongoClient` or Motor client. A client belongs to one
             event loop, and the application closes it.
         driver: `"pymongo"` (default) or `"motor"`: the driver that opens a URL.
-        dispatched: a group of dispatchers serves this registry: its name, or True for the group "default".
+        dispatched: the name of the group of dispatchers that serves this registry; True is the group "default".
             Writes are then stamped where needed, so that nothing is delivered twice.
         event_loop: accepted for applications that pass it, and ignored: clients follow the running loop.
 

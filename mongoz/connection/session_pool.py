@@ -40,7 +40,7 @@ class SessionPool:
             if monotonic() - since < _IDLE_SECONDS:
                 return session
             idle.append((session, since))
-            await self.end()  # the others are older still
+            await self.end()  # the other sessions are even older
         return await self._adapter.start_session(self._client)
 
     async def give_back(self, session: Any) -> None:

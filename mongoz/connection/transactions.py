@@ -52,7 +52,7 @@ _COMMIT_ATTEMPTS: Final = 3
 _TRANSACTION_GONE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
 _OUTCOME_UNKNOWN: Final = (
     "It is not known yet whether the transaction was committed. If it was, its receivers run as soon as that is "
-    "known. Instances stay as if it was committed."
+    "known. In both cases, instances keep the values that the transaction wrote."
 )
 
 _READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # transactions support these
@@ -139,13 +139,16 @@ class Transaction:
 
 _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions", default=())
 is_in_transaction: Final[Callable[[], object]] = _entered.get
-"""Whether the running task or its parent task entered a transaction. A C function: every ODM call runs it."""
+"""Whether the running task or its parent task entered a transaction.
+
+It is a C function, since every ODM call runs it.
+"""
 
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
 
 
 def _key(session: Any) -> Any:
-    """The key of a session in a weak dict: Motor's wrapper can't be one, the wrapped session can."""
+    """The key of a session in a weak dict: Motor's wrapper can't be a key, the wrapped session can."""
     return getattr(session, "delegate", session)
 
 

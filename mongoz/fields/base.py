@@ -22,7 +22,7 @@ _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"
 
 _LENGTHS: Final = frozenset({"max_length", "min_length"})
 
-# For the hint only: arguments of single factories, and frequent arguments of pydantic.
+# For the hint "Did you mean ...?" only: arguments of single factories, and frequent arguments of pydantic.
 _OF_SOME_FIELDS: Final = _LENGTHS | {
     "maximum",
     "minimum",
@@ -44,7 +44,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
         field_type: the Python type of a value that is not None.
         unique, index, sparse: the index of the field.
         choices: the declared choices.
-        labels: the choices for looking up values; None without choices.
+        labels: the choices, in a form that finds the label of a value; None without choices.
         comment, owner, help_text, read_only: the declared descriptions.
         auto_now: every save and update sets the field to now.
         auto_now_add: creating the document sets the field to now.
@@ -69,7 +69,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
 
     @classmethod
     def of(cls, info: FieldInfo) -> Self:
-        """A field of this class for a field of pydantic's class."""
+        """Convert a field of pydantic's class to this class."""
         if isinstance(info, cls):
             return info
         field = cls.__new__(cls)
@@ -80,7 +80,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
         return field
 
     def bind(self, document: Any, name: str) -> None:
-        """Set the class with this field, and its name there."""
+        """Set the class and the name of this field."""
         self.document = document
         self.name = self.name or name
 

@@ -30,7 +30,8 @@ def _check(value: str, info: core_schema.ValidationInfo[Any]) -> str:
 
 
 # Matches a valid local part: words of lower-case letters and digits, joined by dots. Full validation takes ten
-# times as long as the rest of creating a small document, so only the domain is validated, and cached.
+# times as long as the rest of creating a small document. So if this pattern matches, only the domain is validated,
+# and the result is cached.
 _PLAIN: Final = re.compile(r"(?=[^@]{1,64}@)[a-z0-9_+-]+(?:\.[a-z0-9_+-]+)*@([a-z0-9.-]+)")
 _LONGEST: Final = 254
 

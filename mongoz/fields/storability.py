@@ -123,7 +123,7 @@ class _AnnotationWalk:
         self._seen: set[int] = set()
 
     def kinds_of(self, annotation: Any) -> Kinds:  # noqa: PLR0911 - a table, one line per kind
-        """The kinds of BSON values that it is stored as.
+        """The kinds of BSON values that the values of an annotation are stored as.
 
         Raises:
             _NotStorable: its values can't be stored.

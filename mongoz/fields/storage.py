@@ -1,7 +1,7 @@
 """The stored form of Python values: models become dicts with stored names, and containers are copied.
 
 Scalars with a BSON type stay unchanged; the codec options of the registry encode dates and times. Every other
-value has a form that its annotation reads back: see `mongoz.fields.stored_schema`.
+value has a stored form that its annotation converts back: see `mongoz.fields.stored_schema`.
 """
 
 import dataclasses
@@ -126,7 +126,7 @@ def _open_fields(model: Any) -> frozenset[str]:
 
 
 def _converted(value: Any) -> Any:
-    """The stored form of a value that BSON has no type for; the value itself if there is none."""
+    """The stored form of a value that BSON has no type for; the value itself if it has no stored form."""
     for kinds, convert in _CONVERSIONS:
         if isinstance(value, kinds):
             return convert(value)

@@ -108,7 +108,7 @@ class FieldsMetaclass(PydanticMetaclass):
 
 
 def _protect_cached_properties(cls: Any) -> None:
-    """Keep the values of cached properties on assignments: pydantic takes them for undeclared keys."""
+    """Keep the values of cached properties when an attribute is set: pydantic takes them for undeclared keys."""
     assign = cls.__setattr__
     if getattr(assign, "keeps_cached_properties", False):
         return

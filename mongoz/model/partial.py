@@ -30,7 +30,7 @@ class _Unloaded:
 _UNLOADED: Final = _Unloaded()
 
 PARTIAL_VALIDATOR: Final = "_drop_unloaded"
-"""The name of the only validator of the model that partial rows have."""
+"""The name of the only model validator in the class of partial rows."""
 
 
 def make_partial_class(document: Any) -> Any:

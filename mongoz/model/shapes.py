@@ -25,9 +25,9 @@ class FieldShape(NamedTuple):
     """The values that a field can hold.
 
     Attributes:
-        scalars: the types of its values, or of the items if it is a list.
-        models: the embedded documents among them.
-        depth: the number of lists around them.
+        scalars: the types of the field's values, or of the items if the field is a list.
+        models: the classes of embedded documents among the values or items.
+        depth: the number of nested lists around the items; 0 if the field is no list.
         open: the annotation does not restrict the content: a plain dict, for example.
     """
 
@@ -42,7 +42,7 @@ class FieldShape(NamedTuple):
 
     @property
     def may_be_text(self) -> bool:
-        """Whether a value, not an item of a list, can be stored as a string, as a time of day is."""
+        """Whether a value outside of lists can be stored as a string. A time of day is stored as a string, too."""
         return not self.depth and (self.open or self.holds(str, datetime.time))
 
     @property

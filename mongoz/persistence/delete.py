@@ -84,7 +84,8 @@ async def _look_up_outcome(
     """Return whether a delete of unknown outcome took effect.
 
     Raises:
-        PyMongoError: the error of the delete; the outcome stays unknown, and receivers run when it is known.
+        PyMongoError: the error of the delete; the outcome is still unknown. The receivers run later, as soon as it
+            is known that the delete took effect.
     """
     if not deletion.is_marked:  # the commit of a marked delete was repeated already
         with suppress(PyMongoError):
@@ -168,7 +169,7 @@ class _Deletion:
     async def took_effect(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.
 
-        If another client may have deleted it, the delete still counts as this one.
+        If another client may have deleted the document, the deletion still counts as ours.
 
         Args:
             session: the session of the delete.

@@ -18,8 +18,8 @@ _NOT_FOUND: Final = frozenset({26, 27})  # NamespaceNotFound, IndexNotFound
 _CONFLICTS: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
 _TIMED_OUT: Final = 50  # MaxTimeMSExpired
 
-# The server builds an index after all transactions that use the collection. Without a time limit, a caller inside
-# of such a transaction would wait for ever.
+# The server builds an index after the end of all transactions that use the collection. Without a time limit, a
+# caller inside of such a transaction would wait for ever.
 _TIMEOUT_IN_TRANSACTION: Final = {"maxTimeMS": 5_000}
 
 

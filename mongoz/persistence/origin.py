@@ -74,19 +74,19 @@ def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
     Args:
         firing: the receivers of this process.
         target: the target of the write.
-        natural: the server's event alone leads to the same signal.
+        natural: without a stamp, the server's event leads to the same signal.
     """
     return target.group is not None and (firing.concerns_dispatchers or not natural)
 
 
 async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, natural: bool) -> Originator:
-    """Make the originator of some writes. Compares the clock with the server's if stamps need that.
+    """Make the originator of some writes. For stamps, measure the server's time first, unless it is known.
 
     Args:
         firing: the receivers of this process.
         target: the target of the writes.
         call: the called method.
-        natural: the server's event alone leads to the same signal.
+        natural: without a stamp, the server's event leads to the same signal.
     """
     stamps = must_stamp(firing, target, natural=natural)
     if stamps and not target.clock.is_fresh:

@@ -38,7 +38,7 @@ class AppliedValues(NamedTuple):
 
     Attributes:
         fields: all fields that were set.
-        derived: the set fields that validators of the model changed.
+        derived: the part of `fields` that validators of the model changed.
     """
 
     fields: frozenset[str]

@@ -196,7 +196,10 @@ class WriteTarget(NamedTuple):
 
 
 def default_target(meta: MetaInfo) -> WriteTarget | None:
-    """The target of most writes: the document's own collection, without a session. None if another may apply."""
+    """The target of most writes: the document's own collection, without a session.
+
+    None if a write may have another target.
+    """
     place = meta.collection
     if place is None or meta.autogenerate_index or is_in_transaction():
         return None

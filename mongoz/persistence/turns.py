@@ -28,7 +28,7 @@ class _Turn:
     Attributes:
         instance: the instance; None once the turn has ended, or was cancelled while it waited.
         outer: the innermost turn whose receivers make this call.
-        place: the id of the queue: of the instance, or of an outer turn of the same instance.
+        place: the id of the queue: the id of the instance, or of an outer turn of the same instance.
         loop: the event loop of the call.
         before: the turn that must end before this one begins.
         session: the session of the call's transaction.
@@ -89,7 +89,7 @@ class _Turn:
         if before is None or not before.loop.is_running() or before.loop in blocked_loops():
             return None
         if self.session is not None and before.session is not self.session:
-            return None  # on the server, its command may wait for our transaction
+            return None  # the command of that turn may wait for our transaction on the server
         return None if self._is_awaited_by(before) else before
 
     def _is_awaited_by(self, other: "_Turn") -> bool:
@@ -111,7 +111,7 @@ class _Turn:
 
     def end(self) -> None:
         """End the turn, and wake the turns that wait for it."""
-        # A turn inside of this one that has not ended, or else one before it, takes its place in the queue.
+        # An inner turn that has not ended replaces this turn in the queue; else a turn before this one does.
         if self.has_inner and (inside := _last.pop(id(self), None)) is not None:
             inside.place, self.before = self.place, inside
         while self.before is not None and self.before.ended:
@@ -135,7 +135,10 @@ def _wake(waiter: "asyncio.Future[None]") -> None:
 _current: ContextVar[_Turn | None] = ContextVar("mongoz_turn", default=None)
 
 _last: Final[dict[int, _Turn]] = {}
-"""The latest turn of each instance, and of the calls inside of each turn, by id: turns keep instances alive."""
+"""The latest turn of each instance, and of the calls inside of each turn, by id.
+
+An id stays unique, since turns keep their instances alive.
+"""
 
 _waiting: Final[set[_Turn]] = set()
 
@@ -178,7 +181,7 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
             turn.end()
         try:  # noqa: SIM105 - contextlib.suppress takes ten times as long
             _current.reset(token)
-        except ValueError:  # the garbage collector ends it, in another context
+        except ValueError:  # the garbage collector ends this coroutine, in another context
             pass
 
 
@@ -215,5 +218,5 @@ async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine
                 if place in replaced and not replaced[place].ended:
                     _last[place] = replaced[place]
         turn.end()
-        with suppress(ValueError):  # the garbage collector ends it, in another context
+        with suppress(ValueError):  # the garbage collector ends this coroutine, in another context
             _current.reset(token)

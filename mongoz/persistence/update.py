@@ -75,7 +75,7 @@ async def _patch(
     settled = False
     try:
         applied, conditions = await _apply(instance, values, operations, target)
-        # A field that the model derives from a computed one replaces the server's operation.
+        # If validators change the result of an operation, their value is written instead of the operation.
         operations = [operation for operation in operations if operation.attribute not in applied.derived]
         patch = await make_patch(instance, applied.fields, frozenset(each.attribute for each in operations))
         own_values = dict(instance.__dict__)
@@ -110,8 +110,8 @@ async def _apply(
 ) -> tuple[AppliedValues, list[Mapping[str, Any]]]:
     """Put new values onto an instance; returns the set fields, and the conditions of the write.
 
-    Limits of the operated fields are conditions. If a validator read more than the instance and the new values,
-    these fields must not have changed at the write.
+    Limits of the operated fields are conditions. If the validation also read current values from the database,
+    these values must not have changed at the time of the write.
     """
     document = type(instance).meta.document
     limits = limits_of(document, operations)

@@ -14,7 +14,7 @@ def is_watched(document: type[Model], collection: Collection) -> bool:
 
     Args:
         document: the class.
-        collection: its own collection, which is always watched, or another one, which `Meta.watch` may name.
+        collection: the document's own, which is always watched, or another one, which `Meta.watch` may name.
     """
     meta = document.meta
     own = meta.collection

@@ -71,7 +71,7 @@ def refuse_positional(method: str, arguments: tuple[Any, ...]) -> None:
     if arguments:
         raise _NotAKeyword(
             f"{method}() takes keywords, for example age=3 or age__gte=3, not {arguments[0]!r}. Expressions and "
-            "dicts are arguments of query(), which can be chained with it."
+            "dicts are arguments of query(). Both methods can be chained."
         )
 
 

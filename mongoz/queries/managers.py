@@ -1,4 +1,4 @@
-"""Managers and querysets: the names of `Query` for `Document.objects`, `Document.query` and applications."""
+"""Managers and querysets: the subclasses of `Query` for `Document.objects`, `Document.query` and applications."""
 
 from typing import Protocol, Self, TypeVar
 

@@ -14,8 +14,8 @@ __all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 class Broadcaster:
     """The class of `Document.signals`: the six built-in signals and the custom signals of the document.
 
-    Assign a `Signal` to add a custom one, or just name it: an unknown name creates it. Names that start with
-    `pre_` or `post_` must exist, since a misspelt signal would never fire.
+    Assign a `Signal` to add a custom one, or just use its name: an unknown name creates a signal. Names that start
+    with `pre_` or `post_` must exist, since a misspelt signal would never fire.
 
     Examples:
         >>> User.meta.signals.on_verify = mongoz.Signal()

@@ -17,7 +17,7 @@ MAX_HOPS: Final = 16
 _hops: ContextVar[int] = ContextVar("mongoz_hops", default=0)
 
 current_hops: Final = _hops.get
-"""The hops of writes in this task; 0 outside of a dispatcher. A C function: every write calls it."""
+"""The hops of writes in this task; 0 outside of a dispatcher. It is a C function, since every write calls it."""
 
 
 @contextmanager

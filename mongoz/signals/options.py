@@ -124,7 +124,7 @@ def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> O
     if options.transactional and (options.timeout or 0) > _LONGEST_TRANSACTION:
         raise SignalError(
             f"timeout={options.timeout:g} of {label} is too long for a transactional receiver: the server ends "
-            f"transactions after 60 s, so at most {_LONGEST_TRANSACTION:g}."
+            f"transactions after 60 s, so the maximum is {_LONGEST_TRANSACTION:g}."
         )
     return options
 

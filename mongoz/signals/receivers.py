@@ -33,8 +33,8 @@ class Delivery(NamedTuple):
     """The delivery, which a `post_*` receiver gets as the keyword `delivery`.
 
     Attributes:
-        id: the same for every attempt at the same write; use it for deduplication. In process it is the token of
-            the write's origin stamp, in the dispatcher it is derived from the change event's resume token.
+        id: the same for every attempt to deliver the same write; use it for deduplication. In process it is the
+            token of the write's origin stamp. In the dispatcher it is derived from the resume token of the change.
         signal: name of the signal, `"post_save"` for example.
         receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer) or `"stream"` (delivered by a dispatcher).

@@ -58,7 +58,7 @@ class Signal:
         self._only: ReceiverFunction | None = None  # the only function, if there is exactly one
         self._in_process: tuple[Receiver, ...] = ()
         self._in_process_ids: frozenset[bytes] | None = None
-        self._taps: tuple[Tap, ...] = ()  # while there are any, nothing below is cached
+        self._taps: tuple[Tap, ...] = ()  # while there are taps, receivers and firings are not cached
         self.cached_firing: Any = None  # of `post_signals.plan_firing`
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
@@ -144,7 +144,7 @@ class Signal:
 
     @property
     def receivers(self) -> tuple[Receiver, ...]:
-        """All receivers, own and inherited, in the order of their connection; after any taps."""
+        """All receivers, own and inherited, in the order of their connection. Observers of taps come first."""
         if self._functions is None:
             if self._taps:
                 return (*active_observers(self._taps), *self._merged())
@@ -153,7 +153,7 @@ class Signal:
 
     @property
     def in_process(self) -> tuple[Receiver, ...]:
-        """The receivers that the writing process calls, in order; after any taps."""
+        """The receivers that the writing process calls, in order. Observers of taps come first."""
         if self._functions is None:
             if self._taps:
                 local = tuple(receiver for receiver in self._merged() if receiver.runs_in_process)

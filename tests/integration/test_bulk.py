@@ -293,7 +293,7 @@ async def test_a_removal_by_a_receiver_is_combined_with_an_unset(registry, datab
 
 async def test_values_that_are_not_instances_are_refused_before_any_write(User, foreign):
     for wrong in ({"name": "a"}, None, Address(city="x")):
-        with pytest.raises(TypeError, match=r"create_many\(\) of User takes its instances"):
+        with pytest.raises(TypeError, match=r"create_many\(\) takes instances of User"):
             await User.create_many([User(name="ok"), wrong])
     assert foreign.users.count_documents({}) == 0
     assert await User.create_many([]) == []

@@ -96,7 +96,7 @@ MISTAKES = [
     ("User.objects.limit('5')", ValueError, r"limit\('5'\): a number of documents"),
     ("User.objects.update(mongoz.U.inc(name=1))", OperatorInvalid, "User.name holds no numbers"),
     ("User.objects.update({'age': 1})", OperatorInvalid, r"made by U, U\.inc\(age=1\) .*not {'age': 1}"),
-    ("User.create_many([{'name': 'x'}])", TypeError, "of User takes its instances, not {'name'"),
+    ("User.create_many([{'name': 'x'}])", TypeError, "takes instances of User, not {'name'"),
     ("User.get_document_by_id('abc')", InvalidKeyError, "User: 'abc' is not an ObjectId; .*24 hexadecimal digits"),
     ("User(name='x', email='a@b.co').refresh()", DocumentNotFound, "was never saved: it has no id"),
     ("User(name='x', email='a@b.co').delete()", DocumentNotFound, "was never saved: it has no id"),

@@ -44,12 +44,12 @@ async def insert_many(
     instances = list(models)
     for instance in instances:
         if not isinstance(instance, document):
-            raise TypeError(f"create_many() of {document.__name__} takes its instances, not {instance!r}.")
+            raise TypeError(f"create_many() takes instances of {document.__name__}, not {instance!r}.")
     if len(set(map(id, instances))) < len(instances):
         double = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
         raise ValueError(
             f"create_many() of {document.__name__} got an instance twice: {double!r}. "
-            "An instance is one document; make one for each."
+            "An instance is one document; make one instance for each document."
         )
     await run_in_turns(instances, session, _insert_many(document, instances, collection, session))
     return instances

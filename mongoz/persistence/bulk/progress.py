@@ -42,7 +42,7 @@ class WrittenDocument(NamedTuple):
 
 
 class BulkProgress:
-    """Counts written documents for errors, and keeps the errors of receivers.
+    """Counts written documents, for notes on errors, and keeps the errors of receivers.
 
     A receiver that raises does not stop the bulk write.
 
@@ -83,7 +83,7 @@ class BulkProgress:
             for raised in self.raised:
                 error.add_note(f"A receiver raised {raised!r}.")
             raise
-        first = "" if self._failed == len(self.raised) else f"; the first {len(self.raised)} of their errors"
+        first = "" if self._failed == len(self.raised) else f"; this group has the first {len(self.raised)} errors"
         raise_together(
             self.raised, f"receivers of {self._failed} {self.document.__name__} documents raised{first}"
         )
@@ -137,7 +137,7 @@ def fire_when_known(
 async def find_existing(
     target: WriteTarget, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, durable: bool = False
 ) -> dict[bytes, Row]:
-    """The existing documents among these, with some of their fields, by `id_key`; read from the primary.
+    """The existing documents with these ids, with some of their fields, by `id_key`; read from the primary.
 
     Args:
         target: the target.

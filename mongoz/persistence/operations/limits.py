@@ -64,7 +64,7 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
             continue
         place = place_at(document, operation.path)
         rules, needs_check = rules_of(place.annotation), place.is_checked
-        if place.is_item:  # a filter can't name an item, and an unset or skipped item is null
+        if place.is_item:  # a filter can't name an item, and the server sets an unset or skipped item to null
             others = True
             continue
         if operation.operator not in ("$unset", "$pullAll"):
@@ -157,7 +157,7 @@ def require_within_limits(
         refused = ValidationError.from_exception_data(title, lines)
         shown = ", ".join(f"{attributes[alias]}={value!r}" for alias, value in after.items())
         refused.add_note(
-            f"The update would make it {shown[:200]}, so nothing was written. Select only documents that stay "
+            f"The update would result in {shown[:200]}, so nothing was written. Select only documents that stay "
             "valid with this change, or make a smaller change."
         )
         raise refused

@@ -37,7 +37,7 @@ class FieldPlace:
 
     Attributes:
         document: the class.
-        names: the steps of the path, by the names of the models.
+        names: the steps of the path, with the attribute names of the models instead of stored names.
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
         is_required: a model requires a value.

@@ -50,7 +50,7 @@ async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
     """Wait until the server is done with the commands of a session, and make it refuse commands that arrive late.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
-    server is done with that command. It has a higher number, and the server refuses lower numbers from then on.
+    server is done with that command. That write has a higher number, and the server then refuses lower numbers.
     The write of this function changes nothing.
 
     Args:
@@ -155,7 +155,7 @@ async def was_absent(target: WriteTarget, id_: Any, since: float) -> bool:
 
 
 def durable_collection(target: WriteTarget) -> Any:
-    """`WriteTarget.raw_collection` for reads of a current primary that no rollback can undo."""
+    """`WriteTarget.raw_collection` for reads from the current primary, of data that no rollback can undo."""
     return target.raw_collection.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )

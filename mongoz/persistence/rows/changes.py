@@ -33,7 +33,7 @@ class Changes(NamedTuple):
 
 
 def find_changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
-    """The changes from the row before to `row`.
+    """The changes from the row `before` to `row`.
 
     Raises:
         InvalidKeyError: update operators don't support the name of a changed key.

@@ -19,7 +19,7 @@
     ├── StillRunning              a dispatcher of the group is alive and would undo the command
     ├── CannotListen              the address for HTTP is in use, or not an address of this machine
     ├── Cancelled                 a thread cancelled the dispatcher's own tasks
-    ├── TooManyProcesses          more processes than a new group gets partitions without --partitions
+    ├── TooManyProcesses          a new group for so many processes requires --partitions
     ├── NotInstalled              a required extra is not installed
     ├── CannotWrite               the results can't be written to stdout
     ├── TooManyFiles              no file or connection can be opened any more
@@ -230,7 +230,7 @@ class EmbeddedError(DispatcherError):
 
 
 class TooManyProcesses(DispatcherError):
-    """There are more processes than a new group gets partitions without `--partitions`."""
+    """A new group for so many processes requires `--partitions`."""
 
     exit_code = ExitCode.USAGE
 

@@ -13,10 +13,10 @@ OFF: Final = "off"
 _SHORTEST_TOKEN: Final = 16
 
 MOST_PARTITIONS: Final = 256
-"""Each partition has a change stream, and each stream reads the whole oplog."""
+"""Maximum number of partitions. Each partition has a change stream, and each stream reads the whole oplog."""
 
 MOST_PROCESSES: Final = 64
-"""Each process has its own connections, and one supervisor watches all."""
+"""Maximum number of processes. Each has its own connections, and one supervisor watches all of them."""
 
 
 class Address(NamedTuple):
@@ -55,7 +55,8 @@ class Settings(BaseSettings):
         default=100,
         ge=1,
         le=10_000,
-        description="Maximum number of deliveries at the same time. One document has one at a time.",
+        description="Maximum number of deliveries at the same time. Each document has at most one delivery at a "
+        "time.",
     )
     max_queued: int = Field(
         default=1_000,
@@ -88,7 +89,8 @@ class Settings(BaseSettings):
         ge=0,
         allow_inf_nan=False,
         description="Seconds from the start of a delivery's first attempt. If the next attempt starts later "
-        "than that, the delivery waits for it in MongoDB, with its followers, and not in memory.",
+        "than that, the delivery waits in MongoDB and not in memory. Later deliveries of its document to the "
+        "receiver wait with it.",
     )
     slow_after: float = Field(
         default=5.0,
@@ -131,16 +133,16 @@ class Settings(BaseSettings):
     )
     state_database: str = Field(
         default="mongoz_dispatcher",
-        pattern=r"^[A-Za-z0-9_-]{1,38}$",  # no deployment allows fewer characters
+        pattern=r"^[A-Za-z0-9_-]{1,38}$",  # all deployments allow these characters and this length
         description="The database that holds the dispatcher's state.",
     )
     partitions: int | None = Field(
         default=None,
         ge=1,
         le=MOST_PARTITIONS,
-        description="Divide the work into this number of partitions, 1 to 256, for as many processes. Each is a "
-        "change stream, for which the server reads the whole oplog. Without it the number stays; at first "
-        "it is that of --processes.",
+        description="Divide the work into this number of partitions, 1 to 256. At most this number of processes "
+        "can share the work. Each partition has a change stream, for which the server reads the whole oplog. By "
+        "default the number stays as it is; a new group has the number of --processes.",
     )
     processes: str = Field(
         default="1",

@@ -52,7 +52,7 @@ def _import(name: str, origin: str) -> ModuleType:
         if name == missing or name.startswith(f"{missing}."):
             raise ApplicationError(
                 f"{origin} names the module {name!r}, but there is no module {missing!r} on the path.",
-                remedy=f"Start in the directory that holds it (this is {Path.cwd()}), or set PYTHONPATH.",
+                remedy=f"Start in the directory that holds the module, not in {Path.cwd()}, or set PYTHONPATH.",
             ) from error
         raise _broken(name, origin, error) from error
     except KeyboardInterrupt:  # Ctrl-C

@@ -40,8 +40,8 @@ def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlag
     """Connect to the state of a group, and call a function with the connection.
 
     Args:
-        place: the group. Without a URL, the server is the application's. Without a name, the group is the
-            application's, or the only one.
+        place: the flags that name the group. If they have no URL, the server of the application is used. If they
+            have no group, the group of the application is used, or else the only group in the state.
 
     Raises:
         DispatcherError: there is no such group, or the server does not answer.
@@ -103,7 +103,7 @@ async def _connected(
 
 
 def _chosen(group: str | None, there_are: list[str], place: str) -> str:
-    """The named group, or the only one."""
+    """The named group; without a name, the only group in the state."""
     if group in there_are:
         return group
     if not there_are:

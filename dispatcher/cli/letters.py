@@ -175,8 +175,9 @@ def retry(
         alive = [one for one in await members_of(there.group) if one.alive]
         if not alive:
             raise NotRunning(
-                f"No dispatcher of group {there.group.name!r} is alive to retry them. Nothing was changed.",
-                remedy="Start one: `dispatcher run APP`.",
+                f"No dispatcher of group {there.group.name!r} is alive to retry the dead letters. "
+                "Nothing was changed.",
+                remedy="Start a dispatcher: `dispatcher run APP`.",
             )
         gone = await dead_letters.without_receiver(there.group, chosen, alive)
         if gone is not None:

@@ -37,7 +37,8 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            "It can't be undone, and stdin is not a terminal: confirm it with this flag.", param_hint="--yes"
+            "The command can't be undone, and stdin is not a terminal. Confirm the command with this flag.",
+            param_hint="--yes",
         )
     return typer.confirm(question, err=True)
 

@@ -18,7 +18,8 @@ ReceiverName = Annotated[
     str | None,
     typer.Argument(
         metavar="[RECEIVER]",
-        help="The receiver's name in `dispatcher receivers APP`. Without it, everything.",
+        help="The receiver's name in `dispatcher receivers APP`. Without a name, the command applies to "
+        "everything.",
     ),
 ]
 
@@ -31,10 +32,10 @@ def pause(
 ) -> None:
     """Pause a receiver of a group, or all receivers. Nothing is lost.
 
-    The deliveries of a paused receiver wait in MongoDB, in order, and do not delay others. After `resume`
-    they are made. Without RECEIVER everything pauses: nothing is read, and the position stays where it is, so
-    resume while the oplog still holds it. A pause applies to running dispatchers within some seconds, and to
-    later ones.
+    The deliveries of a paused receiver wait in MongoDB, in order, and do not delay the deliveries to other
+    receivers. After `resume` they are made. Without RECEIVER everything pauses: nothing is read, and the position
+    stays where it is, so resume while the oplog still holds the position. A pause applies to running dispatchers
+    within some seconds, and to dispatchers that start later.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """

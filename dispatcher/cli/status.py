@@ -19,7 +19,7 @@ from dispatcher.exceptions import ServerError
 if TYPE_CHECKING:
     from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
-# A larger lag, or a smaller headroom, in seconds, is highlighted.
+# Limits in seconds: a larger lag and a smaller headroom are highlighted.
 _LATE = 60.0
 _TIGHT = 3_600.0
 
@@ -153,7 +153,7 @@ def _headroom(overview: "GroupStatus") -> tuple[str, str, str]:
     if left is None:
         if not overview.partitions:
             return "oplog", "no position is saved yet", ""
-        return "oplog", "unknown: it needs the privilege serverStatus and a connection without mongos", ""
+        return "oplog", "unknown: `status` needs the privilege serverStatus and a connection without mongos", ""
     if left <= 0:
         return (
             "oplog",

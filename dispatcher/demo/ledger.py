@@ -114,7 +114,7 @@ class Ledger:
 
     @property
     def p99(self) -> float:
-        """The 99th percentile of these seconds."""
+        """The 99th percentile of the seconds from commit to receiver."""
         return sorted(self._seconds)[math.ceil(len(self._seconds) * 0.99) - 1] if self._seconds else 0.0
 
     def verdict(self) -> Balance:

@@ -17,8 +17,8 @@ from dispatcher.web.links import new_token, place_for
 
 # Milliseconds between two checks that the dispatcher still runs.
 _LOOK_MS: Final = 200
-# Seconds that a running receiver gets before a restart; it is repeated if it needs longer. A developer can set
-# another value in the environment.
+# Seconds that a running receiver gets before a restart. If the receiver needs longer, its delivery is repeated. A
+# developer can set another value in the environment.
 _GRACE: Final = ("DISPATCHER_GRACE", "5")
 _HTTP: Final = "DISPATCHER_HTTP"
 _TOKEN: Final = "DISPATCHER_HTTP_TOKEN"  # noqa: S105 - the name of the variable
@@ -66,7 +66,8 @@ def _command(app: str, imports: Sequence[str], url: str, log_level: str) -> list
 
 
 def _environment() -> dict[str, str]:
-    # Bytecode is compared with the source by seconds and size only, so a second save in a second would not count.
+    # Python compares bytecode with the source only by size and by time in whole seconds. So of two saves within a
+    # second, Python could miss the later one.
     return {**dict([_GRACE]), **os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -92,7 +93,7 @@ def _changes(directory: Path, stop: threading.Event) -> Iterator[frozenset[str]]
             "Watching for changes of the code needs watchfiles, which is not installed.",
             remedy=how_to_install("embedded"),
         ) from error
-    # Several saves in a row are one change, for example of a checkout: watchfiles waits for a pause.
+    # Several saves in a row, for example by a git checkout, are one change: watchfiles waits for a pause.
     for found in watch(
         directory,
         # A virtual environment in the project can have any name.

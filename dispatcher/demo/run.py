@@ -113,7 +113,7 @@ class _Demo:
             self._must_run(daemon, "ended before everything was delivered")
 
     def _end(self, daemon: Child) -> None:
-        """Stop the dispatcher, and read its last output: it could make unexpected deliveries."""
+        """Stop the dispatcher, and read its last output, which may report unexpected deliveries."""
         code = daemon.stop()
         self._listen(lambda: daemon in self._ended, _STRAGGLER_SECONDS)
         if code:
@@ -137,7 +137,7 @@ class _Demo:
         elif "operation" in entry and "action" not in entry:
             self._ledger.add_write(entry)
         elif entry.get("action") == "http.listening":
-            self._screen.print_line(f"its dashboard: {link_to(entry['address'], self._token)}")
+            self._screen.print_line(f"the dashboard of the dispatcher: {link_to(entry['address'], self._token)}")
         else:
             self._logs[line.child].append(line.text)
             self._started = self._started or entry.get("action") == "dispatcher.started"
@@ -156,7 +156,7 @@ class _Demo:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """The content of a line of JSON; None for other lines."""
+    """The content of a line of JSON; empty for other lines."""
     try:
         entry = json.loads(text)
     except ValueError:

@@ -36,7 +36,7 @@ class Shop(NamedTuple):
         }
 
     def dispatcher(self, url: str) -> list[str]:
-        """The command that starts a dispatcher for it, which logs each delivery."""
+        """The command that starts a dispatcher for the sample application. The dispatcher logs each delivery."""
         command = [sys.executable, "-m", "dispatcher", "run", f"{self.package}.app:registry", "--url", url]
         return [*command, "--log-format", "json", "--log-level", "debug"]
 

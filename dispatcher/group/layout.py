@@ -16,7 +16,9 @@ from dispatcher.stream.scope import Scope
 
 
 async def admit(store: PositionStore, settings: Settings, application: str) -> None:
-    """Require that a group belongs to this application. A group without an application becomes its group.
+    """Require that a group belongs to this application.
+
+    A group without an application is assigned to this application.
 
     Args:
         settings: of the dispatcher; `adopt` accepts another name of the application.
@@ -45,15 +47,17 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
 def taken(group: str, before: str, application: str) -> GroupTaken:
     """The error about a group that belongs to another application."""
     return GroupTaken(
-        f"The group {group!r} belongs to the application {before!r}, and this is {application!r}: they would take "
-        "changes away from each other.",
-        remedy="Give each a group of its own with Registry(..., dispatched='name'). If this is the same "
-        "application, renamed, start it once with --adopt.",
+        f"The group {group!r} belongs to the application {before!r}, and this application is {application!r}. In "
+        "one group, each application would miss the changes that the other application gets.",
+        remedy="Give each application a group of its own with Registry(..., dispatched='name'). If this is the "
+        "same application under a new name, start it once with --adopt.",
     )
 
 
 async def divide_into(store: PositionStore, partitions: int | None) -> None:
-    """Request another number of partitions. The members divide the work after all partitions are handed over.
+    """Request another number of partitions.
+
+    After the members have handed over all partitions, they divide the work into this number.
 
     Args:
         partitions: the requested number; None keeps the present number.

@@ -1,8 +1,9 @@
 """Registers the sessions of transactional receivers, so that other members can end the sessions of a dead process.
 
-The server keeps the transaction of a killed process, with its locks, for a minute. The process that repeats its
-deliveries would wait for these locks. So each process registers its sessions before it uses them, and the next
-owner ends them: they accept no more writes, and their locks are free.
+The server keeps the transaction of a killed process, with its locks, for a minute. The process that repeats the
+deliveries of the killed process would wait for these locks. So each process registers its sessions before it uses
+them, and the living members end the sessions of a dead process: these sessions then accept no more writes, and
+release their locks.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -15,8 +16,9 @@ from uuid import UUID
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, Group
 
-# Seconds after which a session is registered again. A session that was not used for twice as long is removed: the
-# driver replaces sessions without a notification. A transaction takes a minute at most.
+# Seconds after which a session is registered again. If a session was not used for twice this time, its
+# registration is removed: the driver replaces sessions without a notification. The session has no open transaction
+# then, since a transaction takes a minute at most.
 _FRESH: Final = 600.0
 
 # Seconds after which no more commands of a dead process arrive at the server.

@@ -34,7 +34,7 @@ _FIELDS: Final = {
 # A computed field of a position: whether it has a token.
 _BEGUN: Final = "begun"
 
-# The server then sends all documents in one answer, unless they are larger than 16 MB.
+# The batch size. It is so large that the server sends all documents in one answer, up to 16 MB.
 _MOST: Final = 1_000_000
 
 
@@ -42,11 +42,11 @@ class GroupView(NamedTuple):
     """A group at one moment.
 
     Attributes:
-        layout: None if no dispatcher of the group ever ran, or only versions without partitions.
+        layout: None if no dispatcher of the group ever ran, or if only versions without partitions ran.
         partitions: by number. Deleted positions are missing.
         begun: whether the layout and the positions of all partitions are recorded.
         members: dead or alive, the longest-serving first.
-        sessions: the sessions that members have registered. Each living owner is in `members`.
+        sessions: the sessions that members have registered. If the owner of a session lives, it is in `members`.
     """
 
     layout: Layout | None

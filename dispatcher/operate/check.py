@@ -194,7 +194,7 @@ class _Checks(NamedTuple):
         text = f"It is {duration(age)} old, and the oplog holds it for another {duration(headroom)}"
         remedy = "Run a dispatcher now, and enlarge the oplog with replSetResizeOplog."
         if headroom <= 0:
-            lost = f"The oplog begins {duration(-headroom)} after it: the changes in between are lost"
+            lost = f"The oplog begins {duration(-headroom)} after the position: the changes in between are lost"
             yield Finding("error", "position", lost, "See --on-history-lost in `dispatcher run --help`.")
         elif headroom < max(_HEADROOM, 2 * age):
             yield Finding("warning", "position", f"{text}: the oplog is too short for the lag", remedy)
@@ -241,8 +241,8 @@ class _Checks(NamedTuple):
             yield Finding(
                 "warning",
                 "images",
-                f"The server keeps them for {duration(float(expires))}, and the position is {duration(lag)} "
-                "old: later deliveries have no images",
+                f"The server keeps images for {duration(float(expires))}, and the position is {duration(lag)} "
+                "old: the images of a change may be removed before the change is delivered",
                 "Raise preAndPostImages.expireAfterSeconds of the cluster parameter changeStreamOptions.",
             )
 

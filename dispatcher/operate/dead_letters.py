@@ -145,7 +145,8 @@ async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
 
 def _unknown(group: Group, named: str) -> UnknownLetter:
     return UnknownLetter(
-        f"Group {group.name!r} has no dead letter {named}.", remedy="`dispatcher dead-letters list` lists them."
+        f"Group {group.name!r} has no dead letter {named}.",
+        remedy="`dispatcher dead-letters list` lists the dead letters.",
     )
 
 
@@ -315,4 +316,4 @@ def _outcome(id_: str, letter: Mapping[str, Any] | None, retries: int, *, over: 
         return None
     if "retry_requested_at" in letter:
         return Outcome(id_, "waiting", "No dispatcher has started the retry yet. Is one running?")
-    return Outcome(id_, "waiting", "It is parked: an attempt, an earlier delivery or a pause is not over.")
+    return Outcome(id_, "waiting", "It is parked until an attempt, an earlier delivery or a pause ends.")

@@ -211,7 +211,8 @@ METRICS: Final = (
     ),
     _by_partition(
         "lag_changes_estimate",
-        "Undelivered changes; the number of unread ones is estimated from the last minute's density.",
+        "Undelivered changes; the number of unread ones is estimated from the rate of the last minute that was "
+        "read.",
         lambda _, g: g.lag_changes,
     ),
     Described("in_flight", "Deliveries in flight.", _total(lambda g: g.in_flight)),

@@ -29,7 +29,7 @@ class MovedPosition(NamedTuple):
 
     Attributes:
         before: cluster time of the old position; None if there was none.
-        after: cluster time of the new position; None if the next start decides.
+        after: cluster time of the new position; None if the next start records a new position.
         gap: the skipped changes, for people; None if there are none.
     """
 
@@ -70,7 +70,7 @@ class Mover:
                 f"{now.as_datetime().isoformat()}. Nothing was changed.",
                 remedy="Choose an earlier time. `--at now` skips all changes until now.",
             )
-        # Any collection shows how far back the oplog reaches. We may read this one.
+        # A change stream on any collection shows how far back the oplog reaches. The user may read this one.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
         if not await cursors.reaches_back_to(min(time, now)):
             raise await self._too_far_back(time)
@@ -80,9 +80,9 @@ class Mover:
 
         Args:
             token: all changes up to it count as finished, and no change after it. With None the next start
-                delivers the changes after that start, like the first start.
-            force: move the positions while a dispatcher is alive. It starts no deliveries after the end of its
-                lease, and other processes wait until then.
+                delivers only the changes after it, like the first start of a group.
+            force: move the positions even if a dispatcher is alive. This dispatcher starts no deliveries after
+                the end of its lease, and other processes wait for this end.
 
         Raises:
             NotFound: no position is saved.

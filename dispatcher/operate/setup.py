@@ -87,7 +87,7 @@ async def set_up(
             await state.create_indexes()
             await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
-            # This step is the last: all changes after the position have images.
+            # The position is recorded after the images are turned on, so that all changes after it have images.
             now = partial(token_of_now, client, scope_of(routes), clients.address)
             recorded = await begin(store, scope_of(routes), now, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"

@@ -80,7 +80,7 @@ async def read_status(
 
     Args:
         myself: the current figures of this process, if it is a member. The figures in the state are older.
-        server: as it was a moment ago; None to ask it.
+        server: the clock and the oplog of the server as they were a moment ago; None to ask the server.
     """
     if server is None:
         server = ServerTimes(await clock_offset(group.state.client), await look_at_oplog(group.state.client))

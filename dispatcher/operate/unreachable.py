@@ -69,7 +69,7 @@ def without_changes(watched: Iterable[WatchedCollection], routes: Routes) -> Ite
                         receiver.name,
                         f"{listener.document.__name__}.{signal}",
                         f"{one.name} is a {one.kind}, which has no changes",
-                        "Point Meta.collection and Meta.watch to plain collections, or disconnect it.",
+                        "Point Meta.collection and Meta.watch to plain collections, or disconnect the receiver.",
                     )
 
 
@@ -115,7 +115,7 @@ def _of_other_registries(registry: Registry) -> Iterator[Unreachable]:
                 f"{document.__name__}.{signal}",
                 f"{document.__name__} belongs to "
                 f"{'another registry' if document.meta.registry is not None else 'no registry'}",
-                "Name APP's registry in its Meta, or run a dispatcher for the other one.",
+                "Name APP's registry in the Meta of the document, or run a dispatcher for the other registry.",
             )
 
 

@@ -17,8 +17,8 @@ from dispatcher.position.inherited import Fact
 from dispatcher.settings import MOST_PARTITIONS
 
 NEVER: Final = datetime(9999, 12, 31)
-"""The value of `version_started`. Dispatchers of earlier versions can't read held deliveries. This value stops
-them: they claim no partition of a version that started later than they did."""
+"""The value of `version_started` in each position. Dispatchers of earlier versions can't read held deliveries.
+They claim no partition whose `version_started` is later than their own start, so this value stops them."""
 
 _REMEDY: Final = (
     "Was it edited by hand? Fix the field. Or delete the document while no dispatcher runs: then this partition "
@@ -167,7 +167,7 @@ class SavedPositions(NamedTuple):
     """The layout and the positions of one group.
 
     Attributes:
-        layout: None if no dispatcher of the group ever ran, or only versions without partitions.
+        layout: None if no dispatcher of the group ever ran, or if only versions without partitions ran.
         positions: by partition. Deleted positions are missing.
     """
 
@@ -251,7 +251,7 @@ def moved(position: Position, token: str | None, *, force: bool) -> dict[str, An
     one more lease time, because the former owner delivers until it notices the loss of its lease.
 
     Args:
-        token: of the new position; None if the next start decides.
+        token: of the new position. With None the position is removed, and the next start records a new one.
         force: move the position even if a member holds the partition.
     """
     owner = _BY_HAND if force and position.owner is not None else None
@@ -364,6 +364,6 @@ def _another_layout(number: int, partitions: int, layout: Layout, group: str, pl
     return PositionError(
         f"The document {f'{group}:{number}'!r} in {place} {state}, but the document {group!r} says that there are "
         f"{layout.partitions} partitions: changes would be lost, or delivered twice.",
-        remedy=f"Was one of them edited by hand? Restore the earlier partitions of {group!r}; "
-        "`dispatcher run --partitions` changes the number without loss.",
+        remedy=f"Was one of the two edited by hand? Restore the earlier value of partitions in {group!r}. To "
+        "change the number without loss, use `dispatcher run --partitions`.",
     )

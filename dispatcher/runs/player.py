@@ -1,7 +1,8 @@
 """Delivers the changes of a replay or a backfill at a limited rate, and saves the progress of the run.
 
-A run has lanes and deliveries like a dispatcher, but no position: its document holds its progress. A run that is
-killed continues from the saved progress. The deliveries after that progress are repeated, under the same ids.
+A run has lanes and deliveries like a dispatcher, but no position: the document of the run holds its progress. A
+run that is killed continues from the saved progress. The deliveries after that progress are repeated, under the
+same ids.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -292,7 +293,8 @@ class Workplace(NamedTuple):
                 raise UnknownReceiver(
                     f"The application has no receiver {name!r} of {kinds} that a dispatcher may run."
                     f"{nearest(name, known)}",
-                    remedy="`dispatcher receivers APP` lists them; name the modules with receivers with --import.",
+                    remedy="`dispatcher receivers APP` lists the receivers. If APP does not import the module of "
+                    "the receiver, add the module with --import.",
                 )
         return lambda signal, one: signal in signals and (not names or one.name in names)
 

@@ -101,7 +101,7 @@ class Replay:
                     yield RunStep(None, (), {"token": batch.token})
 
     async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[RunStep]:
-        """Make a step of each change. It moves the progress only if the delete of each earlier marker is read."""
+        """Make a step of each change. A step moves the progress only if all earlier markers have their deletes."""
         if isinstance(part, UnreadableEvent):
             yield RunStep(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, list):

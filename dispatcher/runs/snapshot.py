@@ -112,7 +112,8 @@ async def _read(
     if fields is not None:
         command["projection"] = fields
     if last is not None:
-        # A comparison would only find `_id`s of the same type. PyMongo's cursor would encode this `_id` again.
+        # `min` is used, because a comparison would find only `_id`s of the same type as `last`. A command is used,
+        # because a cursor of PyMongo would encode this `_id` again.
         command["min"] = RawBSONDocument(_filter(last))
     async with session_of(client) as session:
         # The first batch is decoded with these options, later batches with the options of the database.

@@ -59,7 +59,8 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None, fo
         _turn(turning, _main(service, deadline, within, forceable))
     except asyncio.CancelledError as error:
         raise Cancelled(
-            "A thread that a receiver or a library started cancelled the dispatcher's own tasks. Nothing is lost.",
+            "A receiver or a library started a thread, and this thread cancelled the dispatcher's own tasks. "
+            "Nothing is lost.",
             remedy="Don't cancel asyncio.all_tasks() in a thread. "
             "After a restart, the dispatcher continues where it stopped.",
         ) from error
@@ -224,7 +225,7 @@ class _Signals:
         self._loop.call_soon_threadsafe(self._begin_to_stop, signal.Signals(number).name)
 
     def _begin_to_stop(self, name: str) -> None:
-        hint = "; a second signal ends at once" if self._forceable else ""
+        hint = "; a second signal ends the process at once" if self._forceable else ""
         if not self._stop.is_set():
             log.info(f"stopping{hint}", action="dispatcher.stopping", signal=name)
         self._stop.set()

@@ -2,8 +2,8 @@
 
     reader -> routes -> lanes -> deliverer -> checkpoint
 
-One task follows the source: it reads a batch, finds the receivers of each change, and puts it into its lane as
-soon as the queue has room. The workers of the lanes deliver. Another task saves the position.
+One task follows the source: it reads a batch, finds the receivers of each change, and puts the change into its
+lane as soon as the queue has room. The workers of the lanes deliver. Another task saves the position.
 """
 
 import asyncio
@@ -44,8 +44,9 @@ from mongoz.signals import Delivery
 # Operations on whole collections. They contain no changes of single documents to deliver.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 
-# Number of events in a full batch. The next batch is requested while a full one is delivered. After a smaller
-# batch the stream is up to date, so it is delivered before the next request, which costs a millisecond of CPU.
+# Number of events in a full batch. While a full batch is delivered, the next batch is requested. After a smaller
+# batch, the reader is at the end of the stream. So the smaller batch is delivered first, because the request for
+# the next batch costs a millisecond of CPU.
 _FULL: Final = 100
 
 
@@ -132,7 +133,7 @@ class Pipeline:
     # -- the way of a change ---------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Follow the source. Continue after history that it no longer holds. Runs for ever."""
+        """Follow the source. Continue after history that the source no longer holds. Runs for ever."""
         await self._load_state()
         start, after = self._checkpoint.start, self._checkpoint.began
         await self._reader.recall(after)
@@ -163,7 +164,7 @@ class Pipeline:
             finally:
                 if coming is not None:
                     await end([coming])
-                    # Read its error, so that asyncio does not warn. An earlier error is raised.
+                    # Read the error of the task, so that asyncio does not warn. The error that led here is raised.
                     _ = coming.cancelled() or coming.exception()
 
     async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
@@ -221,7 +222,7 @@ class Pipeline:
         await self._failures.keep_unreadable(event, error.token, error)
 
     async def _report(self, change: Change) -> None:
-        """Record that all documents of a collection appeared or disappeared without a change event for each."""
+        """Record that all documents of a collection appeared or disappeared. No change events exist for them."""
         for gap in gaps_of(change, self._routes.listening_to):
             await self._gaps.record(gap)
 

@@ -1,4 +1,4 @@
-"""Hand-made changes, which receivers get as from a dispatcher, without a server."""
+"""Makes changes by hand, and delivers them to receivers like a dispatcher, without a server."""
 
 import asyncio
 import itertools
@@ -85,8 +85,9 @@ def update(
         changed: names of the changed fields, or paths inside of them, for example `"address.city"`. A name that is
             not in `document` means a removed field.
         previous: the document before the change: the pre image.
-        image: the knowledge of the dispatcher: `"post"`: the post image; `"current"`: the document that it looked
-            up; `"key"`: only the id, because the document no longer exists.
+        image: the version of the document that the dispatcher has. `"post"`: the post image; `"current"`: the
+            current document, which the dispatcher looked up; `"key"`: only the id, because the document no longer
+            exists.
     """
     return HandMade("update", document, previous, tuple(changed), image)
 

@@ -53,12 +53,12 @@ class RecordedDelivery:
 
     @property
     def instance(self) -> Any:
-        """The instance of the receiver; None until it is called."""
+        """The instance that the receiver gets; None until the receiver is called."""
         return self.kwargs.get("instance")
 
     @property
     def delivery(self) -> Delivery | None:
-        """The `delivery` of the receiver; None until it is called."""
+        """The `delivery` that the receiver gets; None until the receiver is called."""
         return self.kwargs.get("delivery")
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class SeenChange:
 
     def __str__(self) -> str:
         text = f"{self.change.operation} of {'.'.join(self.change.namespace)} {self.change.id!r}"
-        return text if self.receivers else f"{text}: no receiver is left for it"
+        return text if self.receivers else f"{text}: no receiver gets this change"
 
 
 class Recorder:
@@ -157,7 +157,7 @@ class Recorder:
         cancelled = isinstance(error, asyncio.CancelledError)
         record.outcome = "cancelled" if cancelled and self.ending else "failed"
         if cancelled and not self.ending:
-            error = TimeoutError(f"it was cancelled after {monotonic() - record._began:.1f} s")
+            error = TimeoutError(f"the receiver was cancelled after {monotonic() - record._began:.1f} s")
         record.error = error
 
     def of(self, namespaces: Iterable[Namespace], id_: Any) -> list[RecordedDelivery]:

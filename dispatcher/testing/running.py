@@ -1,4 +1,4 @@
-"""A dispatcher inside of a test, which waits for deliveries."""
+"""A dispatcher inside of a test, with methods that wait for deliveries."""
 
 import asyncio
 import secrets
@@ -304,7 +304,7 @@ class Dispatcher:
         lines += _listed("Failed", [d for d in deliveries if d.outcome in {"failed", "cancelled"}])
         lines += _listed("Delivered", [d for d in deliveries if d.outcome == "delivered"])
         unwanted = [change for change in changes if not change.receivers]
-        lines += _listed("Read, but without a receiver (or it ran in the writing process)", unwanted)
+        lines += _listed("Read, but without a receiver (or the receiver ran in the writing process)", unwanted)
         if not changes:
             watched = ", ".join(".".join(each) for each in self.service.routes.namespaces if each != self._marker)
             lines.append(f"No change was read. The watched collections: {watched}.")

@@ -1,4 +1,4 @@
-"""Accepts connections, and tries again after a failure. uvloop would stop listening for ever."""
+"""Accepts connections, and tries again after a failure. The server of uvloop would never listen again."""
 
 import asyncio
 import socket

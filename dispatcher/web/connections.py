@@ -18,7 +18,7 @@ PATIENCE: Final = 10.0
 """Seconds that a client has to send its request, and to read its answer."""
 
 MOST_CONNECTIONS: Final = 100
-"""Maximum number of connections. Beyond it, the one that has waited longest for its client is closed."""
+"""Maximum number of connections. If there are more, the one that has waited longest for its client is closed."""
 
 _throttle: Final = Throttle()
 

@@ -144,7 +144,8 @@ class Web(HttpServer):
     """The HTTP server of one dispatcher process.
 
     Args:
-        behind: the place of a process that has a supervisor; the address in the settings is the supervisor's.
+        behind: the place of this process behind its supervisor, which listens at the address in the settings; None
+            without a supervisor.
     """
 
     def __init__(self, settings: Settings, observer: Observer, behind: Behind | None = None) -> None:

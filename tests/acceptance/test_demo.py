@@ -83,7 +83,7 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
     assert int(made) > 100
     written = int(re.search(r"changes written +(\d+)", out)[1])
     assert f"{written} entries for {written} changes ok" in out
-    assert re.search(r"its dashboard: http://127\.0\.0\.1:\d+/dashboard/#token=\S+", out)
+    assert re.search(r"the dashboard of the dispatcher: http://127\.0\.0\.1:\d+/dashboard/#token=\S+", out)
     for operation in ("insert", "update", "replace", "delete"):
         assert re.search(rf"^[\d:.]+ +{operation} +shop\.\w+ \w+ +audit +[\d.]+ ms$", out, re.M), operation
     assert family.members() == []

@@ -136,9 +136,9 @@ async def test_receivers_that_ran_in_process_are_not_run_again(dispatched, User,
         with pytest.raises(DeliveryTimeout) as caught:
             await dispatcher.delivered(ada, "post_save", timeout=0.05)
     assert welcomed == ["Ada"]
-    assert "Read, but without a receiver (or it ran in the writing process)" in str(caught.value)
+    assert "Read, but without a receiver (or the receiver ran in the writing process)" in str(caught.value)
     read = f"insert of {User.meta.collection.namespace} {ada.id!r}"
-    assert f"{read}: no receiver is left for it" in str(caught.value)
+    assert f"{read}: no receiver gets this change" in str(caught.value)
 
 
 async def test_receivers_that_a_silent_capture_suppressed_are_called(dispatched, User, welcomed, foreign):

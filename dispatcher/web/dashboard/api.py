@@ -210,7 +210,7 @@ class Dashboard:
     async def _resume(self, request: Request) -> Response:
         receiver = (await _body(request, _PauseRequest)).receiver
         await resume(self._group, receiver, known=self._called)
-        return self._changed_pauses("resume", receiver, "delivered")
+        return self._changed_pauses("resume", receiver, "resumed")
 
     def _changed_pauses(self, what: str, receiver: str | None, then: str) -> Response:
         self._observer.cache.forget()

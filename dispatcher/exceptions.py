@@ -9,7 +9,7 @@
     │   ├── NotAReplicaSet        the server is a standalone and has no change streams
     │   └── AccessDenied          wrong credentials, or not enough rights
     ├── PositionError             the saved position cannot be used
-    │   └── HistoryLost           the oplog no longer reaches back to it
+    │   └── HistoryLost           the oplog no longer reaches back to the position
     ├── NotFound                  a named object does not exist
     │   ├── UnknownReceiver       no receiver has this name
     │   ├── UnknownRun            no replay or backfill has this id

@@ -46,8 +46,8 @@ Import = Annotated[
     typer.Option(
         "--import",
         metavar="MODULE",
-        help="A module with receivers that APP does not import. Repeatable; in the variable, separate "
-        "modules by spaces.",
+        help="A module with receivers that APP does not import. Repeatable; in the environment variable, "
+        "separate modules by spaces.",
         envvar="DISPATCHER_IMPORT",
     ),
 ]

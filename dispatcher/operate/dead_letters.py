@@ -122,7 +122,7 @@ async def ids_of(group: Group, wanted: Wanted) -> list[str]:
 
 
 async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
-    """Resolve texts to ids of letters. A text is an id, a short id, or a unique beginning of one.
+    """Resolve texts to ids of letters. A text is an id, a short id, or a unique beginning of an id.
 
     Raises:
         UnknownLetter: no letter matches a text, or several do.

@@ -1,6 +1,6 @@
 """The privileges that the database user of a dispatcher needs, and the privileges that it has.
 
-`run` requires the first two. Without the others, some metrics and warnings are absent.
+`run` requires the first two privileges. Without the other privileges, some metrics and warnings are absent.
 
     changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state

@@ -6,8 +6,6 @@ from typing import Final, NamedTuple
 
 import h11
 
-_CHUNK: Final = 65_536
-
 # Headers of one connection, which are not passed on, and headers that are made anew.
 _OF_REQUEST: Final = frozenset(
     b"connection keep-alive te trailer transfer-encoding upgrade expect content-length".split()
@@ -27,6 +25,27 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class _Reply(asyncio.Protocol):
+    """Collects all bytes until the connection is closed.
+
+    A process may refuse a request before it has read it, and close the connection. The answer counts then, not the
+    error of the connection.
+    """
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        """As in asyncio."""
+        self.data += data
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """As in asyncio."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
 async def ask(
     path: str, target: bytes, *, method: str = "GET", headers: Headers = _LOCAL, body: bytes = b""
 ) -> Answer:
@@ -37,33 +56,32 @@ async def ask(
         target: the path of the request with its query.
 
     Raises:
-        OSError: the process does not listen, or closed the connection.
-        h11.RemoteProtocolError: likewise, within the answer.
+        OSError: the process does not listen.
+        h11.RemoteProtocolError: it closed the connection before the end of the answer.
     """
-    reader, writer = await asyncio.open_unix_connection(path)
+    transport, reply = await asyncio.get_running_loop().create_unix_connection(_Reply, path)
     try:
-        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_CHUNK)
+        connection = h11.Connection(h11.CLIENT)
         sent = [
             *(one for one in headers if one[0] not in _OF_REQUEST),
             (b"connection", b"close"),
             (b"content-length", str(len(body)).encode()),
         ]
-        for event in (h11.Request(method=method, target=target, headers=sent), h11.Data(body), h11.EndOfMessage()):
-            writer.write(connection.send(event) or b"")
-        return await _answer(connection, reader)
+        events = (h11.Request(method=method, target=target, headers=sent), h11.Data(body), h11.EndOfMessage())
+        transport.write(b"".join(connection.send(event) or b"" for event in events))
+        await reply.ended
     finally:
-        writer.close()
+        transport.abort()
+    return _read(connection, bytes(reply.data))
 
 
-async def _answer(connection: h11.Connection, reader: asyncio.StreamReader) -> Answer:
+def _read(connection: h11.Connection, data: bytes) -> Answer:
     status, headers, body = 0, [], bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(_CHUNK))
-        elif isinstance(event, h11.Response):
+    connection.receive_data(data)
+    connection.receive_data(b"")
+    while not isinstance(event := connection.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
+        if isinstance(event, h11.Response):
             status, headers = event.status_code, [one for one in event.headers if one[0] not in _OF_ANSWER]
         elif isinstance(event, h11.Data):
             body += event.data
-        elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
-            return Answer(status, headers, bytes(body))
+    return Answer(status, headers, bytes(body))

@@ -30,7 +30,7 @@ _PROBE_SECONDS: Final = 5.0
 _SECONDS: Final = 30.0
 
 # A process refuses longer requests, so no more is passed on.
-_LONGEST_BODY: Final = 200_000
+_LONGEST_BODY: Final = 100_001
 
 # The supervisor writes the lines of all processes, so it counts the dropped ones.
 _DROPPED: Final = f"{PREFIX}log_lines_dropped"
@@ -93,7 +93,7 @@ class Front:
         body = bytearray()
         async for piece in request.stream():
             body += piece
-            if len(body) > _LONGEST_BODY:
+            if len(body) >= _LONGEST_BODY:
                 break
         probed = await self._ask_all(b"/readyz")
         answering = [name for name, one in probed.items() if one.status]
@@ -110,7 +110,7 @@ class Front:
             _SECONDS,
             method=request.method,
             headers=[*headers, (CLIENT.encode(), client.encode())],
-            body=bytes(body),
+            body=bytes(body[:_LONGEST_BODY]),
         )
         if not answer.status:
             return JSONResponse({"error": f"Process {name} can't answer: {answer.body.decode()}."}, 504)

@@ -13,8 +13,8 @@ from typing import Final
 
 _SHIFT: Final = random.random()
 
-# A timer may fire a little early. A wait that begins within this part of an interval before a tick counts as after
-# the tick.
+# A timer may fire a little before its tick. So a wait that begins just before a tick, by less than this part of an
+# interval, skips that tick.
 _EARLY: Final = 0.1
 
 

@@ -1,8 +1,8 @@
 """Applies the option `where` of receivers. The server evaluates it, as it does for a query.
 
 The filter applies to the image that the receiver gets. This image may no longer be in any collection, so the
-command contains the documents (`$documents`), many at a time. Each document passes the filters of its receivers in
-its own pipeline (`$lookup`), so that a filter sees only the document, without the origin stamp.
+command contains the documents (`$documents`), many at a time. The filters are applied to each document in its
+own pipeline (`$lookup`), so that a filter sees only this document, without the origin stamp.
 
 If the result is unknown, the receiver gets the change. The result is unknown if the change has no image
 (`delivery.image` is `"key"`), if the server fails on the document (an `$expr` that does not suit the document), or
@@ -205,8 +205,9 @@ def _image(change: Change) -> bytes | None:
     image = originals.before if change.operation == "delete" else originals.document
     if image is None or change.operation != "update":
         return image
-    # After a pipeline that moved a field, post images of MongoDB 6.0 have the field twice, the old value first. A
-    # filter uses the first value, but drivers decode the last one, which receivers get. So keep only the last.
+    # If a client updated the document with a pipeline that moves a field, the post image of MongoDB 6.0 has the
+    # field twice, the old value first. A filter uses the first value, but drivers decode the last one, which
+    # receivers get. So keep only the last.
     try:
         return bson.encode(bson.decode(image, codec_options=_ONCE), codec_options=_ONCE)
     except Exception:  # no driver decodes it; the server may still evaluate it

@@ -137,7 +137,8 @@ def _verdicts(name: str, facts: _Facts, group_facts: _GroupFacts) -> Iterator[tu
 def _late(waiting: Iterable[ParkedCount], now: datetime) -> int:
     """The number of documents whose parked deliveries are overdue."""
     due = [one for one in waiting if one.due_at is not None and (now - one.due_at).total_seconds() >= BEHIND]
-    # The receiver is not paused any more, so the deliveries that the pause had parked are due at once.
+    # While the receiver is paused, its word is `paused`, and this number has no effect. After the pause, the
+    # deliveries that the pause had parked are due at once.
     return sum(one.documents for one in waiting if one in due or one.reason == "paused")
 
 

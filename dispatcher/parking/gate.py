@@ -71,13 +71,14 @@ class Parking:
         self._busy: dict[str, int] = {}
         # Names with a write in progress: a query may not find the delivery yet.
         self._writing: Counter[str] = Counter()
-        # Lanes that queued jobs must query, the round of the look-up that found each lane, and its document.
+        # Lanes that queued jobs must query, each with the round of the look-up that found it, and the key of its
+        # document.
         self._remembered: dict[str, tuple[int, Hashable]] = {}
         self._round = 0
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter has joined since their last errand. It may be their first delivery now."""
+        """Lanes that a dead letter joined after their last errand. The letter may now be their first delivery."""
         self._paused_names: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""
@@ -92,11 +93,14 @@ class Parking:
         return tuple(name for name in self._busy if not self.is_paused(name))
 
     def is_paused(self, name: str) -> bool:
-        """Returns whether the receiver of deliveries parked under a name is paused, by any of its names."""
+        """Returns whether a receiver that has or had this name is paused. The pause may use another name of it."""
         return not self._owners[name].isdisjoint(self._paused_names)
 
     async def load(self) -> None:
-        """Find the deliveries that earlier processes parked. Repeat it: an earlier version may park more."""
+        """Find the deliveries that other processes parked.
+
+        Call it again from time to time: a dispatcher of an earlier version may still park deliveries.
+        """
         await self._held.recover()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
@@ -131,8 +135,8 @@ class Parking:
         """Find the lanes of these changes, before the changes are queued.
 
         Args:
-            is_queued: returns whether a document has queued jobs: lanes without queued jobs are forgotten. None if
-                an earlier change is neither queued nor finished.
+            is_queued: returns whether a document has queued jobs. The lanes of other documents are forgotten. None
+                while an earlier change is neither queued nor finished; then no lane is forgotten.
         """
         if is_queued is not None:
             self._round += 1
@@ -220,7 +224,7 @@ class Parking:
             task.add_done_callback(ended)
 
     async def retry(self, change: Change, calls: Calls, letter: str) -> bool:
-        """Park a dead letter again, in the order of the commits among the deliveries of its lane.
+        """Park a dead letter again. The order of the commits decides its place in the lane.
 
         Args:
             calls: a single receiver.

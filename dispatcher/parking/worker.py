@@ -1,8 +1,8 @@
 """Makes parked deliveries when they are due, the longest-waiting lanes first, in parallel to the live deliveries.
 
-An errand among the jobs of a document makes the deliveries of a lane, so that no other delivery of this document
-is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read meanwhile run.
-Errands take at most half of the places, and the errands of one receiver at most its share of these.
+An errand makes the deliveries of one lane. It is queued among the jobs of the document, so that no other delivery
+of this document is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read
+meanwhile run. Errands take at most half of the places, and the errands of one receiver at most its share of these.
 """
 
 import asyncio
@@ -39,19 +39,18 @@ Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 # Seconds after which an errand ends. Then the changes that were read meanwhile run.
 _SLICE: Final = 0.2
 
-# Seconds between two queries for a receiver with parked deliveries: the maximum, the time after a query that found
-# a due delivery that can't be made yet, and the minimum. In between, the process knows when the next one is due.
-_RARELY: Final = 30.0
-_AGAIN: Final = 1.0
-_OFTEN: Final = 0.005
+# Seconds between two queries for the parked deliveries of a receiver. Usually the process knows when the next
+# delivery is due, and waits until then.
+_RARELY: Final = 30.0  # the maximum
+_AGAIN: Final = 1.0  # after a query that found a due delivery that can't be made yet
+_OFTEN: Final = 0.005  # the minimum
 
 # Maximum bytes of the first deliveries of taken lanes, by their recorded sizes.
 _BYTES: Final = 8_000_000
 
-# Seconds until the next search for deliveries of former owners of the partition: until the first search after the
-# takeover, when their last commands have ended; and until each later search.
-_SOON: Final = 60.0
-_SELDOM: Final = 3_600.0
+# Seconds until the next search for deliveries that former owners of the partition parked.
+_SOON: Final = 60.0  # from the takeover to the first search: by then the former owners' last commands have ended
+_SELDOM: Final = 3_600.0  # from one search to the next
 
 
 class _Slice:
@@ -247,7 +246,7 @@ class ParkingWorker:
         self.wake()
 
     def _key(self, row: RawBSONDocument) -> Hashable:
-        """The key of the jobs of a delivery's document."""
+        """The key under which the jobs of a delivery's document are queued."""
         namespace = row["namespace"]
         raw = raw_key_of(bytes(row.raw), row["parts"])
         return key_from((namespace["db"], namespace["coll"]), raw, self._codec_options)
@@ -255,8 +254,9 @@ class ParkingWorker:
     def _is_ours(self, row: RawBSONDocument) -> bool:
         """Returns whether this process may make a delivery now.
 
-        Another process may have parked it after the saved position. Then this process reads the change from the
-        stream again, and parks the delivery again. An earlier attempt could break the order.
+        Another process may have parked it, and its change may come after the saved position. Then this process
+        will read the change from the stream again, and park the delivery again. An attempt before that could break
+        the order.
         """
         token = row.get("token")
         return row.get("by") == self._parking.own_id or not isinstance(token, str) or token <= self._position()

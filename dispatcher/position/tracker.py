@@ -38,10 +38,10 @@ class Tracker:
     def mark(self, token: str) -> None:
         """Note that the stream has been read up to this token: between changes, or on an idle stream.
 
-        The token belongs to no change, so it is never recorded as finished ahead.
+        The token belongs to no change, so it is never among the finished changes in `ahead`.
         """
         self._mark = token
-        # The first tokens of a stream that begins at a time can precede the position.
+        # If a stream was opened at a time instead of at a token, its first tokens can precede the position.
         if not self._open and token > self.token:
             self.token = token
 

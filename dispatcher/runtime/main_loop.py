@@ -150,7 +150,7 @@ def _loop_class(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
             super().stop()
 
         async def shutdown_default_executor(self, *args: Any) -> None:
-            """Refuse the shutdown before the end of the loop: the driver resolves names in the executor."""
+            """Refuse the shutdown before the end of the loop: the driver looks up host names in the executor."""
             if not self.ending:
                 raise RuntimeError("The executor of the event loop belongs to the dispatcher: don't shut it down.")
             await super().shutdown_default_executor(*args)

@@ -33,7 +33,7 @@ class Choices:
         return any(value == choice for choice, _ in self.pairs)
 
     def label(self, value: Any) -> Any:
-        """The label of a value; without a label the value as a string, None for None."""
+        """The label of a value. A value that is no choice is returned as a string, and None as None."""
         labels = (label for choice, label in self.pairs if value == choice)
         return next(labels, None if value is None else str(value))
 

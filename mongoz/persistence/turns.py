@@ -19,7 +19,7 @@ __all__ = ["run_in_turn", "run_in_turns"]
 T = TypeVar("T")
 
 _FOREIGN_LOOP_SECONDS: Final = 0.5
-"""Seconds between two checks whether another event loop still runs, while a turn of that loop comes first."""
+"""Seconds between two checks whether another event loop still runs, while a call waits for a turn of that loop."""
 
 
 class _Turn:
@@ -135,7 +135,7 @@ def _wake(waiter: "asyncio.Future[None]") -> None:
 _current: ContextVar[_Turn | None] = ContextVar("mongoz_turn", default=None)
 
 _last: Final[dict[int, _Turn]] = {}
-"""The latest turn of each instance, and of the calls inside of each turn, by id.
+"""The latest turn of each queue, by the queue's id (`_Turn.place`): the id of an instance or of an outer turn.
 
 An id stays unique, since turns keep their instances alive.
 """

@@ -55,7 +55,7 @@ class Link:
 
 
 innermost_link: Final[ContextVar[Link | None]] = ContextVar("mongoz_chain", default=None)
-"""The innermost signal whose receivers run in this task, or started it."""
+"""The link of the innermost signal whose receivers run in this task, or started this task."""
 
 
 def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:

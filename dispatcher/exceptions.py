@@ -66,7 +66,7 @@ class ExitCode(IntEnum):
     """How a `dispatcher` command ended. Supervisors may rely on these numbers."""
 
     OK = 0
-    """The command succeeded, or a signal stopped it."""
+    """The command succeeded, or SIGTERM or SIGINT stopped it."""
     FAILED = 1
     """The command ran, and its result is negative: the demo lost a change, or a position is stale."""
     USAGE = 2

@@ -27,8 +27,9 @@ TYPES: Final[Mapping[int, str]] = {
 
 _SIZE: Final = Struct("<i")
 
-# The size of a value of fixed length in bytes. For other values, the bytes that the length prefix does not count.
+# By type: the size of values of fixed length, in bytes.
 _FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
+# By type: values with a length prefix, and the number of bytes that this prefix does not count.
 _MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
 _REGEX: Final = 11
 

@@ -83,7 +83,7 @@ TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
         7182500,  # (it has no name): one field alone is too large to be split
-        47,  # NoMatchingDocument: a required image is missing; we require none, but a proxy may
+        47,  # NoMatchingDocument: a required image is missing; only a proxy can require one, we don't
     }
 )
 

@@ -69,8 +69,8 @@ class Change(NamedTuple):
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or that of an event of a whole collection.
             `"untouched"`: an update or a replace that changed nothing but the stamp.
             `"marker"`: an `"untouched"` update that may announce a delete by the ODM.
-            `"deferred"`: a placeholder. The change itself follows as soon as the marker of its document is
-            resolved.
+            `"deferred"`: a placeholder. The change itself follows as soon as it is known whether the marker of
+            its document has a delete.
             `"finished"`: an earlier process has finished it.
         namespace: (database, collection); the collection is "" for events of a whole database.
         cluster_time: the server's logical time of the commit.
@@ -87,8 +87,8 @@ class Change(NamedTuple):
         origin: `stamp` if it is valid, see `origins`; for a delete, the stamp of its marker.
         marker: for a delete, the token of its marker; empty if it has none.
         fault: the reason why `document` or `id` can't be decoded; None in nearly all cases.
-        delivery_id: the id of its deliveries, if the token does not determine it: the stamp came too late, or
-            the id was recorded.
+        delivery_id: the id of its deliveries, if it is not computed from the token; "" otherwise. A change with a
+            late stamp gets it from the stamp (see `origins`), and a held delivery from its record.
     """
 
     token: str
@@ -200,7 +200,7 @@ class Job:
         self.announces = False
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
-        """Set the values that were unknown when the job of a marker, or of a change after one, was queued."""
+        """Set the values that were not known yet when a marker or a deferred change was registered."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
     @property
@@ -216,10 +216,10 @@ class Job:
 
 
 class Errand(NamedTuple):
-    """A task for a document. It runs between the deliveries of the document's changes.
+    """Work on a document. It runs between the deliveries of the document's changes.
 
     Attributes:
-        on_finished: called when the errand is finished, even if another task had to finish it.
+        on_finished: called when the errand is finished, even if another worker had to finish it.
     """
 
     run: Callable[[], Coroutine[Any, Any, None]]

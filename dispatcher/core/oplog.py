@@ -16,7 +16,7 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Number of successive requests for the clock, the first time. Later, one more answer keeps the bounds close.
+# Number of successive requests for the clock, the first time. Later, one is enough, because earlier answers count.
 _REQUESTS: Final = 3
 
 # Resolution of the server's time, in seconds.

@@ -22,7 +22,7 @@ _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 # A user and the start of a password. Digits up to the end of the authority are a port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# A word that can be the rest of a password with a space, but not a host.
+# A word before a space. Between two "@", it counts as a part of a password that holds a space, not as a host.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
 # Examples in messages are not secrets.

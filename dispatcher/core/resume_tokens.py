@@ -1,7 +1,7 @@
 """Converts resume tokens to texts and to short hashes.
 
-A token holds the `_id` of the document, and may be a megabyte long. A position also stores the changes after the
-position that are already finished, as hashes of ten bytes.
+A token holds the `_id` of the document, and may be a megabyte long. The document of a position also records the
+finished changes after the position, as hashes of their tokens: ten bytes each.
 """
 
 from bisect import bisect_left
@@ -55,7 +55,7 @@ def token_time(token: str) -> Timestamp:
 
 
 def token_at(time: Timestamp) -> str:
-    """The part of a token that sorts before the tokens of all changes of a cluster time."""
+    """A text that sorts before the tokens of all changes of a cluster time: their common beginning."""
     return f"{_TIMESTAMP_TAG}{time.time:08X}{time.inc:08X}"
 
 

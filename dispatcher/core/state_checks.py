@@ -12,8 +12,10 @@ from pydantic import BaseModel, Field, ValidationError
 from dispatcher.core.error_text import words_of
 from dispatcher.core.output.logs import log
 
-# Maximum number of documents in one result; maximum number of remembered documents, since each is logged once.
+# Maximum number of documents in `StateReader.misfits`.
 _MOST_NAMED: Final = 20
+
+# Maximum number of logged documents that are remembered, so that each is logged only once.
 _MOST_LOGGED: Final = 1_000
 
 # Maximum characters of an `_id`, and of a problem.

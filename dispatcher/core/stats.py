@@ -142,7 +142,7 @@ class Stats:
     lease_changes: int = 0
     """Partitions that were taken over, given up or lost."""
     late_stamps: int = 0
-    """Own writes that arrived too long after their stamp. Receivers that had already run got them again."""
+    """Writes that took effect too long after they were stamped. Receivers that had run got them again."""
     untouched: int = 0
     """Updates that changed only the origin stamp. No receiver gets them."""
     gaps: int = 0

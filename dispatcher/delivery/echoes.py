@@ -16,9 +16,10 @@ from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
-# Number of deliveries in a row that are not delayed although each change was committed during the delivery before;
-# and number of delayed deliveries before the log names the receiver.
+# Number of changes in a row, each committed during the delivery before it, whose deliveries are not delayed yet.
 _FREE: Final = 16
+
+# Number of delayed deliveries before the log names the receiver.
 _UNNAMED: Final = 4
 
 # Seconds that the first delayed delivery waits, and the maximum for later ones.
@@ -48,7 +49,7 @@ class Echoes:
         self._named: set[str] = set()
 
     def count(self, key: Any, wall_time: datetime | None, clock_offset: float) -> int:
-        """Count the changes of a document in a row that were committed during the previous delivery. Usually 0.
+        """Count the changes of a document in a row, each committed during the delivery before it. Usually 0.
 
         Args:
             wall_time: the time of the commit, by the server's clock.

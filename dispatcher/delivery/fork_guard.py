@@ -1,6 +1,6 @@
-"""If a receiver forks a process, ends this process as soon as it returns to the dispatcher's code.
+"""Ends a process that a receiver has forked, as soon as it returns to the dispatcher's code.
 
-Otherwise the forked process would continue as a second dispatcher, on the sockets of the first one.
+Otherwise it would continue as a second dispatcher, on the sockets of the first one.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """A worker. `at` is its current job, after the key of this job."""
+    """A worker. `at` is the pair of its current job: the key, and the job."""
 
     __slots__ = ("at",)
 

@@ -41,7 +41,7 @@ class Listener(NamedTuple):
         namespace: the namespace of the document's own collection.
         patterns: the patterns of further collections with documents of this class.
         fields: for `post_update` receivers with the option `fields`: the stored names of these fields.
-        stamped: the ids of receivers in the stamps of this document.
+        stamped: for each receiver, the ids by which stamps of this document name it.
     """
 
     document: Any
@@ -127,7 +127,7 @@ class Routes:
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
-        """The collections with listeners that are known by name, not by a pattern."""
+        """The collections with listeners. Collections that only a pattern matches are not included."""
         watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)
         named = [(pattern.database, pattern.collection) for pattern in watched]
         return tuple(dict.fromkeys([*(listener.namespace for listener in self._listeners), *named]))
@@ -298,7 +298,7 @@ def _collection(document: Any, namespace: Namespace) -> Collection:
 
 
 def _stamped(document: Any, receivers: Mapping[str, Iterable[Receiver]]) -> dict[Receiver, frozenset[bytes]]:
-    """The ids of receivers in the stamps of a document."""
+    """For each receiver, the ids by which stamps of a document name it."""
     return {r: frozenset(stamp_ids(r, document, signal)) for signal, some in receivers.items() for r in some}
 
 

@@ -242,8 +242,8 @@ class Coordinator(Generic[W]):
                 "partitions, since it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
-                remedy="start this process again with the new version; to return to this version, start it again "
-                "unchanged",
+                remedy="start this process again with the new version; or, to return to the version of this "
+                "process, start this process again as it is",
             )
         self.outdated = outdated
 
@@ -351,7 +351,7 @@ class Coordinator(Generic[W]):
             answers = [error] * len(leases)
         failed: list[tuple[Lease, Exception]] = []
         for lease, answer in zip(leases, answers, strict=True):
-            if lease.given_up:  # meanwhile; a release does not count as a loss
+            if lease.given_up:  # meanwhile; then a refused renewal is no loss
                 continue
             if isinstance(answer, Exception):
                 failed.append((lease, answer))

@@ -1,8 +1,8 @@
 """Stores the parts of held deliveries that do not fit into their document, as files in GridFS.
 
-A file is written before the document that names it, and deleted after it. A file never changes: if the document is
-written again, it names new files. A crash between two writes leaves a file that no document names. `sweep` deletes
-it an hour after the first `sweep` that found it, by the clock of this process.
+A file is written before the document that names it, and deleted after this document. A file never changes: if the
+document is written again, it names new files. A crash between two writes leaves a file that no document names.
+`sweep` deletes it an hour after the first `sweep` that found it, by the clock of this process.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -263,7 +263,7 @@ class Parking:
             self._writing[name] -= 1
 
     def _record(self, name: str, change: Change, calls: Calls, receiver: Receiver) -> Record:
-        """A delivery, under the name that its receiver has in its lane."""
+        """The record of a delivery. `name` is the name of the receiver in the lane, maybe a former one."""
         record = record_of(change, calls, receiver, term=self.term, group=self._held.group, name=name)
         record.fields["by"] = self.own_id
         return record

@@ -60,7 +60,7 @@ class RetryRequests:
 
     def _query(self, numbers: list[int], partitions: int) -> list[dict[str, Any]]:
         wanted: dict[str, Any] = {"group": self._group, **REQUESTED}
-        number: Any = {"$literal": 0}  # also of a document without a hash, which was edited by hand
+        number: Any = {"$literal": 0}  # not computed: a document that was edited by hand may lack the hash
         if partitions > 1:
             number = number_of("$hash", partitions)
             wanted["$expr"] = {"$in": [number, numbers]}

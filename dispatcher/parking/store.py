@@ -22,8 +22,9 @@ The cases, and why no delivery is lost or overtaken:
 - Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
   write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
   without a mark becomes its head. `recover` marks the lanes to which no delivery is added later.
-- The same change is read again after a crash: `put` replaces the delivery, which keeps its mark and its attempts,
-  and `by` is the new process. Until then it is not delivered, because the position has not passed it.
+- The same change is read again after a crash: `put` replaces the delivery. It keeps its mark and its attempts, and
+  `by` is the new process. Before the `put`, the new process does not make the delivery, because its position has
+  not passed the change.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
 - A retry of a dead letter whose document has followers: the retry takes over the mark. Usually it sorts before the
   followers by its token; otherwise `due` moves the mark.
@@ -78,10 +79,10 @@ _ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
 UNDELIVERABLE: Final = 300.0
 """Seconds until the next try of a delivery that is malformed, or whose receiver the application does not have."""
 
-# Characters of an error that are kept.
+# Maximum length of a recorded error, in characters.
 _LONGEST_MESSAGE: Final = 1_000
 
-# Maximum number of deliveries of one lane that are read at once, and of their bytes, where the size is recorded.
+# Limits for the deliveries of one lane that are read at once: their number, and the sum of their recorded sizes.
 _FOLLOWING: Final = 20
 _BYTES: Final = 4_000_000
 

@@ -115,10 +115,11 @@ class ParkingWorker:
         self._position = position
         self._places = max(1, places)
         self._codec_options = codec_options
-        # Taken lanes, each with the receiver and the size of its first delivery; the taken lanes that wait for a
-        # place; and the number of running errands per receiver.
+        # Taken lanes, each with its receiver and the size of its first delivery.
         self._taken: dict[str, tuple[str, int]] = {}
+        # The taken lanes that wait for a place.
         self._ready: deque[tuple[str, Lane, RawBSONDocument, Hashable]] = deque()
+        # The number of running errands of each receiver.
         self._running: Counter[str] = Counter()
         self._woken = asyncio.Event()
         self._next = 0.0

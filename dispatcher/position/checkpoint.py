@@ -69,7 +69,7 @@ class Checkpoint:
         self._always = always
         self._ahead = set(split(position.ahead))
         self._until = position.until
-        self._digests: dict[str, bytes] = {}  # of the tokens that were finished ahead at the last save
+        self._digests: dict[str, bytes] = {}  # of the finished changes after the position, at the last save
         self._inherited = Inherited(position.inherited)
         self._has_passed = False  # whether facts were removed since the last save
         self._saved: tuple[str, bytes] = (position.token, position.ahead)
@@ -131,7 +131,8 @@ class Checkpoint:
         if (token, ahead) == self._saved and not self._always():
             self.saved_seconds = monotonic()  # the saved position is up to date
             return
-        # Until this stream has passed the first token, the token belongs to a stream of the earlier fingerprint.
+        # As long as the position has not moved since the claim, its token belongs to a stream with the earlier
+        # fingerprint.
         fingerprint = self._fingerprint if token > self.began else self._fingerprint_before
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None

@@ -286,7 +286,8 @@ class PositionStore:
         answers: list[bool | Exception] = [error is None or error for error in errors]
         if matched == answers.count(True):
             return answers
-        # A term is never given twice: a partition that is still ours was ours at the time of the update.
+        # The answer does not tell which updates matched no position. A term is never given twice: a partition that
+        # is ours now, under the same term, was ours at the time of the update.
         ours = await self._terms([lease for lease, _ in updates])
         for place, (lease, _) in enumerate(updates):
             if answers[place] is True:
@@ -294,7 +295,7 @@ class PositionStore:
         return answers
 
     async def _terms(self, leases: Sequence[Lease]) -> dict[int, int]:
-        """The present terms of the partitions that this process holds, of the partitions of some leases."""
+        """The present terms of the partitions of these leases, without the ones that this process has lost."""
         partitions = {self._id(lease.partition): lease.partition for lease in leases}
         ours = {"_id": {"$in": list(partitions)}, "owner": self._member}
         return {partitions[one["_id"]]: one["term"] async for one in self._newest.find(ours, {"term": True})}
@@ -318,7 +319,7 @@ class PositionStore:
             return await session.with_transaction(attempt)
 
     def _as_read(self, position: Ownership | Position) -> dict[str, Any]:
-        """A filter that matches a position as long as its owner, term and beat are as it was read."""
+        """A filter that matches a position as long as its owner, term and beat are unchanged since it was read."""
         return {"_id": self._id(position.partition), **owned_as(position)}
 
     def _id(self, partition: int) -> str:

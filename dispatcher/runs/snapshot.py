@@ -1,4 +1,4 @@
-"""Reads the existing documents of a collection, and makes a change of each for the receivers.
+"""Reads the existing documents of a collection, and converts each document to a change for the receivers.
 
 A collection is read in the order of its `_id`s, slice by slice. So no cursor stays open on the server while
 receivers are slow, and an interrupted run continues after its last `_id`.

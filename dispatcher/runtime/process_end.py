@@ -109,7 +109,7 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The place of the application's innermost frame. If it has no frame, the place of the innermost frame."""
+    """The place of the application's innermost frame; of the innermost frame if none is the application's."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)

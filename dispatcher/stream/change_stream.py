@@ -280,8 +280,8 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
 def _stamped_until(token: str) -> list[dict[str, Any]]:
     """The pipeline stages that select past changes with stamps.
 
-    They also select the first change after the token, so that the server stops reading there, and an invalidate
-    event, because the stream continues after its token.
+    They also select all changes after the token: the server stops reading at the first of them. And they select
+    an invalidate event, because the stream continues after its token.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [

@@ -2,7 +2,8 @@
 
 Clients copy documents together with their stamps: they insert deleted documents again, restore exports, and `$set`
 whole documents that they have read. If a stamp counted for another write, it would hide this write from receivers.
-So a doubtful stamp does not count, and the write is delivered.
+So a doubtful stamp does not count, and the write is delivered. In this module, a token is the id in a stamp (not a
+resume token). It begins with the time at which the stamp was made.
 
 A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
 the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it

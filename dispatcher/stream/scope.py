@@ -59,8 +59,8 @@ class Scope(NamedTuple):
         """The narrowest scope that holds these collections.
 
         Args:
-            apart_from: the dispatcher's own database: with it, the stream would contain an event for every saved
-                position.
+            apart_from: the database of the dispatcher's state. If it were watched, the stream would contain an
+                event for every saved position.
         """
         ordered, alike = tuple(sorted(set(namespaces))), tuple(sorted(set(patterns)))
         databases = {database for database, _ in ordered} | {pattern.database for pattern in alike}

@@ -23,7 +23,7 @@ class Throttle:
         self._kept_back: Counter[Hashable] = Counter()
 
     def due(self, name: Hashable) -> int | None:
-        """Return the number of lines of this name omitted since the last one; None to omit this line too."""
+        """Return None to omit this line; otherwise the number of omitted lines of this name before it."""
         now = monotonic()
         if now - self._logged.get(name, -_BETWEEN) < _BETWEEN:
             self._kept_back[name] += 1

@@ -100,7 +100,7 @@ class Writer:
         self._unnamed += 1
 
     def _is_stuck(self) -> bool:
-        """Returns whether writes are blocked for too long. Asks the descriptor: the thread may not have run."""
+        """Returns whether writes are blocked for too long. It asks the descriptor: the thread may only be late."""
         if self._since is None or monotonic() - self._since < _PATIENCE:
             return False
         return self._fails or not _can_take(self._descriptor)

@@ -96,7 +96,7 @@ _operators: list[type] = []
 
 
 def provide_operators(operators: type) -> None:
-    """Set the class with the operators of `get_operator`. Queries call it: settings can't import queries."""
+    """Set the class whose operators `get_operator` returns. `queries` calls this, since we can't import it."""
     _operators.append(operators)
 
 

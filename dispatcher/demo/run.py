@@ -21,7 +21,7 @@ from dispatcher.web.links import link_to, new_token
 # Changes per second, slow enough to follow on the screen.
 _RATE: Final = 40.0
 _START_SECONDS: Final = 30.0
-# Maximum seconds of a delivery after the last write. Then it counts as lost.
+# A delivery that is not made within these seconds after the last write counts as lost.
 _STRAGGLER_SECONDS: Final = 15.0
 _LOG_LINES: Final = 15
 

@@ -45,8 +45,8 @@ _STOP_SECONDS = 15.0
 
 # $1 is the directory to remove at the end, or empty; the rest is the command line of mongod.
 # - A background job of a non-interactive shell reads /dev/null by default: hence fd 3.
-# - `read` returns at the end of the file, when this process has died, and after a line, by which this process asks
-#   for the end. The line is needed if a fork of this process holds a copy of the pipe, which then stays open.
+# - `read` returns in two cases: this process has died, which closes the pipe, or this process asks for the end
+#   with a line. The line is needed if a fork of this process has a copy of the pipe: the pipe then stays open.
 # - The watcher is ended by KILL: it could have inherited an ignored TERM, e.g. from a parent under `nohup`.
 _GUARDIAN = r"""
 scratch=$1; shift

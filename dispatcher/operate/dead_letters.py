@@ -206,8 +206,8 @@ async def drop(group: Group, ids: Sequence[str], *, until: datetime | None = Non
     """Drop letters. Letters that are being retried stay, since their outcome is not known yet.
 
     Args:
-        until: drop only letters whose last attempt ended before this time. A retry may have failed after the ids
-            were read.
+        until: drop only letters whose last attempt ended before this time. (If a retry failed after the ids were
+            read, the letter has a later last attempt, and is kept.)
     """
     letters, files = group.state.held, Files(group.state)
     done = Dropped([], [])

@@ -2,7 +2,7 @@
 
 A receiver has the first word that applies:
 
-    down        no live dispatcher has it
+    down        no live dispatcher has this receiver
     paused      it is paused, or everything is
     blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
     failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
@@ -124,7 +124,7 @@ def _verdicts(name: str, facts: _Facts, group_facts: _GroupFacts) -> Iterator[tu
     if facts.given_up and facts.given_up >= _GIVEN_UP * ended:
         yield "failing", f"{facts.given_up:.0f} of the last minute's {ended:.0f} deliveries were given up"
     if facts.given_up + facts.retried > facts.delivered:
-        yield "failing", f"more attempts failed than succeeded: {facts.given_up + facts.retried:.0f}"
+        yield "failing", f"{facts.given_up + facts.retried:.0f} attempts failed, more than succeeded"
     if not facts.delivered and (retrying := facts.waits("retrying")):
         yield "failing", f"{retrying} documents wait for the next attempt at a delivery that fails"
     if late := _late(facts.waiting, group_facts.now):

@@ -211,8 +211,8 @@ METRICS: Final = (
     ),
     _by_partition(
         "lag_changes_estimate",
-        "Undelivered changes; the number of unread ones is estimated from the rate of the last minute that was "
-        "read.",
+        "Undelivered changes; the number of unread changes is estimated from the rate of the changes that were "
+        "read last.",
         lambda _, g: g.lag_changes,
     ),
     Described("in_flight", "Deliveries in flight.", _total(lambda g: g.in_flight)),

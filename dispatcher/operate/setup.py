@@ -37,7 +37,7 @@ _PATIENCE: Final = 5.0
 def few_connections(clients: Clients, settings: Settings) -> tuple[str, str]:
     """The warning that receivers wait for connections, and its remedy."""
     text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={clients.connections} connections"
-    return text, "Raise maxPoolSize in the URL, or lower --concurrency to it."
+    return text, "Raise maxPoolSize in the URL, or lower --concurrency to maxPoolSize."
 
 
 @dataclass

@@ -11,7 +11,7 @@ Word = Literal["failing", "blocked", "behind", "delivering", "idle", "paused", "
 WORDS: Final[tuple[Word, ...]] = ("failing", "blocked", "behind", "delivering", "idle", "paused", "down")
 """The words for health. The first five are in order, from the worst to the best."""
 
-NO_DISPATCHER: Final = "no live dispatcher has it"
+NO_DISPATCHER: Final = "no live dispatcher has this receiver"
 
 
 class ReceiverHealth(NamedTuple):

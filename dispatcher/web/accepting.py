@@ -1,4 +1,4 @@
-"""Accepts connections, and tries again after a failure. The server of uvloop would never listen again."""
+"""Accepts connections, and tries again if that fails. The server of uvloop would not try again."""
 
 import asyncio
 import socket

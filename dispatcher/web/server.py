@@ -39,7 +39,7 @@ class Behind(NamedTuple):
     """The place of a process whose requests a supervisor receives and passes on.
 
     Attributes:
-        path: of the Unix socket at which the process listens; empty to listen nowhere.
+        path: the Unix socket at which the process listens; empty to listen nowhere.
         url: the URL of the supervisor.
     """
 
@@ -92,7 +92,7 @@ class HttpServer:
             await asyncio.wait([serving], timeout=_PATIENCE * 2)
 
     def _start_tasks(self) -> list["asyncio.Task[None]"]:
-        """Start what runs while requests are answered."""
+        """Start the tasks that run while requests are answered."""
         log.info("the HTTP server is listening", action="http.listening", address=self.url)
         return []
 

@@ -202,7 +202,7 @@ class Deployment:
             self._given_loop = loop
         if self._given_loop is not loop:
             raise ImproperlyConfigured(
-                "The registry was made from a client, and a client belongs to one event loop; another one runs. "
+                "The registry was made from a client, which belongs to one event loop, but now another loop runs. "
                 "Make the registry from a URL: it then opens a client for every loop."
             )
         return self._given

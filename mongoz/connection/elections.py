@@ -1,8 +1,8 @@
 """Sessions during an election: the driver's ConfigurationError becomes a transient error.
 
-A member that starts, recovers or rolls back says that it has no sessions. The driver believes that for the whole
-life of the connection and raises ConfigurationError, which tells applications to give up. Without new connections,
-the driver would raise this error even after the election.
+A server of the replica set that starts, recovers or rolls back says that it has no sessions. The driver believes
+that for the whole life of the connection, and raises ConfigurationError, which tells applications to give up.
+Without new connections, the driver would raise this error even after the election.
 """
 
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ _TRANSIENT: Final = "TransientTransactionError"
 
 
 def _is_from_election(error: BaseException) -> bool:
-    """Whether the driver refused a session because the member holds no data at the moment."""
+    """Whether the driver refused a session because the server holds no data at the moment."""
     return isinstance(error, ConfigurationError) and str(error).startswith(_NO_SESSIONS)
 
 

@@ -255,7 +255,8 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
 
     Args:
         own: the transaction.
-        held: the resources to release, with the session. If the outcome is unknown, a background task gets them.
+        held: the resources to release, among them the session. If the outcome is unknown, a background task gets
+            them.
     """
     unknown = await _commit(own.session)
     if unknown is not None:

@@ -191,7 +191,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         """Make an instance from a row of the database. The instance keeps the row and changes it.
 
         Raises:
-            pydantic.ValidationError: the row violates the model; names collection, `_id` and field.
+            pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.
         """
         return hydrate(cls, row, collection)
 

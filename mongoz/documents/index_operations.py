@@ -152,7 +152,8 @@ class IndexOperations:
 
         Args:
             database_names: the databases; the document's own only if it is listed.
-            collection: gives the name: a `Collection` or the driver's collection; by default the document's own.
+            collection: only its name is used: a `Collection` or the driver's collection; by default the document's
+                own.
 
         Raises:
             MongozException: `database_names` is no list or tuple of names.

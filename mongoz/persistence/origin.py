@@ -74,7 +74,7 @@ def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
     Args:
         firing: the receivers of this process.
         target: the target of the write.
-        natural: without a stamp, the server's event leads to the same signal.
+        natural: even without a stamp, a dispatcher would fire the same signal for the server's event.
     """
     return target.group is not None and (firing.concerns_dispatchers or not natural)
 
@@ -86,7 +86,7 @@ async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, na
         firing: the receivers of this process.
         target: the target of the writes.
         call: the called method.
-        natural: without a stamp, the server's event leads to the same signal.
+        natural: even without a stamp, a dispatcher would fire the same signal for the server's event.
     """
     stamps = must_stamp(firing, target, natural=natural)
     if stamps and not target.clock.is_fresh:

@@ -38,7 +38,8 @@ def require_watched(document: type[Model], collection: Collection, signal: Signa
         signal: the signal that the write fires afterwards.
 
     Raises:
-        ImproperlyConfigured: no dispatcher watches the collection; names it, the receiver and the remedy.
+        ImproperlyConfigured: no dispatcher watches the collection. The message names the collection, the receiver
+            and the remedy.
     """
     meta = document.meta
     if collection is meta.collection or meta.registry is None or meta.registry.dispatched is None:

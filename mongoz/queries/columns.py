@@ -23,7 +23,7 @@ class Columns(NamedTuple):
     Attributes:
         plan: the query, which loads only the needed fields.
         names: fields of the document, in the order of the model.
-        parts: fields of joined documents, by the name under which these are attached.
+        parts: fields of joined documents, by the name under which the joined documents are attached.
         undeclared: undeclared keys are included.
     """
 
@@ -86,7 +86,11 @@ def select_columns(document: Any, plan: Plan, fields: Any, exclude: Any, *, unde
 def _with_references(
     document: Any, plan: Plan, names: Iterable[str]
 ) -> tuple[Plan, set[str], dict[str, frozenset[str]]]:
-    """Return the plan with the joins for names like `reference__name`, these names, and the fields by join."""
+    """Add the joins for names like `reference__name` to the plan.
+
+    Returns:
+        The plan, these names, and the fields of each joined document, by the name of the join.
+    """
     references = set()
     parts: dict[str, frozenset[str]] = {}
     for name in names:

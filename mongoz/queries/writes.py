@@ -136,7 +136,8 @@ class WriteQuery(ReadQuery[D]):
         plan = self._plan
         if plan.joins:
             raise InvalidKeyError(
-                "get_or_create() supports no conditions on a referenced document, since it does not create one."
+                "get_or_create() supports no conditions on a referenced document, since it can't create that "
+                "document."
             )
         values = find_equalities(self._document, plan.conditions)
         by_id = "id" in values

@@ -39,7 +39,8 @@ class Delivery(NamedTuple):
         receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer) or `"stream"` (delivered by a dispatcher).
         attempt: 1, 2, ...; above 1 only in the dispatcher.
-        term: grows whenever another dispatcher process takes over; fence external effects with it. 0 in process.
+        term: grows whenever another dispatcher process takes over, so that an external system can refuse calls
+            with a smaller term. 0 in process.
         cluster_time: the server's time of the write; None in process.
         wall_time: the server's wall clock at the write, naive UTC; None in process.
         image: the state of `instance`: `"post"` the document right after this write, `"current"` the document

@@ -101,7 +101,7 @@ def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, sho
     expect(tile(page, "Dead letters")).to_have_text("1")
     expect(page.locator("#misfits tbody tr")).to_have_count(1)
     expect(page.locator("#misfits [data-label=Document]")).to_contain_text("<img src=x onerror=")
-    expect(page.locator("#letters-locked")).to_have_text("They hold documents: unlock to see them.")
+    expect(page.locator("#letters-locked")).to_have_text("Dead letters hold documents: unlock to see them.")
     expect(page.locator(".letter")).to_have_count(0)
     unlock(page, TOKEN)
 

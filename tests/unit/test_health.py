@@ -159,7 +159,7 @@ def test_a_group_without_live_members_is_down():
 def test_a_receiver_without_a_member_is_named():
     found = health(member(shop_mail=GOOD), lanes=(parked("shop.gone", "retrying", 7),))
     gone = found.of("shop.gone", "post_save")
-    assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no live dispatcher has it")
+    assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no live dispatcher has this receiver")
     assert found.health == "blocked"
     assert found.of("shop.letters", "post_save").health == "down"
     assert found.of("shop.mail", "post_save").health == "delivering"

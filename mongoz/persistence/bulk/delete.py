@@ -229,7 +229,7 @@ class _DeleteOutcomeUnknown(Exception):
         error: the error of the commit.
         deleted: the deleted documents if the transaction was committed.
         session: the session of the transaction.
-        held: the resources to release, with the session.
+        held: the resources to release, among them the session.
     """
 
     def __init__(self, error: PyMongoError, deleted: _Deleted, session: Any, held: AsyncExitStack) -> None:

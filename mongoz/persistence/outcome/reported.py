@@ -22,7 +22,7 @@ TIMEOUT_MS: Final = 5_000
 """The time limit of a read that looks up an outcome."""
 
 _MARGIN: Final = 5  # seconds by which the given time may be wrong
-_FUTURE_MARGIN: Final = 120  # the margin for a time in the future, whose error is larger
+_FUTURE_MARGIN: Final = 120  # if the given time is later than the server's time, it may be wrong by this much
 _PAUSE_MS: Final = 250  # the server waits this long for more changes before it reports its position
 _MAX_STREAMS: Final = 4  # open at once in a process: each one reads the whole recent oplog
 

@@ -7,9 +7,9 @@ import { bytes, count, moment, orMore } from "./format.js";
 
 const EVERYBODY = "";
 
-const LOCKED = "They hold documents: unlock to see them.";
+const LOCKED = "Dead letters hold documents: unlock to see them.";
 const CLOSED =
-  "They hold documents, and are shown only on the dispatcher's own machine. To see them through a proxy or from another machine, start the dispatcher with DISPATCHER_HTTP_TOKEN.";
+  "Dead letters hold documents, and are shown only on the dispatcher's own machine. To see them through a proxy or from another machine, start the dispatcher with DISPATCHER_HTTP_TOKEN.";
 
 export class Letters {
   constructor() {

@@ -22,6 +22,7 @@ from dispatcher.core.state import POSITIONS, Group
 from dispatcher.position.documents import NEVER, Ownership, Position, SavedPositions, moved, owned_as, recorded
 from dispatcher.position.inherited import Fact
 from dispatcher.position.repartition import divided
+from dispatcher.settings import MOST_PARTITIONS
 from mongoz.connection.elections import session_of
 
 _RENEWAL: Final[Mapping[str, Any]] = {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}}
@@ -55,8 +56,9 @@ class PositionStore:
         self.address = group.state.address
         self.group = self._group = group.name
         self._member = member
-        # One batch at a time: no save overtakes an earlier one of the same partition.
-        self._updates: Batcher[_PositionUpdate, bool] = Batcher(self._update, at_once=1)
+        # One batch at a time: no save overtakes an earlier one of the same partition. A batch has room for all
+        # partitions: at the end of a process the last saves wait for one earlier batch at most.
+        self._updates: Batcher[_PositionUpdate, bool] = Batcher(self._update, most=MOST_PARTITIONS, at_once=1)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -294,11 +296,12 @@ class PositionStore:
                 answers[place] = ours.get(lease.partition) == lease.term
         return answers
 
-    async def _terms(self, leases: Sequence[Lease]) -> dict[int, int]:
+    async def _terms(self, leases: Sequence[Lease]) -> dict[int, Any]:
         """The present terms of the partitions of these leases, without the ones that this process has lost."""
         partitions = {self._id(lease.partition): lease.partition for lease in leases}
         ours = {"_id": {"$in": list(partitions)}, "owner": self._member}
-        return {partitions[one["_id"]]: one["term"] async for one in self._newest.find(ours, {"term": True})}
+        found = self._newest.find(ours, {"term": True})
+        return {partitions[one["_id"]]: one.get("term") async for one in found}  # it may be edited by hand
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
         """Write to the layout: a concurrent division fails then. Returns False if the layout has changed."""

@@ -12,6 +12,7 @@ from pymongo.errors import OperationFailure
 import mongoz
 from dispatcher.core.lease import HELD, TAKEN, Lease, now
 from dispatcher.position.store import PositionStore
+from dispatcher.settings import MOST_PARTITIONS
 from tests.integration.test_dispatcher import Seen, listen, make_user
 from tests.support import Running, SentCommands, dispatching, eventually, group_of
 
@@ -186,6 +187,21 @@ async def test_a_position_that_the_server_refuses_does_not_affect_the_others(sha
     renewed = await shared.first.renew(shared.leases)
     assert isinstance(renewed[0], OperationFailure)
     assert renewed[1:] == [False, True]
+
+
+async def test_one_command_saves_all_partitions_of_a_process(shared):
+    leases = [Lease(number, MOST_PARTITIONS, 1, seconds=1.0, sent=now()) for number in range(MOST_PARTITIONS)]
+    saves = [shared.first.save(lease, LATER, "f", b"", LATER) for lease in leases]
+    assert (await asyncio.gather(*saves)).count(True) == 2
+    assert shared.sent.names == ["update", "find"]
+
+
+async def test_a_position_without_a_term_is_lost_and_does_not_affect_the_others(shared, foreign, database):
+    """It was edited by hand."""
+    positions = foreign.client[f"{database}_state"]["positions"]
+    assert positions.update_one({"_id": f"{database}:0"}, {"$unset": {"term": ""}}).matched_count
+    assert await shared.first.renew(shared.leases) == [False, False, True]
+    assert await shared.save() == [False, False, True]
 
 
 async def test_released_partitions_are_free_after_one_command(shared):

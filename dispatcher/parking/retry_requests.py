@@ -5,6 +5,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from dispatcher.core.batching import Batcher
@@ -53,20 +54,27 @@ class RetryRequests:
     async def _find(self, shares: list[_Share]) -> list[list[str]]:
         found: dict[_Share, list[str]] = defaultdict(list)
         for partitions in {share.partitions for share in shares}:  # usually one
-            numbers = [share.partition for share in shares if share.partitions == partitions]
-            async for row in await self._held.aggregate(self._query(numbers, partitions)):
-                found[_Share(row["partition"], partitions)].append(row["_id"])
+            numbers = {share.partition for share in shares if share.partitions == partitions}
+            while numbers:
+                limit = _MOST * len(numbers)
+                rows = await (await self._held.aggregate(self._query(numbers, partitions, limit))).to_list()
+                for row in rows:
+                    found[_Share(row["partition"], partitions)].append(row["_id"])
+                if len(rows) < limit:
+                    break
+                # The limit may hide the requests of the other partitions.
+                numbers -= {row["partition"] for row in rows}
         return [found[share][:_MOST] for share in shares]
 
-    def _query(self, numbers: list[int], partitions: int) -> list[dict[str, Any]]:
+    def _query(self, numbers: Collection[int], partitions: int, limit: int) -> list[dict[str, Any]]:
         wanted: dict[str, Any] = {"group": self._group, **REQUESTED}
         number: Any = {"$literal": 0}  # not computed: a document that was edited by hand may lack the hash
         if partitions > 1:
             number = number_of("$hash", partitions)
-            wanted["$expr"] = {"$in": [number, numbers]}
+            wanted["$expr"] = {"$in": [number, list(numbers)]}
         return [
             {"$match": wanted},
             {"$sort": {"retry_requested_at": 1}},
-            {"$limit": _MOST * len(numbers)},
+            {"$limit": limit},
             {"$project": {"partition": number}},
         ]

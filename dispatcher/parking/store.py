@@ -253,19 +253,20 @@ class HeldStore:
         ]
         lanes: dict[str, Lane] = {}
         moved: list[UpdateOne] = []
-        seconds, skipped = None, False
+        seconds, again = None, False
         async for raw in await self._raw.aggregate(pipeline):
             row = readable(raw)
-            if not row["first"]:  # the lane has just ended
+            if row["milliseconds"] > 0 or len(lanes) == most:
+                seconds = max(0.0, row["milliseconds"] / 1000)
+                break
+            if not row["first"] and isinstance(row.get("lane"), str):  # the lane has just ended
+                again = True
                 continue
             try:
                 lane = _lane_of(row)
             except (ValueError, KeyError, TypeError) as error:  # it was edited by hand
-                skipped |= await self.skip(row["_id"], error)
+                again |= await self.skip(row["_id"], error)
                 continue
-            if row["milliseconds"] > 0 or len(lanes) == most:
-                seconds = max(0.0, row["milliseconds"] / 1000)
-                break
             if lane.first == row["_id"]:
                 lanes.setdefault(lane.id, lane)
             else:  # move the mark to the first delivery
@@ -273,7 +274,7 @@ class HeldStore:
                 moved.append(UpdateOne({"_id": row["_id"], "lane": lane.id}, _FOLLOWS))
         if moved:
             await self._held.bulk_write(moved, ordered=True)
-        if moved or skipped:
+        if moved or again:  # other lanes may be due, behind the limit of the query
             seconds = 0.0
         return list(lanes.values()), seconds
 

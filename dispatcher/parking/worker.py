@@ -48,8 +48,9 @@ _OFTEN: Final = 0.005  # the minimum
 # Maximum bytes of the first deliveries of taken lanes, by their recorded sizes.
 _BYTES: Final = 8_000_000
 
-# Seconds until the next search for deliveries that former owners of the partition parked.
-_SOON: Final = 60.0  # from the takeover to the first search: by then the former owners' last commands have ended
+# Seconds until the next search for deliveries that former owners of the partition parked. The first search is made
+# when the former owners' last commands have ended.
+_SOON: Final = 60.0  # from the takeover to the first search, and after a failed search
 _SELDOM: Final = 3_600.0  # from one search to the next
 
 
@@ -132,7 +133,9 @@ class ParkingWorker:
 
     def resize(self, places: int) -> None:
         """Set the maximum number of errands at once."""
-        self._places = max(1, places)
+        before, self._places = self._places, max(1, places)
+        if self._places > before:
+            self.wake()
 
     def wake(self, seconds: float = 0.0) -> None:
         """Note that a delivery is due in this number of seconds."""
@@ -148,8 +151,9 @@ class ParkingWorker:
             self._next = monotonic() + _RARELY
             try:
                 if monotonic() >= self._next_search:
-                    self._next_search = monotonic() + _SELDOM
+                    self._next_search = monotonic() + _SOON  # if it fails
                     await self._parking.load()
+                    self._next_search = monotonic() + _SELDOM
                     self._is_alone = True
                 self.wake(await self._take_all() if self._may_begin() else _AGAIN)
                 self.wake(self._next_search - monotonic())
@@ -187,8 +191,7 @@ class ParkingWorker:
             due, seconds = await self._held.due(name, room, [*taken, *stuck])
             if self._is_alone and not due and not taken and not stuck and seconds is None:
                 self._parking.forget(name, times)
-            if not await self._take(name, due):
-                soonest = min(soonest, _AGAIN)
+            soonest = min(soonest, await self._take(name, due))
             if seconds is not None and len(due) < room:
                 soonest = min(soonest, seconds)
         return soonest
@@ -202,8 +205,8 @@ class ParkingWorker:
     def _bytes(self) -> int:
         return sum(size for _, size in self._taken.values())
 
-    async def _take(self, name: str, lanes: list[Lane]) -> bool:
-        """Take lanes, and queue their errands. Returns False if a lane is left that may be taken later."""
+    async def _take(self, name: str, lanes: list[Lane]) -> float:
+        """Take lanes, and queue their errands. Returns the seconds until other lanes may be taken."""
         room = _BYTES - self._bytes
         taken: list[Lane] = []
         for lane in lanes:
@@ -212,21 +215,22 @@ class ParkingWorker:
             taken.append(lane)
             room -= lane.size
         firsts = await self._held.read([lane.first for lane in taken])
-        left = len(lanes) - len(taken)
+        soonest = _AGAIN if len(taken) < len(lanes) else _RARELY
         for lane in taken:
             first = firsts.get(lane.first)
             if first is None or not self._is_ours(first):
-                left += 1
+                soonest = min(soonest, _AGAIN)
                 continue
             try:
                 key = self._key(first)
             except Exception as error:  # it was edited by hand
                 await self._held.skip(lane.first, error)
+                soonest = 0.0  # the query left out other lanes, if this lane had the last place
                 continue
             self._taken[lane.id] = (name, lane.size)
             self._ready.append((name, lane, first, key))
         self._begin()
-        return not left
+        return soonest
 
     def _begin(self) -> None:
         """Begin errands for taken lanes, as long as places are free."""

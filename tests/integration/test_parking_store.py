@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import bson
@@ -170,6 +170,45 @@ async def test_one_query_finds_the_requested_retries_of_all_partitions_in_their_
         assert found == [["3 0"], ["4 0", "7 1"], ["5 1"], []]
         assert await requests.of(6, 8) == ["-2 0"]
         assert await requests.of(5, 8) == [f"many {n}" for n in range(59, 9, -1)]
+
+
+async def test_many_requested_retries_of_one_partition_do_not_hide_the_ones_of_another(requests, database, held):
+    rows = [
+        {"_id": f"{number} {n}", "group": database, "hash": Int64(number), "retry_requested_at": n}
+        for number, times in {0: range(300), 1: range(300, 500), 2: [400], 3: [600]}.items()
+        for n in times
+    ]
+    held.insert_many(random.sample(rows, len(rows)))
+    found = await asyncio.gather(*(requests.of(number, 8) for number in range(5)))
+    assert found[0] == [f"0 {n}" for n in range(50)]
+    assert found[1] == [f"1 {n}" for n in range(300, 350)]
+    assert found[2:] == [["2 400"], ["3 600"], []]
+
+
+async def test_lanes_that_end_during_a_query_do_not_hide_the_lanes_after_them(store, held, monkeypatch):
+    for number in range(3):
+        await put(store, f"lane {number}", number)
+        held.update_one({"_id": f"d{number:05}"}, {"$set": {"due_at": PAST + timedelta(days=number)}})
+    lookup = store._first
+    lookup["$lookup"]["pipeline"].insert(0, {"$match": {"lane": "lane 2"}})  # the other lanes have ended
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldStore, "_first", lookup)
+        assert await store.due("r", 1, []) == ([], 0.0)
+    lanes, _ = await store.due("r", 3, [])
+    assert [lane.id for lane in lanes] == ["lane 0", "lane 1", "lane 2"]
+
+
+async def test_a_delivery_whose_lane_is_no_text_waits_and_does_not_hide_the_next_one(store, held):
+    """It was edited by hand."""
+    await put(store, "lane 0", 0)
+    await put(store, "lane 1", 1)
+    held.update_one({"_id": "d00000"}, {"$set": {"lane": [], "due_at": PAST}})
+    assert await worked_off(store, most=1) == ["d00001"]
+    assert held.find_one({"_id": "d00000"})["state"] == "malformed"
+    lanes, seconds = await store.due("r", 1, [])
+    assert lanes == []
+    assert seconds is not None
+    assert seconds > 0
 
 
 async def test_a_repeated_delivery_replaces_its_record(store, held):

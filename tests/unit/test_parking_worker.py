@@ -1,14 +1,19 @@
 """When the worker of parked deliveries queries again."""
 
+import asyncio
+from time import monotonic
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
 from bson.codec_options import DEFAULT_CODEC_OPTIONS
+from pymongo.errors import AutoReconnect
 
+from dispatcher.core.tasks import end
 from dispatcher.parking import worker
 from dispatcher.parking.store import Lane
 from dispatcher.parking.worker import ParkingWorker
+from tests.support import PATIENCE
 
 LANE = Lane("lane", "blocked", None, "first", 10)
 
@@ -49,3 +54,33 @@ OWN, PASSED, AHEAD = ({"by": by, "token": token} for by, token in (("me", "z"), 
 )
 async def test_the_next_query_comes_when_the_next_delivery_is_due(due, first, seconds):
     assert await worker_with(due, first)._take_all() == seconds
+
+
+async def test_a_malformed_delivery_does_not_delay_the_deliveries_after_it():
+    """The query has found as many lanes as there are places. No errand begins, whose end would wake the worker."""
+    made = worker_with(([LANE], 0.0), OWN)
+    made.resize(1)
+    made._held.skip = AsyncMock(return_value=True)  # type: ignore[method-assign]
+    made._key = Mock(side_effect=ValueError)  # type: ignore[method-assign]
+    assert await made._take_all() == 0.0
+
+
+async def test_more_places_are_used_at_once():
+    made = worker_with(([], None), {})
+    made._next = due = monotonic() + PATIENCE
+    made.resize(5)
+    assert made._next == due
+    made.resize(50)
+    assert made._next <= monotonic()
+
+
+async def test_a_failed_search_for_deliveries_of_former_owners_is_repeated(monkeypatch):
+    monkeypatch.setattr(worker, "_SOON", 0.0)
+    made, searched = worker_with(([], None), {}), asyncio.Event()
+    made._parking.load = AsyncMock(side_effect=[AutoReconnect("a step-down"), None])  # type: ignore[method-assign]
+    made._parking.forget = lambda *_: searched.set()  # type: ignore[method-assign]
+    task = asyncio.create_task(made.run())
+    async with asyncio.timeout(PATIENCE):
+        await searched.wait()
+    await end([task])
+    assert made._parking.load.await_count == 2

@@ -85,7 +85,7 @@ GroupName = Annotated[
 
 
 class Flags(NamedTuple):
-    """Annotates one parameter of a command that several flags replace.
+    """Annotates a parameter of a command. Several flags take the place of this parameter.
 
     Attributes:
         make: gets the values of the flags by name, and returns the value of the parameter.

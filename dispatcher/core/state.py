@@ -50,7 +50,7 @@ WRITTEN: Final = (
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
-"""Options for writes: the `_id` of an application's document may be of any type."""
+"""Options for writes. They can contain the `_id` of an application's document, for example a UUID."""
 
 
 class _LenientDocument(dict[str, Any]):

@@ -16,8 +16,8 @@ from dispatcher.delivery.ports import DeadLetters
 from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.signals.receivers import Receiver
 
-# During this time, transient transaction errors use up no attempt. No transaction lasts longer than a minute, so
-# later conflicts are conflicts with the receiver's own writes.
+# During this time, transient transaction errors use up no attempt. Transactions of others end after a minute at
+# most. So a receiver that still has conflicts after this time causes them itself, with its own other writes.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
 
 

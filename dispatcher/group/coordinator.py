@@ -30,7 +30,7 @@ _READS_PER_LEASE: Final = 10
 # Leases are renewed when a third of the lease time is over.
 _RENEWALS: Final = 3
 
-# Time limit in seconds for each write at the end of the process. The other members do not depend on it.
+# Time limit in seconds for each write at the end of the process. The other members do not depend on these writes.
 _PATIENCE: Final = 5.0
 
 # Time limit in seconds for a running read of the group after the stop.
@@ -276,7 +276,7 @@ class Coordinator(Generic[W]):
         free = {number: (one.term, one.owner, one.beat) for number, one in seen.partitions.items()}
         # A partition that was claimed or renewed meanwhile is not free.
         if saved.layout == seen.layout and terms == free and await self._store.divide(saved):
-            assert saved.layout is not None  # it has another number of partitions as `wanted`
+            assert saved.layout is not None  # its field `wanted` differs from `partitions`
             log.info(
                 "the work of this group is divided into another number of partitions",
                 action="layout.changed",
@@ -351,7 +351,7 @@ class Coordinator(Generic[W]):
             answers = [error] * len(leases)
         failed: list[tuple[Lease, Exception]] = []
         for lease, answer in zip(leases, answers, strict=True):
-            if lease.given_up:  # meanwhile; then a refused renewal is no loss
+            if lease.given_up:  # during the command: a refused renewal is then no loss
                 continue
             if isinstance(answer, Exception):
                 failed.append((lease, answer))

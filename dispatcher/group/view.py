@@ -46,7 +46,8 @@ class GroupView(NamedTuple):
         partitions: by number. Deleted positions are missing.
         begun: whether the layout and the positions of all partitions are recorded.
         members: dead or alive, the longest-serving first.
-        sessions: the sessions that members have registered. If the owner of a session lives, it is in `members`.
+        sessions: the sessions that members have registered. If `members` lacks the owner of a session, the
+            owner is dead.
     """
 
     layout: Layout | None

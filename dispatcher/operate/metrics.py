@@ -165,8 +165,8 @@ METRICS: Final = (
     ),
     _counter(
         "late_stamps",
-        "Own writes that arrived too long after their stamp; receivers that ran in the writing process got them "
-        "again, under the same `delivery.id`.",
+        "Writes of the application that arrived too long after their stamp was made; receivers that ran in the "
+        "writing process got them again, under the same `delivery.id`.",
         lambda s: s.stats.late_stamps,
     ),
     _counter(

@@ -70,7 +70,8 @@ class Mover:
                 f"{now.as_datetime().isoformat()}. Nothing was changed.",
                 remedy="Choose an earlier time. `--at now` skips all changes until now.",
             )
-        # A change stream on any collection shows how far back the oplog reaches. The user may read this one.
+        # A change stream on any collection shows how far back the oplog reaches. The user of this connection may
+        # read the positions, so the stream is on the positions.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
         if not await cursors.reaches_back_to(min(time, now)):
             raise await self._too_far_back(time)
@@ -79,8 +80,8 @@ class Mover:
         """Let all partitions continue after a token, or begin anew.
 
         Args:
-            token: all changes up to it count as finished, and no change after it. With None the next start
-                delivers only the changes after it, like the first start of a group.
+            token: all changes up to the token count as finished, and no later change. With None, only the changes
+                after the next start of a dispatcher are delivered, as after the first start of a group.
             force: move the positions even if a dispatcher is alive. This dispatcher starts no deliveries after
                 the end of its lease, and other processes wait for this end.
 

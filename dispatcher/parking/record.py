@@ -63,7 +63,8 @@ def record_of(
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.
     """
     known = (receiver.name, *receiver.options.formerly)
-    number = known.index(name) if name in known else 0  # the name may belong to a receiver of another signal
+    # A former name may be known only to a receiver of the same name and another signal; then use the present id.
+    number = known.index(name) if name in known else 0
     fields = {
         "group": group,
         "receiver": name or receiver.name,

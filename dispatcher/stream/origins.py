@@ -29,10 +29,10 @@ _RESOLUTION: Final = 1
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""Seconds before the position from which tokens are read again. If clocks agree, no earlier tokens are needed: the
-stamp of a copy that is made more than `HORIZON` seconds after the original does not count."""
+"""A start reads the tokens of this many seconds before the position again. If clocks agree, no earlier tokens are
+needed: the stamp of a copy that is made more than `HORIZON` seconds after the original does not count."""
 
-# A token matters until 75 s after its own time, and its write may be up to 10 s before that time.
+# A token matters until 75 s after its own time. By the server's clock, its write may be 10 s older than the token.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
 
 _NO_RECEIVERS: Final[frozenset[bytes]] = frozenset()
@@ -44,8 +44,8 @@ _MOST: Final = 250_000
 class SeenTokens:
     """Remembers the tokens of the last minutes in two generations. The older generation is forgotten as a whole.
 
-    A generation with too many tokens is forgotten early. Then it is not certain whether a token with an earlier
-    time is new.
+    A generation with too many tokens is forgotten early. Then it is not certain whether a token is new, unless its
+    time is later than the times of the forgotten tokens.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class SeenTokens:
         """
         if self._began is None or abs(wall - self._began) >= _REMEMBERED or len(self._recent) >= _MOST:
             self._next_generation(wall)
-        if wall < self._doubtful_until:  # the server's clock was set back: no token of this time was forgotten
+        if wall < self._doubtful_until:  # the server's clock was set back; no token since then was forgotten
             self._doubtful_until = 0.0
         self._latest = wall
         if token in self._recent or token in self._older:

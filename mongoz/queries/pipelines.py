@@ -38,7 +38,8 @@ def find_arguments(plan: Plan, projection: Any = None) -> dict[str, Any]:
 def command_options(plan: Plan, *names: str) -> dict[str, Any]:
     """The named options of a query as arguments of `aggregate`, `count_documents` and `distinct`."""
     options = {OPTIONS[name]: value for name, value in plan.options.items() if name in names}
-    if isinstance(options.get("hint"), list | tuple):  # only find() converts the pairs of an index itself
+    # A hint may be a list of pairs: field and direction. Not all methods of the driver convert such a list.
+    if isinstance(options.get("hint"), list | tuple):
         options["hint"] = dict(options["hint"])
     return options
 

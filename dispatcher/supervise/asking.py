@@ -1,6 +1,7 @@
 """One HTTP request to a process, over its Unix socket."""
 
 import asyncio
+import socket
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -15,6 +16,7 @@ _OF_ANSWER: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding
 Headers = Iterable[tuple[bytes, bytes]]
 
 _LOCAL: Final[Headers] = ((b"host", b"localhost"),)
+_NO_HOST: Final = (b"host", b"")  # HTTP/1.1 requires the header, and a client of HTTP/1.0 may send none
 
 
 class Answer(NamedTuple):
@@ -56,14 +58,18 @@ async def ask(
         target: the path of the request with its query.
 
     Raises:
+        BlockingIOError: the process does not accept connections, and too many of them wait already.
         OSError: the process does not listen.
         h11.RemoteProtocolError: it closed the connection before the end of the answer.
     """
-    transport, reply = await asyncio.get_running_loop().create_unix_connection(_Reply, path)
+    given = [one for one in headers if one[0] not in _OF_REQUEST]
+    made = _connected(path)
+    transport, reply = await asyncio.get_running_loop().create_unix_connection(_Reply, sock=made)
     try:
         connection = h11.Connection(h11.CLIENT)
         sent = [
-            *(one for one in headers if one[0] not in _OF_REQUEST),
+            *given,
+            *(() if any(name == b"host" for name, _ in given) else (_NO_HOST,)),
             (b"connection", b"close"),
             (b"content-length", str(len(body)).encode()),
         ]
@@ -73,6 +79,18 @@ async def ask(
     finally:
         transport.abort()
     return _read(connection, bytes(reply.data))
+
+
+def _connected(path: str) -> socket.socket:
+    """A connected socket. A Unix socket connects at once or fails; event loops hide why it failed."""
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        made.setblocking(False)
+        made.connect(path)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _read(connection: h11.Connection, data: bytes) -> Answer:

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from dispatcher.core.output.writer import dropped_lines
+from dispatcher.core.tasks import end
 from dispatcher.operate.metrics import PREFIX
 from dispatcher.supervise.asking import Answer, ask
 from dispatcher.web.guard import CLIENT, Guard
@@ -28,6 +29,9 @@ from dispatcher.web.guard import CLIENT, Guard
 # Seconds for the answer of a process to a probe, and to another request.
 _PROBE_SECONDS: Final = 5.0
 _SECONDS: Final = 30.0
+
+# Seconds for the probes before a request is passed on, if one of the processes has answered that it is ready.
+_SOON: Final = 0.5
 
 # A process refuses longer requests, so no more is passed on.
 _LONGEST_BODY: Final = 100_001
@@ -95,11 +99,9 @@ class Front:
             body += piece
             if len(body) >= _LONGEST_BODY:
                 break
-        probed = await self._ask_all(b"/readyz")
-        answering = [name for name, one in probed.items() if one.status]
-        if not answering:
+        name = await self._choose()
+        if name is None:
             return _nobody()
-        name = next((name for name in answering if _is_ok(probed[name])), answering[0])
         scope = request.scope
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
         client = f"{scope['http_version']} {scope['client'][0] if scope['client'] else ''}"
@@ -118,6 +120,23 @@ class Front:
         response.raw_headers = answer.headers
         return response
 
+    async def _choose(self) -> str | None:
+        """The first process that is ready; if none is, the first one that answers.
+
+        A process that does not answer, for example a stopped one, delays a request for a moment only.
+        """
+        asking = {name: asyncio.create_task(self._ask(name, b"/readyz", _PROBE_SECONDS)) for name in self._paths}
+        try:
+            for seconds in (_SOON, None):
+                done, _ = await asyncio.wait(asking.values(), timeout=seconds)
+                probed = {name: one.result() for name, one in asking.items() if one in done}
+                for name, answer in probed.items():
+                    if _is_ok(answer):
+                        return name
+            return next((name for name, answer in probed.items() if answer.status), None)
+        finally:
+            await end(asking.values())
+
     async def _ask_all(self, target: bytes) -> dict[str, Answer]:
         answers = await asyncio.gather(*(self._ask(name, target, _PROBE_SECONDS) for name in self._paths))
         return dict(zip(self._paths, answers, strict=True))
@@ -126,7 +145,7 @@ class Front:
         try:
             async with asyncio.timeout(seconds):
                 return await ask(self._paths[name], target, **request)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return _SILENT
         except (OSError, h11.RemoteProtocolError):
             return _STARTING

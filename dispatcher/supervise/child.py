@@ -56,7 +56,8 @@ class SupervisedProcess:
         on_end: called with its exit code when it ends by itself; returns whether it is started again.
 
     Attributes:
-        code: its last exit code, as a shell shows it: 128 and the number of the signal that ended it.
+        code: the exit code of its last end, as a shell shows it: 128 and the number of the signal that ended it.
+            An end after which the process was to be started again does not count.
     """
 
     def __init__(
@@ -83,13 +84,15 @@ class SupervisedProcess:
             returned = await self._live(stop)
             if stop.is_set() and returned == -signal.SIGTERM:  # it was told to stop before it could do so in order
                 returned = ExitCode.OK
-            self.code = 128 - returned if returned < 0 else returned
+            code = 128 - returned if returned < 0 else returned
             how = _described(self.role.name, returned)
             if stop.is_set():
-                if self.code:
+                self.code = code
+                if code:
                     log.error("a process did not stop in order", action="process.not_stopped", **how)
                 return
-            if not self._on_end(self.code):
+            if not self._on_end(code):
+                self.code = code
                 log.error("a process can't work; all processes end", action="process.failed", **how)
                 return
             pause = backoff.pause_after(monotonic() - began)

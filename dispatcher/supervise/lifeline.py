@@ -77,15 +77,20 @@ class Lifeline:
         threading.Thread(target=self._watch, name="dispatcher-lifeline", daemon=True).start()
 
     def _watch(self) -> None:
-        told = self._read()
-        os.kill(os.getpid(), signal.SIGTERM)
-        if told:
+        if self._read():
+            os.kill(os.getpid(), signal.SIGTERM)
             self._read()  # the supervisor waits for this process, unless it is forced to end
-        if self._path:
-            shutil.rmtree(Path(self._path).parent, ignore_errors=True)  # the supervisor can't do it any more
-        if not told:
+            self._remove_directory()
+        else:
+            self._remove_directory()  # first, because during the start the signal ends the process at once
+            os.kill(os.getpid(), signal.SIGTERM)
             sleep(self._within)
         os._exit(ExitCode.FORCED)
+
+    def _remove_directory(self) -> None:
+        """Remove the directory of the sockets: the supervisor can't do it any more."""
+        if self._path:
+            shutil.rmtree(Path(self._path).parent, ignore_errors=True)
 
     def _read(self) -> bytes:
         """Wait for a byte; empty when the supervisor has ended."""

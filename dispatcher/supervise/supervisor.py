@@ -1,6 +1,7 @@
 """Starts the processes of `--processes`, watches them, and starts them again. It imports no application."""
 
 import asyncio
+import signal
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -60,6 +61,7 @@ def supervise(processes: int, settings: Settings, *, within: float) -> int:
     Raises:
         CannotListen: the address for HTTP can't be used.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if a parent ignored it, every exit code would appear as 0
     listening = listen(settings.http)
     with nullcontext("") if listening is None else _directory() as directory:
         roles = [

@@ -1,8 +1,12 @@
 """Several processes on one machine: their number, restarts, and merged metrics."""
 
 import asyncio
+import signal
+import socket
+import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -230,12 +234,17 @@ open("lives-" + name, "w").write(str(lives + 1))
 
 
 async def supervised(
-    monkeypatch, tmp_path: Path, script: str, stop_at: int | None = None
+    monkeypatch,
+    tmp_path: Path,
+    script: str,
+    stop_at: int | None = None,
+    stop_when: Callable[[], object] = lambda: True,
 ) -> tuple[int, list[int]]:
     """Run two processes until they end. Returns the exit code, and how often each process was started.
 
     Args:
-        stop_at: stop when this many processes are ready; 0 to wait for their end.
+        stop_at: stop when this many processes are ready; None to wait for their end.
+        stop_when: a further condition of the stop.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", MEMBER + script])
@@ -244,7 +253,7 @@ async def supervised(
     supervisor, stop = Supervisor(roles, patience=60.0), asyncio.Event()
     running = asyncio.create_task(supervisor.run(stop))
     if stop_at:
-        await eventually(lambda: len(list(tmp_path.glob("ready-*"))) == stop_at)
+        await eventually(lambda: len(list(tmp_path.glob("ready-*"))) == stop_at and stop_when())
         stop.set()
     await asyncio.wait_for(running, PATIENCE)
     lives = [tmp_path / f"lives-{role.name}" for role in roles]
@@ -274,6 +283,63 @@ async def test_the_others_never_start_if_the_first_process_can_not(monkeypatch, 
 async def test_a_process_that_fails_while_it_stops_gives_its_code(monkeypatch, tmp_path):
     script = "os.write(0, b'2')\nopen('ready-' + name, 'w')\nassert os.read(0, 1)\nsys.exit(int(name) - 1)"
     assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (1, [1, 1])
+
+
+async def test_a_crash_before_the_stop_does_not_count_as_a_failure_to_stop(monkeypatch, tmp_path):
+    pauses: list[float] = []
+
+    def pause(_backoff: Backoff, seconds: float) -> float:
+        pauses.append(seconds)
+        return 10 * PATIENCE
+
+    monkeypatch.setattr(Backoff, "pause_after", pause)
+    script = "os.write(0, b'2')\nif name == '2': sys.exit(70)\nopen('ready-1', 'w')\nassert os.read(0, 1)"
+    ended = await supervised(monkeypatch, tmp_path, script, stop_at=1, stop_when=lambda: pauses)
+    assert ended == (ExitCode.OK, [1, 1])
+
+
+DIES = """
+import os, sys, time
+from dispatcher.supervise.lifeline import Lifeline
+Lifeline(sys.argv[1], 60.0)
+os.write(1, b".")
+time.sleep(600)  # the application is being imported
+"""
+
+
+def test_a_process_without_a_supervisor_leaves_no_directory_even_if_it_is_still_starting(tmp_path):
+    directory = tmp_path / "sockets"
+    directory.mkdir()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", DIES, str(directory / "1")], stdin=theirs.fileno(), stdout=subprocess.PIPE
+        )
+    with ours, process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"."
+        ours.close()
+        assert process.wait(PATIENCE) == -signal.SIGTERM
+    assert not directory.exists()
+
+
+IGNORES = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "dispatcher", *sys.argv[1:]])
+"""
+
+
+def test_exit_codes_are_right_if_the_parent_ignores_the_end_of_children():
+    ended = subprocess.run(
+        [sys.executable, "-c", IGNORES, "run", "no_such_module:registry", "--processes", "2", "--http", "off"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == ExitCode.APPLICATION, ended.stderr
 
 
 async def test_spare_processes_are_named_once(monkeypatch, tmp_path, capsys):

@@ -209,7 +209,12 @@ class Coordinator(Generic[W]):
         todo = moves(self.member_id, owners, [member.id for member in sharing], capped)
         for number in todo.release:
             self._hand_over(number)
+        claiming_since = now()
         for number in todo.claim:
+            if now() - claiming_since > self._lease / _RENEWALS:
+                # A heartbeat is due, and the members may have changed: claim the others after the next read.
+                self._awake.set()
+                break
             await self._claim(seen.partitions[number], seen.layout.partitions)
         self._read_at = asked
 

@@ -216,3 +216,25 @@ async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_
         assert all(second.leases[number] is lease for number, lease in kept.items())
         # The lease, the reads of the group before and after its end, and the claims on a busy machine.
         assert took < TAKEN * seconds + 2 * seconds / 10 + 10
+
+
+async def test_a_member_whose_claims_take_long_stays_in_touch_with_its_group(together, foreign, database):
+    """All claims together take longer than the lease: a far server answers each of them late."""
+    seconds = 2.0
+    members = foreign.client[f"{database}_state"]["members"]
+    async with together(1, Settings(lease=seconds), lambda _lease: None) as made:
+        ((member, _),) = made
+        claim = member.store.claim
+
+        async def slowly(*args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(2 * seconds / PARTITIONS)
+            return await claim(*args, **kwargs)
+
+        member.store.claim = slowly
+        await eventually(lambda: member.leases)
+        await eventually(lambda: member.coordinator.in_touch)
+        assert len(member.leases) < PARTITIONS
+        await eventually(lambda: members.find_one()["beat"])
+        assert len(member.leases) < PARTITIONS
+        await eventually(lambda: is_shared([member]))
+        assert member.coordinator._failed == 0

@@ -56,8 +56,8 @@ def moves(
     mine = sorted(partition for partition, owner in owners.items() if owner == me)
     claims = []
     for partition in sorted(partition for partition, owner in owners.items() if owner is None):
-        # The member that lacks the largest number of partitions gets it. All members agree, so no two claim the
-        # same partition.
+        # The free partition goes to the member that lacks the largest number of partitions. Members that have read
+        # the same documents choose the same member, so only this member claims the partition.
         lacking = [member for member in members if wanted[member] > held[member]]
         if not lacking:
             break

@@ -235,7 +235,7 @@ class Coordinator(Generic[W]):
         if number in self.held:
             return self.member_id
         if position.owner is None or position.owner == self.member_id:
-            return None  # this process has claimed it, but the answer was lost
+            return None  # without an owner, or claimed by this process, which did not get the answer to the claim
         if position.identity.is_dead or ages[number] >= TAKEN * (position.lease or self._lease):
             return None
         return position.owner
@@ -330,7 +330,7 @@ class Coordinator(Generic[W]):
         self._resized()
 
     def _note_end(self, task: "asyncio.Task[None]") -> None:
-        """Note the error of a task that has ended: it ends the dispatcher."""
+        """Note the error of a task that has ended. The error will end the dispatcher."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failures.append(error)
         self._awake.set()
@@ -413,7 +413,7 @@ class Coordinator(Generic[W]):
             self._is_answered = True
 
     def _raise_failures(self) -> None:
-        """Raise the error of the first partition that failed: it ends the dispatcher."""
+        """Raise the first noted error. It ends the dispatcher."""
         if self._failures:
             raise self._failures[0]
 

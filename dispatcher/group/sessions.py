@@ -16,9 +16,9 @@ from uuid import UUID
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, Group
 
-# Seconds after which a session is registered again. If a session was not used for twice this time, its
-# registration is removed: the driver replaces sessions without a notification. The session has no open transaction
-# then, since a transaction takes a minute at most.
+# Seconds after which a session is registered again. The driver replaces sessions without a notification. So the
+# registration of a session is removed if the session was not used for twice this time. Such a session has no open
+# transaction, since a transaction takes a minute at most.
 _FRESH: Final = 600.0
 
 # Seconds after which no more commands of a dead process arrive at the server.

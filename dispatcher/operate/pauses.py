@@ -5,8 +5,9 @@ The same command reads whether retries of dead letters are requested, see `parki
 The collection `controls` has one document for each pause: docs/reference/state.md lists its fields.
 
 A paused receiver is not called. Its deliveries are parked, and run in order after it is resumed. A pause applies
-to all connections of the receiver, and to its former names: it stays valid if a release renames the receiver. If
-everything is paused, nothing is read, and the position stays.
+to all documents and signals to which the receiver is connected. A pause under a former name of the receiver
+applies too: so a pause stays valid if a release renames the receiver. If everything is paused, nothing is read,
+and the position stays.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

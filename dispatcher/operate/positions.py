@@ -57,7 +57,7 @@ class Mover:
         """Require that the stream can begin at a token.
 
         Args:
-            token: a resume token, or the beginning of one, which represents a time.
+            token: a resume token, or only the beginning that all tokens of one time have, see `token_at`.
 
         Raises:
             HistoryLost: the oplog does not reach back to the token.

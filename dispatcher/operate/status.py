@@ -50,7 +50,7 @@ _MOST_GAPS: Final = 20
 _PATIENCE_MS: Final = 1_000
 _COUNTED: Final = 1_000
 
-# The fields of a position, without the resume token and the digests, which can be long.
+# The fields of a position, without the resume token and the hashes of finished changes: these can be long.
 _OWNED: Final = dict.fromkeys(
     ("partition", "partitions", "owner", "term", "host", "pid", "cluster_time", "saved_at"), True
 )

@@ -30,10 +30,11 @@ from dispatcher.stream.decode import decode
 from mongoz.connection.elections import session_of
 from mongoz.keys import canonical_of
 
-# The maximum number of documents in a slice; the number in the first slice, before the size of documents is known;
-# and the desired number of bytes in a slice.
+# Maximum number of documents in a slice.
 _MOST: Final = 500
+# Number of documents in the first slice, before the size of documents is known.
 _FIRST: Final = 32
+# Desired number of bytes in a slice.
 _BYTES: Final = 4_000_000
 
 _LAST: Final = bson.encode({"": MaxKey()})

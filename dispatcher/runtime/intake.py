@@ -29,7 +29,8 @@ class Intake:
         self._routes = routes
         self._lanes = lanes
         self._stats = stats
-        # Markers and deferred changes, by token. They are registered now, and are read a second time later.
+        # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. Such a change is registered when it
+        # first arrives. Its job is settled when the change arrives again, or when the marker's delete arrives.
         self._unsettled: dict[str, Job] = {}
         self._late_logged = float("-inf")
 

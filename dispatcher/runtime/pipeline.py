@@ -45,8 +45,8 @@ from mongoz.signals import Delivery
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 
 # Number of events in a full batch. While a full batch is delivered, the next batch is requested. After a smaller
-# batch, the reader is at the end of the stream. So the smaller batch is delivered first, because the request for
-# the next batch costs a millisecond of CPU.
+# batch, the reader is at the end of the stream. So the changes of the smaller batch enter their lanes first: the
+# request for the next batch costs a millisecond of CPU.
 _FULL: Final = 100
 
 

@@ -81,8 +81,8 @@ class Service:
     def ready(self) -> bool:
         """Whether this is a healthy member: in touch with the group, with all its change streams open.
 
-        A hot standby is ready. A process is not ready while a newer version of the application runs: it may claim
-        no partition then.
+        A hot standby is ready. While a newer version of the application runs, this process may claim no partition,
+        so it is not ready.
         """
         one = self._coordinator
         return (

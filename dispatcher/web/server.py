@@ -27,8 +27,9 @@ _USUAL: Final = Address("127.0.0.1", 8787)
 # Maximum number of connections that wait to be accepted.
 _BACKLOG: Final = 128
 
-# Maximum seconds that loading the server waits for the first delivery; seconds between two checks.
+# Maximum seconds that the dispatcher gets to begin with its deliveries, before the server is loaded.
 _HEAD_START: Final = 1.0
+# Seconds between two checks whether it delivers.
 _LOOK: Final = 0.02
 
 # Seconds for requests that are running at shutdown.

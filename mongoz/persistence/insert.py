@@ -117,7 +117,7 @@ async def insert_unless_exists(
         Whether it was inserted. If not, `pre_save` has fired, and `post_save` has not.
 
     Raises:
-        pymongo.errors.DuplicateKeyError: a document that does not match has one of its unique values.
+        pymongo.errors.DuplicateKeyError: a document that does not match has a unique value of this instance.
     """
     document = type(instance).meta.document
     signals = document.meta.signals

@@ -53,7 +53,7 @@ class _Turn:
         return self.instance is None
 
     def enter(self, outer: "_Turn") -> int:
-        """Set the turn that this call is made in; returns the place of this turn."""
+        """Set the outer turn of this turn; returns the place of this turn."""
         self.outer = next((turn for turn in outer.chain() if not turn.ended), None)  # a task may outlive its turn
         for turn in outer.chain():
             if turn.instance is self.instance:

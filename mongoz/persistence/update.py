@@ -134,7 +134,7 @@ async def _apply(
 
 
 def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Mapping[str, Any]]:
-    """The conditions that the operated fields still have the values of `row`. It contains only these fields."""
+    """The conditions that the operated fields still have the values of `row`. The row has only these fields."""
     tops = dict.fromkeys(operation.top for operation in operations)
     same = {"$expr": {"$eq": [{name: f"${name}" for name in row}, {"$literal": as_stored_literal(row)}]}}
     return [same, *({top: {"$exists": False}} for top in tops if top not in row)]

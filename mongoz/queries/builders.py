@@ -180,7 +180,7 @@ class QueryBuilder(Generic[D]):
     def using(self, database: str | Database) -> Self:
         """Work on the collection of the same name in another database of the registry.
 
-        Loaded instances remember it: `save` and `delete` use the same collection.
+        Loaded instances remember the database, so their `save` and `delete` use the same collection.
 
         Raises:
             ImproperlyConfigured: `database` is not the name of a database.

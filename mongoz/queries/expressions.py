@@ -37,8 +37,8 @@ class Expression:
     Args:
         key: a field's name or `Document.field`; None for combined conditions.
         operator: a name of `Q`, `"gte"`, or of MongoDB, `"$gte"`.
-        value: the value to compare with. MongoDB executes an operator in it only if this operator takes other
-            operators, as `"$elemMatch"` does.
+        value: the value to compare with. MongoDB executes operators inside the value only if `operator` takes
+            other operators, as `"$elemMatch"` does.
         options: further operators beside this one, `{"$options": "i"}`; or the options of a pattern, `"i"`.
 
     Examples:

@@ -94,7 +94,7 @@ class Q:
         """The string matches a regular expression, given as a str or compiled.
 
         Raises:
-            FieldDefinitionError: the field holds no strings. (For a key that is a name, the query raises it.)
+            FieldDefinitionError: the field holds no strings. (If the key is a name, only the query raises this.)
         """
         return make_expression(key, "pattern", value)
 

@@ -50,8 +50,8 @@ class WriteQuery(ReadQuery[D]):
         """Change fields of all matching documents.
 
         Without connected receivers this takes three commands: one reads the ids, one writes, one loads. With a
-        receiver, or a validator that reads several fields, documents are read and written in batches, each only if
-        it still matches, and `pre_update` and `post_update` fire for each.
+        receiver, or a validator that reads several fields, documents are read and written in batches. A document
+        is written only if it still matches, and `pre_update` and `post_update` fire for each document.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.

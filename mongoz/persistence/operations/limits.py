@@ -53,8 +53,8 @@ class OperationLimits(NamedTuple):
 def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
     """The limits of the operated fields.
 
-    `$min`, `$max` and `$unset` keep the limits, since their operands were validated. For them, only
-    rules of embedded documents about several fields need a check.
+    `$min`, `$max` and `$unset` keep the limits, since their operands were validated. They need a
+    check only if an embedded document has rules about several fields.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False

@@ -46,7 +46,7 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
     try:
         instance = _loader(document)(row, context=LOADING, by_alias=True, by_name=False)
     except ValidationError:
-        try:  # the class's own rule for addresses has the better message
+        try:  # the class's own rule for e-mail addresses has the better message
             instance = validate_stored(document, row)
         except ValidationError as error:
             raise _located(error, document, row, collection) from None

@@ -15,7 +15,7 @@ class Bounds(NamedTuple):
     Attributes:
         concurrency: maximum number of jobs in flight; jobs in a pause do not count.
         max_queued: maximum number of jobs that are accepted and not finished.
-        max_bytes: maximum number of bytes of their events. A single larger event is accepted alone.
+        max_bytes: maximum number of bytes of the events of these jobs. A single larger event is accepted alone.
     """
 
     concurrency: int

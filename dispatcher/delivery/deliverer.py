@@ -39,7 +39,8 @@ _LONG_WAIT: Final = 0.3
 Replace = Callable[[asyncio.Task[Any], Callable[[], Awaitable[None]]], None]
 """Replaces the task of a worker. Another task does the rest of the job."""
 
-# Seconds after a commit during which the change may come from a delivery that has just ended.
+# If a change was committed more than this many seconds ago, there is a backlog. Then receivers that their own
+# writes trigger are not slowed down.
 _RECENT: Final = 2
 
 

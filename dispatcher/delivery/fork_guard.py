@@ -1,6 +1,6 @@
-"""Ends a process that a receiver has forked, as soon as it returns to the dispatcher's code.
+"""Ends a process that a receiver has forked, as soon as this process returns to the dispatcher's code.
 
-Otherwise it would continue as a second dispatcher, on the sockets of the first one.
+Otherwise the process would continue as a second dispatcher, on the sockets of the first one.
 """
 
 import asyncio

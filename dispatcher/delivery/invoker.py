@@ -30,7 +30,8 @@ from mongoz.signals import Delivery
 _CANCEL_AGAIN: Final = 1.0
 _CANCELLATIONS: Final = 10
 
-# Maximum number of replaced tasks that still run: each holds its instance. Further receivers keep their workers.
+# Maximum number of replaced tasks that still run: each of them keeps its instance in memory. Beyond this number,
+# receivers that ignore cancellation keep their workers.
 _MOST_ABANDONED: Final = 200
 
 # Seconds between two checks of time limits: maximum and minimum.

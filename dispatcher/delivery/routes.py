@@ -105,7 +105,8 @@ class Routes:
 
         Args:
             keep: called with a signal name and a receiver; returns whether the receiver stays.
-            run: id of the run that calls them. In a run, receivers that the writing process ran are called, too.
+            run: the id of a replay or a backfill, which calls receivers again that the writing process has called;
+                "" for live deliveries.
         """
         routes = Routes((), self.group, self.apart_from)
         routes._run = run

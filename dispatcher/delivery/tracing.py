@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each run of a receiver, if the operator asks for spans.
 
-The package opentelemetry is an extra, and only this module imports it. The attributes have the names of its
-semantic conventions for messaging and databases. Attributes without a convention begin with `mongoz.`.
+The package opentelemetry is an extra, and only this module imports it. The names of the attributes follow the
+semantic conventions of OpenTelemetry for messaging and databases. Names without a convention begin with `mongoz.`.
 """
 
 from collections.abc import Iterator

@@ -28,20 +28,20 @@ and the next one lands, the mark passes the missing event, and the reader drops 
 Decisions for special cases:
 
 * A missing number in the reader's term, or a higher term without its number 0: the reader refuses the records, and
-  waits for number 0 of a higher term. The relay was not able to count the missing record as acknowledged, so it
-  begins a new term before it.
-* The next number of the reader's own term is right even if a higher term exists already: the records of one term
-  up to there are complete.
+  waits for number 0 of a higher term. The relay could not count the missing record as acknowledged, so its next
+  term publishes the event of this record and all later events again.
+* A reader accepts the next number of its own term even if a higher term exists already: up to this record, no
+  record of the term is missing.
 * The relay's saved position has, for each partition, the offset, the term and the number of the last record that
-  it passed. This is the position of a reader that has read exactly so far. So the first start of a group in the
-  middle of a term copies it, and expects the next number. Without the number, a reader would have to wait for the
-  next term, or would have to trust the first record that it finds.
+  it passed. This is the position of a reader that has read exactly so far. So a group that starts for the first
+  time in the middle of a term copies this position, and expects the next number. Without the number, a reader
+  would have to wait for the next term, or would have to trust the first record that it finds.
 * Retention that removes number 0 of a term does no harm to a reader that has accepted it. For other readers, the
   offsets jump. Then number 0 of a higher term proves nothing, because records before it may be missing. So the
   reader decides nothing by itself, and continues at the relay's saved position, see `resume`.
-* Equal tokens: tokens must rise from record to record of a term. A reader drops the second record with the same
-  token, and it must, because it can't tell it from a repeated first one. So the relay publishes one record per
-  event (it joins fragments), and gives a record that is no change event, such as a gap, a token of its own.
+* Equal tokens: tokens must rise from record to record of a term. If two records have the same token, a reader must
+  drop the second one, because it looks like a repetition of the first. So the relay publishes one record per event
+  (it joins fragments), and gives a record that is no change event, such as a gap, a token of its own.
 * A record that is no change event has a term, a number and a token as others have. It needs no rule of its own.
 
 `tests/model/topic.py` simulates relays, a broker and readers with all these faults. In 60,000 runs the rule loses

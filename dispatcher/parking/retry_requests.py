@@ -62,7 +62,7 @@ class RetryRequests:
                     found[_Share(row["partition"], partitions)].append(row["_id"])
                 if len(rows) < limit:
                     break
-                # The limit may hide the requests of the other partitions.
+                # The limit may hide the requests of the partitions without a row: ask again for these.
                 numbers -= {row["partition"] for row in rows}
         return [found[share][:_MOST] for share in shares]
 

@@ -15,16 +15,16 @@ mark. A look-up of a lane costs one seek in the index, however many deliveries w
 The cases, and why no delivery is lost or overtaken:
 
 - A process runs one job of a document at a time, so no delivery joins a lane while the lane ends.
-- A crash between two writes: `settle` marks the next delivery before it deletes the finished ones. In between, two
-  deliveries have the mark, and the first one is delivered again. If the next delivery is not known yet, or the
-  head becomes a dead letter, no delivery has the mark in between: `recover` marks the first delivery of each lane
-  without a mark. It runs when a partition is claimed, soon after, and every hour.
+- A crash between two writes: `settle` marks the next delivery before it deletes the finished ones. After a crash
+  in between, two deliveries have the mark, and the first one is delivered again. If the next delivery is not known
+  yet, or the head becomes a dead letter, no delivery has the mark after such a crash: `recover` marks the first
+  delivery of each lane without a mark. `recover` runs when a partition is claimed, soon after, and every hour.
 - Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
   write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
   without a mark becomes its head. `recover` marks the lanes to which no delivery is added later.
-- The same change is read again after a crash: `put` replaces the delivery. It keeps its mark and its attempts, and
-  `by` is the new process. Before the `put`, the new process does not make the delivery, because its position has
-  not passed the change.
+- The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
+  stay, and `by` names the new process. Before the `put`, the new process does not make the delivery, because its
+  position has not passed the change.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
 - A retry of a dead letter whose document has followers: the retry takes over the mark. Usually it sorts before the
   followers by its token; otherwise `due` moves the mark.

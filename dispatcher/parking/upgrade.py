@@ -132,7 +132,7 @@ class _Upgrade:
         return None
 
     async def _copy(self, chunks: Collection, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy large parts to files. Returns the ids of the files. A missing chunk fails the delivery later."""
+        """Copy large parts to files. Returns their ids. If a chunk is missing, the delivery fails later."""
         files = {}
         for part in fields.get("chunked") or ():
             begins = f"{fields['_id']}:{part}:"

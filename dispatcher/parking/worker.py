@@ -127,8 +127,8 @@ class ParkingWorker:
         self._orphans: set[tuple[str, str]] = set()
         self._unsettled: dict[str, _Slice] = {}
         self._next_search = monotonic() + _SOON
-        # Whether the first search is over. Before that, a former owner may still delete the head of a lane. Then a
-        # query does not find the followers.
+        # Whether the first search is over. Before that, a former owner may still delete the head of a lane. A
+        # query would then not find the followers, so no name is forgotten before that.
         self._is_alone = False
 
     def resize(self, places: int) -> None:

@@ -26,10 +26,10 @@ from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
-# Maximum number of changes after the oldest unfinished change, and of characters of their tokens. A slow document
-# does not stop other documents, but their finished changes must be recorded, here and in the document of the
-# position. A token contains the _id of its document, which has no size limit: most tokens have a hundred
-# characters, some a million.
+# Maximum number of changes after the position, and maximum characters of the tokens of these changes. A slow
+# document stops the position, but not the other documents. The finished changes of the others are recorded in
+# memory and in the document of the position, so there must be a limit. A token contains the _id of its document,
+# which has no size limit: most tokens have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
 
@@ -97,7 +97,7 @@ class Checkpoint:
         return token <= self.began or (bool(self._ahead) and digest_of(token) in self._ahead)
 
     def count_finished(self, token: str) -> None:
-        """Add a change that an earlier process has finished to the tracker."""
+        """Add to the tracker a change that an earlier process has finished."""
         if token > self.began:
             self._ahead.discard(digest_of(token))  # the tracker knows it from now on
             self.tracker.add(Job(token))

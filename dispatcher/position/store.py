@@ -113,7 +113,7 @@ class PositionStore:
             return False
 
     async def request(self, saved: SavedPositions, partitions: int) -> bool:
-        """Request another number of partitions. The present number withdraws the request.
+        """Request another number of partitions. A request for the present number withdraws the earlier request.
 
         Returns:
             False if the layout has changed since it was read.
@@ -203,7 +203,7 @@ class PositionStore:
         """Become the owner of a partition, if its position is unchanged since it was read.
 
         Args:
-            of: the number of partitions when it was read.
+            of: the number of partitions when the position was read.
             seconds: time after which the lease is over, if it is not renewed.
             started: the server's time at which a process of this version started.
 

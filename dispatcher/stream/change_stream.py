@@ -30,7 +30,7 @@ from dispatcher.stream.scope import Scope
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import FIELD, Stamp
 
-# Seconds before a position from which stamps are read. The shorter times are for a short oplog.
+# The reading of stamps begins this many seconds before a position. The shorter times are for a short oplog.
 _HORIZONS: Final = (HORIZON, 15, 3)
 
 # Milliseconds that the server waits for events of the past.
@@ -181,7 +181,7 @@ class ChangeStreamSource:
                 yield batch
 
     async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
-        """Read the event with fewer images, or the events after it if no shape of it can be sent."""
+        """Read the event with fewer images. If no shape of the event can be sent, read the events after it."""
         for how, shape in SMALLER.items():
             batch = await self._next(start, shape)
             if batch is not None:
@@ -215,7 +215,7 @@ class ChangeStreamSource:
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        If the oplog is short, this reads fewer stamps. If the server refuses the command, it reads none.
+        If the oplog is short, this reads fewer stamps. If the server refuses the command, this reads none.
 
         Args:
             before: the token of the last change to read.

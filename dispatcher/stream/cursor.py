@@ -26,10 +26,10 @@ from mongoz.connection.elections import session_of
 # Milliseconds for which the server waits for the next event. Then it sends an empty batch with a new token.
 _AWAIT_MS: Final = 1_000
 
-# Maximum number of events of the first round trip, and of each round trip after a batch that was not full. After a
-# full batch it is four times as many. The server answers when it has that many events, or at the end of the oplog.
-# While clients write about as fast as the server reads, it does not reach the end, and with a large batch size
-# receivers would wait for a thousand events.
+# Maximum number of events of the first round trip, and of each round trip after a batch that was not full. Each
+# full batch multiplies this number by four. The server answers when it has that many events, or at the end of the
+# oplog. If clients write about as fast as the server reads, the server does not reach the end of the oplog. Then a
+# large number would let receivers wait for a thousand events.
 _FEW: Final = 100
 _FACTOR: Final = 4
 

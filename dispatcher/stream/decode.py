@@ -245,6 +245,6 @@ def _names_in(updated: bytes, codec_options: CodecOptions[Any], faults: list[Fau
 
 
 def _stamp_in(document: bytes) -> dict[str, Any]:
-    """The stamp of a document that can't be decoded. If several fields have its name, the last one counts."""
+    """The stamp of a document that can't be decoded. If several fields are named `_mongoz`, the last counts."""
     found = [one for one in elements(document) if one.name == FIELD.encode()]
     return {FIELD: readable(keyed(found[-1]))[""]} if found else {}

@@ -69,7 +69,7 @@ class DeleteMarkers:
         """Release the markers for which this change proves that no delete follows.
 
         The changes of a transaction follow each other and have the same cluster time, so a change with another
-        cluster time comes after its end. If a document has two markers, the later one counts.
+        cluster time comes after the end of the transaction. If a document has two markers, the later one counts.
         """
         for other, (marker, deferred) in list(self._open.items()):
             if marker.cluster_time != change.cluster_time or (

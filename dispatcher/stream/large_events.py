@@ -42,8 +42,8 @@ WITHOUT: Final = EventShape(
 )
 """Skips the events that can't be sent in any shape: even their token is too large."""
 
-# The size is two, and only the first event is used: with a size of one, the server would send the long token of
-# the event twice, also as the token of the batch.
+# With a size of one, the token of the batch would be the token of the event, so the server would send this long
+# token twice. Therefore the size is two, and only the first event is used.
 SMALLER: Final = {
     "without the pre image": EventShape({"fullDocument": "whenAvailable"}, size=2),
     "without images": EventShape({}, size=2),

@@ -18,10 +18,10 @@ from dispatcher.core.retry import retry
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded
 from mongoz.keys import canonical_of
 
-# Documents per query: the maximum, and the number before their size is known; and the intended bytes per query.
-_MOST: Final = 250
-_FIRST: Final = 32
-_BYTES: Final = 4_000_000
+# Number of documents per query. It depends on the average size of the documents that were found last.
+_MOST: Final = 250  # the maximum
+_FIRST: Final = 32  # as long as no size is known
+_BYTES: Final = 4_000_000  # the intended sum of the sizes
 
 
 _Documents = dict[tuple[Namespace, bytes], bytes]

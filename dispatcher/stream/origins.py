@@ -7,7 +7,8 @@ resume token). It begins with the time at which the stamp was made.
 
 A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
 the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
-can't be a copy. The write is delivered to all receivers, including receivers that ran, under the same delivery id.
+can't be a copy. The write is delivered to all receivers under the same delivery id. So receivers that ran in the
+writing process get it again.
 
 Only the times in the events decide; the clock of this machine does not.
 """

@@ -41,7 +41,7 @@ class Scope(NamedTuple):
         namespaces: the collections, sorted.
         patterns: patterns for the names of further collections, sorted.
         apart_from: a database that patterns do not match, even if its name fits.
-        hashed: whether each event contains the hash of its document's key. It does not change which events come.
+        hashed: whether each event contains the hash of its document's key. This does not change which events come.
     """
 
     database: str | None

@@ -9,7 +9,7 @@ from dispatcher.core.events import Batch, Start
 from mongoz.stamps import Stamp
 
 RememberStamp = Callable[[Stamp | None, Any], object]
-"""Takes a stamp, if it is readable, and the wall time of its event."""
+"""Takes a stamp, or None if the stamp is not readable, and the wall time of the event."""
 
 
 class Source(Protocol):
@@ -46,7 +46,7 @@ class Source(Protocol):
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        It reads all stamps of which a later copy may still count.
+        It reads all stamps that are so recent that a later copy could be taken for the original.
 
         Args:
             before: the position.

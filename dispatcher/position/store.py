@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from pymongo import ReturnDocument, UpdateOne
+from pymongo import DeleteOne, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
 from dispatcher.core.batching import Batcher, update_all
@@ -26,6 +26,8 @@ from dispatcher.settings import MOST_PARTITIONS
 from mongoz.connection.elections import session_of
 
 _RENEWAL: Final[Mapping[str, Any]] = {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}}
+
+_DUPLICATE_KEY: Final = 11000
 
 
 def documents_of(group: str) -> dict[str, Any]:
@@ -86,6 +88,19 @@ class PositionStore:
         Returns:
             False if positions exist already. They stay unchanged.
         """
+        positions = [
+            # The filter does not match a position with a token: the insert then fails as a duplicate.
+            UpdateOne(
+                {"_id": self._id(partition), "token": None},
+                {
+                    "$set": {"partitions": partitions, **recorded(token, fingerprint)},
+                    "$currentDate": {"saved_at": True},
+                    "$setOnInsert": {"group": self._group, "partition": partition, "term": 0},
+                },
+                upsert=True,
+            )
+            for partition, (token, fingerprint) in first.items()
+        ]
 
         async def write(session: AsyncClientSession) -> bool:
             if new:
@@ -93,24 +108,18 @@ class PositionStore:
                 await self._collection.insert_one(layout, session=session)
             elif not await self._touch_layout(partitions, session):
                 return False
-            for partition, (token, fingerprint) in first.items():
-                # The filter does not match a position with a token: the insert then fails as a duplicate.
-                await self._collection.update_one(
-                    {"_id": self._id(partition), "token": None},
-                    {
-                        "$set": {"partitions": partitions, **recorded(token, fingerprint)},
-                        "$currentDate": {"saved_at": True},
-                        "$setOnInsert": {"group": self._group, "partition": partition, "term": 0},
-                    },
-                    upsert=True,
-                    session=session,
-                )
+            if positions:
+                await self._collection.bulk_write(positions, session=session)
             return True
 
         try:
             return await self._in_transaction(write)
-        except DuplicateKeyError:  # another process recorded them at the same time
+        except DuplicateKeyError:  # another process recorded the layout at the same time
             return False
+        except BulkWriteError as error:
+            if any(one["code"] != _DUPLICATE_KEY for one in error.details["writeErrors"]):
+                raise
+            return False  # another process recorded the positions
 
     async def request(self, saved: SavedPositions, partitions: int) -> bool:
         """Request another number of partitions. A request for the present number withdraws the earlier request.
@@ -142,9 +151,8 @@ class PositionStore:
             as_read = {"_id": self._group, "partitions": layout.partitions, "wanted": layout.wanted}
             change = {"$set": {"partitions": layout.wanted}, "$unset": {"wanted": ""}}
             matched = (await self._collection.update_one(as_read, change, session=session)).matched_count
-            for position in saved.positions.values():
-                deleted = await self._collection.delete_one(self._as_read(position), session=session)
-                matched += deleted.deleted_count
+            as_read_too = [DeleteOne(self._as_read(position)) for position in saved.positions.values()]
+            matched += (await self._collection.bulk_write(as_read_too, session=session)).deleted_count
             if matched != 1 + layout.partitions:
                 return False
             await self._collection.insert_many(documents, session=session)
@@ -182,12 +190,12 @@ class PositionStore:
         layout = saved.layout
         assert layout is not None  # the callers check it
 
+        moves = [UpdateOne(self._as_read(one), moved(one, token, force=force)) for one in saved.positions.values()]
+
         async def write(session: AsyncClientSession) -> bool:
             matched = int(await self._touch_layout(layout.partitions, session))
-            for position in saved.positions.values():
-                change = moved(position, token, force=force)
-                result = await self._collection.update_one(self._as_read(position), change, session=session)
-                matched += result.matched_count
+            if moves:
+                matched += (await self._collection.bulk_write(moves, session=session)).matched_count
             if matched != 1 + len(saved.positions):
                 return False
             await also(session)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo import AsyncMongoClient
 
 import mongoz
 from dispatcher.core.partitions import belongs, hash_of
@@ -21,7 +22,7 @@ from dispatcher.position.inherited import Fact
 from dispatcher.position.store import PositionStore
 from mongoz.core.signals import post_save
 from tests.integration.test_dispatcher import make_user
-from tests.support import Running, dispatching, eventually, group_of
+from tests.support import Running, SentCommands, dispatching, eventually, group_of
 
 FIRST, SECOND, THIRD = (f"826B03E05E{number:08X}2B0229296E04" for number in (1, 2, 3))
 
@@ -223,6 +224,41 @@ async def test_the_new_positions(store):
         assert (position.token, position.term, position.owner, position.version) == (SECOND, 2, None, "v")
         # No change finished by the first partition is behind the new position.
         assert position.inherited == (Fact(2, 1, THIRD, THIRD, b""),)
+
+
+async def test_the_number_of_commands_does_not_grow_with_the_number_of_partitions(mongo, database):
+    """One after another they would take longer than a lease if the server is far, and no attempt would succeed."""
+
+    async def nothing(_session: Any) -> None:
+        """Writes nothing more."""
+
+    sent = SentCommands()
+    async with AsyncMongoClient(mongo.url, event_listeners=[sent]) as client:
+        store = PositionStore(group_of(client, database), "me")
+        assert await store.begin(200, dict.fromkeys(range(200), (FIRST, "f")), new=True)
+        assert sent.names == ["insert", "update", "commitTransaction"]
+        await store.request(await store.load(), 100)
+        saved = await store.load()
+        sent.clear()
+        assert await store.divide(saved)
+        assert sent.names == ["update", "delete", "insert", "commitTransaction"]
+        saved = await store.load()
+        sent.clear()
+        assert await store.move(saved, SECOND, force=False, also=nothing)
+        assert sent.names == ["update", "update", "commitTransaction"]
+        moved = await store.load()
+    assert {one.token for one in moved.positions.values()} == {SECOND}
+    assert sorted(moved.positions) == list(range(100))
+
+
+async def test_positions_that_exist_are_not_replaced(store, database, foreign):
+    before = await store.load()
+    assert not await store.begin(2, {0: (SECOND, "g"), 1: (SECOND, "g")}, new=False)
+    assert not await store.begin(2, {0: (SECOND, "g"), 1: (SECOND, "g")}, new=True)
+    assert await store.load() == before
+    foreign.client[f"{database}_state"]["positions"].delete_one({"_id": database})
+    assert await store.begin(2, {}, new=True)  # a version without a layout has written the positions
+    assert await store.load() == before
 
 
 async def test_one_of_two_concurrent_repartitions_succeeds(store):

@@ -140,7 +140,7 @@ def reset(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Forget the position. Like the first start of a group, the next start delivers only the changes after it.
+    """Forget the position. Only the changes after the next start are delivered, as after a group's first start.
 
     Undelivered changes from before that start are never delivered, and a gap is recorded. Parked deliveries and
     dead letters stay. All dispatchers of the group must be stopped.

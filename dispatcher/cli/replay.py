@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dispatcher.runs.player import RunOutcome, Workplace
     from dispatcher.runs.replay import Replay
 
-# Seconds by which our clock may be ahead of the server's.
+# Seconds by which the server's clock may be ahead of ours.
 _TOLERANCE: Final = 5
 
 Receivers = Annotated[

@@ -19,9 +19,9 @@ from dispatcher.exceptions import ServerError
 if TYPE_CHECKING:
     from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
 
-# Limits in seconds: a larger lag and a smaller headroom are highlighted.
-_LATE = 60.0
-_TIGHT = 3_600.0
+# Limits in seconds, for highlighting.
+_LATE = 60.0  # a larger lag is highlighted
+_TIGHT = 3_600.0  # a smaller headroom of the oplog is highlighted
 
 _STYLES: "Final[dict[Word, str]]" = {
     "delivering": "green",

@@ -36,10 +36,11 @@ _MIN_WIRE_VERSION: Final = 17  # MongoDB 6.0: pre and post images, wallTime
 # A server that does not answer within this time counts as lost, even if TCP reports no error.
 _SOCKET_TIMEOUT_MS: Final = 30_000
 
-# Times for long-running processes. The first is the time limit of a handshake: if a node does not answer the
-# handshake, commands to this node fail. The second is the interval between two checks of a lost server. The
-# driver's defaults are 20 and 10 seconds.
+# Time limit of a handshake, for long-running processes. If a node does not answer the handshake, commands to this
+# node fail. The driver's default is 20 seconds.
 _CONNECT_TIMEOUT_MS: Final = 5_000
+
+# Time between two checks of a lost server, for long-running processes. The driver's default is 10 seconds.
 _HEARTBEAT_MS: Final = 2_000
 
 # URL options that concern only the application's own reads and writes, in lower case.
@@ -126,9 +127,9 @@ class Clients:
 
         Raises:
             CannotConnect: no server answers.
-            NotAReplicaSet: it has no change streams.
-            ServerError: it is too old.
-            AccessDenied: it refuses the user or the password.
+            NotAReplicaSet: the server has no change streams.
+            ServerError: the server is too old.
+            AccessDenied: the server refuses the user or the password.
         """
         try:
             hello = await self.patiently(partial(client.admin.command, "hello"))
@@ -162,7 +163,7 @@ class Clients:
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
-        """Raise a better error for a standalone server: if the URL has replicaSet=, the driver finds no server."""
+        """Raise a better error for a standalone server: if the URL has replicaSet=, the driver ignores it."""
         options: dict[str, Any] = {
             "serverSelectionTimeoutMS": 1_000,
             "replicaSet": None,

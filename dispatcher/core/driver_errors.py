@@ -83,7 +83,7 @@ TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
         7182500,  # (it has no name): one field alone is too large to be split
-        47,  # NoMatchingDocument: a required image is missing; only a proxy can require one, we don't
+        47,  # NoMatchingDocument: a required image is missing. We require none, but a proxy may
     }
 )
 
@@ -97,7 +97,7 @@ HISTORY_LOST_CODES: Final = frozenset(
 
 BAD_TOKEN_CODES: Final = frozenset(
     {
-        260,  # InvalidResumeToken: for example the token of an invalidate event, where it is not accepted
+        260,  # InvalidResumeToken: for example, resumeAfter has the token of an invalidate event
         280,  # ChangeStreamFatalError: the event of the token is not found
         9,  # FailedToParse: the token is malformed
         15,  # Overflow: like 9
@@ -112,7 +112,7 @@ NOT_SUPPORTED_CODES: Final = frozenset(
     {
         40573,  # $changeStream on a standalone server
         40324,  # an aggregation stage that the server does not know
-        346,  # ChangeStreamNotEnabled: the deployment has turned them off
+        346,  # ChangeStreamNotEnabled: change streams are turned off in the deployment
     }
 )
 

@@ -33,7 +33,7 @@ CALLED: Final = {
     ("update", Call.UPDATED): ("post_update", False),
     ("delete", Call.DELETED): ("post_delete", False),
 }
-"""The signal and `created` for the operation of an event and the call in its origin stamp.
+"""Maps the operation of an event, and the call in its origin stamp, to the signal and the value of `created`.
 
 The ODM makes no replaces, so a replace never has a stamp of its own. A delete has the stamp of its marker."""
 
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
     Attributes:
         events: change events, undecoded; empty on an idle stream.
-        token: resuming after it continues after this batch.
+        token: a stream that resumes after this token continues after the batch.
         lost_after: the server could not send an event between this token and the batch; None in nearly all cases.
     """
 
@@ -77,18 +77,19 @@ class Change(NamedTuple):
         wall_time: the server's wall clock at the commit.
         document: the document after the change, if known.
         before: the document before the change, if the server keeps pre images.
-        image: the kind of `document` (`"key"` while it is unknown).
+        image: the kind of `document`; `"key"` while the document is unknown.
         names: top-level stored names that an update changed or removed, without the stamp's name.
         stamp: the origin stamp in the event, if it is readable. It may be a copy, see `origin`.
         size: bytes of the event as it was sent.
-        raw: the event as it was sent. Failures decode it again, since instances own the decoded documents.
+        raw: the event as it was sent. For a dead letter or another instance, the documents are decoded from it
+            again, because receivers may modify the documents that instances own.
         looked_up: the document from a lookup, if the event had none.
         transaction: identifies the transaction of the change; None outside of transactions.
-        origin: `stamp` if it is valid, see `origins`; for a delete, the stamp of its marker.
+        origin: `stamp` if it is valid, see `stream/origins.py`; for a delete, the stamp of its marker.
         marker: for a delete, the token of its marker; empty if it has none.
         fault: the reason why `document` or `id` can't be decoded; None in nearly all cases.
         delivery_id: the id of its deliveries, if it is not computed from the token; "" otherwise. A change with a
-            late stamp gets it from the stamp (see `origins`), and a held delivery from its record.
+            late stamp gets it from the stamp (see `stream/origins.py`), and a held delivery from its record.
     """
 
     token: str
@@ -165,7 +166,7 @@ class Calls(NamedTuple):
         receivers: in connection order.
         collection: the collection of the change, if it is not the document's own. If a receiver saves the
             instance, the write must go to this collection.
-        hops: the number of receivers in dispatchers whose writes led to this change, one after another.
+        hops: the number of hops in the chain of writes that led to this change.
         run: the id of a replay or a backfill; "" for live deliveries.
     """
 

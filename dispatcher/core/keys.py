@@ -27,7 +27,8 @@ def document_key(namespace: Hashable, id_: Any) -> Hashable:
 def lane_key(id_: Any) -> bytes:
     """The bytes of an `_id` in the names of parked lanes; equal for `_id`s that are equal to the server.
 
-    Not `canonical`, because the names are stored: this version must find the lanes of an earlier one.
+    Earlier versions stored names with these bytes, and this version must find their lanes. So the bytes differ
+    from those of `canonical`.
     """
     value = bson.decode(canonical(id_), codec_options=KEY_CODEC)[""]
     return bson.encode({"": _tagged(value)}, codec_options=KEY_CODEC)

@@ -19,10 +19,11 @@ _DOTS: Final = "..."
 
 _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 
-# A user and the start of a password. Digits up to the end of the authority are a port.
+# A user and the start of a password. If only digits follow the colon up to the end of the authority, these are a
+# port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# A word before a space. Between two "@", it counts as a part of a password that holds a space, not as a host.
+# A word and a space. After one "@" and before another, the word is no host: the password holds both "@" and space.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
 # Examples in messages are not secrets.
@@ -38,8 +39,10 @@ _OTHER: Final = (
 )
 _HEADER: Final = r"authorization|(?<![a-z])cookie"
 
-# The rest of a name with its closing quote or bracket; and the characters between name and value.
+# The rest of a name, with its closing quote or bracket.
 _REST: Final = r"[\w\-]{0,24}(?:\\{0,4}[\"'])?\]?"
+
+# The characters between a name and its value.
 _IS: Final = r"[ \t]{0,8}(?:=>|[=:>](?!=))[ \t]{0,8}"
 
 # A value in quotes ends at the first quote that is not followed by a letter, or where the text was cut.

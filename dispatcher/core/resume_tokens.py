@@ -50,7 +50,8 @@ def token_time(token: str) -> Timestamp:
     except ValueError as error:
         raise PositionError(
             f"{token!r} in the saved position is no resume token.",
-            remedy="Was it edited by hand? Delete the position's document while no dispatcher runs, to begin now.",
+            remedy="Was it edited by hand? Delete the position's document while no dispatcher runs. The next "
+            "start then begins at the present time.",
         ) from error
 
 

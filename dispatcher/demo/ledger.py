@@ -59,7 +59,7 @@ class Ledger:
     """Matches each write with its expected deliveries.
 
     A delivery does not name its write. But all deliveries of one change have the same id, and the changes of one
-    document arrive in commit order. So they are matched with the writes of that document, one by one.
+    document arrive in commit order. So the changes of a document are matched with its writes, one by one.
     """
 
     def __init__(self, owed: Mapping[tuple[str, str], frozenset[str]]) -> None:

@@ -8,8 +8,8 @@ The chain of processes. Each process notices the death of the previous one:
     this process ──pipe──> sh (the guardian, in a session of its own) ──> mongod
 
 This process need not act at its end: when it dies, even by SIGKILL, the kernel closes the pipe. Then the
-guardian ends mongod and removes the temporary directory. `PR_SET_PDEATHSIG` would do half of that, on Linux only,
-and it is sent when the *thread* that started mongod ends.
+guardian ends mongod and removes the temporary directory. `PR_SET_PDEATHSIG` would not remove the directory, and
+exists on Linux only. It would end mongod too early: when the *thread* that started mongod ends.
 """
 
 import json
@@ -107,7 +107,7 @@ class EmbeddedMongo:
     _guardian: "_Guardian" = field(repr=False)
 
     def stop(self) -> None:
-        """End mongod and, if temporary, its directory; returns when both are gone. May be called twice."""
+        """End mongod, and remove its directory if that is temporary. Returns afterwards. May be called twice."""
         self._guardian.stop()
 
 
@@ -160,8 +160,8 @@ def start_embedded(
 
     Args:
         port: the TCP port; a free one by default.
-        directory: keeps the data between runs; created if missing. By default, a temporary
-            directory that is removed at the end. A replica set in it is moved to this run's port.
+        directory: keeps the data between runs; created if missing. If it holds a replica set, this set is moved to
+            this run's port. By default, a temporary directory that is removed at the end.
         replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
         mongod: the binary; `find_mongod()` by default.
         extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath`
@@ -406,7 +406,7 @@ def _wait_until_primary(guardian: _Guardian, deadline: float) -> None:
 
 
 def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> None:
-    """Make the node a replica set of one: a new one, or the one in its directory at its new address."""
+    """Make the node a replica set with one member. A replica set in its directory gets the new address."""
     # PLC0415: see `_wait_until_primary`.
     from pymongo.errors import OperationFailure  # noqa: PLC0415
 
@@ -436,7 +436,8 @@ def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> No
 def _too_late(guardian: _Guardian, trouble: str) -> EmbeddedError:
     return EmbeddedError(
         f"mongod on {guardian.address} was not ready for writes in time: {trouble}",
-        remedy="if the machine is very busy, allow a longer timeout; otherwise see mongod.log in a `directory`",
+        remedy="if the machine is very busy, allow a longer timeout; otherwise pass a `directory`, and read "
+        "its mongod.log",
     )
 
 

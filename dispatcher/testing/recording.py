@@ -170,7 +170,7 @@ class RecordingRoutes(Routes):
     """The `Routes` of a service. They also record the deliveries.
 
     Args:
-        marker: a collection of this dispatcher, which is watched too.
+        marker: the collection into which `until_idle` writes. It is watched too.
         on_marker: called with every change of this collection.
     """
 

@@ -32,7 +32,7 @@ _POLL: Final = 0.005
 
 # Seconds that a test waits for a server that does not answer.
 _PATIENCE: Final = 5.0
-_LITTLE_PATIENCE: Final = 0.5
+_LITTLE_PATIENCE: Final = 0.5  # for the clean-up, if the dispatcher was not ready at the end
 
 # Maximum number of entries of a list in a report: the latest ones.
 _LISTED: Final = 20

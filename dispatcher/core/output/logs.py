@@ -49,7 +49,7 @@ class _Log:
 
 
 log: Final[Any] = _Log()
-"""The logger. Every line carries an `action` key that never changes its meaning."""
+"""The logger. Every line has the key `action`. The meaning of an action never changes."""
 
 
 def configure_logging(log_format: str, level: str, *, process: str = "", terminal: bool | None = None) -> None:
@@ -95,7 +95,7 @@ def configure_logging(log_format: str, level: str, *, process: str = "", termina
 
 
 def _named_dropped(processors: Sequence[Any], names: Mapping[str, Any]) -> Callable[[int], str]:
-    """Return a function that makes the line with the number of dropped lines, at any level of the log."""
+    """Return a function that makes the line with the number of dropped lines. No level of the log hides it."""
     log: Any = structlog.wrap_logger(
         structlog.ReturnLogger(),
         processors=processors,

@@ -64,10 +64,10 @@ def open_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             opened = os.open(os.devnull, os.O_RDWR)
-            os.dup2(opened, descriptor)  # both may be the same; children inherit the descriptor
+            os.dup2(opened, descriptor)  # does nothing if both are the same
             if opened != descriptor:
                 os.close(opened)
-            os.set_inheritable(descriptor, True)
+            os.set_inheritable(descriptor, True)  # for the children
     if sys.stdin is None:
         _set_stream("stdin", os.fdopen(0, closefd=False))
     for descriptor in (1, 2):

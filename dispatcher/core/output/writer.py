@@ -17,16 +17,20 @@ from contextlib import suppress
 from time import monotonic, sleep
 from typing import Any, Final, Literal
 
-# Seconds after which an unwritten line is dropped; maximum seconds that the end of the process waits.
+# Seconds after which an unwritten line is dropped.
 _PATIENCE: Final = 1.0
+
+# Maximum seconds that the end of the process waits.
 _LONGEST_END: Final = 5.0
 
 # Seconds between two attempts if a write fails immediately.
 _PAUSE: Final = 0.1
 
-# Maximum number of waiting lines, of waiting bytes, and of bytes in one write.
+# Maximum number of waiting lines, and of their bytes.
 _MOST_LINES: Final = 20_000
 _MOST_BYTES: Final = 8_000_000
+
+# A write with this number of bytes takes no further lines.
 _BATCH: Final = 65_536
 
 
@@ -100,7 +104,7 @@ class Writer:
         self._unnamed += 1
 
     def _is_stuck(self) -> bool:
-        """Returns whether writes are blocked for too long. It asks the descriptor: the thread may only be late."""
+        """Returns whether writes are blocked for too long. A thread that is only late does not count."""
         if self._since is None or monotonic() - self._since < _PATIENCE:
             return False
         return self._fails or not _can_take(self._descriptor)

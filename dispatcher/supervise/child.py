@@ -175,8 +175,9 @@ def _follow(child: "subprocess.Popen[bytes]", ended: "asyncio.Future[int]") -> N
     for pump in pumps:
         pump.start()
     returned = child.wait()
+    until = monotonic() + _LAST_LINES
     for pump in pumps:
-        pump.join(_LAST_LINES)
+        pump.join(max(0.0, until - monotonic()))
     with suppress(RuntimeError):  # the loop is closed
         ended.get_loop().call_soon_threadsafe(_settle, ended, returned)
 

@@ -1,13 +1,16 @@
 """Several processes on one machine: their number, restarts, and merged metrics."""
 
 import asyncio
+import io
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,7 +20,7 @@ from dispatcher.exceptions import ExitCode, TooManyProcesses
 from dispatcher.group import processes as counts
 from dispatcher.group.processes import cpu_limit, partitions_for, process_count, usable_cores
 from dispatcher.operate.metrics import Metrics, Snapshot
-from dispatcher.supervise.child import Backoff, SupervisedProcess
+from dispatcher.supervise.child import _LAST_LINES, Backoff, SupervisedProcess, _follow
 from dispatcher.supervise.front import merged
 from dispatcher.supervise.lifeline import Role
 from dispatcher.supervise.supervisor import Supervisor, is_restarted
@@ -189,6 +192,23 @@ async def test_lines_of_several_processes_never_mix(capfd):
     assert lines == {"1" * 10_000: 200, "2" * 10_000: 200, "the last line has no end": 2}
     assert sorted(codes) == [1, 2]
     assert [process.code for process in processes] == [1, 2]
+
+
+async def test_the_wait_for_last_lines_has_one_limit_for_both_streams(monkeypatch):
+    """A process that it started may keep both open. Each wait shortens what the supervisor has for its own end."""
+    waited = 0.0
+
+    def join(_thread: threading.Thread, seconds: float) -> None:
+        nonlocal waited
+        waited += seconds
+
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    child = SimpleNamespace(stdout=io.BytesIO(), stderr=io.BytesIO(), wait=lambda: 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", join)
+        patched.setattr("dispatcher.supervise.child.monotonic", lambda: waited)
+        _follow(child, ended)
+    assert (waited, await ended) == (_LAST_LINES, 3)
 
 
 async def test_a_process_tells_the_number_of_partitions_when_it_has_joined():

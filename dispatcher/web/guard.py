@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -112,6 +112,8 @@ class Guard:
         self._running += 1
         try:
             await self._app(scope, receive, send_safely)
+        except ClientDisconnect:
+            pass  # the client has gone before its request was complete, or was too slow
         except Exception as error:
             log.error("a request could not be answered", action="http.error", path=scope["path"], exc_info=error)
             if not began:

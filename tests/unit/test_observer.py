@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -168,6 +169,23 @@ async def hello(_scope, _receive, send) -> None:
 async def test_foreign_host_names_are_refused(host: str, status: int):
     assert await answered(Guard(hello, ["127.0.0.1", "localhost", "::1"]), host) == status
     assert await answered(Guard(hello), host) == 200
+
+
+async def test_a_client_that_is_gone_before_its_request_is_complete_is_no_error(capsys):
+    sent: list[Any] = []
+
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        await Request(scope, receive).body()
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    await Guard(read)(scope, receive, send)
+    assert (sent, capsys.readouterr().out) == ([], "")
 
 
 def test_addresses_are_parsed():

@@ -29,7 +29,8 @@ from dispatcher.stream.scope import scope_of
 _AWAIT_MS: Final = 100
 
 # A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
-# range. One such batch proves nothing: its token sorts before the tokens of the changes at this time.
+# range. One such batch proves nothing: its token sorts before the tokens of the changes at this time. Before the
+# second one, the server has looked for changes after this token once more.
 _SURELY_EMPTY: Final = 2
 
 

@@ -53,7 +53,8 @@ class Batch(NamedTuple):
     Attributes:
         events: change events, undecoded; empty on an idle stream.
         token: a stream that resumes after this token continues after the batch.
-        lost_after: the server could not send an event between this token and the batch; None in nearly all cases.
+        lost_after: the token before an event that the server could not send. The batch begins after this event.
+            None in nearly all cases.
     """
 
     events: Sequence[Undecoded]
@@ -69,8 +70,8 @@ class Change(NamedTuple):
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or that of an event of a whole collection.
             `"untouched"`: an update or a replace that changed nothing but the stamp.
             `"marker"`: an `"untouched"` update that may announce a delete by the ODM.
-            `"deferred"`: a placeholder. The change itself follows as soon as it is known whether the marker of
-            its document has a delete.
+            `"deferred"`: a placeholder for a change that comes after a marker of the same document. The change
+            itself follows when the delete has arrived, or when it is certain that no delete follows.
             `"finished"`: an earlier process has finished it.
         namespace: (database, collection); the collection is "" for events of a whole database.
         cluster_time: the server's logical time of the commit.
@@ -81,8 +82,8 @@ class Change(NamedTuple):
         names: top-level stored names that an update changed or removed, without the stamp's name.
         stamp: the origin stamp in the event, if it is readable. It may be a copy, see `origin`.
         size: bytes of the event as it was sent.
-        raw: the event as it was sent. For a dead letter or another instance, the documents are decoded from it
-            again, because receivers may modify the documents that instances own.
+        raw: the event as it was sent. A dead letter and each further instance get their documents from it,
+            because a receiver may have modified the first instance and its documents.
         looked_up: the document from a lookup, if the event had none.
         transaction: identifies the transaction of the change; None outside of transactions.
         origin: `stamp` if it is valid, see `stream/origins.py`; for a delete, the stamp of its marker.

@@ -228,7 +228,7 @@ METRICS: Final = (
     ),
     _by_partition(
         "position_saved_age_seconds",
-        "Seconds since the saved position was up to date.",
+        "Seconds since the last save of the position, or the last check that found nothing new to save.",
         lambda s, g: max(0.0, s.now - g.saved_seconds),
     ),
     Described(

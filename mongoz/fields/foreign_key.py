@@ -70,7 +70,10 @@ class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
         return self._resolved
 
     def bind(self, document: Any, name: str) -> None:
-        """Set the class and the name of this field. In a subclass `refer_to` may name another document."""
+        """Set the class and the name of this field.
+
+        `refer_to` is looked up again for each class: in a subclass, the same name may mean another document.
+        """
         super().bind(document, name)
         self._resolved = None
 

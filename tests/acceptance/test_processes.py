@@ -14,7 +14,7 @@ from dispatcher.exceptions import ExitCode
 from tests.acceptance.test_http import address_of, get, get_json, metric
 from tests.acceptance.test_run import RECEIVER, assert_one_error, run, write_app
 from tests.ledger import APP, IMAGES, ForeignClient, Ledger, Writer, disorder
-from tests.support import Daemon, daemon, eventually_sync
+from tests.support import PATIENCE, Daemon, daemon, eventually_sync
 
 TOKEN = "sixteen letters or more"
 
@@ -135,7 +135,7 @@ def test_ctrl_c_stops_all_in_order(two, together):
     """A terminal signals the supervisor; systemd can signal every process of a service."""
     for pid in [two.process.pid, *(pids(two).values() if together else ())]:
         os.kill(pid, signal.SIGINT)
-    assert two.process.wait(60) == ExitCode.OK
+    assert two.process.wait(PATIENCE) == ExitCode.OK
     assert {line["process"] for line in two.lines("dispatcher.stopped")} == {"1", "2"}
     sessions = {line["pid"] for line in two.lines("process.started")}
     assert two.process.pid not in sessions
@@ -157,7 +157,7 @@ def test_a_second_signal_ends_all_at_once(ledger, environment, foreign, tmp_path
         running.process.send_signal(signal.SIGTERM)
         eventually_sync(lambda: len(running.lines("dispatcher.draining")) == 2, what=running.log)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(60) == ExitCode.FORCED
+        assert running.process.wait(PATIENCE) == ExitCode.FORCED
         for pid in pids(running).values():
             eventually_sync(lambda pid=pid: is_gone(pid), what=f"{pid} ends")
 
@@ -233,13 +233,14 @@ def test_an_existing_layout_stays_and_spare_processes_are_named(environment, for
         (spare,) = running.lines("processes.spare")
         assert (spare["partitions"], spare["processes"]) == (1, 2)
         assert "--partitions 2" in spare["remedy"]
-        assert get_json(f"{address_of(running)}/readyz")[1]["partitions"] == [0]
+        readyz = f"{address_of(running)}/readyz"
+        eventually_sync(lambda: get_json(readyz)[1]["partitions"] == [0], what=running.log)
         assert running.terminate() == ExitCode.OK
 
 
 def test_one_port_answers_for_all_processes(two, foreign):
     address = address_of(two)
-    assert get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []})
+    eventually_sync(lambda: get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []}), what=two.log)
     status, ready = eventually_sync(lambda: (found := get_json(f"{address}/readyz"))[0] == 200 and found)
     assert (status, ready["ready"], ready["reasons"]) == (200, True, [])
     assert (ready["partitions"], set(ready["processes"])) == ([0, 1], {"1", "2"})
@@ -260,7 +261,7 @@ def test_one_port_answers_for_all_processes(two, foreign):
 def ask(address: str, *arguments: str, sent: str = "") -> str:
     """The answer of curl: its headers and its body. `--json @-` sends a body."""
     done = subprocess.run(
-        ["curl", "--silent", "--include", "--max-time", "60", *arguments, address],
+        ["curl", "--silent", "--include", "--max-time", str(PATIENCE), *arguments, address],
         input=sent,
         capture_output=True,
         text=True,
@@ -314,6 +315,6 @@ def test_a_process_that_is_gone_is_not_ready_and_another_one_answers(two):
     os.kill(pids(two)["1"], signal.SIGKILL)
     gone = "process 1: it is not running"
     eventually_sync(lambda: gone in get_json(f"{address}/readyz")[1]["reasons"])
-    assert get_json(f"{address}/livez")[0] == 200
-    assert get_json(f"{address}/status.json")[0] == 200
+    eventually_sync(lambda: get_json(f"{address}/livez")[0] == 200, what=two.log)
+    eventually_sync(lambda: get_json(f"{address}/status.json")[0] == 200, what=two.log)
     eventually_sync(lambda: get(f"{address}/readyz")[0] == 200, what=two.log)

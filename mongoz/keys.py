@@ -49,7 +49,7 @@ def canonical(id_: Any, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
 
     Args:
         id_: the `_id`, of any type that can be encoded.
-        codec_options: the options for encoding, if the driver did not decode the `_id`.
+        codec_options: the options for encoding. The default is enough for an `_id` that the driver decoded.
 
     Raises:
         bson.errors.InvalidDocument: it can't be encoded.

@@ -156,7 +156,7 @@ def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY
     Args:
         namespace: `"database.collection"`.
         id_: the `_id`, of any type that can be encoded.
-        codec_options: the options for encoding, if the driver did not decode the `_id`.
+        codec_options: the options for encoding. The default is enough for an `_id` that the driver decoded.
     """
     if isinstance(id_, bson.ObjectId):  # the most frequent type, encoded here for a quarter of the cost
         encoded = _OBJECT_ID + id_.binary + b"\0"

@@ -32,7 +32,7 @@ __all__ = ["Captured", "Fired", "capture"]
 
 _numbers = itertools.count(1)
 
-# Reports leave out these keywords. They show sender and instance in another form; the other two don't help.
+# Reports leave out these keywords: sender and instance are shown in another form, the other two don't help.
 _LEFT_OUT: Final = frozenset({"sender", "instance", "delivery", "previous"})
 _LONGEST: Final = 60
 

@@ -117,6 +117,7 @@ def _without_credentials(url: str) -> str:
 def _reason(error: Exception, url: str) -> str:
     # Some messages of PyMongo quote the credentials after a colon.
     message, _, quoted = str(error).partition(":")
-    if message == _UNKNOWN_OPTION and "@" not in url.partition("?")[2]:  # else it may be a part of a password
+    # With an "@" after the "?", the name of the option may be a part of a password.
+    if message == _UNKNOWN_OPTION and "@" not in url.partition("?")[2]:
         return f"{message} {quoted.partition('.')[0].strip()!r}"
     return message.rstrip(". ")

@@ -122,12 +122,15 @@ class LenientRow(dict[str, Any]):
 
 
 def as_stored_literal(row: dict[str, Any]) -> Any:
-    """A row in a form that equals the stored document in a command: its original BSON, if this is known."""
+    """A row for a command that compares it with the stored document: the original BSON, if this is known."""
     return RawBSONDocument(row.raw) if isinstance(row, LenientRow) else row
 
 
 def raw_options(options: CodecOptions[Any]) -> CodecOptions[Any]:
-    """These options, with undecoded documents for `decode_raw`. Other clients may have written invalid values."""
+    """The options for reading undecoded documents, which `decode_raw` decodes.
+
+    Other clients may have written values that the usual options refuse.
+    """
     return options.with_options(document_class=RawBSONDocument)
 
 

@@ -188,7 +188,9 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
     @classmethod
     def from_row(cls, row: dict[str, Any], collection: Collection | None = None) -> Self:
-        """Make an instance from a row of the database. The instance keeps the row and changes it.
+        """Make an instance from a row of the database.
+
+        The origin stamp is removed from the row, and the instance keeps the row: don't change the row afterwards.
 
         Raises:
             pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.

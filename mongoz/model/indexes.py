@@ -27,7 +27,7 @@ class Index(IndexModel):
 
     Args:
         key: the only key, ascending.
-        keys: all keys, as `(field, Order or IndexType)`; a name alone is ascending. They need not be fields.
+        keys: all keys, as `(field, Order or IndexType)`; a name alone is ascending. A key need not be a field.
         name: the name on the server; by default the names of the fields, joined with "_".
         background: accepted by all servers, ignored since MongoDB 4.2.
         unique: refuse a second document with the same values.

@@ -179,7 +179,7 @@ class MetaInfo:
 
     @property
     def _database_name(self) -> str | None:
-        """The name that children inherit, since they may have another registry."""
+        """The name of the database. Children inherit only the name, since they may have another registry."""
         option = self._database_option
         return option.name if isinstance(option, Database) else option
 

@@ -53,7 +53,7 @@ class Path(NamedTuple):
 
     @property
     def attached(self) -> str:
-        """The name to sort by, dotted: in a row of the query, a joined document is under the name of its join."""
+        """The dotted name to sort by. For a field of a joined document it begins with the name of the join."""
         return f"{self.joins[-1].name}.{self.path}" if self.joins else self.path
 
 

@@ -1,4 +1,4 @@
-"""Pickles of instances, with their state in the database, so that `save` can follow unpickling."""
+"""Pickles of instances, with their state in the database, so that unpickled instances can be saved."""
 
 import pickle
 from collections.abc import Mapping
@@ -49,7 +49,11 @@ def restore_pickled_state(instance: Any, pickled: Mapping[Any, Any]) -> None:
 
 
 def _names_of(instance: Any, collection: Collection) -> tuple[str, str]:
-    """The names of database and collection: connections can't be pickled, and the class has the registry."""
+    """The names of database and collection.
+
+    A collection can't be pickled, since it has a connection. After unpickling, the registry of the class provides
+    the collection with these names.
+    """
     if collection.database.deployment is not instance.meta.registry:
         raise pickle.PicklingError(
             f"{instance!r} is from {collection.namespace!r} of another registry than its class, which a pickle "

@@ -87,7 +87,7 @@ async def _look_up_outcome(
         PyMongoError: the error of the delete; the outcome is still unknown. The receivers run later, as soon as it
             is known that the delete took effect.
     """
-    if not deletion.is_marked:  # the commit of a marked delete was repeated already
+    if not deletion.is_marked:  # for a marked delete, the commit was repeated already, and got no answer
         with suppress(PyMongoError):
             return await deletion.took_effect(session)
     note_unknown_outcome(error)
@@ -169,7 +169,7 @@ class _Deletion:
     async def took_effect(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.
 
-        If another client may have deleted the document, the deletion still counts as ours.
+        A delete by another client in this time counts as ours, too.
 
         Args:
             session: the session of the delete.

@@ -112,7 +112,7 @@ def _hydrate_partial(
 
     Args:
         partial_class: the document's `proxy_document`.
-        row: the loaded fields. The instance keeps the row and changes it.
+        row: the loaded fields. The stamp is removed from the row, and the instance keeps the row.
         names: the wanted fields; a field that is not stored gets its default.
         collection: the collection of the row, unless it is the document's own.
 

@@ -47,7 +47,7 @@ class Link:
 
     def __exit__(self, *_: object) -> None:
         innermost_link.reset(self._token)
-        self.is_stopped = False  # tasks that a receiver started may make other writes
+        self.is_stopped = False  # tasks that a receiver started may still run, and make other writes
 
     def __str__(self) -> str:
         name = self.receiver or ", ".join(receiver.name for receiver in self.signal.receivers)

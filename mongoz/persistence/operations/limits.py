@@ -53,8 +53,9 @@ class OperationLimits(NamedTuple):
 def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
     """The limits of the operated fields.
 
-    `$min`, `$max` and `$unset` keep the limits, since their operands were validated. They need a
-    check only if an embedded document has rules about several fields.
+    `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it is
+    refused for required fields. These operators need a check only if an embedded document has rules about several
+    fields.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False
@@ -64,7 +65,9 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
             continue
         place = place_at(document, operation.path)
         rules, needs_check = rules_of(place.annotation), place.is_checked
-        if place.is_item:  # a filter can't name an item, and the server sets an unset or skipped item to null
+        # A filter can't name an item of a list. The server also sets items to null: an unset item, and the missing
+        # items before a new one.
+        if place.is_item:
             others = True
             continue
         if operation.operator not in ("$unset", "$pullAll"):
@@ -101,7 +104,7 @@ def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, 
         fits = {"$isArray": [now]}
         after = _length(operation, now)
     within = {"$let": {"vars": {"it": after}, "in": {"$and": checks}}}
-    # The server refuses values of another type.
+    # With a present value of another type the condition holds: the server itself refuses the operation.
     return {"$expr": {"$cond": [fits, within, True]}}
 
 

@@ -32,7 +32,9 @@ D = TypeVar("D", bound=Model)
 
 
 def hydrate(document: type[D], row: dict[str, Any], collection: Collection | None = None) -> D:
-    """Make an instance from a row of the database. The instance keeps the row and changes it.
+    """Make an instance from a row of the database.
+
+    The stamp is removed from the row, and the instance keeps the row.
 
     Args:
         document: the class.

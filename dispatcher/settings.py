@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     processes: str = Field(
         default="1",
         description="Number of processes on this machine, 1 to 64, under one supervisor. auto is one for each "
-        "core, at most 2. A new group gets as many partitions; more than 4 processes need --partitions.",
+        "core, at most 2. A new group gets as many partitions; for more than 4 processes it needs --partitions.",
     )
     adopt: bool = Field(
         default=False,

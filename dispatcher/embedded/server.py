@@ -341,7 +341,8 @@ def _prepared(directory: Path | None) -> Path:
         if directory is None:
             return Path(tempfile.mkdtemp(prefix="mongoz-")).resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        # The log is moved, not emptied: it can belong to a running mongod, whose error must then be reported.
+        # The log is moved, not emptied: a mongod that runs in this directory may still write into it. In this case
+        # the new mongod ends with the error DBPathInUse.
         with suppress(FileNotFoundError):
             (directory / "mongod.log").replace(directory / "mongod.log.1")
         (directory / "mongod.log").touch()

@@ -136,8 +136,9 @@ def resume(position: LogPosition, relay: LogPosition, beginning: int) -> LogPosi
     reader refuses a record as `AHEAD` although it has read up to the offset of the relay's position.
 
     If the result has another term or number than `position`, the relay's position passed records that the reader
-    did not accept: except for a first start, history is lost between the two tokens. Otherwise only records are
-    missing that no reader needs: refused ones, or ones that a later term publishes again.
+    did not accept: except for a first start, history is lost between the tokens of `position` and `relay`.
+    Otherwise only records are missing that no reader needs: refused ones, or ones that a later term
+    publishes again.
 
     Args:
         position: of the reader.

@@ -85,7 +85,7 @@ class Observer:
         self._rated: deque[tuple[float, int, int]] = deque()
 
     def begin(self, stop: asyncio.Event) -> None:
-        """Note that the process delivers from now on, until `stop` is set."""
+        """Record that the process delivers from now on, until `stop` is set."""
         self._stop = stop
 
     @property

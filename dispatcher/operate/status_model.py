@@ -145,7 +145,7 @@ class ParkedCount:
     """The documents whose deliveries to one receiver are parked for one reason.
 
     Attributes:
-        reason: `"retrying"`, `"blocked"`, `"paused"`, `"retry"` or `"interrupted"`.
+        reason: the `state` of the first parked delivery of each document, see docs/reference/state.md.
     """
 
     receiver: str | None

@@ -114,14 +114,14 @@ async def _read(
         command["projection"] = fields
     if last is not None:
         # `min` is used, because a comparison would find only `_id`s of the same type as `last`. A command is used,
-        # because a cursor of PyMongo would encode this `_id` again.
+        # because a cursor of PyMongo would decode this `_id` and encode it again, which changes rare types.
         command["min"] = RawBSONDocument(_filter(last))
     async with session_of(client) as session:
         # The first batch is decoded with these options, later batches with the options of the database.
         cursor = await database.cursor_command(command, codec_options=RAW, session=session)
         rows: list[RawBSONDocument] = await cursor.to_list(None)
         if last not in (None, _LAST) and len(rows) <= size:
-            # A scan with `min` ends before the key MaxKey, so this document is read separately.
+            # A scan with `min` ends before the key MaxKey, so a document with this key is read separately.
             last_of_all = database.get_collection(namespace[1], read_concern=ReadConcern("majority"))
             rows += await last_of_all.find({"_id": MaxKey(), **wanted}, fields, session=session).to_list(None)
         return rows, session.operation_time or Timestamp(1, 1)

@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 class _Reply(asyncio.Protocol):
     """Collects all bytes until the connection is closed.
 
-    A process may refuse a request before it has read it, and close the connection. The answer counts then, not the
+    A process may refuse a request before reading it, and close the connection. Then the answer counts, not the
     error of the connection.
     """
 

@@ -56,8 +56,8 @@ class SupervisedProcess:
         on_end: called with its exit code when it ends by itself; returns whether it is started again.
 
     Attributes:
-        code: the exit code of its last end, as a shell shows it: 128 and the number of the signal that ended it.
-            An end after which the process was to be started again does not count.
+        code: the exit code of its last end. As in a shell, it is 128 plus the number of the signal if a signal
+            ended the process. An end after which the process was to be started again does not count.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SupervisedProcess:
         while not stop.is_set():
             began = monotonic()
             returned = await self._live(stop)
-            if stop.is_set() and returned == -signal.SIGTERM:  # it was told to stop before it could do so in order
+            if stop.is_set() and returned == -signal.SIGTERM:  # the stop came before it could handle SIGTERM
                 returned = ExitCode.OK
             code = 128 - returned if returned < 0 else returned
             how = _described(self.role.name, returned)

@@ -30,7 +30,7 @@ from dispatcher.web.guard import CLIENT, Guard
 _PROBE_SECONDS: Final = 5.0
 _SECONDS: Final = 30.0
 
-# Seconds for the probes before a request is passed on, if one of the processes has answered that it is ready.
+# Seconds that a request waits for the probes of all processes. After that, one process that is ready is enough.
 _SOON: Final = 0.5
 
 # A process refuses longer requests, so no more is passed on.

@@ -1,4 +1,4 @@
-"""The process of a supervisor from the inside.
+"""A supervised process from the inside.
 
 Its stdin is one end of a socket pair. The supervisor sends a byte to stop the process. If the supervisor ends, by
 SIGKILL too, the socket closes and the process ends as well.
@@ -79,7 +79,7 @@ class Lifeline:
     def _watch(self) -> None:
         if self._read():
             os.kill(os.getpid(), signal.SIGTERM)
-            self._read()  # the supervisor waits for this process, unless it is forced to end
+            self._read()  # the supervisor waits for this process, unless the supervisor is forced to end
             self._remove_directory()
         else:
             self._remove_directory()  # first, because during the start the signal ends the process at once

@@ -148,9 +148,9 @@ class Supervisor:
         processes = len(self._processes)
         if partitions < processes:
             log.warning(
-                "the group has fewer partitions than this supervisor has processes; the others are hot standbys",
+                "the group has fewer partitions than this supervisor has processes, so some are hot standbys",
                 action="processes.spare",
                 partitions=partitions,
                 processes=processes,
-                remedy=f"start it once with --partitions {processes}, or with fewer processes",
+                remedy=f"start the dispatcher once with --partitions {processes}, or use fewer processes",
             )

@@ -88,7 +88,7 @@ class Recorder:
     Attributes:
         deliveries: in the order in which their changes were read.
         changes: in the order in which they were read.
-        activity: a counter of changes with receivers, and of ended receivers.
+        activity: grows when a change with receivers is read, and when a call of a receiver ends.
         ending: whether the dispatcher ends. A receiver that is cancelled then has not failed.
     """
 

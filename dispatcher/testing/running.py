@@ -48,8 +48,9 @@ class Dispatcher:
     """The daemon's service in the event loop of a test: it delivers writes that are made inside of the block.
 
     It is the real service: it watches the change stream, and skips receivers that ran in the writing process.
-    Unlike the daemon, it makes one attempt at each delivery, and starts when the block is entered. It has its own
-    state database, which it drops at the end. `settings` can change the attempts and the database.
+    Unlike the daemon, it makes one attempt at each delivery. It has its own state database: so it delivers the
+    changes after the start of the block, and drops the database at the end. `settings` can change the attempts and
+    the database.
 
     `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. This collection is
     dropped at the end too.

@@ -13,8 +13,8 @@ POST /dashboard/api/pause, resume   pauses or resumes a receiver, or everything
 Access:
 
 - Every client that reaches the port can read the figures, as in `/status.json`.
-- Dead letters hold documents. They need the token. Without a token, users of this machine can read them on a
-  loopback address.
+- Dead letters hold documents, so reading them needs the token. If no token is set, users of this machine can read
+  them on a loopback address.
 - Actions need the token. If no token is set, no action is possible. The token is sent in a header: no other web
   site can make a browser send it.
 

@@ -1,4 +1,4 @@
-"""Flags that commands share. The flag of a setting takes its name, type, default and help from the field."""
+"""Flags that commands share. The flag of a setting takes its name, type, default and help from `Settings`."""
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, signature

@@ -163,7 +163,7 @@ class Clients:
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
-        """Raise a better error for a standalone server: if the URL has replicaSet=, the driver ignores it."""
+        """Raise a better error for a standalone server: the driver ignores it if the URL has replicaSet=."""
         options: dict[str, Any] = {
             "serverSelectionTimeoutMS": 1_000,
             "replicaSet": None,

@@ -23,7 +23,7 @@ _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 # port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# A word and a space. After one "@" and before another, the word is no host: the password holds both "@" and space.
+# A word and a space. Between two "@", such a word is no host: the password holds the first "@" and the space.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
 # Examples in messages are not secrets.

@@ -53,7 +53,10 @@ class Histogram:
         }
 
     def quantile(self, share: float) -> float | None:
-        """The bound below which this share of the durations lies; None if there is none."""
+        """The first bound that this share of the durations does not exceed.
+
+        None if there are no durations, or if too many exceed the last bound.
+        """
         wanted = sum(self.counts) * share
         if not wanted:
             return None

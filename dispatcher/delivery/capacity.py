@@ -36,7 +36,7 @@ class Capacity:
     """The places for jobs, and the number of places in use. Only the lanes change the counts of the queue.
 
     Attributes:
-        places: maximum number of jobs in flight now; 0 while the lanes are held.
+        places: maximum number of jobs in flight now; 0 between `hold` and `release`.
         away: number of jobs in a pause.
         queued: number of jobs that are accepted and not finished.
         returning: jobs whose pause is over. They wait for a place.
@@ -97,7 +97,7 @@ class Capacity:
 
     @property
     def held(self) -> bool:
-        """Returns whether the lanes are held."""
+        """Returns whether `hold` was called, and `release` was not called yet."""
         return self.places == 0
 
     def may_begin(self) -> bool:

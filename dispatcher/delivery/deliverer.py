@@ -39,8 +39,8 @@ _LONG_WAIT: Final = 0.3
 Replace = Callable[[asyncio.Task[Any], Callable[[], Awaitable[None]]], None]
 """Replaces the task of a worker. Another task does the rest of the job."""
 
-# If a change was committed more than this many seconds ago, there is a backlog. Then receivers that their own
-# writes trigger are not slowed down.
+# If a change was committed more than this many seconds ago, there is a backlog. Then receivers that are
+# triggered by their own writes are not slowed down.
 _RECENT: Final = 2
 
 
@@ -94,7 +94,7 @@ class Deliverer:
         return self._work_in_pace(job, change)
 
     async def _work_in_pace(self, job: Job, change: Change) -> None:
-        """Deliver, and slow down receivers that their own writes trigger."""
+        """Deliver, and slow down receivers that are triggered by their own writes."""
         key = change.key
         echoes = self._echoes.count(key, change.wall_time, self._stats.clock_offset)
         if echoes:
@@ -116,11 +116,11 @@ class Deliverer:
 
     async def _enter_each(self, job: Job, change: Change, several: tuple[Calls, ...]) -> None:
         for calls in several:
-            # An instance takes ownership of its row, so each document class on a collection needs a copy.
+            # An instance keeps and modifies its documents, so the instance of each document class needs a copy.
             await self._enter(job, untouched(change, self._codec_options), calls)
 
     async def _enter(self, job: Job, change: Change, calls: Calls) -> None:
-        """Deliver, with the hop count of the change set for the writes of the receivers."""
+        """Deliver. The writes of the receivers get the hop count of the change plus one."""
         hops = calls.hops
         if hops > MAX_HOPS:
             await self._failures.refuse_hops(change, calls)

@@ -62,10 +62,10 @@ def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
 
 
 def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """Copy a change, with documents that no instance owns, because receivers may modify instances.
+    """Copy a change, and decode its documents again: an instance or a receiver may have modified the present ones.
 
     Args:
-        change: the change, whose documents an instance may own already.
+        change: the change. Instances may have been made from its documents.
     """
     if not change.raw:
         return change
@@ -82,7 +82,7 @@ def _decoded(raw: bytes | None, used: dict[str, Any] | None, codec_options: Code
 
 
 def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
-    """Make the image and the keyword arguments of receivers. The instance takes ownership of the documents.
+    """Make the image and the keyword arguments of receivers. The instance keeps the documents and modifies them.
 
     Raises:
         UndecodableValue: the document can't be decoded.

@@ -27,7 +27,7 @@ _LOG_LINES: Final = 15
 
 
 def demonstrate(seconds: float, report: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Let another client write, deliver its changes, show both, and count lost deliveries.
+    """Let another client write, deliver its changes, show writes and deliveries, and count lost deliveries.
 
     SIGINT and SIGTERM end the writing early. All earlier writes count.
 

@@ -60,7 +60,7 @@ class Parking:
         self._paused = paused
         self._on_parked: Callable[[float], None] = lambda _seconds: None
         self.own_id = secrets.token_hex(8)
-        # A lane has the name that its receiver had when the lane began.
+        # A lane is stored under the name that its receiver had when the lane began.
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
         self._owners: dict[str, set[str]] = defaultdict(set)
         for name, names in self._names.items():
@@ -93,7 +93,7 @@ class Parking:
         return tuple(name for name in self._busy if not self.is_paused(name))
 
     def is_paused(self, name: str) -> bool:
-        """Returns whether a receiver that has or had this name is paused. The pause may use another name of it."""
+        """Returns whether a receiver that has or had this name is paused, also under another of its names."""
         return not self._owners[name].isdisjoint(self._paused_names)
 
     async def load(self) -> None:

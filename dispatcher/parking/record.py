@@ -63,7 +63,8 @@ def record_of(
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.
     """
     known = (receiver.name, *receiver.options.formerly)
-    # A former name may be known only to a receiver of the same name and another signal; then use the present id.
+    # Receivers of two signals may have the same name and different former names. If this receiver never had
+    # `name`, use its present id.
     number = known.index(name) if name in known else 0
     fields = {
         "group": group,

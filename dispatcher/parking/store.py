@@ -290,7 +290,7 @@ class HeldStore:
         return {"$lookup": joined}
 
     async def skip(self, id_: Any, error: Exception) -> bool:
-        """Log a malformed delivery. If it is a head, its lane waits: an operator may fix it.
+        """Log a malformed delivery. If it is a head, its lane waits, so that an operator can fix the document.
 
         Returns:
             Whether it is a head.

@@ -225,7 +225,7 @@ class ParkingWorker:
                 key = self._key(first)
             except Exception as error:  # it was edited by hand
                 await self._held.skip(lane.first, error)
-                soonest = 0.0  # the query left out other lanes, if this lane had the last place
+                soonest = 0.0  # other lanes may be due, behind the limit of the query
                 continue
             self._taken[lane.id] = (name, lane.size)
             self._ready.append((name, lane, first, key))

@@ -47,7 +47,8 @@ class Checkpoint:
         tracker: the changes after the position, in the order of the stream.
         start: the place where the stream continues.
         began: the token of the position when the partition was claimed.
-        saved_seconds: when the saved position was last up to date, by the monotonic clock.
+        saved_seconds: the time of the last save, or of the last check that found nothing new to save, by the
+            monotonic clock.
     """
 
     def __init__(

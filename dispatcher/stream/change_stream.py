@@ -297,7 +297,8 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
     """Returns whether no more changes come before `until`.
 
-    The token after an empty batch may contain only a time, and then it sorts before the changes of that time.
+    The token after an empty batch may contain only a time. It then sorts before the changes of that time, and
+    these may still come.
 
     Args:
         token: the token after an empty batch.

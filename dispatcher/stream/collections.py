@@ -49,8 +49,8 @@ class WatchedCollection(NamedTuple):
         """Returns whether the validator refuses each document with the ODM's reserved field.
 
         The server takes documents that satisfy the validator, adds a stamp, and validates them again, without a
-        write. If no document satisfies the validator, this reads the `$jsonSchema`; for other validators it
-        returns False.
+        write. If no document satisfies the validator, the schema in `$jsonSchema` decides. Without a schema, the
+        result is False.
         """
         validator = self.options.get("validator")
         if not validator or self.options.get("validationAction") == "warn":

@@ -11,7 +11,7 @@
     ├── AbstractDocumentError       an operation needs a collection, and the document has none
     ├── OperatorInvalid             a lookup or an operator does not exist
     ├── IndexError                  indexes contradict each other
-    ├── TransactionError            a transaction is inside of another one, or the server has none
+    ├── TransactionError            transactions are nested, or the server does not support them
     └── WriteConflict               other clients change a document faster than it can be read and written
 
 The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) and pydantic's ValidationErrors are

@@ -37,7 +37,7 @@ _BINARY: Final = 5
 _OLD_BINARY: Final = 2
 
 # `_LENIENT` refuses only two kinds of values: UUIDs of a wrong length, and old binary values whose two lengths
-# disagree. `_ANY_UUID` refuses only these binary values.
+# disagree. `_ANY_UUID` accepts all UUIDs, and refuses only the old binary values.
 _LENIENT: Final = CodecOptions[dict[str, Any]](
     uuid_representation=UuidRepresentation.STANDARD,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,

@@ -18,7 +18,8 @@ from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import seconds_of
 
-# Number of changes in a row, each committed during the delivery before it, whose deliveries are not delayed yet.
+# Number of changes in a row that are delivered without a delay. Each of these changes was committed during the
+# delivery of the change before it.
 _FREE: Final = 16
 
 # Number of delayed deliveries before the log names the receiver.

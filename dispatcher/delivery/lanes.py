@@ -220,7 +220,7 @@ class Lanes:
 
     @property
     def begun(self) -> list[Job]:
-        """The unfinished jobs of changes that have begun."""
+        """The jobs that have begun and are not finished, without errands."""
         jobs = (worker.at[1] for worker in self._workers.values() if worker.at is not None)
         return [job for job in jobs if isinstance(job, Job) and not job.done]
 

@@ -1,7 +1,7 @@
 """The collection `held`: one document per delivery that waits or has failed permanently.
 
-docs/reference/state.md lists its fields. `state` is "dead" (an operator decides), "following" (it waits for
-earlier deliveries of its lane), or why the head of its lane waits.
+docs/reference/state.md lists its fields. `state` is "dead" (an operator decides) or "following" (it waits for
+earlier deliveries of its lane). The `state` of the head of a lane is the reason why it waits.
 
 Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep` in
 `parking/letters.py`). Its next attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was
@@ -21,10 +21,10 @@ The cases, and why no delivery is lost or overtaken:
   delivery of each lane without a mark. `recover` runs when a partition is claimed, soon after, and every hour.
 - Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
   write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
-  without a mark becomes its head. `recover` marks the lanes to which no delivery is added later.
+  without a mark becomes its head. If no further delivery comes to such a lane, `recover` marks its first one.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
-  stay, and `by` names the new process. Before the `put`, the new process does not make the delivery, because its
-  position has not passed the change.
+  stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
+  an attempt before the change is read again could break the order.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
 - A retry of a dead letter whose document has followers: the retry takes over the mark. Usually it sorts before the
   followers by its token; otherwise `due` moves the mark.

@@ -36,7 +36,7 @@ class Tracker:
             self.weight += len(job.token)
 
     def mark(self, token: str) -> None:
-        """Note that the stream has been read up to this token: between changes, or on an idle stream.
+        """Note that the stream has been read up to this token: the token after a batch, which may be empty.
 
         The token belongs to no change, so it is never among the finished changes in `ahead`.
         """

@@ -127,7 +127,8 @@ class Cursors:
                     size = asked * _FACTOR if len(batch.events) >= asked else _FEW
                     yield batch
             except (GeneratorExit, asyncio.CancelledError):
-                batch = None  # an error from here on would keep this frame, see `driver_errors.drop_traceback`
+                # A later error would keep this frame and its batch in memory, see `driver_errors.drop_traceback`.
+                batch = None
                 # If the caller ends the stream, free the cursor. After an error, the server may not answer.
                 await self._kill(session, cursor)
                 raise

@@ -61,7 +61,7 @@ class Collection:
     Attributes:
         name: its name, without the database.
         database: its database.
-        write_target: kept for `mongoz.persistence.target`: the target of writes outside of any session.
+        write_target: the target of writes outside of any session. Only `mongoz.persistence.target` uses it.
     """
 
     __slots__ = ("_resolved", "database", "name", "write_target")

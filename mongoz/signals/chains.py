@@ -26,7 +26,7 @@ class Link:
         outer: the link whose receivers made this write, if there is one.
         depth: the number of links, this one included.
         outermost: the link at the start of the chain.
-        is_stopped: on the outermost link: the chain reached the limit, and its other branches end as well.
+        is_stopped: set on the outermost link when the chain reaches the limit; then its other branches also end.
     """
 
     __slots__ = ("_token", "depth", "is_stopped", "outer", "outermost", "receiver", "signal")

@@ -305,8 +305,8 @@ class Deliverer:
     async def _finish_without(self, task: asyncio.Task[Any], attempt: Attempt) -> None:
         """Do the rest of a job whose task does not end.
 
-        Its attempt has failed. The next attempt waits in the database until the task has ended, because a document
-        has one delivery at a time.
+        The attempt that runs in this task counts as failed. The next attempt waits in the database until the task
+        has ended, because a document has one delivery at a time.
         """
         change, calls, parent = attempt.change, attempt.calls, attempt.parent
         error = TimeoutError(f"it took longer than {attempt.target.terms.timeout:g} s, and ignores cancellation")

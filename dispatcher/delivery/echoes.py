@@ -52,7 +52,9 @@ class Echoes:
         self._named: set[str] = set()
 
     def count(self, key: Any, wall_time: datetime | None, clock_offset: float) -> int:
-        """Count the changes of a document in a row, each committed during the delivery before it. Usually 0.
+        """Count the changes of a document in a row, up to the present change. Usually 0.
+
+        A change counts if it was committed during the delivery of the change before it.
 
         Args:
             wall_time: the time of the commit, by the server's clock.

@@ -32,7 +32,7 @@ class Originals(NamedTuple):
 
 
 def originals_of(change: Change) -> Originals:
-    """Extract the documents that the server sent from the event, even if they can't be decoded."""
+    """Extract from the event the documents that the server sent, even if they can't be decoded."""
     event = RawBSONDocument(change.raw, codec_options=_RAW)
     document, before = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
     after = None if document is None else bytes(document.raw)

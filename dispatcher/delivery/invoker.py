@@ -158,7 +158,7 @@ class Invoker:
         return None
 
     async def _clear_cancellations(self, task: asyncio.Task[Any]) -> bool:
-        """Clear the cancellations of a receiver from its worker. Returns whether its time limit caused one."""
+        """Clear the cancellations of a receiver from its worker. Returns whether the time limit caused one."""
         late = self._cancelled.pop(task, 0) > 0
         if task.cancelling() and not self._capacity.cutting:
             while task.cancelling():

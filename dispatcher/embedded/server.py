@@ -293,8 +293,8 @@ def _launch(
     scratch = "" if directory else str(data)
     command = ["/bin/sh", "-c", _GUARDIAN, "mongoz-guardian", scratch, str(binary)]
     command += [*_arguments(port, data, replica_set), *extra_args]
-    # This process opens the log: so it contains errors of mongod's loader too, and can still be read after the
-    # guardian has removed the directory.
+    # This process opens the log. So the log contains errors of mongod's loader too, and can still be read after
+    # the guardian has removed the directory.
     log = (data / "mongod.log").open("w+b", buffering=0)
     try:
         # S603: no shell parses the words of mongod, sh gets them as "$@".

@@ -153,8 +153,8 @@ METRICS: Final = (
     ),
     _counter(
         "deliveries_withheld",
-        "Changes that a receiver did not get because of their origin stamp: it `ran` in the writing process, or "
-        "the write was `muted`.",
+        "Changes that a receiver did not get because of their origin stamp: the receiver `ran` in the writing "
+        "process, or the write was `muted`.",
         lambda s: [
             ((one.receiver, one.signal, reason), count)
             for one in s.stats.receivers.values()

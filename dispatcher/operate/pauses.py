@@ -1,6 +1,7 @@
 """Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
-The same command reads whether retries of dead letters are requested, see `parking/retry_requests.py`.
+The query that reads the pauses also finds whether retries of dead letters are requested, see
+`parking/retry_requests.py`.
 
 The collection `controls` has one document for each pause: docs/reference/state.md lists its fields.
 

@@ -23,7 +23,8 @@ from dispatcher.parking.record import Record
 _INLINE: Final = 8_000_000
 _CHUNK: Final = 4_000_000
 
-# Seconds after which a file that no document names is unused: its document is never written later than this.
+# Seconds after which a file that no document names is unused: the document that names a file is written earlier,
+# or never.
 _PATIENCE: Final = 3_600.0
 
 

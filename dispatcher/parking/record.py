@@ -25,7 +25,7 @@ from dispatcher.delivery.instances import decoded_again, key_of, name_of, origin
 from dispatcher.delivery.outcome import Failure
 from mongoz.signals.receivers import Receiver
 
-# Bytes of a short id: a state with a million dead letters has two equal ones with a probability of 1 in 500.
+# Bytes of a short id: a state with a million dead letters has two equal short ids with a probability of 1 in 500.
 _SHORT: Final = 6
 
 # Maximum bytes of a value that is a field; longer values are parts.

@@ -1,7 +1,7 @@
 """Delivers the current documents after lost history, while the stream continues.
 
-A dispatcher starts these backfills by itself. Each document is read only when its job in its lane runs. So no
-newer version of the document was delivered before, and later changes are delivered after the document.
+A dispatcher starts these backfills by itself. Each document is read only when its errand runs. So no newer
+version of the document was delivered before, and later changes are delivered after the document.
 """
 
 import asyncio

@@ -57,7 +57,7 @@ class SupervisedProcess:
 
     Attributes:
         code: the exit code of its last end. As in a shell, it is 128 plus the number of the signal if a signal
-            ended the process. An end after which the process was to be started again does not count.
+            ended the process. An end does not count if `on_end` decides that the process is started again.
     """
 
     def __init__(

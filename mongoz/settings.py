@@ -96,7 +96,10 @@ _operators: list[type] = []
 
 
 def provide_operators(operators: type) -> None:
-    """Set the class whose operators `get_operator` returns. `queries` calls this, since we can't import it."""
+    """Set the class whose operators `get_operator` returns.
+
+    `mongoz.queries` calls this, since this module can't import `mongoz.queries`.
+    """
     _operators.append(operators)
 
 

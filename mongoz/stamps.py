@@ -61,7 +61,8 @@ class Stamp(NamedTuple):
         key: `key_hash` of the written document.
         receivers: ids of the receivers that the writing process runs.
         muted: this write must not be delivered.
-        hops: the hops of a write by a receiver in a dispatcher, one more than its change had; 0 for other writes.
+        hops: for a write by a receiver in a dispatcher, one more than the hops of the change that the receiver
+            got; 0 for other writes.
     """
 
     group: str

@@ -23,8 +23,8 @@ def blocked_loops() -> tuple[asyncio.AbstractEventLoop, ...]:
 def run_sync(awaitable: Awaitable[T]) -> T:
     """Run an awaitable once to its end, and return its result.
 
-    It gets its own event loop, and with it its own connection; both are closed at the end. That takes about 10 ms
-    per call, so call it once with a function that runs many queries, not once per query.
+    Each call opens an event loop and a connection for the awaitable, and closes both at the end. That takes about
+    10 ms. So call `run_sync` once with a coroutine that runs many queries, not once per query.
 
     If a loop is running already, the new one runs in a thread. The running loop is blocked meanwhile, so the
     awaitable must not wait for anything in that loop. Context variables are copied, so `muted()` applies inside. A

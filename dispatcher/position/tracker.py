@@ -38,7 +38,7 @@ class Tracker:
     def mark(self, token: str) -> None:
         """Note that the stream has been read up to this token: the token after a batch, which may be empty.
 
-        The token belongs to no change, so it is never among the finished changes in `ahead`.
+        After a full batch, this is the token of the last event. `mark` adds no change, so `ahead` stays the same.
         """
         self._mark = token
         # If a stream was opened at a time instead of at a token, its first tokens can precede the position.

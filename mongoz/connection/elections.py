@@ -1,8 +1,8 @@
 """Sessions during an election: the driver's ConfigurationError becomes a transient error.
 
-A server of the replica set that starts, recovers or rolls back says that it has no sessions. The driver believes
-that for the whole life of the connection, and raises ConfigurationError, which tells applications to give up.
-Without new connections, the driver would raise this error even after the election.
+While a server of the replica set starts, recovers or rolls back, it says that it has no sessions. The driver
+believes that for the whole life of the connection, and raises ConfigurationError, which tells applications to give
+up. Without new connections, the driver would raise this error even after the election.
 """
 
 from collections.abc import AsyncIterator

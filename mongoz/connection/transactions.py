@@ -71,7 +71,7 @@ class Transaction:
         deployment: the deployment that it runs on.
         session: the driver's session.
         is_committed: it is committed; errors of receivers don't change that.
-        is_outcome_unknown: the commit got no answer yet; its actions still wait.
+        is_outcome_unknown: the commit got no answer yet, so the actions still wait.
     """
 
     __slots__ = (

@@ -152,8 +152,8 @@ class IndexOperations:
 
         Args:
             database_names: the databases; the document's own only if it is listed.
-            collection: only its name is used: a `Collection` or the driver's collection; by default the document's
-                own.
+            collection: a `Collection` or the driver's collection, of which only the name is used; by default the
+                document's own.
 
         Raises:
             MongozException: `database_names` is no list or tuple of names.

@@ -104,8 +104,8 @@ class Moments(Shared, total=False):
     """The arguments of instants and days.
 
     Attributes:
-        auto_now: every save and update sets the field to now.
-        auto_now_add: creating the document sets the field to now. Both accept an explicit value.
+        auto_now: every save and update sets the field to now; so does `create()`, unless a value is given.
+        auto_now_add: creating the document sets the field to now, unless a value is given.
     """
 
     auto_now: bool

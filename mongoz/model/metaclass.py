@@ -55,7 +55,7 @@ class FieldsMetaclass(PydanticMetaclass):
     """Pydantic's metaclass, for class bodies with field factories."""
 
     _stored_names: ClassVar[Mapping[str, str]] = {}
-    """Fields with another stored name, unless an application declares them with an alias."""
+    """Name of a field -> its stored name. If an application declares an alias for the field, the alias wins."""
 
     _not_fields: ClassVar[tuple[type, ...]] = ()
     """Types of values that never become fields, even if they are annotated."""

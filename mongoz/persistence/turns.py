@@ -28,7 +28,7 @@ class _Turn:
     Attributes:
         instance: the instance; None once the turn has ended, or was cancelled while it waited.
         outer: the innermost turn whose receivers make this call.
-        place: the id of the queue: the id of the instance, or of an outer turn of the same instance.
+        place: the id of the queue, which is the id of the instance, or of an outer turn of the same instance.
         loop: the event loop of the call.
         before: the turn that must end before this one begins.
         session: the session of the call's transaction.
@@ -111,7 +111,8 @@ class _Turn:
 
     def end(self) -> None:
         """End the turn, and wake the turns that wait for it."""
-        # An inner turn that has not ended replaces this turn in the queue; else a turn before this one does.
+        # In the queue, an inner turn that has not ended takes the place of this turn. If there is none, an earlier
+        # turn that has not ended takes it.
         if self.has_inner and (inside := _last.pop(id(self), None)) is not None:
             inside.place, self.before = self.place, inside
         while self.before is not None and self.before.ended:
@@ -188,8 +189,8 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
 async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
     """Await a call of several instances after the earlier calls of each have ended.
 
-    One turn is in all queues. It enters them when nothing is left to wait for, so two calls never wait for each
-    other.
+    The call has a single turn. This turn enters the queues of all instances at once, when nothing is left to wait
+    for. So two calls never wait for each other.
     """
     turn, outer = _Turn(), _current.get()
     turn.instance, turn.place, turn.loop = instances, id(turn), get_running_loop()

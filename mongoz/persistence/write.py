@@ -107,8 +107,8 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
     Raises:
         BaseException: the error; the write did not take effect, or its outcome is unknown.
     """
-    # With a ServerSelectionTimeoutError, the write was never sent: after a first attempt, the driver raises the
-    # error of that attempt.
+    # A ServerSelectionTimeoutError shows that the write was never sent. If a first attempt had been sent, the
+    # driver would raise the error of that attempt.
     if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, PyMongoError):
         explain_unstorable(error, write.instance)
         raise error

@@ -65,8 +65,8 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
             continue
         place = place_at(document, operation.path)
         rules, needs_check = rules_of(place.annotation), place.is_checked
-        # A filter can't name an item of a list. The server also sets items to null: an unset item, and the missing
-        # items before a new one.
+        # Each document must be checked, because a filter can't name an item of a list. The check also finds items
+        # that the server sets to null: an unset item, and the missing items before a new item.
         if place.is_item:
             others = True
             continue

@@ -8,8 +8,8 @@ If the result is unknown, the receiver gets the change. The result is unknown if
 (`delivery.image` is `"key"`), if the server fails on the document (an `$expr` that does not suit the document), or
 if document and filter are too large for a command.
 
-The evaluation requires the right to run commands on the state's database. The role readWrite
-includes this right.
+The evaluation requires the right to run commands on the state's database. The role readWrite includes
+this right.
 """
 
 from collections import defaultdict

@@ -1,6 +1,6 @@
-// Rates and percentiles from counters. A counter grows from the start of a process. Each member reports its counters
-// every few seconds. A rate is the difference of two reports, divided by the seconds between them. The rate of a group
-// is the sum over its members.
+// Rates and percentiles from counters. A counter grows from the start of a process. Each member reports its
+// counters every few seconds. A rate is the difference of two reports, divided by the seconds between them. The
+// rate of a group is the sum over its members.
 
 // Seconds over which rates are averaged, at least.
 const WINDOW = 10;

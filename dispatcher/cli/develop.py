@@ -44,7 +44,7 @@ def demo(
     ] = 12.0,
     as_json: Json = False,
 ) -> None:
-    """Show deliveries for a client without mongoz, then count the lost ones.
+    """Show how the changes of a client without mongoz are delivered, then count the lost changes.
 
     The demo starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain
     PyMongo client in its own process. The command exits with 1 if a change was lost. With `--json`, the summary

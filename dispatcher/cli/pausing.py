@@ -33,9 +33,9 @@ def pause(
     """Pause a receiver of a group, or all receivers. Nothing is lost.
 
     The deliveries of a paused receiver wait in MongoDB, in order, and do not delay the deliveries to other
-    receivers. After `resume` they are made. Without RECEIVER everything pauses: nothing is read, and the position
-    stays where it is, so resume while the oplog still holds the position. A pause applies to running dispatchers
-    within some seconds, and to dispatchers that start later.
+    receivers. After `resume` the waiting deliveries are made. Without RECEIVER everything pauses: nothing is read,
+    and the position stays where it is. Resume while the oplog still holds the position. A pause applies to running
+    dispatchers within some seconds, and to dispatchers that start later.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """

@@ -95,7 +95,7 @@ def replay(  # noqa: PLR0913 - one parameter per flag
         raise typer.BadParameter("Give a start (--since) or a run to continue (--resume).", param_hint="--since")
     begin, end = _points(since, until)
     whom = ", ".join(receivers) or "all receivers"
-    what = f"the run {resume}" if resume else f"changes since {since}"
+    what = f"the remaining changes of the run {resume}" if resume else f"changes since {since}"
     if not confirmed(f"Deliver {what} again to {whom}?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
     asked = {"since": since, "until": until}

@@ -163,7 +163,10 @@ class Clients:
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
-        """Raise a better error for a standalone server: the driver ignores it if the URL has replicaSet=."""
+        """If the server is a standalone, raise an error that says so.
+
+        The driver does not use a standalone if the URL has replicaSet=, and reports only that no server answers.
+        """
         options: dict[str, Any] = {
             "serverSelectionTimeoutMS": 1_000,
             "replicaSet": None,

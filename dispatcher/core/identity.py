@@ -47,7 +47,8 @@ class Identity(NamedTuple):
         if match is None or own is None or match["where"] != own["where"] or self.pid <= 0:
             return False
         try:
-            os.kill(self.pid, 0)  # signal 0 only checks; /proc may hide the processes of other users
+            # Signal 0 only checks whether the process exists. /proc may hide the processes of other users.
+            os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         except OverflowError:  # no process has this number

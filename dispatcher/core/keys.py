@@ -10,8 +10,8 @@ from bson.decimal128 import Decimal128
 
 from mongoz.keys import KEY_CODEC, canonical
 
-# Python's default precision, in a context that the application can't change. Numbers with more digits may share a
-# lane.
+# Python's default precision, in a context that the application can't change. Numbers that differ only in later
+# digits may share a lane.
 _DIGITS: Final = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, traps=[])
 
 

@@ -23,7 +23,8 @@ _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 # port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# A word and a space. Between two "@", such a word is no host: the password holds the first "@" and the space.
+# A word and a space. After an "@" that is not the last one, such a word is not the host. The "@", the word and the
+# space then belong to the password.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
 # Examples in messages are not secrets.

@@ -50,7 +50,7 @@ WRITTEN: Final = (
 CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
     uuid_representation=UuidRepresentation.STANDARD, datetime_conversion=DatetimeConversion.DATETIME_AUTO
 )
-"""Options for writes. They can contain the `_id` of an application's document, for example a UUID."""
+"""Options for writes. A write can contain the `_id` of an application's document, for example a UUID."""
 
 
 class _LenientDocument(dict[str, Any]):
@@ -139,7 +139,7 @@ class State:
         except OperationFailure as error:
             if error.code not in _INDEX_CONFLICTS:
                 raise
-            # The index has another expiry time. A change needs collMod, which the role readWrite does not include.
+            # The index has another expiry time. collMod could set it, but readWrite does not include this right.
             await self.deliveries.drop_index(_EXPIRY)
             await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
 

@@ -84,7 +84,7 @@ class StateReader:
 
 
 def problem_of(error: Exception) -> str:
-    """Describe the problem of a document, from the error that reading it raised."""
+    """Describe the problem of a document. `error` was raised when the document was read."""
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

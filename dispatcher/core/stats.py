@@ -20,7 +20,7 @@ _STEP: Final = 5.0
 # Seconds without an answer after which a stream counts as late: even an idle stream answers every second.
 _QUIET: Final = 5.0
 
-# Seconds of the stream's time over which its changes per second are averaged.
+# The number of changes per second is averaged over this many seconds, by the cluster times of the batches.
 _WINDOW: Final = 60
 
 # The name of the shared figures of receivers beyond `MOST_RECEIVERS`.

@@ -56,7 +56,7 @@ async def end(
     """Cancel tasks until they are done.
 
     One cancellation is not enough: on Python 3.11, `asyncio.wait_for` in the driver or in a receiver swallows a
-    cancellation that arrives together with its result.
+    cancellation that arrives together with the result for which `wait_for` waits.
 
     Args:
         tasks: the tasks, which keep their results and errors.

@@ -13,8 +13,8 @@ from typing import Final
 
 _SHIFT: Final = random.random()
 
-# A timer may fire a little before its tick. So a wait that begins just before a tick, by less than this part of an
-# interval, skips that tick.
+# A timer may fire a little before its tick. So if less than this part of an interval is left until a tick, a new
+# wait skips this tick.
 _EARLY: Final = 0.1
 
 

@@ -196,7 +196,7 @@ class Coordinator(Generic[W]):
         live = await self._living(seen.members, ages)
         self.live = tuple(member.id for member in live)
         await self._members.sessions.end(one for one in seen.sessions if one.owner not in self.live)
-        assert seen.layout is not None  # it is begun
+        assert seen.layout is not None  # the group has begun
         owners = {number: self._owner(one, ages) for number, one in seen.partitions.items()}
         if seen.layout.wanted not in (None, seen.layout.partitions):
             await self._divide(seen, owners)
@@ -212,7 +212,8 @@ class Coordinator(Generic[W]):
         claiming_since = now()
         for number in todo.claim:
             if now() - claiming_since > self._lease / _RENEWALS:
-                # A heartbeat is due, and the members may have changed: claim the others after the next read.
+                # A heartbeat is due, and the members may have changed. The other partitions are claimed after the
+                # next read.
                 self._awake.set()
                 break
             await self._claim(seen.partitions[number], seen.layout.partitions)
@@ -356,7 +357,8 @@ class Coordinator(Generic[W]):
             answers = [error] * len(leases)
         failed: list[tuple[Lease, Exception]] = []
         for lease, answer in zip(leases, answers, strict=True):
-            if lease.given_up:  # during the command: a refused renewal is then no loss
+            # The lease was given up during the command. A refused renewal then does not mean that it was lost.
+            if lease.given_up:
                 continue
             if isinstance(answer, Exception):
                 failed.append((lease, answer))

@@ -305,11 +305,12 @@ class PositionStore:
         return answers
 
     async def _terms(self, leases: Sequence[Lease]) -> dict[int, Any]:
-        """The present terms of the partitions of these leases, without the ones that this process has lost."""
+        """The present terms of the partitions of these leases, except partitions that this process has lost."""
         partitions = {self._id(lease.partition): lease.partition for lease in leases}
         ours = {"_id": {"$in": list(partitions)}, "owner": self._member}
         found = self._newest.find(ours, {"term": True})
-        return {partitions[one["_id"]]: one.get("term") async for one in found}  # it may be edited by hand
+        # A document that was edited by hand may lack its term.
+        return {partitions[one["_id"]]: one.get("term") async for one in found}
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
         """Write to the layout: a concurrent division fails then. Returns False if the layout has changed."""

@@ -50,8 +50,8 @@ class ChangeStreamSource:
     """Reads a change stream. If the stream breaks, it is opened again after the last batch.
 
     Args:
-        client: opened for the running loop, without its own time limit on answers: a server that first reads a
-            long part of the oplog looks like a dead connection.
+        client: opened for the running loop, without a socket timeout. With a timeout, the connection to a server
+            that first reads a long part of the oplog would count as dead.
         batch_size: maximum number of events per round trip.
         await_ms: milliseconds that the server waits for the next event; None for the default.
     """

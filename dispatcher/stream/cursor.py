@@ -69,7 +69,7 @@ class Cursors:
     """Opens cursors of one change stream, and reads them.
 
     Args:
-        client: opened for the running loop, without its own time limit on answers.
+        client: opened for the running loop, without a socket timeout.
         database: the watched database; None for the whole deployment.
         pipeline: the stages by which the server filters.
         batch_size: maximum number of events per round trip, after full batches.
@@ -129,7 +129,8 @@ class Cursors:
             except (GeneratorExit, asyncio.CancelledError):
                 # A later error would keep this frame and its batch in memory, see `driver_errors.drop_traceback`.
                 batch = None
-                # If the caller ends the stream, free the cursor. After an error, the server may not answer.
+                # The caller ends the stream, so free the cursor. After an error of the server or the network the
+                # cursor is not freed, since the server may not answer.
                 await self._kill(session, cursor)
                 raise
 

@@ -36,8 +36,8 @@ class DeleteMarkers:
 
         Markers and deferred changes keep their places in the order, with the operations `"marker"` and
         `"deferred"`. Deferred changes follow a second time, with their own operations, when it is known whether
-        their marker has a delete. A marker without a delete follows a second time as `"untouched"`; otherwise
-        the delete contains the token of the marker.
+        their marker has a delete. A marker without a delete follows a second time as `"untouched"`. A delete with
+        a marker contains the token of the marker.
         """
         if not self._open and "marker" not in [change.operation for change in changes]:
             return changes  # the usual case

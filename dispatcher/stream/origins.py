@@ -19,8 +19,8 @@ from typing import Any, Final
 from dispatcher.core.events import CALLED, Change
 from mongoz.stamps import Call, Stamp, key_hash
 
-# Maximum seconds between the time of a token and the time of its write: the ODM compares its clock with the
-# server's, and sends the write at once.
+# Maximum seconds between the time of a token and the time of its write. They are close, because the ODM takes the
+# time of a token from its estimate of the server's clock, and sends the write at once.
 _WINDOW: Final = 10
 
 # The resolution of a token, in seconds.

@@ -1,7 +1,7 @@
-"""Opens missing standard streams. All of them accept any text, and raise errors with a remedy.
+"""Opens missing standard streams, and makes stdout and stderr accept any text.
 
-An error of stdout is an error of the command: CannotWrite. An error of stderr drops the text, since there is no
-place left to report it.
+If stdout can't be written, the write raises CannotWrite, an error of the command. If stderr can't be written, the
+text is dropped, since there is no place left to report the error.
 """
 
 import io

@@ -104,7 +104,7 @@ class Writer:
         self._unnamed += 1
 
     def _is_stuck(self) -> bool:
-        """Returns whether writes are blocked for too long. A thread that is only late does not count."""
+        """Returns whether writes fail or block for too long. A thread that is only slow does not count."""
         if self._since is None or monotonic() - self._since < _PATIENCE:
             return False
         return self._fails or not _can_take(self._descriptor)

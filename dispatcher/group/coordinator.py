@@ -357,7 +357,7 @@ class Coordinator(Generic[W]):
             answers = [error] * len(leases)
         failed: list[tuple[Lease, Exception]] = []
         for lease, answer in zip(leases, answers, strict=True):
-            # The lease was given up during the command. A refused renewal then does not mean that it was lost.
+            # If the lease was given up during the command, a refused renewal does not mean that it was lost.
             if lease.given_up:
                 continue
             if isinstance(answer, Exception):

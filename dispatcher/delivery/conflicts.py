@@ -24,8 +24,8 @@ _LONGEST_PAUSE: Final = 0.5
 class Conflicts:
     """The step that repeats a transaction within its attempt, as long as the server reports a transient error.
 
-    Each run has the receiver's whole time limit, because the receiver did not cause the conflict. No run begins
-    after the attempt has become older than the time limit.
+    Each run has the receiver's whole time limit, because the receiver did not cause the conflict. After the
+    time limit of the attempt, a failed run is not repeated.
     """
 
     def __init__(self, codec_options: CodecOptions[Any], pause: Pause) -> None:

@@ -116,7 +116,8 @@ class Deliverer:
 
     async def _enter_each(self, job: Job, change: Change, several: tuple[Calls, ...]) -> None:
         for calls in several:
-            # An instance keeps and modifies its documents, so the instance of each document class needs a copy.
+            # An instance keeps the dicts of the change that it is made from, and modifies them. So each document
+            # class gets its own copy of the change.
             await self._enter(job, untouched(change, self._codec_options), calls)
 
     async def _enter(self, job: Job, change: Change, calls: Calls) -> None:

@@ -33,7 +33,8 @@ _SECONDS: Final = 30.0
 # Seconds that a request waits for the probes of all processes. After that, one process that is ready is enough.
 _SOON: Final = 0.5
 
-# A process refuses longer requests, so no more is passed on.
+# Maximum bytes of a body that are passed on: one more than a process accepts, so that the process itself refuses a
+# longer body.
 _LONGEST_BODY: Final = 100_001
 
 # The supervisor writes the lines of all processes, so it counts the dropped ones.

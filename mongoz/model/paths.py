@@ -29,7 +29,8 @@ class Path(NamedTuple):
         path: the stored, dotted name; within the referenced document, if there are joins.
         shape: the values that the field can hold.
         joins: the references on the way, in order; the last one leads to the document with this `path`.
-        items: the number of steps to the innermost list on the way; 0 if there is none.
+        items: the number of names of `path` up to and including its innermost list, which may be the field itself;
+            0 if there is none. A list whose item is named by its number does not count.
         field: the declaration of the field, if there is one.
     """
 
@@ -183,7 +184,7 @@ class _PathWalk:
         return self._take_field(FieldShape(models=(target,)), cuts)
 
     def _take_anything(self) -> None:
-        """Take all names as keys of a plain dict. The text after the last separator is the lookup."""
+        """Take all names as keys of a plain dict. The text after the last `lookup_prefix` is the lookup."""
         text = self.rest or ""
         names, _, lookup = text.rpartition(settings.lookup_prefix)
         self.rest = lookup if names else None

@@ -110,8 +110,8 @@ async def _apply(
 ) -> tuple[AppliedValues, list[Mapping[str, Any]]]:
     """Put new values onto an instance; returns the set fields, and the conditions of the write.
 
-    Limits of the operated fields are conditions. If the validation also read current values from the database,
-    these values must not have changed at the time of the write.
+    The conditions are the limits of the operated fields. If current values are read from the database, the limits
+    are checked on these values instead, and the condition is that the values have not changed since.
     """
     document = type(instance).meta.document
     limits = limits_of(document, operations)
@@ -154,7 +154,7 @@ def _copy_state(instance: Model) -> dict[str, Any]:
 
 
 def _restore_state(instance: Model, undo: dict[str, Any], own_values: dict[str, Any] | None) -> None:
-    """Undo a failed update. After the receivers ran, restore only fields that still have the values of the update.
+    """Undo a failed update. If `pre_update` receivers have run, restore only fields that still have its values.
 
     Another update of the same instance may have changed and written other fields in the meantime.
     """

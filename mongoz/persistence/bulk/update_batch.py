@@ -33,7 +33,7 @@ class DocumentUpdate(NamedTuple):
         operations: the changes that the server computes.
         firing: the receivers.
         instance: the instance of the `pre_update` receivers, if there are any.
-        encoded: the BSON of the row, if the update was derived from it.
+        encoded: the BSON of the row, if the update is valid only while the document has not changed; else None.
     """
 
     row: Row

@@ -8,7 +8,7 @@
     │   ├── CannotConnect         no server answers at the address
     │   ├── NotAReplicaSet        the server is a standalone and has no change streams
     │   └── AccessDenied          wrong credentials, or not enough rights
-    ├── PositionError             the saved position cannot be used
+    ├── PositionError             a position cannot be used: the saved one, or a requested one
     │   └── HistoryLost           the oplog no longer reaches back to the position
     ├── NotFound                  a named object does not exist
     │   ├── UnknownReceiver       no receiver has this name
@@ -154,13 +154,13 @@ class AccessDenied(ServerError):
 
 
 class PositionError(DispatcherError):
-    """The saved position cannot be used."""
+    """A position cannot be used: the saved one, or a requested one."""
 
     exit_code = ExitCode.POSITION
 
 
 class HistoryLost(PositionError):
-    """The oplog no longer reaches back to the saved position."""
+    """The oplog no longer reaches back to a position: to the saved one, or to a requested one."""
 
     exit_code = ExitCode.HISTORY_LOST
 

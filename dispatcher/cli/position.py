@@ -41,8 +41,8 @@ def show(
 ) -> None:
     """Show the position of each partition and the time of its last save.
 
-    All changes up to a position are delivered. A running dispatcher saves its positions at least every ten
-    seconds, on an idle stream too.
+    All changes up to a position are delivered. By default a running dispatcher saves its positions at least every
+    ten seconds, on an idle stream too.
 
     Example: `dispatcher position show shop.models:registry --max-age 60`
     """

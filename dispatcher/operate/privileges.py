@@ -132,7 +132,7 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
     Comments in the command list the data that the role can read.
 
     Args:
-        rights: all privileges except the ones on the state.
+        rights: all privileges. Those on the state database are left out of the list, because `readWrite` has them.
         state_database: the database of the dispatcher's state. The role gets `readWrite` on it.
     """
     privileges = [

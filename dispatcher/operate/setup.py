@@ -45,7 +45,8 @@ class Prepared:
     """The result of `setup`.
 
     Attributes:
-        images: the result for each collection: `"on already"`, `"turned on"` or `"created"`.
+        images: the result for each collection: `"on already"`, `"turned on"`, `"created"`, or `"left alone: ..."`
+            for a view or a time series that a pattern matches.
         state: the result for the state database: `"indexed"`.
         position: `"recorded"`, or `"recorded already"`.
     """

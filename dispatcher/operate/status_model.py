@@ -62,7 +62,8 @@ class MemberStatus:
 
     Attributes:
         seen_seconds: the seconds since its last heartbeat, by the server's clock.
-        alive: whether its lease still holds.
+        alive: whether its last heartbeat is younger than one and a half lease times, and its process is not known
+            to be dead.
         receivers: the receivers that it knows: `{id, name, signal, document}` each.
         stats: its counters and gauges.
         http: its URL; None if it does not listen.
@@ -192,8 +193,9 @@ class GroupStatus:
         oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
         partition_count: the number of partitions in the layout.
         partitions: the partitions with a saved position or an owner.
-        dead_letters: the counts of dead letters by receiver.
-        parked: the counts of parked deliveries by receiver and reason.
+        dead_letters: the counts of dead letters by receiver and signal.
+        parked: the counts of documents with parked deliveries, by receiver and reason.
+        parked_deliveries: the number of parked deliveries.
         runs: records of `replay` and `backfill`.
         gaps: the newest gaps.
         at_least: the names of the figures that are lower bounds, because counting all documents takes too long:

@@ -48,9 +48,9 @@ class Dispatcher:
     """The daemon's service in the event loop of a test: it delivers writes that are made inside of the block.
 
     It is the real service: it watches the change stream, and skips receivers that ran in the writing process.
-    Unlike the daemon, it makes one attempt at each delivery. It has its own state database: so it delivers the
-    changes after the start of the block, and drops the database at the end. `settings` can change the attempts and
-    the database.
+    Unlike the daemon, it makes one attempt at each delivery, unless `settings` are given. It has its own state
+    database, unless `settings` name one: so it delivers the changes after the start of the block, and drops the
+    database at the end.
 
     `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. This collection is
     dropped at the end too.
@@ -58,8 +58,9 @@ class Dispatcher:
     Args:
         registry: the registry of the application. It must be dispatched, unless `deliver_everything` is set. Its
             receivers must be connected already.
-        settings: the settings of the dispatcher. A `state_database` that they name is kept: a second dispatcher
-            with the same settings continues where the first one ended.
+        settings: the settings of the dispatcher, with the defaults of the daemon: five attempts, for example. A
+            `state_database` that they name is kept: a second dispatcher with the same settings continues where the
+            first one ended.
         url: watch this deployment instead of the deployment of the registry.
         raise_failures: `until_idle`, `delivered` and the end of the block raise the exceptions of receivers.
 
@@ -173,7 +174,7 @@ class Dispatcher:
         *,
         receiver: str | Callable[..., Awaitable[Any]] | None = None,
     ) -> list[RecordedDelivery]:
-        """Wait until writes of a document are delivered. All deliveries since the start of the block count.
+        """Wait until writes of a document are delivered. Deliveries since the start, or since `clear()`, count.
 
         Args:
             target: an instance, or its collection and `_id`: `("users", id)`, `("shop.users", id)`, `(User, id)`.

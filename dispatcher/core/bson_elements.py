@@ -120,8 +120,8 @@ def keyed(found: Element, name: str = "") -> bytes:
 def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
     """Decode a document, even if it holds values that no driver decodes.
 
-    These values are replaced: a UUID of the wrong length stays binary, bytes that are not UTF-8 become question
-    marks.
+    Bytes that are not UTF-8 become U+FFFD. If a UUID has the wrong length, all UUIDs of the document stay
+    `Binary`.
     """
     data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
     for options in (_LENIENT, _ANY_UUID):

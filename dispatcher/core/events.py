@@ -88,7 +88,7 @@ class Change(NamedTuple):
         transaction: identifies the transaction of the change; None outside of transactions.
         origin: `stamp` if it is valid, see `stream/origins.py`; for a delete, the stamp of its marker.
         marker: for a delete, the token of its marker; empty if it has none.
-        fault: the reason why `document` or `id` can't be decoded; None in nearly all cases.
+        fault: the reason why `document`, `id` or `names` can't be decoded; None in nearly all cases.
         delivery_id: the id of its deliveries, if it is not computed from the token; "" otherwise. A change with a
             late stamp gets it from the stamp (see `stream/origins.py`), and a held delivery from its record.
     """

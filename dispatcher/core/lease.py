@@ -92,7 +92,7 @@ class Lease:
         """Wait until the lease is valid.
 
         Raises:
-            Interrupted: the lease has ended, or `interrupt` was called.
+            Interrupted: the lease is not valid, and this process no longer waits for a renewal, see `interrupt`.
         """
         while now() >= self.until:
             if self._interrupted:

@@ -138,5 +138,8 @@ class ClockOffset:
 
 
 async def clock_offset(client: AsyncMongoClient[Any]) -> float:
-    """Seconds by which the clock of the server is ahead of ours, with an error of half a round trip at most."""
+    """Seconds by which the clock of the server is ahead of ours.
+
+    The error is at most half of the shortest round trip, and half a millisecond.
+    """
     return await ClockOffset().ask(client)

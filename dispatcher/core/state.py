@@ -54,7 +54,7 @@ CODEC_OPTIONS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(
 
 
 class _LenientDocument(dict[str, Any]):
-    """An answer of the server. An undecodable value does not affect the other values."""
+    """A document that the server sent. It is decoded even if it holds undecodable values, see `readable`."""
 
     # Because of this marker, the driver passes bytes, as for a RawBSONDocument.
     _type_marker: Final = RawBSONDocument._type_marker

@@ -15,7 +15,7 @@ from dispatcher.core.output.logs import log
 # Maximum number of documents in `StateReader.misfits`.
 _MOST_NAMED: Final = 20
 
-# Maximum number of logged documents that are remembered, so that each is logged only once.
+# Maximum number of malformed documents that a process logs. Further ones are skipped without a log line.
 _MOST_LOGGED: Final = 1_000
 
 # Maximum characters of an `_id`, and of a problem.

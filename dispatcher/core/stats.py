@@ -91,7 +91,7 @@ class ReceiverFigures:
     duration: Histogram = field(default_factory=Histogram)
     """Durations of the attempts."""
     due: float = 0.0
-    """The time at which the next attempt is measured, by the monotonic clock."""
+    """Attempts that begin before this time of the monotonic clock are not measured."""
 
     def counters(self) -> dict[str, Any]:
         """The counters of this moment. The difference of two results gives a rate."""

@@ -67,7 +67,7 @@ class Coordinator(Generic[W]):
     Args:
         members: the processes of the group; this process has joined.
         lease: seconds for which a lease is valid without a renewal.
-        begin: records missing positions; returns whether a position was missing.
+        begin: records missing positions; returns whether it has recorded one.
         work: creates the work on a claimed partition.
         resized: called whenever the number of held partitions has changed.
 
@@ -421,7 +421,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, seen: GroupView) -> bool:
-    """Returns whether a newer version of the application has held a partition."""
+    """Returns whether a version of the application that is newer than the member's has held a partition."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

@@ -87,7 +87,7 @@ async def begin(
         now: returns a token of this moment.
 
     Returns:
-        Whether a position was missing.
+        Whether this call has recorded a missing position.
 
     Raises:
         TooManyProcesses: the group is new, and the operator must choose its number of partitions.

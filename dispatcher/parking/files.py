@@ -2,7 +2,7 @@
 
 A file is written before the document that names it, and deleted after this document. A file never changes: if the
 document is written again, it names new files. A crash between two writes leaves a file that no document names.
-`sweep` deletes it an hour after the first `sweep` that found it, by the clock of this process.
+`sweep` deletes this file if an earlier `sweep` of this process found it an hour ago or earlier.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -252,7 +252,10 @@ class Parking:
         return written
 
     async def _begin_lane(self, lane: str, name: str, change: Change, write: Callable[[], Awaitable[T]]) -> T:
-        """Write a lane. Remember it before the write, so that the next delivery of its document queries it."""
+        """Run `write`, which puts a delivery into a lane.
+
+        The lane is remembered before the write, so that the next delivery of its document queries the lane.
+        """
         self._remembered[lane] = (self._round, change.key)
         self._busy[name] = self._busy.get(name, 0) + 1
         self.watched.update(self._owners[name])

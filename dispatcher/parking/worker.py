@@ -2,7 +2,8 @@
 
 An errand makes the deliveries of one lane. It is queued among the jobs of the document, so that no other delivery
 of this document is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read
-meanwhile run. Errands take at most half of the places, and the errands of one receiver at most its share of these.
+meanwhile run. Errands have a number of places: half of the workers. The errands of one receiver take at most its
+share of these places.
 """
 
 import asyncio

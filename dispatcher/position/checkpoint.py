@@ -111,7 +111,11 @@ class Checkpoint:
     # -- saving ----------------------------------------------------------------------------------------------
 
     async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:
-        """Save the position at the ticks of the intervals of the settings, until `ending` is set."""
+        """Save the position regularly, until `ending` is set.
+
+        After deliveries, it is saved at the next tick of `save_interval`; otherwise about every
+        `idle_save_interval`.
+        """
         clock = asyncio.get_running_loop().time
         delivered, idle_until = self._stats.delivered, next_tick(settings.idle_save_interval, clock())
         # An event ends this loop, not a cancellation, so that a save is not interrupted.

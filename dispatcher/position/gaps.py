@@ -75,7 +75,7 @@ class Gaps:
         )
 
     async def note(self, gap: Gap, session: AsyncClientSession | None = None) -> None:
-        """Write a gap, once, without a log line."""
+        """Write a gap, without a log line. If the gap was written before, its document is updated."""
         database, collection = gap.namespace or (None, None)
         values = {
             "group": self._group,

@@ -1,6 +1,7 @@
 """Reads and writes the positions of a group in the state database. All writes of positions are here.
 
-Each write filters by the expected owner and term, so it changes no document if another process has taken over.
+Each write filters by what the process expects, such as owner and term. So if another process has taken over or was
+faster, the write changes no document.
 A process sends the writes of its partitions together: one command renews its leases, one saves its positions.
 
 MongoDB commands raise the `PyMongoError` of the driver.

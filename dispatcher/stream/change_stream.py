@@ -145,7 +145,7 @@ class ChangeStreamSource:
         """Read the events before the event that is too large, and the event in a shape that can be sent.
 
         Raises:
-            PyMongoError: a command fails. Its kind is `TOO_LARGE` if no shape of the event can be sent.
+            PyMongoError: a command fails. Its kind is `TOO_LARGE` if the event can neither be sent nor skipped.
         """
         for read in (self._one_by_one, self._in_fragments, self._in_part):
             try:

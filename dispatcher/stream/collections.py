@@ -16,7 +16,8 @@ from dispatcher.core.events import Namespace
 from dispatcher.stream.scope import Scope
 from mongoz.stamps import FIELD, Call, Stamp
 
-# Limits for the test of a validator: number of documents, and milliseconds. The result is only for a warning.
+# Limits for the test of a validator: number of documents that are read, and milliseconds. The result is only for a
+# warning.
 _SAMPLE: Final = 20
 _PATIENCE_MS: Final = 1_000
 
@@ -46,11 +47,11 @@ class WatchedCollection(NamedTuple):
         return bool(self.options.get("changeStreamPreAndPostImages", {}).get("enabled"))
 
     async def refuses_stamp(self, client: AsyncMongoClient[Any], group: str) -> bool:
-        """Returns whether the validator refuses each document with the ODM's reserved field.
+        """Returns whether the validator refuses documents with the ODM's reserved field.
 
-        The server takes documents that satisfy the validator, adds a stamp, and validates them again, without a
-        write. If no document satisfies the validator, the schema in `$jsonSchema` decides. Without a schema, the
-        result is False.
+        The server takes a document that satisfies the validator, adds a stamp, and validates the document again,
+        without a write. If none of the first documents satisfies the validator, the schema in `$jsonSchema`
+        decides. Without a schema, the result is False.
         """
         validator = self.options.get("validator")
         if not validator or self.options.get("validationAction") == "warn":
@@ -127,7 +128,10 @@ async def _collections(
 
 
 async def collections_of(client: AsyncMongoClient[Any], scope: Scope) -> list[Namespace]:
-    """The watched collections with documents, sorted."""
+    """The existing watched collections, sorted, without views and time series.
+
+    If the user may not list collections, and the scope has no patterns, these are all collections of the scope.
+    """
     try:
         watched = await watched_collections(client, scope)
     except OperationFailure as error:

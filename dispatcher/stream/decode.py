@@ -56,7 +56,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         event: the decoded event, if `decoded_together` has decoded it.
 
     Returns:
-        The change. If one of its documents can't be decoded, `fault` tells the reason.
+        The change. If its document, its `_id` or its changed names can't be decoded, `fault` tells the reason.
 
     Raises:
         Undecodable: the event can't be delivered to any receiver.

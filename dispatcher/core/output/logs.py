@@ -55,8 +55,8 @@ log: Final[Any] = _Log()
 def configure_logging(log_format: str, level: str, *, process: str = "", terminal: bool | None = None) -> None:
     """Configure our logger for this process; it writes to stderr. The application's structlog stays as it is.
 
-    From then on, a thread writes everything that is written to `sys.stderr`. Lines of other loggers become lines
-    of our logger, unless the application has set a handler for them.
+    From then on, a thread writes everything that is written to `sys.stderr`. Warnings and errors of other loggers
+    become lines of our logger, unless the application has set a handler for them.
 
     Args:
         log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.

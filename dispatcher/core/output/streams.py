@@ -17,7 +17,7 @@ _NAMES: Final = ("stdin", "stdout", "stderr")
 
 
 class _StandardOutput(io.FileIO):
-    """The bytes of a stream. It can't be closed, and writes all bytes or raises."""
+    """The binary layer of stdout or stderr. It can't be closed."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)

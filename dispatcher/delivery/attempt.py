@@ -72,7 +72,7 @@ class HeldDelivery(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt to deliver one change to one receiver. It is immutable: `replace` makes a changed copy.
+    """One attempt to deliver one change to one receiver. No code modifies it: `replace` makes a changed copy.
 
     Attributes:
         calls: the document class, the signal, and the collection of the change.

@@ -122,7 +122,7 @@ class Routes:
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of all receivers, former ones included."""
+        """The current and former names of all receivers."""
         found = [r for one in self._listeners for receivers in one.receivers.values() for r in receivers]
         return frozenset(name for one in found for name in (one.name, *one.options.formerly))
 

@@ -79,7 +79,7 @@ class Runs:
         return await self.ensure(secrets.token_hex(6), what, asked, at, **values)
 
     async def ensure(self, id_: str, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
-        """Get the run with this id, or begin it. This process works on it."""
+        """Get the run with this id. If none exists, begin it: then this process counts as working on it."""
         new = {
             "group": self._group,
             "kind": "run",

@@ -44,9 +44,9 @@ from mongoz.signals import Delivery
 # Operations on whole collections. They contain no changes of single documents to deliver.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 
-# Number of events in a full batch. While a full batch is delivered, the next batch is requested. After a smaller
-# batch, the reader is at the end of the stream. So the changes of the smaller batch enter their lanes first: the
-# request for the next batch costs a millisecond of CPU.
+# Minimum number of events in a full batch. While a full batch is delivered, the next batch is requested. After a
+# smaller batch, the reader is at the end of the stream. So the changes of the smaller batch enter their lanes
+# first: the request for the next batch costs a millisecond of CPU.
 _FULL: Final = 100
 
 

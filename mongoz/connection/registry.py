@@ -116,8 +116,9 @@ class Registry(Deployment):
     async def run_transaction(self, fn: Callable[..., Awaitable[T]], **options: Any) -> T:
         """Run a function in a transaction; repeat all of it while the server asks for that.
 
-        As with the driver, an error that is labelled as transient repeats the function, and an unknown outcome
-        of the commit repeats the commit, for two minutes at most. Failed attempts fire no `post_*` signals.
+        As with the driver, an error that is labelled as transient repeats the function, for two minutes at most.
+        If the outcome of the commit is unknown, only the commit is repeated, a few times. Failed attempts fire no
+        `post_*` signals.
 
         Args:
             fn: an async function; it gets the session if it takes an argument.

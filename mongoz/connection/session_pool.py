@@ -1,7 +1,7 @@
 """A pool of sessions for single writes.
 
 The response of a write may get lost. mongoz can look up the outcome only if the write has an explicit session.
-Starting and ending a session for each write would cost a tenth of the write.
+Starting and ending a session for each write would make each write a tenth slower.
 """
 
 from time import monotonic

@@ -1,4 +1,4 @@
-"""Sends the commands of an update: the patch, and the read of the fields that it depends on."""
+"""Sends the commands of an update: the patch, and the read of the document as it is now."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

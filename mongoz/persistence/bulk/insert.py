@@ -1,4 +1,4 @@
-"""Inserts many instances: in one command if no receiver is connected, else in bounded batches."""
+"""Inserts many instances: in one command if no receiver runs here and no stamp is needed, else in batches."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack

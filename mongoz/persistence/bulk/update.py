@@ -1,7 +1,7 @@
 """Updates many documents: in one command if that is enough, else in batches with receivers for each document.
 
-A batch is read and written in one transaction, see `update_batch`. If that fails, because another client writes
-one of its documents or the server has no transactions, one command is sent for each document.
+A batch is read and written in one transaction, see `update_batch`. If the transaction fails, for example because
+another client writes one of the documents or the server has no transactions, each document gets its own command.
 """
 
 import copy
@@ -130,7 +130,10 @@ class _BulkUpdate(Generic[D]):
 
     @property
     def needs_each_document(self) -> bool:
-        """Whether each document must be read: for a receiver, a stamp or a validator."""
+        """Whether each document must be read first.
+
+        The reason is a receiver, a stamp, a validator, a limit that no filter can express, or a collation.
+        """
         firing = self.target.plan(self._signal)
         stamps = (firing.muted or firing.hops) and self.target.group
         has_receivers = self.document.meta.signals.pre_update.receivers or firing.receivers
@@ -206,7 +209,7 @@ class _BulkUpdate(Generic[D]):
                     await self._update_one(id_)
 
     def rows_in_order(self) -> list[Row]:
-        """The written documents as they are now, in the order of the selection."""
+        """The written documents as the update left them, in the order of the selection."""
         return [self._rows[key] for key in self._seen if key in self._rows]
 
     async def _update_batch(self, rows: list[Row]) -> list[Any]:

@@ -41,7 +41,8 @@ class FieldPlace:
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
         is_required: a model requires a value.
-        is_checked: besides the rules of the value, validators or rules of its containers apply.
+        is_checked: besides the rules of the value, a validator method for the field applies, or a rule or
+            validator of a container.
         is_item: the place is in a list.
         incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
             document does not exist, an operator would create it without these fields.

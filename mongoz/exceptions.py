@@ -3,13 +3,13 @@
     MongozException
     ├── DocumentNotFound            the document of a read or write does not exist
     ├── MultipleDocumentsReturned   get() matched several documents
-    ├── FieldDefinitionError        the arguments of a field contradict each other
+    ├── FieldDefinitionError        a field is declared wrongly, or a call does not fit a field
     ├── ImproperlyConfigured        a registry or a document is defined wrongly
-    ├── InvalidKeyError             a name or an id is unknown for this document
+    ├── InvalidKeyError             a document has no such name, or an id is malformed
     ├── InvalidObjectIdError        a string is no ObjectId
     ├── SignalError                 a receiver or a signal can't work
     ├── AbstractDocumentError       an operation needs a collection, and the document has none
-    ├── OperatorInvalid             a lookup or an operator does not exist
+    ├── OperatorInvalid             a lookup or an operator does not exist, or does not support a value
     ├── IndexError                  indexes contradict each other
     ├── TransactionError            transactions are nested, or the server does not support them
     └── WriteConflict               other clients change a document faster than it can be read and written
@@ -61,7 +61,7 @@ class MultipleDocumentsReturned(MongozException):
 
 
 class FieldDefinitionError(MongozException):
-    """The arguments of a field contradict each other."""
+    """A field is declared wrongly, or a call does not fit a field."""
 
 
 class ImproperlyConfigured(MongozException):
@@ -69,7 +69,7 @@ class ImproperlyConfigured(MongozException):
 
 
 class InvalidKeyError(MongozException):
-    """This name or id is unknown for this document."""
+    """The document has no such name, or this id is malformed."""
 
 
 class InvalidObjectIdError(MongozException):
@@ -85,7 +85,7 @@ class AbstractDocumentError(MongozException):
 
 
 class OperatorInvalid(MongozException):
-    """There is no such lookup."""
+    """There is no such lookup or operator, or it does not support this value."""
 
 
 class IndexError(MongozException):

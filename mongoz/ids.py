@@ -1,6 +1,7 @@
 """Makes ids like `bson.ObjectId()`, at a fifth of the cost.
 
-A write needs up to three: the `_id` of its document, the token of its stamp, and the id of its deliveries.
+A write needs up to two: the `_id` of its document, and the token of its stamp. In the writing process the token is
+also the id of the deliveries.
 """
 
 import os

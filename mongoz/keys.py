@@ -69,7 +69,7 @@ def _document(data: bytes, *, is_array: bool = False) -> bytes:
         value_at = data.index(0, at + 1) + 1
         type_, name = data[at], data[at + 1 : value_at]
         at = _end_of(type_, data, value_at)
-        if is_array:  # the server ignores the numbers of the elements
+        if is_array:  # the server ignores the names of array elements: "0", "1", ...
             name, count = b"%d\0" % count, count + 1
         narrow, value = _value(type_, data[value_at:at])
         elements += (bytes((narrow,)), name, value)

@@ -181,7 +181,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
             id: an ObjectId or its 24 hexadecimal digits.
 
         Raises:
-            InvalidKeyError: `id` is a string, but not an ObjectId.
+            InvalidKeyError: the document's id is an ObjectId, and `id` is neither of these.
             DocumentNotFound: there is no such document.
         """
         return await cls.objects.get_document_by_id(id)

@@ -128,9 +128,7 @@ class IndexOperations:
     async def create_indexes_for_multiple_databases(
         cls, database_names: Sequence[str], collection: Any = None
     ) -> None:
-        """Create the declared indexes in the document's own database and in others.
-
-        The collections have the same name.
+        """Create the declared indexes in one collection, and in the collections of its name in other databases.
 
         Args:
             database_names: the other databases.

@@ -26,7 +26,7 @@ class DecimalRule(NamedTuple):
     """The rule that makes pydantic treat an annotated type as decimals of MongoDB.
 
     Attributes:
-        max_digits: the number of digits before and after the point.
+        max_digits: the largest number of digits, before and after the point together.
         decimal_places: further decimals are cut off, toward zero.
         minimum, maximum, multiple_of: limits of the value after the cut.
     """

@@ -68,7 +68,7 @@ def Double(
         minimum: the smallest valid value.
         maximum: the largest valid value.
         multiple_of: valid values are multiples of it.
-        max_digits: the largest number of digits, before and after the point.
+        max_digits: the largest number of digits, before and after the point together.
         decimal_places: the largest number of digits after the point.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
     """
@@ -96,7 +96,7 @@ def Decimal(
 ) -> Any:
     """A `decimal.Decimal`, stored as Decimal128. A loaded value also equals a `bson.Decimal128` of the same value.
 
-    It accepts strings, decimals and floats. A float counts by the digits that Python shows: 0.1 is a tenth.
+    It accepts strings, decimals, ints and floats. A float counts by the digits that Python shows: 0.1 is a tenth.
 
     Args:
         max_digits: a value has at most `max_digits - decimal_places` digits before the point; mandatory.

@@ -55,8 +55,8 @@ def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a ta
 
     Args:
         value: a scalar, a model, a dataclass, or a list, tuple, set, mapping or enum of these.
-        declared: whether an annotation declares the type, so that the value can be read back. An undeclared path
-            or timedelta, for example, stays unchanged, and the driver refuses it.
+        declared: whether an annotation declares the type, so that the value can be read back. An undeclared
+            `pathlib.Path` or timedelta, for example, stays unchanged, and the driver refuses it.
     """
     kind = type(value)
     if kind in SCALARS:

@@ -69,7 +69,7 @@ def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[t
 
 
 def set_stored_name(name: str, alias: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
-    """Give a field an alias unless it has one, whether the class body or a base class declares it."""
+    """Give a field an alias unless it has one. The class body or a base class declares the field."""
     value, annotations = body.get(name, PydanticUndefined), body["__annotations__"]
     if name not in annotations:
         inherited = (base.__pydantic_fields__.get(name) for base in bases if issubclass(base, BaseModel))
@@ -169,6 +169,6 @@ def _is_class_var(annotation: Any) -> bool:
 def _has(root: Any, name: str) -> bool:
     # hasattr would run descriptors.
     classes = list(root.__mro__)
-    if hasattr(root, "meta"):  # else `Document.field` would find an attribute of the metaclass
+    if hasattr(root, "meta"):  # `Document.<name>` would find an attribute of the metaclass, not the field
         classes += inspect.getmro(type(root))
     return any(name in vars(cls) for cls in classes if cls is not object)

@@ -38,5 +38,5 @@ class EmbeddedDocument(DumpableModel, metaclass=_EmbeddedMetaclass):
     __embedded__: ClassVar[bool] = True
 
     if TYPE_CHECKING:
-        # dataclass_transform gives it a constructor of its fields; undeclared keys are allowed too.
+        # Without this, type checkers refuse undeclared keys, because of dataclass_transform; such keys are valid.
         def __init__(self, **values: Any) -> None: ...

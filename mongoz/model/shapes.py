@@ -42,7 +42,7 @@ class FieldShape(NamedTuple):
 
     @property
     def may_be_text(self) -> bool:
-        """Whether a value outside of lists can be stored as a string. A time of day is stored as a string, too."""
+        """Whether the field holds no lists, and can hold a string. A time of day is stored as a string, too."""
         return not self.depth and (self.open or self.holds(str, datetime.time))
 
     @property

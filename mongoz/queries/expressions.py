@@ -159,7 +159,7 @@ def make_expression(key: Any, operator: str, value: Any) -> Expression:
     """Make an expression. Errors that don't depend on the document are raised at once.
 
     Raises:
-        InvalidKeyError: the key is no name.
+        InvalidKeyError: the key is neither a name nor `Document.field`.
         OperatorInvalid: the operator does not support the value.
         FieldDefinitionError: the field does not support the operator.
     """

@@ -20,8 +20,8 @@ class CompiledLookups(NamedTuple):
 
     Attributes:
         conditions: MongoDB conditions, which all must hold.
-        joins: the joins that they use, each once.
-        order: `(stored name, 1 or -1)`.
+        joins: the joins that the conditions and the order use, each once.
+        order: `(stored name, 1 or -1)` of each sort key.
     """
 
     conditions: tuple[dict[str, Any], ...] = ()

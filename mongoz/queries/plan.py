@@ -15,7 +15,7 @@ class Plan:
 
     Attributes:
         conditions: MongoDB conditions on stored names, which all must hold.
-        joins: the joins that the conditions use.
+        joins: the joins that the conditions, the order and the columns of `values` use.
         order: `(stored name, 1 or -1)` of each sort key, the most significant one first.
         limit: the maximum number of documents; 0 is no limit.
         skip: the number of documents to leave out at the start.

@@ -20,7 +20,7 @@ _ALL_PARTS: Final[Parts] = {}
 
 
 def field_names(document: Any, caller: str, names: Iterable[Any]) -> frozenset[str]:
-    """The attribute names for names, aliases, the names of the id, and `Document.field`.
+    """The attribute names of fields that are given by name, by alias, by a name of the id, or as `Document.field`.
 
     Args:
         document: the queried class.

@@ -86,10 +86,11 @@ class ReadQuery(QueryBuilder[D]):
         """The document with this id.
 
         Args:
-            id: an ObjectId or its 24 hexadecimal digits (or the id itself, where `id` is of another type).
+            id: an ObjectId or its 24 hexadecimal digits (or a value of the type of the document's id,
+                if that type is not ObjectId).
 
         Raises:
-            InvalidKeyError: `id` is a string, but not an ObjectId.
+            InvalidKeyError: the document's id is an ObjectId, and `id` is neither an ObjectId nor 24 digits.
             DocumentNotFound: there is no such document.
         """
         if resolve_path(self._document, "id").is_id:

@@ -14,7 +14,7 @@ from mongoz.signals.signal import Signal
 __all__ = ["MAX_LENGTH", "Link", "innermost_link", "refuse_endless_chain"]
 
 MAX_LENGTH: Final = 16
-"""The maximum number of writes in a chain."""
+"""The maximum number of nested writes in a chain; the first write of the chain does not count."""
 
 
 class Link:
@@ -26,7 +26,8 @@ class Link:
         outer: the link whose receivers made this write, if there is one.
         depth: the number of links, this one included.
         outermost: the link at the start of the chain.
-        is_stopped: set on the outermost link when the chain reaches the limit; then its other branches also end.
+        is_stopped: set on the outermost link when the chain reaches the limit. Then each other branch of the chain
+            ends as soon as it reaches a signal again.
     """
 
     __slots__ = ("_token", "depth", "is_stopped", "outer", "outermost", "receiver", "signal")

@@ -93,7 +93,7 @@ def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable
 
 
 def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
-    """Run before `update()`. The instance has the new values, and further changes of it are written too.
+    """Run before `update()`. The instance has the new values. Changes that the receiver makes are written too.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
     """

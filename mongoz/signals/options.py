@@ -85,7 +85,7 @@ class ReceiverOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Checked options. None means a default that the dispatcher sets."""
+    """Checked options. For `retry` and `timeout`, None means the dispatcher's setting."""
 
     delivery: DeliveryMode = "any"
     name: str | None = None

@@ -167,7 +167,7 @@ class Signal:
         return bool(self._taps)
 
     def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
-        """The ids of some of the receivers in stamps."""
+        """The ids that stamps hold for the given receivers of this signal."""
         if receivers is not self._in_process:
             return self._ids(receivers)
         if self._in_process_ids is None:
@@ -224,7 +224,7 @@ class Signal:
         return results
 
     async def _call_taps(self, kwargs: dict[str, Any]) -> tuple[ReceiverFunction, ...]:
-        """Await the taps, unless the signal is muted; returns the receivers' functions."""
+        """Await the taps, unless the signal is muted; returns the functions of receivers that no tap silences."""
         if not is_muted(kwargs["sender"], self.name):
             for observer in active_observers(self._taps):
                 await observer.function(**kwargs)
@@ -239,7 +239,7 @@ class Signal:
         return f"<Signal {owner}{self.name or '(custom)'}, {len(self.receivers)} receivers>"
 
     def _find(self, function: Any) -> Receiver | None:
-        # They are compared by equality: each access to a bound method makes a new, equal object.
+        # Functions are compared by equality: each access to a bound method makes a new, equal object.
         return next((r for r in self._own if r.function == function), None)
 
     def _merged(self) -> tuple[Receiver, ...]:

@@ -88,9 +88,9 @@ class Replay:
                 events = list(takewhile(lambda event: event["clusterTime"] <= self.until, batch.events))
                 if events:
                     self.at = events[-1]["clusterTime"]
-                empty = 0 if batch.events else empty + 1
                 time = token_time(batch.token)
-                ended = time > self.until or (time == self.until and empty >= _SURELY_EMPTY)
+                empty = empty + 1 if time == self.until and not batch.events else 0
+                ended = time > self.until or empty >= _SURELY_EMPTY
                 async for part in self._reader.read(batch._replace(events=events)):
                     async for step in self._resolved(part):
                         yield step

@@ -1,6 +1,7 @@
 """Replays of past changes: receivers, signals, repetitions, and refusals before any change."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 from bson import Timestamp
 
 import mongoz
-from dispatcher.core.resume_tokens import token_time
+from dispatcher.core.events import Batch, Start
+from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost, UnknownReceiver, UnknownRun
 from dispatcher.runs import replay
 from dispatcher.runs.player import RunOutcome, workplace
+from dispatcher.stream.change_stream import ChangeStreamSource
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.integration.deliveries import IMAGES, State, make_account
@@ -92,6 +95,26 @@ async def test_a_replay_delivers_past_changes_with_their_signals(foreign, dispat
     ids = {call.delivery.id for call in calls}
     await run(dispatched, since=begin)
     assert len({call.delivery.id for call in calls} - ids) == 8
+
+
+async def test_a_replay_delivers_the_changes_at_the_end_of_its_range(foreign, dispatched, account, monkeypatch):
+    """The token of an empty batch may have the time of changes that follow it."""
+    calls = listen(account, "watcher")
+    begin = behind(foreign)
+    with foreign.client.start_session() as session:
+        foreign["accounts"].insert_one({"name": "last"}, session=session)
+        end = session.operation_time
+    batches = ChangeStreamSource.batches
+
+    async def late(self: ChangeStreamSource, start: Start) -> AsyncGenerator[Batch]:
+        yield Batch([], token_at(Timestamp(end.time - 1, 1)))
+        yield Batch([], token_at(end))
+        async for batch in batches(self, start):
+            yield batch
+
+    monkeypatch.setattr(ChangeStreamSource, "batches", late)
+    await run(dispatched, since=begin, until=end)
+    assert signals(calls) == [("post_save", "last")]
 
 
 async def test_a_replay_does_not_affect_the_position_and_live_deliveries(foreign, dispatched, account):

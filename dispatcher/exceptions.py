@@ -68,7 +68,7 @@ class ExitCode(IntEnum):
     OK = 0
     """The command succeeded, or SIGTERM or SIGINT stopped it."""
     FAILED = 1
-    """The command ran, and its result is negative: the demo lost a change, or a position is stale."""
+    """The command ran, and its result is negative, for example: the demo lost a change, or a position is stale."""
     USAGE = 2
     """A flag or argument could not be understood (typer's own code)."""
     APPLICATION = 10
@@ -92,7 +92,8 @@ class ExitCode(IntEnum):
     """A bug in the dispatcher: please report it with the traceback. Or a thread of a receiver or of a library has
     cancelled the dispatcher's own tasks."""
     FORCED = 130
-    """A second SIGINT or SIGTERM cut the drain short. Nothing is lost; a few deliveries may repeat."""
+    """A second SIGINT, SIGTERM or SIGQUIT ended the process at once, or its orderly end took too long. Nothing is
+    lost; a few deliveries may repeat."""
 
 
 class DispatcherError(Exception):

@@ -146,7 +146,7 @@ class Coordinator(Generic[W]):
     # -- reading the group ---------------------------------------------------------------------------------------
 
     async def _coordinate_until(self, stopping: "asyncio.Task[None]") -> None:
-        """Read the group, and act on it. After the stop, do not wait for a server that does not answer."""
+        """Read the group, and act on it. After the stop, wait at most a second for the server."""
         coordinating = asyncio.create_task(self._try_to_coordinate(), name="coordinate")
         try:
             await asyncio.wait([coordinating, stopping], return_when=asyncio.FIRST_COMPLETED)

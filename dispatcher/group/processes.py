@@ -10,7 +10,7 @@ from dispatcher.exceptions import TooManyProcesses
 from dispatcher.settings import AUTO
 
 MOST_BY_AUTO: Final = 2
-"""Maximum number of processes of `auto`: each reads the whole oplog through its own change stream."""
+"""Maximum number of processes of `auto`: each has a change stream, for which the server reads the whole oplog."""
 
 
 # Maximum number of partitions that a new group gets without `--partitions`.
@@ -49,7 +49,7 @@ def usable_cores() -> int:
 
 
 def cpu_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """The lowest CPU limit of the control groups (version 2) of this process, in cores; infinite without one."""
+    """The lowest CPU limit of the control groups (version 2) of this process, in cores; `inf` without any."""
     limit = inf
     with suppress(OSError):
         entries = [line.removeprefix("0::/") for line in own.read_text().splitlines() if line.startswith("0::/")]

@@ -146,5 +146,5 @@ def resume(position: LogPosition, relay: LogPosition, beginning: int) -> LogPosi
         beginning: the offset of the first record that the log holds.
     """
     further = relay if (relay.term, relay.number) > (position.term, position.number) else position
-    token = max(position.token, relay.token)  # all events up to each of them are accepted, or lost
+    token = max(position.token, relay.token)  # all events up to either token are accepted, or lost
     return further._replace(offset=max(further.offset, beginning), token=token)

@@ -7,13 +7,13 @@ A receiver has the first word that applies:
     blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
     failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
                 succeeded, or none succeeded while deliveries wait for their next attempt
-    behind      changes wait for it for BEHIND seconds, parked deliveries are overdue by that, or deliveries that a
-                pause had parked are not all made yet
+    behind      the largest lag in the group is at least BEHIND seconds, parked deliveries are overdue by BEHIND
+                seconds, or some of the deliveries that a pause had parked are not made yet
     delivering  it got deliveries in the last minute
     idle        there was nothing to deliver
 
-A group is `down` if no dispatcher is alive or a partition has no owner. It is `paused` if everything is paused,
-or if every receiver that is not down is paused. Otherwise it has the worst word of its receivers: failing,
+A group is `down` if no dispatcher is alive or a partition has no live owner. It is `paused` if everything is
+paused, or if every receiver that is not down is paused. Otherwise it has the worst word of its receivers: failing,
 blocked, behind, delivering, idle. Receivers that are paused or down individually don't count. If the lag is BEHIND
 seconds or more, the word is `behind` or a worse one.
 

@@ -52,7 +52,7 @@ class Snapshot(NamedTuple):
         server_now: by the server's clock, in seconds since 1970.
         status: the status of the group; None while it is unknown.
         oplog_begins: cluster time of the oplog's oldest entry, in seconds since 1970; None if it can't be read.
-        oplog_ends: cluster time of its newest entry.
+        oplog_ends: cluster time of the oplog's newest entry.
         oplog_spare: estimated seconds until the oplog is full and drops its oldest entries.
         loop_delay: the longest delay of the event loop in the last seconds.
         dropped_lines: lines of the log and of receivers that could not be written.

@@ -48,7 +48,7 @@ class Observer:
 
     Args:
         gauges: returns the gauges of the pipelines of the process, by partition.
-        troubles: further reasons why the process can't work at this moment, for people.
+        troubles: returns further reasons why the process can't work at this moment, for people.
 
     Attributes:
         http: the URL of the process; None if it does not listen.

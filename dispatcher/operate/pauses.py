@@ -89,7 +89,7 @@ async def resume(
     *,
     known: Collection[str] = (),
 ) -> bool:
-    """Resume a receiver of a group, or all receivers that are not paused by name.
+    """Resume a receiver of a group, or everything. Receivers that are paused by name then stay paused.
 
     Args:
         receiver: its name; None for everything.

@@ -88,7 +88,7 @@ class Mover:
         Raises:
             NotFound: no position is saved.
             PositionError: a saved position is malformed.
-            StillRunning: a dispatcher of the group is alive, or started just now.
+            StillRunning: a dispatcher of the group is alive, or wrote a position at the same time.
         """
         alive = [one for one in await members_of(self._group) if one.alive]
         if alive and not force:

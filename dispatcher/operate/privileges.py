@@ -5,7 +5,7 @@
     changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state
     serverStatus            on the deployment: how far back the oplog reaches
-    collStats               on local.oplog.rs: how full the oplog is; this does not show its entries
+    collStats               on local.oplog.rs: how full the oplog is (collStats does not show its entries)
     listCollections         on the databases of the documents: whether collections keep images
     getClusterParameter     on the deployment: how long images are kept
 

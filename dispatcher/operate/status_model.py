@@ -64,7 +64,7 @@ class MemberStatus:
         seen_seconds: the seconds since its last heartbeat, by the server's clock.
         alive: whether its last heartbeat is younger than one and a half lease times, and its process is not known
             to be dead.
-        receivers: the receivers that it knows: `{id, name, signal, document}` each.
+        receivers: the receivers that it knows: `{id, former_ids, name, formerly, signal, document}` each.
         stats: its counters and gauges.
         http: its URL; None if it does not listen.
     """
@@ -175,7 +175,7 @@ class GapStatus:
     """Changes that were never delivered.
 
     Attributes:
-        namespace: the namespace of the collection; None if several are affected.
+        namespace: the namespace of the collection; None if several collections are affected.
     """
 
     kind: str

@@ -2,7 +2,7 @@
 
 A file is written before the document that names it, and deleted after this document. A file never changes: if the
 document is written again, it names new files. A crash between two writes leaves a file that no document names.
-`sweep` deletes this file if an earlier `sweep` of this process found it an hour ago or earlier.
+`sweep` deletes such a file at least an hour after the first `sweep` of this process that found the file.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -23,8 +23,8 @@ from dispatcher.parking.record import Record
 _INLINE: Final = 8_000_000
 _CHUNK: Final = 4_000_000
 
-# Seconds after which a file that no document names is unused: the document that names a file is written earlier,
-# or never.
+# Seconds after which a file that no document names counts as unused. The document that names a file is written
+# sooner than that, or never.
 _PATIENCE: Final = 3_600.0
 
 
@@ -38,7 +38,7 @@ class Files:
         )
         self._held = held
         self._bucket = AsyncGridFSBucket(database, HELD, chunk_size_bytes=_CHUNK)
-        # Files that no document names, each with the time when this was found first.
+        # Files that no document names, each with the time at which `sweep` found it first.
         self._unnamed: dict[Any, float] = {}
 
     async def write(self, record: Record) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Files:
 
 
 def _divided(parts: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Divides parts into inline parts, the smallest first, and files. The key is always inline."""
+    """Divides parts into inline parts and files. Inline are the key and the smallest parts that fit."""
     inline: dict[str, bytes] = {}
     large: dict[str, bytes] = {}
     room = _INLINE

@@ -1,12 +1,12 @@
 """Parks deliveries, and decides which deliveries must wait for parked ones.
 
-A delivery is parked when it blocks, when its receiver is paused, or when its next attempt is far away. Once it is
-written, the change is finished for this receiver. Later deliveries of the same receiver and document are its
-followers: they are parked after it, in order, until all deliveries of the lane are made.
+A delivery is parked when it blocks, when its receiver is paused, or when its next attempt is far away. Once the
+delivery is written, the change is finished for this receiver. The parked deliveries of one receiver and document
+are a lane. Later deliveries join the lane as followers, in order, until all deliveries of the lane are made.
 
 Parked deliveries are in the database only. The process keeps in memory the names of the receivers with parked
 deliveries, and the lanes that matter for queued jobs. A document has one running job at a time, and only jobs of
-its document change a lane. Therefore a lane can't end while a follower is added to it.
+this document change the document's lanes. Therefore a lane can't end while a follower is added to it.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -78,7 +78,7 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter joined after their last errand. The letter may now be their first delivery."""
+        """Lanes that a dead letter joined after the last errand of the lane. Their first delivery may be new."""
         self._paused_names: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""
@@ -136,7 +136,7 @@ class Parking:
 
         Args:
             is_queued: returns whether a document has queued jobs. The lanes of other documents are forgotten. None
-                while an earlier change is neither queued nor finished; then no lane is forgotten.
+                if changes of earlier calls may be neither queued nor finished yet; then no lane is forgotten.
         """
         if is_queued is not None:
             self._round += 1
@@ -188,7 +188,7 @@ class Parking:
         *,
         after: "asyncio.Task[Any] | None" = None,
     ) -> None:
-        """Park a delivery as the head of a new lane. When this returns, it survives a failover.
+        """Park a delivery as the head of a new lane. When this returns, the delivery survives a failover.
 
         Args:
             after: the task of the last attempt, if it still runs. The next attempt waits until it has ended.
@@ -201,7 +201,7 @@ class Parking:
         self._on_parked(waiting.seconds)
 
     async def park_rest(self, job: Job) -> None:
-        """Park the remaining deliveries of a change that must not be read again: other receivers have got it.
+        """Park the remaining deliveries of a change. Other receivers have got it, so it must not be read again.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded.
@@ -227,10 +227,10 @@ class Parking:
         """Park a dead letter again. The order of the commits decides its place in the lane.
 
         Args:
-            calls: a single receiver.
+            calls: the calls of exactly one receiver.
 
         Returns:
-            False if its retry is no longer requested.
+            False if the retry of the dead letter is no longer requested.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded.
@@ -293,7 +293,7 @@ class Parking:
         return self._busy.get(name, 0)
 
     def forget(self, name: str, times: int) -> None:
-        """Forget a name without parked deliveries, unless one was parked meanwhile.
+        """Forget a name without parked deliveries, unless a delivery was parked meanwhile.
 
         Args:
             times: `times_parked` before the query that found no delivery.

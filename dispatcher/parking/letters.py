@@ -66,9 +66,9 @@ class LetterStore:
         await self.keep(undecodable_event(event, failure, token=token, term=term, group=self.group))
 
     async def keep(self, letter: Record, pause: Pause = asyncio.sleep) -> None:
-        """Write a dead letter, or replace the one with the same `_id`. Then it survives a failover.
+        """Write a dead letter, or replace the one with the same `_id`. Afterwards the letter survives a failover.
 
-        A failed write is repeated without a limit, because the delivery is not finished until it succeeds.
+        A failed write is repeated without a limit, because the delivery is not finished until the write succeeds.
         """
         report = partial(
             log.error,

@@ -50,7 +50,7 @@ class Record(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The `_id` of the document. A delivery has the same one whenever it is held."""
+        """The `_id` of the document. A delivery has the same `_id` whenever it is held."""
         return str(self.fields["_id"])
 
 

@@ -16,12 +16,13 @@ The cases, and why no delivery is lost or overtaken:
 
 - A process runs one job of a document at a time, so no delivery joins a lane while the lane ends.
 - A crash between two writes: `settle` marks the next delivery before it deletes the finished ones. After a crash
-  in between, two deliveries have the mark, and the first one is delivered again. If the next delivery is not known
-  yet, or the head becomes a dead letter, no delivery has the mark after such a crash: `recover` marks the first
-  delivery of each lane without a mark. `recover` runs when a partition is claimed, soon after, and every hour.
+  in between, two deliveries have the mark, and the first one is delivered again. If the next delivery was not
+  known yet, or the head became a dead letter, no delivery has the mark after the crash. Therefore `recover` marks
+  the first delivery of each lane without a mark. It runs when a partition is claimed, soon after, and every hour.
 - Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
-  write a follower after the new one deleted the head. `holds` asks for the mark, so a delivery that finds a lane
-  without a mark becomes its head. If no further delivery comes to such a lane, `recover` marks its first one.
+  write a follower after the new one deleted the head. `holds` asks for the mark. A delivery that joins a lane
+  without a mark gets the mark, and `due` moves the mark to the first delivery. If no further delivery joins such a
+  lane, `recover` marks the first delivery.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
   stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
   an attempt before the change is read again could break the order.
@@ -71,7 +72,7 @@ HEADS: Final[Mapping[str, Any]] = {"due_at": {"$gt": MinKey()}}
 
 _ALL: Final[Mapping[str, Any]] = {}
 
-# The values of a delivery that becomes a follower.
+# The update that makes a delivery a follower.
 _FOLLOWS: Final = {"$unset": {"due_at": ""}, "$set": {"state": "following"}}
 
 _ORDER: Final = {"group": 1, "lane": 1, "token": 1, "run": 1}
@@ -200,7 +201,7 @@ class HeldStore:
     # -- writing ---------------------------------------------------------------------------------------------
 
     async def put(self, record: Record, lane: str, waiting: Waiting | None) -> None:
-        """Write a delivery that waits, or replace the one with the same `_id`. Then it survives a failover.
+        """Write a delivery that waits, or replace the one with the same `_id`. Afterwards it survives a failover.
 
         Args:
             waiting: why it waits; None for a follower, or for a delivery that is in the lane already, maybe as its

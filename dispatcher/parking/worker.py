@@ -2,8 +2,8 @@
 
 An errand makes the deliveries of one lane. It is queued among the jobs of the document, so that no other delivery
 of this document is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read
-meanwhile run. Errands have a number of places: half of the workers. The errands of one receiver take at most its
-share of these places.
+meanwhile run. At most half of the workers are places for errands. The errands of one receiver take at most the
+receiver's share of these places.
 """
 
 import asyncio
@@ -199,7 +199,7 @@ class ParkingWorker:
 
     @property
     def _share(self) -> int:
-        """The maximum number of errands of one receiver: a receiver that hangs leaves places for the others."""
+        """The maximum number of errands of one receiver. So a receiver that hangs leaves places for others."""
         return max(1, self._places // max(1, len(self._parking.busy)))
 
     @property
@@ -315,7 +315,7 @@ class ParkingWorker:
         return more
 
     async def _deliver_in_order(self, name: str, slice_: _Slice) -> Waiting | None:
-        """Make deliveries until one must wait. Returns its wait; None if none must wait."""
+        """Make deliveries until one must wait. Returns the wait of this delivery; None if none must wait."""
         self._unsettled[slice_.lane.id] = slice_
         for row in slice_.rows:
             if not self._may_begin() or self._parking.is_paused(name) or not self._is_ours(row):

@@ -272,7 +272,7 @@ class Workplace(NamedTuple):
         )
 
     async def prepare(self, routes: Routes) -> None:
-        """Let the server check every `where` of some routes. Required before they resolve changes."""
+        """Let the server check every `where` of some routes. Required before these routes resolve changes."""
         await routes.prepare(Conditions(self.group.state, self.registry.codec_options))
 
     def chosen(self, names: Sequence[str], signals: Sequence[str] = POST) -> Callable[[str, Receiver], bool]:

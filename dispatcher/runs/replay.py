@@ -30,7 +30,7 @@ _AWAIT_MS: Final = 100
 
 # A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
 # range. One such batch proves nothing: its token sorts before the tokens of the changes at this time. Before the
-# second one, the server has looked for changes after this token once more.
+# second empty batch, the server has looked once more for changes after this token.
 _SURELY_EMPTY: Final = 2
 
 

@@ -46,7 +46,7 @@ _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 
 # Minimum number of events in a full batch. While a full batch is delivered, the next batch is requested. After a
 # smaller batch, the reader is at the end of the stream. So the changes of the smaller batch enter their lanes
-# first: the request for the next batch costs a millisecond of CPU.
+# before the next batch is requested, because this request costs a millisecond of CPU.
 _FULL: Final = 100
 
 
@@ -199,7 +199,7 @@ class Pipeline:
         for change, calls in routed:
             if self._capacity.full:
                 await self._capacity.room()
-            # If the lanes are empty, only markers are unfinished. Don't wait: their deletes are still to be read.
+            # If the lanes are empty, only markers are unfinished. Their deletes are not read yet, so don't wait.
             while self._checkpoint.is_far_ahead and self._capacity.queued:
                 await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:
@@ -207,7 +207,8 @@ class Pipeline:
             self._intake.enter(change, calls)
 
     # -- changes that can't be delivered ---------------------------------------------------------------------
-    # Each is recorded before later changes enter their lanes, so the position can't pass an unrecorded change.
+    # Each such change is recorded before later changes enter their lanes. So the position can't pass a change that
+    # is not recorded.
 
     async def _keep_unreadable(self, unreadable: UnreadableEvent) -> None:
         event, error = unreadable

@@ -60,7 +60,7 @@ async def ask(
     Raises:
         BlockingIOError: the process does not accept connections, and too many of them wait already.
         OSError: the process does not listen.
-        h11.RemoteProtocolError: it closed the connection before the end of the answer.
+        h11.RemoteProtocolError: the process closed the connection before the end of the answer.
     """
     given = [one for one in headers if one[0] not in _OF_REQUEST]
     made = _connected(path)
@@ -82,7 +82,7 @@ async def ask(
 
 
 def _connected(path: str) -> socket.socket:
-    """A connected socket. A Unix socket connects at once or fails; event loops hide why it failed."""
+    """Connect without the event loop, which would hide why it failed. A Unix socket connects or fails at once."""
     made = socket.socket(socket.AF_UNIX)
     try:
         made.setblocking(False)

@@ -30,14 +30,15 @@ from dispatcher.web.guard import CLIENT, Guard
 _PROBE_SECONDS: Final = 5.0
 _SECONDS: Final = 30.0
 
-# Seconds that a request waits for the probes of all processes. After that, one process that is ready is enough.
+# Seconds that a request waits for the probes of all processes. After that, a process that has answered
+# that it is ready gets the request.
 _SOON: Final = 0.5
 
 # Maximum bytes of a body that are passed on: one more than a process accepts, so that the process itself refuses a
 # longer body.
 _LONGEST_BODY: Final = 100_001
 
-# The supervisor writes the lines of all processes, so it counts the dropped ones.
+# The supervisor writes the lines of all processes, so the supervisor counts the dropped lines.
 _DROPPED: Final = f"{PREFIX}log_lines_dropped"
 
 _STARTING: Final = Answer(0, [], b"it is not running")

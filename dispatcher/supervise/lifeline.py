@@ -44,7 +44,7 @@ class Role(NamedTuple):
 
     @classmethod
     def of_this_process(cls) -> "Role | None":
-        """The role of this process; None if it has no supervisor. Processes that it starts have none."""
+        """The role of this process; None if it has no supervisor. Processes that it starts have no role."""
         text = os.environ.pop(_VARIABLE, None)
         return None if text is None else cls(**json.loads(text))
 
@@ -60,7 +60,7 @@ class _HasLayout(Protocol):
 
 
 class Lifeline:
-    """The connection to the supervisor. It takes the place of stdin.
+    """The connection to the supervisor. It arrives as stdin; then stdin becomes the null device.
 
     Args:
         path: of the Unix socket of this process.
@@ -79,7 +79,7 @@ class Lifeline:
     def _watch(self) -> None:
         if self._read():
             os.kill(os.getpid(), signal.SIGTERM)
-            self._read()  # the supervisor waits for this process, unless the supervisor is forced to end
+            self._read()  # returns if the supervisor is forced to end; else the supervisor waits for this process
             self._remove_directory()
         else:
             self._remove_directory()  # first, because during the start the signal ends the process at once

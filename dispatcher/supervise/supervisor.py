@@ -121,7 +121,7 @@ class Supervisor:
         ]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Run the processes until `stop` is set or one can't work, and all have ended."""
+        """Run the processes until all have ended. They end when `stop` is set, or when one of them can't work."""
         self._stop = stop
         first, *others = self._processes
         keeping = [asyncio.create_task(self._keep(first), name="process-1")]

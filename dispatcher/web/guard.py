@@ -4,7 +4,7 @@ A web site can let its own host name point to 127.0.0.1, and then read answers i
 rebinding). So on the loopback interface only requests for names of this interface are answered.
 
 A proxy on this machine connects from the loopback interface, even for clients on other machines. So without a
-token, documents are readable on loopback only by requests that did not pass a proxy.
+token, only requests on loopback that did not pass a proxy can read documents.
 """
 
 import secrets

@@ -29,7 +29,7 @@ _BACKLOG: Final = 128
 
 # Maximum seconds that the dispatcher gets to begin with its deliveries, before the server is loaded.
 _HEAD_START: Final = 1.0
-# Seconds between two checks whether it delivers.
+# Seconds between two checks whether the dispatcher delivers.
 _LOOK: Final = 0.02
 
 # Seconds for requests that are running at shutdown.
@@ -170,7 +170,7 @@ class Web(HttpServer):
                     await asyncio.sleep(_LOOK)
 
     def _start_tasks(self) -> list["asyncio.Task[None]"]:
-        tasks = [] if self._behind is not None else super()._start_tasks()  # the supervisor says where it listens
+        tasks = [] if self._behind is not None else super()._start_tasks()  # the supervisor logs its address
         return [*tasks, asyncio.create_task(self._dashboard.watch(), name="dashboard")]
 
     def _app(self, hosts: Sequence[str] | None) -> Any:

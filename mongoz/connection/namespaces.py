@@ -1,8 +1,9 @@
 """Patterns of namespaces: parses the entries of `Meta.watch`, and matches namespaces with them.
 
-A namespace is `"database.collection"`. A database's name has no dot, a collection's may have several. `*` matches
-any text, in the database part any text without a dot. Nothing here does I/O: the ODM checks a namespace before it
-writes, and the dispatcher makes the filter of its change stream from the patterns.
+A namespace is `"database.collection"`. The name of a database has no dot, the name of a collection may have
+several. `*` matches any text; in the database part it matches any text without a dot. Nothing here does I/O: the
+ODM checks a namespace before it writes, and the dispatcher makes the filter of its change stream from the
+patterns.
 """
 
 import re

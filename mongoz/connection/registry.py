@@ -23,8 +23,8 @@ class _RegisteredDocument(Protocol):
 class Registry(Deployment):
     """A MongoDB deployment and the documents that live in it.
 
-    Usually a module global: it opens a client for each running event loop at the first use there, and closes the
-    client together with the loop. Making a registry does no I/O.
+    A registry is usually a module global. It opens a client for each event loop, at the first use in that loop,
+    and closes the client together with the loop. Making a registry does no I/O.
 
     Args:
         url: a MongoDB URL, or an existing `pymongo.AsyncMongoClient` or Motor client. A client belongs to one

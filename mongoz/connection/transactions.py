@@ -385,7 +385,8 @@ async def run_private_transaction(
         fn: sends the commands in the session that it gets.
 
     Raises:
-        PyMongoError: the driver's error. With the label `UnknownTransactionCommitResult`, call `is_committed`.
+        PyMongoError: the driver's error. If it has the label `UnknownTransactionCommitResult`, the outcome is
+            unknown, and `is_committed` finds it out.
     """
     retry = _RetryPolicy()
     while True:

@@ -114,7 +114,8 @@ async def _fire(instance: Model, deletion: "_Deletion") -> None:
 def needs_marker(target: WriteTarget, firing: Firing) -> bool:
     """Whether a dispatcher must know that mongoz made a delete.
 
-    No marker is needed if no dispatcher runs any of the receivers, because no delivery could happen twice.
+    The reason is a muted delete, a delete with hops, or a receiver of this process that a dispatcher runs too.
+    Without a marker, dispatchers would deliver the muted delete, lose the hops, or run the receiver again.
     """
     if target.group is None:
         return False
@@ -126,7 +127,7 @@ class _Deletion:
 
     Attributes:
         target: the target.
-        firing: the receivers to run; if no marker could be written, only receivers that no dispatcher runs.
+        firing: the receivers to run; if the server refused the marker, only receivers that no dispatcher runs.
         token: the id of the delete; empty if there was nothing to delete.
         is_marked: the latest attempt was a marker and a delete in a transaction.
     """

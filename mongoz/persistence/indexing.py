@@ -52,7 +52,7 @@ async def create_indexes(
     """Create indexes of a document; returns their names.
 
     Raises:
-        pymongo.errors.OperationFailure: the server refuses one; a note names the indexes and the remedy.
+        pymongo.errors.OperationFailure: the server refuses an index; a note names the indexes and the remedy.
     """
     if not indexes:
         return []

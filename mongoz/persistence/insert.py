@@ -117,7 +117,8 @@ async def insert_unless_exists(
         Whether it was inserted. If not, `pre_save` has fired, and `post_save` has not.
 
     Raises:
-        pymongo.errors.DuplicateKeyError: a document that does not match has a unique value of this instance.
+        pymongo.errors.DuplicateKeyError: a document that does not match the filter has the same value in a unique
+            index.
     """
     document = type(instance).meta.document
     signals = document.meta.signals
@@ -156,7 +157,7 @@ async def insert_unless_exists(
 
 
 def _has_operable_names(row: Mapping[str, Any]) -> bool:
-    """Whether update operators support the names of a row; they read a dot as a path."""
+    """Whether update operators support the names of a row: a name with a dot would be a path."""
     return not any(not name or "." in name or name.startswith("$") for name in row)
 
 

@@ -80,7 +80,9 @@ def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
 
 
 async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, natural: bool) -> Originator:
-    """Make the originator of some writes. For stamps, measure the server's time first, unless it is known.
+    """Make the originator of some writes.
+
+    If the writes need stamps and the last measurement of the server's time is old, the time is measured first.
 
     Args:
         firing: the receivers of this process.

@@ -60,7 +60,7 @@ def set_auto_now(instance: Model) -> list[str]:
 
 
 def apply_values(instance: Model, values: dict[str, Any]) -> AppliedValues:
-    """Put new values onto an instance, and set its `auto_now` fields; all of them, or none.
+    """Put new values onto an instance, and set its `auto_now` fields. After an error the instance is unchanged.
 
     Raises:
         pydantic.ValidationError: a value does not fit its field.
@@ -78,7 +78,9 @@ def apply_values_together(
     operations: Sequence[Operation] = (),
     computed: Mapping[str, Any] | None = None,
 ) -> AppliedValues:
-    """Put new values onto an instance whose validators read several fields; all of them, or none.
+    """Put new values onto an instance whose validators read several fields.
+
+    After an error the instance is unchanged.
 
     Args:
         instance: the instance before the update.
@@ -205,7 +207,7 @@ def settle_update(
 def _take_computed(instance: Model, operations: Sequence[Operation], row: dict[str, Any]) -> None:
     """Give an instance the fields that the server computed.
 
-    The server has written them already, so a value that does not fit its field is kept unchanged.
+    The server has written these fields already, so a value that does not fit its field is kept unchanged.
     """
     partial = type(instance).meta.document.proxy_document
     for operation in operations:

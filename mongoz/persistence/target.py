@@ -236,7 +236,7 @@ async def resolve_target(document: type[Model], collection: Any = None, session:
 
     Raises:
         AbstractDocumentError: the document is abstract.
-        ImproperlyConfigured: it has no registry, or the session belongs to another client.
+        ImproperlyConfigured: the document has no registry, or the session belongs to another client.
     """
     meta = document.meta
     place = meta.require_collection() if collection is None else meta.collection_for(collection)

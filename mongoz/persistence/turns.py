@@ -82,7 +82,7 @@ class _Turn:
                 _waiting.discard(self)
 
     def _turn_to_await(self) -> "_Turn | None":
-        """The turn to wait for; None if there is none, or if it can't end before this one."""
+        """The turn to wait for; None if there is none, or if that turn can't end before this turn."""
         while self.before is not None and self.before.ended:
             self.before = self.before.before
         before = self.before
@@ -145,7 +145,7 @@ _waiting: Final[set[_Turn]] = set()
 
 
 async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T]) -> T:
-    """Await a call of an instance after its earlier calls have ended.
+    """Await a call of an instance after the earlier calls of the same instance have ended.
 
     Args:
         instance: the instance.
@@ -187,7 +187,7 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
 
 
 async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
-    """Await a call of several instances after the earlier calls of each have ended.
+    """Await a call of several instances after the earlier calls of each instance have ended.
 
     The call has a single turn. This turn enters the queues of all instances at once, when nothing is left to wait
     for. So two calls never wait for each other.

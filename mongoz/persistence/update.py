@@ -134,7 +134,12 @@ async def _apply(
 
 
 def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Mapping[str, Any]]:
-    """The conditions that the operated fields still have the values of `row`. The row has only these fields."""
+    """The conditions that the operated fields still have the values of `row`.
+
+    Args:
+        row: the `_id` and the operated fields, as they were read.
+        operations: the operations.
+    """
     tops = dict.fromkeys(operation.top for operation in operations)
     same = {"$expr": {"$eq": [{name: f"${name}" for name in row}, {"$literal": as_stored_literal(row)}]}}
     return [same, *({top: {"$exists": False}} for top in tops if top not in row)]
@@ -143,7 +148,7 @@ def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Map
 def _copy_state(instance: Model) -> dict[str, Any]:
     """Copy the state that a failed `update` restores.
 
-    If there are receivers, the values are copied too, since receivers may change them in place.
+    If there are `pre_update` receivers, the values are copied too, since receivers may change values in place.
     """
     names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
     state = {name: copy.copy(getattr(instance, name)) for name in names}
@@ -154,9 +159,13 @@ def _copy_state(instance: Model) -> dict[str, Any]:
 
 
 def _restore_state(instance: Model, undo: dict[str, Any], own_values: dict[str, Any] | None) -> None:
-    """Undo a failed update. If `pre_update` receivers have run, restore only fields that still have its values.
+    """Undo a failed update.
 
-    Another update of the same instance may have changed and written other fields in the meantime.
+    Args:
+        instance: the instance.
+        undo: the state before the update.
+        own_values: the values after `pre_update`; None if the update failed before. A field that has another value
+            by now is not restored, because another update of the same instance may have written this value.
     """
     if own_values is not None:
         before, now = undo.pop("__dict__"), instance.__dict__

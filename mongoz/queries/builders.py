@@ -191,7 +191,7 @@ class QueryBuilder(Generic[D]):
         return self._derive(database=name)
 
     def using_session(self, session: Any) -> Self:
-        """Read and write in the driver's session; None joins the transaction of the task, if it is in one."""
+        """Read and write in the driver's session; None joins the transaction of the task, if there is one."""
         return self._derive(session=session)
 
     def options(self, **options: Any) -> Self:

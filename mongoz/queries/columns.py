@@ -89,7 +89,8 @@ def _with_references(
     """Add the joins for names like `reference__name` to the plan.
 
     Returns:
-        The plan, these names, and the fields of each joined document, by the name of the join.
+        The plan, the names like `reference__name`, and the fields of each joined document, by the name of the
+        join.
     """
     references = set()
     parts: dict[str, frozenset[str]] = {}

@@ -34,7 +34,7 @@ class _NotAKeyword(InvalidKeyError, TypeError):
 
 
 class _NeitherFieldNorLookup(InvalidKeyError, OperatorInvalid):
-    """The error of a name after an embedded document or a reference, which may be a field or a lookup."""
+    """The error of an unknown name after an embedded document or a reference: a wrong field or a wrong lookup."""
 
 
 def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> CompiledLookups:

@@ -155,7 +155,7 @@ class ReadQuery(QueryBuilder[D]):
             exclude_none: leave out values that are None.
 
         Raises:
-            FieldDefinitionError: `fields` is no list.
+            FieldDefinitionError: `fields` is no list, or `exclude` is no list, tuple or set.
             InvalidKeyError: there is no such field.
 
         Examples:
@@ -181,7 +181,8 @@ class ReadQuery(QueryBuilder[D]):
             flat: return the values of a single field instead of tuples.
 
         Raises:
-            FieldDefinitionError: `fields` is neither a list nor a str, or `flat` is set without exactly one field.
+            FieldDefinitionError: `fields` is neither a list nor a str, `exclude` is no list, tuple or set, or
+                `flat` is set without exactly one field.
             InvalidKeyError: there is no such field.
         """
         names = [fields] if isinstance(fields, str) else fields

@@ -80,9 +80,9 @@ class WriteQuery(ReadQuery[D]):
     async def update_count(self, *operations: UpdateOperator, **fields: Any) -> int:
         """Change fields of all matching documents, without loading them if no receiver is connected.
 
-        Without a receiver the update takes one round trip, unless a validator reads several fields, or the query
-        has joins, `skip` or `limit`. Otherwise the documents are updated in batches, so that their number has no
-        limit.
+        The update takes one round trip, or more if the server must check limits of fields that `operations`
+        change. If a receiver is connected, a validator reads several fields, or the query has joins, `skip` or
+        `limit`, the documents are updated in batches, so that their number has no limit.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.

@@ -122,7 +122,7 @@ async def _insert_batch(
 async def _send(
     rows: list[Row], origins: list[Origin], target: WriteTarget
 ) -> tuple[PyMongoError | None, Collection[int]]:
-    """Insert in order; returns the error, if any, and the places of the inserted documents."""
+    """Insert in order; returns the error, if any, and the places (indexes in `rows`) of the inserted documents."""
     try:
         async with AsyncExitStack() as held:
             session = await held.enter_async_context(target.own_session())
@@ -143,7 +143,14 @@ async def _send(
 
 
 def _shift_places(before: int, error: PyMongoError) -> PyMongoError:
-    """The error of a batch, with the places of its documents in the whole call."""
+    """The error of a batch, as an error of the whole call.
+
+    The indexes and the number in the error then also count the documents of earlier batches.
+
+    Args:
+        before: the number of documents that earlier batches inserted.
+        error: the error of the batch.
+    """
     if before and isinstance(error, BulkWriteError):
         details: Any = error.details
         details["nInserted"] += before

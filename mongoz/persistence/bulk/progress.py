@@ -161,6 +161,6 @@ async def find_existing(
 def id_key(id_: Any) -> bytes:
     """The id as a key of a dict.
 
-    An id itself can be no key: it may be a document, and Python takes numbers of different types as equal.
+    An id itself can't be the key, because it may be a dict, and because 1, 1.0 and True are equal in Python.
     """
     return canonical(id_, CODEC_OPTIONS)

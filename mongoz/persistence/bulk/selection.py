@@ -31,8 +31,9 @@ class Selection:
         target: the target.
         filter: the conditions, as one MongoDB filter.
         options: `hint` and `collation`, if the query has them.
-        ids: loads the ids in the order of the query. None if the filter alone is enough: the query does not join,
-            skip or limit, and its order does not matter. Documents with these ids must still match the filter.
+        ids: loads the ids in the order of the query. A document with such an id is written only if it still
+            matches the filter. `ids` is None if the filter alone is enough: the query does not join, skip or
+            limit, and its order does not matter.
     """
 
     target: WriteTarget
@@ -74,8 +75,7 @@ class Selection:
 
         Args:
             projection: the wanted fields.
-            check: awaited before the documents of one command are read, with the filter and options of that
-                command.
+            check: awaited with a filter and options, before the documents that match this filter are read.
         """
         if self.ids is not None:
             async for ids in self.id_batches():

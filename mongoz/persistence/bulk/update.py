@@ -132,7 +132,8 @@ class _BulkUpdate(Generic[D]):
     def needs_each_document(self) -> bool:
         """Whether each document must be read first.
 
-        The reason is a receiver, a stamp, a validator, a limit that no filter can express, or a collation.
+        The reason is a receiver, a stamp, a validator that reads several fields, a limit that no filter can
+        express, or a collation under which ids are ambiguous.
         """
         firing = self.target.plan(self._signal)
         stamps = (firing.muted or firing.hops) and self.target.group
@@ -272,7 +273,7 @@ class _BulkUpdate(Generic[D]):
 
         Args:
             update: the update.
-            row: the document after it.
+            row: the document after the update.
             origin: the origin of the write.
         """
         kept = copy.deepcopy(row) if self._loads else row
@@ -308,7 +309,7 @@ class _BulkUpdate(Generic[D]):
         """Update one document, and run its receivers.
 
         Raises:
-            DocumentChanged: the document does not match any more, or has changed since.
+            DocumentChanged: the document does not match any more, or has changed since it was read.
         """
         firing, id_ = update.firing, update.row["_id"]
         origin = (await make_originator(firing, self.target, Call.UPDATED, natural=True)).origin_for(id_)

@@ -66,11 +66,11 @@ class UpdateBatch:
     Args:
         selection: the selected documents.
         ids: the ids of the batch.
-        make_update: makes the update of a document from its row; None if the document must be read again.
+        make_update: makes the update of a document from its row; returns None if the document must be read again.
 
     Attributes:
         written: each written document, its origin, and the fields that the server computed.
-        changed: the ids of documents that changed since they were read.
+        changed: the ids of the documents for which `make_update` returned None.
     """
 
     def __init__(

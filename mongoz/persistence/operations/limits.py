@@ -54,8 +54,8 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
     """The limits of the operated fields.
 
     `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it is
-    refused for required fields. These operators need a check only if an embedded document has rules about several
-    fields.
+    refused for required fields. These operators need a check only on a path inside of a field, because the
+    enclosing document or list may have rules, too.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False
@@ -141,7 +141,7 @@ def require_within_limits(
         pydantic.ValidationError: names collection, `_id`, field and value.
     """
     after = preview_operations(row, operations)
-    if after is None:  # the server refuses the operations
+    if after is None:  # the server refuses the operations, or the result is unknown
         return
     attributes = {operation.top: operation.attribute for operation in operations}
     lines: list[InitErrorDetails] = []

@@ -51,7 +51,7 @@ async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
     server is done with that command. That write has a higher number, and the server then refuses lower numbers.
-    The write of this function changes nothing.
+    This function sends such a write, which changes no document.
 
     Args:
         target: the target of the command.

@@ -1,4 +1,4 @@
-"""Validators that read several fields: no field of such a model can be written without the others."""
+"""Finds models whose validators read several fields. A field of such a model can't be validated alone."""
 
 import inspect
 from typing import Any, Final

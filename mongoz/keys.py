@@ -4,7 +4,8 @@ MongoDB compares numbers by value: 1, `NumberLong(1)`, 1.0 and `Decimal128("1.00
 documents and arrays; so are 0.0 and -0.0, and all NaN. Their BSON differs, and so would a hash of it. `canonical`
 encodes every number in the narrowest type that holds it.
 
-It works on BSON, since Python compares values differently (1 == True), and can't decode every key.
+`canonical` works on the bytes of BSON, since Python compares values differently (1 == True), and can't decode
+every key.
 """
 
 import struct
@@ -30,7 +31,8 @@ _FIXED: Final = {
     0x7F: 0, 0xFF: 0,
 }  # fmt: skip
 
-# The first four bytes of these types hold a length. A value has this number of bytes in addition to that length.
+# A value of these types begins with a length in four bytes. The whole value has that length, plus this number of
+# bytes.
 _COUNTED: Final = {
     _STRING: 4, _DOCUMENT: 0, _ARRAY: 0, 0x05: 5, 0x0C: 16, 0x0D: 4, _SYMBOL: 4, _CODE_WITH_SCOPE: 0,
 }  # fmt: skip

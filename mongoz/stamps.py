@@ -152,7 +152,7 @@ def _fits(kind: int, rest: bytes) -> bool:
 
 
 def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
-    """Eight bytes that identify one document: a stamp on any other document is a copy.
+    """Eight bytes that identify one document. A stamp with the key of another document is a copy.
 
     Args:
         namespace: `"database.collection"`.

@@ -26,7 +26,7 @@ def run_sync(awaitable: Awaitable[T]) -> T:
     Each call opens an event loop and a connection for the awaitable, and closes both at the end. That takes about
     10 ms. So call `run_sync` once with a coroutine that runs many queries, not once per query.
 
-    If a loop is running already, the new one runs in a thread. The running loop is blocked meanwhile, so the
+    If a loop is running already, the new loop runs in a thread. The running loop is blocked meanwhile, so the
     awaitable must not wait for anything in that loop. Context variables are copied, so `muted()` applies inside. A
     transaction is not joined, since it belongs to the task that entered it.
 

@@ -43,7 +43,7 @@ class Fired:
 
     Attributes:
         signal: its name.
-        sender: the sender: the document class.
+        sender: the document class, or the sender of a custom signal.
         instance: the instance in its present state; None if a custom signal was sent without one.
         kwargs: the keywords of the receivers, without `sender`.
         values: the fields of the instance when the signal fired.

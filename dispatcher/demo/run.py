@@ -35,7 +35,9 @@ def demonstrate(seconds: float, report: Callable[[dict[str, Any]], None] | None 
         report: called with the summary. The live view then goes to stderr.
 
     Raises:
-        DemoFailed: a change was lost, or a process of the demo ended too early.
+        ApplicationError: the sample application is missing, or can't be imported.
+        DemoFailed: a delivery was lost, a delivery was made without a write, the data of the shop is wrong, or a
+            process of the demo ended too early.
         EmbeddedError: MongoDB can't be started.
     """
     console = Terminal(stderr=report is not None)

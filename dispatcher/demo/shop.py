@@ -87,7 +87,7 @@ class Effect(NamedTuple):
 
 
 def check_effects(url: str, ledger: Ledger) -> list[Effect]:
-    """Check the effects of all writes in the database."""
+    """Check in the database that all writes had the expected effects."""
     with MongoClient[dict[str, Any]](url) as client:
         shop = client["shop"]
         return [_stock(shop, ledger), _mails(shop, ledger), _audit(shop, ledger)]

@@ -169,8 +169,8 @@ def start_embedded(
         timeout: seconds until it must accept writes.
 
     Raises:
-        EmbeddedError: there is no usable mongod, it ended at once (its last error is quoted), the port is
-            taken, or it did not become primary in time.
+        EmbeddedError: there is no usable mongod, mongod ended at once (the message has its last error), the port
+            is taken, or mongod did not become primary in time.
 
     Examples:
         >>> server = start_embedded(directory=Path(".mongo"))
@@ -417,7 +417,7 @@ def _configure(client: "MongoClient[dict[str, Any]]", guardian: _Guardian) -> No
         "version": 1,
         "members": [{"_id": 0, "host": address}],
         "settings": {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500},
-        # Temporary data need no journal. Dropping a database waits 100 ms for it.
+        # Temporary data need no journal. With the journal, each drop of a database takes 100 ms longer.
         "writeConcernMajorityJournalDefault": not guardian.temporary,
     }
     try:

@@ -132,7 +132,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
     @classmethod
     async def create_many(cls, models: Iterable[Self], collection: Any = None, session: Any = None) -> list[Self]:
-        """Insert many instances: in one command if no receiver is connected, else in bounded batches.
+        """Insert many instances: in one command if no receiver runs here and no stamp is needed, else in batches.
 
         Fires `pre_save` and `post_save` for each.
 
@@ -147,7 +147,8 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         Raises:
             TypeError: an item is no instance of this document; nothing is written.
             ValueError: an instance is listed twice; nothing is written.
-            pymongo.errors.BulkWriteError: the server refused some. Instances with an id were inserted.
+            pymongo.errors.BulkWriteError: the server refused an instance. The instances before the refused
+                instance were inserted, except in a transaction. The instances after it were not.
         """
         return await insert_many(cls, models, collection, session)
 

@@ -128,7 +128,7 @@ class IndexOperations:
     async def create_indexes_for_multiple_databases(
         cls, database_names: Sequence[str], collection: Any = None
     ) -> None:
-        """Create the declared indexes in one collection, and in the collections of its name in other databases.
+        """Create the declared indexes in a collection, and in the collections of the same name in other databases.
 
         Args:
             database_names: the other databases.

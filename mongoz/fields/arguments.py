@@ -26,7 +26,7 @@ class Shared(TypedDict, total=False):
         owner: for readers.
         help_text: for readers; also the description if there is none.
         read_only: for readers and JSON schemas.
-        pattern: a regular expression to search for; in `str(value)` if the value is no string.
+        pattern: a regular expression that must match a part of the value, or of `str(value)` if it is no string.
 
     The other arguments are passed to `pydantic.Field`.
     """

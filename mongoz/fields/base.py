@@ -108,8 +108,8 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
     Args:
         field_type: the Python type of its values, with annotations for pydantic.
         kind: the class of the field.
-        **arguments: `null`, and the arguments of `mongoz.fields.arguments.Shared` and `pydantic.Field`. None is
-            the same as leaving out an argument of pydantic.
+        **arguments: `null`, and the arguments of `mongoz.fields.arguments.Shared` and `pydantic.Field`. An
+            argument of pydantic that is None counts as left out.
 
     Raises:
         FieldDefinitionError: an argument is unknown, or two arguments contradict each other.

@@ -45,7 +45,7 @@ class Choices:
             value = validate(given)
         except ValidationError:  # a value of a wrong type is no choice either
             raise _error(info.field_name, given) from None
-        if value is None or value in self:  # None passes the inner validation if the field is nullable
+        if value is None or value in self:  # only a nullable field lets None pass the inner validation
             return value
         raise _error(info.field_name, given)
 

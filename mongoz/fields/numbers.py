@@ -32,7 +32,7 @@ def Integer(
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: minimum is above maximum, or one of the three is no number.
+        FieldDefinitionError: minimum is above maximum, one of the three limits is no number, or multiple_of is 0.
     """
     return declare(int, **(_limits(minimum, maximum, multiple_of) | shared))
 
@@ -69,7 +69,8 @@ def Double(
         maximum: the largest valid value.
         multiple_of: valid values are multiples of it.
         max_digits: the largest number of digits, before and after the point together.
-        decimal_places: the largest number of digits after the point.
+        decimal_places: the largest number of digits after the point. If both are given, a value has at most
+            `max_digits - decimal_places` digits before the point.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
     """
     limits = _limits(minimum, maximum, multiple_of)

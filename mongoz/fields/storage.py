@@ -39,7 +39,7 @@ SCALARS: Final = frozenset(
 
 @cached_per_class
 def stored_names(model: Any) -> dict[str, str]:
-    """Attribute name -> stored name, for each field of a model. The stored name is the name for validation."""
+    """Attribute name -> stored name, for each field: the validation alias, or else the attribute name."""
     return {name: _validation_name(name, field) for name, field in model.model_fields.items()}
 
 

@@ -56,7 +56,7 @@ def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
 
 def validator_of(schema: Any) -> SchemaValidator:
     """The validator of a schema that was made from the schema of a class."""
-    # With True, pydantic would use the validator of the class instead of this schema.
+    # The third argument is `_use_prebuilt`: with True, pydantic would use the class's validator, not this schema.
     return SchemaValidator(schema, schema.get("config"), False)
 
 

@@ -141,7 +141,7 @@ def refuse_reserved_names(
 ) -> None:
     """Refuse fields that have the name of an attribute of Document or EmbeddedDocument.
 
-    An application's own base classes don't count.
+    A field may have the name of an attribute that only an application's own base class defines.
 
     Raises:
         ImproperlyConfigured: names the field.

@@ -18,7 +18,7 @@ class _EmbeddedMetaclass(FieldsMetaclass):
 class EmbeddedDocument(DumpableModel, metaclass=_EmbeddedMetaclass):
     """A part of a document: fields and validation, but no id, no collection and no signals of its own.
 
-    It keeps undeclared keys: writing it back must not lose other clients' data.
+    An instance keeps undeclared keys, because a write of the document must not lose the data of other clients.
 
     Examples:
         >>> class Address(mongoz.EmbeddedDocument):

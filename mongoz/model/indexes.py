@@ -36,7 +36,7 @@ class Index(IndexModel):
             `partialFilterExpression` (with stored names).
 
     Raises:
-        IndexError: neither `key` nor `keys` is given, both are, or one of them can't be a key.
+        IndexError: neither `key` nor `keys` is given, both are given, or a given key can't be a key of an index.
 
     Examples:
         >>> class Meta:

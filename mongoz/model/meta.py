@@ -34,7 +34,7 @@ class MetaInfo:
         abstract: the document has no collection.
         autogenerate_index: the first write to each collection creates the indexes.
         watch: further databases and collections with this document, as written in Meta.
-        watched: `watch` as patterns of namespaces. They leave out the own collection, which is always watched.
+        watched: `watch` as patterns of namespaces, without the document's own collection, which is always watched.
         fields: name -> field.
         indexes: the indexes of the fields, then Meta's own, then the indexes of the parents' Meta. The list may
             be changed after the class is defined.
@@ -63,7 +63,7 @@ class MetaInfo:
             parents: the Meta of the parents, nearest first.
 
         Raises:
-            ImproperlyConfigured: an option is unknown or of a wrong type.
+            ImproperlyConfigured: an option is unknown or has a wrong type, or `database` is of another registry.
             ValueError: an item of `indexes` is no Index.
         """
         self._options = options = _options_of(document_name, declared)
@@ -95,7 +95,8 @@ class MetaInfo:
         """Set the fields, the collection and the signals, once the class exists.
 
         Raises:
-            ImproperlyConfigured: a concrete document has a registry but no database.
+            ImproperlyConfigured: a concrete document has a registry but no database, its collection is of another
+                registry, or a field has the stored name that is reserved for stamps.
             IndexError: two indexes have the same name.
         """
         self.document = document
@@ -206,7 +207,7 @@ class MetaInfo:
             )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type]:
-        """Let `class Meta(Parent.Meta)` inherit the options: `Parent.Meta` is no class any more."""
+        """Let `class Meta(Parent.Meta)` inherit the options, although `Parent.Meta` is a MetaInfo and no class."""
         options = {name: value for name, value in self._options.items() if name != "abstract"}
         return (type("Meta", (), options),)
 

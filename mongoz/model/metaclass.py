@@ -108,7 +108,7 @@ class FieldsMetaclass(PydanticMetaclass):
 
 
 def _protect_cached_properties(cls: Any) -> None:
-    """Keep the values of cached properties when an attribute is set: pydantic takes them for undeclared keys."""
+    """Keep the values of cached properties when an attribute is set: pydantic would make them undeclared keys."""
     assign = cls.__setattr__
     if getattr(assign, "keeps_cached_properties", False):
         return
@@ -133,7 +133,7 @@ def _protect_cached_properties(cls: Any) -> None:
 def _constructor(cls: Any) -> Callable[[dict[str, Any]], Any] | None:
     """The function that pydantic's `__init__` calls; None if the class has its own constructor, or is incomplete.
 
-    A direct call of this function saves a quarter of the time.
+    A direct call of this function saves a quarter of the time of making an instance.
     """
     if cls.__pydantic_custom_init__ or cls.__new__ is not object.__new__ or not cls.__pydantic_complete__:
         return None

@@ -74,7 +74,7 @@ def is_partial(document: Any) -> bool:
 
 
 def fill_in_defaults(instance: Any, names: Iterable[str], title: str = "") -> None:
-    """Give fields their defaults; they don't count as assigned.
+    """Give fields their defaults. These fields don't count as assigned.
 
     Raises:
         pydantic.ValidationError: one of the fields is required.

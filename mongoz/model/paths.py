@@ -29,8 +29,9 @@ class Path(NamedTuple):
         path: the stored, dotted name; within the referenced document, if there are joins.
         shape: the values that the field can hold.
         joins: the references on the way, in order; the last one leads to the document with this `path`.
-        items: the number of names of `path` up to and including its innermost list, which may be the field itself;
-            0 if there is none. A list whose item is named by its number does not count.
+        items: the number of names in `path` up to the innermost list, including the name of the list. The list
+            may be the field itself. A list does not count if `path` has the number of an item after the name of
+            the list. 0 if no list counts.
         field: the declaration of the field, if there is one.
     """
 

@@ -22,7 +22,7 @@ current_hops: Final = _hops.get
 
 @contextmanager
 def inside_dispatcher(hops: int = 0) -> Iterator[None]:
-    """A block for a dispatcher's receiver: its writes run no `post_*` receivers in process.
+    """A block for a receiver in a dispatcher: writes in the block run no `post_*` receivers in process.
 
     Args:
         hops: the hops of the change that the receiver is called for.

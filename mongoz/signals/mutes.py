@@ -36,7 +36,8 @@ class Muting:
     """Whether this process uses mutes at all.
 
     Attributes:
-        is_used: something was muted in this process. Reading the context instead costs a tenth of a send.
+        is_used: something was muted in this process. While the flag is False, the context is not read,
+            because this read takes a tenth of the time of a send.
     """
 
     __slots__ = ("is_used",)

@@ -35,6 +35,7 @@ class Delivery(NamedTuple):
     Attributes:
         id: the same for every attempt to deliver the same write; use it for deduplication. In process it is the
             token of the write's origin stamp. In the dispatcher it is derived from the resume token of the change.
+            Each replay and each backfill has ids of its own.
         signal: name of the signal, `"post_save"` for example.
         receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer) or `"stream"` (delivered by a dispatcher).
@@ -46,7 +47,7 @@ class Delivery(NamedTuple):
         image: the state of `instance`: `"post"` the document right after this write, `"current"` the document
             when the dispatcher looked it up (it may contain later writes), `"pre"` the document right before its
             deletion, `"key"` only its id.
-        replayed: an operator asked for the delivery; there is no new write.
+        replayed: True in a replay, in a backfill, and for a retried dead letter: there is no new write.
         session: the session of a transactional receiver, else None.
     """
 
@@ -72,8 +73,8 @@ class Receiver:
         name: `module.qualname` of the function, or the option `name`.
         sequence: the place in the order of all connections of this process.
         options: where it runs, for which changes, and how failures are handled.
-        id: eight bytes that identify it in origin stamps; empty for signals without a document.
-        former_ids: the ids of its earlier names.
+        id: eight bytes that identify the receiver; empty unless the signal is a `post_*` signal of a document.
+        former_ids: the ids by the receiver's earlier names.
         defined_at: file and line of the definition, for messages.
     """
 
@@ -92,7 +93,7 @@ class Receiver:
 
     @property
     def ids(self) -> tuple[bytes, ...]:
-        """All its ids in stamps, for dispatchers that still use an earlier name."""
+        """The present id and the former ids: data of the dispatcher may contain an id by an earlier name."""
         return (self.id, *self.former_ids)
 
     @property

@@ -120,7 +120,8 @@ class Signal:
         """Stop calling `receiver`.
 
         Returns:
-            False if it was not connected here. (A receiver of an abstract document is connected to that document.)
+            False if the receiver was not connected to this signal itself. An inherited receiver is connected to
+            the signal of the abstract document.
         """
         found = self._find(receiver)
         if found is None:

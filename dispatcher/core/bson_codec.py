@@ -57,7 +57,7 @@ _OBJECT: Final = 3
 def events_of(cursor: RawBSONDocument) -> tuple[list[RawEvent], Mapping[str, Any]]:
     """Split the answer to a getMore into the undecoded events and the rest of the answer.
 
-    The driver would make a document of each event. To make one takes a twentieth of the time of a delivery.
+    The driver would make a `RawBSONDocument` of each event, which takes a twentieth of the time of a delivery.
     """
     raw = bytes(cursor.raw)
     begin = _SIZE.size

@@ -50,10 +50,10 @@ class Element(NamedTuple):
     """A field of a document, or an item of an array, undecoded.
 
     Attributes:
-        name: its bytes, usually UTF-8.
+        name: the bytes of the name, usually UTF-8.
         kind: the type of the value, a key of TYPES.
-        value: its bytes.
-        at: the offset of these bytes in the document.
+        value: the bytes of the value.
+        at: the offset of the value in the document.
     """
 
     name: bytes
@@ -135,7 +135,7 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
 
 
 def _fix_old_binaries(raw: bytes, fixed: bytearray, begin: int) -> None:
-    """Change old binary values to subtype 0. They repeat their length, and the two lengths may disagree."""
+    """Change old binary values to subtype 0. An old value holds its length twice, and the two may disagree."""
     for one in elements(raw):
         at = begin + one.at
         if one.kind == _BINARY and one.value[4] == _OLD_BINARY:

@@ -1,4 +1,4 @@
-"""Creates clients of the MongoDB deployment, and checks that it meets the dispatcher's requirements."""
+"""Creates clients of the MongoDB deployment, and checks the dispatcher's requirements on the deployment."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,9 +110,9 @@ class Clients:
         )
 
     def watching_client(self) -> AsyncMongoClient[Any]:
-        """Like `lasting_client`, for change streams, which have their own time limit, see `stream/cursor.py`.
+        """Like `lasting_client`, for change streams. They have their own time limit, see `stream/cursor.py`.
 
-        Each stream occupies a connection, so their number is not limited.
+        Each stream occupies a connection, so the number of connections is not limited.
         """
         return self.lasting_client(socketTimeoutMS=None, maxPoolSize=0)
 

@@ -26,7 +26,7 @@ class Kind(StrEnum):
     PASSING = "passing"
     """A transient error of the server or the network. The command is sent again."""
     TOO_LARGE = "too_large"
-    """An event is too large with its images. The server can send it without them."""
+    """An event is too large with its images. Maybe the server can send the event without them."""
     HISTORY_LOST = "history_lost"
     """The oplog no longer holds the changes after the position."""
     BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
@@ -208,8 +208,8 @@ def raise_if_fatal(error: BaseException, address: str) -> None:
 def drop_traceback(error: BaseException) -> None:
     """Remove the traceback of an error that was handled.
 
-    Its frames hold the data that was being read, and frames of the driver hold the error. Only the garbage
-    collector would free this cycle.
+    The frames of the traceback hold the data that was being read, and frames of the driver hold the error. Only
+    the garbage collector would free this cycle.
     """
     for one in chain_of(error):
         one.__traceback__ = None

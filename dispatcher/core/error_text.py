@@ -39,7 +39,7 @@ def trace_of(error: BaseException) -> str:
 def _described(describe: Callable[[], str], limit: int) -> str:
     """The shortened text, or "" if `describe` raises.
 
-    It has no secrets. Lone surrogates are escaped, because they can't be stored.
+    The text has no secrets. Lone surrogates are escaped, because they can't be stored.
     """
     try:
         text = describe()

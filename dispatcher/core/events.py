@@ -67,7 +67,8 @@ class Change(NamedTuple):
 
     Attributes:
         token: its resume token; tokens of one deployment sort in commit order.
-        operation: `"insert"`, `"update"`, `"replace"`, `"delete"`, or that of an event of a whole collection.
+        operation: `"insert"`, `"update"`, `"replace"`, `"delete"`; for an event of a whole collection or
+            database its operation, such as `"drop"`.
             `"untouched"`: an update or a replace that changed nothing but the stamp.
             `"marker"`: an `"untouched"` update that may announce a delete by the ODM.
             `"deferred"`: a placeholder for a change that comes after a marker of the same document. The change
@@ -89,8 +90,9 @@ class Change(NamedTuple):
         origin: `stamp` if it is valid, see `stream/origins.py`; for a delete, the stamp of its marker.
         marker: for a delete, the token of its marker; empty if it has none.
         fault: the reason why `document`, `id` or `names` can't be decoded; None in nearly all cases.
-        delivery_id: the id of its deliveries, if it is not computed from the token; "" otherwise. A change with a
-            late stamp gets it from the stamp (see `stream/origins.py`), and a held delivery from its record.
+        delivery_id: the id of the deliveries, if this id is not computed from the token; "" otherwise. For a late
+            stamp, the id comes from the stamp (see `stream/origins.py`). For a held delivery, the id comes from
+            the record of the delivery.
     """
 
     token: str
@@ -118,7 +120,7 @@ class Change(NamedTuple):
         """Changes with the same key are delivered one after another, in commit order."""
         try:
             return document_key(self.namespace, self.id)
-        except Exception:  # it can't be decoded, or can't be encoded again
+        except Exception:  # the `_id` can't be decoded, or can't be encoded again
             return (self.namespace, None, canonical_of(self.raw_key))
 
     @property
@@ -133,7 +135,7 @@ def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any])
     """`Change.key` of the changes of a document.
 
     Args:
-        raw: its `_id`, as BSON: {"": _id}.
+        raw: the `_id` of the document, as BSON: {"": _id}.
     """
     try:
         return document_key(namespace, bson.decode(raw, codec_options=codec_options)[""])
@@ -146,7 +148,7 @@ def delivery_id_of(change: Change, run: str = "") -> str:
 
     Args:
         change: a change with `origin` set.
-        run: the id of a replay or a backfill, since its deliveries have other ids; "" for live deliveries.
+        run: the id of a replay or a backfill, whose deliveries have ids of their own; "" for live deliveries.
     """
     return change.delivery_id if change.delivery_id and not run else delivery_id(change.token, run)
 

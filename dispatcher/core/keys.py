@@ -27,8 +27,8 @@ def document_key(namespace: Hashable, id_: Any) -> Hashable:
 def lane_key(id_: Any) -> bytes:
     """The bytes of an `_id` in the names of parked lanes; equal for `_id`s that are equal to the server.
 
-    Earlier versions stored names with these bytes, and this version must find their lanes. So the bytes differ
-    from those of `canonical`.
+    Earlier versions stored names of lanes with these bytes, and this version must find the stored lanes. So this
+    function can't return the bytes of `canonical`.
     """
     value = bson.decode(canonical(id_), codec_options=KEY_CODEC)[""]
     return bson.encode({"": _tagged(value)}, codec_options=KEY_CODEC)

@@ -16,7 +16,8 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Number of successive requests for the clock, the first time. Later, one is enough, because earlier answers count.
+# Number of successive requests for the clock, the first time. Later, one request is enough, because earlier
+# answers count too.
 _REQUESTS: Final = 3
 
 # Resolution of the server's time, in seconds.
@@ -94,7 +95,7 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
 
 
 async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
-    """Estimate `Oplog.spare`. It needs only the privilege collStats, which exposes the size but no entries."""
+    """Estimate `Oplog.spare`. This needs only the privilege collStats, which exposes the size but no entries."""
     try:
         cursor = await client["local"]["oplog.rs"].aggregate([{"$collStats": {"storageStats": {}}}])
         (stats,) = await cursor.to_list(1)
@@ -140,6 +141,6 @@ class ClockOffset:
 async def clock_offset(client: AsyncMongoClient[Any]) -> float:
     """Seconds by which the clock of the server is ahead of ours.
 
-    The error is at most half of the shortest round trip, and half a millisecond.
+    The error is at most half of the shortest round trip, plus half a millisecond.
     """
     return await ClockOffset().ask(client)

@@ -1,6 +1,6 @@
 """Computes the partition of a document from the hash of its `_id`. No I/O.
 
-The server computes the hash, as for hashed indexes. It is signed, so its remainder may be negative.
+The server computes the hash, as for hashed indexes. The hash is signed, so its remainder may be negative.
 """
 
 from typing import Any, Final

@@ -19,12 +19,12 @@ _DOTS: Final = "..."
 
 _END_OF_WORD: Final = re.compile(r"""[\s"'<>]""")
 
-# A user and the start of a password. If only digits follow the colon up to the end of the authority, these are a
-# port.
+# A user and the start of a password. If only digits follow the colon, up to the end of the authority, the digits
+# are a port.
 _USER: Final = re.compile(r"""[^\s/?#@:\[\]"'<>]*:(?!\d{1,5}(?:[/?#,;.)\]\s"'<>]|$))""")
 
-# A word and a space. After an "@" that is not the last one, such a word is not the host. The "@", the word and the
-# space then belong to the password.
+# A word and a space after an "@". If another "@" follows, this word is not the host: the first "@", the word and
+# the space belong to the password.
 _BARE_WORD: Final = re.compile(r"[\w-]*[ \t]")
 
 # Examples in messages are not secrets.
@@ -147,7 +147,8 @@ def names_a_secret(name: str) -> bool:
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
-    Of a cut word, at most the first letters and digits stay. Redaction would not recognize half of a secret.
+    At most the first letters and digits of a cut word stay, because redaction would not recognize half of a
+    secret.
     """
     if len(text) <= limit:
         return text
@@ -192,7 +193,7 @@ def _without_credentials(line: str) -> str:
 
 
 def _end_of_credentials(line: str, begin: int) -> tuple[int, int]:
-    """The offset of the "@" after credentials, or -1; and the offset at which the search for others continues.
+    """The offset of the "@" after credentials, or -1; and the offset at which the search continues.
 
     The "@" is the last one of the word, since a password that was not escaped may hold any character. If a
     password has begun and the word has no "@", the password holds a space or a quote.

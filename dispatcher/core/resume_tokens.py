@@ -25,7 +25,10 @@ million changes, the probability of this is one in a million millions.
 
 
 def token_of(id_: Mapping[str, Any]) -> str:
-    """The text of a resume token: the `_id` of an event, or that of a batch. Texts sort like their changes.
+    """The text of a resume token. Texts sort like their changes.
+
+    Args:
+        id_: the token as the server sent it: the `_id` of an event, or the token after a batch.
 
     If the `_id` of a document holds numbers that are not 32-bit integers, the server needs their types to find the
     change again, and sends them beside the data.
@@ -72,7 +75,7 @@ def as_sent(token: str) -> dict[str, Any]:
 
 
 def data_of(token: str) -> str:
-    """A token without types. Ids and hashes use it, since earlier versions did not know the types."""
+    """A token without types. Ids and hashes are computed from it, since earlier versions did not know types."""
     return token.partition(_BITS)[0]
 
 

@@ -54,7 +54,7 @@ async def retry(
 
     Args:
         command: may run twice: after some errors it is unknown whether the server has executed it.
-        report: called after each failed attempt, with `error` and `attempt`; logs them.
+        report: called after each failed attempt that is repeated, with `error` and `attempt`; logs them.
         address: of the server. With it, a permanent error is raised as a `DispatcherError`; without it, permanent
             errors are retried too.
         on: errors that are retried; other errors are raised unchanged.

@@ -10,7 +10,7 @@ _AGAIN_AFTER: Final = 0.1
 
 
 receiver_task: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
-"""The task that runs the receiver. It is set in the receiver and in every task that it starts; else None."""
+"""The task that runs the receiver. Set in the receiver and in every task that the receiver starts; else None."""
 
 
 class _Guarded(asyncio.Task[Any]):
@@ -20,7 +20,8 @@ class _Guarded(asyncio.Task[Any]):
         """Cancel the task.
 
         Raises:
-            RuntimeError: a receiver calls this method. The driver may call it while a receiver closes a client.
+            RuntimeError: a receiver calls this method for a task that is not its own. A call by the driver is
+                allowed: it happens when a receiver closes a client.
         """
         if receiver_task.get() in (None, self):
             return super().cancel(msg)

@@ -43,8 +43,8 @@ class Fault(NamedTuple):
     """A value that can't be decoded.
 
     Attributes:
-        where: the document of the change that holds it.
-        path: the dotted path of its field; items of arrays have numbers. Empty if the place was not found.
+        where: the part of the change that holds the value, such as `AFTER`.
+        path: the dotted path of the value's field; items of arrays have numbers. Empty if the place was not found.
     """
 
     where: str

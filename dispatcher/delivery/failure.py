@@ -95,7 +95,7 @@ class Failures(NamedTuple):
         return False
 
     async def _is_committed(self, attempt: Attempt) -> bool:
-        """Returns whether the transaction of a failed attempt is committed: the reply may be lost."""
+        """Returns whether the transaction of a failed attempt is committed: only the reply may have been lost."""
         if self.transactions is None:
             return False
         report = partial(

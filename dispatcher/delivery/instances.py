@@ -124,7 +124,7 @@ def _previous(document: Any, row: dict[str, Any], collection: Collection | None)
 
 @cache
 def name_of(document: Any) -> str:
-    """The name of a document class, equal in all processes. It is cached, because for `__main__` it is slow."""
+    """The name of a document class, equal in all processes. It is cached: to find it for `__main__` is slow."""
     return importable_name(document)
 
 

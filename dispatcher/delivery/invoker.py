@@ -94,7 +94,7 @@ class Invoker:
         return replace(target, call=self.call)
 
     def can_be_cut(self, task: asyncio.Task[Any]) -> bool:
-        """Returns whether a worker can be cancelled without harm: in a receiver, or after its lease is lost."""
+        """Returns whether a worker can be cancelled without harm: it runs a receiver, or the lease is lost."""
         return task in self._running or self._lease.lost.is_set()
 
     def delivery_in(self, task: asyncio.Task[Any]) -> Delivery | None:

@@ -20,7 +20,7 @@ _TURN: Final = 100
 # Time limit in seconds for the end of cancelled jobs.
 _PATIENCE: Final = 5.0
 
-# Part of that time reserved for recording results.
+# The first part of `_PATIENCE`, in seconds. During it, tasks that record results are not cancelled.
 _TO_WRITE: Final = 2.0
 
 

@@ -105,7 +105,7 @@ class Routes:
 
         Args:
             keep: called with a signal name and a receiver; returns whether the receiver stays.
-            run: the id of a replay or a backfill, which calls receivers again that the writing process has called;
+            run: the id of a replay or a backfill, which also calls the receivers that the writing process has run;
                 "" for live deliveries.
         """
         routes = Routes((), self.group, self.apart_from)

@@ -36,7 +36,7 @@ from mongoz.stamps import FIELD
 RoutedChange = tuple[Change, tuple[Calls, ...]]
 """A change and its receivers."""
 
-# Decoding keeps the last of several fields with the same name, and every other value unchanged.
+# Decoding keeps only the last of several fields with the same name, and replaces bytes that are not UTF-8.
 _ONCE: Final = lenient(CodecOptions[dict[str, Any]]())
 
 # Maximum bytes and number of the documents in one command. The server accepts 16 MB, filters included.

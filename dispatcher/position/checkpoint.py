@@ -113,7 +113,7 @@ class Checkpoint:
     async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:
         """Save the position regularly, until `ending` is set.
 
-        After deliveries, it is saved at the next tick of `save_interval`; otherwise about every
+        After deliveries, the position is saved at the next tick of `save_interval`; otherwise about every
         `idle_save_interval`.
         """
         clock = asyncio.get_running_loop().time

@@ -19,7 +19,7 @@ class Fact(NamedTuple):
 
     Attributes:
         token: all changes up to it are finished.
-        until: token of the last change that the fact is about.
+        until: the fact is only about changes whose tokens are not greater than this text.
         ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
     """
 

@@ -2,7 +2,7 @@
 
 Each write filters by what the process expects, such as owner and term. So if another process has taken over or was
 faster, the write changes no document.
-A process sends the writes of its partitions together: one command renews its leases, one saves its positions.
+A process sends the writes of its partitions together: one command renews the leases, one saves the positions.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -87,7 +87,7 @@ class PositionStore:
             new: the group has no layout yet.
 
         Returns:
-            False if positions exist already. They stay unchanged.
+            False if another process has recorded positions or a layout meanwhile. Then nothing is written.
         """
         positions = [
             # The filter does not match a position with a token: the insert then fails as a duplicate.

@@ -28,7 +28,7 @@ class Tracker:
         self.weight = 0
 
     def add(self, job: Job) -> None:
-        """Note the next change of the stream. A finished one advances the position only after all earlier ones."""
+        """Note the next change of the stream. If this and all earlier changes are finished, move the position."""
         if job.change is None and not self._open:
             self.token = job.token
         else:

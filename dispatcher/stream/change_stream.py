@@ -142,7 +142,7 @@ class ChangeStreamSource:
         self._open = True
 
     async def _read_around(self, start: Start) -> AsyncGenerator[Batch]:
-        """Read the events before the event that is too large, and the event in a shape that can be sent.
+        """Read the events before the event that is too large, then this event in a shape that can be sent.
 
         Raises:
             PyMongoError: a command fails. Its kind is `TOO_LARGE` if the event can neither be sent nor skipped.

@@ -130,7 +130,7 @@ async def _collections(
 async def collections_of(client: AsyncMongoClient[Any], scope: Scope) -> list[Namespace]:
     """The existing watched collections, sorted, without views and time series.
 
-    If the user may not list collections, and the scope has no patterns, these are all collections of the scope.
+    If the user may not list collections, and the scope has no patterns, the result is the whole scope.
     """
     try:
         watched = await watched_collections(client, scope)

@@ -1,7 +1,7 @@
 """Runs the two commands of a change stream: aggregate opens it, and getMore reads the next batch.
 
-A getMore waits a second for the next event. But if the server has to read hours of changes of other collections
-first, it does not answer meanwhile, and looks like a dead connection.
+A getMore waits a second for the next event. But if the server first has to read hours of changes of other
+collections, the server does not answer during this time, and looks like a dead connection.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -33,8 +33,8 @@ _AWAIT_MS: Final = 1_000
 _FEW: Final = 100
 _FACTOR: Final = 4
 
-# Seconds without an answer after which a command fails. They double after each failure, because the server may
-# have a long part of the oplog to read.
+# Seconds without an answer after which a command fails. This time doubles after each such failure, because the
+# server may have a long part of the oplog to read. The second number is the maximum.
 _PATIENCE: Final = 15.0
 _LONGEST_PATIENCE: Final = 3_600.0
 

@@ -9,7 +9,7 @@ from dispatcher.core.events import Batch, Start
 from mongoz.stamps import Stamp
 
 RememberStamp = Callable[[Stamp | None, Any], object]
-"""Takes a stamp, or None if the stamp is not readable, and the wall time of the event."""
+"""Takes two values of an event: its stamp (None if it is not readable), and its wall time."""
 
 
 class Source(Protocol):

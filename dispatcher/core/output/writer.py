@@ -2,7 +2,7 @@
 
 The log must not stop the process when a disk is full, or when the reader of a pipe is gone or does not read. Only
 the thread waits, in a blocking write. Lines that it can't write within a second are dropped, and so are the oldest
-lines when too many wait. Their number is written when the thread can write again.
+lines when too many wait. The number of dropped lines is written when the thread can write again.
 """
 
 import atexit

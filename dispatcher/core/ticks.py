@@ -13,8 +13,8 @@ from typing import Final
 
 _SHIFT: Final = random.random()
 
-# A timer may fire a little before its tick. So if less than this part of an interval is left until a tick, a new
-# wait skips this tick.
+# A timer may fire a little before its tick, and the next wait must not end at the same tick. So a wait that begins
+# less than this part of an interval before a tick skips this tick.
 _EARLY: Final = 0.1
 
 
@@ -24,7 +24,7 @@ def next_tick(seconds: float, now: float, shift: float = _SHIFT) -> float:
     Args:
         seconds: the interval.
         now: by the clock of the event loop.
-        shift: the part of an interval by which the ticks come after its multiples.
+        shift: each tick comes this part of an interval after a multiple of the interval.
     """
     return (floor(now / seconds - shift + _EARLY) + 1 + shift) * seconds
 

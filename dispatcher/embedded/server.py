@@ -165,7 +165,7 @@ def start_embedded(
         replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
         mongod: the binary; `find_mongod()` by default.
         extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath`
-            is not allowed: the log shows when mongod listens.
+            is not allowed: this function reads in the log when mongod listens.
         timeout: seconds until it must accept writes.
 
     Raises:

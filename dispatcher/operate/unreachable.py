@@ -135,7 +135,7 @@ def _descendants(document: Any) -> Iterator[Any]:
 
 
 def _misspelt(document: Any, where: Any) -> Iterator[tuple[str, str]]:
-    """Yield top-level names in `where` that match no stored field but resemble one, each with this field.
+    """Yield each top-level name in `where` that is no stored name but resembles one, with the stored name.
 
     Documents can hold more fields than their model. So a name that resembles no field can be right.
     """

@@ -81,8 +81,8 @@ class Service:
     def ready(self) -> bool:
         """Whether this is a healthy member: in touch with the group, with all its change streams open.
 
-        A hot standby is ready. While a newer version of the application runs, this process may claim no partition,
-        so it is not ready.
+        A hot standby is ready. While a newer version of the application runs, this process must not claim
+        partitions, so it is not ready.
         """
         one = self._coordinator
         return (

@@ -27,7 +27,7 @@ class DecimalRule(NamedTuple):
 
     Attributes:
         max_digits: the largest number of digits, before and after the point together.
-        decimal_places: further decimals are cut off, toward zero.
+        decimal_places: the number of digits kept after the point. Further digits are cut off, toward zero.
         minimum, maximum, multiple_of: limits of the value after the cut.
     """
 

@@ -28,7 +28,7 @@ def _moment(type_: type, now: Any, auto_now: bool, auto_now_add: bool, shared: d
             "auto_now and auto_now_add exclude each other; auto_now also sets the field at creation."
         )
     if auto_now or auto_now_add:
-        shared["default"] = now  # even if another default is declared: later writes set the field to now, too
+        shared["default"] = now  # it replaces a declared default
     field = declare(type_, **shared)
     field.auto_now, field.auto_now_add = auto_now, auto_now_add
     return field

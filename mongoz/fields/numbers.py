@@ -101,7 +101,8 @@ def Decimal(
 
     Args:
         max_digits: a value has at most `max_digits - decimal_places` digits before the point; mandatory.
-        decimal_places: further decimals are cut off, toward zero, before digits are counted; mandatory.
+        decimal_places: the number of digits kept after the point. Further digits are cut off, toward zero, before
+            digits are counted. Mandatory.
         minimum: the smallest valid value.
         maximum: the largest valid value.
         multiple_of: valid values are multiples of it.

@@ -155,7 +155,7 @@ def refuse_reserved_names(
             if field not in root.__pydantic_fields__ and _has(root, field) and not _is_class_var(annotation):
                 raise ImproperlyConfigured(
                     f"{name} can't have a field named {field!r}: that is an attribute of every {root.__name__}. "
-                    "Give the field another name, and store it under this name with alias=."
+                    f"Give the field another name; with alias={field!r} it is stored as {field!r}."
                 )
 
 

@@ -47,7 +47,7 @@ def restore(instance: Any, state: Loaded) -> None:
 
 
 def remember(instance: Any, row: dict[str, Any] | bytes | None, collection: Collection | None) -> None:
-    """Note that the database has this row, which must share nothing with the instance."""
+    """Record that the database has this row. The row must share nothing with the instance."""
     object.__setattr__(instance, "_loaded", Loaded(row, collection))
 
 

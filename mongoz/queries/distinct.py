@@ -44,7 +44,7 @@ def _adapter(document: Any, path: str) -> SchemaValidator | None:
 
 
 def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
-    """The field at stored names; None if it is not declared."""
+    """The field at a path of stored names; None if no such field is declared."""
     names = {alias: name for name, alias in stored_names(model).items()}
     if steps[0] not in names:
         return None

@@ -134,7 +134,7 @@ async def test_images_that_expire_before_their_delivery_are_named(dispatched, da
     finally:
         off = {"preAndPostImages": {"expireAfterSeconds": "off"}}
         admin.command("setClusterParameter", {"changeStreamOptions": off})
-    assert "keeps them for 1 min" in found.text
+    assert "keeps images for 1 min" in found.text
     assert "expireAfterSeconds" in found.remedy
 
 

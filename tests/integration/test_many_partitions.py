@@ -169,6 +169,7 @@ def is_shared(members: list[Member]) -> bool:
     return all(len(member.leases) == PARTITIONS // len(members) for member in members)
 
 
+@pytest.mark.slow
 async def test_a_member_sends_at_most_five_commands_a_second(together, foreign, database):
     """Under load: each position is saved once a second. The commands of changes and deliveries come on top."""
     positions = foreign.client[f"{database}_state"]["positions"]
@@ -194,6 +195,7 @@ async def test_a_member_sends_at_most_five_commands_a_second(together, foreign, 
     assert positions.count_documents({"owner": {"$ne": None}}) == 0
 
 
+@pytest.mark.slow
 async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_before(together):
     seconds = 4.0
     until: dict[int, float] = {}
@@ -218,6 +220,7 @@ async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_
         assert took < TAKEN * seconds + 2 * seconds / 10 + 10
 
 
+@pytest.mark.slow
 async def test_a_member_whose_claims_take_long_stays_in_touch_with_its_group(together, foreign, database):
     """All claims together take longer than the lease: a far server answers each of them late."""
     seconds = 2.0

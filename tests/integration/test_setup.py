@@ -248,13 +248,13 @@ async def test_a_group_belongs_to_one_application(dispatched, database, foreign)
     layout = {"_id": database, "group": database, "partitions": 1, "application": "shop.models:registry"}
     assert foreign.client[f"{database}_state"].positions.find_one({"_id": database}) == layout
     assert (await set_up(dispatched, settings, "shop.models:registry")).position == "recorded already"
-    with pytest.raises(GroupTaken, match=r"'shop\.models:registry', and this application is 'crm:registry'") as caught:
+    with pytest.raises(GroupTaken, match="and this application is 'crm:registry'") as caught:
         await set_up(dispatched, settings, "crm:registry", images=False)
     assert "--adopt" in caught.value.remedy
     # Only a named application is checked, and a renamed one may give its former name.
     await set_up(dispatched, settings)
     await set_up(dispatched, settings_for(dispatched, adopt=True), "shop:registry")
-    with pytest.raises(GroupTaken, match=r"'shop:registry', and this is 'shop\.models:registry'"):
+    with pytest.raises(GroupTaken, match=r"'shop:registry', and this application is 'shop\.models:registry'"):
         await set_up(dispatched, settings, "shop.models:registry")
 
 

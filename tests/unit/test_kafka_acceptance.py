@@ -11,7 +11,7 @@ from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, Record
 from tests.model.topic import Faults, Rules, Simulation
 
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
-RUNS = 3_000
+RUNS = 1_000
 MANY_RUNS = 60_000
 PARTS = 4
 

@@ -59,6 +59,9 @@ async def end(
     One cancellation is not enough: on Python 3.11, `asyncio.wait_for` in the driver or in a receiver swallows a
     cancellation that arrives together with the result for which `wait_for` waits.
 
+    If the caller itself is cancelled, `end` still waits for the tasks, and raises CancelledError afterwards.
+    A caller may close an object that a task uses, so it must not continue while the task runs.
+
     Args:
         tasks: the tasks, which keep their results and errors.
         within: seconds after which tasks that are not done are given up; None to wait for ever.
@@ -70,8 +73,15 @@ async def end(
     loop = asyncio.get_running_loop()
     deadline = None if within is None else loop.time() + within
     pending = {task for task in tasks if not task.done()}
+    cancelled = None
     while pending and (deadline is None or loop.time() < deadline):
         for task in filter(only, pending):
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN_AFTER)
+        try:
+            await asyncio.wait(pending, timeout=_AGAIN_AFTER)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        pending = {task for task in pending if not task.done()}
+    if cancelled is not None:
+        raise cancelled
     return len(pending)

@@ -163,9 +163,11 @@ class Pipeline:
                     yield batch
             finally:
                 if coming is not None:
-                    await end([coming])
-                    # Read the error of the task, so that asyncio does not warn. The error that led here is raised.
-                    _ = coming.cancelled() or coming.exception()
+                    try:
+                        await end([coming])
+                    finally:
+                        # Read the error of the task, so that asyncio does not warn about it.
+                        _ = coming.cancelled() or coming.exception()
 
     async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
         self._lag.note_request(monotonic())

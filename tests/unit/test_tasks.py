@@ -1,6 +1,9 @@
 """Tasks end although they swallow cancellations."""
 
 import asyncio
+from contextlib import suppress
+
+import pytest
 
 from dispatcher.core.tasks import end
 
@@ -29,3 +32,26 @@ async def test_a_task_that_ignores_every_cancellation_is_left_after_the_deadline
     while not refusing.done():
         refusing.cancel()
         await asyncio.sleep(0)
+
+
+async def test_a_caller_that_is_cancelled_again_still_waits_for_the_tasks():
+    """Otherwise it would close an async generator that a task still runs."""
+    slow = asyncio.create_task(ends_slowly())
+    await asyncio.sleep(0)
+    caller = asyncio.create_task(end([slow]))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert slow.done()
+
+
+async def ends_slowly() -> None:
+    """Its end takes several turns of the loop, as the end of a command of the driver does."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        for _ in range(20):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)

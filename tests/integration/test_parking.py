@@ -109,6 +109,7 @@ async def test_a_delivery_that_is_searched_during_its_write_is_not_lost(
 
     monkeypatch.setattr(HeldStore, "due", watched_due)
     monkeypatch.setattr(HeldStore, "put", slow_put)
+    monkeypatch.setattr("dispatcher.parking.worker._RARELY", 0.1)
     strict = Strict(account, refuses=lambda instance: len(strict.attempts) < 2, retry=Retry(9, base=0.1, cap=0.1))
     async with dispatching(dispatched, park_after=0.0):
         foreign["accounts"].insert_one({"name": "first"})

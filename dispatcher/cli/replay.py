@@ -82,10 +82,10 @@ def replay(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver past changes from the oplog again, to the named receivers or to all receivers.
 
-    The replay runs in this process, and does not move the position of the dispatchers. Each change is delivered
-    under an id of this run (`delivery.replayed` is true), in the order of its document's changes. Receivers that
-    ran in the writing process get the change too. Muted writes stay muted. If the replay is stopped or killed, the
-    same command continues it.
+    The replay runs in this process, and does not move the position of the dispatchers. Each delivery has a
+    `delivery.id` of this run, and `delivery.replayed` is true. The changes of one document are delivered in
+    their order. Receivers that ran in the writing process get the changes too. Muted writes stay muted. If the
+    replay is stopped or killed, the same command continues it.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 

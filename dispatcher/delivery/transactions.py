@@ -80,8 +80,8 @@ class Transactions:
     def _ids(self, attempt: Attempt) -> list[dict[str, str]]:
         """The `_id` of the record, followed by its `_id`s under earlier names of the receiver.
 
-        They contain the document class: a receiver of an abstract class has a single id, and several subclasses of
-        this class may share a collection.
+        Each `_id` contains the document class. Several subclasses of an abstract class may share a collection, and
+        the receiver of the abstract class has the same receiver id for all of them.
         """
         delivery, document = attempt.delivery.id, name_of(attempt.calls.document)
         return [

@@ -22,11 +22,11 @@ def quotas(
 ) -> dict[str, int]:
     """The number of partitions that each member should hold.
 
-    The numbers differ by one at most. Members that hold more partitions now get the higher number.
+    The numbers differ by one at most. The members that hold most partitions at present get the higher number.
 
     Args:
         members: all members that share the partitions, the longest-serving first.
-        capped: members that keep the partitions within their share, but get no further ones.
+        capped: members that get no further partitions. They keep the partitions that they hold, up to their share.
     """
     shares = _even(held, members, partitions)
     result = {member: min(shares[member], held.get(member, 0)) for member in members if member in capped}

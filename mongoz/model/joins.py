@@ -15,8 +15,8 @@ class Join(NamedTuple):
     So each has its own slot for conditions; the slots are merged at the end.
 
     Attributes:
-        local: the stored, dotted name of the referencing field; for a field of a joined document, the name
-            begins with the `slot` of that join.
+        local: the stored, dotted name of the referencing field. If an earlier join attached the document with this
+            field, the name begins with the `slot` of the earlier join.
         document: the referenced document class.
         name: the name under which the rows are attached: the foreign collection's name.
     """

@@ -54,8 +54,8 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
     """The limits of the operated fields.
 
     `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it is
-    refused for required fields. These operators need a check only on a path inside of a field, because the
-    enclosing document or list may have rules, too.
+    refused for required fields. These operators need no check on a whole field. They need a check on a path
+    inside of a field, because the enclosing document or list may have rules of its own.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False
@@ -66,7 +66,8 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
         place = place_at(document, operation.path)
         rules, needs_check = rules_of(place.annotation), place.is_checked
         # Each document must be checked, because a filter can't name an item of a list. The check also finds items
-        # that the server sets to null: an unset item, and the missing items before a new item.
+        # that the server sets to null: an item that `$unset` removes, and the items that fill the gap when a new
+        # item is set after the end of the list.
         if place.is_item:
             others = True
             continue

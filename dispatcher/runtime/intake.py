@@ -29,8 +29,8 @@ class Intake:
         self._routes = routes
         self._lanes = lanes
         self._stats = stats
-        # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. Such a change is registered when it
-        # first arrives. Its job is settled when the change arrives again, or when the marker's delete arrives.
+        # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. The first arrival of a change
+        # registers its job. The second arrival of the change, or the delete of its marker, settles the job.
         self._unsettled: dict[str, Job] = {}
         self._late_logged = float("-inf")
 

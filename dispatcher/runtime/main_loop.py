@@ -16,12 +16,12 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dispatcher.core.file_descriptors import require_descriptors
-from dispatcher.core.gc_tuning import collecting
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import write_at_once
 from dispatcher.core.tasks import end, guarded
 from dispatcher.delivery.fork_guard import Threads, watch_forks
 from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
+from dispatcher.runtime.gc_tuning import collecting
 from dispatcher.runtime.process_end import PATIENCE, Deadline
 
 Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]

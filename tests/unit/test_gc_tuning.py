@@ -3,7 +3,7 @@
 import gc
 import weakref
 
-from dispatcher.core.gc_tuning import collecting
+from dispatcher.runtime.gc_tuning import collecting
 from tests.support import eventually
 
 
@@ -15,7 +15,7 @@ class Cycle:
 
 
 async def test_cycles_are_collected_by_the_clock(monkeypatch):
-    monkeypatch.setattr("dispatcher.core.gc_tuning._EVERY", 0.01)
+    monkeypatch.setattr("dispatcher.runtime.gc_tuning._EVERY", 0.01)
     thresholds = gc.get_threshold()
     async with collecting():
         assert gc.get_threshold()[0] > thresholds[0]

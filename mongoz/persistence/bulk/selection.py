@@ -31,9 +31,9 @@ class Selection:
         target: the target.
         filter: the conditions, as one MongoDB filter.
         options: `hint` and `collation`, if the query has them.
-        ids: loads the ids in the order of the query. A document with such an id is written only if it still
-            matches the filter. `ids` is None if the filter alone is enough: the query does not join, skip or
-            limit, and its order does not matter.
+        ids: a function that loads the ids in the order of the query. The write skips documents that no longer
+            match the filter. `ids` is None if the query does not join, skip or limit, and its order does not
+            matter: then the filter alone is enough.
     """
 
     target: WriteTarget

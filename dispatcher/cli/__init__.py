@@ -7,7 +7,7 @@ from typing import Final
 
 import typer
 
-from dispatcher.cli import check, develop, letters, pausing, position, receivers, replay, run, setup, status
+from dispatcher.cli import check, develop, letters, pausing, position, receivers, relay, replay, run, setup, status
 from dispatcher.cli.options import Commands, command
 from dispatcher.cli.output import complain, err
 from dispatcher.core.error_text import trace_of
@@ -30,6 +30,7 @@ app = typer.Typer(
 
 _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "run": run.run,
+    "relay": relay.relay,
     "check": check.check,
     "setup": setup.setup,
     "dev": develop.dev,

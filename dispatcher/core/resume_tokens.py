@@ -70,8 +70,16 @@ def time_after(token: str) -> str:
 
 def as_sent(token: str) -> dict[str, Any]:
     """The resume token for the server."""
-    data, _, bits = token.partition(_BITS)
+    data, _, bits = token.rstrip(_BITS).partition(_BITS)
     return {"_data": data, "_typeBits": bytes.fromhex(bits)} if bits else {"_data": data}
+
+
+def directly_after(token: str) -> str:
+    """A text that sorts after a token, and before the tokens of all later changes.
+
+    It is no token of a change, since no token is the beginning of another one. For the server it equals the token.
+    """
+    return f"{token}{_BITS}"
 
 
 def data_of(token: str) -> str:

@@ -10,6 +10,8 @@ docs/reference/state.md lists the fields of the documents.
     gaps          one document per gap: changes that can't be delivered
     deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction
     sessions      one document per session in which a process runs transactional receivers
+    relays        one document per topic of a relay, with the position up to which changes are published
+    relayed.files, relayed.chunks     change events that do not fit into a record of a topic, in GridFS
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -34,6 +36,8 @@ GAPS: Final = "gaps"
 HELD: Final = "held"
 CONTROLS: Final = "controls"
 MEMBERS: Final = "members"
+RELAYS: Final = "relays"
+RELAYED: Final = "relayed"
 
 WRITTEN: Final = (
     POSITIONS,
@@ -44,6 +48,9 @@ WRITTEN: Final = (
     HELD,
     f"{HELD}.files",
     f"{HELD}.chunks",
+    RELAYS,
+    f"{RELAYED}.files",
+    f"{RELAYED}.chunks",
 )
 """The collections that a dispatcher writes to."""
 
@@ -93,6 +100,7 @@ class State:
         self.sessions = self._majority(SESSIONS)
         self.deliveries = self._majority(DELIVERIES)
         self.gaps = self._majority(GAPS)
+        self.relays = self.newest(RELAYS)
         self.controls = self.newest(CONTROLS)
         self.held = self.newest(HELD)
 

@@ -41,7 +41,8 @@ class Scope(NamedTuple):
         namespaces: the collections, sorted.
         patterns: patterns for the names of further collections, sorted.
         apart_from: a database that patterns do not match, even if its name fits.
-        hashed: whether each event contains the hash of its document's key. This does not change which events come.
+        hashed: whether each event of a document ends with the hash of the document's key, as the field HASH. This
+            does not change which events come.
     """
 
     database: str | None
@@ -79,7 +80,9 @@ class Scope(NamedTuple):
 
     def pipeline(self) -> list[dict[str, Any]]:
         """The stages after `$changeStream`, by which the server filters."""
-        hashes = [{"$set": {HASH: hash_of("$documentKey._id")}}] if self.hashed else []
+        has_key = {"$ne": [{"$type": "$documentKey"}, "missing"]}
+        hash_ = {"$cond": [has_key, hash_of("$documentKey._id"), "$$REMOVE"]}
+        hashes = [{"$set": {HASH: hash_}}] if self.hashed else []
         return [self._watched(), *self._partitioned(), *hashes]
 
     def _partitioned(self) -> list[dict[str, Any]]:

@@ -1,0 +1,104 @@
+"""`dispatcher relay`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from dispatcher.cli.application import load_registry
+from dispatcher.cli.options import Import, settings_of
+from dispatcher.settings import MOST_PARTITIONS, Settings
+
+# Seconds beyond --grace for an orderly shutdown: saving the position, releasing the lease, leaving the group.
+_ORDERLY: Final = 20.0
+
+_SETTINGS: Final = (
+    *("url", "deliver_everything", "connect_timeout", "state_database", "lease", "on_history_lost"),
+    *("max_queued_mb", "batch_size", "grace", "save_interval", "idle_save_interval"),
+    *("http", "log_format", "log_level"),
+)
+
+
+def relay(
+    apps: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="APP...",
+            help="The registries whose collections are published, each as package.module:registry. The working "
+            "directory is importable. In the variable, separate them by spaces.",
+            envvar="DISPATCHER_APP",
+        ),
+    ],
+    imports: Import = [],  # noqa: B006 - typer copies it
+    *,
+    kafka: Annotated[
+        str,
+        typer.Option(
+            "--kafka",
+            metavar="HOST:PORT,...",
+            help="Brokers of Kafka to connect to first.",
+            envvar="DISPATCHER_KAFKA",
+        ),
+    ],
+    kafka_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--kafka-config",
+            metavar="FILE",
+            help="A file with properties of librdkafka, such as those for TLS and passwords.",
+            envvar="DISPATCHER_KAFKA_CONFIG",
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            help="The name of the relay. Its topic is mongoz.NAME.",
+            envvar="DISPATCHER_RELAY_NAME",
+        ),
+    ] = "changes",
+    partitions: Annotated[
+        int | None,
+        typer.Option(
+            "--partitions",
+            min=1,
+            max=MOST_PARTITIONS,
+            help="Number of partitions of the topic, 1 to 256, when it is created; by default 32. It can't be "
+            "changed later.",
+            envvar="DISPATCHER_RELAY_PARTITIONS",
+        ),
+    ] = None,
+    settings: Annotated[Settings, settings_of(*_SETTINGS)],
+) -> None:
+    """Publish the changes of APP's collections to a topic of Kafka until stopped by SIGTERM or SIGINT.
+
+    The relay is the one reader of the change stream. Any number of dispatchers can read from the topic without
+    further load on the server. The first start creates the topic, and publishes changes from now on. A second
+    relay of the same name stands by, and takes over when the first one dies.
+
+    Example: `dispatcher relay shop.models:registry --import shop.receivers --kafka localhost:9092`
+    """
+    if settings.on_history_lost == "backfill":
+        raise typer.BadParameter(
+            "A relay has no receivers, so it can't deliver current documents. Choose fail or resume; dispatchers "
+            "that read the topic decide about the gap themselves.",
+            param_hint="--on-history-lost",
+        )
+    from dispatcher.core.output.logs import configure_logging
+    from dispatcher.core.output.writer import replace_stream
+    from dispatcher.kafka.config import load_config
+
+    configure_logging(settings.log_format, settings.log_level)
+    replace_stream("stdout", "{} lines were dropped: stdout could not be written\n".format)
+    config = load_config(kafka, kafka_config)
+    from dispatcher.relay.service import RelayService, RelayTarget
+    from dispatcher.runtime import main_loop
+    from dispatcher.web.server import Web
+
+    registries = [load_registry(app) for app in apps]
+    if imports:
+        load_registry(apps[0], imports)
+    service = RelayService(registries, settings, RelayTarget(config, name, partitions))
+    web = Web(settings, service.observer)
+    main_loop.run(partial(web.beside, service.run), within=settings.grace + _ORDERLY)

@@ -1,0 +1,237 @@
+"""The form of the records in a topic: BSON around the bytes of a change event. No I/O.
+
+    v        int32: the version of this form, 1
+    term     int64: the term of the relay's producer, from 1
+    n        int64: the number of the record among those of its term in this partition, from 0
+    stamp    binary: only for a delete: the stamp of its marker
+
+Then one of three fields follows:
+
+    event    the change event, as the server sent it
+    large    {token, id, size}: a change event that does not fit into a record. It is a file in the state database
+    gap      {token, kind, after, until, policy}: changes between two tokens that nobody can read any more
+
+All fields come in this order. `decode` accepts nothing else: a record in another form was written by another
+program, or by a later version.
+"""
+
+from enum import StrEnum
+from struct import Struct
+from typing import Any, Final, Literal, NamedTuple
+
+import bson
+from bson.binary import USER_DEFINED_SUBTYPE
+from bson.errors import BSONError
+
+from dispatcher.core.bson_elements import raw_field
+from dispatcher.core.resume_tokens import token_of
+
+_VERSION: Final = 1
+
+_V: Final = b"\x10v\0"
+_TERM: Final = b"\x12term\0"
+_NUMBER: Final = b"\x12n\0"
+_STAMP: Final = b"\x05stamp\0"
+_EVENT: Final = b"\x03event\0"
+_LARGE: Final = b"\x03large\0"
+_GAP: Final = b"\x03gap\0"
+
+# The size of the record, `v`, `term` and `n`; each field is its type and name, and then its value.
+_HEAD: Final = Struct("<i3si6sq3sq")
+_HEAD_OF_EVENT: Final = Struct(f"{_HEAD.format}{len(_EVENT)}si")
+_ROOM: Final = _HEAD.size + len(_EVENT) + 1  # bytes of a record beside its event
+_SIZE: Final = Struct("<i")
+_STAMP_HEAD: Final = Struct(f"<{len(_STAMP)}siB")
+
+# The size of a BSON document without fields.
+_SMALLEST: Final = 5
+
+# Maximum bytes of a record in an error message.
+_SHOWN: Final = 60
+
+
+class RecordKind(StrEnum):
+    """The kind of a record: the name of its last field."""
+
+    EVENT = "event"
+    LARGE = "large"
+    GAP = "gap"
+
+
+_KINDS: Final = {_EVENT: RecordKind.EVENT, _LARGE: RecordKind.LARGE, _GAP: RecordKind.GAP}
+
+
+class Envelope(NamedTuple):
+    """A record of a topic.
+
+    Attributes:
+        stamp: of the marker of a delete; empty for all other changes.
+        event: the change event; for another kind its document, see `large_event_in` and `gap_in`.
+    """
+
+    term: int
+    number: int
+    stamp: bytes
+    event: bytes
+    kind: RecordKind = RecordKind.EVENT
+
+
+class LargeEvent(NamedTuple):
+    """A change event that does not fit into a record.
+
+    Attributes:
+        token: of the event.
+        id: of the file with the event, see `dispatcher/kafka/large_events.py`.
+        size: bytes of the event.
+    """
+
+    token: str
+    id: bytes
+    size: int
+
+
+class GapNotice(NamedTuple):
+    """Changes that are missing in the topic.
+
+    Attributes:
+        token: the place of the notice among the events of its partition.
+        kind: the kind of the gap.
+        after: the changes after this token are missing.
+        until: the changes up to this token are missing.
+        policy: the choice of the operator of the relay, if there was one.
+    """
+
+    token: str
+    kind: Literal["history_lost", "oversize"]
+    after: str
+    until: str
+    policy: str = ""
+
+
+class MalformedRecord(ValueError):
+    """A record does not have the form of this module. The text of the error says how it begins."""
+
+
+def encode(term: int, number: int, event: bytes, stamp: bytes = b"") -> bytes:
+    """Return the record of a change event.
+
+    Args:
+        event: as the server sent it.
+        stamp: of the marker of a delete.
+    """
+    if stamp:
+        return _encoded(term, number, stamp, _EVENT, event)
+    return encode_without(0, term, number, event)
+
+
+def encode_without(last: int, term: int, number: int, event: bytes) -> bytes:
+    """Return the record of a change event without its last field.
+
+    Args:
+        last: bytes of the last field, with its type and name.
+    """
+    size = len(event) - last
+    head = _HEAD_OF_EVENT.pack(_ROOM + size, _V, _VERSION, _TERM, term, _NUMBER, number, _EVENT, size)
+    return head + event[4 : size - 1] + b"\0\0"
+
+
+def encode_large(term: int, number: int, large: LargeEvent, stamp: bytes = b"") -> bytes:
+    """Return the record of a change event that is a file in the state database."""
+    return _encoded(term, number, stamp, _LARGE, bson.encode(large._asdict()))
+
+
+def encode_gap(term: int, number: int, gap: GapNotice) -> bytes:
+    """Return the record of missing changes."""
+    return _encoded(term, number, b"", _GAP, bson.encode(gap._asdict()))
+
+
+def _encoded(term: int, number: int, stamp: bytes, field: bytes, document: bytes) -> bytes:
+    body = field + document + b"\0"
+    if stamp:
+        body = _STAMP_HEAD.pack(_STAMP, len(stamp), USER_DEFINED_SUBTYPE) + stamp + body
+    return _HEAD.pack(_HEAD.size + len(body), _V, _VERSION, _TERM, term, _NUMBER, number) + body
+
+
+def decode(value: bytes | None) -> Envelope:
+    """Read a record.
+
+    Args:
+        value: of the message; None for a message without a value.
+
+    Raises:
+        MalformedRecord: it does not have the form of this module. The caller adds topic, partition and offset.
+    """
+    if value is None or len(value) < _HEAD.size + _SMALLEST:
+        raise _malformed(value)
+    size, v, version, term_field, term, number_field, number = _HEAD.unpack_from(value)
+    if size != len(value) or value[-1] or v != _V:
+        raise _malformed(value)
+    if version != _VERSION:
+        raise MalformedRecord(f"the record has the version {version}, and this dispatcher knows {_VERSION}")
+    if term_field != _TERM or number_field != _NUMBER or term < 1 or number < 0:
+        raise _malformed(value)
+    at, stamp = _HEAD.size, b""
+    if value.startswith(_STAMP, at):
+        at += len(_STAMP)
+        length = _SIZE.unpack_from(value, at)[0] if at + 5 < size else -1
+        at += 5
+        if length < 1 or at + length > size or value[at - 1] != USER_DEFINED_SUBTYPE:
+            raise _malformed(value)
+        stamp = value[at : at + length]
+        at += length
+    begin = value.find(b"\0", at) + 1
+    kind = _KINDS.get(value[at:begin])
+    if kind is None or begin + _SMALLEST >= size or _SIZE.unpack_from(value, begin)[0] != size - 1 - begin:
+        raise _malformed(value)
+    return Envelope(term, number, stamp, value[begin:-1], kind)
+
+
+def token_in(record: Envelope) -> str:
+    """The token of a record: its place among the changes.
+
+    Raises:
+        MalformedRecord: the record has none.
+    """
+    if record.kind is not RecordKind.EVENT:
+        return str(_read(record, token=str)["token"])
+    try:
+        return token_of(bson.decode(raw_field(record.event, "_id") or b""))
+    except (BSONError, KeyError, TypeError, ValueError) as error:
+        raise _malformed(record.event) from error
+
+
+def large_event_in(record: Envelope) -> LargeEvent:
+    """The document of a large event.
+
+    Raises:
+        MalformedRecord: it is not one.
+    """
+    return LargeEvent(**_read(record, token=str, id=bytes, size=int))
+
+
+def gap_in(record: Envelope) -> GapNotice:
+    """The document of a gap.
+
+    Raises:
+        MalformedRecord: it is not one.
+    """
+    return GapNotice(**_read(record, token=str, kind=str, after=str, until=str, policy=str))
+
+
+def _read(record: Envelope, **kinds: type) -> dict[str, Any]:
+    """The fields of the document of a record."""
+    try:
+        document = bson.decode(record.event)
+        found = {name: document[name] for name in kinds}
+    except (BSONError, KeyError) as error:
+        raise _malformed(record.event) from error
+    if not all(isinstance(found[name], kind) for name, kind in kinds.items()):
+        raise _malformed(record.event)
+    return found
+
+
+def _malformed(value: bytes | None) -> MalformedRecord:
+    if value is None:
+        return MalformedRecord("the record has no value, so it is no change event of a relay")
+    shown = f"{value[:_SHOWN]!r}" + ("..." if len(value) > _SHOWN else "")
+    return MalformedRecord(f"the record is no change event of a relay; its value of {len(value)} bytes is {shown}")

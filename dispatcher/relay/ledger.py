@@ -1,0 +1,185 @@
+"""Keeps account of the records of one term: which of them are acknowledged, and how far the position may move.
+
+The position passes an event only if all earlier events, in all partitions, are acknowledged. It holds the place of
+the last record at or before it in each partition, not that of the last acknowledged record.
+
+Events are counted by span: the events of one batch of the change stream. No I/O.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dispatcher.kafka.relay_state import Mark, RelayPosition
+
+
+class Part(NamedTuple):
+    """The records of one span in one partition.
+
+    Attributes:
+        records: their number.
+        last: the number of the last one in its term.
+    """
+
+    partition: int
+    records: int
+    last: int
+
+
+class Report:
+    """Counts the answers to the records of one part. The client calls it with each answer.
+
+    Attributes:
+        partition: of the part.
+    """
+
+    __slots__ = ("_ledger", "_left", "_offset", "_span", "last", "partition")
+
+    def __init__(self, ledger: "RecordLedger", span: "Span", part: Part) -> None:
+        self._ledger = ledger
+        self._span = span
+        self.partition = part.partition
+        self.last = part.last
+        self._left = part.records
+        self._offset = -1
+
+    @property
+    def offset(self) -> int:
+        """The offset after the last record. The records of a producer lie in the log in their order."""
+        return self._offset + 1
+
+    def __call__(self, error: Any, message: Any) -> None:
+        """Note the answer to one record."""
+        if error is not None:
+            self._ledger.fail(f"{error.name()}: {error.str()}")
+            return
+        offset = message.offset()
+        if offset < 0:  # the broker has the record, but the answer with its offset is lost
+            self._ledger.fail("the broker does not tell the offset of a record")
+            return
+        if offset > self._offset:  # noqa: PLR1730 - `max` takes longer
+            self._offset = offset
+        self._left -= 1
+        if not self._left:
+            self._ledger.part_acknowledged(self._span)
+
+
+class Span:
+    """Events that follow each other in the stream.
+
+    Attributes:
+        token: all events of the span are up to it.
+        records: their number.
+        size: bytes of its records.
+        is_end: whether the position may lie behind the span.
+        reports: for each of its parts.
+        left: the number of parts with unacknowledged records.
+    """
+
+    __slots__ = ("is_end", "left", "records", "reports", "size", "token")
+
+    def __init__(self, token: str, records: int, size: int, *, is_end: bool) -> None:
+        self.token = token
+        self.records = records
+        self.size = size
+        self.is_end = is_end
+        self.reports: list[Report] = []
+        self.left = 0
+
+
+class RecordLedger:
+    """The records of one term.
+
+    Args:
+        term: of the producer.
+        position: at which the term begins.
+        fingerprint: of the stream that is read.
+
+    Attributes:
+        records: the number of records in the spans that are not acknowledged.
+        size: their bytes.
+        failure: the text of the first error; empty if there is none. After it the position does not move.
+    """
+
+    def __init__(self, term: int, position: RelayPosition, fingerprint: str) -> None:
+        self._term = term
+        self._spans: deque[Span] = deque()
+        self._token = position.token
+        self._token_fingerprint = position.fingerprint
+        self._fingerprint = fingerprint
+        self._marks = list(position.marks)  # of the records up to `_token`
+        self._passed: dict[int, Mark] = {}  # of the acknowledged spans after it that are no end
+        self.records = 0
+        self.size = 0
+        self.failure = ""
+
+    @property
+    def position(self) -> RelayPosition:
+        """The position now."""
+        return RelayPosition(self._token, self._token_fingerprint, tuple(self._marks))
+
+    @property
+    def token(self) -> str:
+        """The token of the position now."""
+        return self._token
+
+    @property
+    def oldest(self) -> str | None:
+        """The token of the oldest span that is not acknowledged."""
+        return self._spans[0].token if self._spans else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Returns whether all records are acknowledged."""
+        return not self._spans
+
+    def add(self, token: str, parts: Sequence[Part], size: int = 0, *, is_end: bool = True) -> list[Report]:
+        """Add the next span.
+
+        Args:
+            token: the stream is read up to it.
+            parts: of its records.
+            size: bytes of its records.
+            is_end: whether the position may lie behind the span: not between a delete marker and its delete.
+
+        Returns:
+            The report of each part: each record must call it with its answer.
+        """
+        span = Span(token, sum(part.records for part in parts), size, is_end=is_end)
+        span.reports = [Report(self, span, part) for part in parts]
+        span.left = len(span.reports)
+        self._spans.append(span)
+        self.records += span.records
+        self.size += size
+        if not span.left:
+            self._move()
+        return span.reports
+
+    def part_acknowledged(self, span: Span) -> None:
+        """Note that all records of a part are acknowledged."""
+        span.left -= 1
+        if not span.left:
+            self._move()
+
+    def fail(self, text: str) -> None:
+        """Note that a record is not acknowledged, and may never be."""
+        self.failure = self.failure or text
+
+    def _move(self) -> None:
+        """Move the position behind the spans whose predecessors are all acknowledged."""
+        spans = self._spans
+        while spans and not spans[0].left:
+            span = spans.popleft()
+            self.records -= span.records
+            self.size -= span.size
+            for one in span.reports:
+                self._passed[one.partition] = Mark(one.offset, self._term, one.last)
+            if span.is_end:
+                self._pass_to(span.token)
+
+    def _pass_to(self, token: str) -> None:
+        for partition, mark in self._passed.items():
+            self._marks[partition] = mark
+        self._passed.clear()
+        if token > self._token:  # the first tokens of a stream that begins at a time can precede the position
+            self._token, self._token_fingerprint = token, self._fingerprint

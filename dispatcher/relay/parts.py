@@ -1,0 +1,38 @@
+"""What the work of a relay needs of its process."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pymongo import AsyncMongoClient
+
+from dispatcher.core.state import Group
+from dispatcher.core.stats import Stats
+from dispatcher.kafka.config import KafkaConfig
+from dispatcher.settings import Settings
+from dispatcher.stream.scope import Scope
+
+
+class RelayParts(NamedTuple):
+    """The deployment, the brokers and the settings of a relay.
+
+    Attributes:
+        group: the relay as a group of one partition. It has the name of the topic.
+        watching: the client for change streams, opened for the running loop.
+        scope: the published collections, with hashes.
+        names: the published collections and patterns, by their names in the state.
+        partitions: the requested number of partitions of the topic; None for the present one, or the default.
+    """
+
+    group: Group
+    watching: AsyncMongoClient[Any]
+    scope: Scope
+    names: Sequence[str]
+    config: KafkaConfig
+    partitions: int | None
+    settings: Settings
+    stats: Stats
+
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self.group.name

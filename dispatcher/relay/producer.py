@@ -1,0 +1,66 @@
+"""One producer of Kafka, for one term of the relay."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from dispatcher.kafka.config import KafkaConfig
+from dispatcher.relay.ledger import Report
+from dispatcher.relay.records import Packed
+
+# Maximum bytes of a batch of records, and of a request. A topic with a lower limit lowers both.
+_BATCH: Final = 1_000_000
+
+# The ledger bounds the records on their way, so the client needs no bounds of its own.
+_UNBOUNDED: Final[dict[str, Any]] = {
+    "queue_buffering_max_messages": 0,
+    "queue_buffering_max_kbytes": 2_147_483_647,
+}
+
+# Milliseconds for which the client collects records of a partition. `send` passes all records of a batch at once.
+_LINGER_MS: Final = 1
+
+
+class TermProducer:
+    """Sends records. It never blocks: answers come with `poll`.
+
+    Args:
+        largest: maximum bytes of a batch of records, as the topic demands.
+
+    Raises:
+        KafkaError: a property of the configuration is wrong.
+    """
+
+    def __init__(self, config: KafkaConfig, topic: str, largest: int) -> None:
+        self._topic = topic
+        size = {"batch_size": min(largest, _BATCH), "message_max_bytes": max(largest, 1_000)}
+        self._producer = config.producer(linger_ms=_LINGER_MS, **_UNBOUNDED, **size)
+
+    def send(self, packed: Packed, reports: Sequence[Report]) -> str:
+        """Send the records of a batch.
+
+        Args:
+            reports: of its parts, in the same order. Each answer goes to one of them.
+
+        Returns:
+            The text of an error; empty if all records are on their way.
+        """
+        for part, report in zip(packed.parts, reports, strict=True):
+            records = packed.records[part.partition]
+            if (
+                self._producer.produce_batch(self._topic, records, part.partition, on_delivery=report)
+                != part.records
+            ):
+                failed = next((one["_error"] for one in records if "_error" in one), None)
+                return f"the client does not accept a record: {failed}"
+        self._producer.poll(0)
+        return ""
+
+    def poll(self) -> None:
+        """Receive answers."""
+        self._producer.poll(0)
+
+    def close(self) -> None:
+        """Stop at once. Records that are not sent are dropped; records on their way may still land."""
+        self._producer.purge()
+        self._producer.poll(0)
+        self._producer.close()

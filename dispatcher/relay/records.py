@@ -1,0 +1,184 @@
+"""Makes the records of a topic from change events. No I/O.
+
+The server has computed the hash of each document, so no event is decoded: this is the hot path of the relay.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from struct import Struct
+from typing import Any, Final, NamedTuple
+
+from bson import json_util
+
+from dispatcher.core.bson_codec import RawEvent, Undecoded
+from dispatcher.core.bson_elements import elements, joined, keyed, raw_field, readable
+from dispatcher.core.bson_elements import field as field_of
+from dispatcher.core.events import DELIVERABLE
+from dispatcher.core.partitions import HASH, partition_of
+from dispatcher.core.resume_tokens import token_of
+from dispatcher.kafka.envelope import GapNotice, LargeEvent, encode, encode_gap, encode_large, encode_without
+from dispatcher.relay.delete_stamps import IN_TRANSACTION, STAMPED, DeleteStamps
+from dispatcher.relay.ledger import Part
+
+# The end of an event: the field with the hash, which the pipeline has added, and the end of the document.
+_TAIL: Final = Struct(f"<{len(HASH) + 2}sqB")
+_HASH: Final = b"\x12" + HASH.encode() + b"\0"
+_LAST: Final = _TAIL.size - 1  # bytes of the field
+_SIZE: Final = Struct("<i")
+
+# Events of these operations are published. The end of the stream is no event.
+_PUBLISHED: Final = frozenset({*DELIVERABLE, "drop", "dropDatabase", "rename"})
+
+_DOCUMENT_KEY: Final = b"\x03documentKey\0"
+_ID: Final = b"_id\0"
+_OBJECT_ID: Final = 7
+_STRING: Final = 2
+
+LONGEST_KEY: Final = 1_000
+"""Maximum bytes of the key of a record. Keys are for people; a longer one is left out."""
+
+_FRAME: Final = 200
+"""Maximum bytes that a record has beside its event, its stamp and its key."""
+
+Record = dict[str, Any]
+"""A record for the client of Kafka: its value, and its key."""
+
+
+class Packed(NamedTuple):
+    """The records of a batch.
+
+    Attributes:
+        records: by partition.
+        parts: of all partitions with records.
+        size: bytes of all values.
+    """
+
+    records: Sequence[list[Record]]
+    parts: list[Part]
+    size: int
+
+
+class Packer:
+    """Makes the records of one term.
+
+    Args:
+        partitions: of the topic.
+        largest: maximum bytes of a record.
+    """
+
+    def __init__(self, term: int, partitions: int, largest: int) -> None:
+        self._term = term
+        self._partitions = partitions
+        self._largest = largest - _FRAME - LONGEST_KEY
+        self._numbers = [0] * partitions
+        self.stamps = DeleteStamps()
+
+    def large_among(self, events: Sequence[Undecoded]) -> list[Undecoded]:
+        """The events that do not fit into a record."""
+        largest = self._largest
+        return [event for event in events if len(event.raw) > largest]
+
+    def pack(self, events: Sequence[RawEvent], large: Mapping[str, LargeEvent]) -> Packed:
+        """Make the records of some events.
+
+        Args:
+            events: in the order of the stream.
+            large: the files of the events that do not fit into a record, by token.
+        """
+        records: list[list[Record]] = [[] for _ in range(self._partitions)]
+        size, term, numbers, open_stamps = 0, self._term, self._numbers, self.stamps.open
+        tail_of, end, partitions, largest = _TAIL.unpack_from, _TAIL.size, self._partitions, self._largest
+        for event in events:
+            raw = event.raw
+            tail, hashed, _ = tail_of(raw, len(raw) - end)
+            if (
+                tail == _HASH
+                and len(raw) <= largest
+                and (STAMPED not in raw or IN_TRANSACTION not in raw)
+                and not open_stamps
+            ):
+                partition = abs(hashed) % partitions
+                value = encode_without(_LAST, term, numbers[partition], raw)
+            else:
+                packed = self._with_care(event, large)
+                if packed is None:
+                    continue
+                partition, value = packed
+            numbers[partition] += 1
+            size += len(value)
+            records[partition].append({"value": value, "key": key_of(raw)})
+        return Packed(records, list(self._parts(records)), size)
+
+    def pack_gap(self, gap: GapNotice, partitions: Sequence[int]) -> Packed:
+        """Make a record of missing changes for each of some partitions."""
+        records: list[list[Record]] = [[] for _ in range(self._partitions)]
+        for partition in partitions:
+            value = encode_gap(self._term, self._numbers[partition], gap)
+            self._numbers[partition] += 1
+            records[partition].append({"value": value, "key": None})
+        return Packed(records, list(self._parts(records)), sum(len(one[0]["value"]) for one in records if one))
+
+    def _parts(self, records: Sequence[list[Record]]) -> Iterator[Part]:
+        for partition, some in enumerate(records):
+            if some:
+                yield Part(partition, len(some), self._numbers[partition] - 1)
+
+    def _with_care(self, event: RawEvent, large: Mapping[str, LargeEvent]) -> tuple[int, bytes] | None:
+        """The partition and the record of an event that needs more than copying.
+
+        Returns:
+            None if the event is not published: a delete marker, or the end of a stream.
+        """
+        if event["operationType"] not in _PUBLISHED:
+            return None
+        stamp = self.stamps.take(event)
+        if stamp is None:
+            return None
+        partition, raw = 0, event.raw  # events of whole collections are in partition 0
+        if "documentKey" in event:
+            partition, raw = partition_of(event[HASH], self._partitions), _without_hash(raw)
+        number = self._numbers[partition]
+        if len(event.raw) <= self._largest:
+            return partition, encode(self._term, number, raw, stamp)
+        return partition, encode_large(self._term, number, large[token_of(event["_id"])], stamp)
+
+
+def event_of(event: Undecoded) -> bytes:
+    """The bytes of an event as the server sends it without the hash."""
+    return _without_hash(bytes(event.raw))
+
+
+def _without_hash(raw: bytes) -> bytes:
+    if _TAIL.unpack_from(raw, len(raw) - _TAIL.size)[0] == _HASH:
+        return _SIZE.pack(len(raw) - _TAIL.size + 1) + raw[4 : -_TAIL.size] + b"\0"
+    return joined(*(one for one in elements(raw) if one.name != HASH.encode()))
+
+
+def key_of(raw: bytes) -> bytes | None:
+    """The key of the record of an event: its `_id` as extended JSON, for people. None if there is none.
+
+    A document may contain bytes that look like a field of the event; then the key may be wrong.
+    """
+    at = raw.rfind(_DOCUMENT_KEY) + len(_DOCUMENT_KEY)
+    if at < len(_DOCUMENT_KEY):
+        return None
+    begin = at + 5 + len(_ID)  # after the size of the document, the type and the name of its field
+    kind = raw[at + 4]
+    if kind == _OBJECT_ID:
+        return b'{"$oid":"' + raw[begin : begin + 12].hex().encode() + b'"}'
+    try:
+        if kind == _STRING:
+            size = _SIZE.unpack_from(raw, begin)[0]
+            if size > LONGEST_KEY:
+                return None
+            key = json.dumps(raw[begin + 4 : begin + 3 + size].decode(), ensure_ascii=False)
+        else:
+            found = field_of(raw_field(raw, "documentKey") or b"", "_id")
+            if found is None or len(found.value) > LONGEST_KEY:
+                return None
+            value = readable(keyed(found))[""]
+            key = json_util.dumps(value, json_options=json_util.RELAXED_JSON_OPTIONS)
+    except Exception:  # values that no driver decodes; the key is for people only
+        return None
+    encoded = key.encode()
+    return encoded if len(encoded) <= LONGEST_KEY else None

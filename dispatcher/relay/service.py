@@ -1,0 +1,249 @@
+"""The process of a relay: checks server and brokers, joins the relay's group, publishes, and ends in order.
+
+The processes of a relay are a group of dispatchers with one partition, named after the topic. So the one with the
+lease publishes, the others stand by, and operators see the relay like every other group.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from dispatcher.core.clients import Clients, close, closing
+from dispatcher.core.oplog import look_at_oplog
+from dispatcher.core.output.logs import log
+from dispatcher.core.state import Group, State
+from dispatcher.core.stats import Gauges, Stats
+from dispatcher.core.tasks import end
+from dispatcher.delivery.application import group_of, routes_of
+from dispatcher.delivery.routes import Routes
+from dispatcher.exceptions import ApplicationError
+from dispatcher.group.coordinator import Coordinator
+from dispatcher.group.layout import admit
+from dispatcher.group.members import FORMAT, Members
+from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.relay_state import RelayStore
+from dispatcher.kafka.topics import TopicFacts, topic_name
+from dispatcher.operate.observer import Observer
+from dispatcher.operate.privileges import require_state
+from dispatcher.operate.unreachable import require_changes
+from dispatcher.position.documents import SavedPositions
+from dispatcher.position.store import PositionStore
+from dispatcher.relay.parts import RelayParts
+from dispatcher.relay.topic import log_warnings, prepared_topic
+from dispatcher.relay.work import RelayWork
+from dispatcher.settings import Settings
+from dispatcher.stream.change_stream import token_of_now
+from dispatcher.stream.scope import Scope
+from mongoz import Registry
+
+
+class RelayTarget(NamedTuple):
+    """Where a relay publishes.
+
+    Attributes:
+        name: of the relay.
+        partitions: the requested number of partitions of the topic; None for the present one, or the default.
+    """
+
+    config: KafkaConfig
+    name: str = "changes"
+    partitions: int | None = None
+
+
+class RelayService:
+    """One process of a relay for one or more registries.
+
+    Args:
+        registries: of the applications, with all receivers connected.
+
+    Raises:
+        ApplicationError: a registry has a setting that excludes a dispatcher, or they are on several deployments.
+        NothingToDeliver: no receiver of a registry may run in a dispatcher.
+    """
+
+    def __init__(self, registries: Sequence[Registry], settings: Settings, target: RelayTarget) -> None:
+        self._settings = settings
+        self._target = target
+        self._topic = topic_name(target.name)
+        self._routes = [routes_of(one, settings, group_of(one, settings)) for one in registries]
+        self._scope = _scope_of(self._routes, settings.state_database)
+        self._clients = _clients_of(registries, settings)
+        self._coordinator: Coordinator[RelayWork] | None = None
+        self.stats = Stats()
+        self.observer = Observer(
+            self.stats, group=self._topic, settings=settings, gauges=self.gauges, troubles=self.troubles
+        )
+
+    def gauges(self) -> dict[int, Gauges]:
+        """The gauges of the relay, if this process holds the lease."""
+        held = {} if self._coordinator is None else self._coordinator.held
+        return {number: one.work.gauges() for number, one in held.items()}
+
+    def troubles(self) -> list[str]:
+        """Readable reasons why this process does not work for its relay."""
+        one, troubles = self._coordinator, []
+        if one is not None and not one.in_touch:
+            troubles.append("this process can't see the other members, and can't renew its lease")
+        if one is not None and one.outdated:
+            troubles.append("a newer version of the application is running, so this process does not take over")
+        return troubles
+
+    @property
+    def position(self) -> str | None:
+        """The token up to which all events are published; None if another process publishes."""
+        held = () if self._coordinator is None else self._coordinator.held.values()
+        return next((one.work.position for one in held), None)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publish, or stand by, until `stop` is set."""
+        starting = asyncio.create_task(self._start(), name="start")
+        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        await end([stopped] if starting.done() else [stopped, starting])
+        if starting.cancelled():
+            log.info("stopped during the start", action="relay.stopped", **self.stats.as_dict())
+            return
+        parts, coordinator = starting.result()
+        async with closing(parts.group.state.client, parts.watching):
+            self.observer.begin(stop)
+            observing = self.observer.watch(parts.group)
+            try:
+                await coordinator.run(stop)
+            finally:
+                await end(observing)
+                log.info("stopped", action="relay.stopped", **self.stats.as_dict())
+
+    async def _start(self) -> tuple[RelayParts, Coordinator[RelayWork]]:
+        """Check the server and the brokers, and join the group."""
+        async with self._clients.patient_client() as client:
+            await self._clients.check(client)
+        client, watching = self._clients.lasting_client(), self._clients.watching_client()
+        try:
+            group = Group(State(client, self._settings.state_database, self._clients.address), self._topic)
+            parts = RelayParts(
+                group,
+                watching,
+                self._scope,
+                [*map(".".join, self._scope.namespaces), *map(str, self._scope.patterns)],
+                self._target.config,
+                self._target.partitions,
+                self._settings,
+                self.stats,
+            )
+            return parts, await self._join(parts)
+        except BaseException:
+            await close(client, watching)
+            raise
+
+    async def _join(self, parts: RelayParts) -> Coordinator[RelayWork]:
+        group, version = parts.group, _version_of(self._scope)
+        application = f"relay of {self._topic}"
+        facts = {
+            "application": application,
+            "version": version,
+            "format": FORMAT,
+            "lease_seconds": self._settings.lease,
+            "receivers": [],
+        }
+        members = Members(group, facts, self._heartbeat_fields)
+        store = PositionStore(group, members.id)
+        now = partial(token_of_now, group.state.client, self._scope, group.state.address)
+        begin = partial(_begin, store, now)
+
+        async def join() -> bool:
+            # All checks precede the first write.
+            await require_state(group.state)
+            for routes in self._routes:
+                await require_changes(group.state.client, routes)
+            await admit(store, self._settings, application)
+            topic = await self._prepare(group)
+            log_warnings(topic, await self._oplog_seconds(group))
+            begun = await begin(await store.load())
+            await admit(store, self._settings, application)
+            await members.join()
+            return begun
+
+        begun = await self._clients.patiently(join)
+        log.info(
+            "first start: publishing changes from now on" if begun else "publishing changes after the position",
+            action="relay.started",
+            address=group.state.address,
+            kafka=parts.config.servers,
+            topic=self._topic,
+            member=members.id,
+            publishing=list(parts.names),
+            begins="now" if begun else "position",
+        )
+        self._coordinator = Coordinator(
+            store,
+            members,
+            lease=self._settings.lease,
+            version=version,
+            begin=begin,
+            work=partial(RelayWork, parts, store),
+            resized=self._count_change,
+        )
+        return self._coordinator
+
+    async def _prepare(self, group: Group) -> TopicFacts:
+        """Create the topic, or check it."""
+        saved = await RelayStore(group.state, self._topic).load()
+        return await prepared_topic(
+            self._target.config,
+            self._topic,
+            self._target.partitions,
+            None if saved is None else saved.topic,
+            continues=self._settings.on_history_lost != "fail",
+        )
+
+    async def _oplog_seconds(self, group: Group) -> float | None:
+        """How far the oplog reaches back; None if this user may not know it."""
+        oplog = await look_at_oplog(group.state.client)
+        return None if oplog is None else oplog.ends - oplog.begins
+
+    def _heartbeat_fields(self) -> dict[str, Any]:
+        """The fields of a heartbeat that change."""
+        held = {} if self._coordinator is None else self._coordinator.held
+        return {"partitions": list(held), "stats": self.observer.stats_document(), "http": self.observer.http}
+
+    def _count_change(self) -> None:
+        self.stats.lease_changes += 1
+
+
+async def _begin(store: PositionStore, now: Callable[[], Coroutine[Any, Any, str]], saved: SavedPositions) -> bool:
+    """Record the first position of the relay's group, if it is missing: the present time."""
+    position = saved.positions.get(0)
+    if saved.layout is not None and position is not None and position.token is not None:
+        return False
+    return await store.begin(1, {0: (await now(), "")}, new=saved.layout is None)
+
+
+def _scope_of(routes: Sequence[Routes], state_database: str) -> Scope:
+    """The collections of all applications."""
+    namespaces = [namespace for one in routes for namespace in one.namespaces]
+    patterns = [pattern for one in routes for pattern in one.patterns]
+    return Scope.of(namespaces, patterns, state_database)._replace(hashed=True)
+
+
+def _version_of(scope: Scope) -> str:
+    """A hash that identifies the published collections, and the format of the state."""
+    return sha256(f"{FORMAT} {scope.fingerprint}".encode()).hexdigest()[:16]
+
+
+def _clients_of(registries: Sequence[Registry], settings: Settings) -> Clients:
+    """The clients for the deployment of the registries.
+
+    Raises:
+        ApplicationError: they are on several deployments.
+    """
+    clients = [Clients(one, settings) for one in registries]
+    addresses = {one.address for one in clients}
+    if len(addresses) > 1:
+        raise ApplicationError(
+            f"The applications are on several deployments: {', '.join(sorted(addresses))}. A relay reads one.",
+            remedy="Start a relay for each deployment, with a --name of its own; or name the one deployment "
+            "with --url.",
+        )
+    return clients[0]

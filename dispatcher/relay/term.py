@@ -1,0 +1,326 @@
+"""One term of a relay: one producer, which publishes the events after the saved position.
+
+change stream -> records -> producer -> ledger -> position
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from time import monotonic
+from typing import Any, Final, Literal, NamedTuple
+
+from dispatcher.core.events import Batch, Start
+from dispatcher.core.lease import Lease, now
+from dispatcher.core.output.logs import log
+from dispatcher.core.resume_tokens import directly_after, token_of, token_time
+from dispatcher.core.retry import retry
+from dispatcher.core.stats import Lag
+from dispatcher.core.tasks import Interrupted, end
+from dispatcher.exceptions import HistoryLost, KafkaError, TopicError
+from dispatcher.kafka.envelope import GapNotice, LargeEvent
+from dispatcher.kafka.large_events import LargeEvents
+from dispatcher.kafka.relay_state import RelayState
+from dispatcher.kafka.topics import TopicFacts
+from dispatcher.position.gaps import Gap, Gaps
+from dispatcher.relay.ledger import RecordLedger
+from dispatcher.relay.parts import RelayParts
+from dispatcher.relay.producer import TermProducer
+from dispatcher.relay.records import Packed, Packer, event_of
+from dispatcher.relay.saver import PositionSaver
+from dispatcher.relay.topic import LARGEST, prepared_topic
+from dispatcher.stream.source import Source
+
+# Number of events in a full batch: the next one is requested while it is published.
+_FULL: Final = 100
+
+# Seconds between two looks at the answers of the brokers: while records are on their way, and at rest.
+_SOON: Final = 0.003
+_LATER: Final = 0.5
+
+# Seconds between two checks of the topic.
+_BETWEEN_CHECKS: Final = 60.0
+
+# Maximum seconds between two looks at a lease.
+_LOOK: Final = 1.0
+
+# Bytes of a megabyte in settings.
+_MB: Final = 1_000_000
+
+# Seconds for the last save.
+_SAVE_PATIENCE: Final = 5.0
+
+
+class TermStart(NamedTuple):
+    """What is known when a term begins.
+
+    Attributes:
+        source: of change events with hashes.
+        facts: of the topic.
+        state: with the new term, and the position at which it begins.
+        moved_to: the later token to which an operator has moved the relay; None in nearly all cases.
+    """
+
+    source: Source
+    facts: TopicFacts
+    state: RelayState
+    moved_to: str | None
+
+
+class Term:
+    """Publishes with one producer.
+
+    Args:
+        lag: of the relay.
+
+    Attributes:
+        number: of the term.
+        ledger: of its records.
+        failure: the error that has ended the term; empty if there is none.
+    """
+
+    def __init__(self, parts: RelayParts, lease: Lease, start: TermStart, lag: Lag) -> None:
+        self._parts = parts
+        self._lease = lease
+        self._source, self._facts, state, self._moved_to = start
+        self._lag = lag
+        largest = self._facts.largest or LARGEST
+        self.number = state.term
+        self._fingerprint = parts.scope.fingerprint
+        self.ledger = RecordLedger(state.term, state.position, self._fingerprint)
+        self._packer = Packer(state.term, self._facts.layout.partitions, largest)
+        self._producer = TermProducer(parts.config, parts.topic, largest)
+        self._large = LargeEvents(parts.group.state, parts.topic)
+        self._gaps = Gaps(parts.group, parts.stats)
+        self._began = self._after = self._skip_to = state.position.token
+        self._room = asyncio.Event()
+        self._busy = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self.failure = ""
+
+    @property
+    def has_moved(self) -> bool:
+        """Returns whether the position has moved in this term."""
+        return self.ledger.token > self._began
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the change stream is open."""
+        return self._source.connected
+
+    # -- the tasks of a term -------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event, saver: PositionSaver) -> None:
+        """Publish until `stop` is set, the term fails, or the lease ends. Then save the position.
+
+        Raises:
+            DispatcherError: an error is permanent.
+        """
+        ending = asyncio.Event()
+        reading = asyncio.create_task(self._follow(), name="follow")
+        checking = asyncio.create_task(self._check_topic(), name="check-topic")
+        polling = asyncio.create_task(self._poll(), name="poll-answers")
+        saving = asyncio.create_task(saver.save_regularly(ending), name="save-position")
+        ends = [
+            asyncio.create_task(stop.wait(), name="wait-for-stop"),
+            asyncio.create_task(self._wait_for_end_of_lease(), name="wait-for-end-of-lease"),
+        ]
+        working = [reading, checking, polling, saving]
+        try:
+            await asyncio.wait([*working, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set():
+                await end([reading, checking])
+                await self._drain([polling, ends[1]])
+        finally:
+            self.failure = self.ledger.failure
+            self._producer.close()  # at once: a producer without a lease must not send
+            await end([reading, checking, polling, *ends])
+            ending.set()
+            await asyncio.wait([saving], timeout=_SAVE_PATIENCE)
+            await end([saving])
+        for task in working:
+            if not task.cancelled():
+                task.result()
+        await saver.save_at_the_end()
+
+    async def _drain(self, unless: "Sequence[asyncio.Task[Any]]") -> None:
+        """Wait for the answers to all records, at most for the time of grace."""
+        waiting = asyncio.create_task(self._quiet.wait(), name="wait-for-answers")
+        if self.ledger.is_empty:
+            self._quiet.set()
+        grace = self._parts.settings.grace
+        await asyncio.wait([waiting, *unless], timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        await end([waiting])
+
+    async def _wait_for_end_of_lease(self) -> None:
+        """Wait until the lease was not renewed in time, or is lost."""
+        while True:
+            left = self._lease.until - now()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, _LOOK))
+
+    async def _poll(self) -> None:
+        """Receive answers, until the term fails."""
+        while not self.ledger.failure:
+            self._busy.clear()
+            self._producer.poll()
+            self._room.set()
+            if not self.ledger.is_empty:
+                await asyncio.sleep(_SOON)
+                continue
+            self._quiet.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LATER):
+                    await self._busy.wait()
+
+    async def _check_topic(self) -> None:
+        """Check regularly that the topic is still the same, and delete old large events. Runs for ever.
+
+        Raises:
+            TopicError: the topic can't be used any more.
+            HistoryLost: the topic was deleted.
+        """
+        parts = self._parts
+        report = partial(log.warning, "old large events can't be deleted now", action="event.not_deleted")
+        while True:
+            if self._facts.retention is not None:
+                time = token_time(self.ledger.token).as_datetime()
+                await retry(partial(self._large.delete_old, self._facts.retention, time), report)
+            await asyncio.sleep(_BETWEEN_CHECKS)
+            try:
+                self._facts = await prepared_topic(
+                    parts.config, parts.topic, None, self._facts.layout, continues=False
+                )
+            except HistoryLost as lost:
+                if parts.settings.on_history_lost == "fail":
+                    raise
+                self.ledger.fail(lost.message)  # the next term begins with the new topic
+            except TopicError:
+                raise
+            except KafkaError as error:
+                log.warning(error.message, action="kafka.not_reached", remedy=error.remedy)
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Follow the change stream until the lease is lost. Continue after history that it no longer holds."""
+        with suppress(Interrupted):
+            if self._moved_to is not None:
+                await self._publish_gap("position_set", self._moved_to)
+            start = self._start()
+            while True:
+                try:
+                    async with aclosing(self._batches(start)) as batches:
+                        async for batch in batches:
+                            await self._publish(batch)
+                            self._after = batch.token
+                except HistoryLost as lost:
+                    start = Start(token=await self._bridge(lost))
+
+    def _start(self) -> Start:
+        """The place where the stream begins. A token of another stream gives only a time."""
+        if self._after == self._began and self.ledger.position.fingerprint == self._fingerprint:
+            return Start(token=self._began)
+        return Start(cluster_time=token_time(self._after))
+
+    async def _batches(self, start: Start) -> AsyncGenerator[Batch]:
+        """Yield the batches of the source. After a full batch, the next one is requested at once."""
+        async with aclosing(self._source.batches(start)) as source:
+            coming: asyncio.Task[Batch] | None = None
+            try:
+                while True:
+                    batch = await (self._next(source) if coming is None else coming)
+                    full = len(batch.events) >= _FULL
+                    coming = asyncio.create_task(self._next(source), name="read-ahead") if full else None
+                    yield batch
+            finally:
+                if coming is not None:
+                    await end([coming])
+                    _ = coming.cancelled() or coming.exception()  # read, so that asyncio does not warn
+
+    async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
+        self._lag.note_request(monotonic())
+        batch = await anext(source)
+        count = len(batch.events)
+        self._lag.note_batch(monotonic(), token_time(batch.token).time, count, more=count >= _FULL)
+        return batch
+
+    # -- publishing ----------------------------------------------------------------------------------------------
+
+    async def _publish(self, batch: Batch) -> None:
+        """Publish the events of a batch."""
+        if batch.lost_after is not None:
+            await self._publish_lost_event(batch.lost_after, batch.token)
+        events: Sequence[Any] = batch.events
+        if self._after <= self._skip_to:  # a stream that begins at a time begins before the position
+            events = [event for event in events if token_of(event["_id"]) > self._skip_to]
+        if not batch.events:
+            self._packer.stamps.give_up()
+        large: dict[str, LargeEvent] = {}
+        for event in self._packer.large_among(events):
+            token = token_of(event["_id"])
+            large[token] = await self._keep(token, event_of(event))
+        self._parts.stats.read += len(events)
+        await self._send(self._packer.pack(events, large), batch.token)
+
+    async def _keep(self, token: str, event: bytes) -> LargeEvent:
+        """Write a large event to the state, before its record is published."""
+        report = partial(log.warning, "a large event can't be written now, trying again", action="event.not_kept")
+        return await retry(partial(self._large.add, token, event), report, address=self._parts.group.state.address)
+
+    async def _send(self, packed: Packed, token: str) -> None:
+        """Send records while the lease holds, and wait until there is room for the next ones.
+
+        After a failure it waits for ever: no record may follow.
+        """
+        await self._lease.held()
+        reports = self.ledger.add(token, packed.parts, packed.size, is_end=not self._packer.stamps.open)
+        if packed.parts:
+            error = self._producer.send(packed, reports)
+            if error:
+                self.ledger.fail(error)
+            self._quiet.clear()
+            self._busy.set()
+        while self.ledger.failure or self.ledger.size > self._parts.settings.max_queued_mb * _MB:
+            self._room.clear()
+            await self._room.wait()
+
+    # -- missing changes -----------------------------------------------------------------------------------------
+
+    async def _bridge(self, lost: HistoryLost) -> str:
+        """Publish lost history as a gap. Returns the token after which the stream continues.
+
+        Raises:
+            HistoryLost: the operator did not choose to continue.
+        """
+        if self._parts.settings.on_history_lost == "fail":
+            raise lost
+        report = partial(log.warning, "the stream can't be opened now", action="history.not_bridged")
+        token = await retry(self._source.now, report, address=self._parts.group.state.address)
+        await self._publish_gap("history_lost", token)
+        return token
+
+    async def _publish_gap(self, kind: Literal["history_lost", "position_set"], until: str) -> None:
+        """Publish in every partition that all changes up to a token are missing, and record it."""
+        after = self._after
+        since, to = token_time(after), token_time(until)
+        why = (
+            "the oplog does not hold them any more" if kind == "history_lost" else "an operator moved the position"
+        )
+        text = (
+            f"the relay does not publish the changes between {since.as_datetime().isoformat()} and "
+            f"{to.as_datetime().isoformat()}: {why}"
+        )
+        await self._gaps.record(Gap(kind, after, text, None, since, to, "resume"))
+        self._packer.stamps.give_up()
+        notice = GapNotice(until, "history_lost", after, until, "resume")
+        self._after = self._skip_to = until
+        await self._send(self._packer.pack_gap(notice, range(self._facts.layout.partitions)), until)
+
+    async def _publish_lost_event(self, after: str, before: str) -> None:
+        """Publish that the server can't send an event. Its partition is unknown, so it is in the first one."""
+        text = "the server can't send a change whose _id has several megabytes, so it is not published"
+        await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
+        token = directly_after(after)
+        await self._send(self._packer.pack_gap(GapNotice(token, "oversize", after, before), [0]), token)

@@ -1,0 +1,75 @@
+"""Checks of topics: refusals and warnings, each with a remedy."""
+
+import pytest
+
+from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.kafka.topics import TopicFacts, TopicLayout, require_layout, require_usable, warnings
+
+KNOWN = TopicLayout("cluster", "mongoz.changes", "id", 32)
+SAFE = TopicFacts(
+    KNOWN,
+    replicas=3,
+    brokers=3,
+    cleanup="delete",
+    retention=7 * 86_400.0,
+    retention_bytes=float("inf"),
+    in_sync=2,
+    timestamps="LogAppendTime",
+    largest=1_048_588,
+)
+DAY = 86_400.0
+
+
+def test_a_safe_topic_passes_all_checks() -> None:
+    require_layout(SAFE, KNOWN)
+    require_usable(SAFE)
+    assert list(warnings(SAFE, oplog_seconds=DAY)) == []
+
+
+@pytest.mark.parametrize(
+    ("known", "error", "text"),
+    [
+        (
+            KNOWN._replace(cluster="other"),
+            TopicError,
+            "in the Kafka cluster cluster, and .* in other",
+        ),
+        (KNOWN._replace(id="earlier"), HistoryLost, "has the id id, and the state knows it as earlier"),
+        (KNOWN._replace(partitions=16), TopicError, "has 32 partitions, and the state knows 16"),
+    ],
+)
+def test_another_topic_is_refused(known: TopicLayout, error: type[TopicError], text: str) -> None:
+    with pytest.raises(error, match=text) as raised:
+        require_layout(SAFE, known)
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+def test_compaction_is_refused(policy: str) -> None:
+    with pytest.raises(TopicError, match="is compacted") as raised:
+        require_usable(SAFE._replace(cleanup=policy))
+    assert "--add-config cleanup.policy=delete" in raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        (SAFE._replace(replicas=1), "has 1 replica: "),
+        (SAFE._replace(replicas=2), "has 2 replicas: "),
+        (SAFE._replace(in_sync=1), "min.insync.replicas of the topic 'mongoz.changes' is 1"),
+        (SAFE._replace(timestamps="CreateTime"), "is CreateTime"),
+        (SAFE._replace(retention=3600.0), "keeps records for 1.0 h, and the oplog reaches back 24.0 h"),
+        (SAFE._replace(retention_bytes=1e9), "keeps at most 1000000000 bytes"),
+        (SAFE._replace(retention=None, retention_bytes=None), "embedded broker"),
+    ],
+)
+def test_weaknesses_are_warned_about(facts: TopicFacts, text: str) -> None:
+    [warned] = warnings(facts, oplog_seconds=DAY)
+    assert text in warned.text
+    assert warned.remedy
+    require_usable(facts)
+
+
+def test_a_topic_may_keep_records_for_ever() -> None:
+    assert list(warnings(SAFE._replace(retention=float("inf")), oplog_seconds=DAY)) == []
+    assert list(warnings(SAFE._replace(retention=60.0), oplog_seconds=None)) == []

@@ -1,5 +1,6 @@
 """The settings of an operator. The CLI makes its flags from this class; the service reads nothing else."""
 
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from pydantic import Field, SecretStr, field_validator
@@ -136,6 +137,20 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_-]{1,38}$",  # all deployments allow these characters and this length
         description="The database that holds the dispatcher's state.",
     )
+    kafka: str | None = Field(
+        default=None,
+        description="Read the changes from the topic of a relay on these brokers of Kafka, HOST:PORT,..., instead "
+        "of from change streams. It needs the extra kafka.",
+    )
+    kafka_topic: str = Field(
+        default="mongoz.changes",
+        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+        description="The topic of the relay, with --kafka.",
+    )
+    kafka_config: Path | None = Field(
+        default=None,
+        description="A file with properties of librdkafka, for example for TLS and passwords, with --kafka.",
+    )
     partitions: int | None = Field(
         default=None,
         ge=1,
@@ -147,7 +162,8 @@ class Settings(BaseSettings):
     processes: str = Field(
         default="1",
         description="Number of processes on this machine, 1 to 64, under one supervisor. auto is one for each "
-        "core, at most 2. A new group gets as many partitions; for more than 4 processes it needs --partitions.",
+        "core, without --kafka at most 2. A new group gets as many partitions; for more than 4 processes it needs "
+        "--partitions.",
     )
     adopt: bool = Field(
         default=False,

@@ -57,6 +57,9 @@ class ListSource:
         fails_after: the number of batches before the source fails.
     """
 
+    name = "the list"
+    pairs_deletes = False
+
     def __init__(
         self,
         events: Sequence[bytes] = (),
@@ -72,9 +75,9 @@ class ListSource:
         self._stamps = stamps
         self._forgets = forgets
 
-    async def now(self) -> str:
+    async def now(self) -> Start:
         """The token of the last event."""
-        return token_of(self.events[-1])
+        return Start(token=token_of(self.events[-1]))
 
     def time_of(self, position: str) -> Timestamp:
         """The cluster time of a token."""

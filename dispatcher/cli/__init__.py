@@ -47,6 +47,7 @@ _GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
         "show": position.show,
         "set": position.move,
         "reset": position.reset,
+        "switch": position.switch,
     },
     ("dead-letters", "Show, retry or drop dead letters: deliveries that failed for good."): {
         "list": letters.list_,

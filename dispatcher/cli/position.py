@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dispatcher.cli.options import Json, OfGroupOfApp, Yes
+from dispatcher.cli.options import Json, OfGroupOfApp, Yes, settings_of
 from dispatcher.cli.output import confirmed, out, print_json
 from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import ExitCode
+from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
     from bson.timestamp import Timestamp
@@ -154,6 +155,38 @@ def reset(
         raise typer.Exit(ExitCode.FAILED)
     moved = with_group(lambda there: Mover(there.group).move(None, force=force), place)
     _print_moves(moved, as_json=as_json)
+
+
+def switch(
+    *,
+    place: OfGroupOfApp,
+    source: Annotated[Settings, settings_of("kafka", "kafka_topic", "kafka_config")],
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Let a group read from another source: with `--kafka` from a topic, without it from change streams.
+
+    The group continues at its position, and keeps the finished changes after it. After a topic, change streams
+    keep the number of partitions; `run --partitions` changes it. All dispatchers of the group must be stopped.
+
+    Example: `dispatcher position switch shop.models:registry --kafka kafka-1:9092`
+    """
+    from dispatcher.cli.connecting import with_group
+    from dispatcher.group.origin import origin_of
+    from dispatcher.operate.positions import Mover
+
+    async def do(there: "GroupConnection") -> int:
+        mover = Mover(there.group)
+        return await mover.switch(await origin_of(source, there.group.state, mover.now))
+
+    name = "change streams" if source.kafka is None else f"the topic {source.kafka_topic}"
+    if not confirmed(f"Let the group read from {name} from now on?", yes=yes):
+        raise typer.Exit(ExitCode.FAILED)
+    partitions = with_group(do, place)
+    if as_json:
+        print_json({"source": name, "partitions": partitions})
+    else:
+        out.print(f"the group reads from {name} now, in {partitions} partition{'s' if partitions != 1 else ''}")
 
 
 def _print_moves(moved: "list[MovedPosition]", *, as_json: bool) -> None:

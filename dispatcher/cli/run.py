@@ -26,7 +26,8 @@ def run(
 
     The first start delivers changes from now on. Every later start continues where the last one stopped, after a
     crash too. Several dispatchers of a group share the partitions. When one dies, the others take over its
-    partitions. With `--processes`, one command starts several dispatchers on this machine.
+    partitions. With `--processes`, one command starts several dispatchers on this machine. With `--kafka`,
+    dispatchers read the changes that a relay publishes, instead of from change streams.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """
@@ -35,7 +36,7 @@ def run(
 
     role = Role.of_this_process()
     within = settings.grace + _ORDERLY
-    processes = process_count(settings.processes)
+    processes = process_count(settings.processes, streams=settings.kafka is None)
     if role is None and processes > 1:
         from dispatcher.supervise.supervisor import supervise
 

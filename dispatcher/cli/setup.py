@@ -22,6 +22,9 @@ def setup(
         settings_of(
             "url",
             "deliver_everything",
+            "kafka",
+            "kafka_topic",
+            "kafka_config",
             "partitions",
             "adopt",
             "connect_timeout",
@@ -38,7 +41,7 @@ def setup(
 
     The command turns on pre and post images for every collection that a receiver of APP listens to, and creates
     missing collections. It creates the indexes of the dispatcher's state. It records the first position: the first
-    `run` delivers the changes after it.
+    `run` delivers the changes after it. With `--kafka` this is the position of the relay.
 
     Example: `dispatcher setup shop.models:registry --import shop.receivers`
     """

@@ -47,6 +47,20 @@ class RawEvent(Mapping[str, Any]):
         return sum(1 for _ in elements(self.raw))
 
 
+class StampedDelete(RawEvent):
+    """A delete, and the stamp of its marker.
+
+    Attributes:
+        stamp: undecoded.
+    """
+
+    __slots__ = ("stamp",)
+
+    def __init__(self, raw: bytes, stamp: bytes) -> None:
+        super().__init__(raw)
+        self.stamp = stamp
+
+
 Undecoded = RawEvent | RawBSONDocument
 
 _SIZE: Final = Struct("<i")

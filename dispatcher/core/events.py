@@ -40,11 +40,32 @@ The ODM makes no replaces, so a replace never has a stamp of its own. A delete h
 _KEYS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
 
+class LogPlace(NamedTuple):
+    """The place of a reader in one partition of a topic, see `kafka/acceptance.py`.
+
+    Attributes:
+        topic_id: distinguishes the topic from an earlier one with the same name.
+        offset: the offset of the next record to read.
+        term: the term of the last accepted record; 0 before the first one.
+        number: the number of the last accepted record; -1 before the first one.
+    """
+
+    topic_id: str
+    offset: int
+    term: int
+    number: int
+
+
 class Start(NamedTuple):
-    """The start of a change stream: after a token, at a time, or now if both are None."""
+    """The start of a source: after a token, at a time, or now if both are None.
+
+    Attributes:
+        place: for a topic, a place whose accepted records are all finished; None if it is unknown.
+    """
 
     token: str | None = None
     cluster_time: Timestamp | None = None
+    place: LogPlace | None = None
 
 
 class Batch(NamedTuple):
@@ -55,11 +76,13 @@ class Batch(NamedTuple):
         token: a stream that resumes after this token continues after the batch.
         lost_after: the token before an event that the server could not send. The batch begins after this event.
             None in nearly all cases.
+        place: for a topic, the place after this batch.
     """
 
     events: Sequence[Undecoded]
     token: str
     lost_after: str | None = None
+    place: LogPlace | None = None
 
 
 class Change(NamedTuple):
@@ -74,6 +97,7 @@ class Change(NamedTuple):
             `"deferred"`: a placeholder for a change that comes after a marker of the same document. The change
             itself follows when the delete has arrived, or when it is certain that no delete follows.
             `"finished"`: an earlier process has finished it.
+            `"elsewhere"`: its collection is not watched.
         namespace: (database, collection); the collection is "" for events of a whole database.
         cluster_time: the server's logical time of the commit.
         wall_time: the server's wall clock at the commit.

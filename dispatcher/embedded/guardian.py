@@ -152,7 +152,7 @@ class Guardian:
         )
 
     def stop(self) -> None:
-        """End the server, and remove its directory if that is temporary. Returns afterwards. May be called twice."""
+        """End the server, remove its directory if that is temporary, and return. May be called twice."""
         if self not in _running:
             return
         # OSError: server and guardian have ended by themselves. ValueError: another thread closed the pipe.
@@ -242,8 +242,8 @@ def _launch(
 ) -> Guardian:
     home = _prepared(program, directory)
     scratch = "" if directory else str(home)
-    # This process opens the log. So the log contains errors of the server's loader too, and can still be read after
-    # the guardian has removed the directory.
+    # This process opens the log. So the log contains errors of the server's loader too, and can still be read
+    # after the guardian has removed the directory.
     log = _log_file(program, home).open("w+b", buffering=0)
     try:
         # S603: no shell parses the words of the command, sh gets them as "$@".
@@ -282,8 +282,8 @@ def _prepared(program: Program, directory: Path | None) -> Path:
         if directory is None:
             return Path(tempfile.mkdtemp(prefix="mongoz-")).resolve()
         directory.mkdir(parents=True, exist_ok=True)
-        # The log is moved, not emptied: a server that runs in this directory may still write into it. A mongod that
-        # finds another mongod there ends with the error DBPathInUse.
+        # The log is moved, not emptied: a server that runs in this directory may still write into it. A mongod
+        # that finds another mongod there ends with the error DBPathInUse.
         log = _log_file(program, directory)
         with suppress(FileNotFoundError):
             log.replace(f"{log}.1")

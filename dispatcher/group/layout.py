@@ -3,13 +3,11 @@
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 from dispatcher.core.output.logs import log
-from dispatcher.exceptions import GroupTaken
+from dispatcher.exceptions import GroupTaken, PositionError
+from dispatcher.group.origin import ChangeOrigin
 from dispatcher.group.processes import partitions_for, process_count
-from dispatcher.position.documents import SavedPositions
+from dispatcher.position.documents import Layout, SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
@@ -54,6 +52,49 @@ def taken(group: str, before: str, application: str) -> GroupTaken:
     )
 
 
+async def require_source(store: PositionStore, origin: ChangeOrigin, scope: Scope, settings: Settings) -> None:
+    """Require that a group has this source. A new group may have any.
+
+    Raises:
+        PositionError: the group has another source, or another number of partitions than the topic.
+        TopicError: the relay does not publish all changes of the watched collections since the position.
+    """
+    saved = await store.load()
+    origin.require_covered(scope, saved)
+    wanted = settings.partitions
+    if origin.partitions is not None and wanted not in (None, origin.partitions):
+        raise PositionError(
+            f"--partitions is {wanted}, but {origin.topic} has {origin.partitions} partitions.",
+            remedy="Leave --partitions out: the topic decides the number.",
+        )
+    layout = saved.layout
+    if layout is None and (origin.topic is None or not saved.positions):
+        return
+    known = Layout(max(saved.positions) + 1, None, "") if layout is None else layout
+    if known.topic != origin.topic:
+        raise _other_source(store.group, known, origin)
+    if origin.partitions is not None and known.partitions != origin.partitions:
+        raise PositionError(
+            f"The group {store.group!r} has {known.partitions} partitions, but {origin.topic} has "
+            f"{origin.partitions}: changes would be lost, or delivered twice.",
+            remedy="The number of partitions of a topic can't be changed. Was the topic created again, or was the "
+            "layout edited by hand? Create the topic with the earlier number, or choose another --kafka-topic.",
+        )
+
+
+def _other_source(group: str, known: Layout, origin: ChangeOrigin) -> PositionError:
+    before = "change streams" if known.topic is None else str(known.topic)
+    now = "change streams" if origin.topic is None else str(origin.topic)
+    fix = "Leave --kafka out"
+    if known.topic is not None:
+        fix = f"Start with --kafka-topic {known.topic.name} and the --kafka of that cluster"
+    return PositionError(
+        f"The group {group!r} reads from {before}, and this dispatcher reads from {now}: changes would be lost, "
+        "or delivered twice.",
+        remedy=f"{fix}. Or stop all dispatchers of the group, and switch it with `dispatcher position switch`.",
+    )
+
+
 async def divide_into(store: PositionStore, partitions: int | None) -> None:
     """Request another number of partitions.
 
@@ -75,16 +116,9 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
 
 
 async def begin(
-    store: PositionStore,
-    scope: Scope,
-    now: Callable[[], Coroutine[Any, Any, str]],
-    settings: Settings,
-    saved: SavedPositions,
+    store: PositionStore, origin: ChangeOrigin, scope: Scope, settings: Settings, saved: SavedPositions
 ) -> bool:
-    """Record the missing positions: the partitions without a position begin at the present time.
-
-    Args:
-        now: returns a token of this moment.
+    """Record the missing positions: the partitions without a position begin now.
 
     Returns:
         Whether this call has recorded a missing position.
@@ -94,6 +128,8 @@ async def begin(
     """
     if saved.layout is not None:
         partitions = saved.layout.partitions
+    elif origin.partitions is not None:
+        partitions = origin.partitions
     elif saved.positions:
         partitions = max(saved.positions) + 1
     else:
@@ -102,6 +138,7 @@ async def begin(
     missing = [number for number in range(partitions) if number not in there]
     if saved.layout is not None and not missing:
         return False
-    token = await now() if missing else ""
-    first = {number: (token, scope.part(number, partitions).fingerprint) for number in missing}
-    return await store.begin(partitions, first, new=saved.layout is None) and bool(missing)
+    parts = {number: scope.part(number, partitions) for number in missing}
+    first = await origin.first(parts) if missing else {}
+    begun = await store.begin(partitions, first, new=saved.layout is None, topic=origin.topic)
+    return begun and bool(missing)

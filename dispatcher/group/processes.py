@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Final
 
 from dispatcher.exceptions import TooManyProcesses
-from dispatcher.settings import AUTO
+from dispatcher.settings import AUTO, MOST_PROCESSES
 
 MOST_BY_AUTO: Final = 2
-"""Maximum number of processes of `auto`: each has a change stream, for which the server reads the whole oplog."""
+"""Maximum number of processes of `auto` on change streams: for each process the server reads the whole oplog."""
 
 
 # Maximum number of partitions that a new group gets without `--partitions`.
 _MOST_UNASKED: Final = 4
 
 
-def process_count(wanted: str) -> int:
+def process_count(wanted: str, *, streams: bool = True) -> int:
     """The number of processes.
 
     Args:
         wanted: as for `--processes`: a number, or `"auto"`.
+        streams: whether the processes read change streams, not a topic.
     """
-    return min(usable_cores(), MOST_BY_AUTO) if wanted == AUTO else int(wanted)
+    if wanted != AUTO:
+        return int(wanted)
+    return min(usable_cores(), MOST_BY_AUTO if streams else MOST_PROCESSES)
 
 
 def partitions_for(processes: int, group: str) -> int:

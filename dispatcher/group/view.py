@@ -24,7 +24,7 @@ _FIELDS: Final = {
     POSITIONS: (
         *("partition", "partitions", "owner", "term", "beat", "lease_seconds", "version", "version_since"),
         *_IDENTITY,
-        *("wanted", "application"),  # of the layout
+        *("wanted", "application", "topic"),  # of the layout
     ),
     MEMBERS: ("beat", "lease_seconds", "leaving", "version", "started_at", "format", *_IDENTITY),
     SESSIONS: ("owner",),

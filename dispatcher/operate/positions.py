@@ -17,11 +17,16 @@ from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.core.state import POSITIONS, Group
 from dispatcher.core.stats import Stats
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
+from dispatcher.group.origin import ChangeOrigin
 from dispatcher.operate.status import members_of
 from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
 from dispatcher.stream.cursor import Cursors
+
+
+def _readable(token: str) -> str:
+    return token_time(token).as_datetime().isoformat()
 
 
 class MovedPosition(NamedTuple):
@@ -90,6 +95,55 @@ class Mover:
             PositionError: a saved position is malformed.
             StillRunning: a dispatcher of the group is alive, or wrote a position at the same time.
         """
+        saved = await self._stopped(force=force)
+        return await self._write(saved, token, force=force)
+
+    async def switch(self, origin: ChangeOrigin) -> int:
+        """Let the group read from another source. It continues at its position, and keeps finished changes.
+
+        Returns:
+            The number of partitions.
+
+        Raises:
+            NotFound: no position is saved.
+            PositionError: a saved position is malformed, or the group can't continue with this source.
+            StillRunning: a dispatcher of the group is alive, or started just now.
+        """
+        saved = await self._stopped(force=False)
+        layout, name = saved.layout, self._group.name
+        assert layout is not None  # `_stopped` has checked it
+        source = "change streams" if origin.topic is None else str(origin.topic)
+        if layout.topic == origin.topic:
+            raise PositionError(f"The group {name!r} reads from {source} already. Nothing was changed.")
+        tokens = [one.token for one in saved.positions.values() if one.token is not None]
+        facts = any(one.inherited for one in saved.positions.values())
+        if facts or layout.wanted is not None or len(tokens) < layout.partitions:
+            raise PositionError(
+                f"The number of partitions of the group {name!r} changes, or a position was reset. Nothing was "
+                "changed.",
+                remedy="Start a dispatcher with the earlier source, and stop it when `dispatcher status` shows no "
+                "lag.",
+            )
+        partitions = origin.partitions or layout.partitions
+        if partitions % layout.partitions:
+            raise PositionError(
+                f"The group {name!r} has {layout.partitions} partitions, and {source} has {partitions}, which is "
+                "not a multiple. Nothing was changed.",
+                remedy="Divide the work first: start a dispatcher with --partitions 1, and stop it when "
+                "`dispatcher status` shows no lag.",
+            )
+        if min(tokens) < origin.since:
+            raise PositionError(
+                f"The relay publishes all changes to {source} since {_readable(origin.since)}, and the group "
+                f"{name!r} has delivered the changes until {_readable(min(tokens))} only. Nothing was changed.",
+                remedy="Let its dispatchers deliver the changes until then from change streams, then stop them.",
+            )
+        if not await self._store.switch(saved, origin.topic, partitions):
+            raise self._changed()
+        return partitions
+
+    async def _stopped(self, *, force: bool) -> SavedPositions:
+        """The positions of the group, while no dispatcher is alive."""
         alive = [one for one in await members_of(self._group) if one.alive]
         if alive and not force:
             names = ", ".join(f"{one.host}, pid {one.pid}" for one in alive)
@@ -106,7 +160,7 @@ class Mover:
                 f"The group {self._group.name!r} has no position.",
                 remedy="`dispatcher setup APP` records the first one.",
             )
-        return await self._write(saved, token, force=force)
+        return saved
 
     async def _write(self, saved: SavedPositions, token: str | None, *, force: bool) -> list[MovedPosition]:
         assert saved.layout is not None  # move() has checked it
@@ -123,12 +177,15 @@ class Mover:
                     await gaps.note(gap, session)
 
         if not await self._store.move(saved, token, force=force, also=note):
-            raise StillRunning(
-                f"A dispatcher of the group {self._group.name!r} saved a position at the same time. "
-                "Nothing was changed.",
-                remedy="Try again.",
-            )
+            raise self._changed()
         return done
+
+    def _changed(self) -> StillRunning:
+        return StillRunning(
+            f"A dispatcher of the group {self._group.name!r} saved a position at the same time. Nothing was "
+            "changed.",
+            remedy="Try again.",
+        )
 
     def _moved(self, position: Position, partitions: int, token: str | None) -> MovedPosition:
         before = None if position.token is None else token_time(position.token)

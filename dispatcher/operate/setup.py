@@ -17,7 +17,8 @@ from dispatcher.core.state import Group, State
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied, ServerError
-from dispatcher.group.layout import admit, begin, divide_into
+from dispatcher.group.layout import admit, begin, divide_into, require_source
+from dispatcher.group.origin import origin_of
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import token_of_now
@@ -79,8 +80,12 @@ async def set_up(
         state = State(client, settings.state_database, clients.address)
         store = PositionStore(Group(state, group))
 
+        scope = scope_of(routes)
+
         async def prepare() -> None:
+            origin = await origin_of(settings, state, partial(token_of_now, client, scope, clients.address))
             await admit(store, settings, application)
+            await require_source(store, origin, scope, settings)
             if images:
                 for watched in await _listed(client, routes):
                     done = await _turn_images_on(client, watched)
@@ -89,8 +94,7 @@ async def set_up(
             await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
             # The position is recorded after the images are turned on, so that all changes after it have images.
-            now = partial(token_of_now, client, scope_of(routes), clients.address)
-            recorded = await begin(store, scope_of(routes), now, settings, await store.load())
+            recorded = await begin(store, origin, scope, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"
             await admit(store, settings, application)
             await divide_into(store, settings.partitions)

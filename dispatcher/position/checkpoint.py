@@ -13,7 +13,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
-from dispatcher.core.events import Job
+from dispatcher.core.events import Batch, Job, LogPlace
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import HASH
@@ -22,6 +22,7 @@ from dispatcher.core.stats import Stats
 from dispatcher.core.ticks import next_tick, wait_for_tick
 from dispatcher.position.documents import Position
 from dispatcher.position.inherited import Inherited
+from dispatcher.position.places import Places
 from dispatcher.position.store import PositionStore
 from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
@@ -73,7 +74,8 @@ class Checkpoint:
         self._digests: dict[str, bytes] = {}  # of the finished changes after the position, at the last save
         self._inherited = Inherited(position.inherited)
         self._has_passed = False  # whether facts were removed since the last save
-        self._saved: tuple[str, bytes] = (position.token, position.ahead)
+        self._places = Places(position.place)
+        self._saved: tuple[str, bytes, LogPlace | None] = (position.token, position.ahead, position.place)
         self.tracker = Tracker(position.token)
         self.start = position.start(fingerprint)
         self.began = position.token
@@ -102,6 +104,17 @@ class Checkpoint:
         if token > self.began:
             self._ahead.discard(digest_of(token))  # the tracker knows it from now on
             self.tracker.add(Job(token))
+
+    def mark(self, batch: Batch) -> None:
+        """Note that a batch has been read, and all its changes are in the tracker."""
+        if batch.place is not None:
+            self._places.note(batch.token, batch.place)
+        self.tracker.mark(batch.token)
+
+    @property
+    def saved_place(self) -> LogPlace | None:
+        """The saved place in a topic."""
+        return self._saved[2]
 
     @property
     def is_far_ahead(self) -> bool:
@@ -133,7 +146,8 @@ class Checkpoint:
         """
         token = self.tracker.token
         ahead, until = self._finished_ahead(token)
-        if (token, ahead) == self._saved and not self._always():
+        place = self._places.at(token)
+        if (token, ahead, place) == self._saved and not self._always():
             self.saved_seconds = monotonic()  # the saved position is up to date
             return
         # As long as the position has not moved since the claim, its token belongs to a stream with the earlier
@@ -142,7 +156,7 @@ class Checkpoint:
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None
         try:
-            ours = await self._store.save(self.lease, token, fingerprint, ahead, until, inherited)
+            ours = await self._store.save(self.lease, token, fingerprint, ahead, until, inherited, place)
         except PyMongoError as error:
             raise_if_fatal(error, self._store.address)
             log.warning(
@@ -154,7 +168,7 @@ class Checkpoint:
         if not ours:
             self.lease.lose()
             return
-        self._saved = (token, ahead)
+        self._saved = (token, ahead, place)
         self._has_passed = False
         self.saved_seconds = monotonic()
         self._stats.saves += 1

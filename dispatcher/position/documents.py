@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
-from dispatcher.core.events import Start
+from dispatcher.core.events import LogPlace, Start
 from dispatcher.core.identity import Identity
 from dispatcher.core.resume_tokens import DIGEST, as_sent, data_of, token_time
 from dispatcher.core.state import POSITIONS
@@ -36,7 +36,20 @@ _LEASE: Final = 10.0
 _BY_HAND: Final = "moved by hand"
 
 # The fields that a save writes.
-_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inherited", "saved_at")
+_SAVED: Final = ("token", "cluster_time", "fingerprint", "ahead", "until", "inherited", "log", "saved_at")
+
+# MongoDB's largest whole number.
+_LARGEST: Final = (1 << 63) - 1
+
+
+class Topic(NamedTuple):
+    """A topic as the source of a group."""
+
+    cluster_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"the topic {self.name!r} of the Kafka cluster {self.cluster_id!r}"
 
 
 class Layout(NamedTuple):
@@ -46,11 +59,13 @@ class Layout(NamedTuple):
         partitions: the present number of partitions.
         wanted: the requested number of partitions, if it differs.
         application: the application of the group, as `"package.module:registry"`; empty if it has no name.
+        topic: the source of the group; None for change streams.
     """
 
     partitions: int
     wanted: int | None
     application: str
+    topic: Topic | None = None
 
 
 class Ownership(NamedTuple):
@@ -117,6 +132,7 @@ class Position(NamedTuple):
         until: sorts after the tokens of all changes in `ahead`.
         ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
+        place: for a topic, a place whose accepted records are all finished; None if it is unknown.
     """
 
     partition: int
@@ -133,6 +149,7 @@ class Position(NamedTuple):
     inherited: tuple[Fact, ...]
     version: str
     version_since: datetime | None
+    place: LogPlace | None = None
 
     @classmethod
     def read(cls, document: Mapping[str, Any], group: str, database: str) -> "Position":
@@ -150,6 +167,7 @@ class Position(NamedTuple):
             until=reader.token("until") or "",
             ahead=reader.digests("ahead"),
             inherited=tuple(reader.facts("inherited")),
+            place=reader.place("log"),
         )
 
     def start(self, fingerprint: str) -> Start:
@@ -159,7 +177,7 @@ class Position(NamedTuple):
         """
         assert self.token is not None
         if fingerprint == self.fingerprint:
-            return Start(token=self.token)
+            return Start(token=self.token, place=self.place)
         return Start(cluster_time=token_time(self.token))
 
 
@@ -226,7 +244,9 @@ def owned_as(seen: Ownership | Position) -> dict[str, Any]:
     }
 
 
-def recorded(token: str, fingerprint: str = "", ahead: bytes = b"", until: str = "") -> dict[str, Any]:
+def recorded(
+    token: str, fingerprint: str = "", ahead: bytes = b"", until: str = "", place: LogPlace | None = None
+) -> dict[str, Any]:
     """The fields of a position.
 
     Args:
@@ -234,14 +254,16 @@ def recorded(token: str, fingerprint: str = "", ahead: bytes = b"", until: str =
         fingerprint: of the stream that the token belongs to. If it is empty, only the time of the token is used.
         ahead: hashes of the tokens of finished changes after `token`.
         until: sorts after these tokens; empty if there are none.
+        place: for a topic, a place whose accepted records are all finished.
     """
-    return {
+    values = {
         "token": token,
         "cluster_time": token_time(token),
         "fingerprint": fingerprint,
         "ahead": ahead,
         "until": until or None,
     }
+    return values if place is None else {**values, "log": place._asdict()}
 
 
 def moved(position: Position, token: str | None, *, force: bool) -> dict[str, Any]:
@@ -261,7 +283,8 @@ def moved(position: Position, token: str | None, *, force: bool) -> dict[str, An
         return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
     # No fingerprint is recorded: the token may belong to another stream.
     values, dates = {**taken, **recorded(token)}, {"saved_at": True, "released_at": True}
-    return {"$set": values, "$inc": counted, "$unset": {"inherited": ""}, "$currentDate": dates}
+    # The place in a topic belongs to the former token.
+    return {"$set": values, "$inc": counted, "$unset": {"inherited": "", "log": ""}, "$currentDate": dates}
 
 
 class _Fields:
@@ -318,6 +341,35 @@ class _Fields:
             raise self.malformed(field, wanted)
         return value
 
+    def place(self, field: str) -> LogPlace | None:
+        """A place in a topic."""
+        match self._document.get(field):
+            case None:
+                return None
+            case {
+                "topic_id": str(topic_id),
+                "offset": int(offset),
+                "term": int(term),
+                "number": int(number),
+            } if (
+                0 <= offset <= _LARGEST
+                and ((term == 0 and number == -1) or (0 < term <= _LARGEST and 0 <= number <= _LARGEST))
+                and not any(isinstance(one, bool) for one in (offset, term, number))
+            ):
+                return LogPlace(topic_id, offset, term, number)
+        raise self.malformed(
+            field, "a place in a topic: the text topic_id, and whole numbers offset, term, number"
+        )
+
+    def topic(self, field: str) -> Topic | None:
+        """A topic."""
+        match self._document.get(field):
+            case None:
+                return None
+            case {"cluster_id": str(cluster_id), "name": str(name)} if name:
+                return Topic(cluster_id, name)
+        raise self.malformed(field, "a topic: text in cluster_id and name")
+
     def facts(self, field: str) -> Iterator[Fact]:
         """Finished changes under earlier layouts."""
         wanted = "a list of finished changes of earlier layouts"
@@ -356,7 +408,12 @@ def _layout_of(document: Mapping[str, Any], place: str) -> Layout:
     partitions = reader.count("partitions", 1, MOST_PARTITIONS)
     if partitions is None:
         raise reader.malformed("partitions", f"a whole number from 1 to {MOST_PARTITIONS}")
-    return Layout(partitions, reader.count("wanted", 1, MOST_PARTITIONS), reader.text("application"))
+    return Layout(
+        partitions,
+        reader.count("wanted", 1, MOST_PARTITIONS),
+        reader.text("application"),
+        reader.topic("topic"),
+    )
 
 
 def _another_layout(number: int, partitions: int, layout: Layout, group: str, place: str) -> PositionError:

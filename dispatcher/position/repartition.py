@@ -1,5 +1,6 @@
-"""Computes the positions of a group whose work is divided into another number of partitions. No I/O."""
+"""Computes the positions of a group that gets another number of partitions, or another source. No I/O."""
 
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,28 +19,60 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     assert layout.wanted is not None
     facts = [_fact_of(layout.partitions, one) for one in positions]
     earlier = [fact for one in positions for fact in one.inherited]
-    newest = max(positions, key=lambda one: one.version_since or datetime.min)
     documents = []
     for partition in range(layout.wanted):
         begins = beginning_of(partition, layout.wanted, facts, earlier)
-        documents.append(
-            {
-                "_id": f"{group}:{partition}",
-                "group": group,
-                "partition": partition,
-                "partitions": layout.wanted,
-                # The term of a document's deliveries must grow, even if the document is in another partition now.
-                # Besides, a member that has read an old position can't claim a new one, since the terms differ.
-                "term": max(one.term for one in positions) + 1,
-                "beat": 0,
-                **recorded(begins.token),  # without a fingerprint: the token may be of another partition's stream
-                "inherited": [fact._asdict() for fact in begins.inherited],
-                "version": newest.version,
-                "version_since": newest.version_since,
-                "version_started": NEVER,
-            }
-        )
+        values = {
+            **recorded(begins.token),  # without a fingerprint: the token may be of another partition's stream
+            "inherited": [fact._asdict() for fact in begins.inherited],
+        }
+        documents.append(_document(group, partition, layout.wanted, positions, values))
     return documents
+
+
+def switched(saved: SavedPositions, group: str, partitions: int) -> list[dict[str, Any]]:
+    """The documents of the positions of a group that gets another source. Finished changes stay finished.
+
+    Args:
+        saved: all positions, each with a token and without facts of earlier layouts.
+        partitions: a multiple of the present number, so the documents of each new partition come from one of the
+            present ones.
+    """
+    positions = saved.positions.values()
+    documents = []
+    for partition in range(partitions):
+        before = saved.positions[partition % len(positions)]
+        assert before.token is not None  # the caller checks it
+        # The source finds its own place for the token.
+        values = recorded(before.token, ahead=before.ahead, until=before.until)
+        documents.append(_document(group, partition, partitions, positions, values))
+    return documents
+
+
+def _document(
+    group: str, partition: int, partitions: int, before: Collection[Position], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The document of a new position.
+
+    Args:
+        before: all positions that it replaces.
+        values: of the position.
+    """
+    newest = max(before, key=lambda one: one.version_since or datetime.min)
+    return {
+        "_id": f"{group}:{partition}",
+        "group": group,
+        "partition": partition,
+        "partitions": partitions,
+        # The term of a document's deliveries must grow, even if the document is in another partition now.
+        # Besides, a member that has read an old position can't claim a new one, since the terms differ.
+        "term": max(one.term for one in before) + 1,
+        "beat": 0,
+        **values,
+        "version": newest.version,
+        "version_since": newest.version_since,
+        "version_started": NEVER,
+    }
 
 
 def _fact_of(partitions: int, position: Position) -> Fact:

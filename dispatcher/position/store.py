@@ -17,12 +17,22 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 from pymongo.read_concern import ReadConcern
 
 from dispatcher.core.batching import Batcher, update_all
+from dispatcher.core.events import LogPlace
 from dispatcher.core.identity import own_identity
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.state import POSITIONS, Group
-from dispatcher.position.documents import NEVER, Ownership, Position, SavedPositions, moved, owned_as, recorded
+from dispatcher.position.documents import (
+    NEVER,
+    Ownership,
+    Position,
+    SavedPositions,
+    Topic,
+    moved,
+    owned_as,
+    recorded,
+)
 from dispatcher.position.inherited import Fact
-from dispatcher.position.repartition import divided
+from dispatcher.position.repartition import divided, switched
 from dispatcher.settings import MOST_PARTITIONS
 from mongoz.connection.elections import session_of
 
@@ -35,6 +45,20 @@ def documents_of(group: str) -> dict[str, Any]:
     """A filter for the layout and the positions of a group."""
     # The name of a group never contains a colon.
     return {"$or": [{"_id": group}, {"_id": {"$gte": f"{group}:", "$lt": f"{group};"}}]}
+
+
+class FirstPosition(NamedTuple):
+    """The position at which the first owner of a partition begins.
+
+    Attributes:
+        token: all changes up to it count as finished.
+        fingerprint: of the stream that the token belongs to.
+        place: for a topic, the place that belongs to the token.
+    """
+
+    token: str
+    fingerprint: str = ""
+    place: LogPlace | None = None
 
 
 class _PositionUpdate(NamedTuple):
@@ -78,13 +102,15 @@ class PositionStore:
 
     # -- the layout ------------------------------------------------------------------------------------------
 
-    async def begin(self, partitions: int, first: Mapping[int, tuple[str, str]], *, new: bool) -> bool:
+    async def begin(
+        self, partitions: int, first: Mapping[int, FirstPosition], *, new: bool, topic: Topic | None = None
+    ) -> bool:
         """Record the first positions of partitions: the first owner of each partition begins there.
 
         Args:
-            first: by partition, the token up to which all changes count as finished, and the fingerprint of its
-                stream.
+            first: by partition.
             new: the group has no layout yet.
+            topic: the source of a new group; None for change streams.
 
         Returns:
             False if another process has recorded positions or a layout meanwhile. Then nothing is written.
@@ -94,18 +120,20 @@ class PositionStore:
             UpdateOne(
                 {"_id": self._id(partition), "token": None},
                 {
-                    "$set": {"partitions": partitions, **recorded(token, fingerprint)},
+                    "$set": {"partitions": partitions, **recorded(token, fingerprint, place=place)},
                     "$currentDate": {"saved_at": True},
                     "$setOnInsert": {"group": self._group, "partition": partition, "term": 0},
                 },
                 upsert=True,
             )
-            for partition, (token, fingerprint) in first.items()
+            for partition, (token, fingerprint, place) in first.items()
         ]
 
         async def write(session: AsyncClientSession) -> bool:
             if new:
-                layout = {"_id": self._group, "partitions": partitions, "group": self._group}
+                layout: dict[str, Any] = {"_id": self._group, "partitions": partitions, "group": self._group}
+                if topic is not None:
+                    layout["topic"] = topic._asdict()
                 await self._collection.insert_one(layout, session=session)
             elif not await self._touch_layout(partitions, session):
                 return False
@@ -146,15 +174,59 @@ class PositionStore:
         layout = saved.layout
         assert layout is not None  # it has a requested number
         assert layout.wanted is not None
-        documents = divided(saved, self._group)
+        as_read = {"partitions": layout.partitions, "wanted": layout.wanted}
+        change = {"$set": {"partitions": layout.wanted}, "$unset": {"wanted": ""}}
+        return await self._replace(saved, as_read, change, divided(saved, self._group))
+
+    async def switch(self, saved: SavedPositions, topic: Topic | None, partitions: int) -> bool:
+        """Let a group read from another source, in one transaction.
+
+        Args:
+            saved: the positions as read. No process may hold a partition with a valid lease. See `switched`.
+            topic: None for change streams.
+
+        Returns:
+            False if the positions have changed since they were read.
+        """
+        assert saved.layout is not None  # the callers check it
+        before = saved.layout.topic
+        as_read = {
+            "partitions": saved.layout.partitions,
+            "wanted": None,
+            "topic": None if before is None else before._asdict(),
+        }
+        values: dict[str, Any] = {"partitions": partitions}
+        change: dict[str, Any] = {"$set": values}
+        if topic is None:
+            change["$unset"] = {"topic": ""}
+        else:
+            values["topic"] = topic._asdict()
+        return await self._replace(saved, as_read, change, switched(saved, self._group, partitions))
+
+    async def _replace(
+        self,
+        saved: SavedPositions,
+        as_read: Mapping[str, Any],
+        change: Mapping[str, Any],
+        documents: Sequence[dict[str, Any]],
+    ) -> bool:
+        """Change the layout, and replace all positions, in one transaction.
+
+        Args:
+            as_read: a filter for the layout.
+            change: the update of the layout.
+
+        Returns:
+            False if the layout or the positions have changed since they were read.
+        """
 
         async def write(session: AsyncClientSession) -> bool:
-            as_read = {"_id": self._group, "partitions": layout.partitions, "wanted": layout.wanted}
-            change = {"$set": {"partitions": layout.wanted}, "$unset": {"wanted": ""}}
-            matched = (await self._collection.update_one(as_read, change, session=session)).matched_count
+            layout = {"_id": self._group, **as_read}
+            matched = (await self._collection.update_one(layout, change, session=session)).matched_count
             as_read_too = [DeleteOne(self._as_read(position)) for position in saved.positions.values()]
-            matched += (await self._collection.bulk_write(as_read_too, session=session)).deleted_count
-            if matched != 1 + layout.partitions:
+            if as_read_too:
+                matched += (await self._collection.bulk_write(as_read_too, session=session)).deleted_count
+            if matched != 1 + len(saved.positions):
                 return False
             await self._collection.insert_many(documents, session=session)
             return True
@@ -261,6 +333,7 @@ class PositionStore:
         ahead: bytes,
         until: str,
         inherited: Iterable[Fact] | None = None,
+        place: LogPlace | None = None,
     ) -> bool:
         """Write the position. Returns False if another process has taken over.
 
@@ -268,8 +341,9 @@ class PositionStore:
 
         Args:
             inherited: the facts about finished changes of earlier layouts, if they have changed.
+            place: for a topic, a place whose accepted records are all finished.
         """
-        values = recorded(token, fingerprint, ahead, until)
+        values = recorded(token, fingerprint, ahead, until, place)
         if inherited is not None:
             values["inherited"] = [fact._asdict() for fact in inherited]
         return await self._updates.add(

@@ -29,7 +29,7 @@ from dispatcher.operate.observer import Observer
 from dispatcher.operate.privileges import require_state
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import SavedPositions
-from dispatcher.position.store import PositionStore
+from dispatcher.position.store import FirstPosition, PositionStore
 from dispatcher.relay.parts import RelayParts
 from dispatcher.relay.topic import log_warnings, prepared_topic
 from dispatcher.relay.work import RelayWork
@@ -217,7 +217,7 @@ async def _begin(store: PositionStore, now: Callable[[], Coroutine[Any, Any, str
     position = saved.positions.get(0)
     if saved.layout is not None and position is not None and position.token is not None:
         return False
-    return await store.begin(1, {0: (await now(), "")}, new=saved.layout is None)
+    return await store.begin(1, {0: FirstPosition(await now())}, new=saved.layout is None)
 
 
 def _scope_of(routes: Sequence[Routes], state_database: str) -> Scope:

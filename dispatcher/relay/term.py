@@ -297,7 +297,8 @@ class Term:
         if self._parts.settings.on_history_lost == "fail":
             raise lost
         report = partial(log.warning, "the stream can't be opened now", action="history.not_bridged")
-        token = await retry(self._source.now, report, address=self._parts.group.state.address)
+        token = (await retry(self._source.now, report, address=self._parts.group.state.address)).token
+        assert token is not None  # the present position has one
         await self._publish_gap("history_lost", token)
         return token
 

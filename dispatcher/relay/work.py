@@ -190,7 +190,7 @@ class RelayWork:
         names = self._parts.names
         since = {name: saved.since[name] for name in names if name in saved.since}
         if len(since) < len(names):
-            token = await retry(source.now, report, address=self._parts.group.state.address)
+            token = await retry(source.token_now, report, address=self._parts.group.state.address)
             since.update((name, token) for name in names if name not in since)
         return since
 

@@ -1,11 +1,13 @@
 """Builds the pipeline of a partition: the stages bottom-up, each in one step."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
+from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.capacity import Bounds, Capacity
@@ -18,6 +20,10 @@ from dispatcher.delivery.terms import Policy
 from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.group.sessions import GroupSessions
+from dispatcher.kafka.envelope import LargeEvent
+from dispatcher.kafka.large_events import LargeEvents
+from dispatcher.kafka.log import TopicLog
+from dispatcher.kafka.source import KafkaSource
 from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.letters import LetterStore
@@ -37,6 +43,7 @@ from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import Reader
 from dispatcher.stream.scope import Scope, scope_of
+from dispatcher.stream.source import Source
 from mongoz import Registry
 
 
@@ -45,6 +52,7 @@ class Assembly(NamedTuple):
 
     Attributes:
         watching: the client for change streams, opened for the running loop.
+        topic: replaces the change streams; None without --kafka.
     """
 
     group: Group
@@ -55,6 +63,7 @@ class Assembly(NamedTuple):
     stats: Stats
     controls: Pauses
     sessions: GroupSessions
+    topic: TopicLog | None = None
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
         """Build the pipeline of a claimed partition.
@@ -64,19 +73,20 @@ class Assembly(NamedTuple):
         """
         scope = scope_of(self.routes).part(lease.partition, lease.partitions)
         scope = scope._replace(hashed=bool(position.inherited))
+        fingerprint = scope.fingerprint if self.topic is None else ""  # a topic has the events of all collections
         log.info(
             "claimed a partition",
             action="lease.claimed",
             partition=lease.partition,
             of=lease.partitions,
             term=lease.term,
-            begins="position" if position.fingerprint == scope.fingerprint else "time of the position",
+            begins="position" if (position.fingerprint or "") == fingerprint else "time of the position",
         )
         checkpoint = Checkpoint(
             store,
             lease,
             position,
-            scope.fingerprint,
+            fingerprint,
             stats=self.stats,
             always=lambda: self.controls.everything,
         )
@@ -97,19 +107,14 @@ class Assembly(NamedTuple):
 
     def _reading(self, scope: Scope, lease: Lease, checkpoint: Checkpoint, runs: Runs) -> Reading:
         codec_options = self.registry.codec_options
-        source = ChangeStreamSource(
-            self.watching,
-            scope,
-            batch_size=self.settings.batch_size,
-            address=self.group.state.address,
-            stats=self.stats,
-        )
+        source = self._source_of(scope, checkpoint)
         reader = Reader(
             source,
             DocumentLookup(self.group.state.client, codec_options, self.group.state.address),
             group=self.group.name,
             codec_options=codec_options,
             is_finished=checkpoint.is_finished,
+            scope=None if self.topic is None else scope,
         )
         gaps = Gaps(self.group, self.stats, lease.partition)
         history = LostHistory(
@@ -121,6 +126,34 @@ class Assembly(NamedTuple):
             lease=lease,
         )
         return Reading(source, reader, self.routes, history, gaps)
+
+    def _source_of(self, scope: Scope, checkpoint: Checkpoint) -> Source:
+        if self.topic is not None:
+            return KafkaSource(
+                self.topic.partition(scope.partition),
+                checkpoint.start,
+                batch_size=self.settings.batch_size,
+                read_large=self._read_large,
+                saved=lambda: checkpoint.saved_place,
+            )
+        return ChangeStreamSource(
+            self.watching,
+            scope,
+            batch_size=self.settings.batch_size,
+            address=self.group.state.address,
+            stats=self.stats,
+        )
+
+    async def _read_large(self, large: LargeEvent) -> bytes | None:
+        assert self.topic is not None  # change streams have no such events
+        report = partial(
+            log.warning,
+            "a large event can't be read now, trying again",
+            action="large_event.not_read",
+            size=large.size,
+        )
+        files = LargeEvents(self.group.state, self.topic.topic)
+        return await retry(partial(files.read, large), report, address=self.group.state.address)
 
     def _delivering(
         self, lease: Lease, checkpoint: Checkpoint, held: HeldStore, letters: LetterStore

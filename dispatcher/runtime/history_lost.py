@@ -1,4 +1,4 @@
-"""Lost history: the oplog does not reach back to the position of a stream.
+"""Lost history: the oplog, or the topic, does not reach back to the position of a source.
 
 The setting `on_history_lost` decides whether the stream fails, continues, or continues with a backfill. The gap is
 recorded before the stream continues.
@@ -8,6 +8,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
+from dispatcher.core.events import Start
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
@@ -29,8 +30,8 @@ class LostHistory(NamedTuple):
     group: str
     lease: Lease
 
-    async def bridge(self, after: str, lost: HistoryLost) -> str:
-        """Record the gap, and return the token after which the stream continues.
+    async def bridge(self, after: str, lost: HistoryLost) -> Start:
+        """Record the gap, and return the place after which the source continues. It has a token.
 
         Args:
             after: the token after which changes are lost.
@@ -45,10 +46,12 @@ class LostHistory(NamedTuple):
             "the position after the lost history can't be determined now, trying again",
             action="history.not_bridged",
         )
-        token = await retry(partial(self._bridge, after), report, address=self.runs.address)
+        start = await retry(partial(self._bridge, after), report, address=self.runs.address)
+        token = start.token
+        assert token is not None  # each end of a gap has one
         since, until = self.source.time_of(after), self.source.time_of(token)
         text = (
-            f"the oplog does not hold the changes between {since.as_datetime().isoformat()} and "
+            f"{self.source.name} does not hold the changes between {since.as_datetime().isoformat()} and "
             f"{until.as_datetime().isoformat()} any more; they are not delivered"
         )
         if self.policy == "backfill":
@@ -56,12 +59,14 @@ class LostHistory(NamedTuple):
         # Several partitions may lose history after the same token. Each loses the changes of its own documents.
         key = f"{self.lease.partition}/{self.lease.partitions}:{after}"
         await self.gaps.record(Gap("history_lost", key, text, None, since, until, self.policy))
-        return token
+        return start
 
-    async def _bridge(self, after: str) -> str:
-        token = await self.source.now()
+    async def _bridge(self, after: str) -> Start:
+        start = await self.source.now()
         if self.policy == "resume":
-            return token
+            return start
+        token = start.token
+        assert token is not None  # the present position has one
         # Each loss has one run. If this process is killed before the gap is recorded, the next process finds the
         # run, and the stream continues after the token of the run. The backfill covers the changes before this
         # token, the stream covers the later ones.
@@ -69,4 +74,4 @@ class LostHistory(NamedTuple):
         asked = {"receivers": [], "partition": self.lease.partition, "partitions": self.lease.partitions}
         id_ = blake2b(about.encode(), digest_size=6).hexdigest()
         run = await self.runs.ensure(id_, "backfill", asked, self.source.time_of(token), token=token)
-        return run.token or token
+        return start if run.token in {None, "", token} else Start(token=run.token)

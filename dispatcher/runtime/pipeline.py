@@ -144,11 +144,12 @@ class Pipeline:
                         await self._take(batch)
                         after = batch.token
             except HistoryLost as lost:
-                after = await self._history.bridge(after, lost)
+                start = await self._history.bridge(after, lost)
+                assert start.token is not None  # the end of a gap has one
+                after = start.token
                 self._reader.skip_to(float(self._source.time_of(after).time))
                 self._backfill.wake()
-                await self._take(Batch([], after))
-                start = Start(token=after)
+                await self._take(Batch([], after, place=start.place))
 
     async def _batches(self, start: Start) -> AsyncGenerator[Batch]:
         """Yield the batches of the source. After a full batch, the next one is requested at once."""
@@ -190,7 +191,7 @@ class Pipeline:
             else:
                 await self._report_lost(part)
             await asyncio.sleep(0)  # let the workers begin
-        self._tracker.mark(batch.token)
+        self._checkpoint.mark(batch)
 
     async def _enter(self, changes: list[Change]) -> None:
         """Find the receivers of some changes, and put each change into its lane as soon as the queue has room."""

@@ -16,16 +16,20 @@ from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.where import Conditions
 from dispatcher.group.coordinator import Coordinator
 from dispatcher.group.facts import facts_of, version_of
-from dispatcher.group.layout import admit, begin, divide_into
+from dispatcher.group.layout import admit, begin, divide_into, require_source
 from dispatcher.group.members import Members
+from dispatcher.group.origin import ChangeOrigin, StreamOrigin, TopicOrigin
 from dispatcher.group.sessions import GroupSessions
+from dispatcher.kafka.config import load_config
+from dispatcher.kafka.log import TopicLog
+from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.operate.dead_letters import drop_old
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import Pauses
 from dispatcher.operate.privileges import require_state
 from dispatcher.operate.setup import few_connections, warn_about_collections
 from dispatcher.operate.unreachable import require_changes
-from dispatcher.position.documents import Layout
+from dispatcher.position.documents import Layout, SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.runtime.assembly import Assembly
 from dispatcher.runtime.pipeline import Pipeline
@@ -141,10 +145,14 @@ class Service:
             warning = warn_about_collections(client, self.routes, stamped=stamped)
             checking = asyncio.create_task(warning, name="check-collections")
             try:
+                if assembly.topic is not None:
+                    assembly.topic.start()
                 # All workers inherit this context.
                 with inside_dispatcher(), Watchdog(self.settings.block_after, self._delivery_in):
                     await coordinator.run(stop)
             finally:
+                if assembly.topic is not None:
+                    await assembly.topic.close()
                 await end([checking, *observing])
                 log.info("stopped", action="dispatcher.stopped", **self.stats.as_dict())
 
@@ -169,20 +177,23 @@ class Service:
         facts = facts_of(self.routes, self.settings, version, self._application)
         members = Members(group, facts, self._heartbeat_fields)
         store = PositionStore(group, members.id)
-        record = partial(
-            begin,
-            store,
-            scope,
-            partial(token_of_now, group.state.client, scope, group.state.address),
-            self.settings,
-        )
+        topic = self._topic_of(group)
+        origin: ChangeOrigin = StreamOrigin(partial(token_of_now, group.state.client, scope, group.state.address))
+
+        async def record(saved: SavedPositions) -> bool:
+            return await begin(store, origin, scope, self.settings, saved)
 
         async def join() -> tuple[Assembly, bool]:
             # All checks precede the first write.
+            nonlocal origin
             await require_state(group.state)
             await require_changes(group.state.client, self.routes)
+            if topic is not None:
+                await topic.watch.open()
+                origin = TopicOrigin(topic.watch)
             await admit(store, self.settings, self._application)
-            assembly = await self._assemble(group, watching, members.sessions)
+            await require_source(store, origin, scope, self.settings)
+            assembly = await self._assemble(group, watching, members.sessions, topic)
             begun = await record(await store.load())
             await admit(store, self.settings, self._application)
             await divide_into(store, self.settings.partitions)
@@ -200,6 +211,7 @@ class Service:
             receivers=len(self.routes.receivers),
             loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
             begins="now" if begun else "position",
+            source="change streams" if origin.topic is None else str(origin.topic),
         )
         self._coordinator = Coordinator(
             store,
@@ -212,20 +224,40 @@ class Service:
         )
         return assembly, self._coordinator
 
-    async def _assemble(self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions) -> Assembly:
+    def _topic_of(self, group: Group) -> TopicLog | None:
+        """The topic that replaces the change streams; None without --kafka."""
+        settings = self.settings
+        if settings.kafka is None:
+            return None
+        return TopicLog(
+            load_config(settings.kafka, settings.kafka_config),
+            settings.kafka_topic,
+            group.name,
+            RelayStore(group.state, settings.kafka_topic),
+            megabytes=settings.max_queued_mb,
+            address=group.state.address,
+        )
+
+    async def _assemble(
+        self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions, topic: TopicLog | None
+    ) -> Assembly:
         await self.routes.prepare(Conditions(group.state, self._registry.codec_options))
         await group.state.create_indexes()
         if any(receiver.options.transactional for receiver in self.routes.receivers):
             await group.state.keep_deliveries_for(self.settings.delivery_retention)
+        settings = self.settings
+        if topic is not None:  # the topic has the other half
+            settings = settings.model_copy(update={"max_queued_mb": max(1, settings.max_queued_mb // 2)})
         return Assembly(
             group,
             watching,
             self._registry,
             self.routes,
-            self.settings,
+            settings,
             self.stats,
             Pauses(group),
             sessions,
+            topic,
         )
 
     def _delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:

@@ -56,6 +56,9 @@ class ChangeStreamSource:
         await_ms: milliseconds that the server waits for the next event; None for the default.
     """
 
+    name = "the oplog"
+    pairs_deletes = False
+
     def __init__(
         self,
         client: AsyncMongoClient[Any],
@@ -87,7 +90,11 @@ class ChangeStreamSource:
         """Returns whether the stream is open, and the server answers."""
         return self._open and not self._cursors.is_silent
 
-    async def now(self) -> str:
+    async def now(self) -> Start:
+        """The start after `token_now`."""
+        return Start(token=await self.token_now())
+
+    async def token_now(self) -> str:
         """A token of this moment: all later changes can be read from it."""
         return await self._cursors.now()
 
@@ -274,7 +281,7 @@ class ChangeStreamSource:
 
 async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str) -> str:
     """A resume token of this moment."""
-    return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).now()
+    return await ChangeStreamSource(client, scope, batch_size=1, address=address, stats=Stats()).token_now()
 
 
 def _stamped_until(token: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import bson
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import StampedDelete, Undecoded
 from dispatcher.core.bson_elements import Element, elements, field, joined, keyed, raw_field, readable
 from dispatcher.core.events import Change
 from dispatcher.core.output.logs import log
@@ -70,7 +70,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         except Exception:  # the driver raises several types, and decoders of the application any type
             event, fault = _decoded_in_parts(data, codec_options)
     operation: str = event["operationType"]
-    names, stamp = _NOTHING, None
+    names, stamp = _NOTHING, None  # the stamp is still packed
     document = event.get("fullDocument")
     if operation == "update":
         description = event.get("updateDescription")
@@ -79,18 +79,16 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         names = _changed_names(description)
         if not names:
             operation = "untouched"
-        value = description["updatedFields"].get(FIELD)
-        if value is not None:
-            stamp = Stamp.unpack(value)
+        stamp = description["updatedFields"].get(FIELD)
     elif document is None and operation in _NEED_DOCUMENT:
         raise _without_document(event)
     elif operation == "replace":
         if fault is None and _is_untouched(event.get("fullDocumentBeforeChange"), document):
             operation = "untouched"
     elif operation == "insert":
-        value = document.get(FIELD) if document else None
-        if value is not None:
-            stamp = Stamp.unpack(value)
+        stamp = document.get(FIELD) if document else None
+    elif operation == "delete" and isinstance(raw, StampedDelete):
+        stamp = raw.stamp
     namespace = event.get("ns") or {}
     key = event.get("documentKey")
     id_ = event["_id"]
@@ -108,7 +106,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         event.get("fullDocumentBeforeChange"),
         "post" if document is not None else "key",
         names,
-        stamp,
+        None if stamp is None else Stamp.unpack(stamp),
         len(data),
         data,
         None,

@@ -89,14 +89,16 @@ class Origins:
 
     Args:
         group: of dispatchers; stamps of other groups do not count.
+        paired: deletes have the stamps of their markers already, so markers do not count.
 
     Attributes:
         seen: the tokens of the last stamps.
         since: the time since which the stamps of all changes were seen, in seconds since 1970.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, *, paired: bool = False) -> None:
         self._group = group
+        self._paired = paired
         self.seen = SeenTokens()
         self.since = 0.0
 
@@ -113,6 +115,8 @@ class Origins:
         Call this once for each change of the stream with a stamp, even if the change is not delivered.
         """
         stamp = change.stamp
+        if self._paired and stamp is not None and stamp.call is Call.DELETED and change.operation != "delete":
+            return change
         if stamp is None or not self.remember(stamp, change.wall_time) or not _is_its_own(stamp, change):
             return change
         operation = "update" if change.operation == "untouched" else change.operation

@@ -12,6 +12,7 @@ from dispatcher.stream.decode import decode, decoded_together
 from dispatcher.stream.delete_markers import DeleteMarkers
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.origins import Origins
+from dispatcher.stream.scope import Scope
 from dispatcher.stream.source import Source
 
 # Events that are decoded together: enough to share a lookup, but too few to block the event loop.
@@ -41,6 +42,7 @@ class Reader:
 
     Args:
         is_finished: returns whether an earlier process has finished the change with this token.
+        scope: the watched collections, if the source has events of others too.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class Reader:
         group: str,
         codec_options: CodecOptions[Any],
         is_finished: Callable[[str], bool] = lambda _token: False,
+        scope: Scope | None = None,
     ) -> None:
         self._source = source
         self._images = images
         self._codec_options = codec_options
         self._is_finished = is_finished
-        self._origins = Origins(group)
+        self._scope = scope
+        self._origins = Origins(group, paired=source.pairs_deletes)
         self._markers = DeleteMarkers()
 
     async def recall(self, before: str) -> None:
@@ -95,6 +99,9 @@ class Reader:
                     yield changes
                     yield UnreadableEvent(bytes(event.raw), error)
                     changes = []
+                continue
+            if self._scope is not None and not self._scope.concerns(change.operation, change.namespace):
+                changes.append(change._replace(operation="elsewhere"))
                 continue
             if change.stamp is not None:  # `judge` must see each stamp once, even of finished changes
                 change = self._origins.judge(change)

@@ -78,6 +78,14 @@ class Scope(NamedTuple):
         apart_from = (self.apart_from,)
         return namespace in self.namespaces or any(one.matches(*namespace, apart_from) for one in self.patterns)
 
+    def concerns(self, operation: str, namespace: Namespace) -> bool:
+        """Returns whether a stream of these collections would have an event. Renames are not checked."""
+        if operation == "dropDatabase":
+            database = namespace[0]
+            named = any(database == one for one, _ in self.namespaces)
+            return named or any(one.matches_database(database, (self.apart_from,)) for one in self.patterns)
+        return operation == "rename" or self.covers(namespace)
+
     def pipeline(self) -> list[dict[str, Any]]:
         """The stages after `$changeStream`, by which the server filters."""
         has_key = {"$ne": [{"$type": "$documentKey"}, "missing"]}

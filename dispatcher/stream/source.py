@@ -19,16 +19,22 @@ class Source(Protocol):
 
     Attributes:
         batch_size: maximum number of events per batch, from the next batch on.
+        pairs_deletes: whether a delete has the stamp of its marker, see `StampedDelete`.
     """
 
     batch_size: int
+    pairs_deletes: bool
+
+    @property
+    def name(self) -> str:
+        """The holder of the changes, for messages."""
 
     @property
     def connected(self) -> bool:
         """Returns whether the source is open and answers."""
 
-    async def now(self) -> str:
-        """The present position: all later changes can be read from it."""
+    async def now(self) -> Start:
+        """The present position: all later changes can be read from it. It has a token."""
 
     def time_of(self, position: str) -> Timestamp:
         """The cluster time of a position."""

@@ -11,7 +11,7 @@ from pymongo.errors import OperationFailure
 
 import mongoz
 from dispatcher.core.lease import HELD, TAKEN, Lease, now
-from dispatcher.position.store import PositionStore
+from dispatcher.position.store import FirstPosition, PositionStore
 from dispatcher.settings import MOST_PARTITIONS
 from tests.integration.test_dispatcher import Seen, listen, make_user
 from tests.support import Running, SentCommands, dispatching, eventually, group_of
@@ -68,7 +68,7 @@ class Fenced:
 @pytest.fixture
 async def fenced(client: Any, database: str) -> Fenced:
     both = Fenced(client, database)
-    assert await both.first.begin(1, {0: (TOKEN, "f")}, new=True)
+    assert await both.first.begin(1, {0: FirstPosition(TOKEN, "f")}, new=True)
     return both
 
 
@@ -124,7 +124,7 @@ class Shared:
         self.leases: list[Lease] = []
 
     async def begin(self) -> None:
-        await self.first.begin(3, dict.fromkeys(range(3), (TOKEN, "f")), new=True)
+        await self.first.begin(3, dict.fromkeys(range(3), FirstPosition(TOKEN, "f")), new=True)
         self.leases = [await self.claim(self.first, number) for number in range(3)]
         await self.claim(self.second, 1)
         self.sent.clear()

@@ -19,7 +19,7 @@ from dispatcher.operate.pauses import Pauses
 from dispatcher.parking.retry_requests import RetryRequests
 from dispatcher.position.checkpoint import Checkpoint
 from dispatcher.position.documents import Position
-from dispatcher.position.store import PositionStore
+from dispatcher.position.store import FirstPosition, PositionStore
 from dispatcher.settings import MOST_PARTITIONS, Settings
 from tests.support import SentCommands, eventually, group_of
 
@@ -89,7 +89,9 @@ class Member:
         self._stop = asyncio.Event()
 
     async def _begin(self, _saved: object) -> bool:
-        return await self.store.begin(PARTITIONS, dict.fromkeys(range(PARTITIONS), (token(0), "f")), new=True)
+        return await self.store.begin(
+            PARTITIONS, dict.fromkeys(range(PARTITIONS), FirstPosition(token(0), "f")), new=True
+        )
 
     def _work(self, lease: Lease, position: Position) -> Work:
         self._claimed(lease)

@@ -19,7 +19,7 @@ from dispatcher.group.layout import divide_into
 from dispatcher.group.members import Members
 from dispatcher.group.view import read_group
 from dispatcher.position.inherited import Fact
-from dispatcher.position.store import PositionStore
+from dispatcher.position.store import FirstPosition, PositionStore
 from mongoz.core.signals import post_save
 from tests.integration.test_dispatcher import make_user
 from tests.support import Running, SentCommands, dispatching, eventually, group_of
@@ -200,7 +200,7 @@ async def test_the_last_request_counts(heard, dispatched, client, database):
 @pytest.fixture
 async def store(client: Any, database: str) -> PositionStore:
     one = PositionStore(group_of(client, database), "me")
-    assert await one.begin(2, {0: (FIRST, "f"), 1: (FIRST, "f")}, new=True)
+    assert await one.begin(2, {0: FirstPosition(FIRST, "f"), 1: FirstPosition(FIRST, "f")}, new=True)
     return one
 
 
@@ -321,5 +321,5 @@ async def test_a_repaired_position_belongs_to_the_current_layout(store, foreign,
     positions = foreign.client[f"{database}_state"]["positions"]
     await store.request(await store.load(), 1)
     assert await store.divide(await store.load())
-    assert not await store.begin(2, {1: (FIRST, "f")}, new=False)
+    assert not await store.begin(2, {1: FirstPosition(FIRST, "f")}, new=False)
     assert positions.count_documents({}) == 2

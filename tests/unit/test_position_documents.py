@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from dispatcher.core.events import LogPlace, Start
 from dispatcher.exceptions import PositionError
-from dispatcher.position.documents import SavedPositions
+from dispatcher.position.documents import SavedPositions, Topic, moved, recorded
 from dispatcher.position.inherited import Fact
 
 TOKEN = "826B03E05E000000122B0229296E04"
@@ -164,3 +165,56 @@ def test_a_long_value_is_shortened():
     with pytest.raises(PositionError) as caught:
         SavedPositions.read([position(ahead="8" * 100_000)], "shop", "state")
     assert len(caught.value.message) < 400
+
+
+LOG = {"topic_id": "id-1", "offset": 7, "term": 3, "number": 5}
+TOPIC = {"cluster_id": "c", "name": "mongoz.changes"}
+
+
+def test_a_position_in_a_topic_is_read_and_written():
+    documents = [layout(topic=TOPIC), position(log=LOG, fingerprint="")]
+    saved = SavedPositions.read(documents, "shop", "state")
+    assert saved.layout.topic == Topic("c", "mongoz.changes")
+    one = saved.positions[0]
+    assert one.place == LogPlace("id-1", 7, 3, 5)
+    assert one.start("") == Start(token=TOKEN, place=one.place)
+    assert recorded(TOKEN, place=one.place)["log"] == LOG
+
+
+def test_a_position_of_a_change_stream_has_no_place():
+    saved = SavedPositions.read([layout(), position()], "shop", "state")
+    assert (saved.layout.topic, saved.positions[0].place) == (None, None)
+    assert "log" not in recorded(TOKEN)
+
+
+def test_a_move_by_hand_forgets_the_place():
+    one = SavedPositions.read([position(log=LOG)], "shop", "state").positions[0]
+    assert "log" in moved(one, TOKEN, force=False)["$unset"]
+    assert "log" in moved(one, None, force=False)["$unset"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "7",
+        {**LOG, "offset": -1},
+        {**LOG, "offset": True},
+        {**LOG, "offset": 1.5},
+        {**LOG, "offset": 2**63},
+        {**LOG, "term": -1},
+        {**LOG, "term": 0},
+        {**LOG, "number": -1},
+        {**LOG, "number": None},
+        {**LOG, "topic_id": 1},
+        {"offset": 7, "term": 3, "number": 5},
+    ],
+)
+def test_a_malformed_place_is_refused(wrong):
+    with pytest.raises(PositionError, match=r"'shop:0' in state\.positions has .* as log, not a place in a topic"):
+        SavedPositions.read([position(log=wrong)], "shop", "state")
+
+
+@pytest.mark.parametrize("wrong", ["t", {}, {"cluster_id": "c"}, {"cluster_id": "c", "name": ""}, {"name": "t"}])
+def test_a_malformed_topic_is_refused(wrong):
+    with pytest.raises(PositionError, match=r"'shop' in state\.positions has .* as topic, not a topic"):
+        SavedPositions.read([layout(topic=wrong)], "shop", "state")

@@ -28,9 +28,10 @@ from tests.support import PATIENCE, eventually
 
 
 @pytest.mark.parametrize(("available", "processes"), [(1, 1), (2, 2), (3, 2), (64, 2)])
-def test_auto_is_one_process_for_each_core_and_at_most_two(monkeypatch, available, processes):
+def test_auto_is_one_process_for_each_core_and_at_most_two_on_change_streams(monkeypatch, available, processes):
     monkeypatch.setattr(counts, "usable_cores", lambda: available)
     assert process_count("auto") == processes
+    assert process_count("auto", streams=False) == available
     assert process_count("7") == 7
 
 

@@ -1,0 +1,136 @@
+"""The source of a group's changes, for all of its partitions: change streams, or a topic."""
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
+
+from dispatcher.core.events import LogPlace
+from dispatcher.core.resume_tokens import token_time
+from dispatcher.core.state import State
+from dispatcher.exceptions import TopicError
+from dispatcher.kafka.acceptance import BEGINNING, resume
+from dispatcher.kafka.config import load_config
+from dispatcher.kafka.looks import TopicWatch
+from dispatcher.kafka.relay_state import RelayStore
+from dispatcher.position.documents import SavedPositions, Topic
+from dispatcher.position.store import FirstPosition
+from dispatcher.settings import Settings
+from dispatcher.stream.scope import Scope
+from mongoz.connection.namespaces import parse_pattern
+
+
+class ChangeOrigin(Protocol):
+    """The source of a group."""
+
+    @property
+    def topic(self) -> Topic | None:
+        """The topic; None for change streams."""
+
+    @property
+    def partitions(self) -> int | None:
+        """The number of partitions that the source has; None if any number is possible."""
+
+    @property
+    def since(self) -> str:
+        """The token since which the source has all changes; empty if it has no certain beginning."""
+
+    def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
+        """Require that the source has all changes of the watched collections since the position."""
+
+    async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:
+        """The positions at which some partitions begin now.
+
+        Args:
+            parts: their scopes, by number.
+        """
+
+
+async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutine[Any, Any, str]]) -> ChangeOrigin:
+    """The source that the settings name, for a look at it.
+
+    Raises:
+        KafkaError: no broker answers, or it refuses the user.
+        TopicError: the topic or the relay can't be used.
+    """
+    if settings.kafka is None:
+        return StreamOrigin(now)
+    config, topic = load_config(settings.kafka, settings.kafka_config), settings.kafka_topic
+    watch = TopicWatch(config, topic, RelayStore(state, topic), address=state.address)
+    await watch.open()
+    return TopicOrigin(watch)
+
+
+class StreamOrigin:
+    """Change streams.
+
+    Args:
+        now: returns a token of this moment.
+    """
+
+    topic: Topic | None = None
+    partitions: int | None = None
+    since = ""
+
+    def __init__(self, now: Callable[[], Coroutine[Any, Any, str]]) -> None:
+        self._now = now
+
+    def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
+        """Do nothing: an oplog has the changes of all collections."""
+
+    async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:
+        """The present time."""
+        token = await self._now()
+        return {number: FirstPosition(token, scope.fingerprint) for number, scope in parts.items()}
+
+
+class TopicOrigin:
+    """A topic.
+
+    Args:
+        watch: it is open.
+    """
+
+    def __init__(self, watch: TopicWatch) -> None:
+        self._watch = watch
+        self.topic: Topic | None = Topic(watch.layout.cluster, watch.layout.topic)
+        self.partitions: int | None = watch.layout.partitions
+        self.since = max(watch.relay.since.values(), default="")
+
+    def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
+        """Require that the relay publishes all changes of the watched collections since the position.
+
+        Raises:
+            TopicError: a collection is missing, or was added too late.
+        """
+        since = self._watch.relay.since
+        tokens = [one.token for one in saved.positions.values() if one.token is not None]
+        begins = min(tokens, default=self._watch.relay.position.token)
+        patterns = [parse_pattern(name) for name in since if "*" in name]
+        wanted: list[tuple[str, list[str]]] = []
+        for namespace in scope.namespaces:
+            fitting = [str(one) for one in patterns if one.matches(*namespace, (scope.apart_from,))]
+            wanted.append((".".join(namespace), [".".join(namespace), *fitting]))
+        wanted += [(str(pattern), [str(pattern)]) for pattern in scope.patterns]
+        for name, covering in wanted:
+            found = [since[one] for one in covering if one in since]
+            if not found:
+                raise TopicError(
+                    f"The relay does not publish the changes of {name} to the topic {self._watch.topic!r}.",
+                    remedy="Start `dispatcher relay` with this application too.",
+                )
+            if min(found) > begins:
+                raise TopicError(
+                    f"The relay publishes the changes of {name} to the topic {self._watch.topic!r} since "
+                    f"{token_time(min(found)).as_datetime().isoformat()}, but this group has delivered the "
+                    f"changes until {token_time(begins).as_datetime().isoformat()} only.",
+                    remedy="Let the dispatchers of this group deliver the changes until then without the new "
+                    "collection, and start again.",
+                )
+
+    async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:
+        """The relay's position: all later changes are in the topic."""
+        first = {}
+        for number in parts:
+            look = self._watch.newest(number)
+            offset, term, last, token = resume(BEGINNING, look.relay, look.beginning)
+            first[number] = FirstPosition(token, place=LogPlace(look.topic_id, offset, term, last))
+        return first

@@ -1,0 +1,374 @@
+"""Reads the partitions of a topic: one consumer for all partitions of a process.
+
+A thread polls the consumer, and hands the messages to the event loop. The loop sorts them into the queues of the
+partitions. The thread polls again when the loop has done so, and a queue has room: so memory is bounded even if a
+receiver blocks the loop. If one queue is full while another one has room, its partition is paused.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from dispatcher.core.output.logs import log
+from dispatcher.core.retry import pause_after
+from dispatcher.core.tasks import end
+from dispatcher.exceptions import KafkaError
+from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.looks import EVERY, Look, TopicWatch
+from dispatcher.kafka.polling import Polling
+from dispatcher.kafka.relay_state import RelayStore
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Message
+
+# The shares of `--max-queued-mb` that librdkafka and the queues of the partitions may use.
+_FETCHED: Final = 4
+_QUEUED: Final = 4
+
+# Maximum number of messages that are taken at once. Large ones are taken in several batches, so that the queues
+# do not grow far beyond their bounds.
+_AT_ONCE: Final = 1_000
+_BATCHES: Final = 8
+
+# Maximum kilobytes of one answer of a broker. A larger record comes alone.
+_SMALLEST_FETCH_KB: Final = 64
+
+# Calls of `poll` may be further apart than Kafka expects: receivers decide about it. This is the largest value.
+_DAY_MS: Final = 86_400_000
+
+
+TopicRecord = tuple[int, bytes | None]
+"""The offset and the value of a message. There are many, so it has no class."""
+
+
+class OutOfRange(Exception):
+    """The log does not hold the offset that a reader needs."""
+
+
+class TopicLog:
+    """One topic.
+
+    Args:
+        config: of the clients.
+        topic: its name.
+        group: of dispatchers; the consumer group has this name, for tools of Kafka.
+        relay: the state of the relay.
+        megabytes: the value of `--max-queued-mb`.
+        address: of the server with the state, for messages.
+
+    Attributes:
+        watch: looks at the topic.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        topic: str,
+        group: str,
+        relay: RelayStore,
+        *,
+        megabytes: int,
+        address: str,
+    ) -> None:
+        self._config = config
+        self.topic = topic
+        self._group = group
+        self._megabytes = megabytes
+        self._queued_bytes = megabytes * 1_000_000 // _QUEUED
+        self.watch = TopicWatch(config, topic, relay, address=address, on_failure=self._wake)
+        self._polling: Polling | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open: dict[int, PartitionLog] = {}
+        self._commits: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+
+    # -- beginning and end ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to read. `watch` is open."""
+        kilobytes = max(_SMALLEST_FETCH_KB, self._megabytes * 1_000 // _FETCHED)
+        consumer = self._config.consumer(
+            f"mongoz.{self._group}",
+            enable_auto_offset_store=False,
+            queued_max_messages_kbytes=kilobytes,
+            fetch_message_max_bytes=max(_SMALLEST_FETCH_KB, kilobytes // 4) * 1_000,
+            fetch_wait_max_ms=500,
+            max_poll_interval_ms=_DAY_MS,
+        )
+        self._polling = Polling(consumer, asyncio.get_running_loop(), self._distribute)
+        self._polling.start()
+        self._tasks = [
+            asyncio.create_task(self.watch.run(), name="watch-topic"),
+            asyncio.create_task(self._commit_regularly(), name="commit-offsets"),
+        ]
+
+    async def close(self) -> None:
+        """Stop reading."""
+        await end(self._tasks)
+        self._tasks = []
+        if self._polling is not None:
+            self._commit()
+            self._polling.stop()
+            await asyncio.to_thread(self._polling.join)
+            self._polling = None
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def partition(self, number: int) -> "PartitionLog":
+        """One partition of the topic."""
+        return PartitionLog(self, number)
+
+    async def seek(self, feed: "PartitionLog", offset: int) -> None:
+        """Let a partition continue at an offset."""
+        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
+
+        assert self._polling is not None  # it has started
+        here = TopicPartition(self.topic, feed.number, offset)
+
+        def assign(consumer: "Consumer") -> None:
+            if feed.assigned:
+                consumer.incremental_unassign([TopicPartition(self.topic, feed.number)])
+                feed.assigned = False
+            consumer.incremental_assign([here])
+            feed.assigned = True
+
+        def begin() -> None:
+            # All messages of the former place are sorted in, and none of the new place.
+            feed.clear()
+            self._open[feed.number] = feed
+            self._share()
+
+        await self._polling.run(assign, begin)
+
+    async def leave(self, feed: "PartitionLog") -> None:
+        """Stop reading a partition."""
+        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
+
+        if self._open.get(feed.number) is feed:
+            del self._open[feed.number]
+        if self._polling is not None and feed.assigned:
+            feed.assigned = False
+            gone = TopicPartition(self.topic, feed.number)
+            await self._polling.run(lambda consumer: consumer.incremental_unassign([gone]), self._share)
+
+    def commit(self, partition: int, offset: int) -> None:
+        """Show an offset to the tools of Kafka. Nothing depends on it."""
+        if self._committed.get(partition) != offset:
+            self._commits[partition] = self._committed[partition] = offset
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            self._commit()
+
+    def _commit(self) -> None:
+        if not self._commits or self._polling is None:
+            return
+        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
+
+        offsets = [TopicPartition(self.topic, number, offset) for number, offset in self._commits.items()]
+        self._commits.clear()
+        self._polling.order(lambda consumer: consumer.commit(offsets=offsets, asynchronous=True))
+
+    def _wake(self) -> None:
+        for feed in self._open.values():
+            feed.wake()
+
+    def _share(self) -> None:
+        """Divide the queued bytes among the partitions."""
+        for feed in self._open.values():
+            feed.most = self._queued_bytes // len(self._open)
+        self.on_room()
+
+    def _distribute(self, messages: "Sequence[Message]") -> None:
+        """Sort messages into the queues of their partitions."""
+        touched, size = set(), 0
+        message: Any  # the annotations allow None, which only messages that are produced have
+        for message in messages:
+            feed = self._open.get(message.partition())
+            if feed is not None:
+                touched.add(feed)
+                if message.error() is None:
+                    value = message.value()
+                    size += len(value or b"")
+                    feed.append(message.offset(), value)
+                else:
+                    self._on_error(feed, message.error())
+        for feed in touched:
+            feed.wake()
+        if size and self._polling is not None:
+            most = self._queued_bytes // _BATCHES * len(messages) // size
+            self._polling.at_once = max(1, min(_AT_ONCE, most))
+        self.on_room()
+
+    def on_room(self) -> None:
+        """Poll again if a queue has room. Pause the full partitions, so that they do not stop the others."""
+        polling = self._polling
+        if polling is None:
+            return
+        hungry = any(feed.hungry for feed in self._open.values())
+        for feed in self._open.values():
+            if feed.paused:
+                if feed.hungry:
+                    self._pause(polling, feed, paused=False)
+            elif hungry and feed.full:
+                self._pause(polling, feed, paused=True)
+        if hungry:
+            polling.go_on()
+
+    def _pause(self, polling: "Polling", feed: "PartitionLog", *, paused: bool) -> None:
+        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
+
+        feed.paused = paused
+        which = [TopicPartition(self.topic, feed.number)]
+
+        def change(consumer: "Consumer") -> None:
+            if feed.assigned:
+                (consumer.pause if paused else consumer.resume)(which)
+
+        polling.order(change)
+
+    def _on_error(self, feed: "PartitionLog", error: Any) -> None:
+        name = error.name()
+        if name in {"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE"}:
+            feed.is_out_of_range = True
+            return
+        log.warning(
+            "a partition of the topic can't be read now, trying again",
+            action="topic.not_read",
+            topic=self.topic,
+            partition=feed.number,
+            error=f"{name}: {error.str()}",
+        )
+
+
+class PartitionLog:
+    """One partition of a topic: a queue of its records.
+
+    Attributes:
+        number: of the partition.
+        most: maximum bytes of the queue; only the last record may exceed it.
+        assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
+        paused: whether the consumer is told to pause.
+        is_out_of_range: whether the log does not hold the next offset.
+    """
+
+    def __init__(self, topic: TopicLog, number: int) -> None:
+        self._topic = topic
+        self.number = number
+        self.most = 0
+        self.assigned = self.paused = self.is_out_of_range = False
+        self._queue: deque[TopicRecord] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the brokers and the server answer."""
+        return self._topic.watch.connected
+
+    @property
+    def name(self) -> str:
+        """The place, for messages."""
+        return f"partition {self.number} of the topic {self._topic.topic!r}"
+
+    @property
+    def hungry(self) -> bool:
+        """Returns whether the queue should be filled."""
+        return self._bytes * 2 < self.most
+
+    @property
+    def full(self) -> bool:
+        """Returns whether no further record should come."""
+        return self._bytes >= self.most
+
+    def append(self, offset: int, value: bytes | None) -> None:
+        """Add a record to the queue."""
+        self._queue.append((offset, value))
+        self._bytes += len(value or b"")
+
+    def clear(self) -> None:
+        """Empty the queue."""
+        self._queue.clear()
+        self._bytes = 0
+        self.paused = self.is_out_of_range = False
+
+    def wake(self) -> None:
+        """Let the reader look at the queue."""
+        self._arrived.set()
+
+    async def seek(self, offset: int) -> None:
+        """Continue at an offset."""
+        await self._topic.seek(self, offset)
+
+    async def leave(self) -> None:
+        """Stop reading."""
+        await self._topic.leave(self)
+
+    async def read(self, most: int) -> list[TopicRecord]:
+        """The next records, at most this number. Without one within a second, the list is empty.
+
+        Raises:
+            OutOfRange: the log does not hold the next record.
+            DispatcherError: the topic can't be used any more.
+        """
+        if not self._queue:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY):
+                    await self._arrived.wait()
+        queue = self._queue
+        if not queue:
+            self._topic.watch.require_usable()
+            if self.is_out_of_range:
+                raise OutOfRange
+            return []
+        if len(queue) <= most:
+            records = list(queue)
+            queue.clear()
+            self._bytes = 0
+        else:
+            records = [queue.popleft() for _ in range(most)]
+            self._bytes -= sum(len(value or b"") for _, value in records)
+        self._topic.on_room()
+        return records
+
+    def newest(self) -> Look:
+        """The last look at this partition."""
+        return self._topic.watch.newest(self.number)
+
+    async def look(self) -> Look:
+        """A look that begins after this call."""
+        return await self._topic.watch.look(self.number)
+
+    async def offset_at(self, seconds: float) -> int:
+        """The offset of the first record since a time, in seconds since 1970; -1 if there is none."""
+        return await self._offset(since=seconds)
+
+    async def end(self) -> int:
+        """The offset after the last record."""
+        return await self._offset(end=True)
+
+    async def _offset(self, **which: Any) -> int:
+        failures = 0
+        while True:
+            try:
+                (offset,) = await self._topic.watch.offsets([self.number], **which)
+            except KafkaError as error:
+                failures += 1
+                log.warning(
+                    "the offsets of the topic can't be read now, trying again",
+                    action="topic.not_seen",
+                    partition=self.number,
+                    error=error.message,
+                    failures=failures,
+                )
+                await asyncio.sleep(pause_after(failures))
+            else:
+                return offset
+
+    def commit(self, offset: int) -> None:
+        """Show an offset to the tools of Kafka. Nothing depends on it."""
+        self._topic.commit(self.number, offset)

@@ -1,0 +1,277 @@
+"""Looks at a topic and at the relay's saved position about once a second.
+
+Some changes of a topic show up in no message: its end, a new topic with the same name, the removal of the records
+of a quiet partition.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pymongo.errors import PyMongoError
+
+from dispatcher.core.driver_errors import in_short, raise_if_fatal
+from dispatcher.core.output.logs import log
+from dispatcher.core.retry import pause_after
+from dispatcher.exceptions import DispatcherError, KafkaError, TopicError
+from dispatcher.kafka.acceptance import LogPosition
+from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.relay_state import RelayState, RelayStore
+from dispatcher.kafka.topics import TopicLayout, read_topic, require_layout, require_usable
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+EVERY: Final = 1.0
+"""Seconds between two looks."""
+
+# Seconds without a successful look after which the topic counts as unreachable.
+_SILENCE: Final = 5.0
+
+# Seconds for each request.
+_PATIENCE: Final = 15.0
+
+
+class Look(NamedTuple):
+    """The topic and the relay's position at one moment, for one partition.
+
+    Attributes:
+        asked: before the first request, by the monotonic clock.
+        topic_id: distinguishes the topic from an earlier one with the same name.
+        beginning: the offset of the first record that the log holds. It was read before `relay`.
+        term: the highest term that was given to a relay.
+        relay: the relay's saved position.
+    """
+
+    asked: float
+    topic_id: str
+    beginning: int
+    term: int
+    relay: LogPosition
+
+
+class _TopicLook(NamedTuple):
+    """A `Look` at all partitions."""
+
+    asked: float
+    layout: TopicLayout
+    beginnings: Sequence[int]
+    relay: RelayState
+
+
+def _may_pass(error: DispatcherError) -> bool:
+    """Returns whether a later look may succeed: no broker answers, or a broker refuses a request."""
+    if isinstance(error, TopicError):
+        return error.__cause__ is not None
+    return isinstance(error, KafkaError)
+
+
+def _ignore() -> None:
+    """Do nothing."""
+
+
+class TopicWatch:
+    """Looks at one topic.
+
+    Args:
+        relay: the state of the relay.
+        address: of the server with the state, for messages.
+        on_failure: called when the topic can't be used any more.
+    """
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        topic: str,
+        relay: RelayStore,
+        *,
+        address: str,
+        on_failure: Callable[[], None] = _ignore,
+    ) -> None:
+        self._config = config
+        self.topic = topic
+        self._relay = relay
+        self._address = address
+        self._on_failure = on_failure
+        self._admin: AdminClient | None = None
+        self._looking = asyncio.Lock()
+        self._newest: _TopicLook | None = None
+        self._failure: DispatcherError | None = None
+
+    async def open(self) -> None:
+        """Connect to the brokers, and check the topic.
+
+        Raises:
+            KafkaError: no broker answers, or it refuses the user.
+            TopicError: the topic or the relay can't be used.
+        """
+        self._admin = self._config.admin()
+        try:
+            self._newest = await self._look()
+        except KafkaError as error:
+            servers = self._config.servers
+            if servers in error.message:
+                raise
+            raise type(error)(f"--kafka {servers}: {error.message}", remedy=error.remedy) from error
+
+    @property
+    def layout(self) -> TopicLayout:
+        """The topic at the last look."""
+        assert self._newest is not None  # it is open
+        return self._newest.layout
+
+    @property
+    def relay(self) -> RelayState:
+        """The state of the relay at the last look."""
+        assert self._newest is not None  # it is open
+        return self._newest.relay
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the brokers and the server answer."""
+        return self._newest is not None and monotonic() - self._newest.asked < _SILENCE
+
+    def newest(self, partition: int) -> Look:
+        """The last look at a partition.
+
+        Raises:
+            DispatcherError: the topic can't be used any more.
+        """
+        self.require_usable()
+        assert self._newest is not None  # it is open
+        asked, layout, beginnings, relay = self._newest
+        return Look(asked, layout.id, beginnings[partition], relay.term, relay.position.of(partition))
+
+    def require_usable(self) -> None:
+        """Raise the error that ended `run`."""
+        if self._failure is not None:
+            raise self._failure
+
+    async def look(self, partition: int) -> Look:
+        """A look that begins after this call."""
+        now, failures = monotonic(), 0
+        while self._failure is None and self._newest is not None and self._newest.asked < now:
+            async with self._looking:
+                if self._newest.asked < now:
+                    failures = await self._try_to_look(failures)
+            if failures:
+                await asyncio.sleep(pause_after(failures))
+        return self.newest(partition)
+
+    async def run(self) -> None:
+        """Look about once a second. Runs until the topic can't be used any more."""
+        failures = 0
+        while self._failure is None:
+            await asyncio.sleep(max(EVERY, pause_after(failures)))
+            async with self._looking:
+                failures = await self._try_to_look(failures)
+
+    async def _try_to_look(self, failures: int) -> int:
+        """Look once. Returns the number of failed looks in sequence."""
+        try:
+            before, self._newest = self._newest, await self._look()
+            assert before is not None  # it is open
+            if before.layout.partitions != self._newest.layout.partitions:
+                raise self._other_number(before.layout.partitions)
+        except DispatcherError as error:
+            if not _may_pass(error):
+                self._fail(error)
+                return failures
+            trouble = error.message
+        except PyMongoError as error:
+            try:
+                raise_if_fatal(error, self._address)
+            except DispatcherError as fatal:
+                self._fail(fatal)
+                return failures
+            trouble = in_short(error)
+        else:
+            if failures:
+                log.info("the topic can be read again", action="topic.seen", topic=self.topic, failures=failures)
+            return 0
+        log.warning(
+            "the topic or the relay's position can't be read now, trying again",
+            action="topic.not_seen",
+            topic=self.topic,
+            error=trouble,
+            failures=failures + 1,
+        )
+        return failures + 1
+
+    def _fail(self, error: DispatcherError) -> None:
+        self._failure = error
+        self._on_failure()
+
+    async def _look(self) -> _TopicLook:
+        """Read the topic, then the beginnings of its partitions, then the relay's position."""
+        asked, admin = monotonic(), self._admin
+        assert admin is not None  # it is open
+        facts = await read_topic(admin, self.topic)
+        if facts is None:
+            raise KafkaError(
+                f"The topic {self.topic!r} does not exist at {self._config.servers}.",
+                remedy="`dispatcher relay` creates it. Is --kafka-topic the topic of the relay?",
+            )
+        require_usable(facts)
+        partitions = facts.layout.partitions
+        beginnings = await self.offsets(range(partitions))
+        relay = await self._relay.load()
+        if relay is None:
+            raise self._no_relay()
+        if relay.topic.cluster != facts.layout.cluster:
+            require_layout(facts, relay.topic)
+        if relay.topic.id != facts.layout.id:
+            raise KafkaError(
+                f"The topic {self.topic!r} has the id {facts.layout.id}, and the relay publishes to an earlier "
+                f"one with the id {relay.topic.id}.",
+                remedy="Look at the log of the relay: it must continue with this topic.",
+            )
+        if relay.topic.partitions != partitions:
+            raise self._other_number(relay.topic.partitions)
+        return _TopicLook(asked, facts.layout, beginnings, relay)
+
+    async def offsets(
+        self, partitions: Sequence[int], *, since: float | None = None, end: bool = False
+    ) -> list[int]:
+        """The first offsets of partitions.
+
+        Args:
+            since: only records that were appended since this time count, in seconds since 1970. Without such
+                a record, the offset is -1.
+            end: the offsets after the last records instead.
+
+        Raises:
+            KafkaError: no broker answers, or it refuses the request.
+        """
+        from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - an extra
+        from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined] # noqa: PLC0415
+
+        assert self._admin is not None  # it is open
+        spec: Any = OffsetSpec
+        kind = spec.latest() if end else spec.earliest()
+        if since is not None:
+            kind = spec.for_timestamp(max(0, round(since * 1_000)))
+        wanted = {TopicPartition(self.topic, number): kind for number in partitions}
+        asked = self._admin.list_offsets(wanted, request_timeout=_PATIENCE)
+        try:
+            answers = await asyncio.gather(*(asyncio.wrap_future(one) for one in asked.values()))
+        except KafkaException as error:
+            raise KafkaError(
+                f"Kafka does not tell the offsets of the topic {self.topic!r}: {error.args[0].str()}.",
+                remedy="If this lasts, look at the log of the broker.",
+            ) from error
+        return [int(one.offset) for one in answers]
+
+    def _no_relay(self) -> TopicError:
+        return TopicError(
+            f"No relay has saved a position for the topic {self.topic!r} in the state at {self._address}.",
+            remedy="Start `dispatcher relay` first, with the same --kafka and the same state database.",
+        )
+
+    def _other_number(self, known: int) -> TopicError:
+        return TopicError(
+            f"The topic {self.topic!r} has another number of partitions than {known}: documents would change "
+            "their partition, and their order would break.",
+            remedy="The number of partitions of a topic can't be changed. Use another topic for another number.",
+        )

@@ -1,0 +1,129 @@
+"""The thread that polls the consumer of a process."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from dispatcher.core.output.logs import log
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer, Message
+
+# Seconds for which the thread waits for a message, and after which it runs a waiting command at the latest.
+_TICK: Final = 0.1
+
+# Number of messages that the thread takes at first, while their size is unknown.
+_FEW: Final = 10
+
+
+class Polling:
+    """Polls a consumer in a thread, and runs all its commands there.
+
+    Args:
+        distribute: gets the messages in the event loop. The thread polls again after `go_on`.
+
+    Attributes:
+        at_once: maximum number of messages that the thread takes at once.
+    """
+
+    def __init__(
+        self,
+        consumer: "Consumer",
+        loop: asyncio.AbstractEventLoop,
+        distribute: "Callable[[Sequence[Message]], None]",
+    ) -> None:
+        self._thread = threading.Thread(target=self._serve, name="kafka-consumer", daemon=True)
+        self._consumer = consumer
+        self._loop = loop
+        self._distribute = distribute
+        self._commands: deque[Callable[[Consumer], None]] = deque()
+        self._may_poll = threading.Event()
+        self._stopping = False
+        self.at_once = _FEW
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def go_on(self) -> None:
+        """Poll again."""
+        self._may_poll.set()
+
+    def stop(self) -> None:
+        """Run the waiting commands, and end."""
+        self._stopping = True
+        self._may_poll.set()
+
+    def order(self, command: "Callable[[Consumer], None]") -> None:
+        """Run a command soon. Its errors are logged."""
+
+        def run(consumer: "Consumer") -> None:
+            try:
+                command(consumer)
+            except Exception as error:
+                log.warning("a command of the consumer failed", action="kafka.command_failed", error=str(error))
+
+        self._commands.append(run)
+
+    async def run(self, command: "Callable[[Consumer], None]", then: Callable[[], None]) -> None:
+        """Run a command, and wait for its end.
+
+        Args:
+            then: called in the event loop, after all messages from before the command, and before all later ones.
+        """
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def run(consumer: "Consumer") -> None:
+            try:
+                command(consumer)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(_end, done, error)
+            else:
+                self._loop.call_soon_threadsafe(then)
+                self._loop.call_soon_threadsafe(_end, done, None)
+
+        self._commands.append(run)
+        await done
+
+    # -- in the thread -------------------------------------------------------------------------------------
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()(self._consumer)
+
+    def _poll(self) -> None:
+        first = self._consumer.poll(_TICK)
+        if first is not None:
+            self._may_poll.clear()
+            messages = [first, *self._consumer.consume(self.at_once, 0)]
+            self._loop.call_soon_threadsafe(self._distribute, messages)
+
+    def _turn(self) -> None:
+        while not self._stopping:
+            self._run_commands()
+            if self._may_poll.wait(_TICK):
+                self._poll()
+        self._run_commands()
+
+    def _serve(self) -> None:
+        try:
+            with suppress(RuntimeError):  # the loop is closed
+                self._turn()
+        finally:
+            self._consumer.close()
+
+
+def _end(future: "asyncio.Future[None]", error: Exception | None) -> None:
+    if future.done():  # the caller was cancelled
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,441 @@
+"""Reads the change events of one partition from a topic. It takes the place of a change stream.
+
+Each record goes through three checks, in this order: `accept` decides whether it counts; events up to the
+high-water mark are dropped, since they were read before; the first-seen stamp of an event counts, see
+`stream/origins.py`. The stamps of dropped events are remembered.
+
+The relay has copied the stamp of a delete marker to its delete. So readers ignore markers, and never wait for the
+end of a transaction.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
+
+from bson.timestamp import Timestamp
+
+from dispatcher.core.bson_codec import RawEvent
+from dispatcher.core.events import Batch, LogPlace, Start
+from dispatcher.core.output.logs import log
+from dispatcher.core.resume_tokens import token_at, token_time
+from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, RecordPlace, accept, resume
+from dispatcher.kafka.envelope import (
+    Envelope,
+    LargeEvent,
+    MalformedRecord,
+    RecordKind,
+    decode,
+    gap_in,
+    large_event_in,
+    token_in,
+)
+from dispatcher.kafka.log import OutOfRange, TopicRecord
+from dispatcher.kafka.looks import Look
+from dispatcher.kafka.records import event_of, plain_event, recall_stamp, remember_stamp
+from dispatcher.stream.origins import HORIZON
+from dispatcher.stream.source import RememberStamp
+from mongoz.stamps import Stamp
+
+# Seconds by which the clocks of the broker and of the server may differ.
+_CLOCKS: Final = 60
+
+# Records that are read at once in the search for a position.
+_SEARCHED: Final = 1_000
+
+# How much further back each search begins than the one before.
+_FURTHER: Final = 1_000
+
+# Number of reads without a record, from which on the log counts as shorter than expected.
+_MOST_EMPTY: Final = 10
+
+
+class RecordLog(Protocol):
+    """One partition of a topic, see `kafka/log.py`."""
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the brokers and the server answer."""
+
+    @property
+    def name(self) -> str:
+        """The place, for messages."""
+
+    async def seek(self, offset: int) -> None:
+        """Continue at an offset."""
+
+    async def leave(self) -> None:
+        """Stop reading."""
+
+    async def read(self, most: int) -> list[TopicRecord]:
+        """The next records; without one within a second, none."""
+
+    def newest(self) -> Look:
+        """The last look at the topic and at the relay's position."""
+
+    async def look(self) -> Look:
+        """A look that begins after this call."""
+
+    async def offset_at(self, seconds: float) -> int:
+        """The offset of the first record since a time; -1 if there is none."""
+
+    async def end(self) -> int:
+        """The offset after the last record."""
+
+    def commit(self, offset: int) -> None:
+        """Show an offset to the tools of Kafka."""
+
+
+ReadLarge = Callable[[LargeEvent], Awaitable[bytes | None]]
+"""Reads a large event from the state; None if it is not there."""
+
+
+class _Halt(NamedTuple):
+    """A record that needs more than a decision.
+
+    Attributes:
+        decision: `JUMP`, or `DELIVER` for a gap or a large event.
+        offset: of the record.
+        after: the position after it.
+    """
+
+    decision: Decision
+    offset: int
+    envelope: Envelope
+    after: LogPosition
+
+
+class KafkaSource:
+    """Reads one partition of a topic.
+
+    Args:
+        partition: of the topic.
+        start: where the dispatcher continues.
+        batch_size: maximum number of events per batch.
+        read_large: reads a large event.
+        saved: returns the saved place, for the tools of Kafka.
+    """
+
+    pairs_deletes = True
+
+    def __init__(
+        self,
+        partition: RecordLog,
+        start: Start,
+        *,
+        batch_size: int,
+        read_large: ReadLarge,
+        saved: Callable[[], LogPlace | None],
+    ) -> None:
+        self._log = partition
+        self._start = start
+        self.batch_size = batch_size
+        self._read_large = read_large
+        self._saved = saved
+        self._remember: RememberStamp = _ignore
+        self._topic_id = ""
+        self._found: tuple[Start, LogPosition] | None = None
+        self._next: Start | None = None
+        self._read_at = 0.0
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the brokers and the server answer."""
+        return self._log.connected
+
+    @property
+    def name(self) -> str:
+        """The holder of the changes, for messages."""
+        return self._log.name
+
+    async def now(self) -> Start:
+        """The end of lost history; if no history is lost, the relay's position."""
+        if self._next is None:
+            look = await self._log.look()
+            self._next = _start_of(resume(BEGINNING, look.relay, look.beginning), look.topic_id)
+        return self._next
+
+    def time_of(self, position: str) -> Timestamp:
+        """The cluster time of a token."""
+        return token_time(position)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+        """Read the partition from `start` on, without an end."""
+        position = await self._begin(start)
+        self._next = None
+        await self._log.seek(position.offset)
+        try:
+            while True:
+                jump, found = -1, []
+                try:
+                    found = await self._log.read(self.batch_size)
+                except OutOfRange:
+                    jump = position.offset
+                records = iter(found)
+                self._read_at = monotonic()
+                while True:
+                    events, position, halt = self._take(records, position)
+                    if events:
+                        yield self._batch(events, position)
+                    if halt is None:
+                        break
+                    if halt.decision is Decision.JUMP:
+                        jump = halt.offset
+                        break
+                    yield await self._special(halt.envelope, position, halt.after)
+                    position = halt.after
+                resumed = await self._resumed(position, jump)
+                if jump >= 0 or resumed.offset != position.offset:
+                    await self._log.seek(resumed.offset)
+                position = resumed
+                place = self._saved()
+                if place is not None and place.topic_id == self._topic_id:
+                    self._log.commit(place.offset)
+                if not events:
+                    yield self._batch([], position)
+        finally:
+            await self._log.leave()
+
+    def _take(
+        self, records: Iterator[TopicRecord], position: LogPosition
+    ) -> tuple[list[RawEvent], LogPosition, "_Halt | None"]:
+        """Decide about records, up to the first one that needs more than a decision.
+
+        Returns:
+            The accepted new events, the position after them, and that record.
+        """
+        events: list[RawEvent] = []
+        offset, term, number, token = position
+        for record in records:
+            if record[0] == offset:  # in the usual case, this is what `accept` decides
+                plain = plain_event(record[1], term, number + 1)
+                if plain is not None and plain[0] > token:
+                    token, event = plain
+                    offset, number = offset + 1, number + 1
+                    events.append(RawEvent(event))
+                    continue
+            position = LogPosition(offset, term, number, token)
+            envelope, of_record = self._opened(record)
+            place = RecordPlace(record[0], envelope.term, envelope.number, of_record)
+            decision, after = accept(position, place)
+            if decision is Decision.DELIVER and envelope.kind is RecordKind.EVENT:
+                events.append(event_of(envelope))
+            elif decision is Decision.DELIVER or decision is Decision.JUMP:
+                return events, position, _Halt(decision, record[0], envelope, after)
+            elif decision is Decision.DUPLICATE:
+                remember_stamp(envelope, self._remember)
+            offset, term, number, token = after
+        return events, LogPosition(offset, term, number, token), None
+
+    def _batch(self, events: Sequence[RawEvent], position: LogPosition) -> Batch:
+        offset, term, number, token = position
+        return Batch(events, token, place=LogPlace(self._topic_id, offset, term, number))
+
+    def _opened(self, record: TopicRecord) -> tuple[Envelope, str]:
+        """Decode a record. Returns its envelope and its token.
+
+        Raises:
+            TopicError: it is not a record of a relay.
+        """
+        offset, value = record
+        try:
+            envelope = decode(value)
+            return envelope, token_in(envelope)
+        except MalformedRecord as error:
+            raise TopicError(
+                f"{self._log.name}, offset {offset}: {error}.",
+                remedy="Let only `dispatcher relay` write to this topic, and no relay of a later version than the "
+                "dispatchers. Find the program that wrote the record, then begin with a new topic.",
+            ) from error
+
+    async def _special(self, envelope: Envelope, before: LogPosition, after: LogPosition) -> Batch:
+        """The batch of a record that contains no event: a gap, or the name of a large event.
+
+        Raises:
+            HistoryLost: the relay has lost history.
+        """
+        if envelope.kind is RecordKind.GAP:
+            gap = gap_in(envelope)
+            if gap.kind == "history_lost":
+                raise self._lost("The relay has lost changes", before, after)
+            return self._batch([], after)._replace(lost_after=gap.after)
+        event = await self._read_large(large_event_in(envelope))
+        if event is None:
+            return self._batch([], after)._replace(lost_after=before.token)
+        return self._batch([event_of(envelope._replace(event=event))], after)
+
+    # -- the log and the relay's position ------------------------------------------------------------------
+
+    async def _resumed(self, position: LogPosition, jump: int) -> LogPosition:
+        """Compare the position with the last look at the topic. Returns the position at which to continue.
+
+        Args:
+            jump: the offset of the next record, if records before it are missing; the own offset if it is out of
+                range; otherwise -1.
+
+        Raises:
+            HistoryLost: the log does not hold all changes after the position.
+            TopicError: another program writes to the topic.
+        """
+        look = self._log.newest() if jump < 0 else await self._log.look()
+        if look.topic_id != self._topic_id:
+            raise self._recreated(position, look)
+        if position.term > look.term and look.asked > self._read_at:
+            raise TopicError(
+                f"{self._log.name} has records of the term {position.term}, but the highest term of a relay in "
+                f"the state is {look.term}: another program, or a relay with another state, writes to this topic.",
+                remedy="Give each relay a topic of its own.",
+            )
+        relay, place = look.relay, position[1:3]
+        if jump < 0 and look.beginning <= position.offset:
+            if relay[1:3] <= place:  # all that the relay's position passed is accepted
+                return position._replace(token=max(position.token, relay.token))
+            if relay.offset > position.offset:  # it is still to be read
+                return position
+        resumed = resume(position, relay, max(look.beginning, jump))
+        if resumed[1:3] != place:
+            raise self._lost("Records that the relay counts as delivered are missing", position, resumed)
+        if jump == position.offset == resumed.offset:  # out of range, although the log begins before it
+            end = await self._log.end()
+            relay_here = resume(BEGINNING._replace(token=position.token), relay, 0)._replace(offset=end)
+            raise self._lost("The log ends before the position", position, relay_here)
+        return resumed
+
+    def _recreated(self, position: LogPosition, look: Look) -> HistoryLost:
+        self._topic_id = look.topic_id
+        relay = resume(BEGINNING._replace(token=position.token), look.relay, look.beginning)
+        return self._lost("The topic was deleted, and created again", position, relay)
+
+    def _lost(self, reason: str, position: LogPosition, continues: LogPosition) -> HistoryLost:
+        """The error about lost history. `now` returns the end of it."""
+        self._next = _start_of(continues, self._topic_id)
+        begin, end = (token_time(one.token).as_datetime().isoformat() for one in (position, continues))
+        return HistoryLost(
+            f"{reason}: {self._log.name}, offset {position.offset}. The changes between {begin} and {end} can't "
+            "be read from there any more.",
+            remedy="--on-history-lost decides: resume continues after the lost changes and records a gap, "
+            "backfill also delivers the current documents.",
+        )
+
+    # -- the position of a token ---------------------------------------------------------------------------
+
+    async def _begin(self, start: Start) -> LogPosition:
+        """The position of a start.
+
+        Raises:
+            HistoryLost: the log does not hold the changes after it.
+        """
+        if self._found is not None and self._found[0] == start:
+            return self._found[1]
+        if start.place is None:
+            token = start.token
+            if token is None:
+                assert start.cluster_time is not None  # a dispatcher has a position
+                token = token_at(start.cluster_time)
+            position = await self._find(token)
+        else:
+            assert start.token is not None  # a place belongs to a token
+            look = self._log.newest()
+            position = LogPosition(*start.place[1:], token=start.token)
+            if start.place.topic_id != look.topic_id:
+                raise self._recreated(position, look)
+            self._topic_id = look.topic_id
+        self._found = (start, position)
+        return position
+
+    async def _find(self, token: str) -> LogPosition:
+        """The position of a token whose place is unknown.
+
+        Any record up to the token is a valid base: all records of its term before it have tokens before its own.
+
+        Raises:
+            HistoryLost: the log begins after the token.
+        """
+        look = await self._log.look()
+        self._topic_id = look.topic_id
+        relay = resume(BEGINNING, look.relay, look.beginning)
+        if token >= relay.token:
+            return relay._replace(token=token)
+        found = await self._log.offset_at(float(token_time(token).time - _CLOCKS))
+        found = relay.offset if found < 0 else min(found, relay.offset)
+        back = 1
+        while True:
+            begin = max(found - back, look.beginning)
+            position = await self._scan(begin, relay, token)
+            if position is not None:
+                return position
+            if begin == look.beginning:
+                raise self._lost("The log begins after the position", BEGINNING._replace(token=token), relay)
+            back *= _FURTHER
+
+    async def _scan(self, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
+        """The position of a token: at the first record after it. None if no record before that is known."""
+        base = BEGINNING if begin == 0 else None
+        await self._log.seek(begin)
+        try:
+            while True:
+                for record in await self._log.read(_SEARCHED):
+                    if record[0] >= relay.offset:
+                        return relay._replace(token=token)
+                    envelope, found = self._opened(record)
+                    if found > token:
+                        return None if base is None else base._replace(offset=record[0], token=token)
+                    base = LogPosition(record[0] + 1, envelope.term, envelope.number, token)
+                if base is not None and base.offset >= relay.offset:
+                    return relay._replace(token=token)
+        except OutOfRange:
+            return None
+
+    # -- stamps --------------------------------------------------------------------------------------------
+
+    async def recall(self, before: str, remember: RememberStamp) -> float:
+        """Read the stamps of the last writes before a position, and pass them to `remember`.
+
+        The stamps between the saved place and `before` follow in `batches`, when it drops their events.
+        """
+        self._remember = remember
+        time = token_time(before).time
+        try:
+            end = (await self._begin(self._start)).offset
+        except HistoryLost:  # `batches` raises it again
+            return float(time)
+        since = float(time - HORIZON)
+        look = self._log.newest()
+        found = await self._log.offset_at(since - _CLOCKS)
+        begin = max(found, look.beginning)
+        if found < 0 or begin >= end:
+            return since
+        if begin == look.beginning > 0:  # the log may be shorter
+            since = float(time)
+        empty = 0
+        try:
+            await self._log.seek(begin)
+            while begin < end and empty < _MOST_EMPTY:
+                records = await self._log.read(_SEARCHED)
+                empty = 0 if records else empty + 1
+                for offset, value in records:
+                    if offset < end:
+                        since = min(since, recall_stamp(value, before, remember, since))
+                begin = records[-1][0] + 1 if records else begin
+        except OutOfRange:
+            log.warning(
+                "the stamps of earlier writes could not be read; copies of them may count as originals",
+                action="stamps.not_read",
+                error=f"{self._log.name} does not hold offset {begin} any more",
+            )
+            return float(time)
+        except BaseException:
+            await self._log.leave()
+            raise
+        return since
+
+
+def _ignore(_stamp: Stamp | None, _wall_time: Any) -> None:
+    """Do nothing."""
+
+
+def _start_of(position: LogPosition, topic_id: str) -> Start:
+    offset, term, number, token = position
+    return Start(token=token, place=LogPlace(topic_id, offset, term, number))

@@ -1,0 +1,42 @@
+"""Finds the place in a topic that is saved together with a token. No I/O."""
+
+from collections import deque
+
+from dispatcher.core.events import LogPlace
+
+
+class Places:
+    """The places of a reader between its position and the end of what it has read.
+
+    A place may be saved with a token if all accepted records before the place are finished at this token. It need
+    not be the last such place: a reader that starts at an earlier one reads some records again, accepts them by
+    their terms and numbers, and drops them because of their tokens.
+
+    Args:
+        place: the saved place; None if there is none.
+    """
+
+    def __init__(self, place: LogPlace | None) -> None:
+        self._passed = place
+        self._ahead: deque[tuple[str, LogPlace]] = deque()
+
+    def note(self, token: str, place: LogPlace) -> None:
+        """Note that a batch has been read.
+
+        Args:
+            token: all accepted records before `place` have this token, or an earlier one.
+        """
+        if self._ahead and self._ahead[-1][0] == token:
+            self._ahead.pop()  # only refused records came since
+        self._ahead.append((token, place))
+
+    def at(self, token: str) -> LogPlace | None:
+        """The last place whose accepted records are all finished.
+
+        Args:
+            token: everything up to it is finished. It never falls.
+        """
+        ahead = self._ahead
+        while ahead and ahead[0][0] <= token:
+            self._passed = ahead.popleft()[1]
+        return self._passed

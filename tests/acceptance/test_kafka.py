@@ -1,0 +1,142 @@
+"""`dispatcher run --kafka` as a process: killed, restarted, taken over."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from pymongo import AsyncMongoClient
+
+from dispatcher.core.state import State
+from dispatcher.exceptions import ExitCode
+from tests.ledger import APP, Ledger
+from tests.support import Daemon, daemon, eventually
+
+pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
+from tests.kafka.publisher import Publisher
+
+PARTITIONS = 3
+NAMES = "abcdefg"
+IDS = {name: ObjectId(f"{number:024x}") for number, name in enumerate(NAMES)}
+
+
+@pytest.fixture
+def ledger(mongo, database, tmp_path) -> Ledger:
+    return Ledger(tmp_path / "ledger", mongo.url, database)
+
+
+@pytest.fixture
+async def publisher(broker, client: AsyncMongoClient[Any], database: str) -> Publisher:
+    made = Publisher(broker.address, f"{database}.accounts", PARTITIONS)
+    made.create()
+    await made.begin(State(client, f"{database}_state"))
+    return made
+
+
+class Workers:
+    """Starts dispatchers that read from a topic."""
+
+    def __init__(self, stack: ExitStack, publisher: Publisher, ledger: Ledger, cwd: Path) -> None:
+        self._stack = stack
+        self._arguments = (
+            *("--kafka", publisher.address, "--kafka-topic", publisher.topic),
+            *("--lease", "1", "--save-interval", "0.1", "--idle-save-interval", "0.2"),
+        )
+        self._ledger = ledger
+        self._cwd = cwd
+
+    def start(self) -> Daemon:
+        """Start one."""
+        return self._stack.enter_context(daemon(APP, *self._arguments, cwd=self._cwd, **self._ledger.environment))
+
+
+@pytest.fixture
+def workers(publisher: Publisher, ledger: Ledger, tmp_path: Path) -> Iterator[Workers]:
+    with ExitStack() as stack:
+        yield Workers(stack, publisher, ledger, tmp_path)
+
+
+def change(publisher: Publisher, number: int) -> str:
+    """Publish a change of one of the documents; its partition is always the same."""
+    place = number % len(NAMES)
+    name = NAMES[place]
+    document = {"_id": IDS[name], "name": name, "n": number}
+    return publisher.publish(publisher.made("replace", IDS[name], fullDocument=document), place % PARTITIONS)
+
+
+def check(ledger: Ledger, count: int) -> None:
+    """Each change is delivered, a repetition has the same id, and first deliveries are in order."""
+    ids: dict[int, set[str]] = {}
+    firsts: dict[str, list[int]] = {name: [] for name in NAMES}
+    for entry in ledger():
+        if entry.n not in ids:
+            firsts[entry.name].append(entry.n)
+        ids.setdefault(entry.n, set()).add(entry.delivery)
+    assert sorted(ids) == list(range(count))
+    assert {len(found) for found in ids.values()} == {1}
+    assert all(found == sorted(found) for found in firsts.values())
+
+
+async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publisher, workers, ledger, foreign):
+    count = 0
+    for kills in range(3):
+        worker = workers.start()
+        for _ in range(60):
+            change(publisher, count)
+            count += 1
+            await asyncio.sleep(0.002)
+        wanted = count - 20 * (2 - kills)
+        await eventually(
+            lambda wanted=wanted: len({one.n for one in ledger()}) >= wanted, what="most are delivered"
+        )
+        worker.kill()
+    worker = workers.start()
+    await eventually(lambda: len({one.n for one in ledger()}) == count, what="all are delivered")
+    check(ledger, count)
+
+    def saved() -> list[dict[str, Any]]:
+        positions = foreign.client[f"{foreign.name}_state"]["positions"]
+        return [one["log"] for one in positions.find({"partition": {"$exists": True}}).sort("partition")]
+
+    ends = [mark.offset for mark in publisher.marks]
+    await eventually(lambda: [one["offset"] for one in saved()] == ends, what="the places are saved")
+    assert [one["number"] for one in saved()] == [end - 1 for end in ends]
+    before = len(ledger())
+    assert worker.terminate() == ExitCode.OK
+    worker = workers.start()
+    change(publisher, count)
+    await eventually(lambda: len({one.n for one in ledger()}) == count + 1, what="the next one is delivered")
+    assert len(ledger()) == before + 1  # an orderly stop repeats nothing
+    assert worker.terminate() == ExitCode.OK
+
+
+async def test_two_workers_share_the_partitions_and_one_takes_over(publisher, workers, ledger):
+    first, second = workers.start(), workers.start()
+    await eventually(
+        lambda: (
+            len({one["partition"] for each in (first, second) for one in each.lines("lease.claimed")}) == 3
+            and first.lines("lease.claimed")
+            and second.lines("lease.claimed")
+        ),
+        what="both hold partitions",
+    )
+    for number in range(50):
+        change(publisher, number)
+    await eventually(lambda: len({one.n for one in ledger()}) == 50, what="all are delivered")
+    first.kill()
+    for number in range(50, 100):
+        change(publisher, number)
+    await eventually(lambda: len({one.n for one in ledger()}) == 100, what="the second one delivers the rest")
+    check(ledger, 100)
+    assert second.terminate() == ExitCode.OK
+
+
+@pytest.mark.slow
+async def test_a_worker_without_a_broker_says_so(publisher, workers, ledger, mongo, tmp_path):
+    with daemon(APP, "--kafka", "127.0.0.1:1", "--kafka-topic", "t", cwd=tmp_path, **ledger.environment) as worker:
+        code = await asyncio.to_thread(worker.process.wait, 120)
+    assert code == ExitCode.KAFKA
+    assert "127.0.0.1:1" in worker.log

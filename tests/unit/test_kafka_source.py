@@ -1,0 +1,511 @@
+"""The source of a topic, on a log in memory: accepted records, saved places, lost history, stamps."""
+
+import asyncio
+import contextlib
+from contextlib import aclosing
+from typing import Any
+from unittest.mock import MagicMock
+
+import bson
+import pytest
+from bson import Int64, ObjectId, Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatcher.core.events import Batch, Change, Job, LogPlace, Start
+from dispatcher.core.resume_tokens import token_at
+from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.kafka.acceptance import LogPosition
+from dispatcher.kafka.envelope import (
+    Envelope,
+    GapNotice,
+    LargeEvent,
+    MalformedRecord,
+    decode,
+    encode,
+    encode_gap,
+    encode_large,
+    token_in,
+)
+from dispatcher.kafka.log import OutOfRange, TopicRecord
+from dispatcher.kafka.looks import Look
+from dispatcher.kafka.records import plain_event
+from dispatcher.kafka.source import KafkaSource
+from dispatcher.position.places import Places
+from dispatcher.position.tracker import Tracker
+from dispatcher.stream.reader import LostEvent
+from mongoz.stamps import FIELD, Call, Stamp, key_hash
+from tests.list_source import event
+from tests.unit.test_reader import NOW, described, reader_of
+
+TOPIC = "id-1"
+START = token_at(Timestamp(NOW, 0))
+TRANSACTION: dict[str, Any] = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}
+
+
+def made(number: int) -> bytes:
+    return event(number, "insert", number, second=NOW, fullDocument={"_id": number})
+
+
+def token(number: int) -> str:
+    return str(bson.decode(made(number))["_id"]["_data"])
+
+
+class MemoryLog:
+    """A partition in memory.
+
+    Attributes:
+        records: with their offsets.
+        looks: the number of looks that were asked for.
+    """
+
+    name = "partition 0 of the topic 'test'"
+    connected = True
+
+    def __init__(self, *values: bytes) -> None:
+        self.records = list[TopicRecord](enumerate(values))
+        self.topic_id = TOPIC
+        self.beginning = 0
+        self.term = 9
+        self.relay = LogPosition(0, 0, -1, START)
+        self.committed = -1
+        self.ends_early = False
+        self._offset = 0
+        self._clock = 1e12  # later than each record
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the reader has read all records."""
+        return not self.records or self._offset > self.records[-1][0]
+
+    def add(self, *values: bytes) -> None:
+        """Append records."""
+        first = self.records[-1][0] + 1 if self.records else 0
+        self.records += [(first + i, value) for i, value in enumerate(values)]
+
+    def retain(self, beginning: int) -> None:
+        """Remove the first records."""
+        self.beginning = beginning
+        self.records = [one for one in self.records if one[0] >= beginning]
+
+    async def seek(self, offset: int) -> None:
+        self._offset = offset
+
+    async def leave(self) -> None:
+        """Nothing is open."""
+
+    async def read(self, most: int) -> list[TopicRecord]:
+        await asyncio.sleep(0)
+        if self._offset < self.beginning or self.ends_early:
+            self.ends_early = False
+            raise OutOfRange
+        found = [one for one in self.records if one[0] >= self._offset][:most]
+        if found:
+            self._offset = found[-1][0] + 1
+        return found
+
+    def newest(self) -> Look:
+        self._clock += 1
+        return Look(self._clock, self.topic_id, self.beginning, self.term, self.relay)
+
+    async def look(self) -> Look:
+        return self.newest()
+
+    async def offset_at(self, seconds: float) -> int:
+        """Every record was appended at the time of its event."""
+        return self.records[0][0] if self.records and seconds <= NOW else -1
+
+    async def end(self) -> int:
+        return self.records[-1][0] + 1 if self.records else self.beginning
+
+    def commit(self, offset: int) -> None:
+        self.committed = offset
+
+
+def place(offset: int, term: int, number: int) -> LogPlace:
+    return LogPlace(TOPIC, offset, term, number)
+
+
+FIRST = Start(token=START, place=place(0, 0, -1))
+
+
+def source_of(
+    log: MemoryLog,
+    start: Start = FIRST,
+    *,
+    size: int = 100,
+    large: bytes | None = None,
+    saved: LogPlace | None = None,
+) -> KafkaSource:
+    async def read_large(_large: LargeEvent) -> bytes | None:
+        return large
+
+    return KafkaSource(log, start, batch_size=size, read_large=read_large, saved=lambda: saved)
+
+
+async def batches_of(log: MemoryLog, start: Start = FIRST, **options: Any) -> list[Batch]:
+    """All batches up to the end of the log, and an empty one."""
+    source, found = source_of(log, start, **options), []
+    async with aclosing(source.batches(start)) as batches:
+        async for batch in batches:
+            found.append(batch)
+            if not batch.events and batch.lost_after is None and log.is_read:
+                return found
+    raise AssertionError("a source never ends")
+
+
+def tokens(batches: list[Batch]) -> list[str]:
+    return [one["_id"]["_data"] for batch in batches for one in batch.events]
+
+
+async def test_records_come_in_order_with_the_place_after_each_batch() -> None:
+    log = MemoryLog(*(encode(3, i, made(i + 1)) for i in range(5)))
+    batches = await batches_of(log, size=2)
+    assert tokens(batches) == [token(i + 1) for i in range(5)]
+    assert [(one.token, one.place) for one in batches] == [
+        (token(2), place(2, 3, 1)),
+        (token(4), place(4, 3, 3)),
+        (token(5), place(5, 3, 4)),
+        (token(5), place(5, 3, 4)),
+    ]
+
+
+@pytest.mark.parametrize(("topic_id", "committed"), [(TOPIC, 3), ("id-0", -1)])
+async def test_the_tools_of_kafka_see_the_saved_offset_of_this_topic(topic_id: str, committed: int) -> None:
+    log = MemoryLog(*(encode(3, i, made(i + 1)) for i in range(5)))
+    await batches_of(log, saved=LogPlace(topic_id, 3, 3, 2))
+    assert log.committed == committed
+
+
+async def test_a_second_term_repeats_events_and_a_zombie_is_refused() -> None:
+    log = MemoryLog(
+        encode(3, 0, made(1)),
+        encode(3, 1, made(2)),
+        encode(4, 0, made(2)),
+        encode(4, 1, made(3)),
+        encode(3, 2, made(3)),  # of the zombie
+        encode(4, 2, made(4)),
+    )
+    batches = await batches_of(log)
+    assert tokens(batches) == [token(1), token(2), token(3), token(4)]
+    assert batches[-1].place == place(6, 4, 2)
+
+
+async def test_refused_records_move_the_offset() -> None:
+    log = MemoryLog(encode(3, 0, made(1)), encode(3, 2, made(3)), encode(3, 3, made(4)))
+    batches = await batches_of(log)
+    assert tokens(batches) == [token(1)]
+    assert batches[-1].place == place(3, 3, 0)
+    log.add(encode(4, 0, made(2)), encode(4, 1, made(3)))
+    batches = await batches_of(log, Start(token=batches[-1].token, place=batches[-1].place))
+    assert tokens(batches) == [token(2), token(3)]
+
+
+async def test_an_idle_partition_gets_the_token_of_the_relay() -> None:
+    log = MemoryLog(encode(3, 0, made(1)))
+    log.relay = LogPosition(1, 3, 0, token(7))
+    batches = await batches_of(log)
+    assert batches[-1].token == token(7)
+    log.add(encode(3, 1, made(2)))
+    log.relay = LogPosition(2, 3, 1, token(8))  # it is still to be read
+    assert (await batches_of(log, Start(token=token(1), place=place(1, 3, 0))))[0].token == token(2)
+
+
+async def test_the_relays_token_does_not_pass_records_that_are_still_to_be_read() -> None:
+    log = MemoryLog()
+    log.relay = LogPosition(5, 3, 4, token(7))
+    assert (await batches_of(log))[-1].token == START
+
+
+# -- lost history -------------------------------------------------------------------------------------------
+
+
+async def lost(log: MemoryLog, start: Start = FIRST) -> tuple[HistoryLost, Start]:
+    """The error about lost history, and the place after it."""
+    source = source_of(log, start)
+    async with aclosing(source.batches(start)) as batches:
+        with pytest.raises(HistoryLost) as caught:
+            _ = [batch async for batch in batches]
+    return caught.value, await source.now()
+
+
+async def test_records_that_retention_removed_are_lost_history() -> None:
+    log = MemoryLog(*(encode(3, i, made(i + 1)) for i in range(6)))
+    log.retain(4)
+    log.relay = LogPosition(5, 3, 4, token(5))
+    error, after = await lost(log)
+    assert "partition 0 of the topic 'test', offset 0" in str(error)
+    assert "--on-history-lost" in error.remedy
+    assert after == Start(token=token(5), place=place(5, 3, 4))
+    assert tokens(await batches_of(log, after)) == [token(6)]
+
+
+async def test_an_emptied_quiet_partition_is_no_lost_history() -> None:
+    log = MemoryLog(encode(3, 0, made(1)))
+    log.relay = LogPosition(1, 3, 0, token(1))
+    log.records, log.beginning = [], 1
+    batches = await batches_of(log, Start(token=token(1), place=place(1, 3, 0)))
+    assert batches[-1].place == place(1, 3, 0)
+
+
+async def test_removed_refused_records_are_no_lost_history() -> None:
+    log = MemoryLog(encode(3, 0, made(1)), *(encode(2, i, made(i + 1)) for i in range(4)), encode(3, 1, made(2)))
+    log.relay = LogPosition(1, 3, 0, token(1))
+    log.retain(4)
+    batches = await batches_of(log, Start(token=token(1), place=place(1, 3, 0)))
+    assert tokens(batches) == [token(2)]
+
+
+async def test_another_topic_of_this_name_is_lost_history() -> None:
+    log = MemoryLog(encode(9, 0, made(5)))
+    log.topic_id = "id-2"
+    log.relay = LogPosition(0, 0, -1, token(4))
+    error, after = await lost(log, Start(token=token(2), place=place(2, 3, 1)))
+    assert "deleted" in str(error)
+    assert after == Start(token=token(4), place=LogPlace("id-2", 0, 0, -1))
+    assert tokens(await batches_of(log, after)) == [token(5)]
+
+
+async def test_a_record_that_the_relay_counts_but_the_broker_lost_is_lost_history() -> None:
+    log = MemoryLog(encode(3, 0, made(1)), encode(3, 2, made(3)), encode(3, 3, made(4)))
+    log.relay = LogPosition(2, 3, 2, token(3))
+    error, after = await lost(log)
+    assert "are missing" in str(error)
+    assert after == Start(token=token(3), place=place(2, 3, 2))
+
+
+async def test_a_log_that_ends_before_the_position_is_lost_history() -> None:
+    log = MemoryLog(encode(3, 0, made(1)))
+    log.ends_early = True
+    log.relay = LogPosition(3, 3, 2, token(3))
+    error, after = await lost(log, Start(token=token(3), place=place(3, 3, 2)))
+    assert "ends before" in str(error)
+    assert after.place == place(1, 3, 2)
+
+
+async def test_history_that_the_relay_lost_is_lost_for_readers_and_they_continue_behind_it() -> None:
+    gap = GapNotice(token(3), "history_lost", token(1), token(3), "resume")
+    log = MemoryLog(encode(3, 0, made(1)), encode_gap(3, 1, gap), encode(3, 2, made(4)))
+    _, after = await lost(log)
+    assert after == Start(token=token(3), place=place(2, 3, 1))
+    assert tokens(await batches_of(log, after)) == [token(4)]
+
+
+async def test_a_gap_of_one_event_keeps_its_place() -> None:
+    gap = GapNotice(token(2), "oversize", token(1), token(2))
+    log = MemoryLog(encode(3, 0, made(1)), encode_gap(3, 1, gap), encode(3, 2, made(3)))
+    first, lost_one, last, _ = await batches_of(log)
+    assert (tokens([first]), tokens([last])) == ([token(1)], [token(3)])
+    assert (lost_one.lost_after, lost_one.token, lost_one.place) == (token(1), token(2), place(2, 3, 1))
+    assert [part async for part in reader_of(source_of(log)).read(lost_one)] == [LostEvent(token(1), token(2))]
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_large_event_is_read_from_the_state(there: bool) -> None:
+    named = encode_large(3, 1, LargeEvent(token(2), b"id", 1))
+    log = MemoryLog(encode(3, 0, made(1)), named, encode(3, 2, made(3)))
+    batches = await batches_of(log, large=made(2) if there else None)
+    assert tokens(batches) == [token(1), *([token(2)] if there else []), token(3)]
+    assert [one.lost_after for one in batches] == [None, None if there else token(1), None, None]
+
+
+# -- other writers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [b"hello", None, made(1)])
+async def test_a_record_of_another_program_is_an_error_with_its_place(value: Any) -> None:
+    log = MemoryLog(encode(3, 0, made(1)), value)
+    with pytest.raises(TopicError, match="partition 0 of the topic 'test', offset 1"):
+        await batches_of(log)
+
+
+async def test_a_term_that_no_relay_has_taken_is_an_error() -> None:
+    log = MemoryLog(encode(10, 0, made(1)))
+    with pytest.raises(TopicError, match=r"the term 10, .* is 9"):
+        await batches_of(log)
+
+
+# -- positions without a place ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", range(6))
+@pytest.mark.parametrize("beginning", [0, 1])
+async def test_a_token_without_a_place_is_found_in_the_log(known: int, beginning: int) -> None:
+    records = [encode(3, i, made(i + 1)) for i in range(3)] + [encode(4, i, made(i + 3)) for i in range(3)]
+    log = MemoryLog(*records)
+    log.retain(beginning)
+    log.relay = LogPosition(5, 4, 1, token(4))
+    start = Start(token=token(known) if known else START)
+    if known <= beginning > 0:  # no record proves that nothing is missing before the first one
+        error, after = await lost(log, start)
+        assert "begins after" in str(error)
+        assert after == Start(token=token(4), place=place(5, 4, 1))
+    else:
+        assert tokens(await batches_of(log, start)) == [token(i) for i in range(known + 1, 6)]
+
+
+# -- stamps -------------------------------------------------------------------------------------------------
+
+
+def stamp(call: Call, id_: Any) -> Stamp:
+    oid = ObjectId(NOW.to_bytes(4, "big") + ObjectId().binary[4:])
+    return Stamp("tests", call, oid, key_hash("shop.things", id_))
+
+
+def inserted(number: int, by: Stamp) -> bytes:
+    return event(number, "insert", 1, second=NOW, fullDocument={"_id": 1, FIELD: by.pack()})
+
+
+def marker(number: int, by: Stamp) -> bytes:
+    updated = {"updatedFields": {FIELD: by.pack()}, "removedFields": []}
+    more: dict[str, Any] = {"updateDescription": updated, "fullDocument": {"_id": 1}, **TRANSACTION}
+    return event(number, "update", 1, second=NOW, **more)
+
+
+def deleted(number: int) -> bytes:
+    return event(number, "delete", 1, second=NOW, **TRANSACTION)
+
+
+async def changes_of(log: MemoryLog, start: Start = FIRST) -> list[Change]:
+    """The changes that a reader makes of a log, behind its start."""
+    source = source_of(log, start)
+    reader, changes = reader_of(source), []
+    assert start.token is not None
+    await reader.recall(start.token)
+    async with aclosing(source.batches(start)) as batches:
+        async for batch in batches:
+            async for part in reader.read(batch):
+                assert isinstance(part, list)
+                changes += part
+            if not batch.events:
+                return changes
+    raise AssertionError("a source never ends")
+
+
+async def test_a_delete_has_the_stamp_of_its_envelope_and_its_marker_waits_for_nothing() -> None:
+    own = stamp(Call.DELETED, 1)
+    log = MemoryLog(encode(3, 0, marker(1, own)), encode(3, 1, deleted(2), own.pack()))
+    changes = await changes_of(log)
+    assert described(changes) == [("untouched", 1), ("delete", 1)]
+    assert changes[1].origin == own
+    assert not changes[1].marker
+
+
+async def test_a_position_between_a_marker_and_its_delete_keeps_the_stamp() -> None:
+    own = stamp(Call.DELETED, 1)
+    log = MemoryLog(encode(3, 0, marker(1, own)), encode(3, 1, deleted(2), own.pack()))
+    (delete,) = await changes_of(log, Start(token=token(1), place=place(1, 3, 0)))
+    assert delete.origin == own
+
+
+async def test_a_repeated_event_does_not_use_up_its_stamp() -> None:
+    own = stamp(Call.CREATED, 1)
+    log = MemoryLog(encode(3, 0, made(1)), encode(4, 0, made(1)), encode(4, 1, inserted(2, own)))
+    changes = await changes_of(log)
+    assert changes[-1].origin == own
+
+
+@pytest.mark.parametrize(
+    "start", [Start(token=token(1), place=place(1, 3, 0)), Start(token=token(1), place=place(0, 0, -1))]
+)
+async def test_the_stamps_before_a_position_are_read_again(start: Start) -> None:
+    """Also between the saved place and the saved token."""
+    own = stamp(Call.CREATED, 1)
+    log = MemoryLog(encode(3, 0, inserted(1, own)), encode(3, 1, inserted(2, own)))
+    (copy,) = await changes_of(log, start)
+    assert copy.origin is None
+
+
+async def test_a_zombies_later_events_do_not_count_as_seen() -> None:
+    own = stamp(Call.CREATED, 1)
+    log = MemoryLog(
+        encode(4, 0, made(1)),
+        encode(3, 5, inserted(2, own)),  # of the zombie
+        encode(4, 1, inserted(2, own)),
+    )
+    changes = await changes_of(log, Start(token=token(1), place=place(2, 4, 0)))
+    assert [one.origin for one in changes] == [own]
+
+
+@given(
+    value=st.one_of(
+        st.binary(max_size=120),
+        st.builds(
+            encode, st.integers(1, 3), st.integers(0, 3), st.sampled_from([made(1), made(2), bson.encode({})])
+        ),
+        st.builds(encode, st.just(1), st.just(0), st.binary(max_size=80)),
+        st.builds(encode, st.just(1), st.just(0), st.just(made(1)), st.just(b"stamp")),
+    ),
+    cut=st.integers(0, 3),
+    changed=st.none() | st.tuples(st.integers(0, 99), st.integers(0, 255)),
+)
+def test_the_quick_look_at_a_record_agrees_with_the_decoder(
+    value: bytes, cut: int, changed: tuple[int, int] | None
+) -> None:
+    value = value[: len(value) - cut]
+    if changed is not None and changed[0] < len(value):
+        value = value[: changed[0]] + bytes([changed[1]]) + value[changed[0] + 1 :]
+    found = plain_event(value, 1, 0)
+    if found is not None:
+        envelope = decode(value)
+        assert envelope == Envelope(1, 0, b"", found[1])
+        with contextlib.suppress(MalformedRecord):
+            assert token_in(envelope) == found[0]
+
+
+def test_the_quick_look_is_enough_for_a_usual_record() -> None:
+    assert plain_event(encode(3, 7, made(1)), 3, 7) == (token(1), made(1))
+
+
+# -- what is saved together -----------------------------------------------------------------------------------
+
+
+@given(
+    terms=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    size=st.integers(1, 4),
+    order=st.randoms(use_true_random=False),
+    kill=st.integers(0, 30),
+)
+def test_a_saved_token_and_place_lose_and_repeat_nothing(
+    terms: list[int], size: int, order: Any, kill: int
+) -> None:
+    """Each term begins again at an earlier event; some changes are finished before a kill."""
+    values, event_number = [], 0
+    for term, count in enumerate(terms, 1):
+        event_number = max(0, event_number - order.randint(0, 2))
+        for number in range(count):
+            event_number += 1
+            values.append(encode(term, number, made(event_number)))
+    log = MemoryLog(*values)
+    log.relay = LogPosition(0, 0, -1, START)
+
+    async def first() -> tuple[list[str], str, LogPlace | None]:
+        tracker, places, jobs, finished = Tracker(START), Places(FIRST.place), [], []
+        async with aclosing(source_of(log, size=size).batches(FIRST)) as batches:
+            async for batch in batches:
+                for one in batch.events:
+                    job = Job(one["_id"]["_data"], MagicMock(size=1))
+                    tracker.add(job)
+                    jobs.append(job)
+                assert batch.place is not None
+                places.note(batch.token, batch.place)
+                tracker.mark(batch.token)
+                if order.random() < 0.5:
+                    places.at(tracker.token)  # a save
+                if not batch.events or len(jobs) > kill:
+                    break
+                if order.random() < 0.7:
+                    left = [job for job in jobs if job.change is not None]
+                    for job in order.sample(left, order.randint(0, len(left))):
+                        finished.append(job.token)
+                        tracker.finished(job)
+        return finished, tracker.token, places.at(tracker.token)
+
+    async def run() -> None:
+        finished, saved, saved_place = await first()
+        published = sorted({token_in(decode(one)) for one in values})
+        assert {one for one in published if one <= saved} <= {*finished}
+        again = tokens(await batches_of(log, Start(token=saved, place=saved_place)))
+        assert again == [one for one in published if one > saved]
+
+    asyncio.run(run())

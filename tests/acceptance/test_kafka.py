@@ -94,6 +94,7 @@ async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publi
         )
         worker.kill()
     worker = workers.start()
+    await eventually(lambda: worker.lines("dispatcher.started"), what="the last worker runs")
     await eventually(lambda: len({one.n for one in ledger()}) == count, what="all are delivered")
     check(ledger, count)
 

@@ -235,7 +235,7 @@ async def test_the_number_of_commands_does_not_grow_with_the_number_of_partition
     sent = SentCommands()
     async with AsyncMongoClient(mongo.url, event_listeners=[sent]) as client:
         store = PositionStore(group_of(client, database), "me")
-        assert await store.begin(200, dict.fromkeys(range(200), (FIRST, "f")), new=True)
+        assert await store.begin(200, dict.fromkeys(range(200), FirstPosition(FIRST, "f")), new=True)
         assert sent.names == ["insert", "update", "commitTransaction"]
         await store.request(await store.load(), 100)
         saved = await store.load()
@@ -253,8 +253,8 @@ async def test_the_number_of_commands_does_not_grow_with_the_number_of_partition
 
 async def test_positions_that_exist_are_not_replaced(store, database, foreign):
     before = await store.load()
-    assert not await store.begin(2, {0: (SECOND, "g"), 1: (SECOND, "g")}, new=False)
-    assert not await store.begin(2, {0: (SECOND, "g"), 1: (SECOND, "g")}, new=True)
+    assert not await store.begin(2, {0: FirstPosition(SECOND, "g"), 1: FirstPosition(SECOND, "g")}, new=False)
+    assert not await store.begin(2, {0: FirstPosition(SECOND, "g"), 1: FirstPosition(SECOND, "g")}, new=True)
     assert await store.load() == before
     foreign.client[f"{database}_state"]["positions"].delete_one({"_id": database})
     assert await store.begin(2, {}, new=True)  # a version without a layout has written the positions

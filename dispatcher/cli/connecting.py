@@ -36,16 +36,17 @@ class GroupConnection(NamedTuple):
     receivers: frozenset[str] = frozenset()
 
 
-def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlags) -> _T:
+def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlags, *, relays: bool = False) -> _T:
     """Connect to the state of a group, and call a function with the connection.
 
     Args:
         place: the flags that name the group. If they have no URL, the server of the application is used. If they
             have no group, the group of the application is used, or else the only group in the state.
+        relays: whether the command is also for relays, which have no receivers.
 
     Raises:
         DispatcherError: there is no such group, or the server does not answer.
-        typer.BadParameter: neither a server nor an application is named.
+        typer.BadParameter: neither a server nor an application is named, or the group is a relay.
     """
     make_settings(url=place.url, state_database=place.state_database)
     receivers: frozenset[str] = frozenset()
@@ -63,16 +64,17 @@ def with_group(use: Callable[[GroupConnection], Awaitable[_T]], place: GroupFlag
         raise typer.BadParameter("Name the server with --url, or the application APP.", param_hint="--url")
 
     async def run() -> _T:
-        async with _connected(url, place.state_database, group, may_be_new=place.app is not None) as found:
-            return await use(found._replace(receivers=receivers))
+        async with _connected(url, place.state_database) as state:
+            chosen = await _chosen(
+                state, place.state_database, group, may_be_new=place.app is not None, relays=relays
+            )
+            return await use(GroupConnection(Group(state, chosen), receivers))
 
     return asyncio.run(run())
 
 
 @asynccontextmanager
-async def _connected(
-    url: str, database: str, group: str | None, *, may_be_new: bool
-) -> AsyncIterator[GroupConnection]:
+async def _connected(url: str, database: str) -> AsyncIterator[State]:
     try:
         seed = first_seed(url)
     except ImproperlyConfigured as error:
@@ -86,10 +88,7 @@ async def _connected(
             serverSelectionTimeoutMS=_SELECTION_TIMEOUT_MS,
             tz_aware=True,
         ) as client:
-            state = State(client, database, address)
-            if group is None or not may_be_new:
-                group = _chosen(group, await groups_in(state), f"{address}, database {database}")
-            yield GroupConnection(Group(state, group))
+            yield State(client, database, address)
     except PyMongoError as error:
         raise_if_fatal(error, address)
         if isinstance(error, ConnectionFailure | ConfigurationError):
@@ -102,10 +101,20 @@ async def _connected(
         ) from error
 
 
-def _chosen(group: str | None, there_are: list[str], place: str) -> str:
-    """The named group; without a name, the only group in the state."""
-    if group in there_are:
+async def _chosen(state: State, database: str, group: str | None, *, may_be_new: bool, relays: bool) -> str:
+    """The named group; without a name, the only group in the state, or else the only relay.
+
+    Args:
+        may_be_new: whether the named group may have no state yet.
+        relays: whether the command is also for relays.
+    """
+    there_are = await groups_in(state)
+    groups = [name for name, is_relay in there_are.items() if not is_relay]
+    if group is not None and (group in there_are or may_be_new):
+        if there_are.get(group) and not relays:
+            raise _no_receivers(group, groups)
         return group
+    place = f"{state.address}, database {database}"
     if not there_are:
         raise NotFound(
             f"There is no state of dispatchers at {place}.",
@@ -114,10 +123,23 @@ def _chosen(group: str | None, there_are: list[str], place: str) -> str:
         )
     if group is not None:
         raise NotFound(
-            f"There is no group {group!r} of dispatchers at {place}.{nearest(group, there_are)}",
-            remedy="The registry names its group with dispatched=; True means 'default'.",
+            f"There is no group {group!r} of dispatchers at {place}.{nearest(group, list(there_are))}",
+            remedy="The registry names its group with dispatched=; True means 'default'. A relay has the name of "
+            "its topic.",
         )
-    if len(there_are) > 1:
-        names = ", ".join(there_are)
+    candidates = groups or list(there_are)
+    if len(candidates) > 1:
+        names = ", ".join(candidates)
         raise typer.BadParameter(f"There are several groups: {names}. Name one.", param_hint="--group")
-    return there_are[0]
+    if not groups and not relays:
+        raise _no_receivers(candidates[0], groups)
+    return candidates[0]
+
+
+def _no_receivers(relay: str, groups: list[str]) -> typer.BadParameter:
+    """The error about a relay in place of a group of dispatchers."""
+    names = f"Name a group of dispatchers: {', '.join(groups)}." if groups else "No group of dispatchers is here."
+    return typer.BadParameter(
+        f"{relay!r} is a relay. It has no receivers, so this command has nothing to do there. {names}",
+        param_hint="--group",
+    )

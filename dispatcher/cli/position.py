@@ -60,7 +60,7 @@ def show(
             if one.number in found
         ]
 
-    rows = with_group(see, place)
+    rows = with_group(see, place, relays=True)
     if as_json:
         print_json(rows)
     elif not rows:
@@ -131,7 +131,7 @@ def move(
 
     if not confirmed(f"Deliver everything since {at}, and nothing before?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    _print_moves(with_group(do, place), as_json=as_json)
+    _print_moves(with_group(do, place, relays=True), as_json=as_json)
 
 
 def reset(
@@ -153,7 +153,7 @@ def reset(
 
     if not confirmed("Forget the position? Changes that are still undelivered will not be delivered.", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    moved = with_group(lambda there: Mover(there.group).move(None, force=force), place)
+    moved = with_group(lambda there: Mover(there.group).move(None, force=force), place, relays=True)
     _print_moves(moved, as_json=as_json)
 
 

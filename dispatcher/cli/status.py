@@ -51,7 +51,7 @@ def status(
     from dispatcher.operate.status import read_status
 
     def once() -> "GroupStatus":
-        return with_group(lambda there: read_status(there.group), place)
+        return with_group(lambda there: read_status(there.group), place, relays=True)
 
     def show(overview: "GroupStatus") -> None:
         if as_json:

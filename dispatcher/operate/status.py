@@ -20,7 +20,7 @@ from dispatcher.core.error_text import text_of
 from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, ServerTimes, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import log
-from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, Group, State
+from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, RELAYS, Group, State
 from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.core.stats import in_utc, seconds_of
 from dispatcher.operate.health import health_of
@@ -67,10 +67,12 @@ _PLACES: Final = frozenset({"progress", "token"})
 T = TypeVar("T")
 
 
-async def groups_in(state: State) -> list[str]:
-    """The groups that have a position, sorted."""
-    found = await state.as_on_this_node(POSITIONS).distinct("group")
-    return sorted(name for name in found if isinstance(name, str))
+async def groups_in(state: State) -> dict[str, bool]:
+    """The names of the groups that have a position, sorted, and whether each is a relay."""
+    found, relays = await asyncio.gather(
+        state.as_on_this_node(POSITIONS).distinct("group"), state.as_on_this_node(RELAYS).distinct("_id")
+    )
+    return {name: name in relays for name in sorted(name for name in found if isinstance(name, str))}
 
 
 async def read_status(

@@ -4,10 +4,9 @@ change stream -> records -> producer -> ledger -> position
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.core.events import Batch, Start
@@ -29,10 +28,8 @@ from dispatcher.relay.producer import TermProducer
 from dispatcher.relay.records import Packed, Packer, event_of
 from dispatcher.relay.saver import PositionSaver
 from dispatcher.relay.topic import LARGEST, prepared_topic
+from dispatcher.stream.read_ahead import batches_ahead
 from dispatcher.stream.source import Source
-
-# Number of events in a full batch: the next one is requested while it is published.
-_FULL: Final = 100
 
 # Seconds between two looks at the answers of the brokers: while records are on their way, and at rest.
 _SOON: Final = 0.003
@@ -211,7 +208,7 @@ class Term:
             start = self._start()
             while True:
                 try:
-                    async with aclosing(self._batches(start)) as batches:
+                    async with aclosing(batches_ahead(self._source, start, self._lag)) as batches:
                         async for batch in batches:
                             await self._publish(batch)
                             self._after = batch.token
@@ -223,28 +220,6 @@ class Term:
         if self._after == self._began and self.ledger.position.fingerprint == self._fingerprint:
             return Start(token=self._began)
         return Start(cluster_time=token_time(self._after))
-
-    async def _batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """Yield the batches of the source. After a full batch, the next one is requested at once."""
-        async with aclosing(self._source.batches(start)) as source:
-            coming: asyncio.Task[Batch] | None = None
-            try:
-                while True:
-                    batch = await (self._next(source) if coming is None else coming)
-                    full = len(batch.events) >= _FULL
-                    coming = asyncio.create_task(self._next(source), name="read-ahead") if full else None
-                    yield batch
-            finally:
-                if coming is not None:
-                    await end([coming])
-                    _ = coming.cancelled() or coming.exception()  # read, so that asyncio does not warn
-
-    async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
-        self._lag.note_request(monotonic())
-        batch = await anext(source)
-        count = len(batch.events)
-        self._lag.note_batch(monotonic(), token_time(batch.token).time, count, more=count >= _FULL)
-        return batch
 
     # -- publishing ----------------------------------------------------------------------------------------------
 

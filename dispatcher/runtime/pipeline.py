@@ -7,14 +7,13 @@ lane as soon as the queue has room. The workers of the lanes deliver. Another ta
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final, NamedTuple
 
 from dispatcher.core.error_text import words_of
-from dispatcher.core.events import Batch, Change, Start
+from dispatcher.core.events import Batch, Change
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Gauges, Lag, Stats, seconds_of
@@ -37,17 +36,13 @@ from dispatcher.runtime.drain import SAVE_PATIENCE, drain
 from dispatcher.runtime.history_lost import LostHistory
 from dispatcher.runtime.intake import Intake
 from dispatcher.settings import Settings
+from dispatcher.stream.read_ahead import batches_ahead
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.signals import Delivery
 
 # Operations on whole collections. They contain no changes of single documents to deliver.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
-
-# Minimum number of events in a full batch. While a full batch is delivered, the next batch is requested. After a
-# smaller batch, the reader is at the end of the stream. So the changes of the smaller batch enter their lanes
-# before the next batch is requested, because this request costs a millisecond of CPU.
-_FULL: Final = 100
 
 
 class Reading(NamedTuple):
@@ -139,8 +134,9 @@ class Pipeline:
         await self._reader.recall(after)
         while True:
             try:
-                async with aclosing(self._batches(start)) as batches:
+                async with aclosing(batches_ahead(self._source, start, self._lag)) as batches:
                     async for batch in batches:
+                        await self._unpaused.wait()
                         await self._take(batch)
                         after = batch.token
             except HistoryLost as lost:
@@ -150,32 +146,6 @@ class Pipeline:
                 self._reader.skip_to(float(self._source.time_of(after).time))
                 self._backfill.wake()
                 await self._take(Batch([], after, place=start.place))
-
-    async def _batches(self, start: Start) -> AsyncGenerator[Batch]:
-        """Yield the batches of the source. After a full batch, the next one is requested at once."""
-        async with aclosing(self._source.batches(start)) as source:
-            coming: asyncio.Task[Batch] | None = None
-            try:
-                while True:
-                    batch = await (self._next(source) if coming is None else coming)
-                    full = len(batch.events) >= _FULL
-                    coming = asyncio.create_task(self._next(source), name="read-ahead") if full else None
-                    await self._unpaused.wait()
-                    yield batch
-            finally:
-                if coming is not None:
-                    try:
-                        await end([coming])
-                    finally:
-                        # Read the error of the task, so that asyncio does not warn about it.
-                        _ = coming.cancelled() or coming.exception()
-
-    async def _next(self, source: AsyncGenerator[Batch]) -> Batch:
-        self._lag.note_request(monotonic())
-        batch = await anext(source)
-        count = len(batch.events)
-        self._lag.note_batch(monotonic(), self._source.time_of(batch.token).time, count, more=count >= _FULL)
-        return batch
 
     async def _take(self, batch: Batch) -> None:
         """Put the changes of a batch into their lanes."""

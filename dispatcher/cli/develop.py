@@ -42,16 +42,24 @@ def demo(
     seconds: Annotated[
         float, typer.Option(min=1.0, max=600.0, help="Seconds for which the foreign client writes.")
     ] = 12.0,
+    kafka: Annotated[
+        bool,
+        typer.Option(
+            "--kafka",
+            help="Deliver over Kafka: a relay and two workers on an embedded broker. The demo kills a worker and "
+            "the relay.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show how the changes of a client without mongoz are delivered, then count the lost changes.
 
     The demo starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain
     PyMongo client in its own process. The command exits with 1 if a change was lost. With `--json`, the summary
-    goes to stdout and the live view to stderr.
+    goes to stdout and the live view to stderr. `--kafka` needs the extra embedded-kafka.
 
     Example: `dispatcher demo --seconds 30`
     """
     from dispatcher.demo import demonstrate
 
-    demonstrate(seconds, print_json if as_json else None)
+    demonstrate(seconds, print_json if as_json else None, kafka=kafka)

@@ -39,6 +39,10 @@ class Screen:
         """Print a line above everything else."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Print a line about something that the demo breaks."""
+        self._console.print(Text(text, style="bold yellow"), soft_wrap=True)
+
     @contextmanager
     def live(self) -> Iterator[None]:
         """Show deliveries during the `with` block."""
@@ -68,8 +72,8 @@ class Screen:
             self._refreshed = now
             self._live.refresh()
 
-    def summarize(self, verdict: Balance, effects: Sequence[Effect]) -> None:
-        """Print the summary."""
+    def summarize(self, verdict: Balance, effects: Sequence[Effect], killed: Sequence[str]) -> None:
+        """Print the summary. `killed` are the names of the processes that the demo has killed."""
         ledger = self._ledger
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold", no_wrap=True)
@@ -80,6 +84,8 @@ class Screen:
         table.add_row("changes written", Text.assemble(f"{ledger.written:,}  ", *_kinds(kinds)))
         table.add_row("deliveries expected", f"{ledger.expected:,}")
         table.add_row("deliveries made", f"{ledger.delivered:,}, {ledger.repeated} of them repeated")
+        if killed:
+            table.add_row("killed meanwhile", ", ".join(killed))
         if verdict.unexpected:
             table.add_row("unexpected", Text(f"{verdict.unexpected:,} deliveries", style="red"))
         table.add_row("commit to receiver", f"median {_ms(ledger.median)}, p99 {_ms(ledger.p99)}")

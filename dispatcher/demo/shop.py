@@ -37,8 +37,15 @@ class Shop(NamedTuple):
 
     def dispatcher(self, url: str) -> list[str]:
         """The command that starts a dispatcher for the sample application. The dispatcher logs each delivery."""
-        command = [sys.executable, "-m", "dispatcher", "run", f"{self.package}.app:registry", "--url", url]
-        return [*command, "--log-format", "json", "--log-level", "debug"]
+        return [*self._command("run", url), "--log-level", "debug"]
+
+    def relay(self, url: str) -> list[str]:
+        """The command that starts a relay for the sample application."""
+        return self._command("relay", url)
+
+    def _command(self, name: str, url: str) -> list[str]:
+        command = [sys.executable, "-m", "dispatcher", name, f"{self.package}.app:registry", "--url", url]
+        return [*command, "--log-format", "json"]
 
     def writer(self, url: str, seconds: float, rate: float) -> list[str]:
         """The command that starts the other client, which reports each write."""

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from pymongo import MongoClient
 
+from dispatcher.exceptions import ExitCode
 from tests.support import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +101,38 @@ def test_the_summary_for_machines(family: Family, tmp_path: Path) -> None:
     assert 0 < told["median"] <= told["p99"] < 10
     assert all(effect["holds"] for effect in told["effects"])
     assert " audit " in err
+
+
+@pytest.mark.slow
+def test_the_demo_on_kafka_loses_nothing_though_it_kills_a_worker_and_the_relay(
+    family: Family, tmp_path: Path
+) -> None:
+    pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
+    demo = family.start("dispatcher", "demo", "--kafka", "--seconds", "6", "--json", cwd=tmp_path)
+    out, err = demo.communicate(timeout=PATIENCE)
+    assert demo.returncode == 0, err
+    told = json.loads(out)
+    assert (told["lost"], told["unexpected"]) == ([], 0)
+    assert told["killed"] == ["second worker", "relay"]
+    assert told["delivered"] == told["expected"] > 200
+    assert all(effect["holds"] for effect in told["effects"])
+    lines = err.splitlines()
+    (worker_killed,) = [number for number, line in enumerate(lines) if "the second worker is killed" in line]
+    (relay_killed,) = [number for number, line in enumerate(lines) if "the relay is killed" in line]
+    delivered = [number for number, line in enumerate(lines) if " audit " in line]
+    assert worker_killed < relay_killed < delivered[-1]
+    assert family.members() == []
+
+
+@pytest.mark.slow
+def test_the_demo_on_kafka_names_the_extra_that_is_missing(family: Family, tmp_path: Path) -> None:
+    hidden = tmp_path / "confluent_kafka.py"
+    hidden.write_text("raise ImportError('hidden')\n")
+    demo = family.start("dispatcher", "demo", "--kafka", cwd=tmp_path)
+    _, err = demo.communicate(timeout=PATIENCE)
+    assert demo.returncode == ExitCode.EMBEDDED
+    assert "embedded-kafka" in err
+    assert family.members() == []
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Final
 
@@ -16,6 +17,8 @@ from gridfs import AsyncGridFSBucket
 from gridfs.errors import CorruptGridFile, FileExists, NoFile
 from pymongo.errors import DuplicateKeyError
 
+from dispatcher.core.output.logs import log
+from dispatcher.core.retry import retry
 from dispatcher.core.state import RELAYED, State
 from dispatcher.kafka.envelope import LargeEvent
 
@@ -38,6 +41,7 @@ class LargeEvents:
         )
         self._bucket = AsyncGridFSBucket(database, RELAYED, chunk_size_bytes=_CHUNK)
         self._topic = topic
+        self._address = state.address
 
     async def add(self, token: str, event: bytes) -> LargeEvent:
         """Write an event, unless it is there already.
@@ -64,6 +68,16 @@ class LargeEvents:
         except (NoFile, CorruptGridFile):
             return None
         return found if len(found) == large.size else None
+
+    async def read_patiently(self, large: LargeEvent) -> bytes | None:
+        """Read an event, like `read`. If the server does not answer, try again."""
+        report = partial(
+            log.warning,
+            "a large event can't be read now, trying again",
+            action="large_event.not_read",
+            size=large.size,
+        )
+        return await retry(partial(self.read, large), report, address=self._address)
 
     async def delete_old(self, retention: float, now: datetime) -> int:
         """Delete the files whose records the brokers have removed. Returns their number.

@@ -35,6 +35,9 @@ _BATCHES: Final = 8
 # Maximum kilobytes of one answer of a broker. A larger record comes alone.
 _SMALLEST_FETCH_KB: Final = 64
 
+# Maximum number of change streams at once that read lost changes: for each, the server reads the whole oplog.
+_STREAMS: Final = 2
+
 # Calls of `poll` may be further apart than Kafka expects: receivers decide about it. This is the largest value.
 _DAY_MS: Final = 86_400_000
 
@@ -60,6 +63,7 @@ class TopicLog:
 
     Attributes:
         watch: looks at the topic.
+        streams: limits the change streams that read the changes which the topic has lost.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class TopicLog:
         self._megabytes = megabytes
         self._queued_bytes = megabytes * 1_000_000 // _QUEUED
         self.watch = TopicWatch(config, topic, relay, address=address, on_failure=self._wake)
+        self.streams = asyncio.Semaphore(_STREAMS)
         self._polling: Polling | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[int, PartitionLog] = {}

@@ -372,21 +372,21 @@ class KafkaSource:
 
     async def _scan(self, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
         """The position of a token: at the first record after it. None if no record before that is known."""
-        base = BEGINNING if begin == 0 else None
+        base, offset = BEGINNING if begin == 0 else None, begin
         await self._log.seek(begin)
         try:
-            while True:
+            while offset < relay.offset:
                 for record in await self._log.read(_SEARCHED):
-                    if record[0] >= relay.offset:
-                        return relay._replace(token=token)
+                    offset = record[0] + 1
+                    if offset > relay.offset:
+                        break
                     envelope, found = self._opened(record)
                     if found > token:
                         return None if base is None else base._replace(offset=record[0], token=token)
-                    base = LogPosition(record[0] + 1, envelope.term, envelope.number, token)
-                if base is not None and base.offset >= relay.offset:
-                    return relay._replace(token=token)
+                    base = LogPosition(offset, envelope.term, envelope.number, token)
         except OutOfRange:
             return None
+        return None if base is None else relay._replace(token=token)
 
     # -- stamps --------------------------------------------------------------------------------------------
 
@@ -394,13 +394,13 @@ class KafkaSource:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
         The stamps between the saved place and `before` follow in `batches`, when it drops their events.
+
+        Raises:
+            HistoryLost: the log does not hold the changes after the position.
         """
         self._remember = remember
         time = token_time(before).time
-        try:
-            end = (await self._begin(self._start)).offset
-        except HistoryLost:  # `batches` raises it again
-            return float(time)
+        end = (await self._begin(self._start)).offset
         since = float(time - HORIZON)
         look = self._log.newest()
         found = await self._log.offset_at(since - _CLOCKS)

@@ -16,8 +16,8 @@ from dispatcher.core.bson_elements import field as field_of
 from dispatcher.core.events import DELIVERABLE
 from dispatcher.core.partitions import HASH, partition_of
 from dispatcher.core.resume_tokens import token_of
+from dispatcher.kafka.delete_stamps import IN_TRANSACTION, STAMPED, DeleteStamps
 from dispatcher.kafka.envelope import GapNotice, LargeEvent, encode, encode_gap, encode_large, encode_without
-from dispatcher.relay.delete_stamps import IN_TRANSACTION, STAMPED, DeleteStamps
 from dispatcher.relay.ledger import Part
 
 # The end of an event: the field with the hash, which the pipeline has added, and the end of the document.

@@ -1,13 +1,11 @@
 """Builds the pipeline of a partition: the stages bottom-up, each in one step."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
-from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.capacity import Bounds, Capacity
@@ -20,7 +18,7 @@ from dispatcher.delivery.terms import Policy
 from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.group.sessions import GroupSessions
-from dispatcher.kafka.envelope import LargeEvent
+from dispatcher.kafka.complete import CompletedTopic
 from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.log import TopicLog
 from dispatcher.kafka.source import KafkaSource
@@ -128,32 +126,23 @@ class Assembly(NamedTuple):
         return Reading(source, reader, self.routes, history, gaps)
 
     def _source_of(self, scope: Scope, checkpoint: Checkpoint) -> Source:
-        if self.topic is not None:
-            return KafkaSource(
-                self.topic.partition(scope.partition),
-                checkpoint.start,
-                batch_size=self.settings.batch_size,
-                read_large=self._read_large,
-                saved=lambda: checkpoint.saved_place,
-            )
-        return ChangeStreamSource(
+        stream = ChangeStreamSource(
             self.watching,
             scope,
             batch_size=self.settings.batch_size,
             address=self.group.state.address,
             stats=self.stats,
         )
-
-    async def _read_large(self, large: LargeEvent) -> bytes | None:
-        assert self.topic is not None  # change streams have no such events
-        report = partial(
-            log.warning,
-            "a large event can't be read now, trying again",
-            action="large_event.not_read",
-            size=large.size,
+        if self.topic is None:
+            return stream
+        partition = KafkaSource(
+            self.topic.partition(scope.partition),
+            checkpoint.start,
+            batch_size=self.settings.batch_size,
+            read_large=LargeEvents(self.group.state, self.topic.topic).read_patiently,
+            saved=lambda: checkpoint.saved_place,
         )
-        files = LargeEvents(self.group.state, self.topic.topic)
-        return await retry(partial(files.read, large), report, address=self.group.state.address)
+        return CompletedTopic(partition, stream, self.topic.streams)
 
     def _delivering(
         self, lease: Lease, checkpoint: Checkpoint, held: HeldStore, letters: LetterStore

@@ -15,11 +15,23 @@ from dispatcher.core.events import DELIVERABLE, Change
 _MOST_DEFERRED: Final = 100
 
 
+FINISHED_MARKER: Final = "finished marker"
+"""The operation of a marker that an earlier process has finished, but maybe not its delete. A process that reads a
+topic may end between the two, and a later one may read a change stream."""
+
+_MARKERS: Final = frozenset({"marker", FINISHED_MARKER})
+
+
 class _Open(NamedTuple):
     """A marker whose delete has not arrived, and the deferred changes of its document."""
 
     marker: Change
     deferred: list[Change]
+
+    @property
+    def finished(self) -> bool:
+        """Returns whether an earlier process has finished the marker."""
+        return self.marker.operation == FINISHED_MARKER
 
 
 class DeleteMarkers:
@@ -37,9 +49,9 @@ class DeleteMarkers:
         Markers and deferred changes keep their places in the order, with the operations `"marker"` and
         `"deferred"`. Deferred changes follow a second time, with their own operations, when it is known whether
         their marker has a delete. A marker without a delete follows a second time as `"untouched"`. A delete with
-        a marker contains the token of the marker.
+        a marker contains the token of the marker, unless the marker is finished. A finished marker defers nothing.
         """
-        if not self._open and "marker" not in [change.operation for change in changes]:
+        if not self._open and _MARKERS.isdisjoint([change.operation for change in changes]):
             return changes  # the usual case
         return [settled for change in changes for settled in self._settle(change)]
 
@@ -50,17 +62,21 @@ class DeleteMarkers:
     def _settle(self, change: Change) -> Iterator[Change]:
         key = (change.transaction, change.key)
         yield from self._without_delete(key, change)
-        if change.operation == "marker":
+        if change.operation in _MARKERS:
             # A transaction may have thousands of markers, and no receiver gets their documents.
             marker = change._replace(document=None, before=None, raw=b"")
-            self._open[key] = _Open(marker, [])
-            yield marker
+            self._open[key] = found = _Open(marker, [])
+            yield marker._replace(operation="finished") if found.finished else marker
         elif change.operation not in DELIVERABLE or key not in self._open:
             yield change
         elif change.operation == "delete":
-            marker, deferred = self._open.pop(key)
-            yield from deferred
-            yield change._replace(origin=marker.origin, delivery_id=marker.delivery_id, marker=marker.token)
+            found = self._open.pop(key)
+            marker = found.marker
+            yield from found.deferred
+            token = "" if found.finished else marker.token
+            yield change._replace(origin=marker.origin, delivery_id=marker.delivery_id, marker=token)
+        elif self._open[key].finished:
+            yield change
         else:
             self._open[key].deferred.append(change)
             yield change._replace(operation="deferred")
@@ -73,11 +89,12 @@ class DeleteMarkers:
         """
         for other, (marker, deferred) in list(self._open.items()):
             if marker.cluster_time != change.cluster_time or (
-                other == key and (change.operation == "marker" or len(deferred) >= _MOST_DEFERRED)
+                other == key and (change.operation in _MARKERS or len(deferred) >= _MOST_DEFERRED)
             ):
                 yield from self._give_up(other)
 
     def _give_up(self, key: Hashable) -> Iterator[Change]:
-        marker, deferred = self._open.pop(key)
-        yield marker._replace(operation="untouched")
-        yield from deferred
+        found = self._open.pop(key)
+        if not found.finished:
+            yield found.marker._replace(operation="untouched")
+        yield from found.deferred

@@ -9,7 +9,7 @@ from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.events import Batch, Change
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.stream.decode import decode, decoded_together
-from dispatcher.stream.delete_markers import DeleteMarkers
+from dispatcher.stream.delete_markers import FINISHED_MARKER, DeleteMarkers
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.origins import Origins
 from dispatcher.stream.scope import Scope
@@ -106,6 +106,7 @@ class Reader:
             if change.stamp is not None:  # `judge` must see each stamp once, even of finished changes
                 change = self._origins.judge(change)
             if self._is_finished(change.token):
-                change = change._replace(operation="finished")
+                marker = change.operation == "marker"
+                change = change._replace(operation=FINISHED_MARKER if marker else "finished")
             changes.append(change)
         yield changes

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -26,7 +27,7 @@ from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import Call, Stamp, key_hash
 from tests.integration.deliveries import State, make_account
 from tests.kafka.server import KafkaServer
-from tests.list_source import ListSource
+from tests.list_source import ListSource, event
 from tests.support import dispatching, eventually, eventually_sync, settings_for
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
@@ -268,8 +269,8 @@ async def test_a_group_switches_to_a_topic_and_back_and_repeats_nothing(
             await eventually(lambda: len(got) == 3, what="all but the first are delivered")
     assert sorted(got) == [2, 3, 4]
     gate.set()
-    for number, event in enumerate(events[:6]):
-        publisher.publish(event, number % 2)
+    for number, one in enumerate(events[:6]):
+        publisher.publish(one, number % 2)
     await publisher.save()
     mover = Mover(state_module.Group(state, dispatched.dispatched))
     settings = settings_for(dispatched, kafka=publisher.address, kafka_topic=publisher.topic)
@@ -382,7 +383,14 @@ async def real(kafka_server: KafkaServer, client: AsyncMongoClient[Any], databas
     return made
 
 
-async def test_retention_below_the_position_is_lost_history(account, dispatched, foreign, real, got):
+@pytest.fixture
+def short_oplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oplog does not hold the changes that the topic has lost."""
+    late = event(1, "insert", 1, second=int(time.time()) + 3_600)
+    monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: ListSource([late], forgets=True))
+
+
+async def test_retention_below_the_position_is_lost_history(account, dispatched, foreign, real, got, short_oplog):
     async with reading(dispatched, real):
         real.insert(id_of(1))
         await eventually(lambda: got == [1], what="the first is delivered")
@@ -416,7 +424,32 @@ async def test_a_quiet_partition_that_retention_emptied_is_no_lost_history(
     assert not list(State(foreign).database["gaps"].find())
 
 
-async def test_a_topic_that_is_deleted_and_created_again_is_lost_history(account, dispatched, foreign, real, got):
+async def test_changes_that_retention_removed_under_the_lag_come_from_the_oplog(
+    account, dispatched, foreign, real, got, monkeypatch
+):
+    """Also after a restart in the middle."""
+    async with reading(dispatched, real):
+        real.insert(id_of(1))
+        await eventually(lambda: got == [1], what="the first is delivered")
+    events = [real.made("insert", id_of(n), fullDocument={"_id": id_of(n), "name": "x"}) for n in range(2, 60)]
+    for one in events:
+        real.publish(one)
+    real.forget_before(0, 58)
+    await real.save()
+    oplog = ListSource(events)
+    monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: oplog)
+    async with reading(dispatched, real, max_queued=1, concurrency=1):
+        await eventually(lambda: len(got) > 10, what="the first ones are delivered from the oplog")
+    async with reading(dispatched, real):
+        real.insert(id_of(60))
+        await eventually(lambda: len(got) == 60, what="it continues on the topic")
+    assert got == list(range(1, 61))
+    assert not list(State(foreign).database["gaps"].find())
+
+
+async def test_a_topic_that_is_deleted_and_created_again_is_lost_history(
+    account, dispatched, foreign, real, got, short_oplog
+):
     async with reading(dispatched, real) as running:
         real.insert(id_of(1))
         await eventually(lambda: got == [1], what="the first is delivered")

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 
 import mongoz
+from dispatcher.core.resume_tokens import token_at
 from mongoz.core.signals import post_delete, post_save
 from tests.integration.deliveries import State, make_account
 from tests.support import dispatching, eventually
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 from tests.integration.relaying import relay_name, relaying
+from tests.kafka.publisher import Publisher
 
 
 @pytest.fixture
@@ -55,3 +57,43 @@ async def test_foreign_writes_are_delivered_and_own_ones_are_not(account, dispat
         ("saved", "foreign", "stream"),
         ("deleted", "foreign", "stream"),
     ]
+
+
+async def test_changes_that_the_topic_has_lost_come_from_the_oplog(account, dispatched, foreign, kafka_server):
+    """Own deletes are not delivered: their markers are in the oplog."""
+    got: list[tuple[str, str | None]] = []
+
+    @post_save(account, name="saved")
+    async def saved(sender, instance, **kwargs):
+        got.append(("saved", instance.name))
+
+    @post_delete(account, name="deleted")
+    async def deleted(sender, instance, **kwargs):
+        got.append(("deleted", None))
+
+    name = relay_name()
+    options = {"kafka": kafka_server.address, "kafka_topic": f"mongoz.{name}"}
+    async with relaying(dispatched, kafka_server.address, name, partitions=2) as relay:
+        async with dispatching(dispatched, **options):
+            foreign["accounts"].insert_one({"name": "first"})
+            await eventually(lambda: got, what="the first one is delivered")
+        await account.query.create(name="own")
+        foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(40)])
+        await account.query.filter(name="own").delete()
+        foreign["accounts"].delete_one({"name": "0"})
+        got.clear()
+        await relay.published(time_token(foreign))
+        topic = Publisher(kafka_server.address, "", topic=f"mongoz.{name}")
+        for partition, end in topic.ends(2).items():
+            topic.forget_before(partition, end)
+        async with dispatching(dispatched, **options):
+            foreign["accounts"].insert_one({"name": "last"})
+            await eventually(lambda: ("saved", "last") in got, what="it continues on the topic")
+            await eventually(lambda: len(got) >= 42, what="all are delivered")
+    assert sorted(got) == sorted([("deleted", None), ("saved", "last"), *(("saved", f"{n}") for n in range(40))])
+    assert not list(State(foreign).database["gaps"].find())
+
+
+def time_token(foreign: Any) -> str:
+    """A text that sorts before the tokens of all later changes."""
+    return token_at(foreign.client.admin.command("ping")["operationTime"])

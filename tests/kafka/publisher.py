@@ -9,7 +9,7 @@ from typing import Any
 import bson
 import confluent_kafka
 from bson import Timestamp
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from dispatcher.core.resume_tokens import token_at
 from dispatcher.core.state import State
@@ -70,6 +70,16 @@ class Publisher:
         until = confluent_kafka.TopicPartition(self.topic, partition, offset)
         for done in self._admin.delete_records([until]).values():
             done.result(PATIENCE)
+
+    def ends(self, partitions: int) -> dict[int, int]:
+        """The offset after the last record of each partition."""
+        wanted = {
+            confluent_kafka.TopicPartition(self.topic, one): OffsetSpec.latest() for one in range(partitions)
+        }
+        return {
+            of.partition: int(done.result(PATIENCE).offset)
+            for of, done in self._admin.list_offsets(wanted).items()
+        }
 
     def committed(self, group: str) -> int:
         """The committed offset of a consumer group in partition 0; negative if there is none."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import datetime
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 from unittest.mock import MagicMock
@@ -16,6 +18,7 @@ from dispatcher.core.events import Batch, Change, Job, LogPlace, Start
 from dispatcher.core.resume_tokens import token_at
 from dispatcher.exceptions import HistoryLost, TopicError
 from dispatcher.kafka.acceptance import LogPosition
+from dispatcher.kafka.complete import CompletedTopic
 from dispatcher.kafka.envelope import (
     Envelope,
     GapNotice,
@@ -35,7 +38,7 @@ from dispatcher.position.places import Places
 from dispatcher.position.tracker import Tracker
 from dispatcher.stream.reader import LostEvent
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
-from tests.list_source import event
+from tests.list_source import ListSource, event
 from tests.unit.test_reader import NOW, described, reader_of
 
 TOPIC = "id-1"
@@ -309,6 +312,130 @@ async def test_a_large_event_is_read_from_the_state(there: bool) -> None:
     assert [one.lost_after for one in batches] == [None, None if there else token(1), None, None]
 
 
+# -- changes that the topic has lost, and the oplog has ---------------------------------------------------------
+
+
+def completed(
+    log: MemoryLog, *events: bytes, start: Start = FIRST, size: int = 100, forgets: bool = False
+) -> CompletedTopic:
+    """The topic, completed by an oplog with these events."""
+    topic = source_of(log, start, size=size)
+    return CompletedTopic(topic, ListSource(events, forgets=forgets), asyncio.Semaphore(1))
+
+
+async def events_of(source: CompletedTopic, start: Start, log: MemoryLog, most: int = 1_000) -> list[Batch]:
+    """All batches up to the end of the log, and an empty one; at most this number."""
+    found: list[Batch] = []
+    async with aclosing(source.batches(start)) as batches:
+        async for batch in batches:
+            found.append(batch)
+            if len(found) == most or (not batch.events and batch.place is not None and log.is_read):
+                return found
+    raise AssertionError("a source never ends")
+
+
+def retained(beginning: int = 4) -> MemoryLog:
+    """A log with six records, of which retention has removed the first ones."""
+    log = MemoryLog(*(encode(3, i, made(i + 1)) for i in range(6)))
+    log.retain(beginning)
+    log.relay = LogPosition(5, 3, 4, token(5))
+    return log
+
+
+async def test_changes_that_retention_removed_come_from_the_oplog() -> None:
+    log = retained()
+    batches = await events_of(completed(log, *(made(i) for i in range(1, 9))), FIRST, log)
+    assert tokens(batches) == [token(i) for i in range(1, 7)]
+    assert [one.place is None for one in batches if one.events] == [True, True, False]
+    assert batches[-1].place == place(6, 3, 5)
+
+
+async def test_changes_of_a_deleted_topic_come_from_the_oplog() -> None:
+    log = MemoryLog(encode(9, 0, made(5)))
+    log.topic_id = "id-2"
+    log.relay = LogPosition(0, 0, -1, token(4))
+    start = Start(token=token(2), place=place(2, 3, 1))
+    batches = await events_of(completed(log, *(made(i) for i in range(1, 9)), start=start), start, log)
+    assert tokens(batches) == [token(3), token(4), token(5)]
+
+
+async def test_history_that_the_relay_skipped_comes_from_the_oplog() -> None:
+    gap = GapNotice(token(3), "history_lost", token(1), token(3), "resume")
+    log = MemoryLog(encode(3, 0, made(1)), encode_gap(3, 1, gap), encode(3, 2, made(4)))
+    batches = await events_of(completed(log, *(made(i) for i in range(1, 9))), FIRST, log)
+    assert tokens(batches) == [token(i) for i in range(1, 5)]
+
+
+@pytest.mark.parametrize("count", range(1, 6))
+async def test_a_process_that_ends_while_it_reads_the_oplog_continues_after_its_token(count: int) -> None:
+    """The saved place is the one from before."""
+    log, oplog = retained(), [made(i) for i in range(1, 9)]
+    first = await events_of(completed(log, *oplog), FIRST, log, most=count)
+    start = Start(token=first[-1].token, place=first[-1].place or FIRST.place)
+    second = await events_of(completed(log, *oplog, start=start), start, log)
+    assert tokens(first) + tokens(second) == [token(i) for i in range(1, 7)]
+
+
+async def test_changes_that_neither_the_topic_nor_the_oplog_has_are_lost() -> None:
+    log = retained()
+    source = completed(log, *(made(i) for i in range(3, 9)), forgets=True)
+    with pytest.raises(HistoryLost, match=r"that the relay counts .* Nor does the oplog hold them") as caught:
+        await events_of(source, FIRST, log)
+    assert "--on-history-lost" in caught.value.remedy
+    after = await source.now()
+    assert after == Start(token=token(5), place=place(5, 3, 4))
+    assert tokens(await events_of(source, after, log)) == [token(6)]
+
+
+async def test_one_change_stream_waits_for_another_one() -> None:
+    log, streams = retained(), asyncio.Semaphore(0)
+    topic = source_of(log)
+    source = CompletedTopic(topic, ListSource([made(i) for i in range(1, 9)]), streams)
+    async with aclosing(source.batches(FIRST)) as batches:
+        assert await anext(batches) == Batch([], START)
+        streams.release()
+        assert tokens([await anext(batches)]) == [token(1), token(2), token(3)]
+        assert streams.locked()
+
+
+@pytest.mark.parametrize("known", [0, 1, 2])
+async def test_a_delete_from_the_oplog_has_the_stamp_of_its_marker(known: int) -> None:
+    """Also if the position lies between the two. The marker is not delivered."""
+    own = [stamp(Call.DELETED, 1), stamp(Call.DELETED, 1)]
+    oplog = [marker(1, own[0]), deleted(2), made(3)]
+    log = MemoryLog(encode(3, 0, deleted(2), own[0].pack()), encode(3, 1, made(3)), encode(3, 2, made(4)))
+    log.retain(2)
+    log.relay = LogPosition(2, 3, 1, token(3))
+    start = Start(token=token(known), place=place(0, 0, -1)) if known else FIRST
+    source = completed(log, *oplog, start=start)
+    changes = [
+        change
+        async for batch in as_async(await events_of(source, start, log))
+        async for part in reader_of(source).read(batch)
+        for change in part
+    ]
+    assert [(one.operation, one.origin) for one in changes if one.operation == "delete"] == (
+        [("delete", own[0])] if known < 2 else []
+    )
+    assert [one.id for one in changes if one.operation == "insert"] == [3, 4]
+
+
+async def as_async(batches: list[Batch]) -> AsyncIterator[Batch]:
+    for batch in batches:
+        yield batch
+
+
+async def test_the_stamps_before_a_lost_position_come_from_the_oplog() -> None:
+    own, seen = stamp(Call.CREATED, 1), list[Any]()
+    wall = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+    log = MemoryLog(encode(9, 0, made(5)))
+    log.topic_id = "id-2"
+    start = Start(token=token(2), place=place(2, 3, 1))
+    source = CompletedTopic(source_of(log, start), ListSource([], [(own, wall)]), asyncio.Semaphore(1))
+    await source.recall(token(2), lambda *found: seen.append(found))
+    assert seen == [(own, wall)]
+
+
 # -- other writers ------------------------------------------------------------------------------------------
 
 
@@ -342,6 +469,15 @@ async def test_a_token_without_a_place_is_found_in_the_log(known: int, beginning
         assert after == Start(token=token(4), place=place(5, 4, 1))
     else:
         assert tokens(await batches_of(log, start)) == [token(i) for i in range(known + 1, 6)]
+
+
+async def test_a_token_without_a_place_is_not_found_in_an_emptied_log() -> None:
+    """Records after the token may have been removed."""
+    log = MemoryLog(*(encode(3, i, made(i + 1)) for i in range(3)))
+    log.relay = LogPosition(3, 3, 2, token(3))
+    log.records, log.beginning = [], 3
+    _, after = await asyncio.wait_for(lost(log, Start(token=token(2))), 10)
+    assert after == Start(token=token(3), place=place(3, 3, 2))
 
 
 # -- stamps -------------------------------------------------------------------------------------------------

@@ -108,6 +108,28 @@ async def test_a_deferred_change_delays_no_other_and_comes_before_the_delete():
     assert delete.origin == marker.origin
 
 
+@pytest.mark.parametrize(("finished", "markers"), [([1, 2], [""]), ([1, 2, 3], [""]), ([1], [""]), ([1, 4], [])])
+async def test_a_delete_has_the_stamp_of_a_finished_marker(finished, markers):
+    """A process that read a topic may have ended between the two. A change between them is not deferred."""
+    events = [marked(1, 1), updated(2, 1), inserted(3, 3, **TRANSACTION), deleted(4, 1)]
+    tokens = {token_of(RawEvent(events[number - 1])) for number in finished}
+    read = await everything(ListSource(events), is_finished=tokens.__contains__)
+    operations = ["finished" if number in finished else name for number, name in enumerate(OPERATIONS, 1)]
+    assert [one.operation for one in read] == operations
+    assert [one.marker for one in read if one.operation == "delete"] == markers
+    assert {one.origin is not None for one in read if one.operation == "delete"} <= {True}
+
+
+OPERATIONS = ["marker", "update", "insert", "delete"]
+
+
+async def test_a_finished_marker_without_a_delete_is_not_repeated():
+    events = [marked(1, 1), updated(2, 1)]
+    tokens = {token_of(RawEvent(events[0]))}
+    read = await everything(ListSource(events), is_finished=tokens.__contains__)
+    assert described(read) == [("finished", 1), ("update", 1)]
+
+
 async def test_a_marker_without_a_delete_is_untouched_at_the_end_of_the_source():
     read = await everything(ListSource([marked(1, 1), updated(2, 1)]))
     assert described(read) == [("marker", 1), ("deferred", 1), ("untouched", 1), ("update", 1)]

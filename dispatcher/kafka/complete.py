@@ -1,0 +1,154 @@
+"""Completes a topic: changes that the topic has lost are read from the oplog, as long as it holds them.
+
+A topic loses changes by its retention, or when it is deleted. Then a change stream reads the changes up to the
+relay's position, and the topic is read from there. During this time the token of the position moves as always,
+while its place in the topic stays. After a restart, the topic has still lost the place, and the change stream
+continues after the token.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from bson.timestamp import Timestamp
+
+from dispatcher.core.bson_codec import StampedDelete, Undecoded
+from dispatcher.core.events import Batch, Start
+from dispatcher.core.output.logs import log
+from dispatcher.core.resume_tokens import token_at, token_of, token_time
+from dispatcher.exceptions import DispatcherError, HistoryLost
+from dispatcher.kafka.delete_stamps import DeleteStamps
+from dispatcher.stream.bounded import until
+from dispatcher.stream.source import RememberStamp, Source
+
+# Seconds between two checks whether another change stream may be opened.
+_BETWEEN: Final = 1.0
+
+
+class CompletedTopic:
+    """A topic with the changes that it has lost.
+
+    Args:
+        topic: the source that may lose changes.
+        oplog: a change stream of the same documents.
+        streams: limits the number of change streams.
+    """
+
+    pairs_deletes = True
+
+    def __init__(self, topic: Source, oplog: Source, streams: asyncio.Semaphore) -> None:
+        self._topic = topic
+        self._oplog = oplog
+        self._streams = streams
+
+    @property
+    def batch_size(self) -> int:
+        """Maximum number of events per batch, from the next batch on."""
+        return self._topic.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self._topic.batch_size = self._oplog.batch_size = size
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the brokers and the server answer."""
+        return self._topic.connected
+
+    @property
+    def name(self) -> str:
+        """The holder of the changes, for messages."""
+        return self._topic.name
+
+    async def now(self) -> Start:
+        """The end of lost history; if no history is lost, the relay's position."""
+        return await self._topic.now()
+
+    def time_of(self, position: str) -> Timestamp:
+        """The cluster time of a token."""
+        return self._topic.time_of(position)
+
+    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+        """Read the topic from `start` on, without an end.
+
+        Raises:
+            HistoryLost: neither the topic nor the oplog holds the changes. `now` returns the end of lost history.
+        """
+        after = _token_of(start)
+        while True:
+            try:
+                async with aclosing(self._topic.batches(start)) as batches:
+                    async for batch in batches:
+                        after = batch.token
+                        yield batch
+            except HistoryLost as error:
+                lost = error
+            start = await self._topic.now()
+            assert start.token is not None  # the present position has one
+            try:
+                async with aclosing(self._missing(after, start.token)) as batches:
+                    async for batch in batches:
+                        after = batch.token
+                        yield batch
+            except DispatcherError as error:
+                raise _lost_in_both(lost, error) from error
+            log.info("the oplog had all changes that the topic has lost", action="topic.completed", of=self.name)
+
+    async def _missing(self, after: str, end: str) -> AsyncGenerator[Batch]:
+        """Read the changes between two tokens from the oplog."""
+        begins, ends = (token_time(one).as_datetime().isoformat() for one in (after, end))
+        log.warning(
+            "the topic has lost changes; they are read from the oplog",
+            action="topic.incomplete",
+            of=self.name,
+            since=begins,
+            until=ends,
+        )
+        while self._streams.locked():
+            yield Batch([], after)
+            await asyncio.sleep(_BETWEEN)
+        # The token may belong to another stream, or lie between a delete marker and its delete. So the change
+        # stream begins at the time of the token: before all changes of its transaction.
+        stamps, start = DeleteStamps(), Start(cluster_time=token_time(after))
+        async with (
+            self._streams,
+            aclosing(self._oplog.batches(start)) as batches,
+            aclosing(until(batches, end)) as bounded,
+        ):
+            async for batch in bounded:
+                yield _relayed(batch, stamps, after)
+
+    async def recall(self, before: str, remember: RememberStamp) -> float:
+        """Read the stamps of the last writes before a position, and pass them to `remember`."""
+        try:
+            return await self._topic.recall(before, remember)
+        except HistoryLost:
+            return await self._oplog.recall(before, remember)
+
+
+def _token_of(start: Start) -> str:
+    if start.token is not None:
+        return start.token
+    assert start.cluster_time is not None  # a dispatcher has a position
+    return token_at(start.cluster_time)
+
+
+def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:
+    """The error about changes that neither the topic nor the oplog holds."""
+    why = "Nor does the oplog hold them." if isinstance(error, HistoryLost) else f"The oplog: {error.message}"
+    return HistoryLost(f"{lost.message} {why}", remedy=lost.remedy)
+
+
+def _relayed(batch: Batch, stamps: DeleteStamps, after: str) -> Batch:
+    """A batch of a change stream in the form that it has in a topic, without the changes up to a token."""
+    events: list[Undecoded] = []
+    for event in batch.events:
+        stamp = stamps.take(event)
+        if stamp is not None and token_of(event["_id"]) > after:
+            events.append(StampedDelete(bytes(event.raw), stamp) if stamp else event)
+    if not batch.events:
+        stamps.give_up()
+    if batch.token <= after:
+        return Batch([], after)
+    return batch._replace(events=events)

@@ -1,0 +1,36 @@
+"""Ends the reading of a source at a token."""
+
+from collections.abc import AsyncGenerator
+from itertools import takewhile
+from typing import Final
+
+from dispatcher.core.events import Batch
+from dispatcher.core.resume_tokens import token_of, token_time
+
+# A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
+# range. One such batch proves nothing: its token sorts before the tokens of the changes at this time. Before the
+# second empty batch, the server has looked once more for changes after this token.
+_SURELY_EMPTY: Final = 2
+
+
+async def until(batches: AsyncGenerator[Batch], end: str) -> AsyncGenerator[Batch]:
+    """Yield batches as long as they may contain changes up to a token. The last one contains no later changes.
+
+    Args:
+        batches: of a source. The caller closes them.
+        end: a token, or a text that tokens are compared with, such as `time_after`. No batch has a later token.
+    """
+    time, empty = token_time(end), 0
+    async for batch in batches:
+        if batch.token <= end and token_time(batch.token) < time:  # the usual case
+            yield batch
+            continue
+        empty = 0 if batch.events else empty + 1
+        ended = batch.token >= end or empty >= _SURELY_EMPTY
+        if batch.token > end:
+            events = [*takewhile(lambda event: token_of(event["_id"]) <= end, batch.events)]
+            yield batch._replace(events=events, token=end)
+        else:
+            yield batch
+        if ended:
+            return

@@ -91,7 +91,7 @@ def relay(
 
     configure_logging(settings.log_format, settings.log_level)
     replace_stream("stdout", "{} lines were dropped: stdout could not be written\n".format)
-    config = load_config(kafka, kafka_config)
+    config = load_config(kafka, kafka_config, settings.connect_timeout)
     from dispatcher.relay.service import RelayService, RelayTarget
     from dispatcher.runtime import main_loop
     from dispatcher.web.server import Web

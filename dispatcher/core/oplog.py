@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from bson import Timestamp
 from pymongo import AsyncMongoClient
-from pymongo.errors import OperationFailure
+from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.stats import seconds_of
 
@@ -92,6 +92,15 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
     if not begins or not ends:  # a mongos has no oplog, and an empty oplog has no times
         return None
     return Oplog(begins, ends, await _spare(client, ends - begins))
+
+
+async def oplog_window(client: AsyncMongoClient[Any]) -> float | None:
+    """Seconds of the past that the oplog holds; None if this is unknown now. It raises no error of the driver."""
+    try:
+        oplog = await look_at_oplog(client)
+    except PyMongoError:
+        return None
+    return None if oplog is None else oplog.window
 
 
 async def _spare(client: AsyncMongoClient[Any], window: float) -> float:

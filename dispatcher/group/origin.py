@@ -53,7 +53,10 @@ async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutin
     """
     if settings.kafka is None:
         return StreamOrigin(now)
-    config, topic = load_config(settings.kafka, settings.kafka_config), settings.kafka_topic
+    config, topic = (
+        load_config(settings.kafka, settings.kafka_config, settings.connect_timeout),
+        settings.kafka_topic,
+    )
     watch = TopicWatch(config, topic, RelayStore(state, topic), address=state.address)
     await watch.open()
     return TopicOrigin(watch)

@@ -20,12 +20,15 @@ from dispatcher.core.extras import how_to_install
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.exceptions import KafkaError, NotInstalled
+from dispatcher.kafka.admin import Admin
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Producer
-    from confluent_kafka.admin import AdminClient
 
 C = TypeVar("C")
+
+PATIENCE: Final = 10.0
+"""Seconds for each request about the cluster or the topic, unless the settings have another value."""
 
 _FILE: Final = "_FILE"
 
@@ -86,11 +89,13 @@ class KafkaConfig(NamedTuple):
     Attributes:
         servers: `host:port,...`.
         path: of the file with properties; None without one.
+        patience: seconds for each request about the cluster or the topic.
     """
 
     servers: str
     path: Path | None = None
     properties: tuple[_Property, ...] = ()
+    patience: float = PATIENCE
 
     def producer(self, **ours: Any) -> "Producer":
         """A new producer. It is idempotent, and waits for all in-sync replicas.
@@ -119,21 +124,21 @@ class KafkaConfig(NamedTuple):
         own = {"group.id": group, "enable.auto.commit": False, "auto.offset.reset": "error"}
         return self._made(Consumer, {**own, **_dotted(ours)})
 
-    def admin(self) -> "AdminClient":
-        """A new client for administration. Keep a reference to it as long as its futures run.
+    def admin(self) -> Admin:
+        """A new client for administration.
 
         Raises:
             KafkaError: a property is wrong.
         """
         from confluent_kafka.admin import AdminClient  # noqa: PLC0415 - an extra
 
-        return self._made(AdminClient, {})
+        return Admin(lambda note: self._made(AdminClient, {"error_cb": note}), self.servers, self.patience)
 
     def values(self, ours: Mapping[str, Any]) -> dict[str, Any]:
         """All properties of a client. The file has none of those that the dispatcher must set, see `_OURS`."""
         given = {one.name: one.value for one in self.properties}
-        own: Mapping[str, Any] = {"bootstrap.servers": self.servers, "logger": _LOGGER, "error_cb": _log_error}
-        return {**_COMMON, **ours, **given, **own}
+        own: Mapping[str, Any] = {"bootstrap.servers": self.servers, "logger": _LOGGER}
+        return {"error_cb": _log_error, **_COMMON, **ours, **given, **own}
 
     def _made(self, kind: Callable[[dict[str, Any]], C], ours: Mapping[str, Any]) -> C:
         try:
@@ -168,12 +173,13 @@ class KafkaConfig(NamedTuple):
         return next((one for one in self.properties if one.name in text), None)
 
 
-def load_config(servers: str, path: Path | None = None) -> KafkaConfig:
+def load_config(servers: str, path: Path | None = None, patience: float = PATIENCE) -> KafkaConfig:
     """Read the configuration of clients, and check it.
 
     Args:
         servers: `host:port,...`.
         path: of a file with properties.
+        patience: seconds for each request about the cluster or the topic.
 
     Raises:
         NotInstalled: the client of Kafka is not installed.
@@ -185,7 +191,7 @@ def load_config(servers: str, path: Path | None = None) -> KafkaConfig:
         raise NotInstalled(
             f"The client of Kafka can't be loaded: {error}.", remedy=how_to_install("kafka")
         ) from error
-    return KafkaConfig(_checked(servers), path, () if path is None else tuple(_read(path)))
+    return KafkaConfig(_checked(servers), path, () if path is None else tuple(_read(path)), patience)
 
 
 def _checked(servers: str) -> str:

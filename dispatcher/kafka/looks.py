@@ -7,7 +7,7 @@ of a quiet partition.
 import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pymongo.errors import PyMongoError
 
@@ -16,21 +16,16 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.retry import pause_after
 from dispatcher.exceptions import DispatcherError, KafkaError, TopicError
 from dispatcher.kafka.acceptance import LogPosition
+from dispatcher.kafka.admin import Admin
 from dispatcher.kafka.config import KafkaConfig
 from dispatcher.kafka.relay_state import RelayState, RelayStore
-from dispatcher.kafka.topics import TopicLayout, read_topic, require_layout, require_usable
-
-if TYPE_CHECKING:
-    from confluent_kafka.admin import AdminClient
+from dispatcher.kafka.topics import TopicFacts, TopicLayout, read_topic, require_layout, require_usable
 
 EVERY: Final = 1.0
 """Seconds between two looks."""
 
 # Seconds without a successful look after which the topic counts as unreachable.
 _SILENCE: Final = 5.0
-
-# Seconds for each request.
-_PATIENCE: Final = 15.0
 
 
 class Look(NamedTuple):
@@ -55,15 +50,19 @@ class _TopicLook(NamedTuple):
     """A `Look` at all partitions."""
 
     asked: float
-    layout: TopicLayout
+    facts: TopicFacts
     beginnings: Sequence[int]
     relay: RelayState
+
+
+class _NotNow(TopicError):
+    """The topic can't be used at this moment: an operator or the relay changes it."""
 
 
 def _may_pass(error: DispatcherError) -> bool:
     """Returns whether a later look may succeed: no broker answers, or a broker refuses a request."""
     if isinstance(error, TopicError):
-        return error.__cause__ is not None
+        return isinstance(error, _NotNow) or error.__cause__ is not None
     return isinstance(error, KafkaError)
 
 
@@ -94,7 +93,7 @@ class TopicWatch:
         self._relay = relay
         self._address = address
         self._on_failure = on_failure
-        self._admin: AdminClient | None = None
+        self._admin: Admin | None = None
         self._looking = asyncio.Lock()
         self._newest: _TopicLook | None = None
         self._failure: DispatcherError | None = None
@@ -107,19 +106,18 @@ class TopicWatch:
             TopicError: the topic or the relay can't be used.
         """
         self._admin = self._config.admin()
-        try:
-            self._newest = await self._look()
-        except KafkaError as error:
-            servers = self._config.servers
-            if servers in error.message:
-                raise
-            raise type(error)(f"--kafka {servers}: {error.message}", remedy=error.remedy) from error
+        self._newest = await self._look()
+
+    @property
+    def facts(self) -> TopicFacts:
+        """The topic at the last look."""
+        assert self._newest is not None  # it is open
+        return self._newest.facts
 
     @property
     def layout(self) -> TopicLayout:
-        """The topic at the last look."""
-        assert self._newest is not None  # it is open
-        return self._newest.layout
+        """The layout of the topic at the last look."""
+        return self.facts.layout
 
     @property
     def relay(self) -> RelayState:
@@ -140,8 +138,8 @@ class TopicWatch:
         """
         self.require_usable()
         assert self._newest is not None  # it is open
-        asked, layout, beginnings, relay = self._newest
-        return Look(asked, layout.id, beginnings[partition], relay.term, relay.position.of(partition))
+        asked, facts, beginnings, relay = self._newest
+        return Look(asked, facts.layout.id, beginnings[partition], relay.term, relay.position.of(partition))
 
     def require_usable(self) -> None:
         """Raise the error that ended `run`."""
@@ -172,8 +170,9 @@ class TopicWatch:
         try:
             before, self._newest = self._newest, await self._look()
             assert before is not None  # it is open
-            if before.layout.partitions != self._newest.layout.partitions:
-                raise self._other_number(before.layout.partitions)
+            known = before.facts.layout.partitions
+            if known != self._newest.facts.layout.partitions:
+                raise self._other_number(known)
         except DispatcherError as error:
             if not _may_pass(error):
                 self._fail(error)
@@ -209,11 +208,11 @@ class TopicWatch:
         assert admin is not None  # it is open
         facts = await read_topic(admin, self.topic)
         if facts is None:
-            raise KafkaError(
+            raise _NotNow(
                 f"The topic {self.topic!r} does not exist at {self._config.servers}.",
-                remedy="`dispatcher relay` creates it. Is --kafka-topic the topic of the relay?",
+                remedy="Start `dispatcher relay`, which creates it. Is --kafka-topic the topic of the relay?",
             )
-        require_usable(facts)
+        require_usable(facts, "READ")
         partitions = facts.layout.partitions
         beginnings = await self.offsets(range(partitions))
         relay = await self._relay.load()
@@ -222,14 +221,14 @@ class TopicWatch:
         if relay.topic.cluster != facts.layout.cluster:
             require_layout(facts, relay.topic)
         if relay.topic.id != facts.layout.id:
-            raise KafkaError(
+            raise _NotNow(
                 f"The topic {self.topic!r} has the id {facts.layout.id}, and the relay publishes to an earlier "
                 f"one with the id {relay.topic.id}.",
                 remedy="Look at the log of the relay: it must continue with this topic.",
             )
         if relay.topic.partitions != partitions:
             raise self._other_number(relay.topic.partitions)
-        return _TopicLook(asked, facts.layout, beginnings, relay)
+        return _TopicLook(asked, facts, beginnings, relay)
 
     async def offsets(
         self, partitions: Sequence[int], *, since: float | None = None, end: bool = False
@@ -244,7 +243,7 @@ class TopicWatch:
         Raises:
             KafkaError: no broker answers, or it refuses the request.
         """
-        from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - an extra
+        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
         from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined] # noqa: PLC0415
 
         assert self._admin is not None  # it is open
@@ -253,14 +252,10 @@ class TopicWatch:
         if since is not None:
             kind = spec.for_timestamp(max(0, round(since * 1_000)))
         wanted = {TopicPartition(self.topic, number): kind for number in partitions}
-        asked = self._admin.list_offsets(wanted, request_timeout=_PATIENCE)
-        try:
-            answers = await asyncio.gather(*(asyncio.wrap_future(one) for one in asked.values()))
-        except KafkaException as error:
-            raise KafkaError(
-                f"Kafka does not tell the offsets of the topic {self.topic!r}: {error.args[0].str()}.",
-                remedy="If this lasts, look at the log of the broker.",
-            ) from error
+        answers = await self._admin.ask_all(
+            f"the offsets of the topic {self.topic!r}",
+            lambda client, within: client.list_offsets(wanted, request_timeout=within).values(),
+        )
         return [int(one.offset) for one in answers]
 
     def _no_relay(self) -> TopicError:

@@ -4,16 +4,24 @@ The commands raise `KafkaError`, or its subclass `TopicError`, with a remedy.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
+from dispatcher.core.output.logs import log
+from dispatcher.core.stats import duration
 from dispatcher.exceptions import HistoryLost, KafkaError, TopicError
+from dispatcher.kafka.admin import RIGHTS, Admin, code_of
+from dispatcher.kafka.config import KafkaConfig
 
-if TYPE_CHECKING:
-    from confluent_kafka.admin import AdminClient
+PARTITIONS: Final = 32
+"""The number of partitions of a new topic."""
 
-# Seconds for each command.
-_PATIENCE: Final = 15.0
+# Attempts at reading a topic that was just created, and seconds between them: not all brokers know it at once.
+_ATTEMPTS: Final = 50
+_BETWEEN: Final = 0.1
+
+# Seconds between two looks for weaknesses.
+_LOOK: Final = 60.0
 
 # Fewer replicas than this, or fewer of them in sync, lose changes together with a broker.
 _REPLICAS: Final = 3
@@ -50,6 +58,7 @@ class TopicFacts(NamedTuple):
         in_sync: `min.insync.replicas`.
         timestamps: `"LogAppendTime"` or `"CreateTime"`.
         largest: maximum bytes of a batch of records.
+        operations: what the user may do with the topic, for example `"READ"`.
     """
 
     layout: TopicLayout
@@ -61,6 +70,7 @@ class TopicFacts(NamedTuple):
     in_sync: int | None
     timestamps: str | None
     largest: int | None
+    operations: frozenset[str] | None = None
 
     @property
     def is_of_development_broker(self) -> bool:
@@ -68,9 +78,14 @@ class TopicFacts(NamedTuple):
         return self.retention is None
 
 
-class Warned(NamedTuple):
-    """A weakness of a topic."""
+class Weakness(NamedTuple):
+    """A property of a topic that can lose changes.
 
+    Attributes:
+        name: of the property.
+    """
+
+    name: str
     text: str
     remedy: str
 
@@ -80,7 +95,11 @@ def topic_name(name: str, prefix: str = "mongoz") -> str:
     return f"{prefix}.{name}"
 
 
-async def create_topic(admin: "AdminClient", name: str, partitions: int) -> bool:
+async def _cluster(admin: Admin) -> Any:
+    return await admin.ask("the cluster", lambda client, within: client.describe_cluster(request_timeout=within))
+
+
+async def create_topic(admin: Admin, name: str, partitions: int) -> bool:
     """Create a topic with three replicas, or with as many as there are brokers.
 
     Returns:
@@ -88,7 +107,7 @@ async def create_topic(admin: "AdminClient", name: str, partitions: int) -> bool
     """
     from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # noqa: PLC0415 - an extra
 
-    cluster = await _answer(admin.describe_cluster(request_timeout=_PATIENCE), "the brokers")
+    cluster = await _cluster(admin)
     replicas = min(len(cluster.nodes), _REPLICAS)
     config = {
         "cleanup.policy": "delete",
@@ -96,17 +115,21 @@ async def create_topic(admin: "AdminClient", name: str, partitions: int) -> bool
         "min.insync.replicas": str(_IN_SYNC if replicas >= _REPLICAS else 1),
     }
     new = NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=config)
-    creating = admin.create_topics([new], operation_timeout=_PATIENCE, request_timeout=_PATIENCE)[name]
     try:
-        await _answer(creating, f"the topic {name!r}")
+        await admin.ask(
+            f"the topic {name!r}",
+            lambda client, within: client.create_topics([new], operation_timeout=within, request_timeout=within)[
+                name
+            ],
+        )
     except KafkaError as error:
-        if _code_of(error) != "TOPIC_ALREADY_EXISTS":
+        if code_of(error) != "TOPIC_ALREADY_EXISTS":
             raise
         return False
     return True
 
 
-async def read_topic(admin: "AdminClient", name: str) -> TopicFacts | None:
+async def read_topic(admin: Admin, name: str) -> TopicFacts | None:
     """Read the facts of a topic. Returns None if it does not exist."""
     from confluent_kafka import TopicCollection  # noqa: PLC0415 - an extra
     from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]  # noqa: PLC0415
@@ -114,17 +137,25 @@ async def read_topic(admin: "AdminClient", name: str) -> TopicFacts | None:
     place = f"the topic {name!r}"
     resource = ConfigResource(ConfigResource.Type.TOPIC, name)
     try:
-        cluster = await _answer(admin.describe_cluster(request_timeout=_PATIENCE), "the brokers")
-        asked = admin.describe_topics(TopicCollection([name]), request_timeout=_PATIENCE)[name]
-        topic = await _answer(asked, place)
-        settings = await _answer(admin.describe_configs([resource], request_timeout=_PATIENCE)[resource], place)
+        cluster = await _cluster(admin)
+        topic = await admin.ask(
+            place,
+            lambda client, within: client.describe_topics(
+                TopicCollection([name]), include_authorized_operations=True, request_timeout=within
+            )[name],
+        )
+        settings = await admin.ask(
+            place,
+            lambda client, within: client.describe_configs([resource], request_timeout=within)[resource],
+        )
     except KafkaError as error:
-        if _code_of(error) != "UNKNOWN_TOPIC_OR_PART":
+        if code_of(error) != "UNKNOWN_TOPIC_OR_PART":
             raise
         return None
     values = {key: one.value for key, one in settings.items()}
     retention = _limit(values, "retention.ms")
     largest, in_sync = _limit(values, "max.message.bytes"), _limit(values, "min.insync.replicas")
+    operations = topic.authorized_operations
     return TopicFacts(
         TopicLayout(cluster.cluster_id, name, str(topic.topic_id), len(topic.partitions)),
         replicas=min((len(one.replicas) for one in topic.partitions), default=0),
@@ -135,7 +166,83 @@ async def read_topic(admin: "AdminClient", name: str) -> TopicFacts | None:
         in_sync=None if in_sync is None else int(in_sync),
         timestamps=values.get("message.timestamp.type"),
         largest=None if largest is None else int(largest),
+        operations=None if operations is None else frozenset(one.name for one in operations),
     )
+
+
+async def created_topic(admin: Admin, name: str, partitions: int) -> TopicFacts:
+    """Create a topic, and wait until the brokers know it.
+
+    Raises:
+        TopicError: the topic can't be created.
+        KafkaError: no broker answers, or the user may not create it.
+    """
+    await create_topic(admin, name, partitions)
+    log.info("created the topic", action="topic.created", topic=name, partitions=partitions)
+    for _ in range(_ATTEMPTS):
+        facts = await read_topic(admin, name)
+        if facts is not None:
+            return facts
+        await asyncio.sleep(_BETWEEN)
+    raise TopicError(
+        f"The topic {name!r} was created, but the brokers do not know it.", remedy="Look at their logs."
+    )
+
+
+async def prepared_topic(
+    config: KafkaConfig, name: str, partitions: int | None, known: TopicLayout | None, *, continues: bool
+) -> TopicFacts:
+    """Create a topic if it is missing, and check it: the relay must be able to write to it.
+
+    Args:
+        partitions: the requested number; None for the present one, or for the default.
+        known: the topic that the state knows; None before the first start.
+        continues: whether to continue with a new topic if the known one was deleted.
+
+    Raises:
+        TopicError: the topic can't be used.
+        HistoryLost: the known topic was deleted.
+        KafkaError: no broker answers, or the user lacks a right.
+    """
+    admin = config.admin()
+    facts = await read_topic(admin, name)
+    if facts is None:
+        if known is not None and not continues:
+            raise deleted(name)
+        facts = await created_topic(admin, name, partitions or (PARTITIONS if known is None else known.partitions))
+    require_usable(facts, "WRITE")
+    require_partitions(facts, partitions)
+    if known is not None:
+        try:
+            require_layout(facts, known)
+        except HistoryLost as lost:
+            if not continues:
+                raise
+            log.warning(lost.message, action="topic.replaced", topic=name, id=facts.layout.id)
+    return facts
+
+
+def deleted(name: str) -> HistoryLost:
+    """The error about a topic that the state knows, and the brokers do not."""
+    return HistoryLost(
+        f"The topic {name!r} was deleted. Its records are lost.",
+        remedy="Choose with --on-history-lost: resume creates a new topic, and records a gap.",
+    )
+
+
+def require_partitions(facts: TopicFacts, partitions: int | None) -> None:
+    """Require the requested number of partitions; None accepts any number.
+
+    Raises:
+        TopicError: the topic has another number.
+    """
+    there = facts.layout.partitions
+    if partitions is not None and there != partitions:
+        raise TopicError(
+            f"--partitions is {partitions}, and the topic {facts.layout.topic!r} has {there} partitions.",
+            remedy="Leave --partitions out, or choose another --name: the number of a topic can't be changed "
+            "without breaking the order of documents.",
+        )
 
 
 def require_layout(facts: TopicFacts, known: TopicLayout) -> None:
@@ -167,14 +274,24 @@ def require_layout(facts: TopicFacts, known: TopicLayout) -> None:
         )
 
 
-def require_usable(facts: TopicFacts) -> None:
-    """Require that a topic keeps all its records for a time.
+def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> None:
+    """Require that a topic keeps all its records for a time, and that the user may use it.
+
+    Args:
+        operation: what the user needs.
 
     Raises:
         TopicError: it is compacted.
+        KafkaError: the user lacks the right.
     """
+    name = facts.layout.topic
+    if facts.operations is not None and operation not in facts.operations:
+        raise KafkaError(
+            f"The user may not {operation.lower()} the topic {name!r} of Kafka: it lacks the operation "
+            f"{operation.capitalize()}.",
+            remedy=RIGHTS,
+        )
     if facts.cleanup is not None and "compact" in facts.cleanup:
-        name = facts.layout.topic
         raise TopicError(
             f"The topic {name!r} is compacted (cleanup.policy is {facts.cleanup}): the broker removes all "
             "but the last change of each document.",
@@ -183,7 +300,7 @@ def require_usable(facts: TopicFacts) -> None:
         )
 
 
-def warnings(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterator[Warned]:
+def weaknesses(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterator[Weakness]:
     """The weaknesses of a topic.
 
     Args:
@@ -192,40 +309,70 @@ def warnings(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterator[
     name = facts.layout.topic
     change = f"kafka-configs.sh --alter --entity-type topics --entity-name {name} --add-config"
     if facts.is_of_development_broker:
-        yield Warned(
-            f"the topic {name!r} is on the embedded broker, which loses all records when it ends",
+        yield Weakness(
+            "broker",
+            f"the topic {name!r} is on the embedded broker, which is for development only: it loses all records "
+            "when it ends",
             "Use Apache Kafka outside of development.",
         )
         return
     if facts.replicas < _REPLICAS:
-        yield Warned(
+        yield Weakness(
+            "replicas",
             f"the topic {name!r} has {_counted(facts.replicas, 'replica')}: changes can be lost with a broker",
             f"Use {_REPLICAS} brokers, and kafka-reassign-partitions.sh to add replicas.",
         )
     elif facts.in_sync is not None and facts.in_sync < _IN_SYNC:
-        yield Warned(
+        yield Weakness(
+            "min.insync.replicas",
             f"min.insync.replicas of the topic {name!r} is {facts.in_sync}: an acknowledged change can be lost "
             "with a broker",
             f"{change} min.insync.replicas={_IN_SYNC}",
         )
     if facts.timestamps not in (None, _APPEND_TIME):
-        yield Warned(
+        yield Weakness(
+            "message.timestamp.type",
             f"message.timestamp.type of the topic {name!r} is {facts.timestamps}: a replay by time depends on the "
             "clock of the relay",
             f"{change} message.timestamp.type={_APPEND_TIME}",
         )
     if facts.retention is not None and oplog_seconds is not None and facts.retention < oplog_seconds:
-        yield Warned(
-            f"the topic {name!r} keeps records for {facts.retention / 3600:.1f} h, and the oplog reaches back "
-            f"{oplog_seconds / 3600:.1f} h: a dispatcher that is stopped in between loses changes",
+        yield Weakness(
+            "retention.ms",
+            f"the topic {name!r} keeps records for {duration(facts.retention)}, and the oplog reaches back "
+            f"{duration(oplog_seconds)}: a dispatcher that is stopped in between loses changes",
             f"{change} retention.ms={round(oplog_seconds * _MS)}",
         )
     if facts.retention_bytes not in (None, float("inf")):
-        yield Warned(
+        yield Weakness(
+            "retention.bytes",
             f"the topic {name!r} keeps at most {facts.retention_bytes:.0f} bytes in each partition: many changes "
             "shorten the time that it holds",
             f"{change} retention.bytes=-1",
         )
+
+
+class WeaknessLog:
+    """Logs the weaknesses of a topic, each once until it is gone."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def note(self, facts: TopicFacts, oplog_seconds: float | None) -> None:
+        """Log the weaknesses that are new."""
+        found = list(weaknesses(facts, oplog_seconds))
+        for one in found:
+            if one.name not in self._logged:
+                log.warning(one.text, action="topic.weak", topic=facts.layout.topic, remedy=one.remedy)
+        self._logged = {one.name for one in found}
+
+    async def watch(
+        self, facts: Callable[[], TopicFacts], oplog_seconds: Callable[[], Awaitable[float | None]]
+    ) -> None:
+        """Look for weaknesses now, and then regularly. Runs for ever."""
+        while True:
+            self.note(facts(), await oplog_seconds())
+            await asyncio.sleep(_LOOK)
 
 
 def _counted(count: int, noun: str) -> str:
@@ -238,70 +385,3 @@ def _limit(values: Mapping[str, str | None], name: str) -> float | None:
     if value is None:
         return None
     return float("inf") if value == "-1" else float(value)
-
-
-async def _answer(asked: Any, place: str) -> Any:
-    """Wait for the answer of a broker.
-
-    Args:
-        asked: the future of a request.
-        place: the object of the request, for errors.
-
-    Raises:
-        KafkaError: the broker refuses the request, or no broker answers.
-    """
-    from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
-
-    try:
-        return await asyncio.wrap_future(asked)
-    except KafkaException as error:
-        cause = error.args[0]
-        raise _ERRORS.get(cause.name(), _Refusal())(cause, place) from error
-
-
-def _code_of(error: KafkaError) -> str:
-    """The name of the broker's error."""
-    cause: Any = error.__cause__
-    return "" if cause is None else str(cause.args[0].name())
-
-
-class _Refusal(NamedTuple):
-    """Makes an error for the operator from an error of a broker."""
-
-    text: str = "Kafka refuses a request about {place}"
-    remedy: str = "If this lasts, look at the log of the broker."
-    kind: type[KafkaError] = TopicError
-
-    def __call__(self, cause: Any, place: str) -> KafkaError:
-        text = str(cause.str()).rstrip(".")
-        return self.kind(f"{self.text.format(place=place)}: {text} ({cause.name()}).", remedy=self.remedy)
-
-
-_UNREACHABLE: Final = _Refusal(
-    "No broker of Kafka answers about {place}",
-    "Are they running, are the addresses of --kafka right, may this machine reach them? With TLS or passwords, "
-    "are the properties of --kafka-config right?",
-    KafkaError,
-)
-_FORBIDDEN: Final = _Refusal(
-    "Kafka does not allow this user a request about {place}",
-    "Grant the user Describe, DescribeConfigs, Create and Write on the topic: kafka-acls.sh --add.",
-    KafkaError,
-)
-_ERRORS: Final[Mapping[str, _Refusal]] = {
-    **dict.fromkeys(("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE"), _UNREACHABLE),
-    **dict.fromkeys(
-        ("TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"), _FORBIDDEN
-    ),
-    **dict.fromkeys(
-        ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED"),
-        _Refusal(
-            "Kafka refuses the user, asked about {place}",
-            "Correct sasl.username, sasl.password and sasl.mechanisms in --kafka-config.",
-            KafkaError,
-        ),
-    ),
-    "TOPIC_EXCEPTION": _Refusal(
-        "Kafka does not accept the name of {place}", "Choose a --name of letters, digits, '.', '_' and '-'."
-    ),
-}

@@ -8,6 +8,7 @@ from pymongo import AsyncMongoClient
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Stats
 from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.topics import WeaknessLog
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
 
@@ -21,6 +22,7 @@ class RelayParts(NamedTuple):
         scope: the published collections, with hashes.
         names: the published collections and patterns, by their names in the state.
         partitions: the requested number of partitions of the topic; None for the present one, or the default.
+        weaknesses: logs those of the topic.
     """
 
     group: Group
@@ -31,6 +33,7 @@ class RelayParts(NamedTuple):
     partitions: int | None
     settings: Settings
     stats: Stats
+    weaknesses: WeaknessLog
 
     @property
     def topic(self) -> str:

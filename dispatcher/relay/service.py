@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from dispatcher.core.clients import Clients, close, closing
-from dispatcher.core.oplog import look_at_oplog
+from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges, Stats
@@ -24,14 +24,13 @@ from dispatcher.group.layout import admit
 from dispatcher.group.members import FORMAT, Members
 from dispatcher.kafka.config import KafkaConfig
 from dispatcher.kafka.relay_state import RelayStore
-from dispatcher.kafka.topics import TopicFacts, topic_name
+from dispatcher.kafka.topics import TopicFacts, WeaknessLog, prepared_topic, topic_name
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.privileges import require_state
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import FirstPosition, PositionStore
 from dispatcher.relay.parts import RelayParts
-from dispatcher.relay.topic import log_warnings, prepared_topic
 from dispatcher.relay.work import RelayWork
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import token_of_now
@@ -131,6 +130,7 @@ class RelayService:
                 self._target.partitions,
                 self._settings,
                 self.stats,
+                WeaknessLog(),
             )
             return parts, await self._join(parts)
         except BaseException:
@@ -159,7 +159,7 @@ class RelayService:
                 await require_changes(group.state.client, routes)
             await admit(store, self._settings, application)
             topic = await self._prepare(group)
-            log_warnings(topic, await self._oplog_seconds(group))
+            parts.weaknesses.note(topic, await oplog_window(group.state.client))
             begun = await begin(await store.load())
             await admit(store, self._settings, application)
             await members.join()
@@ -197,11 +197,6 @@ class RelayService:
             None if saved is None else saved.topic,
             continues=self._settings.on_history_lost != "fail",
         )
-
-    async def _oplog_seconds(self, group: Group) -> float | None:
-        """How far the oplog reaches back; None if this user may not know it."""
-        oplog = await look_at_oplog(group.state.client)
-        return None if oplog is None else oplog.ends - oplog.begins
 
     def _heartbeat_fields(self) -> dict[str, Any]:
         """The fields of a heartbeat that change."""

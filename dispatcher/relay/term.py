@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.lease import Lease, now
+from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import directly_after, token_of, token_time
 from dispatcher.core.retry import retry
@@ -20,14 +21,13 @@ from dispatcher.exceptions import HistoryLost, KafkaError, TopicError
 from dispatcher.kafka.envelope import GapNotice, LargeEvent
 from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.relay_state import RelayState
-from dispatcher.kafka.topics import TopicFacts
+from dispatcher.kafka.topics import TopicFacts, prepared_topic
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.relay.ledger import RecordLedger
 from dispatcher.relay.parts import RelayParts
 from dispatcher.relay.producer import TermProducer
 from dispatcher.relay.records import Packed, Packer, event_of
 from dispatcher.relay.saver import PositionSaver
-from dispatcher.relay.topic import LARGEST, prepared_topic
 from dispatcher.stream.read_ahead import batches_ahead
 from dispatcher.stream.source import Source
 
@@ -40,6 +40,9 @@ _BETWEEN_CHECKS: Final = 60.0
 
 # Maximum seconds between two looks at a lease.
 _LOOK: Final = 1.0
+
+# Maximum bytes of a batch of records, if the broker does not tell it.
+_LARGEST: Final = 1_000_000
 
 # Bytes of a megabyte in settings.
 _MB: Final = 1_000_000
@@ -81,7 +84,7 @@ class Term:
         self._lease = lease
         self._source, self._facts, state, self._moved_to = start
         self._lag = lag
-        largest = self._facts.largest or LARGEST
+        largest = self._facts.largest or _LARGEST
         self.number = state.term
         self._fingerprint = parts.scope.fingerprint
         self.ledger = RecordLedger(state.term, state.position, self._fingerprint)
@@ -189,6 +192,7 @@ class Term:
                 self._facts = await prepared_topic(
                     parts.config, parts.topic, None, self._facts.layout, continues=False
                 )
+                parts.weaknesses.note(self._facts, await oplog_window(parts.group.state.client))
             except HistoryLost as lost:
                 if parts.settings.on_history_lost == "fail":
                     raise

@@ -17,14 +17,13 @@ from dispatcher.core.stats import Gauges, Lag
 from dispatcher.core.tasks import Interrupted, end
 from dispatcher.exceptions import KafkaError, TopicError
 from dispatcher.kafka.relay_state import NO_RECORD, RelayPosition, RelayState, RelayStore
-from dispatcher.kafka.topics import TopicFacts
+from dispatcher.kafka.topics import TopicFacts, prepared_topic
 from dispatcher.position.documents import Position
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
 from dispatcher.relay.parts import RelayParts
 from dispatcher.relay.saver import PositionSaver
 from dispatcher.relay.term import Term, TermStart
-from dispatcher.relay.topic import prepared_topic
 from dispatcher.stream.change_stream import ChangeStreamSource
 
 # Seconds beyond the time of grace for the last save.

@@ -8,6 +8,7 @@ from typing import Any
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.clients import Clients, close, closing
+from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges, Stats
@@ -23,6 +24,7 @@ from dispatcher.group.sessions import GroupSessions
 from dispatcher.kafka.config import load_config
 from dispatcher.kafka.log import TopicLog
 from dispatcher.kafka.relay_state import RelayStore
+from dispatcher.kafka.topics import WeaknessLog
 from dispatcher.operate.dead_letters import drop_old
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import Pauses
@@ -142,6 +144,10 @@ class Service:
             forgetting = drop_old(group, days=days, stats=self.stats)
             observing.append(asyncio.create_task(forgetting, name="forget-old-letters"))
             observing.append(asyncio.create_task(assembly.controls.watch(), name="watch-controls"))
+            if assembly.topic is not None:
+                watch = assembly.topic.watch
+                weaknesses = WeaknessLog().watch(lambda: watch.facts, partial(oplog_window, client))
+                observing.append(asyncio.create_task(weaknesses, name="check-topic"))
             warning = warn_about_collections(client, self.routes, stamped=stamped)
             checking = asyncio.create_task(warning, name="check-collections")
             try:
@@ -230,7 +236,7 @@ class Service:
         if settings.kafka is None:
             return None
         return TopicLog(
-            load_config(settings.kafka, settings.kafka_config),
+            load_config(settings.kafka, settings.kafka_config, settings.connect_timeout),
             settings.kafka_topic,
             group.name,
             RelayStore(group.state, settings.kafka_topic),

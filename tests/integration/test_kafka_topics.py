@@ -7,7 +7,7 @@ import pytest
 from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.exceptions import KafkaError, TopicError
 from dispatcher.kafka.config import load_config
-from dispatcher.kafka.topics import create_topic, read_topic, require_usable, warnings
+from dispatcher.kafka.topics import create_topic, read_topic, require_usable, weaknesses
 from tests.kafka.server import KafkaServer
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
@@ -34,7 +34,7 @@ async def test_a_topic_is_created_once(address: str) -> None:
     assert (facts.layout.topic, facts.layout.partitions, facts.replicas, facts.brokers) == (name, 4, 1, 1)
     assert facts.layout.id
     assert facts.timestamps == "LogAppendTime"
-    require_usable(facts)
+    require_usable(facts, "READ")
 
 
 async def test_apache_kafka_tells_all_facts(kafka_server: KafkaServer) -> None:
@@ -45,7 +45,7 @@ async def test_apache_kafka_tells_all_facts(kafka_server: KafkaServer) -> None:
     assert facts.layout.cluster == kafka_server.cluster_id
     assert (facts.cleanup, facts.retention, facts.retention_bytes) == ("delete", 7 * 86_400.0, float("inf"))
     assert (facts.in_sync, facts.largest) == (1, 1_048_588)
-    assert [one.text for one in warnings(facts)] == [
+    assert [one.text for one in weaknesses(facts)] == [
         f"the topic {name!r} has 1 replica: changes can be lost with a broker"
     ]
 
@@ -55,7 +55,7 @@ async def test_the_embedded_broker_is_for_development(broker: EmbeddedBroker) ->
     await create_topic(admin, name, 2)
     facts = await read_topic(admin, name)
     assert facts is not None
-    [warned] = warnings(facts, oplog_seconds=1e9)
+    [warned] = weaknesses(facts, oplog_seconds=1e9)
     assert "embedded broker" in warned.text
 
 
@@ -66,9 +66,8 @@ async def test_a_refused_name_is_an_error_with_a_remedy(kafka_server: KafkaServe
     assert "--name" in error.value.remedy
 
 
-async def test_a_missing_broker_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dispatcher.kafka.topics._PATIENCE", 1.0)
-    admin = load_config("127.0.0.1:1").admin()
+async def test_a_missing_broker_is_named() -> None:
+    admin = load_config("127.0.0.1:1", patience=1.0).admin()
     with pytest.raises(KafkaError, match="No broker of Kafka answers") as error:
         await create_topic(admin, "a", 1)
     assert "--kafka" in error.value.remedy

@@ -93,7 +93,7 @@ async def test_a_deleted_topic_is_lost_history(
         foreign["orders"].insert_one({"_id": 1})
         await relay.published(await last_token(foreign, client, database))
     first = await saved_state(client, database, name)
-    await asyncio.wrap_future(admin.delete_topics([f"mongoz.{name}"])[f"mongoz.{name}"])
+    await admin.ask("the topic", lambda client, _: client.delete_topics([f"mongoz.{name}"])[f"mongoz.{name}"])
     await eventually_gone(admin, f"mongoz.{name}")
     foreign["orders"].insert_one({"_id": 2})
     async with relaying(dispatched, kafka_server.address, name, on_history_lost="resume") as relay:

@@ -1,9 +1,19 @@
 """Checks of topics: refusals and warnings, each with a remedy."""
 
-import pytest
+from typing import Any
 
-from dispatcher.exceptions import HistoryLost, TopicError
-from dispatcher.kafka.topics import TopicFacts, TopicLayout, require_layout, require_usable, warnings
+import pytest
+from structlog.testing import capture_logs
+
+from dispatcher.exceptions import HistoryLost, KafkaError, TopicError
+from dispatcher.kafka.topics import (
+    TopicFacts,
+    TopicLayout,
+    WeaknessLog,
+    require_layout,
+    require_usable,
+    weaknesses,
+)
 
 KNOWN = TopicLayout("cluster", "mongoz.changes", "id", 32)
 SAFE = TopicFacts(
@@ -22,8 +32,8 @@ DAY = 86_400.0
 
 def test_a_safe_topic_passes_all_checks() -> None:
     require_layout(SAFE, KNOWN)
-    require_usable(SAFE)
-    assert list(warnings(SAFE, oplog_seconds=DAY)) == []
+    require_usable(SAFE, "READ")
+    assert list(weaknesses(SAFE, oplog_seconds=DAY)) == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,7 @@ def test_another_topic_is_refused(known: TopicLayout, error: type[TopicError], t
 @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
 def test_compaction_is_refused(policy: str) -> None:
     with pytest.raises(TopicError, match="is compacted") as raised:
-        require_usable(SAFE._replace(cleanup=policy))
+        require_usable(SAFE._replace(cleanup=policy), "READ")
     assert "--add-config cleanup.policy=delete" in raised.value.remedy
 
 
@@ -58,18 +68,42 @@ def test_compaction_is_refused(policy: str) -> None:
         (SAFE._replace(replicas=2), "has 2 replicas: "),
         (SAFE._replace(in_sync=1), "min.insync.replicas of the topic 'mongoz.changes' is 1"),
         (SAFE._replace(timestamps="CreateTime"), "is CreateTime"),
-        (SAFE._replace(retention=3600.0), "keeps records for 1.0 h, and the oplog reaches back 24.0 h"),
+        (SAFE._replace(retention=3600.0), "keeps records for 1 h, and the oplog reaches back 1 d"),
         (SAFE._replace(retention_bytes=1e9), "keeps at most 1000000000 bytes"),
         (SAFE._replace(retention=None, retention_bytes=None), "embedded broker"),
     ],
 )
 def test_weaknesses_are_warned_about(facts: TopicFacts, text: str) -> None:
-    [warned] = warnings(facts, oplog_seconds=DAY)
+    [warned] = weaknesses(facts, oplog_seconds=DAY)
     assert text in warned.text
     assert warned.remedy
-    require_usable(facts)
+    require_usable(facts, "WRITE")
 
 
 def test_a_topic_may_keep_records_for_ever() -> None:
-    assert list(warnings(SAFE._replace(retention=float("inf")), oplog_seconds=DAY)) == []
-    assert list(warnings(SAFE._replace(retention=60.0), oplog_seconds=None)) == []
+    assert list(weaknesses(SAFE._replace(retention=float("inf")), oplog_seconds=DAY)) == []
+    assert list(weaknesses(SAFE._replace(retention=60.0), oplog_seconds=None)) == []
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_missing_right_is_refused(operation: Any) -> None:
+    facts = SAFE._replace(operations=frozenset({"DESCRIBE", "READ", "WRITE"} - {operation}))
+    with pytest.raises(KafkaError, match=f"lacks the operation {operation.capitalize()}") as raised:
+        require_usable(facts, operation)
+    assert "--role" in raised.value.remedy
+
+
+def test_a_weakness_is_logged_once_until_it_is_gone() -> None:
+    log = WeaknessLog()
+
+    def noted(facts: TopicFacts, oplog_seconds: float = DAY) -> list[str]:
+        with capture_logs() as lines:
+            log.note(facts, oplog_seconds)
+        return [one["event"] for one in lines if one["action"] == "topic.weak"]
+
+    short = SAFE._replace(retention=3600.0)
+    assert noted(SAFE) == []
+    assert len(noted(short)) == 1
+    assert noted(short, 2 * DAY) == []
+    assert noted(SAFE) == []
+    assert len(noted(short)) == 1

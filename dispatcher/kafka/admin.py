@@ -1,0 +1,204 @@
+"""Asks the brokers of Kafka about clusters and topics, and tells why they refuse or do not answer.
+
+librdkafka reports the failures of connections to a callback, and ends the request with a plain timeout. So the
+error of a request contains the last failure that the callback got meanwhile.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from dispatcher.exceptions import KafkaError, TopicError
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+# Seconds between two calls of the callback.
+_POLL: Final = 0.05
+
+# The forms of a failure: "sasl_ssl://host:9092/bootstrap: text (after 303ms in state AUTH_REQ)".
+_FAILURE: Final = re.compile(
+    r"(?:\w+://)?(?P<address>\S+?)/(?:bootstrap|\d+): (?P<text>.*?)(?: \(after [^()]*\))?\.?", re.DOTALL
+)
+
+# The name of the error that says only that there are no connections, not why.
+_NO_CONNECTION: Final = "_ALL_BROKERS_DOWN"
+
+_UNANSWERED: Final = frozenset({"_TIMED_OUT", "_TRANSPORT", "_RESOLVE", "_SSL", _NO_CONNECTION})
+
+_REFUSED_USER: Final = frozenset({"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED"})
+
+_REFUSED_REQUEST: Final = frozenset(
+    {"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"}
+)
+
+RIGHTS: Final = (
+    "Grant the rights that `dispatcher check APP --kafka HOST:PORT --role` prints; for a relay, add --relay."
+)
+"""The remedy for a missing right."""
+
+
+class _Failure(NamedTuple):
+    """The failure of a connection.
+
+    Attributes:
+        name: of the error.
+        address: of the broker; empty if it is about all brokers.
+    """
+
+    name: str
+    address: str
+    text: str
+
+
+class Admin:
+    """A client for administration.
+
+    Args:
+        make: makes the client; gets a callback for failures of connections.
+        servers: the addresses of `--kafka`.
+        patience: seconds for each request.
+
+    Raises:
+        KafkaError: a property is wrong.
+    """
+
+    def __init__(
+        self, make: "Callable[[Callable[[Any], None]], AdminClient]", servers: str, patience: float
+    ) -> None:
+        self._failure: _Failure | None = None
+        self._servers = servers
+        self._patience = patience
+        self._client = make(self._note)
+
+    async def ask(self, place: str, request: "Callable[[AdminClient, float], Future[Any]]") -> Any:
+        """Send a request, and wait for the answer.
+
+        Args:
+            place: the object of the request, for errors.
+            request: gets the client and the seconds for the request, and returns a future.
+
+        Raises:
+            KafkaError: no broker answers in time, or the user is refused.
+            TopicError: the request is refused.
+        """
+        (answer,) = await self.ask_all(place, lambda client, within: [request(client, within)])
+        return answer
+
+    async def ask_all(
+        self, place: str, request: "Callable[[AdminClient, float], Iterable[Future[Any]]]"
+    ) -> list[Any]:
+        """Like `ask`, for a request with several answers."""
+        from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
+
+        self._failure = None
+        answer = asyncio.gather(*map(asyncio.wrap_future, request(self._client, self._patience)))
+        while not answer.done():
+            await asyncio.wait([answer], timeout=_POLL)
+            self._client.poll(0)
+            if self._is_refused and not answer.done():
+                raise self._unanswered(place)  # further attempts would be refused too
+        try:
+            return answer.result()
+        except KafkaException as error:
+            cause = error.args[0]
+            if cause.name() in _UNANSWERED:
+                raise self._unanswered(place) from error
+            raise _refused(cause, place) from error
+
+    @property
+    def _is_refused(self) -> bool:
+        """Returns whether a broker has refused the user."""
+        return self._failure is not None and self._failure.name in _REFUSED_USER
+
+    def _note(self, error: Any) -> None:
+        """Note a failure. A failure with a reason stays, also if others follow."""
+        if error.name() == _NO_CONNECTION:
+            self._failure = self._failure or _Failure(_NO_CONNECTION, "", "")
+            return
+        text = str(error.str())
+        found = _FAILURE.fullmatch(text)
+        address, text = ("", text.rstrip(".")) if found is None else (found["address"], found["text"])
+        self._failure = _Failure(error.name(), address, text)
+
+    def _unanswered(self, place: str) -> KafkaError:
+        """The error that no broker answers, with the last failure of a connection."""
+        failure = self._failure
+        asked = f"within {self._patience:g} s (asked about {place})"
+        if failure is None:
+            return KafkaError(
+                f"No broker of Kafka answers at {self._servers} {asked}.",
+                remedy="Are the brokers running, are the addresses of --kafka right, may this machine reach them?",
+            )
+        if failure.name == _NO_CONNECTION:
+            return KafkaError(
+                f"The brokers of Kafka at {self._servers} close the connection. No answer came {asked}.",
+                remedy="Do they require TLS or a password? Set security.protocol in --kafka-config.",
+            )
+        address = failure.address or self._servers
+        if failure.name in _REFUSED_USER:
+            return KafkaError(
+                f"The broker of Kafka at {address} refuses the user: {failure.text}.",
+                remedy="Correct security.protocol, sasl.mechanisms, sasl.username and sasl.password in "
+                "--kafka-config.",
+            )
+        if "SSL" in failure.text:
+            return KafkaError(
+                f"The TLS connection to the broker of Kafka at {address} fails: {failure.text}.",
+                remedy="In --kafka-config, let ssl.ca.location name the certificate of the broker's authority, "
+                "and security.protocol fit the listener. In --kafka, write the host as its certificate does.",
+            )
+        remedy = "Are the brokers running, are the addresses of --kafka right, may this machine reach them?"
+        if failure.address and failure.address not in self._servers.split(","):
+            remedy = (
+                "The brokers advertise this address to their clients: let advertised.listeners name an address "
+                "that this machine can reach."
+            )
+        return KafkaError(
+            f"No broker of Kafka answers at {self._servers} {asked}: {address}: {failure.text}.", remedy=remedy
+        )
+
+
+def code_of(error: KafkaError) -> str:
+    """The name of the broker's error; empty if it is an error of ours."""
+    cause: Any = error.__cause__
+    return "" if cause is None else str(cause.args[0].name())
+
+
+class _Refusal(NamedTuple):
+    """The error for the operator about an error of a broker."""
+
+    text: str
+    remedy: str
+    kind: type[KafkaError]
+
+
+_OTHER: Final = _Refusal(
+    "Kafka refuses a request about {place}", "If this lasts, look at the log of the broker.", TopicError
+)
+_REFUSALS: Final[Mapping[str, _Refusal]] = {
+    **dict.fromkeys(
+        _REFUSED_REQUEST, _Refusal("Kafka does not allow this user a request about {place}", RIGHTS, KafkaError)
+    ),
+    **dict.fromkeys(
+        _REFUSED_USER,
+        _Refusal(
+            "Kafka refuses the user, asked about {place}",
+            "Correct sasl.username, sasl.password and sasl.mechanisms in --kafka-config.",
+            KafkaError,
+        ),
+    ),
+    "TOPIC_EXCEPTION": _Refusal(
+        "Kafka does not accept the name of {place}",
+        "Choose a name of letters, digits, '.', '_' and '-': --name of the relay, --kafka-topic of dispatchers.",
+        TopicError,
+    ),
+}
+
+
+def _refused(cause: Any, place: str) -> KafkaError:
+    refusal = _REFUSALS.get(cause.name(), _OTHER)
+    text = str(cause.str()).rstrip(".")
+    return refusal.kind(f"{refusal.text.format(place=place)}: {text} ({cause.name()}).", remedy=refusal.remedy)

@@ -6,8 +6,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY mongoz mongoz
 COPY dispatcher dispatcher
 COPY examples examples
+# The extra kafka is for `relay` and `run --kafka`; without them, install only ".".
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt .
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[kafka]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin dispatcher

@@ -44,7 +44,7 @@ def seconds(text: str) -> int:
 # -- the file ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", [None, "writer", "monitoring"])
+@pytest.mark.parametrize("profile", [None, "writer", "monitoring", "kafka"])
 def test_docker_compose_accepts_the_file(profile: str | None):
     program = need("docker-compose")
     arguments = () if profile is None else ("--profile", profile)
@@ -80,7 +80,7 @@ def test_the_image_itself_does_not_run_as_root():
     assert user == SERVICES["dispatcher"]["user"]
 
 
-@pytest.mark.parametrize("name", DAEMONS)
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"writer"}))
 def test_daemons_have_a_health_check_and_are_restarted(name: str):
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
     assert SERVICES[name]["restart"] == "unless-stopped"
@@ -92,18 +92,20 @@ def test_ports_are_published_on_the_loopback_address_only(name: str):
         assert port.startswith("127.0.0.1:"), port
 
 
-def test_the_data_is_in_a_named_volume():
-    (volume,) = SERVICES["mongo"]["volumes"]
+@pytest.mark.parametrize(("service", "directory"), [("mongo", "/data/db"), ("kafka", "/var/lib/kafka/data")])
+def test_the_data_is_in_a_named_volume(service: str, directory: str):
+    (volume,) = SERVICES[service]["volumes"]
     name, target = volume.split(":")
     assert name in yaml.safe_load(COMPOSE.read_text())["volumes"]
-    assert target == "/data/db"
+    assert target == directory
 
 
-def test_the_dispatcher_may_drain_before_it_is_killed():
+@pytest.mark.parametrize("name", ["dispatcher", "relay", "worker"])
+def test_dispatchers_may_drain_before_they_are_killed(name: str):
     from dispatcher.settings import Settings
 
-    assert "--grace" not in SERVICES["dispatcher"]["command"]
-    assert seconds(SERVICES["dispatcher"]["stop_grace_period"]) > Settings.model_fields["grace"].default
+    assert "--grace" not in SERVICES[name]["command"]
+    assert seconds(SERVICES[name]["stop_grace_period"]) > Settings.model_fields["grace"].default
 
 
 def test_the_image_has_the_files_of_its_build():
@@ -121,13 +123,16 @@ def mounts(name: str) -> dict[str, str]:
     return {target: source for source, target, mode in (volume.split(":") for volume in bound) if mode == "ro"}
 
 
-def test_prometheus_scrapes_the_dispatcher_where_it_listens():
-    host, port = SERVICES["dispatcher"]["environment"]["DISPATCHER_HTTP"].split(":")
+def test_prometheus_scrapes_dispatchers_where_they_listen():
+    listening = {name for name, one in SERVICES.items() if "DISPATCHER_HTTP" in one.get("environment", ())}
+    (address,) = {SERVICES[name]["environment"]["DISPATCHER_HTTP"] for name in listening}
+    host, port = address.split(":")
     assert host == "0.0.0.0"
     assert SERVICES["dispatcher"]["ports"] == [f"127.0.0.1:${{DISPATCHER_PORT:-{port}}}:{port}"]
     config = yaml.safe_load((ROOT / mounts("prometheus")["/etc/prometheus"] / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
-    assert job["static_configs"] == [{"targets": [f"dispatcher:{port}"]}]
+    (found,) = job["dns_sd_configs"]
+    assert (set(found["names"]), found["type"], found["port"]) == (listening, "A", int(port))
     for file in config["rule_files"]:
         assert (ROOT / "deploy" / "prometheus" / file).is_file()
 

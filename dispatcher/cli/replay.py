@@ -43,21 +43,18 @@ New = Annotated[
     bool, typer.Option("--new", help="Start a new run, even if a run with the same request is not finished.")
 ]
 
-OfRuns = Annotated[
-    Settings,
-    settings_of(
-        "url",
-        "deliver_everything",
-        "concurrency",
-        "attempts",
-        "timeout",
-        "grace",
-        "connect_timeout",
-        "state_database",
-        "log_level",
-        log_level="warning",
-    ),
-]
+_SETTINGS: Final = (
+    "url",
+    "deliver_everything",
+    "concurrency",
+    "attempts",
+    "timeout",
+    "grace",
+    "connect_timeout",
+    "state_database",
+    "log_level",
+)
+_FROM_KAFKA: Final = ("kafka", "kafka_topic", "kafka_config")
 
 
 def replay(  # noqa: PLR0913 - one parameter per flag
@@ -77,10 +74,13 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     yes: Yes = False,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,
-    settings: OfRuns,
+    settings: Annotated[Settings, settings_of(*_SETTINGS, *_FROM_KAFKA, log_level="warning")],
     as_json: Json = False,
 ) -> None:
-    """Deliver past changes from the oplog again, to the named receivers or to all receivers.
+    """Deliver past changes again, to the named receivers or to all receivers.
+
+    The changes come from the oplog. With `--kafka`, they come from the topic of a relay, and from the oplog only
+    what the topic does not hold.
 
     The replay runs in this process, and does not move the position of the dispatchers. Each delivery has a
     `delivery.id` of this run, and `delivery.replayed` is true. The changes of one document are delivered in
@@ -122,7 +122,7 @@ def backfill(
     new: New = False,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,
-    settings: OfRuns,
+    settings: Annotated[Settings, settings_of(*_SETTINGS, log_level="warning")],
     as_json: Json = False,
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.

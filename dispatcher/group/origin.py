@@ -104,9 +104,16 @@ class TopicOrigin:
         Raises:
             TopicError: a collection is missing, or was added too late.
         """
-        since = self._watch.relay.since
         tokens = [one.token for one in saved.positions.values() if one.token is not None]
-        begins = min(tokens, default=self._watch.relay.position.token)
+        self.require_since(scope, min(tokens, default=self._watch.relay.position.token))
+
+    def require_since(self, scope: Scope, begins: str) -> None:
+        """Require that the relay publishes all changes of the watched collections since a token.
+
+        Raises:
+            TopicError: a collection is missing, or was added too late.
+        """
+        since = self._watch.relay.since
         patterns = [parse_pattern(name) for name in since if "*" in name]
         wanted: list[tuple[str, list[str]]] = []
         for namespace in scope.namespaces:

@@ -7,18 +7,20 @@ receiver blocks the loop. If one queue is full while another one has room, its p
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import pause_after
+from dispatcher.core.state import Group
 from dispatcher.core.tasks import end
 from dispatcher.exceptions import KafkaError
-from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.config import KafkaConfig, load_config
 from dispatcher.kafka.looks import EVERY, Look, TopicWatch
 from dispatcher.kafka.polling import Polling
 from dispatcher.kafka.relay_state import RelayStore
+from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
@@ -118,6 +120,21 @@ class TopicLog:
             self._polling.stop()
             await asyncio.to_thread(self._polling.join)
             self._polling = None
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """Read during a `with` block.
+
+        Raises:
+            KafkaError: no broker answers, or it refuses the user.
+            TopicError: the topic or the relay can't be used.
+        """
+        await self.watch.open()
+        self.start()
+        try:
+            yield self
+        finally:
+            await self.close()
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -247,6 +264,20 @@ class TopicLog:
             partition=feed.number,
             error=f"{name}: {error.str()}",
         )
+
+
+def topic_of(group: Group, settings: Settings) -> TopicLog | None:
+    """The topic that the settings name; None without --kafka."""
+    if settings.kafka is None:
+        return None
+    return TopicLog(
+        load_config(settings.kafka, settings.kafka_config, settings.connect_timeout),
+        settings.kafka_topic,
+        group.name,
+        RelayStore(group.state, settings.kafka_topic),
+        megabytes=settings.max_queued_mb,
+        address=group.state.address,
+    )
 
 
 class PartitionLog:

@@ -9,6 +9,7 @@ end of a transaction.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -48,6 +49,12 @@ _FURTHER: Final = 1_000
 
 # Number of reads without a record, from which on the log counts as shorter than expected.
 _MOST_EMPTY: Final = 10
+
+
+_REMEDY: Final = (
+    "--on-history-lost decides: resume continues after the lost changes and records a gap, backfill also delivers "
+    "the current documents."
+)
 
 
 class RecordLog(Protocol):
@@ -90,6 +97,14 @@ ReadLarge = Callable[[LargeEvent], Awaitable[bytes | None]]
 """Reads a large event from the state; None if it is not there."""
 
 
+async def _no_large_event(_large: LargeEvent) -> bytes | None:
+    return None
+
+
+def _no_place() -> LogPlace | None:
+    return None
+
+
 class _Halt(NamedTuple):
     """A record that needs more than a decision.
 
@@ -112,7 +127,7 @@ class KafkaSource:
         partition: of the topic.
         start: where the dispatcher continues.
         batch_size: maximum number of events per batch.
-        read_large: reads a large event.
+        read_large: reads a large event. By default, all of them are missing.
         saved: returns the saved place, for the tools of Kafka.
     """
 
@@ -124,8 +139,8 @@ class KafkaSource:
         start: Start,
         *,
         batch_size: int,
-        read_large: ReadLarge,
-        saved: Callable[[], LogPlace | None],
+        read_large: ReadLarge = _no_large_event,
+        saved: Callable[[], LogPlace | None] = _no_place,
     ) -> None:
         self._log = partition
         self._start = start
@@ -315,8 +330,7 @@ class KafkaSource:
         return HistoryLost(
             f"{reason}: {self._log.name}, offset {position.offset}. The changes between {begin} and {end} can't "
             "be read from there any more.",
-            remedy="--on-history-lost decides: resume continues after the lost changes and records a gap, "
-            "backfill also delivers the current documents.",
+            remedy=_REMEDY,
         )
 
     # -- the position of a token ---------------------------------------------------------------------------
@@ -367,7 +381,7 @@ class KafkaSource:
             if position is not None:
                 return position
             if begin == look.beginning:
-                raise self._lost("The log begins after the position", BEGINNING._replace(token=token), relay)
+                raise await self._begins_later(token, relay, look.beginning)
             back *= _FURTHER
 
     async def _scan(self, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
@@ -387,6 +401,32 @@ class KafkaSource:
         except OutOfRange:
             return None
         return None if base is None else relay._replace(token=token)
+
+    async def _begins_later(self, token: str, relay: LogPosition, beginning: int) -> HistoryLost:
+        """The error about a log that does not reach back to a token. `now` returns the end of lost history."""
+        first = relay.token
+        with suppress(OutOfRange):
+            await self._log.seek(beginning)
+            if beginning < relay.offset and (records := await self._log.read(1)):
+                first = self._opened(records[0])[1]
+        self._next = _start_of(relay._replace(token=max(token, relay.token)), self._topic_id)
+        wanted, found = (token_time(one).as_datetime().isoformat() for one in (token, first))
+        return HistoryLost(
+            f"{self._log.name} does not hold all changes since {wanted}: its first record is of {found}.",
+            remedy=_REMEDY,
+        )
+
+    async def place_of(self, token: str) -> LogPlace:
+        """The place of a token: the records after it are the changes after the token.
+
+        Raises:
+            HistoryLost: the log begins after the token.
+        """
+        try:
+            offset, term, number, _ = await self._find(token)
+        finally:
+            await self._log.leave()
+        return LogPlace(self._topic_id, offset, term, number)
 
     # -- stamps --------------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ from dispatcher.delivery.tracing import tracing_of
 from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import UnknownReceiver
+from dispatcher.kafka.log import TopicLog, topic_of
 from dispatcher.parking.letters import LetterStore
 from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
@@ -240,6 +241,7 @@ class Workplace(NamedTuple):
         group: the group of dispatchers. The client of its state also reads documents.
         watching: the client for change streams.
         now: the cluster time at which the connection was made.
+        topic: the topic of a relay, to read past changes; None without --kafka.
     """
 
     registry: Registry
@@ -250,6 +252,7 @@ class Workplace(NamedTuple):
     runs: Runs
     now: Timestamp
     stats: Stats
+    topic: TopicLog | None = None
 
     @property
     def client(self) -> AsyncMongoClient[Any]:
@@ -318,7 +321,13 @@ async def workplace(registry: Registry, settings: Settings) -> AsyncIterator[Wor
             return now
 
         now = await clients.patiently(begin)
+        place = Workplace(registry, settings, group, watching, routes, Runs(group), now, Stats())
+        topic = topic_of(group, settings)
         try:
-            yield Workplace(registry, settings, group, watching, routes, Runs(group), now, Stats())
+            if topic is None:
+                yield place
+            else:
+                async with topic.opened():
+                    yield place._replace(topic=topic)
         except PyMongoError as error:
             raise clients.verdict(error) from error

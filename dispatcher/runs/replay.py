@@ -1,4 +1,7 @@
-"""Delivers past changes of the oplog again, to chosen receivers. The position of the group does not move.
+"""Delivers past changes again, to chosen receivers. The position of the group does not move.
+
+The changes come from the oplog. With a topic of Kafka, they come from there, and from the oplog only what the
+topic does not hold.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -7,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from itertools import takewhile
+from time import monotonic
 from typing import Any, Final
 
 from bson.timestamp import Timestamp
@@ -15,23 +18,36 @@ from bson.timestamp import Timestamp
 from dispatcher.core.events import Change, Start
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import log
-from dispatcher.core.resume_tokens import token_at, token_time
-from dispatcher.exceptions import HistoryLost
+from dispatcher.core.resume_tokens import time_after, token_at, token_time
+from dispatcher.delivery.routes import Routes
+from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.group.origin import TopicOrigin
+from dispatcher.kafka.complete import CompletedTopic
+from dispatcher.kafka.large_events import LargeEvents
+from dispatcher.kafka.log import TopicLog
+from dispatcher.kafka.merged import MergedTopic, places_at
+from dispatcher.kafka.source import KafkaSource
 from dispatcher.runs.player import Playback, RunOutcome, RunStep, Workplace
 from dispatcher.runs.store import Run
+from dispatcher.stream.bounded import until as bounded
 from dispatcher.stream.change_stream import ChangeStreamSource
 from dispatcher.stream.cursor import Cursors
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
-from dispatcher.stream.scope import scope_of
+from dispatcher.stream.scope import Scope, scope_of
+from dispatcher.stream.source import Source
 
 # Milliseconds that the server waits for further changes of the range.
 _AWAIT_MS: Final = 100
 
-# A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
-# range. One such batch proves nothing: its token sorts before the tokens of the changes at this time. Before the
-# second empty batch, the server has looked once more for changes after this token.
-_SURELY_EMPTY: Final = 2
+# Seconds to wait for a relay that has not published the whole range.
+_RELAY_PATIENCE: Final = 15.0
+
+# Seconds between two looks at the position of the relay.
+_BETWEEN_LOOKS: Final = 0.2
+
+# Minimum number of events in a batch of one partition of a topic.
+_FEW: Final = 10
 
 
 class Replay:
@@ -49,57 +65,56 @@ class Replay:
         assert run.until_time is not None
         self.playback = playback
         self.until = run.until_time
-        self._start = Start(token=run.progress["token"]) if run.progress else Start(cluster_time=run.from_time)
-        self.begins = self.at = token_time(run.progress["token"]) if run.progress else run.from_time
+        self._done = str(run.progress["token"]) if run.progress else ""
+        self.begins = self.at = token_time(self._done) if self._done else run.from_time
         self._place = place
         self._routes = place.routes.narrowed(place.chosen(receivers), run.id)
-        self._source = ChangeStreamSource(
-            place.watching,
-            scope_of(self._routes),
-            batch_size=place.settings.batch_size,
-            address=place.runs.address,
-            stats=place.stats,
-            await_ms=_AWAIT_MS,
-        )
+        self._source = _source_of(place, self._routes, token_at(self.begins))
         codec_options = place.registry.codec_options
-        images = DocumentLookup(place.client, codec_options, place.runs.address)
-        self._reader = Reader(self._source, images, group=self._routes.group, codec_options=codec_options)
+        self._reader = Reader(
+            self._source,
+            DocumentLookup(place.client, codec_options, place.runs.address),
+            group=self._routes.group,
+            codec_options=codec_options,
+            is_finished=lambda token: token <= self._done,
+            scope=None if place.topic is None else scope_of(self._routes),
+        )
         self._unsettled: set[str] = set()  # tokens of markers whose deletes are not read yet
 
     async def work(self, stop: asyncio.Event) -> RunOutcome:
         """Deliver all changes of the range. End earlier when `stop` is set.
 
         Raises:
-            HistoryLost: the oplog does not reach back to the start of the range.
+            HistoryLost: changes of the range are lost. The progress is saved.
             DispatcherError: an error is permanent. The progress is saved.
         """
         async with aclosing(self._steps()) as steps:
             try:
                 return await self.playback.work(steps, stop)
             except HistoryLost as error:
-                raise await _too_far_back(self._place, self.begins) from error
+                read = f"The run {self.playback.run.id} has read the changes until {_text(self.at)}."
+                in_topic = "" if self._place.topic is None else error.message
+                raise await _too_far_back(self._place, self.at, f"{read} {in_topic}".strip()) from error
 
     async def _steps(self) -> AsyncGenerator[RunStep]:
         await self._place.prepare(self._routes)
-        await self._reader.recall(self._start.token or token_at(self.begins))
-        empty = 0
-        async with aclosing(self._source.batches(self._start)) as batches:
+        begin = token_at(self.begins)
+        await self._reader.recall(begin)
+        # The token of the progress may belong to another source or scope, so reading begins at its time.
+        async with (
+            aclosing(self._source.batches(Start(cluster_time=self.begins))) as endless,
+            aclosing(bounded(endless, time_after(token_at(self.until)))) as batches,
+        ):
             async for batch in batches:
-                events = list(takewhile(lambda event: event["clusterTime"] <= self.until, batch.events))
-                if events:
-                    self.at = events[-1]["clusterTime"]
-                time = token_time(batch.token)
-                empty = empty + 1 if time == self.until and not batch.events else 0
-                ended = time > self.until or empty >= _SURELY_EMPTY
-                async for part in self._reader.read(batch._replace(events=events)):
+                if batch.events:
+                    self.at = batch.events[-1]["clusterTime"]
+                async for part in self._reader.read(batch):
                     async for step in self._resolved(part):
                         yield step
-                if ended:
-                    async for step in self._resolved(self._reader.rest()):
-                        yield step
-                    return
-                if not self._unsettled:
+                if not self._unsettled and batch.token > self._done and token_time(batch.token) <= self.until:
                     yield RunStep(None, (), {"token": batch.token})
+        async for step in self._resolved(self._reader.rest()):
+            yield step
 
     async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[RunStep]:
         """Make a step of each change. A step moves the progress only if all earlier markers have their deletes."""
@@ -107,6 +122,8 @@ class Replay:
             yield RunStep(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, list):
             for change, calls in await self._routes.resolve(part):
+                if change.operation == "finished":
+                    continue
                 if change.operation == "marker":
                     self._unsettled.add(change.token)
                     continue
@@ -115,16 +132,61 @@ class Replay:
                 yield RunStep(change, calls, None if self._unsettled else {"token": change.token})
 
 
-async def _too_far_back(place: Workplace, since: Timestamp) -> HistoryLost:
+def _source_of(place: Workplace, routes: Routes, begin: str) -> Source:
+    """The source of a replay that begins after a token."""
+    settings, scope, topic = place.settings, scope_of(routes), place.topic
+    stream = ChangeStreamSource(
+        place.watching,
+        scope,
+        batch_size=settings.batch_size,
+        address=place.runs.address,
+        stats=place.stats,
+        await_ms=_AWAIT_MS,
+    )
+    if topic is None or not _covers(topic, scope, begin):
+        return stream
+    count = topic.watch.layout.partitions
+    partitions = [
+        KafkaSource(
+            topic.partition(number),
+            Start(cluster_time=token_time(begin)),
+            batch_size=max(_FEW, settings.batch_size // count),
+            read_large=LargeEvents(place.group.state, topic.topic).read_patiently,
+        )
+        for number in range(count)
+    ]
+    return CompletedTopic(MergedTopic(partitions, f"the topic {topic.topic!r}"), stream, topic.streams)
+
+
+def _covers(topic: TopicLog, scope: Scope, begin: str) -> bool:
+    """Returns whether the relay publishes all changes of the watched collections since a token."""
+    try:
+        TopicOrigin(topic.watch).require_since(scope, begin)
+    except TopicError as error:
+        log.info("the topic does not have the changes", action="replay.not_in_topic", reason=error.message)
+        return False
+    return True
+
+
+async def _too_far_back(place: Workplace, since: Timestamp, in_topic: str = "") -> HistoryLost:
+    """The error about changes that nothing holds.
+
+    Args:
+        in_topic: why the topic does not hold them; empty without a topic.
+    """
     oplog = await look_at_oplog(place.client)
     reach = (
         "" if oplog is None else f": it reaches back to {datetime.fromtimestamp(oplog.begins, UTC).isoformat()}"
     )
-    return HistoryLost(
-        f"The oplog at {place.runs.address} does not hold the changes since "
-        f"{since.as_datetime().isoformat()}{reach}.",
-        remedy="Choose a later --since. Older changes can't be replayed; a backfill delivers current documents.",
-    )
+    text = f"The oplog at {place.runs.address} does not hold the changes since {_text(since)}{reach}."
+    remedy = "Choose a later --since. Older changes can't be replayed; a backfill delivers current documents."
+    if place.topic is None:
+        remedy += " If a relay publishes the changes, --kafka reads them from its topic."
+    return HistoryLost(f"{in_topic} {text}".strip(), remedy=remedy)
+
+
+def _text(time: Timestamp) -> str:
+    return time.as_datetime().isoformat()
 
 
 async def start(
@@ -153,7 +215,7 @@ async def start(
         UnknownReceiver: no receiver has this name.
         UnknownRun: no run has this id.
         Busy: another process works on the run.
-        HistoryLost: the oplog does not reach back to `since`.
+        HistoryLost: neither the oplog nor the topic reaches back to `since`.
     """
     run: Run | None = None
     place.chosen(receivers)
@@ -165,7 +227,7 @@ async def start(
     if run is None:
         assert since is not None
         await _look_back(place, since)
-        until = until or place.now
+        until = await _published(place, until or place.now)
         run = await place.runs.begin("replay", asked, place.now, from_time=since, until_time=until)
     names = run.asked["receivers"]
     log.info(
@@ -178,11 +240,38 @@ async def start(
 
 
 async def _look_back(place: Workplace, since: Timestamp) -> None:
-    """Check that the oplog reaches back to a time. Called before the first write.
+    """Check that the changes since a time can be read. Called before the first write.
 
     Raises:
-        HistoryLost: the oplog does not reach back to the time.
+        HistoryLost: neither the topic, if there is one, nor the oplog reaches back to the time.
     """
-    scope = scope_of(place.routes)
+    scope, missing = scope_of(place.routes), ""
+    if place.topic is not None:
+        try:
+            TopicOrigin(place.topic.watch).require_since(scope, token_at(since))
+            await places_at(place.topic, token_at(since))
+        except (TopicError, HistoryLost) as error:
+            missing = error.message
+        else:
+            return
     if not await Cursors(place.watching, scope.database, scope.pipeline(), 1).reaches_back_to(since):
-        raise await _too_far_back(place, since)
+        raise await _too_far_back(place, since, missing)
+
+
+async def _published(place: Workplace, until: Timestamp) -> Timestamp:
+    """The end of a range, or the relay's position if the relay does not reach the end soon."""
+    if place.topic is None:
+        return until
+    deadline = monotonic() + _RELAY_PATIENCE
+    while (reached := token_time(place.topic.watch.relay.position.token)) < until:
+        if monotonic() > deadline:
+            log.warning(
+                "the relay has not published the whole range; the replay ends at its position",
+                action="replay.shortened",
+                until=_text(reached),
+                remedy="Look at the relay. The dispatchers deliver the later changes when it has published them.",
+            )
+            return reached
+        place.topic.watch.require_usable()
+        await asyncio.sleep(_BETWEEN_LOOKS)
+    return until

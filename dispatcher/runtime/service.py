@@ -21,9 +21,7 @@ from dispatcher.group.layout import admit, begin, divide_into, require_source
 from dispatcher.group.members import Members
 from dispatcher.group.origin import ChangeOrigin, StreamOrigin, TopicOrigin
 from dispatcher.group.sessions import GroupSessions
-from dispatcher.kafka.config import load_config
-from dispatcher.kafka.log import TopicLog
-from dispatcher.kafka.relay_state import RelayStore
+from dispatcher.kafka.log import TopicLog, topic_of
 from dispatcher.kafka.topics import WeaknessLog
 from dispatcher.operate.dead_letters import drop_old
 from dispatcher.operate.observer import Observer
@@ -183,7 +181,7 @@ class Service:
         facts = facts_of(self.routes, self.settings, version, self._application)
         members = Members(group, facts, self._heartbeat_fields)
         store = PositionStore(group, members.id)
-        topic = self._topic_of(group)
+        topic = topic_of(group, self.settings)
         origin: ChangeOrigin = StreamOrigin(partial(token_of_now, group.state.client, scope, group.state.address))
 
         async def record(saved: SavedPositions) -> bool:
@@ -229,20 +227,6 @@ class Service:
             resized=self._divide_limits,
         )
         return assembly, self._coordinator
-
-    def _topic_of(self, group: Group) -> TopicLog | None:
-        """The topic that replaces the change streams; None without --kafka."""
-        settings = self.settings
-        if settings.kafka is None:
-            return None
-        return TopicLog(
-            load_config(settings.kafka, settings.kafka_config, settings.connect_timeout),
-            settings.kafka_topic,
-            group.name,
-            RelayStore(group.state, settings.kafka_topic),
-            megabytes=settings.max_queued_mb,
-            address=group.state.address,
-        )
 
     async def _assemble(
         self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions, topic: TopicLog | None

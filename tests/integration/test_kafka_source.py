@@ -19,7 +19,7 @@ from dispatcher.embedded.broker import EmbeddedBroker, embedded_broker
 from dispatcher.exceptions import HistoryLost, PositionError, StillRunning, TopicError
 from dispatcher.group.origin import StreamOrigin, origin_of
 from dispatcher.kafka.envelope import encode
-from dispatcher.kafka.log import TopicLog
+from dispatcher.kafka.log import TopicLog, topic_of
 from dispatcher.operate.positions import Mover
 from dispatcher.operate.setup import set_up
 from dispatcher.runtime import assembly, service
@@ -194,7 +194,7 @@ async def test_a_full_partition_does_not_stop_the_others_and_loses_nothing(
     got: list[int] = []
     gate = asyncio.Event()
     logs: list[TopicLog] = []
-    monkeypatch.setattr(service, "TopicLog", lambda *args, **more: logs.append(TopicLog(*args, **more)) or logs[0])
+    monkeypatch.setattr(service, "topic_of", lambda *args: logs.append(topic_of(*args)) or logs[0])
 
     @post_save(account, name="saved", timeout=300)
     async def saved(sender, instance, **kwargs):

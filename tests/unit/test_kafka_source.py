@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -32,6 +33,7 @@ from dispatcher.kafka.envelope import (
 )
 from dispatcher.kafka.log import OutOfRange, TopicRecord
 from dispatcher.kafka.looks import Look
+from dispatcher.kafka.merged import MergedTopic
 from dispatcher.kafka.records import plain_event
 from dispatcher.kafka.source import KafkaSource
 from dispatcher.position.places import Places
@@ -436,6 +438,52 @@ async def test_the_stamps_before_a_lost_position_come_from_the_oplog() -> None:
     assert seen == [(own, wall)]
 
 
+# -- all partitions as one source -------------------------------------------------------------------------------
+
+
+@given(
+    where=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    size=st.integers(1, 4),
+    since=st.integers(0, 30),
+)
+def test_merged_partitions_come_in_the_order_of_their_tokens(where: list[int], size: int, since: int) -> None:
+    """Partition 3 may be empty. No token is later than a change that follows."""
+    logs, numbers = [MemoryLog() for _ in range(4)], [0] * 4
+    for number, partition in enumerate(where, 1):
+        logs[partition].add(encode(3, numbers[partition], made(number)))
+        numbers[partition] += 1
+    for log, count in zip(logs, numbers, strict=True):
+        log.relay = (
+            LogPosition(count, 3, count - 1, token(len(where))) if count else LogPosition(0, 0, -1, token(99))
+        )
+    start = Start(token=token(since) if since else START)
+    source = MergedTopic([source_of(log, start, size=size) for log in logs], "the topic")
+
+    async def run() -> list[Batch]:
+        found: list[Batch] = []
+        async with aclosing(source.batches(start)) as batches:
+            async for batch in batches:
+                found.append(batch)
+                if batch.token >= token(len(where)):
+                    return found
+        raise AssertionError("a source never ends")
+
+    found = asyncio.run(run())
+    assert tokens(found) == [token(number) for number in range(since + 1, len(where) + 1)]
+    for before, after in itertools.pairwise(found):
+        assert before.token <= after.token
+        assert all(one["_id"]["_data"] > before.token for one in after.events)
+
+
+async def test_merged_partitions_have_lost_what_one_of_them_has_lost() -> None:
+    logs = [retained(), MemoryLog(encode(3, 0, made(2)))]
+    source = MergedTopic([source_of(log) for log in logs], "the topic")
+    with pytest.raises(HistoryLost, match="that the relay counts"):
+        async with aclosing(source.batches(FIRST)) as batches:
+            _ = [batch async for batch in batches]
+    assert (await source.now()).token == token(5)
+
+
 # -- other writers ------------------------------------------------------------------------------------------
 
 
@@ -465,7 +513,7 @@ async def test_a_token_without_a_place_is_found_in_the_log(known: int, beginning
     start = Start(token=token(known) if known else START)
     if known <= beginning > 0:  # no record proves that nothing is missing before the first one
         error, after = await lost(log, start)
-        assert "begins after" in str(error)
+        assert "does not hold all changes since" in str(error)
         assert after == Start(token=token(4), place=place(5, 4, 1))
     else:
         assert tokens(await batches_of(log, start)) == [token(i) for i in range(known + 1, 6)]

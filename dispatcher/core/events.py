@@ -13,7 +13,7 @@ from bson.timestamp import Timestamp
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.bson_elements import field, keyed, raw_field
 from dispatcher.core.keys import document_key
-from dispatcher.core.resume_tokens import data_of
+from dispatcher.core.resume_tokens import data_of, token_at
 from dispatcher.core.undecodable import Fault
 from mongoz.connection import Collection
 from mongoz.keys import canonical_of
@@ -66,6 +66,13 @@ class Start(NamedTuple):
     token: str | None = None
     cluster_time: Timestamp | None = None
     place: LogPlace | None = None
+
+    @property
+    def after(self) -> str:
+        """All changes of this start sort after this text, and no others. It is empty for a start now."""
+        if self.token is not None:
+            return self.token
+        return "" if self.cluster_time is None else token_at(self.cluster_time)
 
 
 class Batch(NamedTuple):

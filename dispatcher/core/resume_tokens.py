@@ -16,6 +16,12 @@ from dispatcher.exceptions import PositionError
 _BITS: Final = "."
 _TIMESTAMP_TAG: Final = "82"
 
+# Maximum characters of a shortened token: a key of some hundred bytes fits.
+_SHORT: Final = 1_000
+
+# Sorts after the digits of tokens.
+_LAST: Final = "~"
+
 DIGEST: Final = 10
 """Number of bytes in the hash of a token.
 
@@ -80,6 +86,20 @@ def directly_after(token: str) -> str:
     It is no token of a change, since no token is the beginning of another one. For the server it equals the token.
     """
     return f"{token}{_BITS}"
+
+
+def shortened(token: str) -> str:
+    """A text that sorts among the tokens of other changes as a token does, and has at most `_SHORT` characters.
+
+    The time of a token, and the place in its transaction, precede the document's key. So tokens differ before the
+    part that this leaves out.
+    """
+    return token[:_SHORT]
+
+
+def after_shortened(token: str) -> str:
+    """Like `directly_after`, with at most `_SHORT` characters and one more."""
+    return directly_after(token) if len(token) <= _SHORT else f"{token[:_SHORT]}{_LAST}"
 
 
 def data_of(token: str) -> str:

@@ -167,6 +167,15 @@ def code_of(error: KafkaError) -> str:
     return "" if cause is None else str(cause.args[0].name())
 
 
+# Errors of brokers that restart, or whose cluster elects a leader.
+_PASSING: Final = (
+    *("BROKER_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "KAFKA_STORAGE_ERROR"),
+    *("LEADER_NOT_AVAILABLE", "NETWORK_EXCEPTION", "NOT_CONTROLLER", "NOT_LEADER_FOR_PARTITION"),
+    *("REPLICA_NOT_AVAILABLE", "REQUEST_TIMED_OUT", "STALE_BROKER_EPOCH", "THROTTLING_QUOTA_EXCEEDED"),
+    *("INVALID_REPLICATION_FACTOR", "_UNKNOWN_BROKER", "_WAIT_COORD"),
+)
+
+
 class _Refusal(NamedTuple):
     """The error for the operator about an error of a broker."""
 
@@ -179,6 +188,14 @@ _OTHER: Final = _Refusal(
     "Kafka refuses a request about {place}", "If this lasts, look at the log of the broker.", TopicError
 )
 _REFUSALS: Final[Mapping[str, _Refusal]] = {
+    **dict.fromkeys(
+        _PASSING,
+        _Refusal(
+            "The brokers of Kafka can't answer a request about {place} now",
+            "If this lasts, look at the logs of the brokers: are enough of them running?",
+            KafkaError,
+        ),
+    ),
     **dict.fromkeys(
         _REFUSED_REQUEST, _Refusal("Kafka does not allow this user a request about {place}", RIGHTS, KafkaError)
     ),

@@ -16,7 +16,7 @@ from bson.timestamp import Timestamp
 from dispatcher.core.bson_codec import StampedDelete, Undecoded
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.output.logs import log
-from dispatcher.core.resume_tokens import token_at, token_of, token_time
+from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.kafka.delete_stamps import DeleteStamps
 from dispatcher.stream.bounded import until
@@ -75,7 +75,7 @@ class CompletedTopic:
         Raises:
             HistoryLost: neither the topic nor the oplog holds the changes. `now` returns the end of lost history.
         """
-        after = _token_of(start)
+        after = start.after
         while True:
             try:
                 async with aclosing(self._topic.batches(start)) as batches:
@@ -125,13 +125,6 @@ class CompletedTopic:
             return await self._topic.recall(before, remember)
         except HistoryLost:
             return await self._oplog.recall(before, remember)
-
-
-def _token_of(start: Start) -> str:
-    if start.token is not None:
-        return start.token
-    assert start.cluster_time is not None  # a dispatcher has a position
-    return token_at(start.cluster_time)
 
 
 def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:

@@ -40,7 +40,7 @@ _OURS: Final[Mapping[str, str]] = {
         (
             *("enable.idempotence", "enable.gapless.guarantee", "acks", "request.required.acks"),
             *("max.in.flight", "max.in.flight.requests.per.connection", "transactional.id"),
-            *("retries", "message.send.max.retries", "queuing.strategy"),
+            *("retries", "message.send.max.retries", "queuing.strategy", "delivery.report.only.error"),
         ),
         "the relay needs its own value to lose no change",
     ),
@@ -54,6 +54,11 @@ _OURS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         ("allow.auto.create.topics", "topic.metadata.refresh.sparse"), "the relay and `setup` create topics"
     ),
+    **dict.fromkeys(
+        ("queue.buffering.max.messages", "queue.buffering.max.kbytes", "queued.max.messages.kbytes"),
+        "--max-queued-mb sets it",
+    ),
+    "message.max.bytes": "the topic's max.message.bytes sets it",
     **dict.fromkeys(("log.queue", "log_level", "debug"), "--log-level sets it"),
 }
 

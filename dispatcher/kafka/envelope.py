@@ -80,7 +80,7 @@ class LargeEvent(NamedTuple):
     """A change event that does not fit into a record.
 
     Attributes:
-        token: of the event.
+        token: of the event. If it is very long, only its beginning, see `resume_tokens.shortened`.
         id: of the file with the event, see `dispatcher/kafka/large_events.py`.
         size: bytes of the event.
     """

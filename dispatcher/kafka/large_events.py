@@ -18,6 +18,7 @@ from gridfs.errors import CorruptGridFile, FileExists, NoFile
 from pymongo.errors import DuplicateKeyError
 
 from dispatcher.core.output.logs import log
+from dispatcher.core.resume_tokens import shortened
 from dispatcher.core.retry import retry
 from dispatcher.core.state import RELAYED, State
 from dispatcher.kafka.envelope import LargeEvent
@@ -39,26 +40,29 @@ class LargeEvents:
             write_concern=newest.write_concern,
             read_concern=newest.read_concern,
         )
+        self._files = state.newest(f"{RELAYED}.files")
         self._bucket = AsyncGridFSBucket(database, RELAYED, chunk_size_bytes=_CHUNK)
         self._topic = topic
         self._address = state.address
 
     async def add(self, token: str, event: bytes) -> LargeEvent:
-        """Write an event, unless it is there already.
+        """Write an event, unless it is there already. The time until its deletion begins now.
 
         Args:
             token: of the event.
         """
         id_ = blake2b(f"{self._topic}\0{token}".encode(), digest_size=_ID).digest()
-        large = LargeEvent(token, id_, len(event))
-        if await self.read(large) is not None:
-            return large
-        try:
-            await self._upload(id_, event)
-        except (FileExists, DuplicateKeyError):  # a process was killed while it wrote the file
-            with suppress(NoFile):
-                await self._bucket.delete(Binary(id_))
-            await self._upload(id_, event)
+        large = LargeEvent(shortened(token), id_, len(event))
+        if await self.read(large) is None:
+            try:
+                await self._upload(id_, event)
+            except (FileExists, DuplicateKeyError):  # a process was killed while it wrote the file
+                with suppress(NoFile):
+                    await self._bucket.delete(Binary(id_))
+                await self._upload(id_, event)
+        # The file may be old: another term published its record long ago, or could not publish it. And the driver
+        # has dated a new file by the clock of this machine.
+        await self._files.update_one({"_id": Binary(id_)}, {"$currentDate": {"uploadDate": True}})
         return large
 
     async def read(self, large: LargeEvent) -> bytes | None:

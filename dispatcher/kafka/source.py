@@ -18,7 +18,7 @@ from bson.timestamp import Timestamp
 from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch, LogPlace, Start
 from dispatcher.core.output.logs import log
-from dispatcher.core.resume_tokens import token_at, token_time
+from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.exceptions import HistoryLost, TopicError
 from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, RecordPlace, accept, resume
 from dispatcher.kafka.envelope import (
@@ -199,8 +199,9 @@ class KafkaSource:
                     if halt.decision is Decision.JUMP:
                         jump = halt.offset
                         break
-                    yield await self._special(halt.envelope, position, halt.after)
-                    position = halt.after
+                    batch = await self._special(halt.envelope, position, halt.after)
+                    yield batch
+                    position = halt.after._replace(token=batch.token)
                 resumed = await self._resumed(position, jump)
                 if jump >= 0 or resumed.offset != position.offset:
                     await self._log.seek(resumed.offset)
@@ -279,7 +280,8 @@ class KafkaSource:
         event = await self._read_large(large_event_in(envelope))
         if event is None:
             return self._batch([], after)._replace(lost_after=before.token)
-        return self._batch([event_of(envelope._replace(event=event))], after)
+        whole = event_of(envelope._replace(event=event))
+        return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # the record may shorten it
 
     # -- the log and the relay's position ------------------------------------------------------------------
 
@@ -344,11 +346,7 @@ class KafkaSource:
         if self._found is not None and self._found[0] == start:
             return self._found[1]
         if start.place is None:
-            token = start.token
-            if token is None:
-                assert start.cluster_time is not None  # a dispatcher has a position
-                token = token_at(start.cluster_time)
-            position = await self._find(token)
+            position = await self._find(start.after)
         else:
             assert start.token is not None  # a place belongs to a token
             look = self._log.newest()

@@ -23,6 +23,10 @@ _BETWEEN: Final = 0.1
 # Seconds between two looks for weaknesses.
 _LOOK: Final = 60.0
 
+# Minimum of `max.message.bytes`, and the default of Kafka.
+_LEAST_LARGEST: Final = 20_000
+_USUAL_LARGEST: Final = 1_048_588
+
 # Fewer replicas than this, or fewer of them in sync, lose changes together with a broker.
 _REPLICAS: Final = 3
 _IN_SYNC: Final = 2
@@ -209,7 +213,10 @@ async def prepared_topic(
     if facts is None:
         if known is not None and not continues:
             raise deleted(name)
-        facts = await created_topic(admin, name, partitions or (PARTITIONS if known is None else known.partitions))
+        wanted = partitions or (PARTITIONS if known is None else known.partitions)
+        if known is not None and wanted != known.partitions:
+            raise _another_number(f"The new topic {name!r}", wanted, known)
+        facts = await created_topic(admin, name, wanted)
     require_usable(facts, "WRITE")
     require_partitions(facts, partitions)
     if known is not None:
@@ -260,18 +267,22 @@ def require_layout(facts: TopicFacts, known: TopicLayout) -> None:
             remedy="Let --kafka name the brokers of the earlier cluster. To move to another one, choose another "
             "--name.",
         )
+    if found.partitions != known.partitions:
+        raise _another_number(name, found.partitions, known)
     if found.id != known.id:
         raise HistoryLost(
             f"{name} has the id {found.id}, and the state knows it as {known.id}: it was deleted, and created "
             "again. Its earlier records are lost.",
             remedy="Choose with --on-history-lost: resume continues with the new topic, and records a gap.",
         )
-    if found.partitions != known.partitions:
-        raise TopicError(
-            f"{name} has {found.partitions} partitions, and the state knows {known.partitions}: documents would "
-            "change their partition, and their order would break.",
-            remedy="Choose another --name: a topic with another number of partitions is another topic.",
-        )
+
+
+def _another_number(name: str, partitions: int, known: TopicLayout) -> TopicError:
+    return TopicError(
+        f"{name} has {partitions} partitions, and the state knows {known.partitions}: documents would change "
+        "their partition, and their order would break.",
+        remedy="Choose another --name: a topic with another number of partitions is another topic.",
+    )
 
 
 def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> None:
@@ -281,7 +292,7 @@ def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> No
         operation: what the user needs.
 
     Raises:
-        TopicError: it is compacted.
+        TopicError: it is compacted, or does not take records of the relay's size.
         KafkaError: the user lacks the right.
     """
     name = facts.layout.topic
@@ -290,6 +301,13 @@ def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> No
             f"The user may not {operation.lower()} the topic {name!r} of Kafka: it lacks the operation "
             f"{operation.capitalize()}.",
             remedy=RIGHTS,
+        )
+    if operation == "WRITE" and facts.largest is not None and facts.largest < _LEAST_LARGEST:
+        raise TopicError(
+            f"max.message.bytes of the topic {name!r} is {facts.largest}: even the record that names a large "
+            "event does not fit.",
+            remedy=f"kafka-configs.sh --alter --entity-type topics --entity-name {name} "
+            f"--add-config max.message.bytes={_USUAL_LARGEST}",
         )
     if facts.cleanup is not None and "compact" in facts.cleanup:
         raise TopicError(

@@ -7,8 +7,11 @@ from dispatcher.kafka.config import KafkaConfig
 from dispatcher.relay.ledger import Report
 from dispatcher.relay.records import Packed
 
-# Maximum bytes of a batch of records, and of a request. A topic with a lower limit lowers both.
+# Maximum bytes of a batch of records. A topic with a lower limit lowers it.
 _BATCH: Final = 1_000_000
+
+# The range of the client's own limit for a record.
+_LEAST, _MOST = 1_000, 1_000_000_000
 
 # The ledger bounds the records on their way, so the client needs no bounds of its own.
 _UNBOUNDED: Final[dict[str, Any]] = {
@@ -32,7 +35,7 @@ class TermProducer:
 
     def __init__(self, config: KafkaConfig, topic: str, largest: int) -> None:
         self._topic = topic
-        size = {"batch_size": min(largest, _BATCH), "message_max_bytes": max(largest, 1_000)}
+        size = {"batch_size": min(largest, _BATCH), "message_max_bytes": min(max(largest, _LEAST), _MOST)}
         self._producer = config.producer(linger_ms=_LINGER_MS, **_UNBOUNDED, **size)
 
     def send(self, packed: Packed, reports: Sequence[Report]) -> str:

@@ -40,6 +40,9 @@ LONGEST_KEY: Final = 1_000
 _FRAME: Final = 200
 """Maximum bytes that a record has beside its event, its stamp and its key."""
 
+_LONGEST_STAMP: Final = 10_000
+"""Maximum bytes of a stamp: it has eight bytes for each receiver that ran in process."""
+
 Record = dict[str, Any]
 """A record for the client of Kafka: its value, and its key."""
 
@@ -70,13 +73,18 @@ class Packer:
         self._term = term
         self._partitions = partitions
         self._largest = largest - _FRAME - LONGEST_KEY
+        self._largest_stamped = self._largest - _LONGEST_STAMP
         self._numbers = [0] * partitions
         self.stamps = DeleteStamps()
 
     def large_among(self, events: Sequence[Undecoded]) -> list[Undecoded]:
-        """The events that do not fit into a record."""
-        largest = self._largest
-        return [event for event in events if len(event.raw) > largest]
+        """The events that do not fit into a record. A delete may get the stamp of its marker."""
+        largest, stamped = self._largest, self._largest_stamped
+        return [
+            event
+            for event in events
+            if len(event.raw) > stamped and (len(event.raw) > largest or event["operationType"] == "delete")
+        ]
 
     def pack(self, events: Sequence[RawEvent], large: Mapping[str, LargeEvent]) -> Packed:
         """Make the records of some events.
@@ -138,9 +146,10 @@ class Packer:
         if "documentKey" in event:
             partition, raw = partition_of(event[HASH], self._partitions), _without_hash(raw)
         number = self._numbers[partition]
-        if len(event.raw) <= self._largest:
+        file = large.get(token_of(event["_id"])) if large else None
+        if file is None:
             return partition, encode(self._term, number, raw, stamp)
-        return partition, encode_large(self._term, number, large[token_of(event["_id"])], stamp)
+        return partition, encode_large(self._term, number, file, stamp)
 
 
 def event_of(event: Undecoded) -> bytes:

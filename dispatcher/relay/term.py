@@ -13,7 +13,7 @@ from dispatcher.core.events import Batch, Start
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
-from dispatcher.core.resume_tokens import directly_after, token_of, token_time
+from dispatcher.core.resume_tokens import after_shortened, directly_after, shortened, token_of, token_time
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Lag
 from dispatcher.core.tasks import Interrupted, end
@@ -294,7 +294,7 @@ class Term:
         )
         await self._gaps.record(Gap(kind, after, text, None, since, to, "resume"))
         self._packer.stamps.give_up()
-        notice = GapNotice(until, "history_lost", after, until, "resume")
+        notice = GapNotice(until, "history_lost", shortened(after), until, "resume")
         self._after = self._skip_to = until
         await self._send(self._packer.pack_gap(notice, range(self._facts.layout.partitions)), until)
 
@@ -302,5 +302,5 @@ class Term:
         """Publish that the server can't send an event. Its partition is unknown, so it is in the first one."""
         text = "the server can't send a change whose _id has several megabytes, so it is not published"
         await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
-        token = directly_after(after)
-        await self._send(self._packer.pack_gap(GapNotice(token, "oversize", after, before), [0]), token)
+        notice = GapNotice(after_shortened(after), "oversize", shortened(after), shortened(before))
+        await self._send(self._packer.pack_gap(notice, [0]), directly_after(after))

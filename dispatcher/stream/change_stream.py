@@ -202,7 +202,7 @@ class ChangeStreamSource:
                 return
         async with aclosing(self._cursors.read(start, WITHOUT)) as batches:
             async for batch in batches:
-                yield batch._replace(lost_after=start.token)
+                yield batch._replace(lost_after=start.after)
                 return
 
     async def _next(self, start: Start, shape: EventShape) -> Batch | None:

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from typing import Any
 
+import bson
 import pytest
 from bson import Decimal128, Int64, ObjectId
 
@@ -12,6 +13,8 @@ from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import State
 from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.exceptions import HistoryLost, PositionError, TopicError
+from dispatcher.kafka.envelope import large_event_in
+from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.relay_state import RelayState, RelayStore
 from dispatcher.operate.status import read_status
 from dispatcher.relay.ledger import RecordLedger
@@ -232,6 +235,21 @@ async def test_a_new_collection_counts_from_a_later_token_than_all_published_eve
     assert second.since[f"{database}.customers"] > first.position.token
     read = accepted(broker.address, f"mongoz.{name}")
     assert sorted(one.event["documentKey"]["_id"] for one in read) == [1, 2, 3]
+
+
+async def test_a_document_with_a_very_long_key_stops_nothing(
+    order, dispatched, foreign, broker: EmbeddedBroker, client, database, name
+) -> None:
+    key = "k" * 900_000  # the token has twice as many characters, which is more than a record may have
+    async with relaying(dispatched, broker.address, name, partitions=1) as relay:
+        foreign["orders"].insert_many([{"_id": 1}, {"_id": key}, {"_id": 2}])
+        await relay.published(await last_token(foreign, client, database))
+    first, large, last = accepted(broker.address, f"mongoz.{name}")
+    assert [one.event["documentKey"]["_id"] for one in (first, last)] == [1, 2]
+    files = LargeEvents(State(client, f"{database}_state"), f"mongoz.{name}")
+    event = await files.read(large_event_in(large.envelope))
+    assert event is not None
+    assert bson.decode(event)["documentKey"]["_id"] == key
 
 
 async def test_a_drop_is_in_the_first_partition(

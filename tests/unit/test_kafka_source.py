@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.events import Batch, Change, Job, LogPlace, Start
-from dispatcher.core.resume_tokens import token_at
+from dispatcher.core.resume_tokens import shortened, token_at
 from dispatcher.exceptions import HistoryLost, TopicError
 from dispatcher.kafka.acceptance import LogPosition
 from dispatcher.kafka.complete import CompletedTopic
@@ -312,6 +312,19 @@ async def test_a_large_event_is_read_from_the_state(there: bool) -> None:
     batches = await batches_of(log, large=made(2) if there else None)
     assert tokens(batches) == [token(1), *([token(2)] if there else []), token(3)]
     assert [one.lost_after for one in batches] == [None, None if there else token(1), None, None]
+
+
+async def test_a_large_event_with_a_long_key_moves_the_position_to_its_whole_token() -> None:
+    whole = bson.decode(made(2))
+    whole["_id"]["_data"] += "AB" * 3_000
+    event_ = bson.encode(whole)
+    long = str(whole["_id"]["_data"])
+    named = encode_large(3, 1, LargeEvent(shortened(long), b"id", 1))
+    again = encode_large(4, 0, LargeEvent(shortened(long), b"id", 1))
+    log = MemoryLog(encode(3, 0, made(1)), named, again, encode(4, 1, made(3)))
+    batches = await batches_of(log, large=event_)
+    assert tokens(batches) == [token(1), long, token(3)]
+    assert [one.token for one in batches] == [token(1), long, token(3), token(3)]
 
 
 # -- changes that the topic has lost, and the oplog has ---------------------------------------------------------

@@ -46,6 +46,7 @@ def test_a_safe_topic_passes_all_checks() -> None:
         ),
         (KNOWN._replace(id="earlier"), HistoryLost, "has the id id, and the state knows it as earlier"),
         (KNOWN._replace(partitions=16), TopicError, "has 32 partitions, and the state knows 16"),
+        (KNOWN._replace(id="earlier", partitions=16), TopicError, "has 32 partitions, and the state knows 16"),
     ],
 )
 def test_another_topic_is_refused(known: TopicLayout, error: type[TopicError], text: str) -> None:
@@ -59,6 +60,14 @@ def test_compaction_is_refused(policy: str) -> None:
     with pytest.raises(TopicError, match="is compacted") as raised:
         require_usable(SAFE._replace(cleanup=policy), "READ")
     assert "--add-config cleanup.policy=delete" in raised.value.remedy
+
+
+def test_a_topic_that_takes_only_tiny_records_is_refused() -> None:
+    tiny = SAFE._replace(largest=5_000)
+    with pytest.raises(TopicError, match=r"max.message.bytes of the topic 'mongoz.changes' is 5000") as raised:
+        require_usable(tiny, "WRITE")
+    assert "--add-config max.message.bytes=1048588" in raised.value.remedy
+    require_usable(tiny, "READ")
 
 
 @pytest.mark.parametrize(

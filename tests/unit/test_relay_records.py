@@ -169,6 +169,20 @@ def test_a_large_event_is_named_by_its_file() -> None:
     assert large_event_in(second) == file
 
 
+def test_a_delete_that_fits_only_without_its_stamp_is_named_by_its_file() -> None:
+    many = frozenset(number.to_bytes(8, "big") for number in range(1_000))
+    stamped = Stamp("any", Call.DELETED, ObjectId(), b"k" * 8, receivers=many).pack()
+    announced = event(
+        "update", updateDescription={"updatedFields": {FIELD: stamped}, "removedFields": []}, **transaction()
+    )
+    image = event("delete", fullDocumentBeforeChange={"text": "x" * 15_000}, **transaction())
+    one = packer(largest=20_000)
+    assert one.large_among([announced, image]) == [image]
+    file = LargeEvent(image["_id"]["_data"], b"i" * 16, len(image.raw))
+    [named] = envelopes(one.pack([announced, image], {file.token: file}))
+    assert (named.kind, named.stamp, large_event_in(named)) == (RecordKind.LARGE, bytes(stamped), file)
+
+
 def test_a_gap_is_a_numbered_record_in_each_partition() -> None:
     one, gap = packer(), GapNotice("82.", "oversize", "82", "83")
     one.pack([event("insert", hashed=1, fullDocument={})], {})

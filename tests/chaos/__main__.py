@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
@@ -13,13 +14,24 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.chaos import backlog, dispatchers, failovers, hostile, kills, model, network, receivers, reconnects
+from tests.chaos import (
+    backlog,
+    dispatchers,
+    failovers,
+    hostile,
+    kafka,
+    kills,
+    model,
+    network,
+    receivers,
+    reconnects,
+)
 from tests.chaos.output import as_json, show
 from tests.chaos.scenario import Plan, Scenario, Size
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (kills, dispatchers, failovers, network, receivers, hostile, model, backlog, reconnects)
+    for module in (kills, dispatchers, failovers, network, receivers, hostile, model, backlog, reconnects, kafka)
 }
 
 
@@ -90,6 +102,10 @@ def main() -> int:
     console, stderr = Console(), Console(stderr=True, style="dim", highlight=False)
     results = []
     for name in options.scenarios or SCENARIOS:
+        trouble = SCENARIOS[name].missing()
+        if trouble and not options.scenarios and not os.environ.get("CI"):
+            console.print(f"[bold]{name}[/bold]: skipped. {trouble}", highlight=False, soft_wrap=True)
+            continue
         seed = random.randrange(10**6) if options.seed is None else options.seed
         size = size_of(SCENARIOS[name], options)
         results.append(run(SCENARIOS[name], size, seed, console, stderr, options.keep))

@@ -5,7 +5,6 @@ It may finish its running deliveries. It may begin at most one: if it was suspen
 lease and the call of the receiver.
 """
 
-import signal
 from collections.abc import Callable
 
 from dispatcher.embedded.server import embedded_mongo
@@ -56,10 +55,7 @@ class Group:
 
     def _stop(self, daemon: ChaosDaemon, least: float, most: float) -> None:
         self.stops += 1
-        self._world.note(self._kind, daemon)
-        daemon.process.send_signal(signal.SIGSTOP)
-        self._world.observe_for(self._lease(least, most))
-        daemon.process.send_signal(signal.SIGCONT)
+        self._world.suspend(daemon, self._kind, self._lease(least, most))
 
     def _request_stop(self, daemon: ChaosDaemon) -> None:
         self._world.note(self._kind, daemon)

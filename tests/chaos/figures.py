@@ -103,6 +103,7 @@ def figures(
     faults: str,
     tolerated: Collection[str] = (),
     memory: float = MEMORY_MB,
+    stall: float = STALL_SECONDS,
     late: int = 0,
     harmless: Collection[str] = (),
 ) -> list[Figure]:
@@ -113,6 +114,7 @@ def figures(
         faults: the name of the faults.
         tolerated: names of figures without limits, because the faults affect them.
         memory: MB of a daemon, at most.
+        stall: seconds without a delivery, at most.
         late: the maximum number of deliveries that begin in an outdated term.
         harmless: kinds of faults that must not cause a repetition.
     """
@@ -125,7 +127,7 @@ def figures(
         *_of_the_transactional_receiver(evidence),
         *_of_dead_letters(evidence),
         Figure("ended other than it should", len(evidence.deaths), most=0),
-        Figure("longest stall", longest_stall(_by(evidence.entries, "stream")), "s", most=STALL_SECONDS),
+        Figure("longest stall", longest_stall(_by(evidence.entries, "stream")), "s", most=stall),
         Figure("peak memory of a daemon", evidence.peak_mb, "MB", most=memory),
         Figure("took", evidence.seconds, "s"),
     ]

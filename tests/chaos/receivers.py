@@ -22,7 +22,7 @@ def run(plan: Plan) -> Report:
         "DISPATCHER_TIMEOUT": str(TIMEOUT),
         "DISPATCHER_PARK_AFTER": str(_PARK_AFTER),
     }
-    with embedded_mongo() as server, World(plan, server.url, crash=CRASH, **settings) as world:
+    with embedded_mongo() as server, World(plan, server.url, crashes={CRASH: "crash"}, **settings) as world:
 
         def crash() -> None:
             """Makes the next call of a random receiver end the process."""

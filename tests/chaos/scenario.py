@@ -72,6 +72,7 @@ class Scenario(NamedTuple):
         short: the size of the selection that CI runs.
         run: runs a plan.
         says: a size, in words.
+        missing: tells what is missing on this machine, with the command that installs it; empty if nothing is.
     """
 
     name: str
@@ -81,3 +82,4 @@ class Scenario(NamedTuple):
     short: Size
     run: Callable[[Plan], Report]
     says: str = "{writes:,} writes on {documents:,} documents, {faults:,} {of}"
+    missing: Callable[[], str] = str

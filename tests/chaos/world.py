@@ -6,12 +6,13 @@ some of the daemons while they start.
 """
 
 import random
+import signal
 import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import bson
@@ -66,7 +67,7 @@ class World:
         url: of the server, for the clients.
         daemons: the number of daemons.
         daemon_url: the URL for the daemons, if they use another one.
-        crash: the exit code of daemons ended by a fault.
+        crashes: the exit codes of daemons that a fault ends, with the names of these events.
         app: the application of the daemons.
         **settings: environment variables of the daemons.
     """
@@ -78,7 +79,7 @@ class World:
         *,
         daemons: int = 1,
         daemon_url: str | None = None,
-        crash: int | None = None,
+        crashes: Mapping[int, str] = MappingProxyType({}),
         app: str = APP,
         **settings: str,
     ) -> None:
@@ -94,7 +95,7 @@ class World:
         self.client: MongoClient[dict[str, Any]] = MongoClient(url)
         self.peak_mb = 0.0
         self._count = daemons
-        self._crash = crash
+        self._crashes = crashes
         self._app = app
         self._environment = {**self.ledger.environment, **_SLOW_RECEIVERS, **_NO_PORT, **settings}
         self._daemon_url = {} if daemon_url is None else {"DISPATCHER_URL": daemon_url}
@@ -147,10 +148,10 @@ class World:
         """Adds environment variables for daemons started later."""
         self._environment.update(settings)
 
-    def start_daemon(self, **settings: str) -> ChaosDaemon:
+    def start_daemon(self, kind: type[ChaosDaemon] = ChaosDaemon, **settings: str) -> ChaosDaemon:
         """Starts one more daemon."""
         environment = {**self._environment, **self._daemon_url, **settings}
-        daemon = ChaosDaemon(self._app, cwd=self.plan.directory, **environment)
+        daemon = kind(self._app, cwd=self.plan.directory, **environment)
         self.daemons.append(daemon)
         self.all_daemons.append(daemon)
         return daemon
@@ -161,8 +162,15 @@ class World:
         daemon.kill()
         self.daemons.remove(daemon)
         if successor:
-            self.start_daemon()
+            self.start_daemon(type(daemon))
         self._progress_at = time.monotonic()
+
+    def suspend(self, daemon: ChaosDaemon, kind: str, seconds: float) -> None:
+        """Sends SIGSTOP, and SIGCONT after this time."""
+        self.note(kind, daemon)
+        daemon.process.send_signal(signal.SIGSTOP)
+        self.observe_for(seconds)
+        daemon.process.send_signal(signal.SIGCONT)
 
     def request_stop(self, daemon: ChaosDaemon) -> None:
         """SIGTERM."""
@@ -212,12 +220,13 @@ class World:
 
     def ended(self, daemon: ChaosDaemon) -> None:
         """Handles a daemon that ended by itself; only a fault may cause this."""
-        if daemon.process.returncode == self._crash:
-            self.note("crash", daemon)
-        else:
+        kind = self._crashes.get(daemon.process.returncode)
+        if kind is None:
             self.note_death(daemon, "ended by itself")
+        else:
+            self.note(kind, daemon)
         self.daemons.remove(daemon)
-        self.start_daemon()
+        self.start_daemon(type(daemon))
 
     def _measure(self, daemon: ChaosDaemon) -> None:
         try:
@@ -342,7 +351,11 @@ class World:
         return self.client[_DATABASE]
 
     @property
+    def state(self) -> Database[dict[str, Any]]:
+        """The database with the state of the dispatchers."""
+        return self.client[f"{_DATABASE}_state"]
+
+    @property
     def held(self) -> MongoCollection[dict[str, Any]]:
         """The parked deliveries and dead letters of the dispatchers."""
-        state = self.client[f"{_DATABASE}_state"]
-        return state.get_collection("held", codec_options=CODEC_OPTIONS)
+        return self.state.get_collection("held", codec_options=CODEC_OPTIONS)

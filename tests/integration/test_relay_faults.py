@@ -37,15 +37,14 @@ def name() -> str:
 
 @pytest.mark.slow
 async def test_a_lost_produce_request_loses_no_event(
-    order, dispatched, foreign, client, database, name, tmp_path, kafka_server: KafkaServer, monkeypatch
+    order, dispatched, foreign, client, database, name, tmp_path, kafka_server: KafkaServer
 ) -> None:
     given = tmp_path / "kafka.properties"
     given.write_text("message.timeout.ms = 1500\n")
     behind, port = free_port(), free_port()
-    servers, ports = f"127.0.0.1:{port}", [behind]
-    monkeypatch.setattr("dispatcher.embedded.guardian.free_port", lambda: ports.pop() if ports else free_port())
+    servers = f"127.0.0.1:{port}"
     properties = {"advertised.listeners": f"CLIENTS://{servers}"}
-    with kafka_proxied(behind, port) as proxy, kafka.running(properties):
+    with kafka_proxied(behind, port) as proxy, kafka.running(properties, port=behind):
         async with relaying(dispatched, servers, name, path=given) as relay:
             foreign["orders"].insert_many([{"_id": i, "number": 0} for i in range(200)])
             await relay.published(await last_token(foreign, client, database))

@@ -28,6 +28,8 @@ _JAVA = (
     *("-cp", f"{_LIBRARIES}/*", f"-Dlog4j2.configurationFile={_HERE / 'log4j2.properties'}"),
 )
 
+_CLUSTER = re.compile(r"(?m)^cluster\.id=(.*)")
+
 
 def _last_error(log: str, code: int) -> str:
     exceptions = [line for line in log.splitlines() if "Exception: " in line]
@@ -60,17 +62,23 @@ def missing() -> str:
 
 @contextmanager
 def running(
-    properties: Mapping[str, object] | None = None, *, client: Mapping[str, str] | None = None
+    properties: Mapping[str, object] | None = None,
+    *,
+    client: Mapping[str, str] | None = None,
+    port: int | None = None,
+    directory: Path | None = None,
 ) -> Iterator[KafkaServer]:
     """Run an Apache Kafka during a `with` block. Topics are not created by themselves.
 
     Args:
         properties: of the broker, e.g. `{"message.max.bytes": 100_000}`. The listener of clients is `CLIENTS`.
         client: what a client needs to connect, as properties of librdkafka.
+        port: a free one by default.
+        directory: keeps the data between runs. By default, a temporary directory that is removed at the end.
     """
     if trouble := missing():
         raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)
-    cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster_id = _cluster_in(directory) or urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     deadline = time.monotonic() + PATIENCE
 
     def command(port: int, directory: Path) -> list[str]:
@@ -80,19 +88,29 @@ def running(
     def wait(guardian: Guardian) -> None:
         wait_until_answering(guardian, cluster_id, deadline, client or {})
 
-    guardian = start(_KAFKA, command, wait)
+    guardian = start(_KAFKA, command, wait, port=port, directory=directory)
     try:
         yield KafkaServer(guardian.address, cluster_id, guardian.pid)
     finally:
         guardian.stop()
 
 
+def _cluster_in(directory: Path | None) -> str | None:
+    """The id of the cluster whose data a directory holds; None without data."""
+    meta = None if directory is None else directory / "data" / "meta.properties"
+    if meta is None or not meta.exists():
+        return None
+    found = _CLUSTER.search(meta.read_text())
+    return None if found is None else found[1]
+
+
 def _prepare(directory: Path, port: int, cluster_id: str, properties: Mapping[str, object]) -> None:
-    """Write the properties of a server, and a copy of the formatted storage with an id of its own."""
+    """Write the properties of a server, and, for a new one, a copy of the formatted storage with its own id."""
     data = directory / "data"
-    shutil.copytree(_FORMATTED, data)
-    meta = data / "meta.properties"
-    meta.write_text(re.sub(r"(?m)^cluster\.id=.*", f"cluster.id={cluster_id}", meta.read_text()))
+    if _cluster_in(directory) is None:
+        shutil.copytree(_FORMATTED, data)
+        meta = data / "meta.properties"
+        meta.write_text(_CLUSTER.sub(f"cluster.id={cluster_id}", meta.read_text()))
     controller = free_port()
     own = {
         "log.dirs": data,

@@ -9,10 +9,8 @@ At the end the receivers must have every write, as in the other scenarios.
 
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
-import psutil
 from pymongo.errors import PyMongoError
 
 from dispatcher.embedded.server import embedded_mongo
@@ -54,29 +52,43 @@ class Relay(ChaosDaemon):
     started = "relay.started"
 
 
+class Ways(NamedTuple):
+    """The links of a process to the broker and to MongoDB. Its successors use the same links."""
+
+    broker: Link
+    mongo: Link
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings of the process."""
+        url = f"mongodb://127.0.0.1:{self.mongo.port}/?directConnection=true"
+        return {"DISPATCHER_KAFKA": f"127.0.0.1:{self.broker.port}", "DISPATCHER_URL": url}
+
+
 class Plant:
     """The processes, the broker and the server, and their faults.
 
     Args:
-        link: between the processes and MongoDB.
+        ways: of the processes: first those of the relays.
     """
 
-    def __init__(self, world: World, made: Broker, link: Link) -> None:
+    def __init__(self, world: World, made: Broker, ways: Sequence[Ways]) -> None:
         self._world = world
         self._broker = made
-        self._link = link
+        self._ways = ways
         self._chance = world.chance
         self._faults: dict[str, Callable[[str], None]] = {
             "relay killed": lambda kind: world.kill(self._publisher(), kind),
             "relay stopped": lambda kind: self._stop(self._publisher(), kind),
             "both relays stopped, one after the other": self._stop_both,
-            "relay cut off from the broker": lambda kind: self._cut(self._publisher(), kind, made.link),
-            "relay cut off from MongoDB": lambda kind: self._cut(self._publisher(), kind, link),
+            "relay cut off from the broker": lambda kind: self._cut(self._publisher(), kind, "broker"),
+            "relay cut off from MongoDB": lambda kind: self._cut(self._publisher(), kind, "mongo"),
             "produce requests lost": self._lose_requests,
+            "first requests of a relay lost": self._lose_first_requests,
             "worker killed": lambda kind: world.kill(self._worker(), kind),
             "worker stopped": lambda kind: self._stop(self._worker(), kind),
-            "worker cut off from the broker": lambda kind: self._cut(self._worker(), kind, made.link),
-            "worker cut off from MongoDB": lambda kind: self._cut(self._worker(), kind, link),
+            "worker cut off from the broker": lambda kind: self._cut(self._worker(), kind, "broker"),
+            "worker cut off from MongoDB": lambda kind: self._cut(self._worker(), kind, "mongo"),
             "broker killed": self._kill_broker,
             "broker stopped": self._stop_broker,
             "records removed that were read": self._remove_records,
@@ -89,10 +101,11 @@ class Plant:
 
     def start(self) -> None:
         """Starts all processes. The first start of the workers begins at the position of the relay."""
-        relays = [self._world.start_daemon(Relay) for _ in range(_RELAYS)]
+        relays = [self._world.start_daemon(Relay, **one.settings) for one in self._ways[:_RELAYS]]
         eventually_sync(lambda: any(one.lines("relay.term") for one in relays), what="a relay publishes")
-        for one in [*relays, *(self._world.start_daemon() for _ in range(_WORKERS))]:
-            one.wait_started()
+        workers = [self._world.start_daemon(**one.settings) for one in self._ways[_RELAYS:]]
+        for daemon in (*relays, *workers):
+            daemon.wait_started()
 
     def fault(self) -> None:
         """Injects one fault; all kinds are equally frequent."""
@@ -134,9 +147,10 @@ class Plant:
         for one in both:
             one.process.send_signal(signal.SIGCONT)
 
-    def _cut(self, daemon: ChaosDaemon, kind: str, link: Link) -> None:
+    def _cut(self, daemon: ChaosDaemon, kind: str, way: Literal["broker", "mongo"]) -> None:
+        (link,) = (getattr(one, way) for one in self._ways if one.settings == daemon.settings)
         self._world.note(kind, daemon)
-        link.cut(str(daemon.process.pid), way=self._chance.choice(("reset", "silence")))
+        link.cut("", way=self._chance.choice(("reset", "silence")))
         self._world.observe_for(self._leases(0.2, 2.5))
         link.mend()
 
@@ -144,7 +158,24 @@ class Plant:
 
     def _lose_requests(self, kind: str) -> None:
         self._world.note(kind)
-        self._broker.proxy.lose_produce_requests(self._chance.randint(1, 4))
+        self._broker.lose_produce_requests(self._chance.randint(1, 4))
+
+    def _lose_first_requests(self, kind: str) -> None:
+        """Kills a relay, loses the first requests of the next one, and kills or stops it before it repeats them.
+
+        The broker accepts later requests of a producer if it does not know its earlier ones. So records of a term
+        are missing.
+        """
+        self._world.kill(self._publisher(), kind)
+        self._world.release_writer()
+        lost = self._broker.lost
+        self._broker.lose_produce_requests(self._chance.randint(1, 3))
+        self._world.until(lambda: self._broker.lost > lost)
+        self._world.observe_for(self._chance.uniform(0.05, 1))
+        if self._chance.random() < 0.5:
+            self._world.kill(self._publisher(), kind)
+        else:
+            self._stop(self._publisher(), kind)
 
     def _kill_broker(self, kind: str) -> None:
         self._world.note(kind)
@@ -186,41 +217,26 @@ class Plant:
             self._world.note(f"primary did not answer: {type(error).__name__}")
 
 
-def _client_at(port: int, daemons: Sequence[ChaosDaemon]) -> str:
-    """The id of the process that has a connection with this local port; empty if it is none of these."""
-    for daemon in daemons:
-        with suppress(psutil.Error):
-            connections = psutil.Process(daemon.process.pid).net_connections("tcp4")
-            if any(one.laddr.port == port and one.raddr for one in connections):
-                return str(daemon.process.pid)
-    return ""
-
-
 def run(plan: Plan) -> Report:
     """Writes, injects faults, and counts."""
-    worlds: list[World] = []
-
-    def who(port: int) -> str:
-        return _client_at(port, [one for world in worlds for one in list(world.daemons)])
-
     properties = plan.directory / "kafka.properties"
     properties.write_text(_CLIENT)
-    with links() as made, embedded_mongo() as server, broker(plan.directory / "broker", made, who) as kafka:
-        link = made.to(server.port, who)
-        settings = {
-            "DISPATCHER_KAFKA": kafka.address,
-            "DISPATCHER_KAFKA_CONFIG": str(properties),
-            "DISPATCHER_RELAY_PARTITIONS": str(_PARTITIONS),
-            "DISPATCHER_LEASE": str(_LEASE_SECONDS),
-        }
-        url = f"mongodb://127.0.0.1:{link.port}/?directConnection=true"
-        with World(plan, server.url, daemons=0, daemon_url=url, crashes=_EXCUSED, **settings) as world:
-            worlds.append(world)
-            plant = Plant(world, kafka, link)
-            plant.start()
-            world.break_at_random(plant.fault)
-            world.finish()
-            evidence = world.evidence()
+    settings = {
+        "DISPATCHER_KAFKA_CONFIG": str(properties),
+        "DISPATCHER_RELAY_PARTITIONS": str(_PARTITIONS),
+        "DISPATCHER_LEASE": str(_LEASE_SECONDS),
+    }
+    with (
+        links() as made,
+        embedded_mongo() as server,
+        broker(plan.directory / "broker", made, relays=_RELAYS, workers=_WORKERS) as kafka,
+        World(plan, server.url, daemons=0, crashes=_EXCUSED, **settings) as world,
+    ):
+        plant = Plant(world, kafka, [Ways(one, made.to(server.port)) for one in kafka.links])
+        plant.start()
+        world.break_at_random(plant.fault)
+        world.finish()
+        evidence = world.evidence()
     counted = figures(evidence, faults="faults", late=plant.stops, stall=_STALL_SECONDS)
     return Report(counted, evidence.deaths)
 

@@ -1,11 +1,13 @@
-"""An Apache Kafka that clients reach only through a link and a proxy. So it can be killed and cut off.
+"""An Apache Kafka that each client reaches through a link of its own. So it can be killed, and clients be cut off.
 
-client ──> link, which knows the clients ──> proxy, which knows the requests ──> broker
+client ──> link ──> listener of the broker, which advertises the address of the link
+
+A proxy between the link and the listener of a relay can lose produce requests.
 """
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -32,29 +34,37 @@ class Broker:
     """One broker, which keeps its data when it is killed.
 
     Args:
-        link: between the clients and the broker.
-        proxy: behind the link.
-        port: of the broker itself.
         directory: for its data.
-
-    Attributes:
-        address: for clients.
+        ports: of its listeners for the clients.
+        links: to these listeners.
+        proxies: which can lose produce requests.
     """
 
-    def __init__(self, link: Link, proxy: KafkaProxy, port: int, directory: Path) -> None:
-        self.link = link
-        self.proxy = proxy
-        self.address = f"{_HOST}:{link.port}"
-        self._port = port
+    def __init__(
+        self, directory: Path, ports: Sequence[int], links: Sequence[Link], proxies: Sequence[KafkaProxy]
+    ) -> None:
+        self.links = links
+        self._proxies = proxies
         self._directory = directory
+        self._port = free_port()
+        self._listeners = {f"CLIENT{number}": port for number, port in enumerate(ports)}
         self._run = ExitStack()
         self._server: KafkaServer | None = None
         self._admin: AdminClient | None = None
 
     def start(self) -> None:
         """Starts it on its data."""
-        advertised = {"advertised.listeners": f"CLIENTS://{self.address}"}
-        self._server = self._run.enter_context(running(advertised, port=self._port, directory=self._directory))
+        ports = {
+            "CLIENTS": self._port,
+            **dict(zip(self._listeners, (one.port for one in self.links), strict=True)),
+        }
+        properties = {
+            "advertised.listeners": ",".join(f"{name}://{_HOST}:{port}" for name, port in ports.items()),
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in (*ports, "CONTROLLER")),
+        }
+        self._server = self._run.enter_context(
+            running(properties, port=self._port, directory=self._directory, listeners=self._listeners)
+        )
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -69,6 +79,16 @@ class Broker:
     def end(self) -> None:
         """Ends it, if it runs."""
         self._run.close()
+
+    @property
+    def lost(self) -> int:
+        """The number of lost produce requests."""
+        return sum(one.lost for one in self._proxies)
+
+    def lose_produce_requests(self, count: int) -> None:
+        """Loses the next produce requests of each relay."""
+        for one in self._proxies:
+            one.lose_produce_requests(count)
 
     def remove_records(self, topic: str, ends: Mapping[int, int]) -> None:
         """Removes the first records of partitions, as retention does.
@@ -93,24 +113,25 @@ class Broker:
     @property
     def _client(self) -> AdminClient:
         if self._admin is None:
-            self._admin = AdminClient({"bootstrap.servers": self.address, "log_level": 0})
+            self._admin = AdminClient({"bootstrap.servers": f"{_HOST}:{self._port}", "log_level": 0})
         return self._admin
 
 
 @contextmanager
-def broker(directory: Path, links: Links, who: Callable[[int], str]) -> Iterator[Broker]:
+def broker(directory: Path, links: Links, *, relays: int, workers: int) -> Iterator[Broker]:
     """A broker that ends with the block.
 
     Args:
         directory: for its data.
-        links: makes the link.
-        who: returns the name of a client by its local port, see `Link`.
+        links: makes the links: first those of the relays, then those of the workers.
     """
-    port, own_port = free_port(), free_port()
-    with kafka_proxied(port, own_port) as proxy:
-        made = Broker(links.to(own_port, who), proxy, port, directory)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.end()
+    with ExitStack() as opening:
+        ports = [free_port() for _ in range(relays + workers)]
+        between = [free_port() for _ in range(relays)]
+        proxies = [
+            opening.enter_context(kafka_proxied(*both)) for both in zip(ports[:relays], between, strict=True)
+        ]
+        made = Broker(directory, ports, [links.to(port) for port in (*between, *ports[relays:])], proxies)
+        opening.callback(made.end)
+        made.start()
+        yield made

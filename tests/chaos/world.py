@@ -54,9 +54,14 @@ _DELETES = 0.05
 
 
 class ChaosDaemon(Daemon):
-    """A daemon that dies with this process."""
+    """A daemon that dies with this process.
+
+    Attributes:
+        settings: its own environment variables. A successor has the same ones.
+    """
 
     launcher = tied_to_parent()
+    settings: Mapping[str, str] = MappingProxyType({})
 
 
 class World:
@@ -152,6 +157,7 @@ class World:
         """Starts one more daemon."""
         environment = {**self._environment, **self._daemon_url, **settings}
         daemon = kind(self._app, cwd=self.plan.directory, **environment)
+        daemon.settings = settings
         self.daemons.append(daemon)
         self.all_daemons.append(daemon)
         return daemon
@@ -162,7 +168,7 @@ class World:
         daemon.kill()
         self.daemons.remove(daemon)
         if successor:
-            self.start_daemon(type(daemon))
+            self.start_daemon(type(daemon), **daemon.settings)
         self._progress_at = time.monotonic()
 
     def suspend(self, daemon: ChaosDaemon, kind: str, seconds: float) -> None:
@@ -226,7 +232,7 @@ class World:
         else:
             self.note(kind, daemon)
         self.daemons.remove(daemon)
-        self.start_daemon(type(daemon))
+        self.start_daemon(type(daemon), **daemon.settings)
 
     def _measure(self, daemon: ChaosDaemon) -> None:
         try:
@@ -249,6 +255,10 @@ class World:
                 return False
             self.observe(0.01)
         return True
+
+    def release_writer(self) -> None:
+        """Lets the writer go on behind the present fault. It stays close to the deliveries."""
+        self._next = float("inf")
 
     # -- the course of a run -------------------------------------------------------------------------
 
@@ -298,6 +308,9 @@ class World:
 
     def _terminate(self, daemon: ChaosDaemon) -> None:
         """Sends SIGTERM, after a new daemon has installed its signal handlers."""
+        if daemon.process.poll() is not None:
+            self.note_death(daemon, "ended by itself")
+            return
         daemon.wait_started(within=_START_SECONDS)
         try:
             if daemon.terminate(within=_STOP_SECONDS) != ExitCode.OK:

@@ -12,6 +12,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from dispatcher.embedded.broker import wait_until_answering
@@ -67,6 +68,7 @@ def running(
     client: Mapping[str, str] | None = None,
     port: int | None = None,
     directory: Path | None = None,
+    listeners: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[KafkaServer]:
     """Run an Apache Kafka during a `with` block. Topics are not created by themselves.
 
@@ -75,6 +77,7 @@ def running(
         client: what a client needs to connect, as properties of librdkafka.
         port: a free one by default.
         directory: keeps the data between runs. By default, a temporary directory that is removed at the end.
+        listeners: the ports of further listeners, by name. The properties must name their protocols.
     """
     if trouble := missing():
         raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)
@@ -82,7 +85,7 @@ def running(
     deadline = time.monotonic() + PATIENCE
 
     def command(port: int, directory: Path) -> list[str]:
-        _prepare(directory, port, cluster_id, properties or {})
+        _prepare(directory, {"CLIENTS": port, **listeners}, cluster_id, properties or {})
         return [*_JAVA, "kafka.Kafka", str(directory / "server.properties")]
 
     def wait(guardian: Guardian) -> None:
@@ -104,18 +107,20 @@ def _cluster_in(directory: Path | None) -> str | None:
     return None if found is None else found[1]
 
 
-def _prepare(directory: Path, port: int, cluster_id: str, properties: Mapping[str, object]) -> None:
+def _prepare(
+    directory: Path, listeners: Mapping[str, int], cluster_id: str, properties: Mapping[str, object]
+) -> None:
     """Write the properties of a server, and, for a new one, a copy of the formatted storage with its own id."""
     data = directory / "data"
     if _cluster_in(directory) is None:
         shutil.copytree(_FORMATTED, data)
         meta = data / "meta.properties"
         meta.write_text(_CLUSTER.sub(f"cluster.id={cluster_id}", meta.read_text()))
-    controller = free_port()
+    ports = {**listeners, "CONTROLLER": free_port()}
     own = {
         "log.dirs": data,
-        "listeners": f"CLIENTS://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
-        "controller.quorum.voters": f"1@{HOST}:{controller}",
+        "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items()),
+        "controller.quorum.voters": f"1@{HOST}:{ports['CONTROLLER']}",
         **properties,
     }
     lines = [(_HERE / "server.properties").read_text(), *(f"{key}={value}\n" for key, value in own.items())]

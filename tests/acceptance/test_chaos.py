@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.chaos.__main__ import SCENARIOS, parse, why_skipped
 from tests.chaos.figures import Event, Evidence, causes, figures
 from tests.ledger import Entry
 from tests.support import ROOT
@@ -68,6 +69,14 @@ def test_an_unknown_scenario_is_an_error():
     result = chaos("kill")
     assert result.returncode == 2
     assert "there is no scenario 'kill'" in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "ci", "why"), [((), "", "make it"), ((), "1", ""), (("kafka",), "", "")])
+def test_a_scenario_that_lacks_a_program_is_skipped_unless_it_is_asked_for(monkeypatch, arguments, ci, why):
+    monkeypatch.setenv("CI", ci)
+    lacking = SCENARIOS["kafka"]._replace(missing=lambda: "make it")
+    assert why_skipped(lacking, parse(arguments)) == why
+    assert why_skipped(SCENARIOS["kills"], parse(arguments)) == ""
 
 
 def entry(n, *, name="a", term=1, origin="stream", delivery=None, pid=7, **changes):

@@ -61,6 +61,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def why_skipped(scenario: Scenario, options: argparse.Namespace) -> str:
+    """What a scenario lacks on this machine; empty if it must run, as in CI or if it was asked for."""
+    return "" if options.scenarios or os.environ.get("CI") else scenario.missing()
+
+
 def size_of(scenario: Scenario, options: argparse.Namespace) -> Size:
     size = (scenario.short if options.short else scenario.full).scaled(options.scale)
     given = {name: value for name in Size._fields if (value := getattr(options, name)) is not None}
@@ -102,8 +107,7 @@ def main() -> int:
     console, stderr = Console(), Console(stderr=True, style="dim", highlight=False)
     results = []
     for name in options.scenarios or SCENARIOS:
-        trouble = SCENARIOS[name].missing()
-        if trouble and not options.scenarios and not os.environ.get("CI"):
+        if trouble := why_skipped(SCENARIOS[name], options):
             console.print(f"[bold]{name}[/bold]: skipped. {trouble}", highlight=False, soft_wrap=True)
             continue
         seed = random.randrange(10**6) if options.seed is None else options.seed

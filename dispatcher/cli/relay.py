@@ -1,5 +1,6 @@
 """`dispatcher relay`."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -14,10 +15,20 @@ from dispatcher.settings import MOST_PARTITIONS, Settings
 _ORDERLY: Final = 20.0
 
 _SETTINGS: Final = (
-    *("url", "deliver_everything", "connect_timeout", "state_database", "lease", "on_history_lost"),
+    *("url", "deliver_everything", "connect_timeout", "state_database", "lease", "on_history_lost", "adopt"),
     *("max_queued_mb", "batch_size", "grace", "save_interval", "idle_save_interval"),
     *("http", "log_format", "log_level"),
 )
+
+
+# The characters of a topic's name, and their number without the prefix "mongoz.".
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,242}")
+
+
+def _require_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise typer.BadParameter(f"{name!r} must have 1 to 242 letters, digits, '.', '_' and '-', and no others.")
+    return name
 
 
 def relay(
@@ -54,7 +65,8 @@ def relay(
         str,
         typer.Option(
             "--name",
-            help="The name of the relay. Its topic is mongoz.NAME.",
+            help="The name of the relay, of letters, digits, '.', '_' and '-'. Its topic is mongoz.NAME.",
+            callback=_require_name,
             envvar="DISPATCHER_RELAY_NAME",
         ),
     ] = "changes",
@@ -99,6 +111,6 @@ def relay(
     registries = [load_registry(app) for app in apps]
     if imports:
         load_registry(apps[0], imports)
-    service = RelayService(registries, settings, RelayTarget(config, name, partitions))
+    service = RelayService(registries, settings, RelayTarget(config, name, partitions, apps))
     web = Web(settings, service.observer)
     main_loop.run(partial(web.beside, service.run), within=settings.grace + _ORDERLY)

@@ -8,8 +8,10 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from dispatcher.core.retry import pause_after
 from dispatcher.exceptions import KafkaError, TopicError
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Admin:
         self._client = make(self._note)
 
     async def ask(self, place: str, request: "Callable[[AdminClient, float], Future[Any]]") -> Any:
-        """Send a request, and wait for the answer.
+        """Send a request, and wait for the answer. If brokers can't answer now, send it again.
 
         Args:
             place: the object of the request, for errors.
@@ -91,6 +93,20 @@ class Admin:
         self, place: str, request: "Callable[[AdminClient, float], Iterable[Future[Any]]]"
     ) -> list[Any]:
         """Like `ask`, for a request with several answers."""
+        deadline, failures = monotonic() + self._patience, 0
+        while True:
+            try:
+                return await self._ask_once(place, request)
+            except KafkaError as error:
+                failures += 1
+                pause = pause_after(failures)
+                if code_of(error) not in _PASSING or monotonic() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+
+    async def _ask_once(
+        self, place: str, request: "Callable[[AdminClient, float], Iterable[Future[Any]]]"
+    ) -> list[Any]:
         from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
 
         self._failure = None
@@ -167,12 +183,13 @@ def code_of(error: KafkaError) -> str:
     return "" if cause is None else str(cause.args[0].name())
 
 
-# Errors of brokers that restart, or whose cluster elects a leader.
+# Errors of brokers that restart, whose cluster elects a leader, or that do not know a new topic yet.
 _PASSING: Final = (
-    *("BROKER_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "KAFKA_STORAGE_ERROR"),
-    *("LEADER_NOT_AVAILABLE", "NETWORK_EXCEPTION", "NOT_CONTROLLER", "NOT_LEADER_FOR_PARTITION"),
-    *("REPLICA_NOT_AVAILABLE", "REQUEST_TIMED_OUT", "STALE_BROKER_EPOCH", "THROTTLING_QUOTA_EXCEEDED"),
-    *("INVALID_REPLICATION_FACTOR", "_UNKNOWN_BROKER", "_WAIT_COORD"),
+    *("BROKER_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "FENCED_LEADER_EPOCH"),
+    *("INVALID_REPLICATION_FACTOR", "KAFKA_STORAGE_ERROR", "LEADER_NOT_AVAILABLE", "NETWORK_EXCEPTION"),
+    *("NOT_CONTROLLER", "NOT_LEADER_FOR_PARTITION", "OFFSET_NOT_AVAILABLE", "REPLICA_NOT_AVAILABLE"),
+    *("REQUEST_TIMED_OUT", "STALE_BROKER_EPOCH", "THROTTLING_QUOTA_EXCEEDED", "UNKNOWN_LEADER_EPOCH"),
+    *("_UNKNOWN_BROKER", "_WAIT_COORD"),
 )
 
 

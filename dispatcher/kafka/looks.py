@@ -7,7 +7,7 @@ of a quiet partition.
 import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pymongo.errors import PyMongoError
 
@@ -19,7 +19,14 @@ from dispatcher.kafka.acceptance import LogPosition
 from dispatcher.kafka.admin import Admin
 from dispatcher.kafka.config import KafkaConfig
 from dispatcher.kafka.relay_state import RelayState, RelayStore
-from dispatcher.kafka.topics import TopicFacts, TopicLayout, read_topic, require_layout, require_usable
+from dispatcher.kafka.topics import (
+    TopicFacts,
+    TopicLayout,
+    read_offsets,
+    read_topic,
+    require_layout,
+    require_usable,
+)
 
 EVERY: Final = 1.0
 """Seconds between two looks."""
@@ -233,30 +240,13 @@ class TopicWatch:
     async def offsets(
         self, partitions: Sequence[int], *, since: float | None = None, end: bool = False
     ) -> list[int]:
-        """The first offsets of partitions.
-
-        Args:
-            since: only records that were appended since this time count, in seconds since 1970. Without such
-                a record, the offset is -1.
-            end: the offsets after the last records instead.
+        """The first offsets of partitions, see `topics.read_offsets`.
 
         Raises:
             KafkaError: no broker answers, or it refuses the request.
         """
-        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
-        from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined] # noqa: PLC0415
-
         assert self._admin is not None  # it is open
-        spec: Any = OffsetSpec
-        kind = spec.latest() if end else spec.earliest()
-        if since is not None:
-            kind = spec.for_timestamp(max(0, round(since * 1_000)))
-        wanted = {TopicPartition(self.topic, number): kind for number in partitions}
-        answers = await self._admin.ask_all(
-            f"the offsets of the topic {self.topic!r}",
-            lambda client, within: client.list_offsets(wanted, request_timeout=within).values(),
-        )
-        return [int(one.offset) for one in answers]
+        return await read_offsets(self._admin, self.topic, partitions, since=since, end=end)
 
     def _no_relay(self) -> TopicError:
         return TopicError(

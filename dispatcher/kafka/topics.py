@@ -4,7 +4,7 @@ The commands raise `KafkaError`, or its subclass `TopicError`, with a remedy.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.core.output.logs import log
@@ -172,6 +172,34 @@ async def read_topic(admin: Admin, name: str) -> TopicFacts | None:
         largest=None if largest is None else int(largest),
         operations=None if operations is None else frozenset(one.name for one in operations),
     )
+
+
+async def read_offsets(
+    admin: Admin, name: str, partitions: Sequence[int], *, since: float | None = None, end: bool = False
+) -> list[int]:
+    """The first offsets of partitions of a topic.
+
+    Args:
+        since: only records that were appended since this time count, in seconds since 1970. Without such
+            a record, the offset is -1.
+        end: the offsets after the last records instead.
+
+    Raises:
+        KafkaError: no broker answers, or it refuses the request.
+    """
+    from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
+    from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined] # noqa: PLC0415
+
+    spec: Any = OffsetSpec
+    kind = spec.latest() if end else spec.earliest()
+    if since is not None:
+        kind = spec.for_timestamp(max(0, round(since * 1_000)))
+    wanted = {TopicPartition(name, number): kind for number in partitions}
+    answers = await admin.ask_all(
+        f"the offsets of the topic {name!r}",
+        lambda client, within: client.list_offsets(wanted, request_timeout=within).values(),
+    )
+    return [int(one.offset) for one in answers]
 
 
 async def created_topic(admin: Admin, name: str, partitions: int) -> TopicFacts:

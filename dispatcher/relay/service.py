@@ -20,7 +20,6 @@ from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError
 from dispatcher.group.coordinator import Coordinator
-from dispatcher.group.layout import admit
 from dispatcher.group.members import FORMAT, Members
 from dispatcher.kafka.config import KafkaConfig
 from dispatcher.kafka.relay_state import RelayStore
@@ -30,6 +29,7 @@ from dispatcher.operate.privileges import require_state
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import FirstPosition, PositionStore
+from dispatcher.relay.admission import admit_relay, application_of, require_own_topic
 from dispatcher.relay.parts import RelayParts
 from dispatcher.relay.work import RelayWork
 from dispatcher.settings import Settings
@@ -44,11 +44,13 @@ class RelayTarget(NamedTuple):
     Attributes:
         name: of the relay.
         partitions: the requested number of partitions of the topic; None for the present one, or the default.
+        apps: the names of the applications, each as `"package.module:registry"`.
     """
 
     config: KafkaConfig
     name: str = "changes"
     partitions: int | None = None
+    apps: Sequence[str] = ()
 
 
 class RelayService:
@@ -139,7 +141,7 @@ class RelayService:
 
     async def _join(self, parts: RelayParts) -> Coordinator[RelayWork]:
         group, version = parts.group, _version_of(self._scope)
-        application = f"relay of {self._topic}"
+        application = application_of(self._target.apps)
         facts = {
             "application": application,
             "version": version,
@@ -157,11 +159,13 @@ class RelayService:
             await require_state(group.state)
             for routes in self._routes:
                 await require_changes(group.state.client, routes)
-            await admit(store, self._settings, application)
+            await admit_relay(store, application, adopt=self._settings.adopt)
             topic = await self._prepare(group)
+            if (await store.load()).layout is None:
+                await require_own_topic(parts.config, topic, store, group.state.name)
             parts.weaknesses.note(topic, await oplog_window(group.state.client))
             begun = await begin(await store.load())
-            await admit(store, self._settings, application)
+            await admit_relay(store, application, adopt=self._settings.adopt)
             await members.join()
             return begun
 

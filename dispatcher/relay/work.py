@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from time import monotonic, time
+from typing import Final
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
@@ -25,6 +26,10 @@ from dispatcher.relay.parts import RelayParts
 from dispatcher.relay.saver import PositionSaver
 from dispatcher.relay.term import Term, TermStart
 from dispatcher.stream.change_stream import ChangeStreamSource
+from mongoz.signals.options import Retry
+
+# Pauses between requests to the brokers. Each request waits for an answer for some seconds, so they are short.
+_ASK_AGAIN: Final = Retry(base=0.1, cap=1.0)
 
 # Seconds beyond the time of grace for the last save.
 _SAVE_PATIENCE = 10.0
@@ -177,7 +182,7 @@ class RelayWork:
             except KafkaError as error:
                 failures += 1
                 log.warning(error.message, action="kafka.not_reached", remedy=error.remedy, failures=failures)
-            await asyncio.sleep(pause_after(failures))
+            await asyncio.sleep(pause_after(failures, _ASK_AGAIN))
 
     async def _since(
         self, saved: RelayState, source: ChangeStreamSource, report: Callable[..., object]

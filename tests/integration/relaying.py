@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +71,17 @@ async def relaying(
     *,
     partitions: int | None = 4,
     path: Path | None = None,
+    apps: Sequence[str] = ("shop:registry",),
+    also: Sequence[Registry] = (),
     **changes: Any,
 ) -> AsyncIterator[Relaying]:
-    """Runs a relay inside of the test."""
-    target = RelayTarget(load_config(servers, path), name, partitions)
-    running = Relaying(RelayService([registry], relay_settings(registry, **changes), target))
+    """Runs a relay inside of the test.
+
+    Args:
+        also: the registries of further applications.
+    """
+    target = RelayTarget(load_config(servers, path), name, partitions, apps)
+    running = Relaying(RelayService([registry, *also], relay_settings(registry, **changes), target))
     try:
         await running.publishing()
         yield running

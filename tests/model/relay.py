@@ -502,7 +502,7 @@ def patched(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(logs.log, "own", SimpleNamespace(info=_ignore, warning=_ignore))  # thousands of lines
     patch.setattr(work, "ChangeStreamSource", stream)
     patch.setattr(work, "prepared_topic", _topic)
-    patch.setattr(work, "pause_after", lambda _failures: 0.0)
+    patch.setattr(work, "pause_after", lambda *_: 0.0)
     patch.setattr(saver, "wait_for_tick", _ticks)
     patch.setattr(saver, "next_tick", lambda _seconds, _now: 0.0)
     patch.setattr(term, "_SOON", 0.0)

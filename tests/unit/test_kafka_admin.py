@@ -1,50 +1,58 @@
-"""Requests that no broker answers: the error contains the failure of the connection."""
+"""Requests about clusters and topics are repeated while brokers can't answer."""
 
-import socket
-import time
-from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
-from dispatcher.exceptions import ExitCode, KafkaError
-from dispatcher.kafka.config import load_config
-from dispatcher.kafka.topics import read_topic
+from dispatcher.exceptions import KafkaError, TopicError
+from dispatcher.kafka.admin import Admin
 
-pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-
-PATIENCE = 1.0
+confluent_kafka = pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
 
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """An address that accepts connections, and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+class Client:
+    """Answers with some errors, and then with a number."""
+
+    def __init__(self, *errors: str) -> None:
+        self.errors = list(errors)
+        self.asked = 0
+
+    def poll(self, _timeout: float) -> None:
+        """No callback is called."""
+
+    def ask(self, _within: float) -> "Future[Any]":
+        answer: Future[Any] = Future()
+        self.asked += 1
+        if self.errors:
+            code = getattr(confluent_kafka.KafkaError, self.errors.pop(0))
+            answer.set_exception(confluent_kafka.KafkaException(confluent_kafka.KafkaError(code)))
+        else:
+            answer.set_result(7)
+        return answer
 
 
-async def refusal(servers: str) -> KafkaError:
-    began = time.monotonic()
-    with pytest.raises(KafkaError) as error:
-        await read_topic(load_config(servers, patience=PATIENCE).admin(), "t")
-    assert time.monotonic() - began >= PATIENCE * 0.9
-    assert error.value.exit_code == ExitCode.KAFKA
-    assert error.value.remedy
-    return error.value
+async def asked(client: Client, patience: float = 30.0) -> Any:
+    made: Any = client
+    return await Admin(lambda _note: made, "kafka:9092", patience).ask("the topic 't'", lambda one, _: one.ask(_))
 
 
-async def test_a_closed_port_is_named() -> None:
-    error = await refusal("127.0.0.1:1")
-    assert error.message == (
-        "No broker of Kafka answers at 127.0.0.1:1 within 1 s (asked about the cluster): 127.0.0.1:1: Connect to "
-        "ipv4#127.0.0.1:1 failed: Connection refused."
-    )
+async def test_a_request_that_brokers_can_not_answer_now_is_repeated() -> None:
+    client = Client("REQUEST_TIMED_OUT", "UNKNOWN_LEADER_EPOCH", "NOT_CONTROLLER")
+    assert await asked(client) == 7
+    assert client.asked == 4
 
 
-async def test_an_unknown_host_is_named() -> None:
-    error = await refusal("nowhere.invalid:9092")
-    assert "nowhere.invalid:9092: Failed to resolve 'nowhere.invalid:9092'" in error.message
+async def test_it_is_repeated_only_for_some_time_and_is_no_refusal() -> None:
+    client = Client(*["LEADER_NOT_AVAILABLE"] * 1_000)
+    with pytest.raises(KafkaError, match="can't answer a request about the topic 't' now") as error:
+        await asked(client, patience=0.5)
+    assert not isinstance(error.value, TopicError)
+    assert client.asked > 1
 
 
-async def test_a_silent_broker_is_named(silent: str) -> None:
-    error = await refusal(silent)
-    assert error.message == f"No broker of Kafka answers at {silent} within 1 s (asked about the cluster)."
+async def test_a_refused_request_is_not_repeated() -> None:
+    client = Client("POLICY_VIOLATION")
+    with pytest.raises(TopicError, match="refuses a request about the topic 't'"):
+        await asked(client)
+    assert client.asked == 1

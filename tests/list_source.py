@@ -75,6 +75,9 @@ class ListSource:
         self._stamps = stamps
         self._forgets = forgets
 
+    def topic_gauges(self) -> None:
+        """Return None: there is no topic."""
+
     async def now(self) -> Start:
         """The token of the last event."""
         return Start(token=token_of(self.events[-1]))

@@ -162,7 +162,7 @@ def retry(
     from dispatcher.cli.connecting import with_group
     from dispatcher.cli.letter_text import print_outcomes
     from dispatcher.operate import dead_letters
-    from dispatcher.operate.status import members_of
+    from dispatcher.operate.member_status import members_of
     from dispatcher.parking.record import short_id
 
     wanted = filters.wanted()

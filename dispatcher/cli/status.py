@@ -17,7 +17,7 @@ from dispatcher.core.stats import duration
 from dispatcher.exceptions import ServerError
 
 if TYPE_CHECKING:
-    from dispatcher.operate.status_model import GroupStatus, MemberStatus, PartitionStatus, Word
+    from dispatcher.operate.status_model import GroupStatus, PartitionStatus, RelayStatus, Word
 
 # Limits in seconds, for highlighting.
 _LATE = 60.0  # a larger lag is highlighted
@@ -32,6 +32,10 @@ _STYLES: "Final[dict[Word, str]]" = {
     "failing": "bold red",
     "down": "bold red",
 }
+
+
+_Fact = tuple[str, str, str]
+"""The name of a fact, its text, and the style of the text."""
 
 
 def status(
@@ -91,8 +95,9 @@ def _rendered(overview: "GroupStatus") -> RenderableType:
     return Lines(
         *_summary(overview),
         *_titled("Receivers", _receivers(overview), overview.health.receivers),
+        *_of_relay(overview),
         *_titled("Partitions", _partitions(overview), overview.partitions),
-        *_titled("Members", _members(overview.members), overview.members),
+        *_titled("Members", _members(overview), overview.members),
         *_titled("Dead letters", _letters(overview), overview.dead_letters),
         *_titled("Parked", _parked(overview), overview.parked),
         *_titled("Paused", _paused(overview), overview.paused),
@@ -102,24 +107,36 @@ def _rendered(overview: "GroupStatus") -> RenderableType:
     )
 
 
+def _of_relay(overview: "GroupStatus") -> list[RenderableType]:
+    if not overview.is_relay or overview.relay is None:
+        return []
+    return [
+        *_titled("Publishes", _published(overview.relay), overview.relay.publishes),
+        *_titled("Readers", _readers(overview.relay), overview.relay.readers),
+    ]
+
+
 def _titled(title: str, table: Grid, rows: list[Any]) -> list[RenderableType]:
     return ["", shown(title, "bold"), table] if rows else []
 
 
 def _summary(overview: "GroupStatus") -> list[RenderableType]:
     alive = overview.alive
+    if overview.is_relay:
+        return [_summary_table(_relay_summary(overview))]
     lags = [one.lag_seconds for one in overview.partitions if one.lag_seconds is not None]
     rate = sum(float(one.stats.get("per_second", {}).get("deliveries", 0)) for one in alive)
-    facts: list[tuple[str, str, str]] = [("group", overview.group, "bold")]
+    facts: list[_Fact] = [("group", overview.group, "bold")]
     health = overview.health
     facts.append(("health", f"{health.health}{': ' if health.why else ''}{health.why}", _STYLES[health.health]))
     paused = any(one.receiver is None for one in overview.paused)
     facts.append(("dispatchers", f"{len(alive)} alive", "" if alive else "bold red"))
     if paused:
         facts.append(("paused", "everything", "bold yellow"))
-    if lags:
-        worst = max(lags)
-        facts.append(("lag", duration(worst), "yellow" if worst > _LATE else ""))
+    if overview.source.topic is not None:
+        facts += _of_topic(overview)
+    elif lags:
+        facts.append(_lag("lag", max(lags)))
     ages = [one.position_age_seconds for one in overview.partitions if one.position_age_seconds is not None]
     if ages and not alive:
         facts.append(
@@ -136,19 +153,102 @@ def _summary(overview: "GroupStatus") -> list[RenderableType]:
     parked = _counted("parked_deliveries", overview.parked_deliveries, overview)
     facts.append(("parked", f"{parked} deliveries", ""))
     facts.append(("gaps", _counted("gap_count", gaps, overview), "yellow" if gaps else ""))
-    facts.append(_headroom(overview))
+    facts.append(_headroom(overview) if overview.source.topic is None else _headroom_in_topic(overview))
+    return [_summary_table(facts)]
+
+
+def _summary_table(facts: list[_Fact]) -> Grid:
     table = Grid()
     for name, value, style in facts:
         table.add_row(shown(name, "dim"), shown(value, style))
     table.show_header = False
-    return [table]
+    return table
+
+
+def _lag(name: str, seconds: float | None, more: str = "") -> _Fact:
+    if seconds is None:
+        return name, "unknown: no dispatcher is alive", "bold red"
+    return name, f"{duration(seconds)}{more}", "yellow" if seconds > _LATE else ""
+
+
+def _brokers(overview: "GroupStatus") -> _Fact:
+    """What the live processes say of the brokers. This command does not ask the brokers itself."""
+    if overview.broker_troubles:
+        return "brokers", "; ".join(overview.broker_troubles), "bold red"
+    if overview.alive or (overview.relay is not None and overview.relay.alive):
+        return "brokers", "answer", ""
+    return "brokers", "unknown: no process that asks them is alive", ""
+
+
+def _of_topic(overview: "GroupStatus") -> list[_Fact]:
+    """The source of a group that reads from a topic, and its three lags."""
+    relay, lag = overview.relay, overview.broker_lag
+    facts: list[_Fact] = [("source", str(overview.source), "")]
+    if relay is None:
+        facts.append(("relay", "none has published to this topic with this state", "bold red"))
+    else:
+        facts.append(_relay_processes("relay", relay))
+        facts.append(_relay_lag(relay))
+    facts.append(("broker lag", "unknown" if lag is None else _records(lag), ""))
+    facts.append(_lag("delivery lag", overview.delivery_lag_seconds))
+    facts.append(_brokers(overview))
+    return facts
+
+
+def _relay_processes(name: str, relay: "RelayStatus") -> _Fact:
+    return name, f"{len(relay.alive)} alive", "" if relay.alive else "bold red"
+
+
+def _relay_lag(relay: "RelayStatus") -> _Fact:
+    if relay.lag_seconds is None:
+        text = f"unknown: no relay publishes; published until {duration(relay.position_age_seconds)} ago"
+        return "relay lag", text, "bold red"
+    return _lag("relay lag", relay.lag_seconds, f", {_records(relay.records_in_flight or 0)} in flight")
+
+
+def _records(count: int) -> str:
+    return f"{count:,} record{'' if count == 1 else 's'}"
+
+
+def _headroom_in_topic(overview: "GroupStatus") -> _Fact:
+    left = overview.headroom_seconds
+    if left is None:
+        return "topic", "the time for which it keeps records is unknown, or unlimited", ""
+    if left <= 0:
+        text = f"may have deleted undelivered records {duration(-left)} ago: `run` tells whether changes are lost"
+        return "topic", text, "bold red"
+    text = f"holds the position for another {duration(left)} at least"
+    return "topic", text, "bold red" if left < _TIGHT else ""
+
+
+def _relay_summary(overview: "GroupStatus") -> list[_Fact]:
+    """The facts about a relay."""
+    relay, health = overview.relay, overview.health
+    assert relay is not None  # the group is a relay
+    keeps = (
+        "" if relay.retention_seconds is None else f", which keeps records for {duration(relay.retention_seconds)}"
+    )
+    why = f": {health.why}" if health.why else ""
+    return [
+        ("group", f"{overview.group}, a relay", "bold"),
+        ("health", f"{health.health}{why}", _STYLES[health.health]),
+        ("source", str(overview.source), ""),
+        ("publishes to", f"{relay.destination}, {relay.partitions} partitions{keeps}", ""),
+        _relay_processes("relays", relay),
+        ("term", str(relay.term), ""),
+        _relay_lag(relay),
+        ("throughput", f"{relay.changes_per_second:.1f} changes per second", ""),
+        _brokers(overview),
+        ("gaps", _counted("gap_count", overview.gap_count, overview), "yellow" if overview.gap_count else ""),
+        _headroom(overview),
+    ]
 
 
 def _counted(figure: str, count: int, overview: "GroupStatus") -> str:
     return f"at least {count}" if figure in overview.at_least else str(count)
 
 
-def _headroom(overview: "GroupStatus") -> tuple[str, str, str]:
+def _headroom(overview: "GroupStatus") -> _Fact:
     left = overview.headroom_seconds
     if left is None:
         if not overview.partitions:
@@ -172,16 +272,40 @@ def _receivers(overview: "GroupStatus") -> Grid:
     return table
 
 
+def _published(relay: "RelayStatus") -> Grid:
+    table = Grid("collection", "since")
+    for one in relay.publishes:
+        table.add_row(one.name, _when(one.since))
+    return table
+
+
+def _readers(relay: "RelayStatus") -> Grid:
+    table = Grid("group", "dispatchers", "broker lag", "lost in")
+    for one in relay.readers:
+        table.add_row(
+            one.group,
+            shown(f"{one.alive} alive", "" if one.alive else "bold red"),
+            "" if one.broker_lag is None else _records(one.broker_lag),
+            _seconds(one.headroom_seconds),
+        )
+    return table
+
+
 def _partitions(overview: "GroupStatus") -> Grid:
-    table = Grid("partition", "owner", "term", "delivered up to", "lag", "changes behind", "saved", "lost in")
+    done = "published up to" if overview.is_relay else "delivered up to"
+    in_topic = overview.source.topic is not None
+    behind = "records to read" if in_topic else "changes behind"
+    table = Grid("partition", "owner", "term", done, "lag", behind, "saved", "lost in")
     for one in overview.partitions:
+        changes = "" if one.lag_changes is None else f"about {one.lag_changes:.0f}"
+        records = "" if one.broker_lag is None else f"{one.broker_lag:,}"
         table.add_row(
             str(one.number),
             shown(_owner(one, overview), "" if _owned(one, overview) else "bold red"),
             str(one.term),
             _when(one.position_at),
             _seconds(one.lag_seconds),
-            "" if one.lag_changes is None else f"about {one.lag_changes:.0f}",
+            records if in_topic else changes,
             "" if one.saved_seconds is None else f"{duration(one.saved_seconds)} ago",
             _seconds(one.headroom_seconds),
         )
@@ -198,16 +322,17 @@ def _owner(one: "PartitionStatus", overview: "GroupStatus") -> str:
     return one.where if _owned(one, overview) else f"{one.where} (gone)"
 
 
-def _members(members: "list[MemberStatus]") -> Grid:
-    table = Grid("member", "version", "started", "last heartbeat", "partitions", "deliveries/s", "http")
-    for one in members:
+def _members(overview: "GroupStatus") -> Grid:
+    rate = "changes" if overview.is_relay else "deliveries"
+    table = Grid("member", "version", "started", "last heartbeat", "partitions", f"{rate}/s", "http")
+    for one in overview.members:
         table.add_row(
             f"{one.host}, pid {one.pid}",
             one.version,
             _when(one.started_at),
             shown(f"{duration(one.seen_seconds)} ago", "" if one.alive else "red"),
             ", ".join(map(str, one.partitions)) or "stands by",
-            str(one.stats.get("per_second", {}).get("deliveries", "")),
+            str(one.stats.get("per_second", {}).get(rate, "")),
             one.http or "",
         )
     return table

@@ -121,6 +121,37 @@ class ReceiverFigures:
 
 
 @dataclass(slots=True)
+class TopicFigures:
+    """Counters of a process that reads from a topic."""
+
+    records: int = 0
+    """Records that were read."""
+    dropped: dict[str, int] = field(default_factory=lambda: {"duplicate": 0, "stale": 0, "ahead": 0})
+    """Records without an effect, by decision, see `kafka/acceptance.py`."""
+
+
+@dataclass(slots=True)
+class RelayFigures:
+    """Counters of a relay, and its present term."""
+
+    records: int = 0
+    """Records that the brokers have acknowledged."""
+    bytes: int = 0
+    """Bytes of these records, before compression."""
+    large_events: int = 0
+    """Events that are in files of the state, because they do not fit into a record."""
+    term: int = 0
+    """The last term of this process; 0 before the first one."""
+    terms: dict[str, int] = field(default_factory=lambda: {"lease": 0, "error": 0, "topic": 0, "replaced": 0})
+    """Terms that began, by cause: this process took over the lease; a record was not acknowledged; the topic was
+    deleted; another process had begun a term."""
+
+    def counters(self) -> dict[str, int]:
+        """The counters, for the log."""
+        return {"records": self.records, "bytes": self.bytes, "large_events": self.large_events}
+
+
+@dataclass(slots=True)
 class Stats:
     """Counters since the start of the process."""
 
@@ -154,6 +185,10 @@ class Stats:
     """Seconds by which the server's clock is ahead of ours; 0 if that is not known."""
     receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
     """Figures by receiver and signal."""
+    topic: TopicFigures | None = None
+    """Figures of the topic that the process reads from; None with change streams."""
+    relay: RelayFigures | None = None
+    """Figures of a relay; None in a dispatcher."""
 
     def as_dict(self) -> dict[str, int]:
         """The counters of the process by name."""
@@ -203,16 +238,36 @@ def _recent_counters(figures: ReceiverFigures) -> tuple[int, ...]:
     return figures.delivered, figures.failed, figures.refused, figures.retried
 
 
+class TopicGauges(NamedTuple):
+    """A topic as the pipeline of one partition sees it at this moment.
+
+    Attributes:
+        trouble: the reason why the topic can't be used now; empty if it can be used.
+        lag_records: the number of records that the reader has not read; None if it is unknown.
+        retention_seconds: the time for which the topic keeps a record; None if it is unknown, or without a limit.
+        buffered_bytes: bytes of records that have arrived and are not read: in the queue, and in the client.
+        is_paused: whether the queue is full, so that no further records are fetched.
+    """
+
+    trouble: str = ""
+    lag_records: int | None = None
+    retention_seconds: float | None = None
+    buffered_bytes: int = 0
+    is_paused: bool = False
+
+
 class Gauges(NamedTuple):
     """One pipeline at this moment.
 
     Attributes:
-        queued: changes that were read and are not finished.
+        queued: changes that were read and are not finished; in a relay, records that are not acknowledged.
         lag_seconds: the age of the oldest change that is not delivered; 0 if there is none.
         lag_changes: the number of undelivered changes. The number of unread ones is estimated.
         position_seconds: cluster time of the position, in seconds since 1970.
         saved_seconds: when the position was last saved, by the monotonic clock.
         silent_seconds: seconds since the request that the server has not answered yet; 0 if there is none.
+        waiting_seconds: the age of the oldest change that was read and is not delivered; 0 if there is none.
+        topic: the topic that is read, or published to; None if there is none.
     """
 
     connected: bool
@@ -224,6 +279,21 @@ class Gauges(NamedTuple):
     position_seconds: float
     saved_seconds: float
     silent_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    topic: TopicGauges | None = None
+
+
+def topic_headroom(retention: float | None, age: float, *, all_read: bool) -> float | None:
+    """The seconds until a topic may delete the record after a position; None if `retention` is None.
+
+    Args:
+        retention: the seconds for which the topic keeps a record; None if they are unknown, or without a limit.
+        age: the age of the position in seconds.
+        all_read: whether the topic has no record after the position.
+    """
+    if retention is None:
+        return None
+    return retention if all_read else retention - age
 
 
 class Lag:

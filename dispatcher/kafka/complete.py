@@ -17,6 +17,7 @@ from dispatcher.core.bson_codec import StampedDelete, Undecoded
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
+from dispatcher.core.stats import TopicGauges
 from dispatcher.exceptions import DispatcherError, HistoryLost
 from dispatcher.kafka.delete_stamps import DeleteStamps
 from dispatcher.stream.bounded import until
@@ -60,6 +61,10 @@ class CompletedTopic:
     def name(self) -> str:
         """The holder of the changes, for messages."""
         return self._topic.name
+
+    def topic_gauges(self) -> TopicGauges | None:
+        """The current gauges of the topic."""
+        return self._topic.topic_gauges()
 
     async def now(self) -> Start:
         """The end of lost history; if no history is lost, the relay's position."""

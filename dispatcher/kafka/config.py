@@ -271,6 +271,17 @@ def _text_of(error: BaseException) -> str:
 _throttle: Final = Throttle()
 
 
+class _Count:
+    """Counts the errors of this process."""
+
+    errors = 0
+
+
+def connection_errors() -> int:
+    """The number of errors of connections to brokers since the start of this process."""
+    return _Count.errors
+
+
 class _ClientLog(logging.Handler):
     """Writes the lines of librdkafka to our log. They repeat what other lines say, so they are for debugging."""
 
@@ -290,6 +301,7 @@ _LOGGER: Final = _made_logger()
 
 def _log_error(error: Any) -> None:
     """Log an error of the connection. The client tries again by itself."""
+    _Count.errors += 1
     further = _throttle.due(f"kafka.{error.name()}")
     if further is not None:
         log.warning(

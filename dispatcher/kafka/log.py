@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import pause_after
 from dispatcher.core.state import Group
+from dispatcher.core.stats import TopicGauges
 from dispatcher.core.tasks import end
 from dispatcher.exceptions import KafkaError
 from dispatcher.kafka.config import KafkaConfig, load_config
@@ -288,13 +289,14 @@ class PartitionLog:
         most: maximum bytes of the queue; only the last record may exceed it.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
         paused: whether the consumer is told to pause.
+        fetched: bytes of the records that the client has fetched for this partition, see `TopicLog.start`.
         is_out_of_range: whether the log does not hold the next offset.
     """
 
     def __init__(self, topic: TopicLog, number: int) -> None:
         self._topic = topic
         self.number = number
-        self.most = 0
+        self.most = self.fetched = 0
         self.assigned = self.paused = self.is_out_of_range = False
         self._queue: deque[TopicRecord] = deque()
         self._bytes = 0
@@ -309,6 +311,21 @@ class PartitionLog:
     def name(self) -> str:
         """The place, for messages."""
         return f"partition {self.number} of the topic {self._topic.topic!r}"
+
+    def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
+        """The current gauges.
+
+        Args:
+            offset: of the next record to read, in the topic with this id; None before the first one.
+        """
+        watch = self._topic.watch
+        return TopicGauges(
+            trouble=watch.trouble,
+            lag_records=None if offset is None else watch.lag(self.number, topic_id, offset),
+            retention_seconds=watch.retention,
+            buffered_bytes=self._bytes + self.fetched,
+            is_paused=self.paused,
+        )
 
     @property
     def hungry(self) -> bool:

@@ -104,6 +104,7 @@ class TopicWatch:
         self._looking = asyncio.Lock()
         self._newest: _TopicLook | None = None
         self._failure: DispatcherError | None = None
+        self._trouble = ""
 
     async def open(self) -> None:
         """Connect to the brokers, and check the topic.
@@ -136,6 +137,26 @@ class TopicWatch:
     def connected(self) -> bool:
         """Returns whether the brokers and the server answer."""
         return self._newest is not None and monotonic() - self._newest.asked < _SILENCE
+
+    @property
+    def trouble(self) -> str:
+        """The reason why the topic can't be used now; empty if it can be used."""
+        if self._failure is not None:
+            return self._failure.message
+        if self.connected:
+            return ""
+        return self._trouble or f"no answer about the topic {self.topic!r} for more than {_SILENCE:.0f} s"
+
+    @property
+    def retention(self) -> float | None:
+        """Seconds for which the topic keeps a record; None if they are unknown, or without a limit."""
+        return None if self._newest is None else self._newest.facts.retention_limit
+
+    def lag(self, partition: int, topic_id: str, offset: int) -> int | None:
+        """The number of records between an offset and the relay's position; None if it is unknown."""
+        if self._newest is None or self._newest.facts.layout.id != topic_id:
+            return None
+        return max(0, self._newest.relay.position.marks[partition].offset - offset)
 
     def newest(self, partition: int) -> Look:
         """The last look at a partition.
@@ -195,7 +216,9 @@ class TopicWatch:
         else:
             if failures:
                 log.info("the topic can be read again", action="topic.seen", topic=self.topic, failures=failures)
+            self._trouble = ""
             return 0
+        self._trouble = trouble
         log.warning(
             "the topic or the relay's position can't be read now, trying again",
             action="topic.not_seen",

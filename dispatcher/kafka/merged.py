@@ -82,6 +82,9 @@ class MergedTopic:
         """The holder of the changes, for messages."""
         return self._name
 
+    def topic_gauges(self) -> None:
+        """Return None: a replay reports no gauges."""
+
     async def now(self) -> Start:
         """The end of lost history; if no history is lost, the relay's position."""
         ends = await together([one.now() for one in self._partitions])

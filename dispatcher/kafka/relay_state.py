@@ -133,6 +133,10 @@ class RelayStore:
         result = await self._relays.update_one({"_id": self._topic, "term": term}, change)
         return bool(result.matched_count)
 
+    async def note_retention(self, term: int, seconds: float | None) -> None:
+        """Record how long the topic keeps a record, for the status. None if it is unknown, or without a limit."""
+        await self._relays.update_one({"_id": self._topic, "term": term}, {"$set": {"retention_seconds": seconds}})
+
     def _read(self, document: Mapping[str, Any]) -> RelayState:
         match document:
             case {

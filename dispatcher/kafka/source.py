@@ -19,6 +19,7 @@ from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch, LogPlace, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
+from dispatcher.core.stats import TopicFigures, TopicGauges
 from dispatcher.exceptions import HistoryLost, TopicError
 from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, RecordPlace, accept, resume
 from dispatcher.kafka.envelope import (
@@ -67,6 +68,13 @@ class RecordLog(Protocol):
     @property
     def name(self) -> str:
         """The place, for messages."""
+
+    def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
+        """The current gauges.
+
+        Args:
+            offset: of the next record to read, in the topic with this id; None before the first one.
+        """
 
     async def seek(self, offset: int) -> None:
         """Continue at an offset."""
@@ -129,6 +137,7 @@ class KafkaSource:
         batch_size: maximum number of events per batch.
         read_large: reads a large event. By default, all of them are missing.
         saved: returns the saved place, for the tools of Kafka.
+        figures: counts the records.
     """
 
     pairs_deletes = True
@@ -141,14 +150,17 @@ class KafkaSource:
         batch_size: int,
         read_large: ReadLarge = _no_large_event,
         saved: Callable[[], LogPlace | None] = _no_place,
+        figures: TopicFigures | None = None,
     ) -> None:
         self._log = partition
         self._start = start
         self.batch_size = batch_size
         self._read_large = read_large
         self._saved = saved
+        self._figures = TopicFigures() if figures is None else figures
         self._remember: RememberStamp = _ignore
         self._topic_id = ""
+        self._offset: int | None = None  # of the next record
         self._found: tuple[Start, LogPosition] | None = None
         self._next: Start | None = None
         self._read_at = 0.0
@@ -162,6 +174,10 @@ class KafkaSource:
     def name(self) -> str:
         """The holder of the changes, for messages."""
         return self._log.name
+
+    def topic_gauges(self) -> TopicGauges:
+        """The current gauges."""
+        return self._log.gauges(self._topic_id, self._offset)
 
     async def now(self) -> Start:
         """The end of lost history; if no history is lost, the relay's position."""
@@ -190,6 +206,7 @@ class KafkaSource:
                     jump = position.offset
                 records = iter(found)
                 self._read_at = monotonic()
+                self._figures.records += len(found)
                 while True:
                     events, position, halt = self._take(records, position)
                     if events:
@@ -206,6 +223,7 @@ class KafkaSource:
                 if jump >= 0 or resumed.offset != position.offset:
                     await self._log.seek(resumed.offset)
                 position = resumed
+                self._offset = position.offset
                 place = self._saved()
                 if place is not None and place.topic_id == self._topic_id:
                     self._log.commit(place.offset)
@@ -240,8 +258,10 @@ class KafkaSource:
                 events.append(event_of(envelope))
             elif decision is Decision.DELIVER or decision is Decision.JUMP:
                 return events, position, _Halt(decision, record[0], envelope, after)
-            elif decision is Decision.DUPLICATE:
-                remember_stamp(envelope, self._remember)
+            else:
+                self._figures.dropped[decision] += 1
+                if decision is Decision.DUPLICATE:
+                    remember_stamp(envelope, self._remember)
             offset, term, number, token = after
         return events, LogPosition(offset, term, number, token), None
 

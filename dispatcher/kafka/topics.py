@@ -77,6 +77,11 @@ class TopicFacts(NamedTuple):
     operations: frozenset[str] | None = None
 
     @property
+    def retention_limit(self) -> float | None:
+        """Seconds that records are kept; None if this is unknown, or if they are kept for ever."""
+        return None if self.retention == float("inf") else self.retention
+
+    @property
     def is_of_development_broker(self) -> bool:
         """Returns whether the broker is the embedded one: it does not know the retention of its topics."""
         return self.retention is None

@@ -15,7 +15,10 @@ A receiver has the first word that applies:
 A group is `down` if no dispatcher is alive or a partition has no live owner. It is `paused` if everything is
 paused, or if every receiver that is not down is paused. Otherwise it has the worst word of its receivers: failing,
 blocked, behind, delivering, idle. Receivers that are paused or down individually don't count. If the lag is BEHIND
-seconds or more, the word is `behind` or a worse one.
+seconds or more, the word is `behind` or a worse one. So it is for a group that reads from a topic while the relay
+is not alive, or has such a lag.
+
+A relay is `down` too, or `failing` while it can't use its topic, or else `behind`, `delivering` or `idle`.
 
 Members report the last minute as `recent`. So a receiver is healthy a minute after its repair.
 """
@@ -34,6 +37,7 @@ from dispatcher.operate.status_model import (
     MemberStatus,
     ParkedCount,
     ReceiverHealth,
+    RelayStatus,
     Word,
     number,
 )
@@ -75,12 +79,41 @@ def health_of(status: GroupStatus) -> Health:
         ReceiverHealth(name, signal, *next(_verdicts(name, facts, group_facts)))
         for (name, signal), facts in sorted(_facts(alive, status.parked, names).items(), key=lambda one: one[0])
     ]
+    process = "relay" if status.is_relay else "dispatcher"
     if not alive:
-        return Health("down", "no dispatcher is alive", [one._replace(health="down") for one in receivers])
+        return Health("down", f"no {process} is alive", [one._replace(health="down") for one in receivers])
     if without:
         listed = ", ".join(map(str, without))
-        return Health("down", f"no dispatcher owns partition {listed}", receivers)
-    return _of_group(receivers, everything=None in stopped, lag=lag)
+        return Health("down", f"no {process} owns partition {listed}", receivers)
+    if status.is_relay:
+        return _of_relay(status, lag)
+    health = _of_group(receivers, everything=None in stopped, lag=lag)
+    late = _late_relay(status.relay)
+    if late and WORDS.index(health.health) >= WORDS.index("behind") and health.health != "paused":
+        return health._replace(health="behind", why="; ".join(one for one in (late, health.why) if one))
+    return health
+
+
+def _of_relay(status: GroupStatus, lag: float) -> Health:
+    if status.broker_troubles:
+        return Health("failing", status.broker_troubles[0], [])
+    if lag >= BEHIND:
+        return Health("behind", f"changes wait for {lag:.0f} s", [])
+    read = max(number(dict(one.stats.get("per_second") or {}).get("changes")) for one in status.alive)
+    return Health("delivering" if read else "idle", "", [])
+
+
+def _late_relay(relay: RelayStatus | None) -> str:
+    """The reason why the topic lacks changes; empty if it has all."""
+    if relay is None:
+        return ""
+    if not relay.alive:
+        return (
+            f"no relay is alive: the changes of the last {relay.position_age_seconds:.0f} s are not in the topic"
+        )
+    if (relay.lag_seconds or 0.0) >= BEHIND:
+        return f"the relay is {relay.lag_seconds:.0f} s behind"
+    return ""
 
 
 def _of_group(receivers: list[ReceiverHealth], *, everything: bool, lag: float) -> Health:

@@ -12,7 +12,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, ReceiverFigures, Stats
+from dispatcher.core.stats import (
+    BOUNDS,
+    MOST_RECEIVERS,
+    Gauges,
+    Histogram,
+    ReceiverFigures,
+    RelayFigures,
+    Stats,
+    TopicFigures,
+    TopicGauges,
+    topic_headroom,
+)
 from dispatcher.operate.status_model import WORDS, GroupStatus
 
 PREFIX: Final = "mongoz_dispatcher_"
@@ -56,6 +67,7 @@ class Snapshot(NamedTuple):
         oplog_spare: estimated seconds until the oplog is full and drops its oldest entries.
         loop_delay: the longest delay of the event loop in the last seconds.
         dropped_lines: lines of the log and of receivers that could not be written.
+        broker_errors: errors of connections to brokers of Kafka.
     """
 
     group: str
@@ -70,6 +82,7 @@ class Snapshot(NamedTuple):
     oplog_spare: float = 0.0
     loop_delay: float = 0.0
     dropped_lines: int = 0
+    broker_errors: int = 0
 
     @property
     def paused(self) -> list[str]:
@@ -100,6 +113,8 @@ def _total(value: Callable[[Gauges], float]) -> Callable[[Snapshot], float]:
 
 
 def _headroom(shot: Snapshot, one: Gauges) -> float | None:
+    if shot.stats.topic is not None:  # the oplog need not hold the position
+        return None
     return None if shot.oplog_begins is None else one.position_seconds - shot.oplog_begins + shot.oplog_spare
 
 
@@ -111,9 +126,67 @@ def _of_group(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
     return lambda shot: None if shot.status is None else value(shot.status)
 
 
+def _in_dispatcher(
+    value: Callable[[Snapshot, Gauges], float | None],
+) -> Callable[[Snapshot, Gauges], float | None]:
+    """A relay has no such figure."""
+    return lambda shot, one: value(shot, one) if shot.stats.relay is None else None
+
+
+def _of_relay(value: Callable[[RelayFigures, Gauges | None], Any]) -> Callable[[Snapshot], Any]:
+    """A figure of a relay. The gauges are None in a process that stands by."""
+
+    def of(shot: Snapshot) -> Any:
+        relay = shot.stats.relay
+        return None if relay is None else value(relay, next(iter(shot.pipelines.values()), None))
+
+    return of
+
+
+def _of_topic(value: Callable[[TopicFigures], Any]) -> Callable[[Snapshot], Any]:
+    """A figure of a dispatcher that reads from a topic."""
+    return lambda shot: None if shot.stats.topic is None else value(shot.stats.topic)
+
+
+def _of_queues(value: Callable[[TopicGauges], float]) -> Callable[[Snapshot], float | None]:
+    """The sum of a gauge over the partitions of the topic that this process reads."""
+
+    def of(shot: Snapshot) -> float | None:
+        if shot.stats.topic is None:
+            return None
+        return float(sum(value(one.topic) for one in shot.pipelines.values() if one.topic is not None))
+
+    return of
+
+
+def _in_record(shot: Snapshot, one: Gauges) -> float | None:
+    """The headroom in the topic."""
+    if one.topic is None or shot.stats.topic is None:
+        return None
+    age = shot.server_now - one.position_seconds
+    return topic_headroom(one.topic.retention_seconds, age, all_read=not one.topic.lag_records and not one.queued)
+
+
+def _term(relay: RelayFigures, one: Gauges | None) -> float:
+    return 0.0 if one is None else float(relay.term)
+
+
+def _with_kafka(shot: Snapshot, value: float) -> float | None:
+    return None if shot.stats.topic is None and shot.stats.relay is None else value
+
+
+def _topic_answers(shot: Snapshot) -> float | None:
+    if not any(one.topic is not None for one in shot.pipelines.values()):
+        return None
+    return float(not any(one.topic is not None and one.topic.trouble for one in shot.pipelines.values()))
+
+
 METRICS: Final = (
     Described(
-        "info", "Always 1; the label has the running version.", lambda s: [((s.version,), 1)], labels=("version",)
+        "info",
+        "Always 1; the labels have the running version, and the role of the process: dispatcher or relay.",
+        lambda s: [((s.version, "dispatcher" if s.stats.relay is None else "relay"), 1)],
+        labels=("version", "role"),
     ),
     # The group.
     Described(
@@ -207,23 +280,31 @@ METRICS: Final = (
     _by_partition(
         "lag_seconds",
         "How long the oldest undelivered change has waited; 0 if there is none.",
-        lambda _, g: g.lag_seconds,
+        _in_dispatcher(lambda _, g: g.lag_seconds),
+    ),
+    _by_partition(
+        "delivery_lag_seconds",
+        "How long the oldest change that is read and not delivered has waited; 0 if there is none.",
+        _in_dispatcher(lambda _, g: g.waiting_seconds),
     ),
     _by_partition(
         "lag_changes_estimate",
         "Undelivered changes; the number of unread changes is estimated from the rate of the changes that were "
         "read last.",
-        lambda _, g: g.lag_changes,
+        _in_dispatcher(lambda _, g: g.lag_changes),
     ),
     Described("in_flight", "Deliveries in flight.", _total(lambda g: g.in_flight)),
     Described("queued_changes", "Changes that are read and not finished yet.", _total(lambda g: g.queued)),
     Described("queued_bytes", "Bytes of the events of queued changes.", _total(lambda g: g.queued_bytes)),
     _by_partition(
-        "stream_connected", "Whether the change stream is open: 1 or 0.", lambda _, g: float(g.connected)
+        "stream_connected",
+        "Whether the change stream is open, or the topic can be read: 1 or 0.",
+        lambda _, g: float(g.connected),
     ),
     _by_partition(
         "position_age_seconds",
-        "How far the position lies behind the server's clock. Everything up to the position is delivered.",
+        "How far the position lies behind the server's clock. Everything up to the position is delivered; by a "
+        "relay, published.",
         lambda s, g: max(0.0, s.server_now - g.position_seconds),
     ),
     _by_partition(
@@ -239,7 +320,7 @@ METRICS: Final = (
     _by_partition(
         "oplog_headroom_seconds",
         "Estimated seconds until the oplog drops the position, if the position does not move; "
-        "absent without the privilege serverStatus, and with a mongos.",
+        "absent without the privilege serverStatus, with a mongos, and for a group that reads from a topic.",
         _headroom,
     ),
     Described(
@@ -262,6 +343,104 @@ METRICS: Final = (
     Described("paused", "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)),
     Described(
         "paused_receivers", "Receivers that are paused by name.", lambda s: float(len(set(s.paused) - {"*"}))
+    ),
+    # Kafka: dispatchers that read from a topic.
+    _counter("topic_records_read", "Records of the topic that were read.", _of_topic(lambda t: t.records)),
+    _counter(
+        "topic_records_dropped",
+        "Records of the topic without an effect: the event was read before (`duplicate`), the record is of an "
+        "earlier term of the relay (`stale`), or one before it is missing, and the relay publishes both again "
+        "(`ahead`).",
+        _of_topic(lambda t: [((reason,), count) for reason, count in t.dropped.items()]),
+        "reason",
+    ),
+    _by_partition(
+        "topic_lag_records",
+        "Broker lag: records of the topic, up to the position of the relay, that are not read.",
+        lambda s, g: None if g.topic is None or s.stats.topic is None else g.topic.lag_records,
+    ),
+    _by_partition(
+        "topic_headroom_seconds",
+        "Seconds until the retention of the topic may delete undelivered records, if the position does not move; "
+        "absent without a retention time.",
+        _in_record,
+    ),
+    Described(
+        "topic_retention_seconds",
+        "Seconds for which the topic keeps a record; absent without a retention time.",
+        lambda s: (
+            None
+            if s.stats.topic is None
+            else next((one.topic.retention_seconds for one in s.pipelines.values() if one.topic is not None), None)
+        ),
+    ),
+    Described(
+        "topic_buffered_bytes",
+        "Bytes of records that have arrived from the brokers and are not read: at most about half of "
+        "`--max-queued-mb`.",
+        _of_queues(lambda t: t.buffered_bytes),
+    ),
+    Described(
+        "topic_partitions_paused",
+        "Partitions that are not fetched, because their queue is full.",
+        _of_queues(lambda t: float(t.is_paused)),
+    ),
+    Described(
+        "relay_members",
+        "Processes of the relay that are alive, for a group that reads from its topic.",
+        _of_group(lambda s: None if s.is_relay or s.relay is None else len(s.relay.alive)),
+    ),
+    # Kafka: relays, and both.
+    _counter(
+        "broker_errors", "Errors of connections to brokers of Kafka.", lambda s: _with_kafka(s, s.broker_errors)
+    ),
+    Described(
+        "topic_connected",
+        "Whether the brokers answer and accept what this process asks of the topic: 1 or 0.",
+        _topic_answers,
+    ),
+    _counter(
+        "relay_records_published",
+        "Records that the brokers have acknowledged: one for each change event, and one in each partition for "
+        "lost history.",
+        _of_relay(lambda r, _: r.records),
+    ),
+    _counter(
+        "relay_bytes_published", "Bytes of these records, before compression.", _of_relay(lambda r, _: r.bytes)
+    ),
+    _counter(
+        "relay_large_events",
+        "Events that do not fit into a record, so that they are files in the state.",
+        _of_relay(lambda r, _: r.large_events),
+    ),
+    _counter(
+        "relay_terms",
+        "Terms that began, by cause: the process took over (`lease`), a record was not acknowledged (`error`), "
+        "the topic was deleted (`topic`), another process had begun a term (`replaced`).",
+        _of_relay(lambda r, _: [((cause,), count) for cause, count in r.terms.items()]),
+        "cause",
+    ),
+    Described("relay_term", "The present term of the relay; 0 in a process that stands by.", _of_relay(_term)),
+    Described(
+        "relay_position_seconds",
+        "Cluster time of the relay's position, in seconds since 1970. All changes up to it are acknowledged.",
+        _of_relay(lambda _, g: None if g is None else g.position_seconds),
+    ),
+    Described(
+        "relay_lag_seconds",
+        "Relay lag: how long the oldest change that is not acknowledged by the brokers has waited; 0 if there is "
+        "none.",
+        _of_relay(lambda _, g: None if g is None else g.lag_seconds),
+    ),
+    Described(
+        "relay_records_in_flight",
+        "Records that the brokers have not acknowledged yet.",
+        _of_relay(lambda _, g: 0 if g is None else g.queued),
+    ),
+    Described(
+        "relay_bytes_in_flight",
+        "Bytes of these records, at most about `--max-queued-mb`.",
+        _of_relay(lambda _, g: 0 if g is None else g.queued_bytes),
     ),
 )
 """All metrics, in the order of the documentation."""

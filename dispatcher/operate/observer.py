@@ -16,6 +16,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges, Recent, Stats
+from dispatcher.kafka.config import connection_errors
 from dispatcher.operate.metrics import Snapshot
 from dispatcher.operate.status import StatusCache
 from dispatcher.operate.status_model import GroupStatus, MemberStatus
@@ -96,6 +97,10 @@ class Observer:
         return "stopping" if self._stop.is_set() else "delivering"
 
     @property
+    def _kind(self) -> str:
+        return "dispatcher" if self.stats.relay is None else "relay"
+
+    @property
     def uptime(self) -> float:
         """Seconds since the start."""
         return monotonic() - self._began
@@ -169,6 +174,7 @@ class Observer:
             oplog_spare=oplog.spare if oplog else 0.0,
             loop_delay=max(self._delays),
             dropped_lines=dropped_lines(),
+            broker_errors=connection_errors(),
         )
 
     def rates(self) -> dict[str, float]:
@@ -185,22 +191,19 @@ class Observer:
     def stats_document(self) -> dict[str, Any]:
         """The statistics for other processes: counters, and gauges by partition."""
         gauges = self._gauges()
-        receivers = self.stats.receivers.values()
+        receivers, relay = self.stats.receivers.values(), self.stats.relay
+        troubles = [one.topic.trouble for one in gauges.values() if one.topic is not None and one.topic.trouble]
+        queued = sum(one.queued for one in gauges.values())
         return {
             **self.stats.as_dict(),
+            **({} if relay is None else {"relay": {**relay.counters(), "term": relay.term, "in_flight": queued}}),
+            "trouble": troubles[0] if troubles else None,
             "per_second": self.rates(),
             "latency": [sum(counts) for counts in zip(*(one.latency.counts for one in receivers), strict=True)],
             "receivers": [{**one.counters(), "recent": self._recent.of(one)} for one in receivers],
             "in_flight": sum(one.in_flight for one in gauges.values()),
-            "queued": sum(one.queued for one in gauges.values()),
-            "partitions": {
-                str(number): {
-                    "lag_seconds": round(one.lag_seconds, 3),
-                    "lag_changes": one.lag_changes,
-                    "connected": one.connected,
-                }
-                for number, one in gauges.items()
-            },
+            "queued": queued,
+            "partitions": {str(number): _report(one) for number, one in gauges.items()},
         }
 
     async def status(self) -> GroupStatus:
@@ -229,10 +232,13 @@ class Observer:
         A pause is not a reason: an operator requested it, and a supervisor must not restart the process.
         """
         if self.phase != "delivering":
-            return [f"the dispatcher is {self.phase}"]
+            return [f"the {self._kind} is {self.phase}"]
         reasons = self._troubles()
         for number, one in sorted(self._gauges().items()):
-            if not one.connected:
+            if self.stats.topic is not None:
+                if one.topic is not None and one.topic.trouble:
+                    reasons.append(f"partition {number} of the topic can't be read: {one.topic.trouble}")
+            elif not one.connected:
                 reasons.append(f"the change stream of partition {number} is not open")
             elif one.silent_seconds > _SILENCE:
                 reasons.append(f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s")
@@ -244,12 +250,24 @@ class Observer:
         """The reasons why this process must be restarted; empty if there are none."""
         loop = asyncio.get_running_loop()
         if self._stopping_since is not None and loop.time() - self._stopping_since > self._patience:
-            return ["the dispatcher does not end after a request to stop"]
+            return [f"the {self._kind} does not end after a request to stop"]
         if self.phase != "delivering" or self._check_error:
             return []
         return [
             f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s, "
             "though the server answers"
             for number, one in sorted(self._gauges().items())
-            if one.silent_seconds > _STUCK
+            if one.silent_seconds > _STUCK and not (one.topic is not None and one.topic.trouble)
         ]
+
+
+def _report(one: Gauges) -> dict[str, Any]:
+    """The gauges of a partition for other processes."""
+    report: dict[str, Any] = {
+        "lag_seconds": round(one.lag_seconds, 3),
+        "lag_changes": one.lag_changes,
+        "connected": one.connected,
+    }
+    if one.topic is not None:
+        report.update(delivery_lag_seconds=round(one.waiting_seconds, 3), broker_lag=one.topic.lag_records)
+    return report

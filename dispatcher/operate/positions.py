@@ -18,7 +18,7 @@ from dispatcher.core.state import POSITIONS, Group
 from dispatcher.core.stats import Stats
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.group.origin import ChangeOrigin
-from dispatcher.operate.status import members_of
+from dispatcher.operate.member_status import members_of
 from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore

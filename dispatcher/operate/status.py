@@ -5,25 +5,25 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
 from time import monotonic, time
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from bson import Timestamp
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 from pymongo.errors import ExecutionTimeout, PyMongoError
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.error_text import text_of
-from dispatcher.core.identity import Identity
 from dispatcher.core.oplog import Oplog, ServerTimes, clock_offset, look_at_oplog
 from dispatcher.core.output.logs import log
-from dispatcher.core.state import CONTROLS, GAPS, HELD, MEMBERS, POSITIONS, RELAYS, Group, State
+from dispatcher.core.state import CONTROLS, GAPS, HELD, POSITIONS, RELAYS, Group, State
 from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.core.stats import in_utc, seconds_of
 from dispatcher.operate.health import health_of
+from dispatcher.operate.member_status import checked, read_members
+from dispatcher.operate.relay_status import read_readers, read_relay, show_lag
 from dispatcher.operate.status_model import (
     DeadLetterCount,
     GapStatus,
@@ -32,13 +32,10 @@ from dispatcher.operate.status_model import (
     ParkedCount,
     PartitionStatus,
     Pause,
+    SourceStatus,
 )
 from dispatcher.parking.letters import LETTERS
 from dispatcher.parking.store import HEADS, WAITING
-
-# A member counts as dead if its last heartbeat is older than this number of lease times.
-_SILENCE: Final = 1.5
-_LEASE: Final = 10.0
 
 # Number of positions in one answer of the server: more than a group has.
 _AT_ONCE: Final = 1_000
@@ -52,7 +49,7 @@ _COUNTED: Final = 1_000
 
 # The fields of a position, without the resume token and the hashes of finished changes: these can be long.
 _OWNED: Final = dict.fromkeys(
-    ("partition", "partitions", "owner", "term", "host", "pid", "cluster_time", "saved_at"), True
+    ("partition", "partitions", "owner", "term", "host", "pid", "cluster_time", "saved_at", "topic", "log"), True
 )
 
 # Maximum seconds of one read, and seconds for which its result is reused.
@@ -63,8 +60,6 @@ _ALL: Final[Mapping[str, Any]] = {}
 
 # Fields of a run that can hold the key of a document.
 _PLACES: Final = frozenset({"progress", "token"})
-
-T = TypeVar("T")
 
 
 async def groups_in(state: State) -> dict[str, bool]:
@@ -90,12 +85,14 @@ async def read_status(
     now = time() + offset
     status = GroupStatus(group.name, datetime.fromtimestamp(now, UTC), offset, oplog and oplog.window)
     of_group, reader = {"group": group.name}, StateReader(group.state.name)
-    status.members = _with_myself(await _members(group, now, reader), myself)
+    status.members = _with_myself(await read_members(group, now, reader), myself)
     positions = await group.state.as_on_this_node(POSITIONS).find(of_group, _OWNED, batch_size=_AT_ONCE).to_list()
-    layout = next((one.get("partitions") for one in positions if one["_id"] == group.name), None)
-    status.partition_count = layout if isinstance(layout, int) else 1
+    layout = next((one for one in positions if one["_id"] == group.name), {})
+    count = layout.get("partitions")
+    status.partition_count = count if isinstance(count, int) else 1
     numbered = [one for one in positions if "partition" in one]
     status.partitions = _partitions(numbered, status.members, oplog, now, reader)
+    await _read_source(status, layout, numbered, group, server, reader)
     counted = _Counted(group)
     status.dead_letters, status.parked, status.parked_deliveries, status.gap_count = await asyncio.gather(
         _letters(counted, reader),
@@ -115,6 +112,31 @@ async def read_status(
         reader.log()
     status.health = health_of(status)
     return status
+
+
+async def _read_source(
+    status: GroupStatus,
+    layout: Mapping[str, Any],
+    positions: Iterable[Mapping[str, Any]],
+    group: Group,
+    server: ServerTimes,
+    reader: StateReader,
+) -> None:
+    """Add the source of the group, and the relay: of the topic that it reads from, or that it publishes to."""
+    match layout.get("topic"):
+        case {"name": str(topic), "cluster_id": str(cluster)}:
+            status.source = SourceStatus(topic, cluster)
+    found = await read_relay(group.state, status.source.topic or group.name, server, reader)
+    if found is None or status.source.cluster not in (None, found[0].cluster):
+        return
+    status.relay, log_of_relay = found
+    status.is_relay = status.source.topic is None
+    if status.is_relay:
+        status.relay.readers = await read_readers(group.state, *found, server, reader)
+        return
+    saved = {one["partition"]: one.get("log") for one in positions}
+    for one in status.partitions:
+        show_lag(one, log_of_relay, saved.get(one.number))
 
 
 def _with_myself(members: list[MemberStatus], myself: MemberStatus | None) -> list[MemberStatus]:
@@ -187,48 +209,6 @@ class StatusCache:
         self._read_at = monotonic()
 
 
-async def members_of(group: Group, now: float | None = None) -> list[MemberStatus]:
-    """The processes of a group, live and dead, the oldest first.
-
-    Args:
-        now: by the server's clock, in seconds since 1970; None asks the server.
-    """
-    if now is None:
-        now = time() + await clock_offset(group.state.client)
-    return await _members(group, now, StateReader(group.state.name))
-
-
-async def _members(group: Group, now: float, reader: StateReader) -> list[MemberStatus]:
-    found = group.state.as_on_this_node(MEMBERS).find({"group": group.name}).sort("_id", 1)
-    return reader.each(MEMBERS, await found.to_list(), lambda one: _member(one, now))
-
-
-def _member(found: dict[str, Any], now: float) -> MemberStatus:
-    seen = seconds_of(found.get("seen_at"))
-    if seen is None:
-        raise ValueError("seen_at is not a date")
-    silence = now - seen
-    silent = silence >= _SILENCE * float(found.get("lease_seconds") or _LEASE)
-    member = MemberStatus(
-        id=str(found["_id"]),
-        host=str(found.get("host")),
-        pid=found.get("pid", 0),
-        version=str(found.get("version")),
-        application=found.get("application"),
-        started_at=in_utc(found.get("started_at")),
-        seen_seconds=max(0.0, silence),
-        alive=not silent and not Identity.read(found).is_dead,
-        partitions=sorted(found.get("partitions") or ()),
-        receivers=list(found.get("receivers") or ()),
-        stats=dict(found.get("stats") or {}),
-        http=found.get("http"),
-    )
-    _StatsTypes.model_validate(member.stats)
-    for receiver in member.receivers:
-        _ReceiverTypes.model_validate(receiver)
-    return _checked(member)
-
-
 def _partitions(
     positions: Iterable[dict[str, Any]],
     members: list[MemberStatus],
@@ -262,10 +242,12 @@ def _partition(
         position_age_seconds=None if at is None else max(0.0, now - at),
         lag_seconds=stats.get("lag_seconds"),
         lag_changes=stats.get("lag_changes"),
+        delivery_lag_seconds=stats.get("delivery_lag_seconds"),
+        broker_lag=stats.get("broker_lag"),
         saved_seconds=None if saved is None else max(0.0, now - saved),
         headroom_seconds=None if oplog is None or at is None else oplog.headroom(at),
     )
-    return _checked(partition)
+    return checked(partition)
 
 
 class _Counted:
@@ -334,53 +316,24 @@ async def _parked(counted: _Counted, reader: StateReader) -> list[ParkedCount]:
 
 def _letters_of(found: dict[str, Any]) -> DeadLetterCount:
     key = found["_id"]
-    return _checked(
+    return checked(
         DeadLetterCount(key.get("receiver"), key.get("signal"), found["count"], in_utc(found["newest_at"]))
     )
 
 
 def _parked_of(found: dict[str, Any]) -> ParkedCount:
     key = found["_id"]
-    return _checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], in_utc(found["due_at"])))
+    return checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], in_utc(found["due_at"])))
 
 
 def _paused(found: dict[str, Any]) -> Pause:
-    return _checked(Pause(receiver_paused(found), in_utc(found.get("since")), found.get("by")))
+    return checked(Pause(receiver_paused(found), in_utc(found.get("since")), found.get("by")))
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
     """Remove the position of a run: it can contain a document's key, and every client may read the status."""
     _RunTypes.model_validate(found)
     return {name: value for name, value in found.items() if name not in _PLACES}
-
-
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _checked(made: T) -> T:
-    """Check the types of a dataclass, and return it."""
-    kind: Any = type(made)
-    checked: T = _adapter(kind).validate_python(asdict(made))  # type: ignore[call-overload]
-    return checked
-
-
-class _StatsTypes(BaseModel):
-    """The types of a member's statistics."""
-
-    per_second: dict[str, float] = {}
-    partitions: dict[str, dict[str, float | None]] = {}
-    receivers: list[dict[str, Any]] = []
-
-
-class _ReceiverTypes(BaseModel):
-    """The types of a member's entry for a receiver."""
-
-    id: str
-    name: str
-    signal: str
-    formerly: list[str] | None = None
 
 
 class _RunTypes(BaseModel):
@@ -397,4 +350,4 @@ class _RunTypes(BaseModel):
 def _gap(found: dict[str, Any]) -> GapStatus:
     namespace = found.get("namespace") or {}
     name = ".".join(part for part in (namespace.get("db"), namespace.get("coll")) if part)
-    return _checked(GapStatus(found["kind"], name or None, in_utc(found.get("noted_at")), found.get("text", "")))
+    return checked(GapStatus(found["kind"], name or None, in_utc(found.get("noted_at")), found.get("text", "")))

@@ -111,7 +111,12 @@ class PartitionStatus:
         lag_seconds: the lag that a live owner reports.
         lag_changes: the number of undelivered changes that a live owner reports.
         saved_seconds: the seconds since the last save of the position.
-        headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown.
+        headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown. If
+            the group reads from a topic: the seconds until the topic may delete the records after the position.
+        delivery_lag_seconds: the age of the oldest change that is read and not delivered, if a live owner reports
+            it.
+        broker_lag: the number of records of the topic, up to the relay's position, that are not read. Without a
+            live owner: that are not finished. None if it is unknown, and without a topic.
     """
 
     number: int
@@ -124,6 +129,103 @@ class PartitionStatus:
     lag_changes: float | None
     saved_seconds: float | None
     headroom_seconds: float | None
+    delivery_lag_seconds: float | None = None
+    broker_lag: int | None = None
+
+
+@dataclass
+class SourceStatus:
+    """The source of a group.
+
+    Attributes:
+        topic: its name; None for change streams.
+        cluster: the id of the Kafka cluster.
+    """
+
+    topic: str | None = None
+    cluster: str | None = None
+
+    def __str__(self) -> str:
+        return (
+            "change streams"
+            if self.topic is None
+            else f"the topic {self.topic} of the Kafka cluster {self.cluster}"
+        )
+
+
+@dataclass
+class PublishedStatus:
+    """A collection or pattern that a relay publishes.
+
+    Attributes:
+        since: the time since which all its changes are published.
+    """
+
+    name: str
+    since: datetime | None
+
+
+@dataclass
+class ReaderStatus:
+    """A group that reads from the topic of a relay.
+
+    Attributes:
+        alive: the number of its live processes.
+        broker_lag: the number of records, up to the relay's position, that it has not finished; None if it is
+            unknown.
+        headroom_seconds: the seconds until the topic may delete such a record; None if they are unknown.
+    """
+
+    group: str
+    alive: int
+    broker_lag: int | None
+    headroom_seconds: float | None
+
+
+@dataclass
+class RelayStatus:
+    """A relay.
+
+    Attributes:
+        partitions: of the topic.
+        term: of its producer.
+        alive: host and process id of its live processes.
+        owner: the one that publishes; None if none is alive.
+        position_at: the time up to which everything is published.
+        position_age_seconds: the seconds since `position_at`, by the server's clock.
+        saved_seconds: the seconds since the last save of the position.
+        lag_seconds: the age of the oldest change that is not acknowledged by the brokers; None without an owner.
+        records_in_flight: records that are not acknowledged; None without an owner.
+        changes_per_second: that it has read; 0 without an owner.
+        trouble: the reason why the owner can't use the topic now; None if it can.
+        headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown.
+        retention_seconds: the seconds for which the topic keeps a record; None if they are unknown, or unlimited.
+        publishes: its collections and patterns.
+        readers: the groups that read from the topic; empty in the status of such a group.
+    """
+
+    topic: str
+    cluster: str
+    partitions: int
+    term: int
+    alive: list[str]
+    owner: str | None
+    position_at: datetime | None
+    position_age_seconds: float
+    saved_seconds: float | None
+    lag_seconds: float | None
+    records_in_flight: int | None
+    changes_per_second: float
+    trouble: str | None
+    headroom_seconds: float | None
+    retention_seconds: float | None
+    publishes: list[PublishedStatus]
+    readers: list[ReaderStatus] = field(default_factory=list)
+
+    @property
+    def destination(self) -> SourceStatus:
+        """The topic."""
+        return SourceStatus(self.topic, self.cluster)
 
 
 @dataclass
@@ -191,6 +293,9 @@ class GroupStatus:
     Attributes:
         clock_offset_seconds: the seconds by which the server's clock is ahead of ours.
         oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
+        source: where the changes come from.
+        is_relay: whether the group is a relay: its processes publish changes, and deliver none.
+        relay: the relay itself; in a group that reads from a topic, the relay of the topic; otherwise None.
         partition_count: the number of partitions in the layout.
         partitions: the partitions with a saved position or an owner.
         dead_letters: the counts of dead letters by receiver and signal.
@@ -207,6 +312,9 @@ class GroupStatus:
     at: datetime
     clock_offset_seconds: float
     oplog_window_seconds: float | None
+    source: SourceStatus = field(default_factory=SourceStatus)
+    is_relay: bool = False
+    relay: RelayStatus | None = None
     partition_count: int = 1
     partitions: list[PartitionStatus] = field(default_factory=list)
     members: list[MemberStatus] = field(default_factory=list)
@@ -237,6 +345,26 @@ class GroupStatus:
         known = [one.headroom_seconds for one in self.partitions if one.headroom_seconds is not None]
         return min(known, default=None)
 
+    @property
+    def broker_lag(self) -> int | None:
+        """The broker lag of all partitions; None if it is unknown, and without a topic."""
+        known = [one.broker_lag for one in self.partitions if one.broker_lag is not None]
+        return sum(known) if known else None
+
+    @property
+    def delivery_lag_seconds(self) -> float | None:
+        """The largest delivery lag of all partitions; None if no live owner reports it."""
+        known = [one.delivery_lag_seconds for one in self.partitions if one.delivery_lag_seconds is not None]
+        return max(known, default=None)
+
+    @property
+    def broker_troubles(self) -> list[str]:
+        """The reasons why live processes can't use the topic now, each once."""
+        found = [one.stats.get("trouble") for one in self.alive]
+        if self.relay is not None:
+            found.append(self.relay.trouble)
+        return list(dict.fromkeys(one for one in found if one))
+
     def as_dict(self) -> dict[str, Any]:
         """Convert the status to a dict for JSON."""
         return {
@@ -245,4 +373,7 @@ class GroupStatus:
             "health": self.health.as_dict(),
             "dead_letter_count": self.dead_letter_count,
             "headroom_seconds": self.headroom_seconds,
+            "broker_lag": self.broker_lag,
+            "delivery_lag_seconds": self.delivery_lag_seconds,
+            "broker_troubles": self.broker_troubles,
         }

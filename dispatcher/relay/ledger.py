@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dispatcher.core.stats import RelayFigures
 from dispatcher.kafka.relay_state import Mark, RelayPosition
 
 
@@ -94,6 +95,7 @@ class RecordLedger:
         term: of the producer.
         position: at which the term begins.
         fingerprint: of the stream that is read.
+        figures: counts the acknowledged records.
 
     Attributes:
         records: the number of records in the spans that are not acknowledged.
@@ -101,8 +103,11 @@ class RecordLedger:
         failure: the text of the first error; empty if there is none. After it the position does not move.
     """
 
-    def __init__(self, term: int, position: RelayPosition, fingerprint: str) -> None:
+    def __init__(
+        self, term: int, position: RelayPosition, fingerprint: str, figures: RelayFigures | None = None
+    ) -> None:
         self._term = term
+        self._figures = RelayFigures() if figures is None else figures
         self._spans: deque[Span] = deque()
         self._token = position.token
         self._token_fingerprint = position.fingerprint
@@ -172,6 +177,8 @@ class RecordLedger:
             span = spans.popleft()
             self.records -= span.records
             self.size -= span.size
+            self._figures.records += span.records
+            self._figures.bytes += span.size
             for one in span.reports:
                 self._passed[one.partition] = Mark(one.offset, self._term, one.last)
             if span.is_end:

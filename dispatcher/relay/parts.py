@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.state import Group
-from dispatcher.core.stats import Stats
+from dispatcher.core.stats import RelayFigures, Stats
 from dispatcher.kafka.config import KafkaConfig
 from dispatcher.kafka.topics import WeaknessLog
 from dispatcher.settings import Settings
@@ -34,6 +34,12 @@ class RelayParts(NamedTuple):
     settings: Settings
     stats: Stats
     weaknesses: WeaknessLog
+
+    @property
+    def figures(self) -> RelayFigures:
+        """The figures of the relay."""
+        assert self.stats.relay is not None  # `RelayService` has set them
+        return self.stats.relay
 
     @property
     def topic(self) -> str:

@@ -14,7 +14,7 @@ from dispatcher.core.clients import Clients, close, closing
 from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import Gauges, Stats
+from dispatcher.core.stats import Gauges, RelayFigures, Stats
 from dispatcher.core.tasks import end
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
@@ -72,7 +72,7 @@ class RelayService:
         self._scope = _scope_of(self._routes, settings.state_database)
         self._clients = _clients_of(registries, settings)
         self._coordinator: Coordinator[RelayWork] | None = None
-        self.stats = Stats()
+        self.stats = Stats(relay=RelayFigures())
         self.observer = Observer(
             self.stats, group=self._topic, settings=settings, gauges=self.gauges, troubles=self.troubles
         )
@@ -89,6 +89,8 @@ class RelayService:
             troubles.append("this process can't see the other members, and can't renew its lease")
         if one is not None and one.outdated:
             troubles.append("a newer version of the application is running, so this process does not take over")
+        if one is not None:
+            troubles += [trouble for held in one.held.values() if (trouble := held.work.trouble)]
         return troubles
 
     @property
@@ -104,7 +106,7 @@ class RelayService:
         await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
         await end([stopped] if starting.done() else [stopped, starting])
         if starting.cancelled():
-            log.info("stopped during the start", action="relay.stopped", **self.stats.as_dict())
+            log.info("stopped during the start", action="relay.stopped", **self._counters())
             return
         parts, coordinator = starting.result()
         async with closing(parts.group.state.client, parts.watching):
@@ -114,7 +116,7 @@ class RelayService:
                 await coordinator.run(stop)
             finally:
                 await end(observing)
-                log.info("stopped", action="relay.stopped", **self.stats.as_dict())
+                log.info("stopped", action="relay.stopped", **self._counters())
 
     async def _start(self) -> tuple[RelayParts, Coordinator[RelayWork]]:
         """Check the server and the brokers, and join the group."""
@@ -206,6 +208,11 @@ class RelayService:
         """The fields of a heartbeat that change."""
         held = {} if self._coordinator is None else self._coordinator.held
         return {"partitions": list(held), "stats": self.observer.stats_document(), "http": self.observer.http}
+
+    def _counters(self) -> dict[str, int]:
+        """The counters for the log."""
+        relay = self.stats.relay
+        return {**self.stats.as_dict(), **({} if relay is None else relay.counters())}
 
     def _count_change(self) -> None:
         self.stats.lease_changes += 1

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.core.events import Batch, Start
@@ -20,7 +21,7 @@ from dispatcher.core.tasks import Interrupted, end
 from dispatcher.exceptions import HistoryLost, KafkaError, TopicError
 from dispatcher.kafka.envelope import GapNotice, LargeEvent
 from dispatcher.kafka.large_events import LargeEvents
-from dispatcher.kafka.relay_state import RelayState
+from dispatcher.kafka.relay_state import RelayState, RelayStore
 from dispatcher.kafka.topics import TopicFacts, prepared_topic
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.relay.ledger import RecordLedger
@@ -43,6 +44,9 @@ _LOOK: Final = 1.0
 
 # Maximum bytes of a batch of records, if the broker does not tell it.
 _LARGEST: Final = 1_000_000
+
+# Seconds without an acknowledgement, while records are on their way, after which the relay has a problem.
+_SILENCE: Final = 10.0
 
 # Bytes of a megabyte in settings.
 _MB: Final = 1_000_000
@@ -77,6 +81,7 @@ class Term:
         number: of the term.
         ledger: of its records.
         failure: the error that has ended the term; empty if there is none.
+        has_lost_topic: whether the term has ended because the topic was deleted.
     """
 
     def __init__(self, parts: RelayParts, lease: Lease, start: TermStart, lag: Lag) -> None:
@@ -87,7 +92,7 @@ class Term:
         largest = self._facts.largest or _LARGEST
         self.number = state.term
         self._fingerprint = parts.scope.fingerprint
-        self.ledger = RecordLedger(state.term, state.position, self._fingerprint)
+        self.ledger = RecordLedger(state.term, state.position, self._fingerprint, parts.figures)
         self._packer = Packer(state.term, self._facts.layout.partitions, largest)
         self._producer = TermProducer(parts.config, parts.topic, largest)
         self._large = LargeEvents(parts.group.state, parts.topic)
@@ -97,6 +102,18 @@ class Term:
         self._busy = asyncio.Event()
         self._quiet = asyncio.Event()
         self.failure = ""
+        self.has_lost_topic = False
+        self._trouble = ""
+        self._waits_for: str | None = None
+        self._waits_since = 0.0
+
+    @property
+    def trouble(self) -> str:
+        """The reason why the topic can't be used now; empty if it can be used."""
+        waits = monotonic() - self._waits_since
+        if self._waits_for is not None and waits > _SILENCE:
+            return f"the brokers have acknowledged no record for {waits:.0f} s"
+        return self._trouble
 
     @property
     def has_moved(self) -> bool:
@@ -166,6 +183,8 @@ class Term:
             self._busy.clear()
             self._producer.poll()
             self._room.set()
+            if self.ledger.oldest != self._waits_for:
+                self._waits_for, self._waits_since = self.ledger.oldest, monotonic()
             if not self.ledger.is_empty:
                 await asyncio.sleep(_SOON)
                 continue
@@ -189,18 +208,33 @@ class Term:
                 await retry(partial(self._large.delete_old, self._facts.retention, time), report)
             await asyncio.sleep(_BETWEEN_CHECKS)
             try:
-                self._facts = await prepared_topic(
-                    parts.config, parts.topic, None, self._facts.layout, continues=False
+                await self._note(
+                    await prepared_topic(parts.config, parts.topic, None, self._facts.layout, continues=False)
                 )
+                self._trouble = ""
                 parts.weaknesses.note(self._facts, await oplog_window(parts.group.state.client))
             except HistoryLost as lost:
                 if parts.settings.on_history_lost == "fail":
                     raise
+                self.has_lost_topic = True
                 self.ledger.fail(lost.message)  # the next term begins with the new topic
             except TopicError:
                 raise
             except KafkaError as error:
+                self._trouble = error.message
                 log.warning(error.message, action="kafka.not_reached", remedy=error.remedy)
+
+    async def _note(self, facts: TopicFacts) -> None:
+        """Note the facts of the topic, and record another retention."""
+        before, self._facts = self._facts, facts
+        if facts.retention_limit != before.retention_limit:
+            report = partial(
+                log.warning,
+                "the state of the relay can't be written now, trying again",
+                action="relay.state_not_read",
+            )
+            relays = RelayStore(self._parts.group.state, self._parts.topic)
+            await retry(partial(relays.note_retention, self.number, facts.retention_limit), report)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -246,6 +280,7 @@ class Term:
     async def _keep(self, token: str, event: bytes) -> LargeEvent:
         """Write a large event to the state, before its record is published."""
         report = partial(log.warning, "a large event can't be written now, trying again", action="event.not_kept")
+        self._parts.figures.large_events += 1
         return await retry(partial(self._large.add, token, event), report, address=self._parts.group.state.address)
 
     async def _send(self, packed: Packed, token: str) -> None:

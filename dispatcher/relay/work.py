@@ -14,7 +14,7 @@ from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.retry import pause_after, retry
-from dispatcher.core.stats import Gauges, Lag
+from dispatcher.core.stats import Gauges, Lag, TopicGauges
 from dispatcher.core.tasks import Interrupted, end
 from dispatcher.exceptions import KafkaError, TopicError
 from dispatcher.kafka.relay_state import NO_RECORD, RelayPosition, RelayState, RelayStore
@@ -49,12 +49,13 @@ class RelayWork:
         self._lease = lease
         self._moved_to = position.token if position.fingerprint == "" else None
         assert position.token is not None
-        self._claimed_at = position.token
+        self._claimed_at = self._reached = position.token
         self._relays = RelayStore(parts.group.state, parts.topic)
         self._term: Term | None = None
         self._saver: PositionSaver | None = None
         self._lag = Lag()
         self._began = monotonic()
+        self._trouble = ""
 
     # -- terms ---------------------------------------------------------------------------------------------------
 
@@ -74,25 +75,27 @@ class RelayWork:
             working.result()
 
     async def _publish_in_terms(self, stop: asyncio.Event) -> None:
-        failures, before = 0, None
+        failures, before, cause = 0, None, "lease"
         while not stop.is_set():
             try:
                 await self._lease.held()
             except Interrupted:
                 return
-            term = await self._next_term(before)
+            term = await self._next_term(before, cause)
             if term is None:  # another process has begun a term; as the lease holds, this one takes over
-                before = None
+                before, cause = None, "replaced"
                 continue
             saver = PositionSaver(self._parts, self._relays, self._store, self._lease, term.number, term.ledger)
             self._term, self._saver = term, saver
             try:
                 await term.run(stop, saver)
             finally:
-                self._term = None
+                self._term, self._reached = None, term.ledger.token
             before = term
             failures = 0 if term.has_moved else failures + 1
+            cause = "topic" if term.has_lost_topic else "error"
             if term.failure:
+                self._trouble = term.failure
                 log.warning(
                     "a record was not acknowledged; the relay publishes again from its position, in a new term",
                     action="relay.term_failed",
@@ -102,8 +105,12 @@ class RelayWork:
                 )
                 await asyncio.sleep(pause_after(failures))
 
-    async def _next_term(self, before: Term | None) -> Term | None:
-        """Begin a term. Returns None if another process has begun one since `before`."""
+    async def _next_term(self, before: Term | None, cause: str) -> Term | None:
+        """Begin a term. Returns None if another process has begun one since `before`.
+
+        Args:
+            cause: of the term, see `RelayFigures`.
+        """
         parts, address = self._parts, self._parts.group.state.address
         report = partial(
             log.warning, "the state of the relay can't be read now, trying again", action="relay.state_not_read"
@@ -134,11 +141,17 @@ class RelayWork:
         state = await retry(taking, report, address=address)
         if state is None:
             return None
+        await retry(
+            partial(self._relays.note_retention, state.term, facts.retention_limit), report, address=address
+        )
+        parts.figures.term = state.term
+        parts.figures.terms[cause] += 1
         log.info(
             "a term of the relay begins",
             action="relay.term",
             topic=parts.topic,
             term=state.term,
+            cause=cause,
             partitions=facts.layout.partitions,
             position=token_time(state.position.token).as_datetime().isoformat(),
         )
@@ -170,7 +183,7 @@ class RelayWork:
         parts, failures = self._parts, 0
         while True:
             try:
-                return await prepared_topic(
+                facts = await prepared_topic(
                     parts.config,
                     parts.topic,
                     parts.partitions,
@@ -181,7 +194,10 @@ class RelayWork:
                 raise
             except KafkaError as error:
                 failures += 1
+                self._trouble = error.message
                 log.warning(error.message, action="kafka.not_reached", remedy=error.remedy, failures=failures)
+            else:
+                return facts
             await asyncio.sleep(pause_after(failures, _ASK_AGAIN))
 
     async def _since(
@@ -208,7 +224,15 @@ class RelayWork:
     @property
     def position(self) -> str:
         """The token of the position."""
-        return self._claimed_at if self._term is None else self._term.ledger.token
+        return self._reached if self._term is None else self._term.ledger.token
+
+    @property
+    def trouble(self) -> str:
+        """The reason why the topic can't be used now; empty if it can be used."""
+        term = self._term
+        if term is None:
+            return self._trouble
+        return term.trouble if term.has_moved else self._trouble or term.trouble
 
     def gauges(self) -> Gauges:
         """The current gauges."""
@@ -217,14 +241,20 @@ class RelayWork:
         oldest = None if ledger is None else ledger.oldest
         queued = 0 if ledger is None else ledger.records
         waiting_since = None if oldest is None else float(token_time(oldest).time)
+        position_seconds = float(token_time(self.position).time)
+        lag = self._lag.seconds(moment, server_now, waiting_since)
+        if self._term is None:  # nothing is read
+            lag = max(lag, server_now - position_seconds)
         return Gauges(
             connected=self.connected,
             in_flight=0,
             queued=queued,
             queued_bytes=0 if ledger is None else ledger.size,
-            lag_seconds=self._lag.seconds(moment, server_now, waiting_since),
+            lag_seconds=lag,
             lag_changes=self._lag.changes(moment, server_now, queued),
-            position_seconds=float(token_time(self.position).time),
+            position_seconds=position_seconds,
             saved_seconds=self._began if self._saver is None else self._saver.saved_seconds,
-            silent_seconds=self._lag.silent(moment),
+            silent_seconds=0.0 if self._term is None else self._lag.silent(moment),
+            waiting_seconds=0.0 if waiting_since is None else max(0.0, server_now - waiting_since),
+            topic=TopicGauges(trouble=self.trouble),
         )

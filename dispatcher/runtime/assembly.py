@@ -141,6 +141,7 @@ class Assembly(NamedTuple):
             batch_size=self.settings.batch_size,
             read_large=LargeEvents(self.group.state, self.topic.topic).read_patiently,
             saved=lambda: checkpoint.saved_place,
+            figures=self.stats.topic,
         )
         return CompletedTopic(partition, stream, self.topic.streams)
 

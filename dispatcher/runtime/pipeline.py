@@ -294,6 +294,8 @@ class Pipeline:
             position_seconds=float(self._source.time_of(self._tracker.token).time),
             saved_seconds=self._checkpoint.saved_seconds,
             silent_seconds=self._lag.silent(now),
+            waiting_seconds=0.0 if waiting_since is None else max(0.0, server_now - waiting_since),
+            topic=self._source.topic_gauges(),
         )
 
     def delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:

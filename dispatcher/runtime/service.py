@@ -11,7 +11,7 @@ from dispatcher.core.clients import Clients, close, closing
 from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import Gauges, Stats
+from dispatcher.core.stats import Gauges, Stats, TopicFigures
 from dispatcher.core.tasks import end
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.where import Conditions
@@ -57,7 +57,7 @@ class Service:
 
     def __init__(self, registry: Registry, settings: Settings, application: str = "") -> None:
         self.settings = settings
-        self.stats = Stats()
+        self.stats = Stats(topic=None if settings.kafka is None else TopicFigures())
         self._registry = registry
         self._application = application
         self._coordinator: Coordinator[Pipeline] | None = None

@@ -90,6 +90,9 @@ class ChangeStreamSource:
         """Returns whether the stream is open, and the server answers."""
         return self._open and not self._cursors.is_silent
 
+    def topic_gauges(self) -> None:
+        """Return None: there is no topic."""
+
     async def now(self) -> Start:
         """The start after `token_now`."""
         return Start(token=await self.token_now())

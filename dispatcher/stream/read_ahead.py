@@ -48,5 +48,6 @@ async def _next(source: Source, batches: AsyncGenerator[Batch], lag: Lag) -> Bat
     lag.note_request(monotonic())
     batch = await anext(batches)
     count = len(batch.events)
-    lag.note_batch(monotonic(), source.time_of(batch.token).time, count, more=count >= _FULL)
+    if count or source.connected:  # a topic that can't be reached yields empty batches
+        lag.note_batch(monotonic(), source.time_of(batch.token).time, count, more=count >= _FULL)
     return batch

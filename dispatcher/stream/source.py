@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from bson.timestamp import Timestamp
 
 from dispatcher.core.events import Batch, Start
+from dispatcher.core.stats import TopicGauges
 from mongoz.stamps import Stamp
 
 RememberStamp = Callable[[Stamp | None, Any], object]
@@ -32,6 +33,9 @@ class Source(Protocol):
     @property
     def connected(self) -> bool:
         """Returns whether the source is open and answers."""
+
+    def topic_gauges(self) -> TopicGauges | None:
+        """The current gauges of the topic; None if the source is no topic."""
 
     async def now(self) -> Start:
         """The present position: all later changes can be read from it. It has a token."""

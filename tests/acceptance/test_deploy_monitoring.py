@@ -121,7 +121,7 @@ HOURS = 200  # the length of each series in minutes
 
 # A healthy group: values of each series per minute, in promtool's notation.
 HEALTHY = {
-    ("info", 'version="1"'): "1",
+    ("info", 'version="1",role="dispatcher"'): "1",
     ("partitions", ""): "1",
     ("partitions_held", ""): "1",
     ("stream_connected", ZERO): "1",
@@ -143,6 +143,12 @@ HEALTHY = {
     ("paused_receivers", ""): "0",
     ("stream_reconnects_total", ""): "1",
     ("lease_changes_total", ""): "1",
+    ("topic_connected", ""): "1",
+    ("topic_headroom_seconds", ZERO): "3600",
+    ("topic_retention_seconds", ""): "3600",
+    ("relay_members", ""): "2",
+    ("relay_lag_seconds", ""): "1",
+    ("relay_terms_total", 'cause="error"'): "2",
 }
 
 # The different series of each alert. None: the series is missing.
@@ -163,6 +169,11 @@ FIRING: dict[str, dict[tuple[str, str], str | None]] = {
     "DispatcherPausedForLong": {("paused_receivers", ""): "1"},
     "DispatcherReconnects": {("stream_reconnects_total", ""): "0+1"},
     "DispatcherLeasesChange": {("lease_changes_total", ""): "0+1"},
+    "RelayAbsent": {("relay_members", ""): "0"},
+    "RelayLagging": {("relay_lag_seconds", ""): "61"},
+    "RelayTermsFail": {("relay_terms_total", 'cause="error"'): "0+1"},
+    "TopicRefused": {("topic_connected", ""): "0", ("stream_connected", ZERO): "0"},
+    "TopicRunsOut": {("topic_headroom_seconds", ZERO): "1700"},
 }
 
 
@@ -203,6 +214,8 @@ def case(changes: dict[tuple[str, str], str | None], expected: list[str], *, pro
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, processes: bool):
     healthy = case({}, [], processes=processes)
     cases = [healthy, *(case(changes, [alert], processes=processes) for alert, changes in FIRING.items())]
+    only_relay = {("info", 'version="1",role="dispatcher"'): None, ("info", 'version="1",role="relay"'): "1"}
+    cases.append(case(only_relay, ["DispatcherAbsent"], processes=processes))
     file = tmp_path / "cases.yml"
     rules = str(DEPLOY / "prometheus" / "alerts.yml")
     file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": cases}))

@@ -28,7 +28,7 @@ from dispatcher.core.output import logs
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import token_at, token_of, token_time
 from dispatcher.core.state import Group, State
-from dispatcher.core.stats import Stats
+from dispatcher.core.stats import RelayFigures, Stats
 from dispatcher.core.tasks import end
 from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, RecordPlace, accept
 from dispatcher.kafka.envelope import decode, token_in
@@ -274,6 +274,9 @@ class Relays:
         simulation.require_accepted(simulation.state.position)
         return simulation.state
 
+    async def note_retention(self, _term: int, _seconds: float | None) -> None:
+        await self._process.gate()
+
     async def save(self, term: int, position: RelayPosition) -> bool:
         await self._process.gate()
         simulation = self._simulation
@@ -363,7 +366,7 @@ class RelaySimulation:
             cast("Any", Config(self, process)),
             None,
             _settings,
-            Stats(),
+            Stats(relay=RelayFigures()),
             WeaknessLog(),
         )
         position = Position.read(

@@ -18,6 +18,7 @@ from dispatcher.operate.status_model import (
     ParkedCount,
     PartitionStatus,
     Pause,
+    RelayStatus,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -216,3 +217,41 @@ def test_each_word_is_in_the_documentation():
     text = (DOCS / "how-to" / "monitoring.md").read_text()
     section = text.split("## In a word\n", 1)[1].split("\n## ", 1)[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(WORDS)
+
+
+# -- Kafka -------------------------------------------------------------------------------------------------
+
+
+def relay(lag: float | None = 0.0, alive: int = 1, trouble: str | None = None) -> RelayStatus:
+    names, nothing = ["here, pid 1"] * alive, None
+    return RelayStatus(
+        "t", "c", 4, 7, names, nothing, NOW, 33.0, 0.0, lag, 0, 0.0, trouble, nothing, nothing, publishes=[]
+    )
+
+
+def of_topic(*members: MemberStatus, of: RelayStatus, is_relay: bool = False) -> Health:
+    status = group(members, [partition()])
+    status.relay, status.is_relay = of, is_relay
+    return health_of(status)
+
+
+def test_a_group_is_behind_if_its_relay_is():
+    assert of_topic(member(a=GOOD), of=relay()).health == "delivering"
+    late = of_topic(member(a=GOOD), of=relay(lag=12.0))
+    assert (late.health, late.why) == ("behind", "the relay is 12 s behind")
+    without = of_topic(member(a=GOOD), of=relay(lag=None, alive=0))
+    assert without.health == "behind"
+    assert without.why == "no relay is alive: the changes of the last 33 s are not in the topic"
+    assert of_topic(member(a={**QUIET, "failed": 1}), of=relay(lag=12.0)).health == "failing"
+    assert of_topic(of=relay(lag=12.0)).health == "down"
+
+
+def test_the_health_of_a_relay():
+    at_work = member()
+    at_work.stats["per_second"] = {"changes": 3.0}
+    assert of_topic(member(), of=relay(), is_relay=True).health == "idle"
+    assert of_topic(at_work, of=relay(), is_relay=True).health == "delivering"
+    assert of_topic(member(lag=12.0), of=relay(), is_relay=True).health == "behind"
+    failing = of_topic(member(lag=12.0), of=relay(trouble="no broker answers"), is_relay=True)
+    assert (failing.health, failing.why) == ("failing", "no broker answers")
+    assert of_topic(of=relay(), is_relay=True).why == "no relay is alive"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dispatcher.core.events import Batch, Change, Job, LogPlace, Start
 from dispatcher.core.resume_tokens import shortened, token_at
+from dispatcher.core.stats import TopicFigures
 from dispatcher.exceptions import HistoryLost, TopicError
 from dispatcher.kafka.acceptance import LogPosition
 from dispatcher.kafka.complete import CompletedTopic
@@ -145,7 +146,9 @@ def source_of(
     async def read_large(_large: LargeEvent) -> bytes | None:
         return large
 
-    return KafkaSource(log, start, batch_size=size, read_large=read_large, saved=lambda: saved)
+    return KafkaSource(
+        log, start, batch_size=size, read_large=read_large, saved=lambda: saved, figures=TopicFigures()
+    )
 
 
 async def batches_of(log: MemoryLog, start: Start = FIRST, **options: Any) -> list[Batch]:

@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS, Gauges, Histogram, Lag, Stats, seconds_of
+from dispatcher.core.stats import (
+    BOUNDS,
+    MOST_RECEIVERS,
+    Gauges,
+    Histogram,
+    Lag,
+    RelayFigures,
+    Stats,
+    TopicFigures,
+    TopicGauges,
+    seconds_of,
+    topic_headroom,
+)
 from dispatcher.operate.metrics import METRICS, Metrics, Snapshot
 from dispatcher.operate.status_model import GroupStatus, MemberStatus, Pause
 
@@ -72,7 +84,7 @@ def test_prometheus_reads_counters_gauges_and_histograms():
     assert value(samples, "oplog_window_seconds") == 100
     assert value(samples, "oplog_headroom_seconds", partition="0") == 97
     assert value(samples, "members") == 2
-    assert value(samples, "info", version="1.2") == 1
+    assert value(samples, "info", version="1.2", role="dispatcher") == 1
 
 
 def test_unknown_values_are_absent():
@@ -80,6 +92,64 @@ def test_unknown_values_are_absent():
     for name in ("oplog_window_seconds", "oplog_headroom_seconds", "members", "dead_letters", "parked_deliveries"):
         assert f"mongoz_dispatcher_{name}" not in names
     assert "mongoz_dispatcher_members" in {name for name, _ in scraped(snapshot(status=group()))}
+
+
+def test_a_reader_of_a_topic_has_the_lag_of_the_broker_and_the_headroom_of_the_topic():
+    stats = Stats(topic=TopicFigures(records=9, dropped={"duplicate": 3, "stale": 2, "ahead": 0}))
+    topic = TopicGauges("", 40, 3_600.0, 700)
+    here, there = (
+        GAUGES._replace(topic=topic, waiting_seconds=0.5),
+        GAUGES._replace(topic=topic._replace(trouble="no broker answers", lag_records=None, is_paused=True)),
+    )
+    shot = snapshot(stats, oplog_begins=900.0, oplog_ends=1_000.0, broker_errors=6)._replace(
+        pipelines={0: here, 1: there}
+    )
+    samples = scraped(shot)
+    assert value(samples, "topic_records_read_total") == 9
+    assert value(samples, "topic_records_dropped_total", reason="duplicate") == 3
+    assert value(samples, "topic_lag_records", partition="0") == 40
+    assert ("mongoz_dispatcher_topic_lag_records", (("group", "billing"), ("partition", "1"))) not in samples
+    assert value(samples, "topic_headroom_seconds", partition="0") == 3_590
+    assert value(samples, "topic_retention_seconds") == 3_600
+    assert value(samples, "topic_buffered_bytes") == 1_400
+    assert value(samples, "topic_partitions_paused") == 1
+    assert value(samples, "topic_connected") == 0
+    assert value(samples, "broker_errors_total") == 6
+    assert value(samples, "delivery_lag_seconds", partition="0") == 0.5
+    assert value(scraped(shot._replace(pipelines={0: here})), "topic_connected") == 1
+    names = {name for name, _ in samples}
+    assert "mongoz_dispatcher_oplog_headroom_seconds" not in names  # the topic holds the position
+    assert not any("relay" in name for name in names)
+
+
+def test_a_topic_holds_a_position_longer_if_nothing_waits_there():
+    assert topic_headroom(3_600.0, 600.0, all_read=False) == 3_000
+    assert topic_headroom(3_600.0, 600.0, all_read=True) == 3_600
+    assert topic_headroom(None, 600.0, all_read=False) is None
+
+
+def test_a_relay_has_metrics_of_its_own_and_none_about_deliveries():
+    figures = RelayFigures(records=8, bytes=800, large_events=1, term=12)
+    figures.terms["error"] += 2
+    shot = snapshot(Stats(relay=figures))._replace(pipelines={0: GAUGES._replace(topic=TopicGauges())})
+    samples = scraped(shot)
+    assert value(samples, "info", version="1.2", role="relay") == 1
+    assert value(samples, "relay_records_published_total") == 8
+    assert value(samples, "relay_bytes_published_total") == 800
+    assert value(samples, "relay_large_events_total") == 1
+    assert value(samples, "relay_terms_total", cause="error") == 2
+    assert value(samples, "relay_terms_total", cause="lease") == 0
+    assert value(samples, "relay_term") == 12
+    assert value(samples, "relay_lag_seconds") == 1.5
+    assert value(samples, "relay_position_seconds") == 990
+    assert value(samples, "relay_records_in_flight") == 7
+    assert value(samples, "relay_bytes_in_flight") == 900
+    assert value(samples, "topic_connected") == 1
+    names = {name for name, _ in samples}
+    assert not names & {f"mongoz_dispatcher_{name}" for name in ("lag_seconds", "delivery_lag_seconds")}
+    standby = scraped(shot._replace(pipelines={}))
+    assert value(standby, "relay_term") == 0
+    assert "mongoz_dispatcher_relay_lag_seconds" not in {name for name, _ in standby}
 
 
 def test_a_pause_is_a_metric():

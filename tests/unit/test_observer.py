@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 
 from dispatcher.core.state import Group
-from dispatcher.core.stats import Gauges, Stats
+from dispatcher.core.stats import Gauges, RelayFigures, Stats, TopicFigures, TopicGauges
 from dispatcher.operate import status as status_module
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.status_model import GroupStatus, MemberStatus
@@ -56,6 +56,24 @@ async def test_a_process_with_a_broken_or_silent_stream_is_not_ready():
     assert silent.must_restart() == []
     stuck = observer(WELL._replace(silent_seconds=400.0))
     assert len(stuck.must_restart()) == 1
+
+
+async def test_a_process_that_can_not_use_its_topic_is_not_ready_and_a_restart_does_not_help():
+    gone = WELL._replace(connected=False, silent_seconds=400.0, topic=TopicGauges("no broker answers"))
+    reading = Observer(
+        Stats(topic=TopicFigures()), group="g", settings=Settings(), gauges=lambda: {0: WELL, 3: gone}
+    )
+    reading.begin(asyncio.Event())
+    assert reading.not_ready() == ["partition 3 of the topic can't be read: no broker answers"]
+    assert reading.must_restart() == []
+    assert reading.stats_document()["trouble"] == "no broker answers"
+
+
+async def test_a_relay_says_that_it_is_one():
+    relay = Observer(Stats(relay=RelayFigures(term=7)), group="g", settings=Settings(), gauges=lambda: {0: WELL})
+    assert relay.not_ready() == ["the relay is starting"]
+    told = relay.stats_document()["relay"]
+    assert told == {"records": 0, "bytes": 0, "large_events": 0, "term": 7, "in_flight": 0}
 
 
 def test_the_report_to_other_members():

@@ -43,19 +43,23 @@ def show(
     """Show the position of each partition and the time of its last save.
 
     All changes up to a position are delivered. By default a running dispatcher saves its positions at least every
-    ten seconds, on an idle stream too.
+    ten seconds, on an idle stream too. If the group reads from a topic, the place in the topic and the position of
+    the relay are shown too.
 
     Example: `dispatcher position show shop.models:registry --max-age 60`
     """
     from dispatcher.cli.connecting import with_group
+    from dispatcher.operate.positions import topic_status
     from dispatcher.operate.status import read_status
 
     async def see(there: "GroupConnection") -> list[dict[str, Any]]:
         overview = await read_status(there.group)
         numbered = there.group.state.positions.find({"group": there.group.name, "partition": {"$exists": 1}})
         found = {int(one["partition"]): one async for one in numbered}
+        topic = await topic_status(there.group)
         return [
             _readable(there.group.name, one, found[one.number])
+            | ({} if topic is None else topic.of_partition(one.number, found[one.number]))
             for one in overview.partitions
             if one.number in found
         ]
@@ -104,6 +108,7 @@ def move(
     ],
     *,
     place: OfGroupOfApp,
+    source: Annotated[Settings, settings_of("kafka", "kafka_config")],
     yes: Yes = False,
     force: Force = False,
     as_json: Json = False,
@@ -114,6 +119,8 @@ def move(
     are not delivered, and a gap is recorded. Parked deliveries and dead letters stay. All dispatchers of the group
     must be stopped.
 
+    For a group that reads from a topic, `--kafka` names its brokers. The position of a relay moves forward only.
+
     Example: `dispatcher position set shop.models:registry --at 2h`
     """
     from dispatcher.cli.connecting import with_group
@@ -123,11 +130,7 @@ def move(
     wanted = None if at.strip() == "now" else token(at, "--at")
 
     async def do(there: "GroupConnection") -> "list[MovedPosition]":
-        mover = Mover(there.group)
-        if wanted is None:
-            return await mover.move(await mover.now(), force=force)
-        await mover.require_held(wanted)
-        return await mover.move(wanted, force=force)
+        return await Mover(there.group).set(wanted, source, force=force)
 
     if not confirmed(f"Deliver everything since {at}, and nothing before?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)

@@ -3,25 +3,35 @@
 All partitions move in one transaction, which also records the gaps. Each move begins a new term, so a process that
 holds a partition loses it.
 
+The new position of a group that reads from a topic must be in the topic, or at least in the oplog. A relay moves
+forward only, and records the gap itself.
+
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from bson.timestamp import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from dispatcher.core.events import LogPlace
 from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.core.state import POSITIONS, Group
 from dispatcher.core.stats import Stats
 from dispatcher.exceptions import HistoryLost, NotFound, PositionError, StillRunning
 from dispatcher.group.origin import ChangeOrigin
+from dispatcher.kafka.log import topic_of
+from dispatcher.kafka.merged import places_at
+from dispatcher.kafka.relay_state import RelayState, RelayStore
 from dispatcher.operate.member_status import members_of
-from dispatcher.position.documents import Position, SavedPositions
+from dispatcher.position.documents import Position, SavedPositions, Topic
 from dispatcher.position.gaps import Gap, Gaps
 from dispatcher.position.store import PositionStore
+from dispatcher.settings import Settings
 from dispatcher.stream.cursor import Cursors
 
 
@@ -42,6 +52,59 @@ class MovedPosition(NamedTuple):
     before: Timestamp | None
     after: Timestamp | None
     gap: str | None
+
+
+class TopicStatus(NamedTuple):
+    """The topic of a group, for `position show`.
+
+    Attributes:
+        relay: its state; None if no relay has saved a position.
+        is_own: whether the group is the relay of the topic.
+    """
+
+    topic: str
+    relay: RelayState | None
+    is_own: bool
+
+    def of_partition(self, number: int, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The place of a partition in the topic, and the position of the relay.
+
+        Args:
+            document: of the position.
+        """
+        relay = None if self.relay is None else self.relay.position
+        until = None if relay is None else _readable(relay.token)
+        if self.is_own:
+            term = None if self.relay is None else self.relay.term
+            return {"topic": self.topic, "relay_term": term, "relay_up_to": until}
+        place = document.get("log") or {}
+        marks = () if relay is None else relay.marks
+        mark = marks[number] if number < len(marks) else None
+        return {
+            "topic": self.topic,
+            "offset": place.get("offset"),
+            "record_term": place.get("term"),
+            "record_number": place.get("number"),
+            "relay_up_to": until,
+            "relay_offset": None if mark is None else mark.offset,
+            "relay_term": None if mark is None else mark.term,
+            "relay_number": None if mark is None else mark.number,
+        }
+
+
+async def topic_status(group: Group) -> TopicStatus | None:
+    """The topic from which a group reads, or to which a relay publishes; None for change streams.
+
+    Raises:
+        PositionError: the state of the relay is malformed.
+    """
+    relay = await RelayStore(group.state, group.name).load()
+    if relay is not None:
+        return TopicStatus(group.name, relay, is_own=True)
+    match await group.state.positions.find_one({"_id": group.name}):
+        case {"topic": {"name": str(name)}}:
+            return TopicStatus(name, await RelayStore(group.state, name).load(), is_own=False)
+    return None
 
 
 class Mover:
@@ -68,6 +131,10 @@ class Mover:
             HistoryLost: the oplog does not reach back to the token.
             PositionError: the token is in the future.
         """
+        await self._require_past(token)
+        await self._require_in_oplog(token)
+
+    async def _require_past(self, token: str) -> None:
         time, now = token_time(token), await self._time()
         if time.time > now.time:
             raise PositionError(
@@ -75,13 +142,49 @@ class Mover:
                 f"{now.as_datetime().isoformat()}. Nothing was changed.",
                 remedy="Choose an earlier time. `--at now` skips all changes until now.",
             )
+
+    async def _require_in_oplog(self, token: str, in_topic: str = "") -> None:
+        """Require that the oplog reaches back to a token.
+
+        Args:
+            in_topic: why the topic does not; empty without a topic.
+        """
         # A change stream on any collection shows how far back the oplog reaches. The user of this connection may
         # read the positions, so the stream is on the positions.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
-        if not await cursors.reaches_back_to(min(time, now)):
-            raise await self._too_far_back(time)
+        time = token_time(token)
+        if not await cursors.reaches_back_to(min(time, await self._time())):
+            raise await self._too_far_back(time, in_topic)
 
-    async def move(self, token: str | None, *, force: bool) -> list[MovedPosition]:
+    async def set(self, token: str | None, settings: Settings, *, force: bool) -> list[MovedPosition]:
+        """Let all partitions continue after a token.
+
+        Args:
+            token: a resume token, or only the beginning that all tokens of one time have; None for now.
+            settings: name the brokers of the topic.
+            force: as in `move`.
+
+        Raises:
+            HistoryLost: neither the source of the group nor the oplog reaches back to the token.
+            PositionError: the token is in the future, or a relay has published later changes.
+            KafkaError: the topic can't be read.
+        """
+        layout = (await self._store.load()).layout
+        topic = None if layout is None else layout.topic
+        await self._require_unpublished(token)
+        if token is None:
+            token = await self.now()
+            places = {} if topic is None else await self._places_now(topic)
+        elif topic is None:
+            await self.require_held(token)
+            places = {}
+        else:
+            places = await self._places(topic, token, settings)
+        return await self.move(token, force=force, places=places)
+
+    async def move(
+        self, token: str | None, *, force: bool, places: Mapping[int, LogPlace] = MappingProxyType({})
+    ) -> list[MovedPosition]:
         """Let all partitions continue after a token, or begin anew.
 
         Args:
@@ -89,6 +192,7 @@ class Mover:
                 after the next start of a dispatcher are delivered, as after the first start of a group.
             force: move the positions even if a dispatcher is alive. This dispatcher starts no deliveries after
                 the end of its lease, and other processes wait for this end.
+            places: for a topic, the known places of the token, by partition.
 
         Raises:
             NotFound: no position is saved.
@@ -96,7 +200,66 @@ class Mover:
             StillRunning: a dispatcher of the group is alive, or wrote a position at the same time.
         """
         saved = await self._stopped(force=force)
-        return await self._write(saved, token, force=force)
+        return await self._write(saved, token, force=force, places=places)
+
+    async def _require_unpublished(self, token: str | None) -> None:
+        """Require that this group is no relay, or that the relay has not published the changes after a token.
+
+        Raises:
+            PositionError: it has published them.
+        """
+        relay = await RelayStore(self._state, self._group.name).load()
+        if token is None or relay is None or token > relay.position.token:
+            return
+        raise PositionError(
+            f"{self._group.name!r} is a relay, and it has published the changes until "
+            f"{_readable(relay.position.token)}. Its position can't be moved back: its readers have read the "
+            "changes. Nothing was changed.",
+            remedy="Move the position of the group of dispatchers instead, or use `dispatcher replay`.",
+        )
+
+    async def _places_now(self, topic: Topic) -> dict[int, LogPlace]:
+        """The places of the relay's position: all later changes are in the topic."""
+        relay = await RelayStore(self._state, topic.name).load()
+        if relay is None:
+            return {}  # the next start of a dispatcher names the remedy
+        marks = enumerate(relay.position.marks)
+        return {number: LogPlace(relay.topic.id, *mark) for number, mark in marks}
+
+    async def _places(self, topic: Topic, token: str, settings: Settings) -> dict[int, LogPlace]:
+        """The places of a token in a topic. None, if only the oplog reaches back to the token.
+
+        Raises:
+            HistoryLost: neither of them reaches back to the token.
+        """
+        await self._require_past(token)
+        log = topic_of(self._group, settings.model_copy(update={"kafka_topic": topic.name}))
+        if log is None:
+            raise PositionError(
+                f"The group {self._group.name!r} reads from {topic}, so its new position must be searched there. "
+                "Nothing was changed.",
+                remedy="Name the brokers with --kafka.",
+            )
+        async with log.opened():
+            found = Topic(log.watch.layout.cluster, topic.name)
+            if found != topic:
+                raise PositionError(
+                    f"The group {self._group.name!r} reads from {topic}, and --kafka names {found}. Nothing was "
+                    "changed.",
+                    remedy="Name the brokers of that cluster.",
+                )
+            since = min(log.watch.relay.since.values(), default="")
+            if token < since:
+                raise HistoryLost(
+                    f"The relay publishes changes to {topic} since {_readable(since)} only. Nothing was changed.",
+                    remedy="Choose a later time. `dispatcher replay` without --kafka delivers earlier changes "
+                    "from the oplog.",
+                )
+            try:
+                return dict(enumerate(await places_at(log, token)))
+            except HistoryLost as lost:
+                await self._require_in_oplog(token, lost.message)
+                return {}
 
     async def switch(self, origin: ChangeOrigin) -> int:
         """Let the group read from another source. It continues at its position, and keeps finished changes.
@@ -162,11 +325,14 @@ class Mover:
             )
         return saved
 
-    async def _write(self, saved: SavedPositions, token: str | None, *, force: bool) -> list[MovedPosition]:
+    async def _write(
+        self, saved: SavedPositions, token: str | None, *, force: bool, places: Mapping[int, LogPlace]
+    ) -> list[MovedPosition]:
         assert saved.layout is not None  # move() has checked it
         partitions = saved.layout.partitions
         positions = [one for _, one in sorted(saved.positions.items())]
-        done = [self._moved(position, partitions, token) for position in positions]
+        is_relay = await RelayStore(self._state, self._group.name).load() is not None
+        done = [self._moved(position, partitions, token, is_relay=is_relay) for position in positions]
 
         async def note(session: AsyncClientSession) -> None:
             for position, one in zip(positions, done, strict=True):
@@ -176,7 +342,7 @@ class Mover:
                     gap = Gap("position_set", key, one.gap, None, one.before, one.after)
                     await gaps.note(gap, session)
 
-        if not await self._store.move(saved, token, force=force, also=note):
+        if not await self._store.move(saved, token, force=force, also=note, places=places):
             raise self._changed()
         return done
 
@@ -187,10 +353,11 @@ class Mover:
             remedy="Try again.",
         )
 
-    def _moved(self, position: Position, partitions: int, token: str | None) -> MovedPosition:
+    def _moved(self, position: Position, partitions: int, token: str | None, *, is_relay: bool) -> MovedPosition:
         before = None if position.token is None else token_time(position.token)
         after = None if token is None else token_time(token)
-        if position.token is None or before is None or (token is not None and token <= position.token):
+        back = position.token is None or (token is not None and token <= position.token)
+        if back or before is None or is_relay:
             return MovedPosition(position.partition, before, after, None)
         until = "the next start of a dispatcher" if after is None else after.as_datetime().isoformat()
         which = f"partition {position.partition}" if partitions > 1 else "the group"
@@ -206,11 +373,11 @@ class Mover:
         time: Timestamp = answer["operationTime"]
         return time
 
-    async def _too_far_back(self, time: Timestamp) -> HistoryLost:
+    async def _too_far_back(self, time: Timestamp, in_topic: str) -> HistoryLost:
         oplog = await look_at_oplog(self._state.client)
         reach = "" if oplog is None else f": it begins {datetime.fromtimestamp(oplog.begins, UTC).isoformat()}"
+        text = f"The oplog at {self._address} does not reach back to {time.as_datetime().isoformat()}{reach}."
         return HistoryLost(
-            f"The oplog at {self._address} does not reach back to {time.as_datetime().isoformat()}{reach}. "
-            "Nothing was changed.",
+            f"{in_topic} {text} Nothing was changed.".lstrip(),
             remedy="Choose a later time. For older changes, `dispatcher backfill` delivers the current documents.",
         )

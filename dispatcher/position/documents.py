@@ -266,7 +266,7 @@ def recorded(
     return values if place is None else {**values, "log": place._asdict()}
 
 
-def moved(position: Position, token: str | None, *, force: bool) -> dict[str, Any]:
+def moved(position: Position, token: str | None, *, force: bool, place: LogPlace | None = None) -> dict[str, Any]:
     """The update of a position that an operator moves.
 
     Its term grows, so that the former owner can't overwrite it. After a forced move the partition stays held for
@@ -275,6 +275,7 @@ def moved(position: Position, token: str | None, *, force: bool) -> dict[str, An
     Args:
         token: of the new position. With None the position is removed, and the next start records a new one.
         force: move the position even if a member holds the partition.
+        place: for a topic, the place of the token; None if it is unknown.
     """
     owner = _BY_HAND if force and position.owner is not None else None
     taken: dict[str, Any] = {"owner": owner, "lease_seconds": position.lease or _LEASE}
@@ -282,9 +283,9 @@ def moved(position: Position, token: str | None, *, force: bool) -> dict[str, An
     if token is None:
         return {"$set": taken, "$inc": counted, "$unset": dict.fromkeys(_SAVED, "")}
     # No fingerprint is recorded: the token may belong to another stream.
-    values, dates = {**taken, **recorded(token)}, {"saved_at": True, "released_at": True}
-    # The place in a topic belongs to the former token.
-    return {"$set": values, "$inc": counted, "$unset": {"inherited": "", "log": ""}, "$currentDate": dates}
+    values, dates = {**taken, **recorded(token, place=place)}, {"saved_at": True, "released_at": True}
+    gone = {"inherited": ""} if place is not None else {"inherited": "", "log": ""}
+    return {"$set": values, "$inc": counted, "$unset": gone, "$currentDate": dates}
 
 
 class _Fields:

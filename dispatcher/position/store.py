@@ -9,6 +9,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from pymongo import DeleteOne, ReturnDocument, UpdateOne
@@ -248,6 +249,7 @@ class PositionStore:
         *,
         force: bool,
         also: Callable[[AsyncClientSession], Awaitable[None]],
+        places: Mapping[int, LogPlace] = MappingProxyType({}),
     ) -> bool:
         """Make all partitions continue after a token, or begin again, in one transaction.
 
@@ -256,6 +258,7 @@ class PositionStore:
                 if no dispatcher had ever run.
             force: move the positions even while processes hold partitions.
             also: further writes of the same transaction.
+            places: for a topic, the known places of the token, by partition.
 
         Returns:
             False if the positions have changed since they were read.
@@ -263,7 +266,10 @@ class PositionStore:
         layout = saved.layout
         assert layout is not None  # the callers check it
 
-        moves = [UpdateOne(self._as_read(one), moved(one, token, force=force)) for one in saved.positions.values()]
+        moves = [
+            UpdateOne(self._as_read(one), moved(one, token, force=force, place=places.get(one.partition)))
+            for one in saved.positions.values()
+        ]
 
         async def write(session: AsyncClientSession) -> bool:
             matched = int(await self._touch_layout(layout.partitions, session))

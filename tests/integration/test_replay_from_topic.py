@@ -28,6 +28,8 @@ pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installe
 from tests.integration.relaying import Relaying, relay_name, relaying
 from tests.kafka.publisher import Publisher
 
+pytestmark = pytest.mark.slow
+
 PARTITIONS = 3
 
 

@@ -86,6 +86,7 @@ class Members:
         self.id = str(ObjectId())
         self.sessions = GroupSessions(group, self.id)
         self.started: datetime | None = None
+        self._beats = 0
 
     async def join(self) -> datetime:
         """Register this process. Returns the server's time of the registration."""
@@ -104,11 +105,16 @@ class Members:
         return started
 
     async def beat(self, *, leaving: bool = False) -> None:
-        """Write a heartbeat. If this process was removed as dead, it becomes a member again."""
-        values = {**self._facts, "started_at": self.started, "leaving": leaving, **self._status()}
+        """Write a heartbeat. If this process was removed as dead, it becomes a member again.
+
+        Each heartbeat has a new number, also after a removal: to the process that removed this one, an earlier
+        number would look like no heartbeat.
+        """
+        self._beats += 1
+        values = {**self._facts, "started_at": self.started, "leaving": leaving, "beat": self._beats}
         await self._collection.update_one(
             {"_id": self.id},
-            {"$set": values, "$inc": {"beat": 1}, "$currentDate": {"seen_at": True}},
+            {"$set": {**values, **self._status()}, "$currentDate": {"seen_at": True}},
             upsert=True,
         )
 

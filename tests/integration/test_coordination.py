@@ -11,6 +11,9 @@ from pymongo.errors import OperationFailure
 
 import mongoz
 from dispatcher.core.lease import HELD, TAKEN, Lease, now
+from dispatcher.group.heartbeats import Heartbeats
+from dispatcher.group.members import Members
+from dispatcher.group.view import read_group
 from dispatcher.position.store import FirstPosition, PositionStore
 from dispatcher.settings import MOST_PARTITIONS
 from tests.integration.test_dispatcher import Seen, listen, make_user
@@ -385,6 +388,24 @@ async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
                 assert back.service.ready
     said = capsys.readouterr()
     assert "lease.outdated" in said.out + said.err
+
+
+async def test_a_removed_member_counts_as_alive_again_with_its_next_heartbeat(client, database):
+    """Else a member that stalls after its first heartbeat would never get a share."""
+    member, seen = Members(group_of(client, database), {"version": "v", "lease_seconds": 1.0}), Heartbeats()
+
+    async def age(at: float) -> float:
+        (found,) = (await read_group(member.group)).members
+        return seen.note({found.id: found.beat}, asked=at, answered=at)[found.id]
+
+    await member.join()
+    await member.beat()
+    assert await age(0.0) == 0.0
+    for at in (10.0, 20.0):
+        assert await age(at) == 10.0
+        await member.remove_dead((await read_group(member.group)).members[0])
+        await member.beat()
+        assert await age(at) == 0.0
 
 
 async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(

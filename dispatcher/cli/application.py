@@ -44,6 +44,14 @@ def load_registry(app: str, modules: Iterable[str] = ()) -> "Registry":
     return registry
 
 
+def load_registries(apps: Iterable[str], modules: Iterable[str] = ()) -> "list[Registry]":
+    """Import several applications, see `load_registry`. The modules are imported after all of them."""
+    registries = [load_registry(app) for app in apps]
+    for name in modules:
+        _import(name, "--import")
+    return registries
+
+
 def _import(name: str, origin: str) -> ModuleType:
     try:
         return importlib.import_module(name)

@@ -1,12 +1,13 @@
 """`dispatcher check`."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import App, Import, Json, settings_of
+from dispatcher.cli.application import load_registries
+from dispatcher.cli.options import Apps, Import, Json, settings_of
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.redaction import redacted
@@ -14,56 +15,100 @@ from dispatcher.exceptions import ApplicationError, ExitCode
 from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
-    from dispatcher.operate.check import Finding
+    from dispatcher.operate.findings import Finding
+    from mongoz import Registry
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 def check(
-    app: App,
+    apps: Apps,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,
     settings: Annotated[
         Settings,
-        settings_of("url", "deliver_everything", "connect_timeout", "state_database", "delivery_retention"),
+        settings_of(
+            *("url", "deliver_everything", "kafka", "kafka_topic", "kafka_config", "partitions"),
+            *("connect_timeout", "state_database", "delivery_retention"),
+        ),
     ],
+    relay: Annotated[
+        bool,
+        typer.Option("--relay", help="Check `relay` instead of `run`, for one or more APP. It needs --kafka."),
+    ] = False,
     role: Annotated[
-        bool, typer.Option("--role", help="Print the createRole command with the least rights instead.")
+        bool,
+        typer.Option(
+            "--role",
+            help="Print the createRole command with the least rights instead, with --kafka also the commands of "
+            "kafka-acls.sh.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Check whether `run` would work, and report problems. This command changes nothing.
 
     Each line is one check, and each problem has a remedy. The command exits with 1 if `run` would fail or would
-    not deliver some changes. It exits with 0 if there are only warnings.
+    not deliver some changes. It exits with 0 if there are only warnings. With `--kafka` it also checks the
+    brokers, the topic and its relay. With `--relay` it checks `relay` instead.
 
     Example: `dispatcher check shop.models:registry --import shop.receivers`
 
     With `--role`: `dispatcher check shop.models:registry --role | mongosh "mongodb://admin@db.example.org"`
     """
+    if relay and settings.kafka is None:
+        raise typer.BadParameter(
+            "A relay publishes to Kafka. Name its brokers with --kafka.", param_hint="--relay"
+        )
+    if len(apps) > 1 and not relay:
+        raise typer.BadParameter("`run` serves one APP. Several are for `relay`: add --relay.", param_hint="APP")
     from dispatcher.core.output.logs import configure_logging
 
     configure_logging("auto", "warning")  # to stderr; findings go to stdout
-    from dispatcher.operate import check as checks
-
     if role:
-        print(checks.role_for(load_registry(app, imports), settings))  # noqa: T201 - mongosh reads the output: no line may wrap
+        print(_role(load_registries(apps, imports), settings, relay=relay))  # noqa: T201 - mongosh reads the output: no line may wrap
         return
-
-    async def findings() -> "list[Finding]":
-        try:
-            registry = load_registry(app, imports)
-        except ApplicationError as error:
-            return [checks.Finding("error", "application", error.message, error.remedy)]
-        return [finding async for finding in checks.check(registry, settings, app)]
-
-    found = asyncio.run(findings())
+    found = asyncio.run(_findings(apps, imports, settings, relay=relay))
     if as_json:
         print_json([finding._asdict() for finding in found])
     else:
         _print(found)
     if any(finding.level == "error" for finding in found):
         raise typer.Exit(ExitCode.FAILED)
+
+
+async def _findings(
+    apps: Sequence[str], imports: Sequence[str], settings: Settings, *, relay: bool
+) -> "list[Finding]":
+    from dispatcher.operate.findings import Finding
+
+    try:
+        registries = load_registries(apps, imports)
+    except ApplicationError as error:
+        return [Finding.of("application", error)]
+    return [finding async for finding in _checks(registries, settings, apps, relay=relay)]
+
+
+def _checks(
+    registries: "Sequence[Registry]", settings: Settings, apps: Sequence[str], *, relay: bool
+) -> "AsyncIterator[Finding]":
+    if relay:
+        from dispatcher.relay.check import check_relay
+
+        return check_relay(registries, settings, apps)
+    from dispatcher.operate.check import check as check_run
+
+    return check_run(registries[0], settings, apps[0])
+
+
+def _role(registries: "Sequence[Registry]", settings: Settings, *, relay: bool) -> str:
+    if relay:
+        from dispatcher.relay.check import relay_role
+
+        return relay_role(registries, settings)
+    from dispatcher.operate.check import role_for
+
+    return role_for(registries[0], settings)
 
 
 def _print(found: "list[Finding]") -> None:

@@ -41,6 +41,16 @@ App = Annotated[
     ),
 ]
 
+Apps = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="APP...",
+        help="The registries, each as package.module:registry. The working directory is importable. In the "
+        "variable, separate them by spaces.",
+        envvar="DISPATCHER_APP",
+    ),
+]
+
 Import = Annotated[
     list[str],
     typer.Option(

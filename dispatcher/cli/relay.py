@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from dispatcher.cli.application import load_registry
-from dispatcher.cli.options import Import, settings_of
+from dispatcher.cli.application import load_registries
+from dispatcher.cli.options import Apps, Import, settings_of
 from dispatcher.settings import MOST_PARTITIONS, Settings
 
 # Seconds beyond --grace for an orderly shutdown: saving the position, releasing the lease, leaving the group.
@@ -32,15 +32,7 @@ def _require_name(name: str) -> str:
 
 
 def relay(
-    apps: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="APP...",
-            help="The registries whose collections are published, each as package.module:registry. The working "
-            "directory is importable. In the variable, separate them by spaces.",
-            envvar="DISPATCHER_APP",
-        ),
-    ],
+    apps: Apps,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,
     kafka: Annotated[
@@ -108,9 +100,7 @@ def relay(
     from dispatcher.runtime import main_loop
     from dispatcher.web.server import Web
 
-    registries = [load_registry(app) for app in apps]
-    if imports:
-        load_registry(apps[0], imports)
-    service = RelayService(registries, settings, RelayTarget(config, name, partitions, apps))
+    target = RelayTarget(config, name, partitions, apps)
+    service = RelayService(load_registries(apps, imports), settings, target)
     web = Web(settings, service.observer)
     main_loop.run(partial(web.beside, service.run), within=settings.grace + _ORDERLY)

@@ -41,7 +41,8 @@ def setup(
 
     The command turns on pre and post images for every collection that a receiver of APP listens to, and creates
     missing collections. It creates the indexes of the dispatcher's state. It records the first position: the first
-    `run` delivers the changes after it. With `--kafka` this is the position of the relay.
+    `run` delivers the changes after it. With `--kafka` it creates a missing topic, and the first position is that
+    of the relay.
 
     Example: `dispatcher setup shop.models:registry --import shop.receivers`
     """
@@ -58,6 +59,8 @@ def setup(
     table = Grid()
     for name, done in prepared.images.items():
         table.add_row(f"images of {name}", done)
+    if prepared.topic:
+        table.add_row(f"topic {settings.kafka_topic}", prepared.topic)
     table.add_row(f"state in {settings.state_database}", prepared.state)
     table.add_row(f"position of {prepared.group}", prepared.position)
     out.print(table)

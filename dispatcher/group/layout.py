@@ -61,6 +61,15 @@ async def require_source(store: PositionStore, origin: ChangeOrigin, scope: Scop
     """
     saved = await store.load()
     origin.require_covered(scope, saved)
+    require_same_source(store.group, saved, origin, settings)
+
+
+def require_same_source(group: str, saved: SavedPositions, origin: ChangeOrigin, settings: Settings) -> None:
+    """Require that a group reads from a source already, or is new.
+
+    Raises:
+        PositionError: the group has another source, or another number of partitions than the topic.
+    """
     wanted = settings.partitions
     if origin.partitions is not None and wanted not in (None, origin.partitions):
         raise PositionError(
@@ -72,10 +81,10 @@ async def require_source(store: PositionStore, origin: ChangeOrigin, scope: Scop
         return
     known = Layout(max(saved.positions) + 1, None, "") if layout is None else layout
     if known.topic != origin.topic:
-        raise _other_source(store.group, known, origin)
+        raise _other_source(group, known, origin)
     if origin.partitions is not None and known.partitions != origin.partitions:
         raise PositionError(
-            f"The group {store.group!r} has {known.partitions} partitions, but {origin.topic} has "
+            f"The group {group!r} has {known.partitions} partitions, but {origin.topic} has "
             f"{origin.partitions}: changes would be lost, or delivered twice.",
             remedy="The number of partitions of a topic can't be changed. Was the topic created again, or was the "
             "layout edited by hand? Create the topic with the earlier number, or choose another --kafka-topic.",

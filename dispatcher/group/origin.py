@@ -1,6 +1,6 @@
 """The source of a group's changes, for all of its partitions: change streams, or a topic."""
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Protocol
 
 from dispatcher.core.events import LogPlace
@@ -8,7 +8,7 @@ from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import State
 from dispatcher.exceptions import TopicError
 from dispatcher.kafka.acceptance import BEGINNING, resume
-from dispatcher.kafka.config import load_config
+from dispatcher.kafka.config import config_of
 from dispatcher.kafka.looks import TopicWatch
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.position.documents import SavedPositions, Topic
@@ -53,11 +53,8 @@ async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutin
     """
     if settings.kafka is None:
         return StreamOrigin(now)
-    config, topic = (
-        load_config(settings.kafka, settings.kafka_config, settings.connect_timeout),
-        settings.kafka_topic,
-    )
-    watch = TopicWatch(config, topic, RelayStore(state, topic), address=state.address)
+    topic = settings.kafka_topic
+    watch = TopicWatch(config_of(settings), topic, RelayStore(state, topic), address=state.address)
     await watch.open()
     return TopicOrigin(watch)
 
@@ -93,7 +90,7 @@ class TopicOrigin:
     """
 
     def __init__(self, watch: TopicWatch) -> None:
-        self._watch = watch
+        self.watch = watch
         self.topic: Topic | None = Topic(watch.layout.cluster, watch.layout.topic)
         self.partitions: int | None = watch.layout.partitions
         self.since = max(watch.relay.since.values(), default="")
@@ -104,8 +101,8 @@ class TopicOrigin:
         Raises:
             TopicError: a collection is missing, or was added too late.
         """
-        tokens = [one.token for one in saved.positions.values() if one.token is not None]
-        self.require_since(scope, min(tokens, default=self._watch.relay.position.token))
+        for error in self.uncovered(scope, saved):
+            raise error
 
     def require_since(self, scope: Scope, begins: str) -> None:
         """Require that the relay publishes all changes of the watched collections since a token.
@@ -113,7 +110,16 @@ class TopicOrigin:
         Raises:
             TopicError: a collection is missing, or was added too late.
         """
-        since = self._watch.relay.since
+        for error in self._uncovered_since(scope, begins):
+            raise error
+
+    def uncovered(self, scope: Scope, saved: SavedPositions) -> Iterator[TopicError]:
+        """The errors about collections that the relay does not publish, or not since the position."""
+        tokens = [one.token for one in saved.positions.values() if one.token is not None]
+        return self._uncovered_since(scope, min(tokens, default=self.watch.relay.position.token))
+
+    def _uncovered_since(self, scope: Scope, begins: str) -> Iterator[TopicError]:
+        since = self.watch.relay.since
         patterns = [parse_pattern(name) for name in since if "*" in name]
         wanted: list[tuple[str, list[str]]] = []
         for namespace in scope.namespaces:
@@ -123,13 +129,13 @@ class TopicOrigin:
         for name, covering in wanted:
             found = [since[one] for one in covering if one in since]
             if not found:
-                raise TopicError(
-                    f"The relay does not publish the changes of {name} to the topic {self._watch.topic!r}.",
+                yield TopicError(
+                    f"The relay does not publish the changes of {name} to the topic {self.watch.topic!r}.",
                     remedy="Start `dispatcher relay` with this application too.",
                 )
-            if min(found) > begins:
-                raise TopicError(
-                    f"The relay publishes the changes of {name} to the topic {self._watch.topic!r} since "
+            elif min(found) > begins:
+                yield TopicError(
+                    f"The relay publishes the changes of {name} to the topic {self.watch.topic!r} since "
                     f"{token_time(min(found)).as_datetime().isoformat()}, but this group has delivered the "
                     f"changes until {token_time(begins).as_datetime().isoformat()} only.",
                     remedy="Let the dispatchers of this group deliver the changes until then without the new "
@@ -140,7 +146,7 @@ class TopicOrigin:
         """The relay's position: all later changes are in the topic."""
         first = {}
         for number in parts:
-            look = self._watch.newest(number)
+            look = self.watch.newest(number)
             offset, term, last, token = resume(BEGINNING, look.relay, look.beginning)
             first[number] = FirstPosition(token, place=LogPlace(look.topic_id, offset, term, last))
         return first

@@ -42,7 +42,7 @@ RIGHTS: Final = (
 """The remedy for a missing right."""
 
 
-class _Failure(NamedTuple):
+class _LostConnection(NamedTuple):
     """The failure of a connection.
 
     Attributes:
@@ -70,7 +70,7 @@ class Admin:
     def __init__(
         self, make: "Callable[[Callable[[Any], None]], AdminClient]", servers: str, patience: float
     ) -> None:
-        self._failure: _Failure | None = None
+        self._failure: _LostConnection | None = None
         self._servers = servers
         self._patience = patience
         self._client = make(self._note)
@@ -115,6 +115,7 @@ class Admin:
             await asyncio.wait([answer], timeout=_POLL)
             self._client.poll(0)
             if self._is_refused and not answer.done():
+                answer.cancel()
                 raise self._unanswered(place)  # further attempts would be refused too
         try:
             return answer.result()
@@ -132,12 +133,12 @@ class Admin:
     def _note(self, error: Any) -> None:
         """Note a failure. A failure with a reason stays, also if others follow."""
         if error.name() == _NO_CONNECTION:
-            self._failure = self._failure or _Failure(_NO_CONNECTION, "", "")
+            self._failure = self._failure or _LostConnection(_NO_CONNECTION, "", "")
             return
         text = str(error.str())
         found = _FAILURE.fullmatch(text)
         address, text = ("", text.rstrip(".")) if found is None else (found["address"], found["text"])
-        self._failure = _Failure(error.name(), address, text)
+        self._failure = _LostConnection(error.name(), address, text)
 
     def _unanswered(self, place: str) -> KafkaError:
         """The error that no broker answers, with the last failure of a connection."""

@@ -21,6 +21,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.exceptions import KafkaError, NotInstalled
 from dispatcher.kafka.admin import Admin
+from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Producer
@@ -139,6 +140,10 @@ class KafkaConfig(NamedTuple):
 
         return Admin(lambda note: self._made(AdminClient, {"error_cb": note}), self.servers, self.patience)
 
+    def property(self, name: str) -> str | None:
+        """The value of a property of the file; None if it is not set."""
+        return next((one.value for one in self.properties if one.name == name), None)
+
     def values(self, ours: Mapping[str, Any]) -> dict[str, Any]:
         """All properties of a client. The file has none of those that the dispatcher must set, see `_OURS`."""
         given = {one.name: one.value for one in self.properties}
@@ -197,6 +202,17 @@ def load_config(servers: str, path: Path | None = None, patience: float = PATIEN
             f"The client of Kafka can't be loaded: {error}.", remedy=how_to_install("kafka")
         ) from error
     return KafkaConfig(_checked(servers), path, () if path is None else tuple(_read(path)), patience)
+
+
+def config_of(settings: Settings) -> KafkaConfig:
+    """The configuration of clients of Kafka.
+
+    Raises:
+        NotInstalled: the client of Kafka is not installed.
+        KafkaError: an address or a property is wrong.
+    """
+    assert settings.kafka is not None  # the caller has checked it
+    return load_config(settings.kafka, settings.kafka_config, settings.connect_timeout)
 
 
 def _checked(servers: str) -> str:

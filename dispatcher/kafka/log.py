@@ -17,7 +17,8 @@ from dispatcher.core.state import Group
 from dispatcher.core.stats import TopicGauges
 from dispatcher.core.tasks import end
 from dispatcher.exceptions import KafkaError
-from dispatcher.kafka.config import KafkaConfig, load_config
+from dispatcher.kafka.config import KafkaConfig, config_of
+from dispatcher.kafka.foreign import place_of
 from dispatcher.kafka.looks import EVERY, Look, TopicWatch
 from dispatcher.kafka.polling import Polling
 from dispatcher.kafka.relay_state import RelayStore
@@ -272,7 +273,7 @@ def topic_of(group: Group, settings: Settings) -> TopicLog | None:
     if settings.kafka is None:
         return None
     return TopicLog(
-        load_config(settings.kafka, settings.kafka_config, settings.connect_timeout),
+        config_of(settings),
         settings.kafka_topic,
         group.name,
         RelayStore(group.state, settings.kafka_topic),
@@ -310,7 +311,7 @@ class PartitionLog:
     @property
     def name(self) -> str:
         """The place, for messages."""
-        return f"partition {self.number} of the topic {self._topic.topic!r}"
+        return place_of(self._topic.topic, self.number)
 
     def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
         """The current gauges.

@@ -39,14 +39,12 @@ class Look(NamedTuple):
     """The topic and the relay's position at one moment, for one partition.
 
     Attributes:
-        asked: before the first request, by the monotonic clock.
         topic_id: distinguishes the topic from an earlier one with the same name.
         beginning: the offset of the first record that the log holds. It was read before `relay`.
         term: the highest term that was given to a relay.
         relay: the relay's saved position.
     """
 
-    asked: float
     topic_id: str
     beginning: int
     term: int
@@ -54,7 +52,11 @@ class Look(NamedTuple):
 
 
 class _TopicLook(NamedTuple):
-    """A `Look` at all partitions."""
+    """A `Look` at all partitions.
+
+    Attributes:
+        asked: before the first request, by the monotonic clock.
+    """
 
     asked: float
     facts: TopicFacts
@@ -166,8 +168,8 @@ class TopicWatch:
         """
         self.require_usable()
         assert self._newest is not None  # it is open
-        asked, facts, beginnings, relay = self._newest
-        return Look(asked, facts.layout.id, beginnings[partition], relay.term, relay.position.of(partition))
+        _, facts, beginnings, relay = self._newest
+        return Look(facts.layout.id, beginnings[partition], relay.term, relay.position.of(partition))
 
     def require_usable(self) -> None:
         """Raise the error that ended `run`."""

@@ -171,8 +171,9 @@ class RelayStore:
     def _malformed(self, text: str) -> PositionError:
         return PositionError(
             f"The document {self._topic!r} in {self._place} {text}.",
-            remedy="Was it edited by hand? Fix the field. Or delete the document while no relay runs: then the "
-            "relay begins now, and dispatchers lose the unpublished changes.",
+            remedy="Was it edited by hand? Fix the field. Or delete the document while no relay runs, and "
+            "start the relay once with --on-history-lost resume: then it begins now, and dispatchers lose the "
+            "unpublished changes.",
         )
 
 

@@ -10,7 +10,7 @@ end of a transaction.
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from time import monotonic
+from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol
 
 from bson.timestamp import Timestamp
@@ -20,7 +20,7 @@ from dispatcher.core.events import Batch, LogPlace, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.stats import TopicFigures, TopicGauges
-from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.exceptions import HistoryLost
 from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, RecordPlace, accept, resume
 from dispatcher.kafka.envelope import (
     Envelope,
@@ -32,6 +32,7 @@ from dispatcher.kafka.envelope import (
     large_event_in,
     token_in,
 )
+from dispatcher.kafka.foreign import foreign_term, malformed_record
 from dispatcher.kafka.log import OutOfRange, TopicRecord
 from dispatcher.kafka.looks import Look
 from dispatcher.kafka.records import event_of, plain_event, recall_stamp, remember_stamp
@@ -117,13 +118,12 @@ class _Halt(NamedTuple):
     """A record that needs more than a decision.
 
     Attributes:
-        decision: `JUMP`, or `DELIVER` for a gap or a large event.
-        offset: of the record.
+        decision: `JUMP`, or `DELIVER` for a gap or a large event; None if its term may not be one of a relay.
         after: the position after it.
     """
 
-    decision: Decision
-    offset: int
+    decision: Decision | None
+    record: TopicRecord
     envelope: Envelope
     after: LogPosition
 
@@ -163,7 +163,7 @@ class KafkaSource:
         self._offset: int | None = None  # of the next record
         self._found: tuple[Start, LogPosition] | None = None
         self._next: Start | None = None
-        self._read_at = 0.0
+        self._known_term = 0
 
     @property
     def connected(self) -> bool:
@@ -204,8 +204,7 @@ class KafkaSource:
                     found = await self._log.read(self.batch_size)
                 except OutOfRange:
                     jump = position.offset
-                records = iter(found)
-                self._read_at = monotonic()
+                records: Iterator[TopicRecord] = iter(found)
                 self._figures.records += len(found)
                 while True:
                     events, position, halt = self._take(records, position)
@@ -213,8 +212,12 @@ class KafkaSource:
                         yield self._batch(events, position)
                     if halt is None:
                         break
+                    if halt.decision is None:
+                        await self._require_known(halt.envelope.term)
+                        records = chain([halt.record], records)
+                        continue
                     if halt.decision is Decision.JUMP:
-                        jump = halt.offset
+                        jump = halt.record[0]
                         break
                     batch = await self._special(halt.envelope, position, halt.after)
                     yield batch
@@ -252,12 +255,14 @@ class KafkaSource:
                     continue
             position = LogPosition(offset, term, number, token)
             envelope, of_record = self._opened(record)
+            if envelope.term > self._known_term:
+                return events, position, _Halt(None, record, envelope, position)
             place = RecordPlace(record[0], envelope.term, envelope.number, of_record)
             decision, after = accept(position, place)
             if decision is Decision.DELIVER and envelope.kind is RecordKind.EVENT:
                 events.append(event_of(envelope))
             elif decision is Decision.DELIVER or decision is Decision.JUMP:
-                return events, position, _Halt(decision, record[0], envelope, after)
+                return events, position, _Halt(decision, record, envelope, after)
             else:
                 self._figures.dropped[decision] += 1
                 if decision is Decision.DUPLICATE:
@@ -280,11 +285,7 @@ class KafkaSource:
             envelope = decode(value)
             return envelope, token_in(envelope)
         except MalformedRecord as error:
-            raise TopicError(
-                f"{self._log.name}, offset {offset}: {error}.",
-                remedy="Let only `dispatcher relay` write to this topic, and no relay of a later version than the "
-                "dispatchers. Find the program that wrote the record, then begin with a new topic.",
-            ) from error
+            raise malformed_record(self._log.name, offset, error) from error
 
     async def _special(self, envelope: Envelope, before: LogPosition, after: LogPosition) -> Batch:
         """The batch of a record that contains no event: a gap, or the name of a large event.
@@ -319,12 +320,8 @@ class KafkaSource:
         look = self._log.newest() if jump < 0 else await self._log.look()
         if look.topic_id != self._topic_id:
             raise self._recreated(position, look)
-        if position.term > look.term and look.asked > self._read_at:
-            raise TopicError(
-                f"{self._log.name} has records of the term {position.term}, but the highest term of a relay in "
-                f"the state is {look.term}: another program, or a relay with another state, writes to this topic.",
-                remedy="Give each relay a topic of its own.",
-            )
+        if position.term > self._known_term:
+            await self._require_known(position.term)
         relay, place = look.relay, position[1:3]
         if jump < 0 and look.beginning <= position.offset:
             if relay[1:3] <= place:  # all that the relay's position passed is accepted
@@ -339,6 +336,19 @@ class KafkaSource:
             relay_here = resume(BEGINNING._replace(token=position.token), relay, 0)._replace(offset=end)
             raise self._lost("The log ends before the position", position, relay_here)
         return resumed
+
+    async def _require_known(self, term: int) -> None:
+        """Require that a relay has taken a term: it does so before it publishes.
+
+        Raises:
+            TopicError: another program writes to the topic.
+        """
+        look = self._log.newest()
+        if term > look.term:
+            look = await self._log.look()
+        self._known_term = look.term
+        if term > look.term:
+            raise foreign_term(self._log.name, term, look.term)
 
     def _recreated(self, position: LogPosition, look: Look) -> HistoryLost:
         self._topic_id = look.topic_id

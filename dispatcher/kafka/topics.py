@@ -250,15 +250,12 @@ async def prepared_topic(
         if known is not None and wanted != known.partitions:
             raise _another_number(f"The new topic {name!r}", wanted, known)
         facts = await created_topic(admin, name, wanted)
-    require_usable(facts, "WRITE")
-    require_partitions(facts, partitions)
-    if known is not None:
-        try:
-            require_layout(facts, known)
-        except HistoryLost as lost:
-            if not continues:
-                raise
-            log.warning(lost.message, action="topic.replaced", topic=name, id=facts.layout.id)
+    try:
+        require_prepared(facts, partitions, known)
+    except HistoryLost as lost:
+        if not continues:
+            raise
+        log.warning(lost.message, action="topic.replaced", topic=name, id=facts.layout.id)
     return facts
 
 
@@ -270,12 +267,15 @@ def deleted(name: str) -> HistoryLost:
     )
 
 
-def require_partitions(facts: TopicFacts, partitions: int | None) -> None:
-    """Require the requested number of partitions; None accepts any number.
+def require_prepared(facts: TopicFacts, partitions: int | None, known: TopicLayout | None) -> None:
+    """Require that a relay can publish to a topic. The arguments are those of `prepared_topic`.
 
     Raises:
-        TopicError: the topic has another number.
+        TopicError: the topic can't be used.
+        KafkaError: the user may not write.
+        HistoryLost: the known topic was deleted, and created again.
     """
+    require_usable(facts, "WRITE")
     there = facts.layout.partitions
     if partitions is not None and there != partitions:
         raise TopicError(
@@ -283,6 +283,8 @@ def require_partitions(facts: TopicFacts, partitions: int | None) -> None:
             remedy="Leave --partitions out, or choose another --name: the number of a topic can't be changed "
             "without breaking the order of documents.",
         )
+    if known is not None:
+        require_layout(facts, known)
 
 
 def require_layout(facts: TopicFacts, known: TopicLayout) -> None:
@@ -314,7 +316,7 @@ def _another_number(name: str, partitions: int, known: TopicLayout) -> TopicErro
     return TopicError(
         f"{name} has {partitions} partitions, and the state knows {known.partitions}: documents would change "
         "their partition, and their order would break.",
-        remedy="Choose another --name: a topic with another number of partitions is another topic.",
+        remedy=f"Create the topic with {known.partitions} partitions, or choose another --name.",
     )
 
 

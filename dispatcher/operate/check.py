@@ -4,13 +4,14 @@ It changes nothing on the server.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Final, Literal, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
 from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short
-from dispatcher.core.oplog import MOST_SKEW, Oplog, clock_offset, look_at_oplog
+from dispatcher.core.oplog import Oplog, look_at_oplog
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import duration
@@ -18,39 +19,27 @@ from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import DispatcherError, PositionError
-from dispatcher.group.layout import taken
-from dispatcher.operate.privileges import create_role, missing, needed, useful
+from dispatcher.group.layout import require_same_source, taken
+from dispatcher.group.origin import ChangeOrigin, StreamOrigin
+from dispatcher.kafka.config import config_of
+from dispatcher.operate.acls import after_role, dispatcher_acls
+from dispatcher.operate.findings import Finding, Level
+from dispatcher.operate.privileges import create_role, needed, useful
+from dispatcher.operate.server_checks import HEADROOM, ServerChecks, of_oplog, of_position
 from dispatcher.operate.setup import few_connections
+from dispatcher.operate.topic_checks import TopicChecks, failed
 from dispatcher.operate.unreachable import Unreachable, unreachable_receivers, without_changes
+from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
+from dispatcher.stream.change_stream import token_of_now
 from dispatcher.stream.collections import WatchedCollection, watched_collections
 from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 
-Level = Literal["ok", "warning", "error"]
-
-# The first version that can send a large change event in parts.
-_SPLITS_EVENTS: Final = (6, 0, 9)
-
-# Minimum seconds of headroom: with less, an operator has no time to react.
-_HEADROOM: Final = 3_600.0
-
 _SECONDS_PER_DAY: Final = 86_400.0
 
-
-class Finding(NamedTuple):
-    """The result of one check.
-
-    Attributes:
-        level: `"error"` if `run` would fail, or would not deliver some changes.
-        remedy: for a warning or an error; otherwise empty.
-    """
-
-    level: Level
-    topic: str
-    text: str
-    remedy: str = ""
+_ROLE: Final = "dispatcher check APP --role"
 
 
 async def check(registry: Registry, settings: Settings, application: str = "") -> AsyncIterator[Finding]:
@@ -67,7 +56,7 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
         group = group_of(registry, settings)
         routes = routes_of(registry, settings, group)
     except DispatcherError as error:
-        yield Finding("error", "application", error.message, error.remedy)
+        yield Finding.of("application", error)
         for one in unreachable_receivers(registry, Routes((), "default")):
             yield _unreachable(one)
         return
@@ -82,19 +71,22 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
             async for finding in _Checks(state, registry, settings, routes, clients, application).all():
                 yield finding
     except DispatcherError as error:
-        yield Finding("error", "server", error.message, error.remedy)
+        yield Finding.of("server", error)
     except PyMongoError as error:
-        verdict = clients.verdict(error)
-        yield Finding("error", "server", verdict.message, verdict.remedy)
+        yield Finding.of("server", clients.verdict(error))
 
 
 def role_for(registry: Registry, settings: Settings) -> str:
-    """The command for mongosh that creates a role with the least privileges for an application."""
+    """The command for mongosh that creates a role with the least privileges for an application.
+
+    With `--kafka`, the commands for the rights on Kafka follow in a comment.
+    """
     group = group_of(registry, settings)
-    routes = routes_of(registry, settings, group)
-    scope = scope_of(routes)
-    rights = [*needed(scope, settings.state_database), *useful(routes)]
-    return create_role(group, scope, rights, settings.state_database)
+    scope, streams = scope_of(routes_of(registry, settings, group)), settings.kafka is None
+    database = settings.state_database
+    rights = [*needed(scope, database, streams=streams), *useful(scope, streams=streams)]
+    role = create_role(group, scope, rights, database)
+    return role if streams else after_role(role, dispatcher_acls(settings.kafka_topic, group), config_of(settings))
 
 
 def _application(group: str, routes: Routes) -> str:
@@ -104,6 +96,12 @@ def _application(group: str, routes: Routes) -> str:
 
 def _unreachable(one: Unreachable) -> Finding:
     return Finding("warning", "receivers", f"{one.receiver} of {one.place} never runs: {one.text}", one.remedy)
+
+
+def _oldest(saved: SavedPositions) -> float | None:
+    """The cluster time of the oldest position, in seconds since 1970; None without a position."""
+    found = [token_time(one.token).time for one in saved.positions.values() if one.token is not None]
+    return float(min(found)) if found else None
 
 
 class _Checks(NamedTuple):
@@ -118,126 +116,117 @@ class _Checks(NamedTuple):
 
     async def all(self) -> AsyncIterator[Finding]:
         """Run all checks, in an order in which each fault is reported once."""
-        yield await self._version()
+        server, streams = ServerChecks(self.state, self.clients, _ROLE), self.settings.kafka is None
+        yield await server.version()
         if 0 < self.clients.connections < self.settings.concurrency:
             yield Finding("warning", "connections", *few_connections(self.clients, self.settings))
-        rights = [finding async for finding in self._rights()]
+        scope, database = scope_of(self.routes), self.settings.state_database
+        required = needed(scope, database, streams=streams)
+        rights = [finding async for finding in server.rights(required, useful(scope, streams=streams))]
         for finding in rights:
             yield finding
         if any(finding.level == "error" for finding in rights):
             return
-        yield await self._clock()
+        yield await server.clock()
         oplog = await look_at_oplog(self.state.client)
-        async for finding in self._position(oplog):
+        async for finding in self._group(oplog):
             yield finding
         async for finding in self._collections():
             yield finding
         async for finding in self._conditions():
             yield finding
 
-    async def _version(self) -> Finding:
-        version = str((await self.state.client.admin.command("buildInfo"))["version"])
-        numbers = tuple(int(part) for part in version.partition("-")[0].split("."))
-        text = f"MongoDB {version} at {self.clients.address}"
-        if numbers < _SPLITS_EVENTS:
-            return Finding(
-                "warning",
-                "server",
-                f"{text} can't split a change event of more than 16 MB",
-                "Upgrade to 6.0.9 or later if a document and its images together can exceed 16 MB.",
-            )
-        return Finding("ok", "server", text)
-
-    async def _rights(self) -> AsyncIterator[Finding]:
-        database = self.settings.state_database
-        lacking = await missing(self.state.client, needed(scope_of(self.routes), database))
-        remedy = "Grant it, or create the role that `dispatcher check APP --role` prints."
-        for right in lacking:
-            yield Finding("error", "rights", f"The user lacks {right}", remedy)
-        if not lacking:
-            yield Finding("ok", "rights", "The user has all required privileges")
-        for right in await missing(self.state.client, useful(self.routes)):
-            yield Finding("warning", "rights", f"The user lacks {right}", remedy)
-
-    async def _clock(self) -> Finding:
-        offset = await clock_offset(self.state.client)
-        text = f"The clock of the server is {abs(offset):.3f} s {'ahead of' if offset > 0 else 'behind'} this one"
-        if abs(offset) > MOST_SKEW:
-            return Finding("warning", "clock", text, "Synchronize both clocks with NTP.")
-        return Finding("ok", "clock", text)
-
-    async def _position(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
-        if oplog is not None:
-            yield self._oplog(oplog)
+    async def _group(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
+        """The group: its application, its source, and its position there."""
         group = self.routes.group
         try:
             saved = await PositionStore(Group(self.state, group), "check").load()
         except PositionError as error:
-            yield Finding("error", "position", error.message, error.remedy)
+            yield Finding.of("position", error)
             return
         before = saved.layout.application if saved.layout is not None else ""
         if self.application and before not in ("", self.application):
-            wrong = taken(group, before, self.application)
-            yield Finding("error", "application", wrong.message, wrong.remedy)
-        found = [token_time(one.token).time for one in saved.positions.values() if one.token is not None]
-        if not found:
-            yield Finding(
-                "ok",
-                "position",
-                "No position is saved: the first run delivers the changes after its start",
-            )
+            yield Finding.of("application", taken(group, before, self.application))
+        if self.settings.kafka is None:
+            for finding in self._stream(saved, oplog):
+                yield finding
+            async for finding in self._image_expiry(saved, oplog):
+                yield finding
             return
-        oldest = float(min(found))
-        if oplog is None:
+        checks = TopicChecks(self.state, self.settings)
+        try:
+            origin = await checks.origin()
+        except DispatcherError as error:
+            yield failed(error)
             return
-        headroom, age = oplog.headroom(oldest), oplog.ends - oldest
-        text = f"It is {duration(age)} old, and the oplog holds it for another {duration(headroom)}"
-        remedy = "Run a dispatcher now, and enlarge the oplog with replSetResizeOplog."
-        if headroom <= 0:
-            lost = f"The oplog begins {duration(-headroom)} after the position: the changes in between are lost"
-            yield Finding("error", "position", lost, "See --on-history-lost in `dispatcher run --help`.")
-        elif headroom < max(_HEADROOM, 2 * age):
-            yield Finding("warning", "position", f"{text}: the oplog is too short for the lag", remedy)
-        else:
-            yield Finding("ok", "position", text)
-        async for finding in self._image_expiry(age):
+        other = self._other_source(saved, origin)
+        if other is not None:
+            yield other
+            return
+        yield Finding("ok", "source", f"The group {group!r} reads from {origin.topic}")
+        if self._transactional and origin.watch.facts.retention is not None:
+            for finding in self._short_records("topic", "warning", origin.watch.facts.retention):
+                yield finding
+        async for finding in checks.for_dispatcher(origin, scope_of(self.routes), saved, oplog):
             yield finding
 
-    def _oplog(self, oplog: Oplog) -> Finding:
-        window = oplog.window + oplog.spare
-        text = f"It holds the last {duration(oplog.window)}"
-        if oplog.spare:
-            text += f". It is not full, and will hold about {duration(window)} at this rate"
+    def _stream(self, saved: SavedPositions, oplog: Oplog | None) -> Iterator[Finding]:
+        """The position of a group that reads from change streams."""
+        if oplog is not None:
+            short = [*self._short_records("oplog", "error", oplog.window)] if self._transactional else []
+            yield from short or [of_oplog(oplog)]
+        scope, client = scope_of(self.routes), self.state.client
+        other = self._other_source(saved, StreamOrigin(partial(token_of_now, client, scope, self.state.address)))
+        oldest = _oldest(saved)
+        if other is not None:
+            yield other
+        elif oldest is None:
+            text = "No position is saved: the first run delivers the changes after its start"
+            yield Finding("ok", "position", text)
+        elif oplog is not None:
+            yield of_position(oplog, oldest, "run")
+
+    def _other_source(self, saved: SavedPositions, origin: ChangeOrigin) -> Finding | None:
+        """The error about a group that reads from another source."""
+        try:
+            require_same_source(self.routes.group, saved, origin, self.settings)
+        except PositionError as error:
+            return Finding.of("source", error)
+        return None
+
+    def _short_records(self, place: str, level: Level, kept: float) -> Iterator[Finding]:
+        """The finding about records of transactional deliveries that are deleted before the changes.
+
+        Args:
+            kept: seconds that the changes are kept.
+        """
         retention = self.settings.delivery_retention * _SECONDS_PER_DAY
-        if self._transactional and oplog.window > retention:
-            return Finding(
-                "error",
-                "oplog",
-                f"{text}, but records of transactional deliveries are kept for {duration(retention)} only: "
-                "changes that are read again later would be delivered twice",
+        if kept > retention:
+            holds = "for ever" if kept == float("inf") else f"for {duration(kept)}"
+            yield Finding(
+                level,
+                place,
+                f"It keeps changes {holds}, but records of transactional deliveries are kept for "
+                f"{duration(retention)} only: changes that are read again later would be delivered twice",
                 "Keep them longer with --delivery-retention.",
             )
-        if window < _HEADROOM:
-            return Finding(
-                "warning",
-                "oplog",
-                f"{text}: changes are lost if no dispatcher runs for longer than that",
-                "Enlarge it with replSetResizeOplog.",
-            )
-        return Finding("ok", "oplog", text)
 
     @property
     def _transactional(self) -> bool:
         found = (r for one in self.routes.listeners for many in one.receivers.values() for r in many)
         return any(receiver.options.transactional for receiver in found)
 
-    async def _image_expiry(self, lag: float) -> AsyncIterator[Finding]:
+    async def _image_expiry(self, saved: SavedPositions, oplog: Oplog | None) -> AsyncIterator[Finding]:
+        oldest = _oldest(saved)
+        if oldest is None or oplog is None:
+            return
+        lag = oplog.ends - oldest
         try:
             answer = await self.state.client.admin.command({"getClusterParameter": "changeStreamOptions"})
         except OperationFailure:  # a missing privilege, reported above, or an older server
             return
         expires = answer["clusterParameters"][0].get("preAndPostImages", {}).get("expireAfterSeconds", "off")
-        if isinstance(expires, int | float) and expires < max(_HEADROOM, 2 * lag):
+        if isinstance(expires, int | float) and expires < max(HEADROOM, 2 * lag):
             yield Finding(
                 "warning",
                 "images",
@@ -308,4 +297,4 @@ class _Checks(NamedTuple):
             if await self.routes.prepare(conditions):
                 yield Finding("ok", "where", "The server accepts the where= of all receivers")
         except DispatcherError as error:
-            yield Finding("error", "where", error.message, error.remedy)
+            yield Finding.of("where", error)

@@ -1,6 +1,7 @@
 """The privileges that the database user of a dispatcher needs, and the privileges that it has.
 
-`run` requires the first two privileges. Without the other privileges, some metrics and warnings are absent.
+`run` and `relay` require the first two privileges. For `run --kafka`, changeStream is optional. Without optional
+privileges, some metrics and warnings are absent.
 
     changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state
@@ -19,7 +20,6 @@ from typing import Any, Final, NamedTuple
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.state import CONTROLS, WRITTEN, State
-from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied
 from dispatcher.stream.scope import Scope
 
@@ -53,18 +53,25 @@ class Right(NamedTuple):
         return f"{', '.join(self.actions)} on {place} ({self.why})"
 
 
-def needed(scope: Scope, state_database: str) -> list[Right]:
-    """The required privileges. Without them nothing is delivered."""
-    return [
-        Right(scope.database or "", "", ("changeStream", "find"), "to read changes"),
-        Right(state_database, "", _STATE, "to keep positions and dead letters"),
-    ]
+def needed(scope: Scope, state_database: str, *, streams: bool = True) -> list[Right]:
+    """The required privileges. Without them nothing is delivered.
+
+    Args:
+        streams: whether the changes come from change streams, and not from a topic.
+    """
+    place = scope.database or ""
+    reading = Right(place, "", ("changeStream", "find"), "to read changes")
+    if not streams:
+        reading = Right(place, "", ("find",), "to read documents that a change does not contain")
+    return [reading, Right(state_database, "", _STATE, "to keep positions and dead letters")]
 
 
-def useful(routes: Routes) -> list[Right]:
+def useful(scope: Scope, *, streams: bool = True) -> list[Right]:
     """The optional privileges. Without them a warning is not given, or a metric is absent."""
-    databases = sorted({database for database, _ in routes.namespaces})
+    databases = sorted({database for database, _ in scope.namespaces})
+    changes = Right(scope.database or "", "", ("changeStream",), "to read changes that a topic has lost")
     return [
+        *([] if streams else [changes]),
         Right(None, "", ("serverStatus",), "to tell how far back the oplog reaches"),
         Right("local", "oplog.rs", ("collStats",), "to tell how full the oplog is"),
         *(Right(name, "", ("listCollections",), "to tell whether collections keep images") for name in databases),

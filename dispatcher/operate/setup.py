@@ -19,6 +19,9 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import AccessDenied, ServerError
 from dispatcher.group.layout import admit, begin, divide_into, require_source
 from dispatcher.group.origin import origin_of
+from dispatcher.kafka.config import config_of
+from dispatcher.kafka.relay_state import RelayStore
+from dispatcher.kafka.topics import PARTITIONS, created_topic, read_topic
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import token_of_now
@@ -49,13 +52,16 @@ class Prepared:
         images: the result for each collection: `"on already"`, `"turned on"`, `"created"`, or `"left alone: ..."`
             for a view or a time series that a pattern matches.
         state: the result for the state database: `"indexed"`.
-        position: `"recorded"`, or `"recorded already"`.
+        topic: the result for the topic: `"created with 32 partitions"`, or `"created already"`; empty without
+            `--kafka`.
+        position: `"recorded"`, `"recorded already"`, or `"waits for the first start of dispatcher relay"`.
     """
 
     address: str
     group: str
     images: dict[str, str] = field(default_factory=dict)
     state: str = ""
+    topic: str = ""
     position: str = ""
 
 
@@ -83,9 +89,12 @@ async def set_up(
         scope = scope_of(routes)
 
         async def prepare() -> None:
-            origin = await origin_of(settings, state, partial(token_of_now, client, scope, clients.address))
+            origin = None
+            if settings.kafka is None or await _prepare_topic(state, settings, prepared):
+                origin = await origin_of(settings, state, partial(token_of_now, client, scope, clients.address))
             await admit(store, settings, application)
-            await require_source(store, origin, scope, settings)
+            if origin is not None:
+                await require_source(store, origin, scope, settings)
             if images:
                 for watched in await _listed(client, routes):
                     done = await _turn_images_on(client, watched)
@@ -93,6 +102,9 @@ async def set_up(
             await state.create_indexes()
             await state.keep_deliveries_for(settings.delivery_retention)
             prepared.state = "indexed"
+            if origin is None:
+                prepared.position = "waits for the first start of dispatcher relay"
+                return
             # The position is recorded after the images are turned on, so that all changes after it have images.
             recorded = await begin(store, origin, scope, settings, await store.load())
             prepared.position = "recorded" if recorded else "recorded already"
@@ -101,6 +113,18 @@ async def set_up(
 
         await clients.patiently(prepare)
     return prepared
+
+
+async def _prepare_topic(state: State, settings: Settings, prepared: Prepared) -> bool:
+    """Create the topic, unless a relay has published to it. Returns whether one has."""
+    relay = await RelayStore(state, settings.kafka_topic).load()
+    prepared.topic = "created already"
+    if relay is None:
+        admin, partitions = config_of(settings).admin(), settings.partitions or PARTITIONS
+        if await read_topic(admin, settings.kafka_topic) is None:
+            await created_topic(admin, settings.kafka_topic, partitions)
+            prepared.topic = f"created with {partitions} partitions"
+    return relay is not None
 
 
 async def _listed(client: AsyncMongoClient[Any], routes: Routes) -> list[WatchedCollection]:

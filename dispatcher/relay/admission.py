@@ -39,21 +39,11 @@ async def admit_relay(store: PositionStore, application: str, *, adopt: bool) ->
         GroupTaken: an application is missing, or the group is no relay.
         PositionError: a saved document is malformed.
     """
-    ours = _apps_in(application, store.group)
     while (layout := (await store.load()).layout) is not None:
         before = layout.application
         if before == application:
             return
-        if before and not before.startswith(_KIND):
-            raise taken(store.group, before, application)
-        missing = sorted(_apps_in(before, store.group) - ours)
-        if missing and not adopt:
-            raise GroupTaken(
-                f"The relay {store.group!r} also publishes the collections of {_BETWEEN.join(missing)}, which "
-                f"this process does not know ({application}). Their dispatchers would lose changes.",
-                remedy="Name all applications in one relay, or give this relay a --name of its own. If an "
-                "application is gone or has a new name, start once with --adopt.",
-            )
+        require_applications(store.group, before, application, adopt=adopt)
         if await store.rename_application(before, application) and before:
             log.info(
                 "the relay has other applications from now on",
@@ -62,6 +52,24 @@ async def admit_relay(store: PositionStore, application: str, *, adopt: bool) ->
                 before=before,
                 application=application,
             )
+
+
+def require_applications(group: str, before: str, application: str, *, adopt: bool) -> None:
+    """Require that a process knows all applications of a relay, see `admit_relay`.
+
+    Args:
+        before: the applications in the state.
+    """
+    if before and not before.startswith(_KIND):
+        raise taken(group, before, application)
+    missing = sorted(_apps_in(before, group) - _apps_in(application, group))
+    if missing and not adopt:
+        raise GroupTaken(
+            f"The relay {group!r} also publishes the collections of {_BETWEEN.join(missing)}, which this process "
+            f"does not know ({application}). Their dispatchers would lose changes.",
+            remedy="Name all applications in one relay, or give this relay a --name of its own. If an "
+            "application is gone or has a new name, start once with --adopt.",
+        )
 
 
 def _apps_in(application: str, group: str) -> set[str]:

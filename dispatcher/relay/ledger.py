@@ -101,6 +101,7 @@ class RecordLedger:
         records: the number of records in the spans that are not acknowledged.
         size: their bytes.
         failure: the text of the first error; empty if there is none. After it the position does not move.
+        mixed: the partitions with records of other producers between its own. The caller clears it.
     """
 
     def __init__(
@@ -114,6 +115,9 @@ class RecordLedger:
         self._fingerprint = fingerprint
         self._marks = list(position.marks)  # of the records up to `_token`
         self._passed: dict[int, Mark] = {}  # of the acknowledged spans after it that are no end
+        # The records of a term follow each other, so the difference of offset and number stays the same.
+        self._between: dict[int, int] = {}
+        self.mixed: set[int] = set()
         self.records = 0
         self.size = 0
         self.failure = ""
@@ -180,7 +184,12 @@ class RecordLedger:
             self._figures.records += span.records
             self._figures.bytes += span.size
             for one in span.reports:
-                self._passed[one.partition] = Mark(one.offset, self._term, one.last)
+                offset = one.offset
+                self._passed[one.partition] = Mark(offset, self._term, one.last)
+                between = offset - one.last
+                if self._between.setdefault(one.partition, between) != between:
+                    self._between[one.partition] = between
+                    self.mixed.add(one.partition)
             if span.is_end:
                 self._pass_to(span.token)
 

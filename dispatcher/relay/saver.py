@@ -2,12 +2,14 @@
 
 import asyncio
 from time import monotonic
+from typing import Final
 
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
+from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.ticks import next_tick, wait_for_tick
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.position.store import PositionStore
@@ -16,6 +18,9 @@ from dispatcher.relay.parts import RelayParts
 
 # Seconds for the last save.
 _PATIENCE = 5.0
+
+
+_throttle: Final = Throttle()
 
 
 class PositionSaver:
@@ -53,6 +58,7 @@ class PositionSaver:
         settings, clock, stats = self._parts.settings, asyncio.get_running_loop().time, self._parts.stats
         read, idle_until = stats.read, 0.0
         while await wait_for_tick(settings.save_interval, unless=ending):
+            self._warn_of_others()
             if stats.read == read and self._ledger.is_empty and clock() < idle_until:
                 continue
             if self._ledger.is_empty:
@@ -60,6 +66,21 @@ class PositionSaver:
             idle_until = next_tick(settings.idle_save_interval, clock())
             if not await self.save():
                 return
+
+    def _warn_of_others(self) -> None:
+        """Log that other producers write to the topic, at most once a minute."""
+        mixed = self._ledger.mixed
+        if not mixed or (further := _throttle.due(self._parts.topic)) is None:
+            return
+        log.warning(
+            "another producer writes to the topic of this relay; a replaced relay may do so for a moment",
+            action="topic.mixed",
+            topic=self._parts.topic,
+            partitions=sorted(mixed),
+            further=further,
+            remedy="If this lasts, find the program, or the relay with another state: each needs its own topic.",
+        )
+        mixed.clear()
 
     async def save_at_the_end(self) -> None:
         """Save once more, unless another process has taken over."""

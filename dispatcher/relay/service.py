@@ -10,15 +10,12 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from dispatcher.core.clients import Clients, close, closing
+from dispatcher.core.clients import close, closing
 from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges, RelayFigures, Stats
 from dispatcher.core.tasks import end
-from dispatcher.delivery.application import group_of, routes_of
-from dispatcher.delivery.routes import Routes
-from dispatcher.exceptions import ApplicationError
 from dispatcher.group.coordinator import Coordinator
 from dispatcher.group.members import FORMAT, Members
 from dispatcher.kafka.config import KafkaConfig
@@ -30,6 +27,7 @@ from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import FirstPosition, PositionStore
 from dispatcher.relay.admission import admit_relay, application_of, require_own_topic
+from dispatcher.relay.applications import clients_of, routes_of_all, scope_of_all
 from dispatcher.relay.parts import RelayParts
 from dispatcher.relay.work import RelayWork
 from dispatcher.settings import Settings
@@ -68,9 +66,9 @@ class RelayService:
         self._settings = settings
         self._target = target
         self._topic = topic_name(target.name)
-        self._routes = [routes_of(one, settings, group_of(one, settings)) for one in registries]
-        self._scope = _scope_of(self._routes, settings.state_database)
-        self._clients = _clients_of(registries, settings)
+        self._routes = routes_of_all(registries, settings)
+        self._scope = scope_of_all(self._routes, settings.state_database)
+        self._clients = clients_of(registries, settings)
         self._coordinator: Coordinator[RelayWork] | None = None
         self.stats = Stats(relay=RelayFigures())
         self.observer = Observer(
@@ -226,30 +224,6 @@ async def _begin(store: PositionStore, now: Callable[[], Coroutine[Any, Any, str
     return await store.begin(1, {0: FirstPosition(await now())}, new=saved.layout is None)
 
 
-def _scope_of(routes: Sequence[Routes], state_database: str) -> Scope:
-    """The collections of all applications."""
-    namespaces = [namespace for one in routes for namespace in one.namespaces]
-    patterns = [pattern for one in routes for pattern in one.patterns]
-    return Scope.of(namespaces, patterns, state_database)._replace(hashed=True)
-
-
 def _version_of(scope: Scope) -> str:
     """A hash that identifies the published collections, and the format of the state."""
     return sha256(f"{FORMAT} {scope.fingerprint}".encode()).hexdigest()[:16]
-
-
-def _clients_of(registries: Sequence[Registry], settings: Settings) -> Clients:
-    """The clients for the deployment of the registries.
-
-    Raises:
-        ApplicationError: they are on several deployments.
-    """
-    clients = [Clients(one, settings) for one in registries]
-    addresses = {one.address for one in clients}
-    if len(addresses) > 1:
-        raise ApplicationError(
-            f"The applications are on several deployments: {', '.join(sorted(addresses))}. A relay reads one.",
-            remedy="Start a relay for each deployment, with a --name of its own; or name the one deployment "
-            "with --url.",
-        )
-    return clients[0]

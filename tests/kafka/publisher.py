@@ -97,21 +97,24 @@ class Publisher:
 
     async def begin(self, state: State) -> None:
         """Record the first state, and take a term."""
-        facts = await read_topic(load_config(self.address).admin(), self.topic)
-        assert facts is not None
-        self.layout = facts.layout
+        self.layout = await self.known_layout()
         self.store = RelayStore(state, self.topic)
         await self.store.begin(self.layout, self.position, {self.place: self.token})
         await self.take_term()
 
     async def begin_again(self) -> None:
         """Continue in the new topic of this name, as `dispatcher relay --new-topic`."""
-        async with asyncio.timeout(PATIENCE):
-            while (facts := await read_topic(load_config(self.address).admin(), self.topic)) is None:
-                await asyncio.sleep(0.01)
-        self.layout = facts.layout
+        self.layout = await self.known_layout()
         self.marks = [NO_RECORD] * self.partitions
         await self.take_term(position=self.position)
+
+    async def known_layout(self) -> TopicLayout:
+        """The layout of the topic, as soon as the brokers know it."""
+        admin = load_config(self.address).admin()
+        async with asyncio.timeout(PATIENCE):
+            while (facts := await read_topic(admin, self.topic)) is None:
+                await asyncio.sleep(0.01)
+        return facts.layout
 
     @property
     def position(self) -> RelayPosition:

@@ -62,7 +62,8 @@ class MemoryLog:
 
     Attributes:
         records: with their offsets.
-        looks: the number of looks that were asked for.
+        term: of the relay, as the last look knows it.
+        next_term: of the relay now.
     """
 
     name = "partition 0 of the topic 'test'"
@@ -77,7 +78,7 @@ class MemoryLog:
         self.committed = -1
         self.ends_early = False
         self._offset = 0
-        self._clock = 1e12  # later than each record
+        self.next_term = 9
 
     @property
     def is_read(self) -> bool:
@@ -111,10 +112,10 @@ class MemoryLog:
         return found
 
     def newest(self) -> Look:
-        self._clock += 1
-        return Look(self._clock, self.topic_id, self.beginning, self.term, self.relay)
+        return Look(self.topic_id, self.beginning, self.term, self.relay)
 
     async def look(self) -> Look:
+        self.term = self.next_term
         return self.newest()
 
     async def offset_at(self, seconds: float) -> int:
@@ -197,6 +198,26 @@ async def test_a_second_term_repeats_events_and_a_zombie_is_refused() -> None:
     batches = await batches_of(log)
     assert tokens(batches) == [token(1), token(2), token(3), token(4)]
     assert batches[-1].place == place(6, 4, 2)
+
+
+async def test_records_of_a_relay_that_the_state_does_not_know_are_not_delivered() -> None:
+    log = MemoryLog(encode(3, 0, made(1)), encode(10, 0, made(2)))
+    async with aclosing(source_of(log).batches(FIRST)) as batches:
+        batch = await anext(batches)
+        assert (tokens([batch]), batch.place) == ([token(1)], place(1, 3, 0))
+        with pytest.raises(TopicError, match=r"has records of the term 10, but the highest term .* is 9"):
+            await anext(batches)
+
+
+async def test_a_term_that_the_relay_has_just_taken_is_known_after_a_look() -> None:
+    log = MemoryLog(encode(9, 0, made(1)), encode(10, 0, made(2)))
+    log.next_term = 10
+    assert tokens(await batches_of(log)) == [token(1), token(2)]
+
+
+async def test_a_saved_term_of_another_relay_is_refused() -> None:
+    with pytest.raises(TopicError, match="has records of the term 12"):
+        await batches_of(MemoryLog(), Start(token=START, place=place(0, 12, 0)))
 
 
 async def test_refused_records_move_the_offset() -> None:

@@ -1,0 +1,87 @@
+"""Records of a topic that another program has written, or a relay with another state: the errors, and a search."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from time import monotonic
+from typing import Any, Final
+
+from dispatcher.exceptions import TopicError
+from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.envelope import MalformedRecord, decode, token_in
+
+# Seconds for reading the last records of all partitions, and number of messages that are taken at once.
+_PATIENCE: Final = 5.0
+_AT_ONCE: Final = 1_000
+_WAIT: Final = 0.1
+
+
+def place_of(topic: str, partition: int) -> str:
+    """A partition of a topic, for messages."""
+    return f"partition {partition} of the topic {topic!r}"
+
+
+def malformed_record(place: str, offset: int, error: MalformedRecord) -> TopicError:
+    """The error about a record that is not one of a relay."""
+    return TopicError(
+        f"{place}, offset {offset}: {error}.",
+        remedy="Let only `dispatcher relay` write to this topic, and no relay of a later version than the "
+        "dispatchers. Find the program that wrote the record, then begin with a new topic.",
+    )
+
+
+def foreign_term(place: str, term: int, highest: int) -> TopicError:
+    """The error about records of a relay that the state does not know."""
+    return TopicError(
+        f"{place} has records of the term {term}, but the highest term of a relay in the state is {highest}: "
+        "another program, or a relay with another state, writes to this topic.",
+        remedy="Give each relay a topic of its own.",
+    )
+
+
+async def last_records(
+    config: KafkaConfig, topic: str, offsets: Mapping[int, int]
+) -> dict[int, tuple[int, bytes]]:
+    """Read one record of each partition. A partition without an answer in time is missing.
+
+    Args:
+        offsets: of the records, by partition.
+
+    Returns:
+        The offset and the value of each, by partition.
+    """
+    return await asyncio.to_thread(_read, config, topic, offsets) if offsets else {}
+
+
+def _read(config: KafkaConfig, topic: str, offsets: Mapping[int, int]) -> dict[int, tuple[int, bytes]]:
+    from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
+
+    found: dict[int, tuple[int, bytes]] = {}
+    deadline = monotonic() + _PATIENCE
+    with closing(config.consumer(f"{topic}.check")) as consumer:
+        consumer.assign([TopicPartition(topic, number, offset) for number, offset in offsets.items()])
+        while len(found) < len(offsets) and monotonic() < deadline:
+            message: Any
+            for message in consumer.consume(_AT_ONCE, _WAIT):
+                if message.error() is None:
+                    found.setdefault(message.partition(), (message.offset(), message.value() or b""))
+    return found
+
+
+def foreign_among(topic: str, records: Mapping[int, tuple[int, bytes]], highest: int) -> Iterator[TopicError]:
+    """The errors about foreign records.
+
+    Args:
+        records: by partition, with their offsets.
+        highest: the highest term of a relay in the state. It was read after the records.
+    """
+    for partition, (offset, value) in sorted(records.items()):
+        place = place_of(topic, partition)
+        try:
+            envelope = decode(value)
+            token_in(envelope)
+        except MalformedRecord as error:
+            yield malformed_record(place, offset, error)
+        else:
+            if envelope.term > highest:
+                yield foreign_term(place, envelope.term, highest)

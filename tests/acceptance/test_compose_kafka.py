@@ -182,7 +182,9 @@ def test_a_relay_and_workers_deliver_and_the_group_can_go_back(
         workers[1].send_signal(signal.SIGTERM)
         assert workers[1].wait(PATIENCE) == 0
         services.call("dispatcher", *switch)
-        services.call("dispatcher", "dispatcher", "setup", "examples.shop.app:registry", "--partitions", "1")
+        services.call(
+            "dispatcher", "dispatcher", "setup", "examples.shop.app:registry", "--no-images", "--partitions", "1"
+        )
         services.start("dispatcher", "later")
         write()
         relay.send_signal(signal.SIGTERM)

@@ -1,6 +1,8 @@
 """`dispatcher run --kafka` as a process: killed, restarted, taken over."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +13,7 @@ from bson import ObjectId
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.state import State
+from dispatcher.embedded.broker import embedded_broker
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, Ledger
 from tests.support import Daemon, daemon, eventually
@@ -133,6 +136,35 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(publisher, wo
     await eventually(lambda: len({one.n for one in ledger()}) == 100, what="the second one delivers the rest")
     check(ledger, 100)
     assert second.terminate() == ExitCode.OK
+
+
+@pytest.mark.slow
+async def test_workers_renew_their_leases_while_the_broker_is_silent(ledger, client, database, tmp_path):
+    with ExitStack() as stack:
+        broker = stack.enter_context(embedded_broker())
+        publisher = Publisher(broker.address, f"{database}.accounts", PARTITIONS)
+        publisher.create()
+        await publisher.begin(State(client, f"{database}_state"))
+        worker = Workers(stack, publisher, ledger, tmp_path).start()
+        for number in range(20):
+            change(publisher, number)
+        await eventually(lambda: len({one.n for one in ledger()}) == 20, what="all are delivered")
+        positions = client[f"{database}_state"]["positions"]
+
+        async def beats() -> list[int]:
+            rows = positions.find({"partition": {"$exists": True}, "owner": {"$ne": None}}).sort("partition")
+            return [one["beat"] async for one in rows]
+
+        os.kill(broker.pid, signal.SIGSTOP)
+        before = await beats()
+        while not all(now > then + 5 for then, now in zip(before, await beats(), strict=True)):
+            await asyncio.sleep(0.05)
+        os.kill(broker.pid, signal.SIGCONT)
+        for number in range(20, 40):
+            change(publisher, number)
+        await eventually(lambda: len({one.n for one in ledger()}) == 40, what="the rest is delivered")
+        check(ledger, 40)
+        assert worker.terminate() == ExitCode.OK
 
 
 @pytest.mark.slow

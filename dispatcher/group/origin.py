@@ -9,13 +9,13 @@ from dispatcher.core.state import State
 from dispatcher.exceptions import TopicError
 from dispatcher.kafka.acceptance import BEGINNING, resume
 from dispatcher.kafka.config import config_of
+from dispatcher.kafka.coverage import covered_since
 from dispatcher.kafka.looks import TopicWatch
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.position.documents import SavedPositions, Topic
 from dispatcher.position.store import FirstPosition
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
-from mongoz.connection.namespaces import parse_pattern
 
 
 class ChangeOrigin(Protocol):
@@ -96,13 +96,14 @@ class TopicOrigin:
         self.since = max(watch.relay.since.values(), default="")
 
     def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
-        """Require that the relay publishes all changes of the watched collections since the position.
+        """Require that the relay publishes all changes of the watched collections since the position, and goes on.
 
         Raises:
             TopicError: a collection is missing, or was added too late.
         """
         for error in self.uncovered(scope, saved):
             raise error
+        self.watch.keep_covered(scope)
 
     def require_since(self, scope: Scope, begins: str) -> None:
         """Require that the relay publishes all changes of the watched collections since a token.
@@ -119,27 +120,20 @@ class TopicOrigin:
         return self._uncovered_since(scope, min(tokens, default=self.watch.relay.position.token))
 
     def _uncovered_since(self, scope: Scope, begins: str) -> Iterator[TopicError]:
-        since = self.watch.relay.since
-        patterns = [parse_pattern(name) for name in since if "*" in name]
-        wanted: list[tuple[str, list[str]]] = []
-        for namespace in scope.namespaces:
-            fitting = [str(one) for one in patterns if one.matches(*namespace, (scope.apart_from,))]
-            wanted.append((".".join(namespace), [".".join(namespace), *fitting]))
-        wanted += [(str(pattern), [str(pattern)]) for pattern in scope.patterns]
-        for name, covering in wanted:
-            found = [since[one] for one in covering if one in since]
-            if not found:
+        for name, since in covered_since(scope, self.watch.relay).items():
+            if since is None:
                 yield TopicError(
                     f"The relay does not publish the changes of {name} to the topic {self.watch.topic!r}.",
                     remedy="Start `dispatcher relay` with this application too.",
                 )
-            elif min(found) > begins:
+            elif since > begins:
                 yield TopicError(
                     f"The relay publishes the changes of {name} to the topic {self.watch.topic!r} since "
-                    f"{token_time(min(found)).as_datetime().isoformat()}, but this group has delivered the "
+                    f"{token_time(since).as_datetime().isoformat()}, but this group has delivered the "
                     f"changes until {token_time(begins).as_datetime().isoformat()} only.",
                     remedy="Let the dispatchers of this group deliver the changes until then without the new "
-                    "collection, and start again.",
+                    "collection, and start again. Or let the group read from change streams until then: "
+                    "`dispatcher position switch`.",
                 )
 
     async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:

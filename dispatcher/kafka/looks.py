@@ -13,11 +13,13 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.output.logs import log
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.retry import pause_after
 from dispatcher.exceptions import DispatcherError, KafkaError, TopicError
 from dispatcher.kafka.acceptance import LogPosition
 from dispatcher.kafka.admin import Admin
 from dispatcher.kafka.config import KafkaConfig
+from dispatcher.kafka.coverage import interrupted
 from dispatcher.kafka.relay_state import RelayState, RelayStore
 from dispatcher.kafka.topics import (
     TopicFacts,
@@ -27,6 +29,7 @@ from dispatcher.kafka.topics import (
     require_layout,
     require_usable,
 )
+from dispatcher.stream.scope import Scope
 
 EVERY: Final = 1.0
 """Seconds between two looks."""
@@ -104,6 +107,7 @@ class TopicWatch:
         self._on_failure = on_failure
         self._admin: Admin | None = None
         self._looking = asyncio.Lock()
+        self._scope: Scope | None = None
         self._newest: _TopicLook | None = None
         self._failure: DispatcherError | None = None
         self._trouble = ""
@@ -117,6 +121,10 @@ class TopicWatch:
         """
         self._admin = self._config.admin()
         self._newest = await self._look()
+
+    def keep_covered(self, scope: Scope) -> None:
+        """Require that the relay goes on to publish these collections: else `run` ends with an error."""
+        self._scope = scope
 
     @property
     def facts(self) -> TopicFacts:
@@ -203,6 +211,7 @@ class TopicWatch:
             known = before.facts.layout.partitions
             if known != self._newest.facts.layout.partitions:
                 raise self._other_number(known)
+            self._require_covered(before.relay, self._newest.relay)
         except DispatcherError as error:
             if not _may_pass(error):
                 self._fail(error)
@@ -229,6 +238,17 @@ class TopicWatch:
             failures=failures + 1,
         )
         return failures + 1
+
+    def _require_covered(self, before: RelayState, now: RelayState) -> None:
+        """Require that the relay has published the collections without an interruption."""
+        names = [] if self._scope is None else interrupted(self._scope, before, now)
+        if names:
+            raise TopicError(
+                f"The relay has not published all changes of {', '.join(names)} to the topic {self.topic!r} since "
+                f"{token_time(before.position.token).as_datetime().isoformat()}.",
+                remedy="Start `dispatcher relay` with this application too. To deliver the changes that the topic "
+                "lacks, let the group read from change streams for a while: `dispatcher position switch`.",
+            )
 
     def _fail(self, error: DispatcherError) -> None:
         self._failure = error

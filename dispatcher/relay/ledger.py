@@ -177,7 +177,7 @@ class RecordLedger:
     def _move(self) -> None:
         """Move the position behind the spans whose predecessors are all acknowledged."""
         spans = self._spans
-        while spans and not spans[0].left:
+        while spans and not spans[0].left and self._follows(spans[0]):
             span = spans.popleft()
             self.records -= span.records
             self.size -= span.size
@@ -192,6 +192,18 @@ class RecordLedger:
                     self.mixed.add(one.partition)
             if span.is_end:
                 self._pass_to(span.token)
+
+    def _follows(self, span: Span) -> bool:
+        """Returns whether the records of a span lie behind all earlier ones. If not, they are in another topic."""
+        for one in span.reports:
+            before = self._passed.get(one.partition, self._marks[one.partition])
+            if one.offset <= before.offset:
+                self.fail(
+                    f"the offsets of partition {one.partition} begin again, after {before.offset}: the topic was "
+                    "deleted, and created again"
+                )
+                return False
+        return True
 
     def _pass_to(self, token: str) -> None:
         for partition, mark in self._passed.items():

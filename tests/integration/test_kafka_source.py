@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient
 
 import mongoz
 from dispatcher.core import state as state_module
-from dispatcher.core.resume_tokens import token_time
+from dispatcher.core.resume_tokens import directly_after, token_time
 from dispatcher.embedded.broker import EmbeddedBroker, embedded_broker
 from dispatcher.exceptions import HistoryLost, PositionError, StillRunning, TopicError
 from dispatcher.group.origin import StreamOrigin, origin_of
@@ -28,7 +28,7 @@ from mongoz.stamps import Call, Stamp, key_hash
 from tests.integration.deliveries import State, make_account
 from tests.kafka.server import KafkaServer
 from tests.list_source import ListSource, event
-from tests.support import dispatching, eventually, eventually_sync, settings_for
+from tests.support import PATIENCE, dispatching, eventually, eventually_sync, settings_for
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 from tests.kafka.publisher import Publisher
@@ -361,6 +361,27 @@ async def test_a_collection_that_the_relay_does_not_publish_is_refused(dispatche
         async with reading(dispatched, publisher):
             pass
     assert "dispatcher relay" in caught.value.remedy
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+async def test_a_collection_that_the_relay_stops_publishing_ends_the_dispatcher(
+    account, dispatched, foreign, publisher, got, is_back: bool
+):
+    relays = foreign.client[f"{foreign.name}_state"]["relays"]
+
+    async def run() -> None:
+        async with reading(dispatched, publisher) as running:
+            publisher.insert(id_of(1))
+            await eventually(lambda: got, what="it delivers")
+            await publisher.save()
+            await eventually(lambda: State(foreign).token >= publisher.token, what="it follows the relay")
+            later = {"name": publisher.place, "since": directly_after(publisher.token)}
+            relays.update_one({}, {"$set": {"collections": [later] if is_back else []}})
+            await asyncio.wait_for(running.task, PATIENCE)
+
+    with pytest.raises(TopicError, match=f"has not published all changes of {publisher.place}") as caught:
+        await run()
+    assert "position switch" in caught.value.remedy
 
 
 async def test_a_topic_without_a_relay_is_refused(account, dispatched, broker, database, got):

@@ -90,6 +90,19 @@ def test_an_error_stops_the_position_before_its_record() -> None:
     assert one.position == BEGIN
 
 
+def test_offsets_that_begin_again_are_of_another_topic() -> None:
+    one = ledger()
+    [first] = one.add("b", [Part(1, 1, 0)])
+    answer(first, 5)
+    assert one.position.token == "b"
+    [second] = one.add("c", [Part(0, 1, 0)])
+    [third] = one.add("d", [Part(1, 1, 1)])
+    answer(second, 0)
+    answer(third, 0)
+    assert "the offsets of partition 1 begin again, after 6: the topic was deleted" in one.failure
+    assert one.position == RelayPosition("c", "own", (Mark(1, TERM, 0), Mark(6, TERM, 0), NO_RECORD))
+
+
 def test_an_answer_without_an_offset_is_an_error() -> None:
     one = ledger()
     [report] = one.add("b", [Part(0, 1, 0)])

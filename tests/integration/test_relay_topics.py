@@ -1,0 +1,171 @@
+"""The topic of a running relay is deleted, created again, or compacted; brokers do not answer. On Apache Kafka."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+import mongoz
+from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.kafka.config import load_config
+from dispatcher.kafka.topics import create_topic, read_topic
+from dispatcher.relay import term
+from tests.integration.relaying import accepted, eventually_or_failed, relay_name, relaying
+from tests.integration.test_relay import last_token, make_document, saved_state
+from tests.kafka.server import KafkaServer
+from tests.support import PATIENCE
+
+pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def order(dispatched: mongoz.Registry, database: str) -> Any:
+    return make_document(dispatched, database, "orders")
+
+
+@pytest.fixture
+def name() -> str:
+    return relay_name()
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """Properties with which a producer gives records up soon."""
+    path = tmp_path / "kafka.properties"
+    path.write_text("message.timeout.ms = 1500\n")
+    return path
+
+
+async def delete(servers: str, topic: str) -> None:
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": servers})
+    await asyncio.wrap_future(admin.delete_topics([topic])[topic])
+    looking = load_config(servers).admin()
+    async with asyncio.timeout(PATIENCE):
+        while await read_topic(looking, topic) is not None:
+            await asyncio.sleep(0.02)
+
+
+async def compact(servers: str, topic: str) -> None:
+    from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+    entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": servers})
+    await asyncio.wrap_future(admin.incremental_alter_configs([resource])[resource])
+
+
+class Writes:
+    """Inserts documents, each with the next number as its `_id`."""
+
+    def __init__(self, foreign: Any) -> None:
+        self._orders = foreign["orders"]
+        self.count = 0
+
+    def some(self, number: int = 20) -> None:
+        self._orders.insert_many([{"_id": self.count + i} for i in range(number)])
+        self.count += number
+
+
+def ids(servers: str, topic: str) -> list[int]:
+    """The documents whose events a reader of the topic gets."""
+    return sorted(one.event["documentKey"]["_id"] for one in accepted(servers, topic))
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_topic_that_is_deleted_under_a_relay_is_a_gap_and_the_rest_is_in_the_new_one(
+    order, dispatched, foreign, client, database, name, short, kafka_server: KafkaServer, again: bool
+) -> None:
+    servers, topic, writes = kafka_server.address, f"mongoz.{name}", Writes(foreign)
+    async with relaying(dispatched, servers, name, path=short, on_history_lost="resume") as relay:
+        writes.some(100)
+        await relay.published(await last_token(foreign, client, database))
+        before = await saved_state(client, database, name)
+        await delete(servers, topic)
+        if again:
+            await create_topic(load_config(servers).admin(), topic, 4)
+        for _ in range(20):
+            writes.some(5)
+            await asyncio.sleep(0.05)
+        await relay.published(await last_token(foreign, client, database))
+    after = await saved_state(client, database, name)
+    assert (after.topic.id == before.topic.id, after.term > before.term) == (False, True)
+    [gap] = foreign.client[f"{database}_state"]["gaps"].find()
+    assert (gap["kind"], gap["policy"]) == ("history_lost", "resume")
+    assert ids(servers, topic) == list(range(100, writes.count))
+
+
+async def test_a_topic_that_is_deleted_under_a_relay_ends_it_by_default(
+    order, dispatched, foreign, database, name, short, kafka_server: KafkaServer
+) -> None:
+    servers, writes = kafka_server.address, Writes(foreign)
+
+    async def run() -> None:
+        async with relaying(dispatched, servers, name, path=short) as relay:
+            writes.some()
+            await delete(servers, f"mongoz.{name}")
+            writes.some()
+            await eventually_or_failed(relay.task, lambda: False)
+
+    with pytest.raises(HistoryLost, match="was deleted") as error:
+        await run()
+    assert "--on-history-lost" in error.value.remedy
+
+
+async def test_a_topic_that_is_compacted_under_a_relay_ends_it(
+    order, dispatched, foreign, name, kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(term, "_BETWEEN_CHECKS", 0.2)
+
+    async def run() -> None:
+        async with relaying(dispatched, kafka_server.address, name) as relay:
+            Writes(foreign).some()
+            await compact(kafka_server.address, f"mongoz.{name}")
+            await eventually_or_failed(relay.task, lambda: False)
+
+    with pytest.raises(TopicError, match="is compacted") as error:
+        await run()
+    assert "cleanup.policy=delete" in error.value.remedy
+
+
+@contextlib.contextmanager
+def stopped(server: KafkaServer) -> Iterator[None]:
+    """The brokers do not answer during a block."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_brokers_that_do_not_answer_for_long_lose_nothing_and_memory_is_bounded(
+    order, dispatched, foreign, client, database, name, short, kafka_server: KafkaServer
+) -> None:
+    servers, topic, text = kafka_server.address, f"mongoz.{name}", "x" * 10_000
+    options = {"max_queued_mb": 1, "batch_size": 10, "connect_timeout": 1.0}
+    async with relaying(dispatched, servers, name, path=short, **options) as relay:
+        foreign["orders"].insert_one({"_id": 0})
+        await relay.published(await last_token(foreign, client, database))
+        largest, terms = 0, 0
+        with capture_logs() as lines, stopped(kafka_server):
+            foreign["orders"].insert_many([{"_id": i, "text": text} for i in range(1, 501)])
+            async with asyncio.timeout(PATIENCE):
+                while terms < 1 or not any(one["action"] == "kafka.not_reached" for one in lines):
+                    largest = max([largest, *(one.queued_bytes for one in relay.service.gauges().values())])
+                    terms = sum(one["action"] == "relay.term_failed" for one in lines)
+                    assert not relay.task.done()
+                    await asyncio.sleep(0.01)
+        assert 900_000 < largest < 1_200_000
+        reasons = [one["event"] for one in lines if one["action"] == "kafka.not_reached"]
+        assert all("No broker of Kafka answers" in one for one in reasons)
+        await relay.published(await last_token(foreign, client, database))
+    assert ids(servers, topic) == list(range(501))

@@ -78,11 +78,12 @@ class Dashboard:
         await self._samples.keep(self._observer)
 
     def routes(self) -> list[BaseRoute]:
-        """The page, and its requests."""
+        """The page, and its requests. A relay has no receivers, so nothing to pause, and no dead letters."""
+        routes = [*page_routes(), self._route("state", self._state), self._route("history", self._history)]
+        if self._observer.stats.relay is not None:
+            return routes
         return [
-            *page_routes(),
-            self._route("state", self._state),
-            self._route("history", self._history),
+            *routes,
             self._route("letters", self._letters, reads=True),
             self._route("letter", self._letter, reads=True),
             self._route("unlock", self._unlock, changes=True),

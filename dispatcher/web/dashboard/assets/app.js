@@ -16,8 +16,8 @@ const STALE_MS = 90_000;
 
 class App {
   constructor() {
-    this.plots = new Plots();
-    this.panels = new Panels({ toggle: (row, button) => this.toggleReceiver(row, button) });
+    this.plots = null;
+    this.panels = null;
     this.letters = new Letters();
     this.receivers = new Windows();
     this.rates = null;
@@ -50,20 +50,24 @@ class App {
   async loadHistory() {
     const { bounds, samples } = await get("history");
     this.rates = new Rates(bounds);
-    this.plots.begin(samples.map((sample) => this.rates.point(sample)));
+    this.history = samples.map((sample) => this.rates.point(sample));
   }
 
   async show(state) {
     this.state = state;
     this.shownAt = Date.now();
     state.figures = this.rates.point(state.sample);
+    this.panels ??= new Panels(state, { toggle: (row, button) => this.toggleReceiver(row, button) });
+    this.plots ??= new Plots(state.is_relay);
+    if (this.history) this.plots.begin(this.history);
+    this.history = null;
     this.plots.add(state.figures);
     this.receivers.add(Object.fromEntries(state.receivers.map((row) => [row.key, { ...row, at: state.sample.at }])));
     for (const row of state.receivers) row.window = this.receivers.get(row.key);
     if (token.get() && !state.may_change) token.forget();
     this.showHeader(state);
     this.panels.show(state);
-    await this.letters.update(state);
+    if (!state.is_relay) await this.letters.update(state);
     document.body.dataset.loaded = "yes";
   }
 
@@ -87,15 +91,15 @@ class App {
     write(byId("status"), state.health.health);
     byId("status").className = `pill ${TONES[state.health.health]}`;
     write(byId("why"), state.health.why);
-    byId("unlock").hidden = !state.token_set || state.may_change;
-    byId("read-only").hidden = state.token_set;
-    byId("pause-all").hidden = !state.may_change;
+    byId("unlock").hidden = state.is_relay || !state.token_set || state.may_change;
+    byId("read-only").hidden = state.is_relay || state.token_set;
+    byId("pause-all").hidden = state.is_relay || !state.may_change;
     write(byId("pause-all"), state.paused_all ? "Resume" : "Pause everything");
   }
 
   async toggleAll() {
     const paused = this.state.paused_all;
-    if (!paused && !(await confirm("Pause everything?", "Changes wait until you resume. Nothing is lost as long as the oplog holds them.", "Pause"))) return;
+    if (!paused && !(await confirm("Pause everything?", `Changes wait until you resume. Nothing is lost as long as the ${this.state.source.topic ? "topic" : "oplog"} holds them.`, "Pause"))) return;
     await this.act(byId("pause-all"), paused ? "resume" : "pause", { receiver: null });
   }
 

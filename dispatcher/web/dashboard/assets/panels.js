@@ -1,28 +1,56 @@
-// The panels: figures, receivers, partitions, members, parked deliveries, runs and gaps.
+// The panels: figures, relay, receivers, partitions, members, parked deliveries, runs and gaps.
 
 import { Table, byId, column, element, write } from "./dom.js";
 import { TONES, DASH, ago, count, duration, orMore, rate, since } from "./format.js";
 
-const TILES = [
-  ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]],
-  ["Lag", (s) => [duration(s.figures.lag_seconds)], (s) => level(s.figures.lag_seconds, 10, 60)],
+const DELIVERIES = ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]];
+const LAG = ["Lag", (s) => [duration(s.figures.lag_seconds)], (s) => level(s.figures.lag_seconds, 10, 60)];
+const RELAY_LAG = ["Relay lag", (s) => [duration(s.relay?.lag_seconds)], (s) => (s.relay?.owner ? level(s.relay.lag_seconds, 10, 60) : "bad")];
+const BROKER_LAG = ["Broker lag", (s) => [count(s.broker_lag), "records"]];
+const DELIVERY_LAG = ["Delivery lag", (s) => [duration(s.delivery_lag_seconds)], (s) => level(s.delivery_lag_seconds, 10, 60)];
+const MEMBERS = ["Members", (s) => [count(s.members.filter((one) => one.alive).length)], (s) => (anyAlive(s) ? "" : "bad")];
+const OPLOG = ["Oplog left", (s) => [duration(s.headroom_seconds)], (s) => oplogLevel(s)];
+const TOPIC = ["Topic left", (s) => [duration(s.headroom_seconds)], (s) => topicLevel(s)];
+const OF_RECEIVERS = [
   ["Latency p99", (s) => [duration(s.figures.p99_seconds)]],
   ["In flight", (s) => [count(s.figures.in_flight)]],
   ["Dead letters", (s) => [count(s.dead_letter_count), orMore(s, "dead_letters")], (s) => level(s.dead_letter_count, 1, 100)],
   ["Parked", (s) => [count(s.parked_deliveries), orMore(s, "parked_deliveries")], (s) => level(s.parked_deliveries, 1, Infinity)],
-  ["Members", (s) => [count(s.members.filter((one) => one.alive).length)], (s) => (anyAlive(s) ? "" : "bad")],
-  ["Oplog left", (s) => [duration(s.headroom_seconds)], (s) => oplogLevel(s)],
 ];
+
+// The figures of a relay, of a group that reads from a topic, or of a group with change streams.
+function tilesOf(state) {
+  if (state.is_relay)
+    return [
+      ["Changes", (s) => [rate(s.figures.read), "/s"]],
+      RELAY_LAG,
+      ["In flight", (s) => [count(s.relay?.records_in_flight), "records"]],
+      ["Term", (s) => [String(s.relay?.term ?? DASH)]],
+      MEMBERS,
+      OPLOG,
+    ];
+  if (state.source.topic) return [DELIVERIES, RELAY_LAG, BROKER_LAG, DELIVERY_LAG, ...OF_RECEIVERS, MEMBERS, TOPIC];
+  return [DELIVERIES, LAG, ...OF_RECEIVERS, MEMBERS, OPLOG];
+}
 
 const level = (value, warn, bad) => (value >= bad ? "bad" : value >= warn ? "warn" : "");
 const anyAlive = (state) => state.members.some((one) => one.alive);
 const oplogLevel = (s) =>
   s.headroom_seconds !== null && s.oplog_window_seconds ? level(-s.headroom_seconds / s.oplog_window_seconds, -0.5, -0.2) : "";
 
+const topicLevel = (s) =>
+  s.headroom_seconds !== null && s.relay?.retention_seconds ? level(-s.headroom_seconds / s.relay.retention_seconds, -0.5, -0.2) : "";
+
 export class Panels {
-  constructor(actions) {
+  constructor(state, actions) {
     this.actions = actions;
-    this.tiles = TILES.map(([title, text, tone]) => {
+    this.relay = new Table(byId("relay"), relayColumns(), "No relay has published to this topic.");
+    this.readers = new Table(byId("readers"), readerColumns(), "No group reads from the topic.");
+    this.publishes = new Table(byId("publishes"), publishedColumns(), "None.");
+    byId("relay-section").hidden = !state.is_relay && !state.source.topic;
+    for (const section of ["readers-section", "publishes-section"]) byId(section).hidden = !state.is_relay;
+    for (const section of ["receivers-section", "letters-section"]) byId(section).hidden = state.is_relay;
+    this.tiles = tilesOf(state).map(([title, text, tone]) => {
       const value = element("span");
       const unit = element("small");
       const tile = element("dl", { class: "tile" }, element("dt", {}, title), element("dd", {}, value, " ", unit));
@@ -30,7 +58,7 @@ export class Panels {
       return { tile, value, unit, text, tone: tone ?? (() => "") };
     });
     this.receivers = new Table(byId("receivers"), this.receiverColumns(), "No live member reports its receivers.");
-    this.partitions = new Table(byId("partitions"), partitionColumns(), "No position is saved yet.");
+    this.partitions = new Table(byId("partitions"), partitionColumns(state.source.topic), "No position is saved yet.");
     this.members = new Table(byId("members"), memberColumns(), "No dispatcher of this group runs.");
     this.parked = new Table(byId("parked"), parkedColumns(), "Nothing waits.");
     this.runs = new Table(byId("runs"), runColumns(), "None.");
@@ -46,6 +74,11 @@ export class Panels {
       tile.className = `tile ${tone(state)}`.trim();
     }
     const dated = (rows) => rows.map((row) => ({ ...row, now: state.at, mayChange: state.may_change }));
+    write(byId("topic"), topicOf(state));
+    const relays = state.relay ? [{ ...state.relay, key: state.relay.topic }] : [];
+    this.relay.show(dated(relays));
+    this.readers.show(dated(relays.flatMap((relay) => relay.readers.map((one) => ({ ...one, key: one.group })))));
+    this.publishes.show(dated(relays.flatMap((relay) => relay.publishes.map((one) => ({ ...one, key: one.name })))));
     this.receivers.show(dated(state.receivers));
     this.partitions.show(dated(state.partitions.map((one) => ({ ...one, key: one.number }))));
     this.members.show(dated(state.members.map((one) => ({ ...one, key: one.id }))));
@@ -86,12 +119,45 @@ export class Panels {
   }
 }
 
-const partitionColumns = () => [
+const topicOf = (s) => {
+  const of = s.is_relay ? s.relay : s.source;
+  return of?.topic ? `topic ${of.topic} of the Kafka cluster ${of.cluster}` : "";
+};
+
+const relayColumns = () => [
+  column("Publishes", (row) => row.owner ?? "none"),
+  column("State", (row) => relayState(row), { tone: (row) => (row.owner && !row.trouble ? "good" : "bad") }),
+  column("Alive", (row) => count(row.alive.length), { number: true }),
+  column("Lag", (row) => duration(row.lag_seconds), { number: true }),
+  column("In flight", (row) => count(row.records_in_flight), { number: true }),
+  column("Changes per second", (row) => rate(row.changes_per_second), { number: true }),
+  column("Position", (row) => ago(row.position_age_seconds), { number: true }),
+  column("Would be lost in", (row) => duration(row.headroom_seconds), { number: true }),
+  column("Topic keeps", (row) => duration(row.retention_seconds), { number: true }),
+];
+
+const relayState = (row) => row.trouble ?? (row.owner ? "publishing" : "down");
+
+const readerColumns = () => [
+  column("Group", (row) => row.group),
+  column("Alive", (row) => count(row.alive), { number: true, tone: (row) => (row.alive ? "" : "bad") }),
+  column("Broker lag", (row) => count(row.broker_lag), { number: true }),
+  column("Would be lost in", (row) => duration(row.headroom_seconds), { number: true }),
+];
+
+const publishedColumns = () => [
+  column("Collection", (row) => row.name),
+  column("Since", (row) => since(row.since, row.now), { number: true }),
+];
+
+const partitionColumns = (topic) => [
   column("Partition", (row) => String(row.number)),
   column("Owner", (row) => row.where ?? "none", { tone: (row) => (row.where ? "" : "warn") }),
   column("Term", (row) => count(row.term), { number: true }),
   column("Lag", (row) => duration(row.lag_seconds), { number: true }),
-  column("Changes behind", (row) => count(row.lag_changes), { number: true }),
+  topic
+    ? column("Records to read", (row) => count(row.broker_lag), { number: true })
+    : column("Changes behind", (row) => count(row.lag_changes), { number: true }),
   column("Position", (row) => ago(row.position_age_seconds), { number: true }),
   column("Would be lost in", (row) => duration(row.headroom_seconds), { number: true }),
 ];

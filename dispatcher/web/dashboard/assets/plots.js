@@ -68,29 +68,27 @@ class Plot {
   }
 }
 
+const READ = [{ label: "changes", field: "read", colour: "--plot-1" }];
+const DELIVERED = [
+  { label: "delivered", field: "delivered", colour: "--plot-1" },
+  { label: "retried", field: "retried", colour: "--plot-2" },
+  { label: "given up", field: "failed", colour: "--plot-3" },
+];
+const LATENCY = [
+  { label: "median", field: "p50_seconds", colour: "--plot-1" },
+  { label: "p99", field: "p99_seconds", colour: "--plot-2" },
+];
+
 export class Plots {
-  constructor() {
+  // A relay reads changes, and delivers none.
+  constructor(isRelay) {
     this.points = [];
+    byId("latency-section").hidden = isRelay;
     this.all = [
-      new Plot(
-        "plot-throughput",
-        [
-          { label: "delivered", field: "delivered", colour: "--plot-1" },
-          { label: "retried", field: "retried", colour: "--plot-2" },
-          { label: "given up", field: "failed", colour: "--plot-3" },
-        ],
-        rate,
-      ),
+      new Plot("plot-throughput", isRelay ? READ : DELIVERED, rate),
       new Plot("plot-lag", [{ label: "lag", field: "lag_seconds", colour: "--plot-1" }], duration),
-      new Plot(
-        "plot-latency",
-        [
-          { label: "median", field: "p50_seconds", colour: "--plot-1" },
-          { label: "p99", field: "p99_seconds", colour: "--plot-2" },
-        ],
-        duration,
-      ),
     ];
+    if (!isRelay) this.all.push(new Plot("plot-latency", LATENCY, duration));
     byId("range").addEventListener("change", () => this.draw());
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }

@@ -19,7 +19,7 @@ from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
 from dispatcher.core.state import POSITIONS, Group, State
 from dispatcher.operate.pauses import pause, resume
 
-__all__ = ["Busy", "Point", "measure_busy"]
+__all__ = ["Busy", "Heard", "Point", "measure_busy"]
 
 _DATABASE, _STATE = "busy", "busy_state"
 _PATIENCE_SECONDS = 90.0
@@ -68,12 +68,12 @@ class Point(NamedTuple):
     memory_mb: float
 
 
-class _Heard:
+class Heard:
     """The reports of the processes so far."""
 
     def __init__(self, processes: list[Contestant]) -> None:
         self._processes = processes
-        self._spreads: dict[Contestant, dict[str, Any]] = {}
+        self._spreads: dict[int, dict[str, Any]] = {}
         self.arrived: dict[int, int] = {}
         self.memory_mb = 0.0
 
@@ -81,6 +81,16 @@ class _Heard:
     def count(self) -> int:
         """The number of delivered changes."""
         return sum(spread["count"] for spread in self._spreads.values())
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that have delivered."""
+        return [*self._spreads]
+
+    @property
+    def last(self) -> int:
+        """When the last change arrived, in nanoseconds of the monotonic clock."""
+        return max(int(spread["last"]) for spread in self._spreads.values())
 
     @property
     def seconds(self) -> float:
@@ -104,7 +114,7 @@ class _Heard:
             for process in self._processes:
                 for said in process.news():
                     if "spread" in said:
-                        self._spreads[process] = said["spread"]
+                        self._spreads[said["spread"]["pid"]] = said["spread"]
                         self.memory_mb = max(self.memory_mb, said["spread"]["rss_mb"])
                         self.arrived |= {int(number): at for number, at in said["arrived"].items()}
 
@@ -123,15 +133,12 @@ def measure_busy(url: str, busy: Busy) -> Point:
         _prepare(database, busy)
         if busy.backlog:
             asyncio.run(_with_state(url, pause))
+        flags = ("--concurrency", str(busy.concurrency), "--partitions", str(busy.dispatchers))
         processes = [
-            stack.enter_context(
-                busy_daemon(
-                    assignment, _STATE, busy.shape, concurrency=busy.concurrency, partitions=busy.dispatchers
-                )
-            )
+            stack.enter_context(busy_daemon(assignment, _STATE, busy.shape, flags=flags))
             for _ in range(busy.dispatchers)
         ]
-        heard = _Heard(processes)
+        heard = Heard(processes)
         positions = client[_STATE][POSITIONS]
         shared = {"partition": {"$exists": True}, "token": {"$exists": True}}
         heard.wait(
@@ -188,7 +195,7 @@ def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
                 database[_name(index)].insert_many(rows)
 
 
-def _timed(database: Database[dict[str, Any]], busy: Busy, heard: _Heard) -> list[float]:
+def _timed(database: Database[dict[str, Any]], busy: Busy, heard: Heard) -> list[float]:
     """Milliseconds of single writes; their numbers are negative."""
     random, sent = Random(2), dict[int, int]()
     due = time.monotonic()

@@ -16,6 +16,7 @@ from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Row
 from benchmarks.four import measure_four
 from benchmarks.growth import measure_growth
+from benchmarks.kafka.suite import measure_kafka
 from benchmarks.latency import measure_latency
 from benchmarks.load import measure_load
 from benchmarks.machine import describe_machine
@@ -44,6 +45,7 @@ _SUITES: dict[str, Callable[[Setting], list[Row]]] = {
     "four": measure_four,
     "shared": measure_shared,
     "memory": measure_memory,
+    "kafka": measure_kafka,
 }
 
 _SIZES = {
@@ -56,6 +58,10 @@ _SIZES = {
     "long": "changes of the backlog for memory",
     "waits": "changes for one and for four dispatchers with a waiting receiver",
     "writes": "writes timed for latency, per side and round",
+    "computed": "changes for one and for two workers on Kafka with a computing receiver",
+    "members": "members of the group on Kafka whose commands are counted",
+    "partitions": "partitions of this group",
+    "counted": "seconds for which its commands are counted",
 }
 
 _GROWTH = "growth"

@@ -12,7 +12,7 @@ from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.shape import Shape
 from dispatcher.embedded.processes import Child, Line
 
-__all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "busy_daemon", "daemon", "writer"]
+__all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "bare_relay", "busy_daemon", "daemon", "relay", "writer"]
 
 _PATIENCE_SECONDS = 60.0
 
@@ -54,6 +54,11 @@ class Contestant:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._child.stop()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.process.pid
 
     def wait_ready(self) -> None:
         """Wait until it watches."""
@@ -121,23 +126,26 @@ class Contestant:
         return BenchmarkFailed(f"The {self.name} {what}. Its last lines:\n{words or '  (none)'}")
 
 
-def daemon(assignment: Assignment, state_database: str) -> Contestant:
-    """The dispatcher as an operator starts it, without flags that affect its speed."""
+def daemon(assignment: Assignment, state_database: str, *, flags: Sequence[str] = ()) -> Contestant:
+    """The dispatcher as an operator starts it, without flags that affect its speed.
+
+    Args:
+        flags: further ones.
+    """
     command = ["-m", "dispatcher", "run", "benchmarks.workloads.app:registry", "--log-format", "json"]
     return Contestant(
         "dispatcher",
-        [*command, "--state-database", state_database],
+        [*command, "--state-database", state_database, *flags],
         assignment,
         is_ready=lambda said: said.get("action") == "dispatcher.started",
     )
 
 
 def busy_daemon(
-    assignment: Assignment, state_database: str, shape: Shape, *, concurrency: int = 100, partitions: int = 1
+    assignment: Assignment, state_database: str, shape: Shape, *, flags: Sequence[str] = ()
 ) -> Contestant:
     """The dispatcher of an application of a given shape."""
     command = ["-m", "dispatcher", "run", "benchmarks.workloads.busy:registry", "--log-format", "json"]
-    flags = ["--concurrency", str(concurrency), "--partitions", str(partitions)]
     return Contestant(
         "dispatcher",
         [*command, "--state-database", state_database, *flags],
@@ -145,6 +153,23 @@ def busy_daemon(
         is_ready=lambda said: said.get("action") == "dispatcher.started",
         shape=shape,
     )
+
+
+def relay(assignment: Assignment, state_database: str, *flags: str, app: str) -> Contestant:
+    """A relay of an application of `benchmarks.workloads`."""
+    command = ["-m", "dispatcher", "relay", f"benchmarks.workloads.{app}:registry", "--log-format", "json"]
+    return Contestant(
+        "relay",
+        [*command, "--state-database", state_database, *flags],
+        assignment,
+        is_ready=lambda said: said.get("action") == "relay.term",
+    )
+
+
+def bare_relay(assignment: Assignment, brokers: str, topic: str) -> Contestant:
+    """The loop that publishes the events of PyMongo's change stream."""
+    command = ["-m", "benchmarks.workloads.bare_relay", brokers, topic]
+    return Contestant("bare relay", command, assignment, is_ready=lambda said: "ready" in said)
 
 
 def bare_loop(assignment: Assignment, token: str | None = None) -> Contestant:

@@ -19,6 +19,9 @@ class Plan:
         sends: of a signal per side and round.
         long: changes of the backlog for memory.
         waits: changes for one dispatcher and for four, with a receiver that waits.
+        computed: changes for one worker on Kafka and for two, with a receiver that computes.
+        members, partitions: of the group whose commands are counted.
+        counted: seconds for which they are counted.
         rate: writes per second for latency.
     """
 
@@ -31,6 +34,10 @@ class Plan:
     sends: int
     long: int
     waits: int
+    computed: int
+    members: int
+    partitions: int
+    counted: int
     rate: float = 200.0
 
     @property
@@ -49,6 +56,10 @@ WHOLE = Plan(
     sends=100_000,
     long=1_000_000,
     waits=40_000,
+    computed=1_500,
+    members=20,
+    partitions=256,
+    counted=20,
 )
 QUICK = Plan(
     rounds=2,
@@ -60,4 +71,8 @@ QUICK = Plan(
     sends=20_000,
     long=20_000,
     waits=2_000,
+    computed=300,
+    members=4,
+    partitions=64,
+    counted=5,
 )

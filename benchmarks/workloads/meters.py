@@ -6,6 +6,7 @@ They report with a line of JSON on stdout, `{"measured": {...}}`, after the last
 
 import asyncio
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -92,7 +93,13 @@ class Spread:
 
     def _say(self) -> None:
         self._is_waiting = False
-        numbers = {"count": self._count, "first": self._first, "last": self._last, "rss_mb": rss_mb()}
+        numbers = {
+            "pid": os.getpid(),
+            "count": self._count,
+            "first": self._first,
+            "last": self._last,
+            "rss_mb": rss_mb(),
+        }
         latest = {number: at for number, at in self._arrived.items() if number < 0}
         self._arrived.clear()
         say({"spread": numbers, "arrived": latest})

@@ -19,7 +19,7 @@ from dispatcher.core.tasks import end
 from dispatcher.exceptions import KafkaError
 from dispatcher.kafka.config import KafkaConfig, config_of
 from dispatcher.kafka.foreign import place_of
-from dispatcher.kafka.looks import EVERY, Look, TopicWatch
+from dispatcher.kafka.looks import Look, TopicWatch
 from dispatcher.kafka.polling import Polling
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.settings import Settings
@@ -41,6 +41,9 @@ _SMALLEST_FETCH_KB: Final = 64
 
 # Maximum number of change streams at once that read lost changes: for each, the server reads the whole oplog.
 _STREAMS: Final = 2
+
+# Seconds for which a reader waits for a record, and between two commits of offsets.
+_EVERY: Final = 1.0
 
 # Calls of `poll` may be further apart than Kafka expects: receivers decide about it. This is the largest value.
 _DAY_MS: Final = 86_400_000
@@ -184,7 +187,7 @@ class TopicLog:
 
     async def _commit_regularly(self) -> None:
         while True:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(_EVERY)
             self._commit()
 
     def _commit(self) -> None:
@@ -371,7 +374,7 @@ class PartitionLog:
         if not self._queue:
             self._arrived.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(EVERY):
+                async with asyncio.timeout(_EVERY):
                     await self._arrived.wait()
         queue = self._queue
         if not queue:

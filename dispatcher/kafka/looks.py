@@ -31,8 +31,8 @@ from dispatcher.kafka.topics import (
 )
 from dispatcher.stream.scope import Scope
 
-EVERY: Final = 1.0
-"""Seconds between two looks."""
+# Seconds between two looks.
+_EVERY: Final = 2.0
 
 # Seconds without a successful look after which the topic counts as unreachable.
 _SILENCE: Final = 5.0
@@ -196,10 +196,10 @@ class TopicWatch:
         return self.newest(partition)
 
     async def run(self) -> None:
-        """Look about once a second. Runs until the topic can't be used any more."""
+        """Look regularly. Runs until the topic can't be used any more."""
         failures = 0
         while self._failure is None:
-            await asyncio.sleep(max(EVERY, pause_after(failures)))
+            await asyncio.sleep(max(_EVERY, pause_after(failures)))
             async with self._looking:
                 failures = await self._try_to_look(failures)
 

@@ -1,0 +1,12 @@
+"""Rows about dispatchers that read from Kafka, measured on an Apache Kafka in KRaft mode.
+
+suite.py       starts the broker, and runs the measurements
+stage.py       the servers of a run, and the processes around them
+topic.py       how far a topic is written
+server_cpu.py  row: processor time of mongod, Kafka against a change stream
+relay.py       rows: the relay against a bare loop that publishes
+latency.py     row: the time that Kafka adds between a write and its receiver
+computing.py   rows: two processes against one, receivers that compute
+commands.py    row: commands to MongoDB of many members with many partitions
+memory.py      rows: the memory of a relay and of a worker over a long run
+"""

@@ -1,0 +1,79 @@
+"""Commands to MongoDB of many members with many partitions, while changes flow through all of them.
+
+The server counts its commands. Those of the relay and of the writes are measured before the members start, and
+subtracted. So are the driver's checks whether the server lives.
+"""
+
+import time
+from contextlib import ExitStack
+from typing import Any, Final
+
+from benchmarks.busy import Heard
+from benchmarks.figures import Pair, Row, Target
+from benchmarks.kafka.stage import Stage
+
+__all__ = ["measure_commands"]
+
+_NAME: Final = "commands"
+_LIMIT: Final = 5.0
+_TARGET: Final = Target(limit=1.0, tolerated=2.0, better="lower")
+_NOT_COUNTED: Final = frozenset({"hello", "isMaster", "ismaster", "serverStatus"})
+
+# So many documents in each interval that all positions move every second.
+_EVERY_SECONDS: Final = 0.5
+_WRITTEN: Final = 200
+
+
+def measure_commands(stage: Stage) -> list[Row]:
+    """Measure the row.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    partitions, members = stage.plan.partitions, stage.plan.members
+    with ExitStack() as stack:
+        stack.enter_context(stage.relay(_NAME, partitions)).wait_ready()
+        stage.write(_NAME, _WRITTEN)
+        without = _commands(stage)
+        stage.say(f"starting {members} members")
+        heard = Heard([stack.enter_context(stage.worker(_NAME, "--lease", "15")) for _ in range(members)])
+        stage.wait_shared(_NAME, heard, members)
+        seen = _commands(stage)
+    of_members = {name: round((seen[name] - without.get(name, 0.0)) / members, 3) for name in seen}
+    found = sum(of_members.values())
+    stage.say(f"commands: {found:.2f} a second and member")
+    return [
+        Row(
+            key="kafka_commands",
+            what=f"{members} members, {partitions} partitions",
+            about="commands to MongoDB of each member in a second, while changes flow through all partitions",
+            peer="the limit",
+            unit="commands/s",
+            pairs=[Pair(found, _LIMIT)],
+            target=_TARGET,
+            details={name: count for name, count in of_members.items() if count},
+        )
+    ]
+
+
+def _commands(stage: Stage) -> dict[str, float]:
+    """The commands of a second, by name."""
+    seconds = stage.plan.counted
+    before, began = _totals(stage), time.monotonic()
+    due = began
+    while due < began + seconds:
+        stage.write(_NAME, _WRITTEN)
+        due += _EVERY_SECONDS
+        time.sleep(max(0.0, due - time.monotonic()))
+    after, ended = _totals(stage), time.monotonic()
+    return {name: (count - before.get(name, 0)) / (ended - began) for name, count in after.items()}
+
+
+def _totals(stage: Stage) -> dict[str, int]:
+    status: dict[str, Any] = stage.client.admin.command("serverStatus")
+    found: dict[str, Any] = status["metrics"]["commands"]
+    return {
+        name: int(one["total"])
+        for name, one in found.items()
+        if isinstance(one, dict) and "total" in one and name not in _NOT_COUNTED
+    }

@@ -1,0 +1,82 @@
+"""The memory of a relay and of a worker, while a million changes pass through them.
+
+The relay and the worker run while the changes are written. The memory of the relay is read after each tenth that
+it has published, that of the worker inside of it, after each tenth that it has delivered.
+"""
+
+from contextlib import ExitStack
+from typing import Final
+
+from benchmarks.contestants import daemon
+from benchmarks.figures import Pair, Row, Target
+from benchmarks.kafka.stage import Stage, memory_mb, state_of
+from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.people import COLLECTION, people
+
+__all__ = ["measure_memory"]
+
+_NAME: Final = "kafka_memory"
+_PARTITIONS: Final = 16
+_LIMIT_MB: Final = 150.0
+_PATIENCE_SECONDS: Final = 500.0
+_PEAK: Final = Target(limit=1.0, tolerated=1.2, better="lower")
+_GROWTH: Final = Target(limit=1.1, tolerated=1.5, better="lower")
+
+
+def measure_memory(stage: Stage) -> list[Row]:
+    """Measure the rows.
+
+    Raises:
+        BenchmarkFailed: a process did not do what it should.
+    """
+    changes = stage.plan.long
+    assignment = Assignment(stage.setting.url, _NAME, changes, "pace")
+    topic = stage.topic(_NAME, _PARTITIONS)
+    with ExitStack() as stack:
+        relay = stack.enter_context(stage.relay(_NAME, _PARTITIONS, app="app"))
+        relay.wait_ready()
+        worker = stack.enter_context(daemon(assignment, state_of(_NAME), flags=stage.from_topic(_NAME)))
+        worker.wait_ready()
+        stage.say(f"writing {changes:,} documents")
+        of_relay: list[float] = []
+        portions = people(changes, at_once=changes // 100)
+        for tenth in range(1, 11):
+            for _ in range(10):
+                stage.client[_NAME][COLLECTION].insert_many(next(portions))
+            topic.wait(changes // 10 * tenth)
+            of_relay.append(round(memory_mb(relay.pid), 1))
+        peak = memory_mb(relay.pid, "VmHWM")
+        measured = worker.measured(_PATIENCE_SECONDS)
+    stage.client.drop_database(_NAME)
+    stage.say(f"memory of the relay: {peak:.0f} MB at most; after each tenth {of_relay}")
+    stage.say(
+        f"memory of a worker: {measured['peak_mb']:.0f} MB at most; after each tenth {measured['memory_mb']}"
+    )
+    return [
+        *_rows("relay", "a relay", changes, peak, of_relay),
+        *_rows("worker", "a worker on Kafka", changes, measured["peak_mb"], measured["memory_mb"]),
+    ]
+
+
+def _rows(key: str, what: str, changes: int, peak: float, tenths: list[float]) -> list[Row]:
+    return [
+        Row(
+            key=f"kafka_memory_{key}",
+            what=f"memory of {what}",
+            about=f"megabytes at most, over {changes:,} changes",
+            peer="the limit",
+            unit="MB",
+            pairs=[Pair(peak, _LIMIT_MB)],
+            target=_PEAK,
+            details={"changes": changes, "memory_mb": tenths},
+        ),
+        Row(
+            key=f"kafka_memory_{key}_growth",
+            what=f"memory of {what}, growth",
+            about="megabytes after the last tenth of these changes, against those after the second",
+            peer="itself, earlier",
+            unit="MB",
+            pairs=[Pair(tenths[-1], tenths[1])],
+            target=_GROWTH,
+        ),
+    ]

@@ -1,0 +1,154 @@
+"""The servers of a run, and the processes around them."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pymongo import MongoClient
+
+from benchmarks.busy import Heard
+from benchmarks.contestants import Contestant, busy_daemon, relay
+from benchmarks.kafka.topic import Topic
+from benchmarks.plan import Plan
+from benchmarks.setting import Setting
+from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
+from dispatcher.core.state import POSITIONS
+from dispatcher.kafka.topics import topic_name
+
+__all__ = ["Stage", "Usage", "frozen"]
+
+_AT_ONCE: Final = 1_000
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+# Relays and workers are stopped while a backlog is written, and must keep their leases.
+_LEASE: Final = ("--lease", "120")
+
+
+class Usage(NamedTuple):
+    """Seconds of processor time of the servers."""
+
+    mongod: float
+    broker: float
+
+    def since(self, before: "Usage") -> "Usage":
+        """The time since an earlier moment."""
+        return Usage(self.mongod - before.mongod, self.broker - before.broker)
+
+
+class Stage(NamedTuple):
+    """The servers.
+
+    Attributes:
+        client: of the MongoDB server.
+        brokers: the address of Kafka.
+        mongod, broker: process ids.
+    """
+
+    setting: Setting
+    client: MongoClient[dict[str, Any]]
+    brokers: str
+    mongod: int
+    broker: int
+
+    @property
+    def plan(self) -> Plan:
+        """The size of the run."""
+        return self.setting.plan
+
+    def say(self, text: str) -> None:
+        """Report the progress."""
+        self.setting.say(text)
+
+    def usage(self) -> Usage:
+        """The processor time of the servers so far."""
+        return Usage(cpu_seconds(self.mongod), cpu_seconds(self.broker))
+
+    # -- processes -------------------------------------------------------------------------------------------
+
+    def assignment(self, name: str, expected: int = 0) -> Assignment:
+        """An assignment for the busy application, in a database of this name."""
+        return Assignment(self.setting.url, name, expected, "arrivals")
+
+    def topic(self, name: str, partitions: int) -> Topic:
+        """The topic of a relay."""
+        return Topic(self.brokers, topic_name(name), partitions)
+
+    def relay(self, name: str, partitions: int, *, app: str = "busy") -> Contestant:
+        """A relay of the busy application. Its name is that of the database."""
+        assignment = self.assignment(name)
+        flags = ("--kafka", self.brokers, "--name", name, "--partitions", str(partitions), *_LEASE)
+        return relay(assignment, state_of(name), *flags, app=app)
+
+    def from_topic(self, name: str) -> tuple[str, ...]:
+        """The flags of a dispatcher that reads the topic of a relay."""
+        return ("--kafka", self.brokers, "--kafka-topic", topic_name(name))
+
+    def worker(self, name: str, *flags: str, shape: Shape | None = None) -> Contestant:
+        """A dispatcher of the busy application that reads the topic of a relay."""
+        lease = () if "--lease" in flags else _LEASE
+        return busy_daemon(
+            self.assignment(name),
+            state_of(name),
+            shape or Shape(),
+            flags=(*self.from_topic(name), *lease, *flags),
+        )
+
+    def wait_shared(self, name: str, heard: Heard, members: int) -> None:
+        """Wait until this number of processes holds all partitions, in equal parts.
+
+        Raises:
+            BenchmarkFailed: it does not happen in time.
+        """
+        heard.wait("Sharing the partitions", lambda: self._are_shared(name, members))
+
+    def _are_shared(self, name: str, members: int) -> bool:
+        relays = topic_name(name)
+        found = self.client[state_of(name)][POSITIONS].find(
+            {"partition": {"$exists": True}, "group": {"$ne": relays}}
+        )
+        owners = [one.get("owner") for one in found if not str(one["_id"]).startswith(relays)]
+        counts = [owners.count(owner) for owner in {*owners}]
+        return None not in owners and len(counts) == members and max(counts) - min(counts) <= 1
+
+    # -- writes ----------------------------------------------------------------------------------------------
+
+    def write(self, name: str, count: int) -> None:
+        """Insert documents of the busy application."""
+        collection = self.client[name][f"{COLLECTION_PREFIX}0"]
+        for start in range(0, count, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, count))
+            collection.insert_many([{"number": number, "text": "x" * 100} for number in numbers])
+
+
+def state_of(name: str) -> str:
+    """The state database that belongs to a database."""
+    return f"{name}_state"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Seconds of processor time of a process so far, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def memory_mb(pid: int, what: str = "VmRSS") -> float:
+    """Megabytes of memory of a process; its maximum with `VmHWM`."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{what}:"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+@contextmanager
+def frozen(pids: Sequence[int]) -> Iterator[None]:
+    """Stop processes during a block, so that a backlog collects. They all continue at the same time."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)

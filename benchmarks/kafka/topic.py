@@ -1,0 +1,62 @@
+"""How far a topic is written."""
+
+import asyncio
+import time
+from typing import Any, Final
+
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from benchmarks.contestants import BenchmarkFailed
+from dispatcher.kafka.topics import create_topic
+
+__all__ = ["Topic"]
+
+_PATIENCE_SECONDS: Final = 300.0
+_LOOK_SECONDS: Final = 0.02
+
+_SPEC: Final[Any] = OffsetSpec
+
+
+class Topic:
+    """A topic.
+
+    Args:
+        brokers: to connect to.
+        partitions: their number.
+    """
+
+    def __init__(self, brokers: str, name: str, partitions: int) -> None:
+        self.name = name
+        self.partitions = partitions
+        self._admin = AdminClient({"bootstrap.servers": brokers})
+
+    def create(self) -> None:
+        """Create it, as a relay does."""
+        asyncio.run(create_topic(self._admin, self.name, self.partitions))
+
+    @property
+    def records(self) -> int:
+        """The number of its records."""
+        return sum(int(info.offset) for info in self._ask(_SPEC.latest()))
+
+    @property
+    def last_append(self) -> float:
+        """When the broker wrote the last record, in seconds since 1970."""
+        return float(max(info.timestamp for info in self._ask(_SPEC.max_timestamp()))) / 1e3
+
+    def wait(self, records: int) -> None:
+        """Wait until the topic has this number of records.
+
+        Raises:
+            BenchmarkFailed: it does not have them in time.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (found := self.records) < records:
+            if time.monotonic() > deadline:
+                raise BenchmarkFailed(f"The topic {self.name} has {found:,} of {records:,} records.")
+            time.sleep(_LOOK_SECONDS)
+
+    def _ask(self, which: Any) -> list[Any]:
+        wanted = {TopicPartition(self.name, number): which for number in range(self.partitions)}
+        return [answer.result() for answer in self._admin.list_offsets(wanted).values()]

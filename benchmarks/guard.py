@@ -36,6 +36,8 @@ _REFERENCES: Final = {
     "create_heard": "make",
     "create_stamped": "make",
     "deliver": "loop",
+    "publish": "loop",
+    "read_topic": "loop",
 }
 
 _DUMP: Final = re.compile(r"^desc: Trigger: Client Request: (\w+) (\d+)$.*^summary: (\d+)", re.M | re.S)

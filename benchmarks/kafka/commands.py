@@ -34,10 +34,14 @@ def measure_commands(stage: Stage) -> list[Row]:
     with ExitStack() as stack:
         stack.enter_context(stage.relay(_NAME, partitions)).wait_ready()
         stage.write(_NAME, _WRITTEN)
+        stage.topic(_NAME, partitions).wait(_WRITTEN)
         without = _commands(stage)
         stage.say(f"starting {members} members")
-        heard = Heard([stack.enter_context(stage.worker(_NAME, "--lease", "15")) for _ in range(members)])
-        stage.wait_shared(_NAME, heard, members)
+        workers = []
+        for _ in range(members):
+            workers.append(stack.enter_context(stage.worker(_NAME, "--lease", "15")))
+            workers[-1].wait_ready()
+        stage.wait_shared(_NAME, Heard(workers), members)
         seen = _commands(stage)
     of_members = {name: round((seen[name] - without.get(name, 0.0)) / members, 3) for name in seen}
     found = sum(of_members.values())

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from benchmarks.contestants import BenchmarkFailed
@@ -58,5 +58,13 @@ class Topic:
             time.sleep(_LOOK_SECONDS)
 
     def _ask(self, which: Any) -> list[Any]:
+        """Ask for the offsets. While a partition has no leader, ask again."""
         wanted = {TopicPartition(self.name, number): which for number in range(self.partitions)}
-        return [answer.result() for answer in self._admin.list_offsets(wanted).values()]
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return [answer.result() for answer in self._admin.list_offsets(wanted).values()]
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_LOOK_SECONDS)

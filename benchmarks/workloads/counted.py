@@ -20,15 +20,23 @@ from benchmarks.workloads.people import person
 from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
 from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Person, Silent, Stamped
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch
+from dispatcher.core.events import Batch, Start
 from dispatcher.core.lease import Lease
+from dispatcher.core.partitions import HASH
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.routes import Routes
 from dispatcher.group.sessions import GroupSessions
+from dispatcher.kafka.acceptance import LogPosition
+from dispatcher.kafka.envelope import encode
+from dispatcher.kafka.log import TopicLog
+from dispatcher.kafka.relay_state import NO_RECORD, RelayPosition
+from dispatcher.kafka.source import KafkaSource
 from dispatcher.operate.pauses import Pauses
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
+from dispatcher.relay.ledger import RecordLedger
+from dispatcher.relay.records import Packer
 from dispatcher.runtime.assembly import Assembly
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
@@ -38,6 +46,9 @@ from mongoz.signals.hops import inside_dispatcher
 __all__ = ["main"]
 
 _TIMES: Final = 200
+
+# Of the topic of the relay.
+_PARTITIONS: Final = 32
 
 # Seconds for all deliveries. Under valgrind they take some seconds.
 _PATIENCE: Final = 300.0
@@ -193,6 +204,75 @@ def _people() -> list[dict[str, Any]]:
     return [person(number) for number in range(2 * _TIMES)]
 
 
+async def _count_relay() -> None:
+    """From an undecoded event to the acknowledged record: the relay's work for each change, without clients."""
+    packer = Packer(1, _PARTITIONS, 1_000_000)
+    ledger = RecordLedger(1, RelayPosition(_token(-1), "", (NO_RECORD,) * _PARTITIONS), "")
+
+    def publish(events: list[RawEvent]) -> None:
+        assert not packer.large_among(events)
+        packed = packer.pack(events, {})
+        for part, report in zip(packed.parts, ledger.add(_token(0), packed.parts, packed.size), strict=True):
+            for _ in range(part.records):
+                report(None, _Message(part.partition, part.last, None))
+
+    numbers = range(2 * _TIMES)
+    events = [RawEvent(bson.encode(bson.decode(_event(n)) | {HASH: bson.Int64(n * 7_919)})) for n in numbers]
+    publish(events[_TIMES:])
+    with counted(f"publish {_TIMES}"):
+        publish(events[:_TIMES])
+    if not ledger.is_empty:
+        raise RuntimeError("not all records are acknowledged")
+
+
+async def _count_topic() -> None:
+    """From the messages of the client to undecoded events: what replaces the reading of a change stream."""
+    config: Any = None
+    relay: Any = None
+    topic = TopicLog(config, "topic", "default", relay, megabytes=16, address="")
+    partition = topic.partition(0)
+    topic._open[0], partition.most = partition, 1_000_000
+    source = KafkaSource(partition, Start(_token(-1)), batch_size=_TIMES, read_large=_no_large, saved=lambda: None)
+    messages: Any = [_Message(0, n, encode(1, n, _event(n))) for n in range(2 * _TIMES)]
+
+    async def read(some: Any, position: LogPosition) -> LogPosition:
+        topic._distribute(some)
+        events, after, _ = source._take(iter(await partition.read(_TIMES)), position)
+        if len(events) != _TIMES:
+            raise RuntimeError(f"{_TIMES} records, {len(events)} events")
+        return after
+
+    position = await read(messages[:_TIMES], LogPosition(0, 1, -1, _token(-1)))
+    with counted(f"read_topic {_TIMES}"):
+        await read(messages[_TIMES:], position)
+
+
+async def _no_large(_large: object) -> None:
+    """No event is large."""
+
+
+class _Message:
+    """A message of the client of Kafka."""
+
+    def __init__(self, partition: int, offset: int, value: bytes | None) -> None:
+        self._partition, self._offset, self._value = partition, offset, value
+
+    def partition(self) -> int:
+        """As the client's."""
+        return self._partition
+
+    def offset(self) -> int:
+        """As the client's."""
+        return self._offset
+
+    def value(self) -> bytes | None:
+        """As the client's."""
+        return self._value
+
+    def error(self) -> None:
+        """As the client's."""
+
+
 async def main() -> None:
     """Count everything."""
     gc.disable()
@@ -200,6 +280,8 @@ async def main() -> None:
     await _count_hydration()
     await _count_creates()
     await _count_deliveries()
+    await _count_relay()
+    await _count_topic()
 
 
 if __name__ == "__main__":

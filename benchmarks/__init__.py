@@ -11,6 +11,7 @@
     start.py            row: the time from the start of a daemon to its first delivery
     four.py             row: four dispatchers against one
     memory.py           rows: the daemon's memory during a long backlog
+    kafka/              rows: dispatchers that read from Kafka
     growth.py           growth of cost, as plots: `make bench ARGS=growth`
     busy.py             measures an application of a given shape
     turns.py            sides that take turns

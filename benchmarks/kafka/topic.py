@@ -4,10 +4,11 @@ import asyncio
 import time
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from benchmarks.contestants import BenchmarkFailed
+from dispatcher.kafka.config import load_config
 from dispatcher.kafka.topics import create_topic
 
 __all__ = ["Topic"]
@@ -29,7 +30,7 @@ class Topic:
     def __init__(self, brokers: str, name: str, partitions: int) -> None:
         self.name = name
         self.partitions = partitions
-        self._admin = AdminClient({"bootstrap.servers": brokers})
+        self._admin = load_config(brokers).admin()
 
     def create(self) -> None:
         """Create it, as a relay does."""
@@ -43,7 +44,7 @@ class Topic:
     @property
     def last_append(self) -> float:
         """When the broker wrote the last record, in seconds since 1970."""
-        return float(max(info.timestamp for info in self._ask(_SPEC.max_timestamp()))) / 1e3
+        return max(float(info.timestamp) for info in self._ask(_SPEC.max_timestamp())) / 1e3
 
     def wait(self, records: int) -> None:
         """Wait until the topic has this number of records.
@@ -58,13 +59,8 @@ class Topic:
             time.sleep(_LOOK_SECONDS)
 
     def _ask(self, which: Any) -> list[Any]:
-        """Ask for the offsets. While a partition has no leader, ask again."""
-        wanted = {TopicPartition(self.name, number): which for number in range(self.partitions)}
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                return [answer.result() for answer in self._admin.list_offsets(wanted).values()]
-            except KafkaException:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_LOOK_SECONDS)
+        wanted: Any = {TopicPartition(self.name, number): which for number in range(self.partitions)}
+        asking = self._admin.ask_all(
+            self.name, lambda client, within: client.list_offsets(wanted, request_timeout=within).values()
+        )
+        return asyncio.run(asking)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import bson
 from bson.codec_options import CodecOptions
+from confluent_kafka import Message
 from pydantic import BaseModel
 from pymongo import AsyncMongoClient
 
@@ -207,6 +208,7 @@ def _people() -> list[dict[str, Any]]:
 async def _count_relay() -> None:
     """From an undecoded event to the acknowledged record: the relay's work for each change, without clients."""
     packer = Packer(1, _PARTITIONS, 1_000_000)
+    acknowledged = Message("topic", partition=0, offset=0)
     ledger = RecordLedger(1, RelayPosition(_token(-1), "", (NO_RECORD,) * _PARTITIONS), "")
 
     def publish(events: list[RawEvent]) -> None:
@@ -214,7 +216,7 @@ async def _count_relay() -> None:
         packed = packer.pack(events, {})
         for part, report in zip(packed.parts, ledger.add(_token(0), packed.parts, packed.size), strict=True):
             for _ in range(part.records):
-                report(None, _Message(part.partition, part.last, None))
+                report(None, acknowledged)
 
     numbers = range(2 * _TIMES)
     events = [RawEvent(bson.encode(bson.decode(_event(n)) | {HASH: bson.Int64(n * 7_919)})) for n in numbers]
@@ -233,7 +235,9 @@ async def _count_topic() -> None:
     partition = topic.partition(0)
     topic._open[0], partition.most = partition, 1_000_000
     source = KafkaSource(partition, Start(_token(-1)), batch_size=_TIMES, read_large=_no_large, saved=lambda: None)
-    messages: Any = [_Message(0, n, encode(1, n, _event(n))) for n in range(2 * _TIMES)]
+    messages: Any = [
+        Message("topic", partition=0, offset=n, value=encode(1, n, _event(n))) for n in range(2 * _TIMES)
+    ]
 
     async def read(some: Any, position: LogPosition) -> LogPosition:
         topic._distribute(some)
@@ -249,28 +253,6 @@ async def _count_topic() -> None:
 
 async def _no_large(_large: object) -> None:
     """No event is large."""
-
-
-class _Message:
-    """A message of the client of Kafka."""
-
-    def __init__(self, partition: int, offset: int, value: bytes | None) -> None:
-        self._partition, self._offset, self._value = partition, offset, value
-
-    def partition(self) -> int:
-        """As the client's."""
-        return self._partition
-
-    def offset(self) -> int:
-        """As the client's."""
-        return self._offset
-
-    def value(self) -> bytes | None:
-        """As the client's."""
-        return self._value
-
-    def error(self) -> None:
-        """As the client's."""
 
 
 async def main() -> None:

@@ -38,7 +38,8 @@ _GAP: Final = b"\x03gap\0"
 
 # The size of the record, `v`, `term` and `n`; each field is its type and name, and then its value.
 _HEAD: Final = Struct("<i3si6sq3sq")
-_HEAD_OF_EVENT: Final = Struct(f"{_HEAD.format}{len(_EVENT)}si")
+_HEAD_OF_TERM: Final = Struct("<3si6sq3s")
+_HEAD_OF_EVENT: Final = Struct(f"<i{_HEAD_OF_TERM.size}sq{len(_EVENT)}si")
 _ROOM: Final = _HEAD.size + len(_EVENT) + 1  # bytes of a record beside its event
 _SIZE: Final = Struct("<i")
 _STAMP_HEAD: Final = Struct(f"<{len(_STAMP)}siB")
@@ -119,20 +120,23 @@ def encode(term: int, number: int, event: bytes, stamp: bytes = b"") -> bytes:
         event: as the server sent it.
         stamp: of the marker of a delete.
     """
-    if stamp:
-        return _encoded(term, number, stamp, _EVENT, event)
-    return encode_without(0, term, number, event)
+    return _encoded(term, number, stamp, _EVENT, event)
 
 
-def encode_without(last: int, term: int, number: int, event: bytes) -> bytes:
-    """Return the record of a change event without its last field.
+def head_of_term(term: int) -> bytes:
+    """Return the bytes that all records of a term have between their size and their number."""
+    return _HEAD_OF_TERM.pack(_V, _VERSION, _TERM, term, _NUMBER)
+
+
+def encode_without(last: int, head: bytes, number: int, event: bytes) -> bytes:
+    """Return the record of a change event without its last field. This is the hot path of the relay.
 
     Args:
         last: bytes of the last field, with its type and name.
+        head: of the term.
     """
     size = len(event) - last
-    head = _HEAD_OF_EVENT.pack(_ROOM + size, _V, _VERSION, _TERM, term, _NUMBER, number, _EVENT, size)
-    return head + event[4 : size - 1] + b"\0\0"
+    return b"".join((_HEAD_OF_EVENT.pack(_ROOM + size, head, number, _EVENT, size), event[4 : size - 1], b"\0\0"))
 
 
 def encode_large(term: int, number: int, large: LargeEvent, stamp: bytes = b"") -> bytes:

@@ -7,8 +7,10 @@ receiver blocks the loop. If one queue is full while another one has room, its p
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import groupby
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatcher.core.output.logs import log
@@ -51,6 +53,9 @@ _DAY_MS: Final = 86_400_000
 
 TopicRecord = tuple[int, bytes | None]
 """The offset and the value of a message. There are many, so it has no class."""
+
+
+_PARTITION: Final = methodcaller("partition")
 
 
 class OutOfRange(Exception):
@@ -212,23 +217,28 @@ class TopicLog:
     def _distribute(self, messages: "Sequence[Message]") -> None:
         """Sort messages into the queues of their partitions."""
         touched, size = set(), 0
-        message: Any  # the annotations allow None, which only messages that are produced have
-        for message in messages:
-            feed = self._open.get(message.partition())
+        for number, some in groupby(messages, _PARTITION):  # the client returns them in runs of a partition
+            feed = self._open.get(number)
             if feed is not None:
                 touched.add(feed)
-                if message.error() is None:
-                    value = message.value()
-                    size += len(value or b"")
-                    feed.append(message.offset(), value)
-                else:
-                    self._on_error(feed, message.error())
+                size += feed.extend(self._records(feed, some))
         for feed in touched:
             feed.wake()
         if size and self._polling is not None:
             most = self._queued_bytes // _BATCHES * len(messages) // size
             self._polling.at_once = max(1, min(_AT_ONCE, most))
         self.on_room()
+
+    def _records(self, feed: "PartitionLog", messages: "Iterable[Message]") -> list[TopicRecord]:
+        """The records of some messages of a partition."""
+        records = []
+        message: Any  # the annotations allow None, which only messages that are produced have
+        for message in messages:
+            if message.error() is None:
+                records.append((message.offset(), message.value()))
+            else:
+                self._on_error(feed, message.error())
+        return records
 
     def on_room(self) -> None:
         """Poll again if a queue has room. Pause the full partitions, so that they do not stop the others."""
@@ -341,10 +351,12 @@ class PartitionLog:
         """Returns whether no further record should come."""
         return self._bytes >= self.most
 
-    def append(self, offset: int, value: bytes | None) -> None:
-        """Add a record to the queue."""
-        self._queue.append((offset, value))
-        self._bytes += len(value or b"")
+    def extend(self, records: Sequence[TopicRecord]) -> int:
+        """Add records to the queue. Returns their bytes."""
+        size = _size_of(records)
+        self._queue.extend(records)
+        self._bytes += size
+        return size
 
     def clear(self) -> None:
         """Empty the queue."""
@@ -388,7 +400,7 @@ class PartitionLog:
             self._bytes = 0
         else:
             records = [queue.popleft() for _ in range(most)]
-            self._bytes -= sum(len(value or b"") for _, value in records)
+            self._bytes -= _size_of(records)
         self._topic.on_room()
         return records
 
@@ -429,3 +441,8 @@ class PartitionLog:
     def commit(self, offset: int) -> None:
         """Show an offset to the tools of Kafka. Nothing depends on it."""
         self._topic.commit(self.number, offset)
+
+
+def _size_of(records: Sequence[TopicRecord]) -> int:
+    """The bytes of all values."""
+    return sum([len(value) for _, value in records if value])

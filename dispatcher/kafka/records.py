@@ -1,55 +1,71 @@
 """Reads what a dispatcher needs from a record before its event is decoded: the token and the stamp. No I/O."""
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
 from dispatcher.core.bson_codec import RawEvent, StampedDelete
 from dispatcher.core.resume_tokens import token_time
-from dispatcher.kafka.envelope import Envelope, MalformedRecord, RecordKind, decode, token_in
+from dispatcher.kafka.acceptance import LogPosition
+from dispatcher.kafka.envelope import Envelope, MalformedRecord, RecordKind, decode, head_of_term, token_in
+from dispatcher.kafka.log import TopicRecord
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import FIELD, Call, Stamp
 
-# A plain event: the fields `v`, `term`, `n` and `event` of the envelope, and the beginning of the event, which is
-# its token: {_id: {_data: "..."}}. The lengths of documents and of the text stand before them.
-_PLAIN: Final = Struct("<i13sq3sq7si5si7si")
-_HEAD: Final = b"\x10v\0\x01\0\0\0\x12term\0"
-_NUMBER: Final = b"\x12n\0"
+# A plain event: the size of the record, the head of its term, its number, the field `event`, and the beginning of
+# the event, which is its token: {_id: {_data: "..."}}. The lengths of documents and of the text stand before them.
+_PLAIN: Final = Struct("<i24sq7si5si7si")
 _EVENT: Final = b"\x03event\0"
 _ID: Final = b"\x03_id\0"
 _DATA: Final = b"\x02_data\0"
-_BEGIN: Final = Struct("<i13sq3sq7s").size  # of the event
+_BEGIN: Final = Struct("<i24sq7s").size  # of the event
 _REST: Final = 4 + len(_DATA) + 4 + 1  # bytes of the `_id` beside the text and its zero
 
 _STAMP: Final = FIELD.encode() + b"\0"
 
 
-def plain_event(value: bytes | None, term: int, number: int) -> tuple[str, bytes] | None:
-    """The token and the event of a record that has this term and number, and needs no further look.
+def take_plain(
+    records: Iterator[TopicRecord], position: LogPosition, events: list[RawEvent]
+) -> tuple[LogPosition, TopicRecord | None]:
+    """Accept plain events, up to the first other record. This is the hot path of a reader.
 
-    This is the hot path of a reader. It makes no objects for nearly all records.
+    Each is the next record of the term, and has a later token: for these, `accept` decides the same. It stops at
+    malformed records too; `decode` and `token_in` read what it leaves.
+
+    Args:
+        events: gets the events.
 
     Returns:
-        None for every other record, also if it is malformed: `decode` and `token_in` read it.
+        The position after the events, and the record at which it has stopped.
     """
-    if value is None or len(value) <= _PLAIN.size:
-        return None
-    size, head, term_, n, number_, event, inner, id_, length, data, characters = _PLAIN.unpack_from(value)
-    if (
-        number_ != number
-        or term_ != term
-        or size != len(value)
-        or inner != size - _BEGIN - 1
-        or length != characters + _REST
-        or not 0 < characters <= size - _PLAIN.size
-        or head != _HEAD
-        or n != _NUMBER
-        or event != _EVENT
-        or id_ != _ID
-        or data != _DATA
-        or value[-1]
-    ):
-        return None
-    return str(value[_PLAIN.size : _PLAIN.size + characters - 1], "ascii", "replace"), value[_BEGIN:-1]
+    offset, term, number, before = position
+    head, token, unpack, smallest = head_of_term(term), before.encode(), _PLAIN.unpack_from, _PLAIN.size
+    stopped = None
+    for record in records:
+        at, value = record
+        if at != offset or value is None or len(value) <= smallest:
+            stopped = record
+            break
+        size, head_, number_, event, inner, id_, length, data, characters = unpack(value)
+        text = value[smallest : smallest + characters - 1]
+        if (
+            head_ != head
+            or number_ != number + 1
+            or text <= token
+            or size != len(value)
+            or inner != size - _BEGIN - 1
+            or length != characters + _REST
+            or not 0 < characters <= size - smallest
+            or event != _EVENT
+            or id_ != _ID
+            or data != _DATA
+            or value[-1]
+        ):
+            stopped = record
+            break
+        offset, number, token = offset + 1, number_, text
+        events.append(RawEvent(value[_BEGIN:-1]))
+    return LogPosition(offset, term, number, str(token, "ascii", "replace")), stopped
 
 
 def event_of(envelope: Envelope) -> RawEvent:

@@ -35,7 +35,7 @@ from dispatcher.kafka.envelope import (
 from dispatcher.kafka.foreign import foreign_term, malformed_record
 from dispatcher.kafka.log import OutOfRange, TopicRecord
 from dispatcher.kafka.looks import Look
-from dispatcher.kafka.records import event_of, plain_event, recall_stamp, remember_stamp
+from dispatcher.kafka.records import event_of, recall_stamp, remember_stamp, take_plain
 from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import Stamp
@@ -244,21 +244,14 @@ class KafkaSource:
             The accepted new events, the position after them, and that record.
         """
         events: list[RawEvent] = []
-        offset, term, number, token = position
-        for record in records:
-            if record[0] == offset:  # in the usual case, this is what `accept` decides
-                plain = plain_event(record[1], term, number + 1)
-                if plain is not None and plain[0] > token:
-                    token, event = plain
-                    offset, number = offset + 1, number + 1
-                    events.append(RawEvent(event))
-                    continue
-            position = LogPosition(offset, term, number, token)
-            envelope, of_record = self._opened(record)
+        while True:
+            position, record = take_plain(records, position, events)
+            if record is None:
+                return events, position, None
+            envelope, token = self._opened(record)
             if envelope.term > self._known_term:
                 return events, position, _Halt(None, record, envelope, position)
-            place = RecordPlace(record[0], envelope.term, envelope.number, of_record)
-            decision, after = accept(position, place)
+            decision, after = accept(position, RecordPlace(record[0], envelope.term, envelope.number, token))
             if decision is Decision.DELIVER and envelope.kind is RecordKind.EVENT:
                 events.append(event_of(envelope))
             elif decision is Decision.DELIVER or decision is Decision.JUMP:
@@ -267,8 +260,7 @@ class KafkaSource:
                 self._figures.dropped[decision] += 1
                 if decision is Decision.DUPLICATE:
                     remember_stamp(envelope, self._remember)
-            offset, term, number, token = after
-        return events, LogPosition(offset, term, number, token), None
+            position = after
 
     def _batch(self, events: Sequence[RawEvent], position: LogPosition) -> Batch:
         offset, term, number, token = position

@@ -50,7 +50,7 @@ class TermProducer:
         for part, report in zip(packed.parts, reports, strict=True):
             records = packed.records[part.partition]
             if (
-                self._producer.produce_batch(self._topic, records, part.partition, on_delivery=report)
+                self._producer.produce_batch(self._topic, records, part.partition, on_delivery=report.__call__)
                 != part.records
             ):
                 failed = next((one["_error"] for one in records if "_error" in one), None)

@@ -4,6 +4,7 @@ The server has computed the hash of each document, so no event is decoded: this 
 """
 
 import json
+from binascii import hexlify
 from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Any, Final, NamedTuple
@@ -17,7 +18,15 @@ from dispatcher.core.events import DELIVERABLE
 from dispatcher.core.partitions import HASH, partition_of
 from dispatcher.core.resume_tokens import token_of
 from dispatcher.kafka.delete_stamps import IN_TRANSACTION, STAMPED, DeleteStamps
-from dispatcher.kafka.envelope import GapNotice, LargeEvent, encode, encode_gap, encode_large, encode_without
+from dispatcher.kafka.envelope import (
+    GapNotice,
+    LargeEvent,
+    encode,
+    encode_gap,
+    encode_large,
+    encode_without,
+    head_of_term,
+)
 from dispatcher.relay.ledger import Part
 
 # The end of an event: the field with the hash, which the pipeline has added, and the end of the document.
@@ -28,6 +37,13 @@ _SIZE: Final = Struct("<i")
 
 # Events of these operations are published. The end of the stream is no event.
 _PUBLISHED: Final = frozenset({*DELIVERABLE, "drop", "dropDatabase", "rename"})
+
+# Events of these operations are no delete markers. Nearly all events begin with their token and their operation.
+_NO_MARKERS: Final = tuple(
+    b"\x02operationType\0" + _SIZE.pack(len(name) + 1) + name.encode() + b"\0"
+    for name in ("insert", "replace", "delete")
+)
+_TOKEN_AT: Final = 4 + len(b"\x03_id\0")
 
 _DOCUMENT_KEY: Final = b"\x03documentKey\0"
 _ID: Final = b"_id\0"
@@ -71,6 +87,7 @@ class Packer:
 
     def __init__(self, term: int, partitions: int, largest: int) -> None:
         self._term = term
+        self._head = head_of_term(term)
         self._partitions = partitions
         self._largest = largest - _FRAME - LONGEST_KEY
         self._largest_stamped = self._largest - _LONGEST_STAMP
@@ -94,19 +111,25 @@ class Packer:
             large: the files of the events that do not fit into a record, by token.
         """
         records: list[list[Record]] = [[] for _ in range(self._partitions)]
-        size, term, numbers, open_stamps = 0, self._term, self._numbers, self.stamps.open
-        tail_of, end, partitions, largest = _TAIL.unpack_from, _TAIL.size, self._partitions, self._largest
+        size, head, numbers, open_stamps = 0, self._head, self._numbers, self.stamps.open
+        tail_of, end, size_at = _TAIL.unpack_from, _TAIL.size, _SIZE.unpack_from
+        partitions, largest = self._partitions, self._largest
         for event in events:
             raw = event.raw
-            tail, hashed, _ = tail_of(raw, len(raw) - end)
+            length = len(raw)
+            tail, hashed, _ = tail_of(raw, length - end)
             if (
                 tail == _HASH
-                and len(raw) <= largest
-                and (STAMPED not in raw or IN_TRANSACTION not in raw)
+                and length <= largest
                 and not open_stamps
+                and (
+                    raw.startswith(_NO_MARKERS, _TOKEN_AT + size_at(raw, _TOKEN_AT)[0])
+                    or STAMPED not in raw  # it takes longer, since it reads the whole event
+                    or IN_TRANSACTION not in raw
+                )
             ):
                 partition = abs(hashed) % partitions
-                value = encode_without(_LAST, term, numbers[partition], raw)
+                value = encode_without(_LAST, head, numbers[partition], raw)
             else:
                 packed = self._with_care(event, large)
                 if packed is None:
@@ -174,7 +197,7 @@ def key_of(raw: bytes) -> bytes | None:
     begin = at + 5 + len(_ID)  # after the size of the document, the type and the name of its field
     kind = raw[at + 4]
     if kind == _OBJECT_ID:
-        return b'{"$oid":"' + raw[begin : begin + 12].hex().encode() + b'"}'
+        return b'{"$oid":"%b"}' % hexlify(raw[begin : begin + 12])
     try:
         if kind == _STRING:
             size = _SIZE.unpack_from(raw, begin)[0]

@@ -38,6 +38,10 @@ SIZES = {
     "writes": 40,
     "long": 2000,
     "waits": 100,
+    "computed": 40,
+    "members": 2,
+    "partitions": 8,
+    "counted": 2,
 }
 
 
@@ -170,7 +174,21 @@ def test_a_side_with_too_few_documents_is_an_error(mongo):
     """A wrong count makes a wrong rate."""
     side = Side("mongoz_odm", "find")
     comparison = Comparison("key", "what", "about", "peer", side, side, "/s")
-    plan = Plan(rounds=1, changes=1, writes=1, documents=1, loads=1, operations=1, sends=1, long=1, waits=1)
+    plan = Plan(
+        rounds=1,
+        changes=1,
+        writes=1,
+        documents=1,
+        loads=1,
+        operations=1,
+        sends=1,
+        long=1,
+        waits=1,
+        computed=1,
+        members=1,
+        partitions=1,
+        counted=1,
+    )
     with pytest.raises(BenchmarkFailed, match="987654321 documents should be loaded"):
         measured_rows(Setting(mongo.url, plan, None, lambda _: None), [comparison], portions=1, count=987654321)
 

@@ -15,6 +15,7 @@ from bson import Int64, ObjectId, Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch, Change, Job, LogPlace, Start
 from dispatcher.core.resume_tokens import shortened, token_at
 from dispatcher.core.stats import TopicFigures
@@ -35,7 +36,7 @@ from dispatcher.kafka.envelope import (
 from dispatcher.kafka.log import OutOfRange, TopicRecord
 from dispatcher.kafka.looks import Look
 from dispatcher.kafka.merged import MergedTopic
-from dispatcher.kafka.records import plain_event
+from dispatcher.kafka.records import take_plain
 from dispatcher.kafka.source import KafkaSource
 from dispatcher.position.places import Places
 from dispatcher.position.tracker import Tracker
@@ -666,16 +667,42 @@ def test_the_quick_look_at_a_record_agrees_with_the_decoder(
     value = value[: len(value) - cut]
     if changed is not None and changed[0] < len(value):
         value = value[: changed[0]] + bytes([changed[1]]) + value[changed[0] + 1 :]
-    found = plain_event(value, 1, 0)
-    if found is not None:
-        envelope = decode(value)
-        assert envelope == Envelope(1, 0, b"", found[1])
-        with contextlib.suppress(MalformedRecord):
-            assert token_in(envelope) == found[0]
+    events: list[RawEvent] = []
+    position, stopped = take_plain(iter([(5, value)]), LogPosition(5, 1, -1, ""), events)
+    if not events:
+        assert (position, stopped) == (LogPosition(5, 1, -1, ""), (5, value))
+        return
+    envelope = decode(value)
+    assert envelope == Envelope(1, 0, b"", events[0].raw)
+    assert (position[:3], stopped) == ((6, 1, 0), None)
+    with contextlib.suppress(MalformedRecord):
+        assert token_in(envelope) == position.token
 
 
-def test_the_quick_look_is_enough_for_a_usual_record() -> None:
-    assert plain_event(encode(3, 7, made(1)), 3, 7) == (token(1), made(1))
+def test_the_quick_look_is_enough_for_usual_records() -> None:
+    records = [(4 + n, encode(3, 7 + n, made(1 + n))) for n in range(3)]
+    events: list[RawEvent] = []
+    position, stopped = take_plain(iter(records), LogPosition(4, 3, 6, token(0)), events)
+    assert (position, stopped) == (LogPosition(7, 3, 9, token(3)), None)
+    assert [event.raw for event in events] == [made(1), made(2), made(3)]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        (5, encode(3, 8, made(2))),  # the offset jumps
+        (4, encode(4, 8, made(2))),  # another term
+        (4, encode(3, 9, made(2))),  # a number is missing
+        (4, encode(3, 8, made(1))),  # a token that was read before
+        (4, None),
+    ],
+)
+def test_the_quick_look_leaves_each_other_record_to_the_rule(record: tuple[int, bytes | None]) -> None:
+    events: list[RawEvent] = []
+    records = iter([(3, encode(3, 7, made(1))), record, (5, encode(3, 9, made(3)))])
+    position, stopped = take_plain(records, LogPosition(3, 3, 6, token(0)), events)
+    assert (position, stopped) == (LogPosition(4, 3, 7, token(1)), record)
+    assert next(records)[0] == 5
 
 
 # -- what is saved together -----------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Report:
             self._ledger.fail(f"{error.name()}: {error.str()}")
             return
         offset = message.offset()
-        if offset < 0:  # the broker has the record, but the answer with its offset is lost
+        if offset is None:  # the broker has the record, but the answer with its offset is lost
             self._ledger.fail("the broker does not tell the offset of a record")
             return
         if offset > self._offset:  # noqa: PLR1730 - `max` takes longer

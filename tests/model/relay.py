@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import bson
 import pytest
@@ -154,7 +154,7 @@ class Producer:
         self._simulation = simulation
         self.process = process
         self.queues: list[list[Sent]] = [[] for _ in range(PARTITIONS)]
-        self.answers: list[tuple[Sent, int | None]] = []
+        self.answers: list[tuple[Sent, int | Literal["lost"] | None]] = []
         self.is_purged = False
 
     def produce_batch(self, topic: str, records: list[dict[str, Any]], partition: int, *, on_delivery: Any) -> int:
@@ -183,8 +183,9 @@ class Producer:
             sent, offset = self.answers.pop(0)
             if offset is None:
                 sent.report(SimpleNamespace(name=lambda: "_MSG_TIMED_OUT", str=lambda: "given up"), None)
-            else:
-                sent.report(None, SimpleNamespace(offset=lambda offset=offset: offset))
+            else:  # the client found out that the broker has the record, without its offset
+                known = None if offset == "lost" else offset
+                sent.report(None, SimpleNamespace(offset=lambda known=known: known))
 
     def purge(self) -> None:
         if self.process.killed:
@@ -409,11 +410,11 @@ class RelaySimulation:
                 while queue and choose.random() < self._pace:
                     if not self.has_faults or choose.random() < 0.97:
                         sent = queue.pop(0)
-                        lost = self.has_faults and choose.random() < 0.01
-                        self.faults.answer_lost += lost
-                        producer.answers.append((sent, None if lost else self._append(sent)))
-                        if lost:
-                            self._append(sent)
+                        answer: int | Literal["lost"] | None = self._append(sent)
+                        if self.has_faults and choose.random() < 0.01:
+                            self.faults.answer_lost += 1
+                            answer = choose.choice((None, "lost"))
+                        producer.answers.append((sent, answer))
                     else:  # given up: the later ones land first, or this one never lands
                         self.faults.given_up += 1
                         sent = queue.pop(choose.randrange(len(queue)))

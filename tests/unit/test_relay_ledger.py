@@ -18,7 +18,7 @@ def ledger() -> RecordLedger:
     return RecordLedger(TERM, BEGIN, "own")
 
 
-def answer(report: Report, *offsets: int) -> None:
+def answer(report: Report, *offsets: int | None) -> None:
     for offset in offsets:
         report(None, SimpleNamespace(offset=lambda offset=offset: offset))
 
@@ -106,7 +106,7 @@ def test_offsets_that_begin_again_are_of_another_topic() -> None:
 def test_an_answer_without_an_offset_is_an_error() -> None:
     one = ledger()
     [report] = one.add("b", [Part(0, 1, 0)])
-    answer(report, -1001)
+    answer(report, None)
     assert "offset" in one.failure
     assert one.position == BEGIN
 

@@ -69,6 +69,11 @@ class Tracker:
             self._between.clear()
 
     @property
+    def read(self) -> str:
+        """The token up to which all changes are in their lanes, or finished."""
+        return max(self._mark, self.token, self._open[-1].token if self._open else "")
+
+    @property
     def span(self) -> int:
         """The number of changes after the position, finished or not."""
         return len(self._between) + len(self._open)

@@ -1,16 +1,18 @@
 """Delivers the current documents after lost history, while the stream continues.
 
-A dispatcher starts these backfills by itself. Each document is read only when its errand runs. So no newer
-version of the document was delivered before, and later changes are delivered after the document.
+A dispatcher starts these backfills by itself. Each document is delivered in its lane, in the state that it had at
+the time up to which the stream is read. So all earlier changes of the document are before it in the lane, and all
+later ones after it, however far the stream is behind: no receiver gets an older state after a newer one.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
 from bson.binary import Binary
 from bson.codec_options import CodecOptions
+from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
@@ -19,12 +21,13 @@ from dispatcher.core.events import Errand, Job, Namespace, key_from
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import belongs, hash_of
+from dispatcher.core.resume_tokens import token_time
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
 from dispatcher.parking.gate import Parking
-from dispatcher.runs.snapshot import change_of, document, documents, key_of
+from dispatcher.runs.snapshot import SnapshotTooOld, change_of, document, documents, key_of
 from dispatcher.runs.store import Run, Runs
 from dispatcher.stream.collections import collections_of
 from dispatcher.stream.scope import scope_of
@@ -42,6 +45,7 @@ class LiveBackfill:
     Args:
         client: a client that is open for the running loop.
         capacity: its `may_begin` returns whether deliveries of other sources than the stream may begin.
+        read: returns the token up to which all changes are in their lanes.
     """
 
     def __init__(  # noqa: PLR0913 - a source of deliveries needs these stages
@@ -55,6 +59,7 @@ class LiveBackfill:
         capacity: Capacity,
         lease: Lease,
         *,
+        read: Callable[[], str],
         codec_options: CodecOptions[Any],
     ) -> None:
         self._client = client
@@ -65,6 +70,7 @@ class LiveBackfill:
         self._lanes = lanes
         self._capacity = capacity
         self._partition, self._partitions = lease.partition, lease.partitions
+        self._read = read
         self._codec_options = codec_options
         self._wanted = asyncio.Event()
         self._wanted.set()
@@ -129,19 +135,46 @@ class LiveBackfill:
 
     async def _in_lanes(self, run: Run, routes: Routes, namespace: Namespace, keys: list[bytes]) -> None:
         """Deliver some documents, each in its lane. When this returns, the deliveries are finished or parked."""
-        while not self._capacity.may_begin():  # noqa: ASYNC110 - a pause lasts for minutes or hours
-            await asyncio.sleep(1.0)
-        finished = []
-        for key in keys:
-            done = asyncio.get_running_loop().create_future()
-            errand = Errand(partial(self._deliver, run, routes, namespace, key), partial(done.set_result, None))
-            self._lanes.add(key_from(namespace, key, self._codec_options), errand)
-            finished.append(done)
-        await asyncio.wait(finished)
+        while keys:
+            while not self._capacity.may_begin():  # noqa: ASYNC110 - a pause lasts for minutes or hours
+                await asyncio.sleep(1.0)
+            too_old: list[bytes] = []
+            # The changes between the two tokens are the gap. The documents must contain them.
+            time = token_time(max(self._read(), run.token or ""))
+            finished = []
+            for key in keys:
+                done = asyncio.get_running_loop().create_future()
+                deliver = partial(self._deliver, run, routes, namespace, key, time, too_old)
+                errand = Errand(deliver, partial(done.set_result, None))
+                self._lanes.add(key_from(namespace, key, self._codec_options), errand)
+                finished.append(done)
+            await asyncio.wait(finished)
+            keys = too_old
+            if keys:
+                log.warning(
+                    "a backfill waits: the stream is too far behind, the server can't read documents of that time",
+                    action="backfill.waits",
+                    run=run.id,
+                    read_until=time.as_datetime().isoformat(),
+                )
+                await asyncio.sleep(_AGAIN)
 
-    async def _deliver(self, run: Run, routes: Routes, namespace: Namespace, key: bytes) -> None:
-        found = await self._parking.retry_command(lambda: document(self._client, namespace, key))
-        if found is None:  # the document was deleted; the stream delivers the delete
+    async def _deliver(
+        self,
+        run: Run,
+        routes: Routes,
+        namespace: Namespace,
+        key: bytes,
+        time: Timestamp,
+        too_old: list[bytes],
+    ) -> None:
+        """Deliver a document in its state at a time. Adds its key to `too_old` if that time is too long ago."""
+        try:
+            found = await self._parking.retry_command(lambda: document(self._client, namespace, key, time))
+        except SnapshotTooOld:
+            too_old.append(key)
+            return
+        if found is None:  # the document did not exist at that time, so the stream delivers its insert
             return
         change = change_of(found, namespace, run, self._codec_options)
         ((_, calls),) = await routes.resolve([change])

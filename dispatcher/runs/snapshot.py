@@ -18,6 +18,7 @@ from bson.max_key import MaxKey
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from dispatcher.core.bson_codec import RAW
@@ -38,6 +39,15 @@ _FIRST: Final = 32
 _BYTES: Final = 4_000_000
 
 _LAST: Final = bson.encode({"": MaxKey()})
+
+
+# The server's codes for a read at a time: it has forgotten that time; it can't read that collection at that time.
+_TOO_OLD: Final = 239
+_NO_SNAPSHOTS: Final = frozenset({72, 246})
+
+
+class SnapshotTooOld(Exception):
+    """The server does not remember the state of the documents at that time any more."""
 
 
 class StoredDocument(NamedTuple):
@@ -127,19 +137,38 @@ async def _read(
         return rows, session.operation_time or Timestamp(1, 1)
 
 
-async def document(client: AsyncMongoClient[Any], namespace: Namespace, key: bytes) -> StoredDocument | None:
-    """Read one document.
+async def document(
+    client: AsyncMongoClient[Any], namespace: Namespace, key: bytes, time: Timestamp
+) -> StoredDocument | None:
+    """Read one document as it was at a time; None if it did not exist.
 
     Args:
         key: its `_id`, as BSON: {"": _id}.
+        time: cluster time of the read.
+
+    Raises:
+        SnapshotTooOld: the server does not remember that time any more.
     """
-    collection = client[namespace[0]].get_collection(
-        namespace[1], codec_options=RAW, read_concern=ReadConcern("majority")
-    )
-    async with session_of(client) as session:
-        row = await collection.find_one(RawBSONDocument(_filter(key)), session=session)
-        time = session.operation_time or Timestamp(1, 1)
-    return None if row is None else StoredDocument(row, time, datetime.fromtimestamp(time.time, UTC))
+    command: dict[str, Any] = {
+        "find": namespace[1],
+        "filter": RawBSONDocument(_filter(key)),
+        "limit": 1,
+        "readConcern": {"level": "snapshot", "atClusterTime": time},
+    }
+    database = client.get_database(namespace[0], codec_options=RAW)
+    try:
+        cursor = await database.cursor_command(command, codec_options=RAW)
+    except OperationFailure as error:
+        if error.code == _TOO_OLD:
+            raise SnapshotTooOld from error
+        if error.code not in _NO_SNAPSHOTS:
+            raise
+        # A capped collection, or a collection that was created or renamed after that time.
+        command["readConcern"] = {"level": "majority"}
+        cursor = await database.cursor_command(command, codec_options=RAW)
+    found: list[RawBSONDocument] = await cursor.to_list(None)
+    wall = datetime.fromtimestamp(time.time, UTC)
+    return StoredDocument(found[0], time, wall) if found else None
 
 
 def key_of(row: RawBSONDocument) -> bytes:

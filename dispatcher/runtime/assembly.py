@@ -223,6 +223,7 @@ class Assembly(NamedTuple):
             lanes,
             capacity,
             lease,
+            read=lambda: checkpoint.tracker.read,
             codec_options=codec_options,
         )
         return OtherSources(worker, redelivery, backfill)

@@ -168,6 +168,36 @@ async def test_workers_renew_their_leases_while_the_broker_is_silent(ledger, cli
 
 
 @pytest.mark.slow
+async def test_a_stopped_worker_starts_none_of_its_queued_jobs_after_its_lease(
+    publisher, workers, ledger, foreign
+):
+    """Another worker has taken over meanwhile."""
+    ledger.environment["LEDGER_SLOWNESS"] = "0.4"
+    ledger.environment["DISPATCHER_CONCURRENCY"] = "3"
+    first = workers.start()
+    await eventually(lambda: len(first.lines("lease.claimed")) == PARTITIONS, what="it holds all partitions")
+    for number in range(600):
+        change(publisher, number)
+    await eventually(lambda: len(ledger()) > 20, what="it delivers")
+    term = max(one.term for one in ledger())
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        count = len(ledger())
+        assert count < 100  # the others are queued
+        ledger.environment["LEDGER_SLOWNESS"] = "0"
+        workers.start()
+        await eventually(lambda: len({one.n for one in ledger()}) == 600, what="the second one delivers all")
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+    await eventually(lambda: len(first.lines("lease.lost")) == PARTITIONS, what="the first one notices")
+    assert first.terminate() == ExitCode.OK
+    # A receiver that was running may end. No further one starts.
+    late = [one for one in ledger()[count:] if one.term <= term]
+    assert len(late) <= 3
+    assert sorted({one.n for one in ledger()}) == list(range(600))
+
+
+@pytest.mark.slow
 async def test_a_worker_without_a_broker_says_so(publisher, workers, ledger, mongo, tmp_path):
     with daemon(APP, "--kafka", "127.0.0.1:1", "--kafka-topic", "t", cwd=tmp_path, **ledger.environment) as worker:
         code = await asyncio.to_thread(worker.process.wait, 120)

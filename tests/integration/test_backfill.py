@@ -7,13 +7,14 @@ from typing import Any
 
 import bson
 import pytest
-from bson import Decimal128, MaxKey, MinKey, ObjectId
+from bson import Decimal128, MaxKey, MinKey, ObjectId, Timestamp
 from bson.raw_bson import RawBSONDocument
 
 import mongoz
 from dispatcher.exceptions import NothingToDeliver, UnknownReceiver, UnknownRun
 from dispatcher.runs import backfill
 from dispatcher.runs.player import RunOutcome, workplace
+from dispatcher.runs.snapshot import SnapshotTooOld, document
 from dispatcher.runs.store import Busy
 from mongoz.core.signals import post_save, post_update
 from tests.integration.deliveries import State
@@ -210,3 +211,34 @@ async def test_a_run_of_another_live_process_is_refused(foreign, dispatched, Thi
     # Its heartbeat is too old.
     runs.update_one({"run": outcome.run}, [{"$set": {"beat_at": {"$subtract": ["$$NOW", 20_000]}}}])
     assert (await run(dispatched, "watcher", resume=outcome.run)).finished
+
+
+# -- one document as it was at a time ---------------------------------------------------------------------------
+
+
+async def moment(client: Any) -> Timestamp:
+    """The cluster time of the last write."""
+    return (await client.admin.command("ping"))["operationTime"]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+async def test_a_document_is_read_as_it_was_at_a_time(client, database, capped):
+    """A capped collection has no past: its document is read as it is."""
+    options = {"capped": True, "size": 4096} if capped else {}
+    things = await client[database].create_collection("things", **options)
+    await things.insert_one({"_id": 1, "n": 1})
+    time = await moment(client)
+    await things.update_one({"_id": 1}, {"$set": {"n": 2}})
+    found = await document(client, (database, "things"), bson.encode({"": 1}), time)
+    assert found is not None
+    assert found.row["n"] == (2 if capped else 1)
+    assert found.time == time
+    assert await document(client, (database, "things"), bson.encode({"": 2}), time) is None
+
+
+async def test_a_document_of_a_time_that_the_server_has_forgotten_is_not_read(client, database):
+    await client[database]["things"].insert_one({"_id": 1})
+    point = {"failCommands": ["find"], "errorCode": 239, "namespace": f"{database}.things"}
+    await client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=point)
+    with pytest.raises(SnapshotTooOld):
+        await document(client, (database, "things"), bson.encode({"": 1}), await moment(client))

@@ -1,18 +1,27 @@
 """Writes reach receivers through the relay and a topic of Kafka, with stamps, as through a change stream."""
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
+from bson import ObjectId
 
 import mongoz
 from dispatcher.core.resume_tokens import token_at
-from mongoz.core.signals import post_delete, post_save
+from dispatcher.runs import backfill
+from dispatcher.runs.player import workplace
+from dispatcher.runtime import assembly
+from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.deliveries import State, make_account
-from tests.support import dispatching, eventually
+from tests.list_source import ListSource, event
+from tests.support import dispatching, eventually, settings_for
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 from tests.integration.relaying import relay_name, relaying
 from tests.kafka.publisher import Publisher
+
+ID = ObjectId()
 
 
 @pytest.fixture
@@ -97,3 +106,65 @@ async def test_changes_that_the_topic_has_lost_come_from_the_oplog(account, disp
 def time_token(foreign: Any) -> str:
     """A text that sorts before the tokens of all later changes."""
     return token_at(foreign.client.admin.command("ping")["operationTime"])
+
+
+@pytest.mark.slow
+async def test_a_backfill_after_lost_history_delivers_no_older_state_after_a_newer_one(
+    account, dispatched, foreign, kafka_server, client, monkeypatch
+):
+    """Although the relay publishes the changes before the backfill reads the document only later."""
+    got: list[tuple[str, bool]] = []
+
+    async def receiver(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        got.append((instance.name, delivery.replayed))
+
+    for connect in (post_save, post_update):
+        connect(account, name="watcher")(receiver)
+    await client[foreign.name].create_collection("accounts", changeStreamPreAndPostImages={"enabled": True})
+    name = relay_name()
+    options = {"kafka": kafka_server.address, "kafka_topic": f"mongoz.{name}"}
+
+    def rename(value: str) -> None:
+        foreign["accounts"].update_one({"_id": ID}, {"$set": {"name": value}}, upsert=True)
+
+    async with relaying(dispatched, kafka_server.address, name, partitions=1) as relay:
+        async with dispatching(dispatched, **options):
+            rename("delivered")
+            await eventually(lambda: got == [("delivered", False)], what="the first change is delivered")
+        rename("lost")
+        await relay.published(time_token(foreign))
+        topic = Publisher(kafka_server.address, "", topic=f"mongoz.{name}")
+        topic.forget_before(0, topic.ends(1)[0])
+    rename("later")
+    rename("latest")
+    late = event(1, "insert", 1, second=int(time.time()) + 3_600)
+    monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: ListSource([late], forgets=True))
+    async with dispatching(dispatched, on_history_lost="backfill", **options):
+        await eventually(lambda: len(got) == 2, what="the document is delivered")
+        async with relaying(dispatched, kafka_server.address, name, partitions=1):
+            await eventually(lambda: len(got) == 4, what="the later changes are delivered")
+    assert got[1:] == [("lost", True), ("later", False), ("latest", False)]
+
+
+@pytest.mark.slow
+async def test_existing_documents_are_backfilled_beside_a_topic(account, dispatched, foreign, broker):
+    got: list[tuple[str, bool]] = []
+
+    @post_save(account, name="saved")
+    async def saved(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        got.append((instance.name, delivery.replayed))
+
+    foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(50)])
+    name = relay_name()
+    async with (
+        relaying(dispatched, broker.address, name),
+        dispatching(dispatched, kafka=broker.address, kafka_topic=f"mongoz.{name}"),
+        workplace(dispatched, settings_for(dispatched)) as place,
+    ):
+        run = await backfill.start(place, ["saved"], rate=None, resume=None, new=False)
+        foreign["accounts"].insert_one({"name": "live"})
+        outcome = await run.work(asyncio.Event())
+        await eventually(lambda: ("live", False) in got, what="the live change is delivered")
+    assert outcome.finished
+    assert {name for name, replayed in got if replayed} >= {f"{n}" for n in range(50)}
+    assert [name for name, replayed in got if not replayed] == ["live"]

@@ -98,6 +98,7 @@ def process(
 ) -> Iterator[RelayProcess]:
     (tmp_path / "relayed.py").write_text(APP)
     arguments = ("--kafka", servers, "--name", name, "--partitions", "4", "--lease", "2", "--save-interval", "0.2")
+    arguments += ("--max-queued-mb", "1", "--batch-size", "100")
     environment = {"TEST_URL": mongo.url, "TEST_DATABASE": database}
     state = ("--state-database", f"{database}_state")
     running = RelayProcess("relayed:registry", *arguments, *state, cwd=tmp_path, **environment)
@@ -163,11 +164,19 @@ class Relays:
         token = event["_id"]["_data"]
         eventually_sync(lambda: self.position >= token)
 
-    def replace_owner(self) -> None:
-        """Kills the process that publishes, and starts another one."""
+    def kill_owner(self) -> None:
+        """Kills the process that publishes."""
         owner = self.owner
         owner.kill()
         self.processes.remove(owner)
+
+    def replace_owner(self) -> None:
+        """Kills the process that publishes, and starts another one."""
+        self.kill_owner()
+        self.start_another()
+
+    def start_another(self) -> None:
+        """Starts a further process."""
         self.processes.append(self._start())
 
     def terminate(self) -> None:

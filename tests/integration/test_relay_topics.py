@@ -18,6 +18,7 @@ from dispatcher.kafka.topics import create_topic, read_topic
 from dispatcher.relay import term
 from tests.integration.relaying import accepted, eventually_or_failed, relay_name, relaying
 from tests.integration.test_relay import last_token, make_document, saved_state
+from tests.kafka import server as kafka
 from tests.kafka.server import KafkaServer
 from tests.support import PATIENCE
 
@@ -169,3 +170,23 @@ async def test_brokers_that_do_not_answer_for_long_lose_nothing_and_memory_is_bo
         assert all("No broker of Kafka answers" in one for one in reasons)
         await relay.published(await last_token(foreign, client, database))
     assert ids(servers, topic) == list(range(501))
+
+
+async def test_the_relay_continues_when_one_of_three_brokers_dies(
+    order, dispatched, foreign, client, database, name
+) -> None:
+    topic, writes = f"mongoz.{name}", Writes(foreign)
+    with kafka.running_cluster() as brokers:
+        servers = ",".join(one.address for one in brokers)
+        async with relaying(dispatched, servers, name, partitions=6) as relay:
+            writes.some(100)
+            await relay.published(await last_token(foreign, client, database))
+            facts = await read_topic(load_config(servers).admin(), topic)
+            assert facts is not None
+            assert (facts.replicas, facts.in_sync, facts.brokers) == (3, 2, 3)
+            os.kill(brokers[2].pid, signal.SIGKILL)
+            for _ in range(20):
+                writes.some(5)
+                await asyncio.sleep(0.05)
+            await relay.published(await last_token(foreign, client, database))
+        assert ids(servers, topic) == list(range(writes.count))

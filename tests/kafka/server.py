@@ -10,7 +10,7 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -69,6 +69,7 @@ def running(
     port: int | None = None,
     directory: Path | None = None,
     listeners: Mapping[str, int] = MappingProxyType({}),
+    node: "Node | None" = None,
 ) -> Iterator[KafkaServer]:
     """Run an Apache Kafka during a `with` block. Topics are not created by themselves.
 
@@ -78,10 +79,14 @@ def running(
         port: a free one by default.
         directory: keeps the data between runs. By default, a temporary directory that is removed at the end.
         listeners: the ports of further listeners, by name. The properties must name their protocols.
+        node: of a cluster of several, see `running_cluster`.
     """
     if trouble := missing():
         raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)
-    cluster_id = _cluster_in(directory) or urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster_id = _cluster_in(directory) or _new_id()
+    if node is not None:
+        cluster_id = node.cluster_id
+        properties = {**node.properties, **(properties or {})}
     deadline = time.monotonic() + PATIENCE
 
     def command(port: int, directory: Path) -> list[str]:
@@ -96,6 +101,40 @@ def running(
         yield KafkaServer(guardian.address, cluster_id, guardian.pid)
     finally:
         guardian.stop()
+
+
+class Node(NamedTuple):
+    """A node of a cluster. The first one is the controller too.
+
+    Attributes:
+        number: from 1.
+        controller: the port of the controller.
+    """
+
+    number: int
+    cluster_id: str
+    controller: int
+
+    @property
+    def properties(self) -> dict[str, object]:
+        """The properties of its server."""
+        voters = {"controller.quorum.voters": f"1@{HOST}:{self.controller}", "node.id": self.number}
+        return voters if self.number == 1 else {**voters, "process.roles": "broker"}
+
+
+@contextmanager
+def running_cluster(nodes: int = 3) -> Iterator[list[KafkaServer]]:
+    """Run a cluster during a `with` block. All nodes but the first one may end."""
+    cluster_id, controller = _new_id(), free_port()
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(running(node=Node(number, cluster_id, controller)))
+            for number in range(1, nodes + 1)
+        ]
+
+
+def _new_id() -> str:
+    return urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def _cluster_in(directory: Path | None) -> str | None:
@@ -115,12 +154,17 @@ def _prepare(
     if _cluster_in(directory) is None:
         shutil.copytree(_FORMATTED, data)
         meta = data / "meta.properties"
-        meta.write_text(_CLUSTER.sub(f"cluster.id={cluster_id}", meta.read_text()))
-    ports = {**listeners, "CONTROLLER": free_port()}
+        text = _CLUSTER.sub(f"cluster.id={cluster_id}", meta.read_text())
+        number = properties.get("node.id", 1)
+        text = re.sub(r"(?m)^node\.id=.*", f"node.id={number}", text)
+        meta.write_text(re.sub(r"(?m)^directory\.id=.*", f"directory.id={_new_id()}", text))
+    voters = str(properties.get("controller.quorum.voters", f"1@{HOST}:{free_port()}"))
+    controller = {} if properties.get("process.roles") == "broker" else {"CONTROLLER": voters.rpartition(":")[2]}
+    ports: dict[str, object] = {**listeners, **controller}
     own = {
         "log.dirs": data,
         "listeners": ",".join(f"{name}://{HOST}:{port}" for name, port in ports.items()),
-        "controller.quorum.voters": f"1@{HOST}:{ports['CONTROLLER']}",
+        "controller.quorum.voters": voters,
         **properties,
     }
     lines = [(_HERE / "server.properties").read_text(), *(f"{key}={value}\n" for key, value in own.items())]

@@ -119,6 +119,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it starts some twenty processes, one after another
 @pytest.mark.parametrize("kind", ["embedded", "apache"])
 def test_the_steps_lead_to_kafka_and_back(kind: str, terminals: Terminals) -> None:
     with ExitStack() as stack:
@@ -129,6 +130,7 @@ def test_the_steps_lead_to_kafka_and_back(kind: str, terminals: Terminals) -> No
         (one_machine,) = terminals.lines("one machine")
         dispatchers = terminals.start(one_machine, ready="dispatcher.started")
         terminals.write()
+        terminals.call("check the relay")
         (relay,) = terminals.lines("relay")
         publishing = terminals.start(relay, ready="relay.term")
         terminals.write()

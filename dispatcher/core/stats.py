@@ -143,8 +143,8 @@ class RelayFigures:
     term: int = 0
     """The last term of this process; 0 before the first one."""
     terms: dict[str, int] = field(default_factory=lambda: {"lease": 0, "error": 0, "topic": 0, "replaced": 0})
-    """Terms that began, by cause: this process took over the lease; a record was not acknowledged; the topic was
-    deleted; another process had begun a term."""
+    """Terms that began, by cause: this process took over the lease, or renewed it late; a record was not
+    acknowledged; the topic was deleted; another process had begun a term."""
 
     def counters(self) -> dict[str, int]:
         """The counters, for the log."""

@@ -415,8 +415,8 @@ METRICS: Final = (
     ),
     _counter(
         "relay_terms",
-        "Terms that began, by cause: the process took over (`lease`), a record was not acknowledged (`error`), "
-        "the topic was deleted (`topic`), another process had begun a term (`replaced`).",
+        "Terms that began, by cause: the process took over, or renewed its lease late (`lease`), a record was not "
+        "acknowledged (`error`), the topic was deleted (`topic`), another process had begun a term (`replaced`).",
         _of_relay(lambda r, _: [((cause,), count) for cause, count in r.terms.items()]),
         "cause",
     ),

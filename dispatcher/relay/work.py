@@ -93,7 +93,7 @@ class RelayWork:
                 self._term, self._reached = None, term.ledger.token
             before = term
             failures = 0 if term.has_moved else failures + 1
-            cause = "topic" if term.has_lost_topic else "error"
+            cause = "topic" if term.has_lost_topic else "error" if term.failure else "lease"
             if term.failure:
                 self._trouble = term.failure
                 log.warning(

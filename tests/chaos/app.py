@@ -4,12 +4,15 @@ note   a plain receiver: writes a line to a file per call
 book   a transactional receiver: pushes the number of the write to its own document
 hold   a plain receiver with on_failure="block"; only in the scenario of failing receivers
 
+SIGUSR1 blocks the event loop for LEDGER_BLOCKED seconds.
+
 The event of a delete has the last number of the document; the number of the delete is the next one.
 """
 
 import asyncio
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -24,6 +27,9 @@ slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
 # The share of calls that take up to a second longer: other calls pass them, the position must not.
 stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 pid = os.getpid()
+
+# A handler of Python runs in the main thread, which runs the loop.
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(float(os.environ["LEDGER_BLOCKED"])))
 
 
 class Account(mongoz.Document):

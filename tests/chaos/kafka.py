@@ -31,9 +31,15 @@ _PARTITIONS: Final = 6
 _TOPIC: Final = "mongoz.changes"
 _LEASE_SECONDS: Final = 3.0
 
-# The client of Kafka notices a silent broker within seconds, and gives up a lost request; by default within a
-# minute, and after five minutes.
-_CLIENT: Final = "message.timeout.ms = 2000\nsocket.timeout.ms = 4000\n"
+_BLOCKED_SECONDS: Final = 5.0
+
+# The client of Kafka gives up a lost record after this time, and notices a silent broker; by default after five
+# minutes, and within one.
+_TIMEOUT_SECONDS: Final = 2
+_CLIENT: Final = f"message.timeout.ms = {_TIMEOUT_SECONDS}000\nsocket.timeout.ms = {2 * _TIMEOUT_SECONDS}000\n"
+
+# The writer goes on for seconds while nothing is delivered.
+_AHEAD: Final = 500
 
 # The limits of a batch of records: the usual one, and one that a batch of some changes exceeds.
 _BATCH_BYTES: Final = (1_048_588, 3_000)
@@ -84,9 +90,10 @@ class Plant:
             "relay cut off from the broker": lambda kind: self._cut(self._publisher(), kind, "broker"),
             "relay cut off from MongoDB": lambda kind: self._cut(self._publisher(), kind, "mongo"),
             "produce requests lost": self._lose_requests,
-            "first requests of a relay lost": self._lose_first_requests,
+            "requests lost, and the relay blocked": self._lose_requests_and_block,
             "worker killed": lambda kind: world.kill(self._worker(), kind),
             "worker stopped": lambda kind: self._stop(self._worker(), kind),
+            "worker blocked": lambda kind: self._block(self._worker(), kind),
             "worker cut off from the broker": lambda kind: self._cut(self._worker(), kind, "broker"),
             "worker cut off from MongoDB": lambda kind: self._cut(self._worker(), kind, "mongo"),
             "broker killed": self._kill_broker,
@@ -135,6 +142,13 @@ class Plant:
         self.stops += 1
         self._world.suspend(daemon, kind, self._leases(1.2, 2.5))
 
+    def _block(self, daemon: ChaosDaemon, kind: str) -> None:
+        """Blocks the event loop of a process for longer than its lease; its other threads go on."""
+        self.stops += 1
+        self._world.note(kind, daemon)
+        daemon.process.send_signal(signal.SIGUSR1)
+        self._world.observe_for(_BLOCKED_SECONDS)
+
     def _stop_both(self, kind: str) -> None:
         """The second relay is stopped when it has taken over. Both continue at the same time."""
         first = self._publisher()
@@ -160,22 +174,18 @@ class Plant:
         self._world.note(kind)
         self._broker.lose_produce_requests(self._chance.randint(1, 4))
 
-    def _lose_first_requests(self, kind: str) -> None:
-        """Kills a relay, loses the first requests of the next one, and kills or stops it before it repeats them.
+    def _lose_requests_and_block(self, kind: str) -> None:
+        """Loses requests of a relay that can't notice it, because its event loop is blocked.
 
-        The broker accepts later requests of a producer if it does not know its earlier ones. So records of a term
-        are missing.
+        Its producer goes on without it: it gives up the lost records, and sends the next ones.
         """
-        self._world.kill(self._publisher(), kind)
+        relay = self._publisher()
         self._world.release_writer()
         lost = self._broker.lost
         self._broker.lose_produce_requests(self._chance.randint(1, 3))
         self._world.until(lambda: self._broker.lost > lost)
-        self._world.observe_for(self._chance.uniform(0.05, 1))
-        if self._chance.random() < 0.5:
-            self._world.kill(self._publisher(), kind)
-        else:
-            self._stop(self._publisher(), kind)
+        self._world.observe_for(self._chance.uniform(0.5, 1) * _TIMEOUT_SECONDS)
+        self._block(relay, kind)
 
     def _kill_broker(self, kind: str) -> None:
         self._world.note(kind)
@@ -225,12 +235,13 @@ def run(plan: Plan) -> Report:
         "DISPATCHER_KAFKA_CONFIG": str(properties),
         "DISPATCHER_RELAY_PARTITIONS": str(_PARTITIONS),
         "DISPATCHER_LEASE": str(_LEASE_SECONDS),
+        "LEDGER_BLOCKED": str(_BLOCKED_SECONDS),
     }
     with (
         links() as made,
         embedded_mongo() as server,
         broker(plan.directory / "broker", made, relays=_RELAYS, workers=_WORKERS) as kafka,
-        World(plan, server.url, daemons=0, crashes=_EXCUSED, **settings) as world,
+        World(plan, server.url, daemons=0, ahead=_AHEAD, crashes=_EXCUSED, **settings) as world,
     ):
         plant = Plant(world, kafka, [Ways(one, made.to(server.port)) for one in kafka.links])
         plant.start()
@@ -246,7 +257,7 @@ SCENARIO = Scenario(
     title="two relays, a broker of Kafka and three workers: killed, stopped, cut off; faults of the topic",
     faults="faults",
     full=Size(writes=100_000, documents=1_000, faults=200),
-    short=Size(writes=5_000, documents=200, faults=16),
+    short=Size(writes=10_000, documents=200, faults=16),
     run=run,
     missing=missing,
 )

@@ -72,6 +72,7 @@ class World:
         url: of the server, for the clients.
         daemons: the number of daemons.
         daemon_url: the URL for the daemons, if they use another one.
+        ahead: maximum number of undelivered writes, and of writes behind the next fault; depends on the size.
         crashes: the exit codes of daemons that a fault ends, with the names of these events.
         app: the application of the daemons.
         **settings: environment variables of the daemons.
@@ -84,6 +85,7 @@ class World:
         *,
         daemons: int = 1,
         daemon_url: str | None = None,
+        ahead: int | None = None,
         crashes: Mapping[int, str] = MappingProxyType({}),
         app: str = APP,
         **settings: str,
@@ -108,7 +110,7 @@ class World:
         self.other_work: Callable[[], int] = lambda: 0
         """Grows while daemons get on with what is not in the ledger."""
         self._other_work = 0
-        self._ahead = min(_AHEAD, 20 + plan.size.writes * _AHEAD_SHARE)
+        self._ahead = min(_AHEAD, 20 + plan.size.writes * _AHEAD_SHARE) if ahead is None else ahead
         self._next = float("inf")
         self._began = self._progress_at = time.monotonic()
         self._resources: dict[int, psutil.Process] = {}

@@ -2,7 +2,7 @@
 
 Each record goes through three checks, in this order: `accept` decides whether it counts; events up to the
 high-water mark are dropped, since they were read before; the first-seen stamp of an event counts, see
-`stream/origins.py`. The stamps of dropped events are remembered.
+`stream/origins.py`. The stamps of events before the start are remembered when they are dropped.
 
 The relay has copied the stamp of a delete marker to its delete. So readers ignore markers, and never wait for the
 end of a transaction.
@@ -159,6 +159,7 @@ class KafkaSource:
         self._saved = saved
         self._figures = TopicFigures() if figures is None else figures
         self._remember: RememberStamp = _ignore
+        self._began = ""  # the token after which `batches` delivers
         self._topic_id = ""
         self._offset: int | None = None  # of the next record
         self._found: tuple[Start, LogPosition] | None = None
@@ -196,6 +197,7 @@ class KafkaSource:
         """Read the partition from `start` on, without an end."""
         position = await self._begin(start)
         self._next = None
+        self._began = position.token
         await self._log.seek(position.offset)
         try:
             while True:
@@ -258,7 +260,8 @@ class KafkaSource:
                 return events, position, _Halt(decision, record, envelope, after)
             else:
                 self._figures.dropped[decision] += 1
-                if decision is Decision.DUPLICATE:
+                # The reader itself remembers the stamps of the events after the start. It may see them only later.
+                if decision is Decision.DUPLICATE and token <= self._began:
                     remember_stamp(envelope, self._remember)
             position = after
 

@@ -627,6 +627,13 @@ async def test_a_repeated_event_does_not_use_up_its_stamp() -> None:
     assert changes[-1].origin == own
 
 
+async def test_a_repetition_that_is_read_together_with_its_event_does_not_use_up_the_stamp() -> None:
+    own = stamp(Call.CREATED, 1)
+    log = MemoryLog(encode(3, 0, inserted(1, own)), encode(4, 0, inserted(1, own)), encode(4, 1, inserted(2, own)))
+    changes = await changes_of(log)
+    assert [one.origin for one in changes] == [own, None]  # the second event is a copy
+
+
 @pytest.mark.parametrize(
     "start", [Start(token=token(1), place=place(1, 3, 0)), Start(token=token(1), place=place(0, 0, -1))]
 )

@@ -116,6 +116,8 @@ class Admin:
             self._client.poll(0)
             if self._is_refused and not answer.done():
                 answer.cancel()
+                await asyncio.wait([answer])
+                _ = answer.exception()  # read, so that asyncio does not warn
                 raise self._unanswered(place)  # further attempts would be refused too
         try:
             return answer.result()

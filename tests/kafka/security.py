@@ -10,6 +10,11 @@ from tests.kafka.server import KafkaServer, running
 
 _PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
 USER = "relay"
+"""A user who may do everything. The server itself uses it, too."""
+
+OTHERS = ("publisher", "reader")
+"""Users who may do what ACLs allow them."""
+
 PASSWORD = "pass word"
 
 
@@ -22,11 +27,12 @@ class SecureKafka(NamedTuple):
 
 @contextmanager
 def secured(directory: Path) -> Iterator[SecureKafka]:
-    """Run an Apache Kafka whose clients need TLS and the password of `USER`.
+    """Run an Apache Kafka whose clients need TLS, a user, `PASSWORD`, and ACLs unless they are `USER`.
 
     Args:
         directory: keeps the key of the server, and the certificate for clients.
     """
+    users = " ".join(f'user_{name}="{PASSWORD}"' for name in (USER, *OTHERS))
     store, certificate = directory / "server.p12", directory / "ca.pem"
     with_store = ("-keystore", str(store), "-storetype", "PKCS12", "-storepass", "secret", "-alias", "server")
     name = ("-keyalg", "EC", "-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1")
@@ -40,8 +46,10 @@ def secured(directory: Path) -> Iterator[SecureKafka]:
         "sasl.enabled.mechanisms": "PLAIN",
         "sasl.mechanism.inter.broker.protocol": "PLAIN",
         "listener.name.clients.plain.sasl.jaas.config": (
-            f'{_PLAIN} required username="{USER}" password="{PASSWORD}" user_{USER}="{PASSWORD}";'
+            f'{_PLAIN} required username="{USER}" password="{PASSWORD}" {users};'
         ),
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:{USER};User:ANONYMOUS",  # the controller's listener has no users
         "ssl.keystore.type": "PKCS12",
         "ssl.keystore.location": store,
         "ssl.keystore.password": "secret",

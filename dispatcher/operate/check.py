@@ -24,9 +24,10 @@ from dispatcher.group.origin import ChangeOrigin, StreamOrigin
 from dispatcher.kafka.config import config_of
 from dispatcher.operate.acls import after_role, dispatcher_acls
 from dispatcher.operate.findings import Finding, Level
-from dispatcher.operate.privileges import create_role, needed, useful
+from dispatcher.operate.privileges import create_role, needed, useful_to_run
 from dispatcher.operate.server_checks import HEADROOM, ServerChecks, of_oplog, of_position
 from dispatcher.operate.setup import few_connections
+from dispatcher.operate.stream_load import REMEDY, stream_load
 from dispatcher.operate.topic_checks import TopicChecks, failed
 from dispatcher.operate.unreachable import Unreachable, unreachable_receivers, without_changes
 from dispatcher.position.documents import SavedPositions
@@ -84,7 +85,7 @@ def role_for(registry: Registry, settings: Settings) -> str:
     group = group_of(registry, settings)
     scope, streams = scope_of(routes_of(registry, settings, group)), settings.kafka is None
     database = settings.state_database
-    rights = [*needed(scope, database, streams=streams), *useful(scope, streams=streams)]
+    rights = [*needed(scope, database, streams=streams), *useful_to_run(scope, streams=streams)]
     role = create_role(group, scope, rights, database)
     return role if streams else after_role(role, dispatcher_acls(settings.kafka_topic, group), config_of(settings))
 
@@ -122,7 +123,7 @@ class _Checks(NamedTuple):
             yield Finding("warning", "connections", *few_connections(self.clients, self.settings))
         scope, database = scope_of(self.routes), self.settings.state_database
         required = needed(scope, database, streams=streams)
-        rights = [finding async for finding in server.rights(required, useful(scope, streams=streams))]
+        rights = [finding async for finding in server.rights(required, useful_to_run(scope, streams=streams))]
         for finding in rights:
             yield finding
         if any(finding.level == "error" for finding in rights):
@@ -150,6 +151,12 @@ class _Checks(NamedTuple):
         if self.settings.kafka is None:
             for finding in self._stream(saved, oplog):
                 yield finding
+            load = await stream_load(Group(self.state, group), oplog, self.settings.partitions)
+            yield (
+                Finding("warning", "streams", str(load), REMEDY)
+                if load.is_high
+                else Finding("ok", "streams", str(load))
+            )
             async for finding in self._image_expiry(saved, oplog):
                 yield finding
             return

@@ -8,6 +8,7 @@ privileges, some metrics and warnings are absent.
     serverStatus            on the deployment: how far back the oplog reaches
     collStats               on local.oplog.rs: how full the oplog is (collStats does not show its entries)
     listCollections         on the databases of the documents: whether collections keep images
+    hostInfo                on the deployment: how many change streams its CPU bears; not with `--kafka`
     getClusterParameter     on the deployment: how long images are kept
 
 MongoDB commands raise the `PyMongoError` of the driver.
@@ -66,12 +67,17 @@ def needed(scope: Scope, state_database: str, *, streams: bool = True) -> list[R
     return [reading, Right(state_database, "", _STATE, "to keep positions and dead letters")]
 
 
-def useful(scope: Scope, *, streams: bool = True) -> list[Right]:
+def useful_to_run(scope: Scope, *, streams: bool) -> list[Right]:
+    """The optional privileges of a dispatcher. The argument is that of `needed`."""
+    changes = Right(scope.database or "", "", ("changeStream",), "to read changes that a topic has lost")
+    cores = Right(None, "", ("hostInfo",), "to tell how many change streams its CPU bears")
+    return [cores if streams else changes, *useful(scope)]
+
+
+def useful(scope: Scope) -> list[Right]:
     """The optional privileges. Without them a warning is not given, or a metric is absent."""
     databases = sorted({database for database, _ in scope.namespaces})
-    changes = Right(scope.database or "", "", ("changeStream",), "to read changes that a topic has lost")
     return [
-        *([] if streams else [changes]),
         Right(None, "", ("serverStatus",), "to tell how far back the oplog reaches"),
         Right("local", "oplog.rs", ("collStats",), "to tell how full the oplog is"),
         *(Right(name, "", ("listCollections",), "to tell whether collections keep images") for name in databases),

@@ -12,6 +12,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short
+from dispatcher.core.oplog import look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.delivery.application import group_of, routes_of
@@ -22,6 +23,7 @@ from dispatcher.group.origin import origin_of
 from dispatcher.kafka.config import config_of
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.kafka.topics import PARTITIONS, created_topic, read_topic
+from dispatcher.operate.stream_load import REMEDY, stream_load
 from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.change_stream import token_of_now
@@ -212,6 +214,25 @@ async def warn_about_collections(client: AsyncMongoClient[Any], routes: Routes, 
             "the options of the watched collections can't be read, so their images and validators are not checked",
             action="collections.not_checked",
             error=in_short(error),
+        )
+
+
+async def warn_about_streams(group: Group) -> None:
+    """Log a warning if the change streams of all groups load the server. It never raises, and ends soon."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            load = await stream_load(group, await look_at_oplog(group.state.client))
+    except (PyMongoError, TimeoutError) as error:
+        log.info(
+            "the load by change streams can't be estimated", action="streams.not_checked", error=in_short(error)
+        )
+        return
+    if load.is_high:
+        log.warning(
+            f"many change streams load the server: {load}",
+            action="streams.many",
+            streams=load.total,
+            remedy=REMEDY,
         )
 
 

@@ -27,7 +27,7 @@ from dispatcher.operate.dead_letters import drop_old
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import Pauses
 from dispatcher.operate.privileges import require_state
-from dispatcher.operate.setup import few_connections, warn_about_collections
+from dispatcher.operate.setup import few_connections, warn_about_collections, warn_about_streams
 from dispatcher.operate.unreachable import require_changes
 from dispatcher.position.documents import Layout, SavedPositions
 from dispatcher.position.store import PositionStore
@@ -146,6 +146,8 @@ class Service:
                 watch = assembly.topic.watch
                 weaknesses = WeaknessLog().watch(lambda: watch.facts, partial(oplog_window, client))
                 observing.append(asyncio.create_task(weaknesses, name="check-topic"))
+            else:
+                observing.append(asyncio.create_task(warn_about_streams(group), name="check-streams"))
             warning = warn_about_collections(client, self.routes, stamped=stamped)
             checking = asyncio.create_task(warning, name="check-collections")
             try:

@@ -54,7 +54,7 @@ async def test_a_correct_deployment_has_no_findings(dispatched, database, foreig
     wrong = [one for one in found if one.level != "ok" and one.topic != "oplog"]
     assert [one for one in wrong if not one.text.startswith("MongoDB 6.0.5")] == []
     assert {one.topic for one in found} == {
-        *("application", "server", "rights", "clock", "oplog", "position", "images")
+        *("application", "server", "rights", "clock", "oplog", "position", "streams", "images")
     }
     assert set(foreign.client.list_database_names()) == before  # the check changes nothing
 

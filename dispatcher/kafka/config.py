@@ -56,9 +56,13 @@ _OURS: Final[Mapping[str, str]] = {
         ("allow.auto.create.topics", "topic.metadata.refresh.sparse"), "the relay and `setup` create topics"
     ),
     **dict.fromkeys(
-        ("queue.buffering.max.messages", "queue.buffering.max.kbytes", "queued.max.messages.kbytes"),
+        (
+            *("queue.buffering.max.messages", "queue.buffering.max.kbytes", "queued.max.messages.kbytes"),
+            *("fetch.max.bytes", "fetch.message.max.bytes", "max.partition.fetch.bytes"),
+        ),
         "--max-queued-mb sets it",
     ),
+    "statistics.interval.ms": "the dispatcher measures its queues with it",
     "message.max.bytes": "the topic's max.message.bytes sets it",
     **dict.fromkeys(("log.queue", "log_level", "debug"), "--log-level sets it"),
 }

@@ -2,10 +2,12 @@
 
 A thread polls the consumer, and hands the messages to the event loop. The loop sorts them into the queues of the
 partitions. The thread polls again when the loop has done so, and a queue has room: so memory is bounded even if a
-receiver blocks the loop. If one queue is full while another one has room, its partition is paused.
+receiver blocks the loop. If one queue is full while another one has room, its partition is paused. If all of them
+are full for some seconds, all partitions are paused.
 """
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -38,8 +40,18 @@ _QUEUED: Final = 4
 _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
-# Maximum kilobytes of one answer of a broker. A larger record comes alone.
-_SMALLEST_FETCH_KB: Final = 64
+# The answers of brokers are compressed: some become twenty times as large. So librdkafka stops to fetch when it
+# has half of its share. An answer has at most this part of the share, or a small number of bytes. A larger record
+# comes alone.
+_ANSWER: Final = 25
+_SMALLEST_ANSWER: Final = 64_000
+
+# Milliseconds until librdkafka fetches again after its queue was full. Its own default, a second, would empty the
+# queue.
+_BACKOFF_MS: Final = 10
+
+# Milliseconds between two reports of librdkafka about its queue.
+_REPORTS_MS: Final = 2_000
 
 # Maximum number of change streams at once that read lost changes: for each, the server reads the whole oplog.
 _STREAMS: Final = 2
@@ -75,6 +87,7 @@ class TopicLog:
 
     Attributes:
         watch: looks at the topic.
+        prefetched: bytes of the records that librdkafka has fetched, as it has reported them last.
         streams: limits the change streams that read the changes which the topic has lost.
     """
 
@@ -95,6 +108,7 @@ class TopicLog:
         self._queued_bytes = megabytes * 1_000_000 // _QUEUED
         self.watch = TopicWatch(config, topic, relay, address=address, on_failure=self._wake)
         self.streams = asyncio.Semaphore(_STREAMS)
+        self.prefetched = 0
         self._polling: Polling | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[int, PartitionLog] = {}
@@ -105,13 +119,19 @@ class TopicLog:
 
     def start(self) -> None:
         """Begin to read. `watch` is open."""
-        kilobytes = max(_SMALLEST_FETCH_KB, self._megabytes * 1_000 // _FETCHED)
+        share = self._megabytes * 1_000_000 // _FETCHED
+        answer = max(_SMALLEST_ANSWER, share // _ANSWER)
         consumer = self._config.consumer(
             f"mongoz.{self._group}",
             enable_auto_offset_store=False,
-            queued_max_messages_kbytes=kilobytes,
-            fetch_message_max_bytes=max(_SMALLEST_FETCH_KB, kilobytes // 4) * 1_000,
+            queued_max_messages_kbytes=max(1, share // 2_000),
+            fetch_max_bytes=answer,
+            message_max_bytes=answer,  # librdkafka raises the bound of an answer to this one
+            fetch_message_max_bytes=max(_SMALLEST_ANSWER, answer // 4),
+            fetch_queue_backoff_ms=_BACKOFF_MS,
             fetch_wait_max_ms=500,
+            statistics_interval_ms=_REPORTS_MS,
+            stats_cb=self._note_report,
             max_poll_interval_ms=_DAY_MS,
         )
         self._polling = Polling(consumer, asyncio.get_running_loop(), self._distribute)
@@ -156,7 +176,8 @@ class TopicLog:
         """Let a partition continue at an offset."""
         from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
 
-        assert self._polling is not None  # it has started
+        polling = self._polling
+        assert polling is not None  # it has started
         here = TopicPartition(self.topic, feed.number, offset)
 
         def assign(consumer: "Consumer") -> None:
@@ -165,6 +186,7 @@ class TopicLog:
                 feed.assigned = False
             consumer.incremental_assign([here])
             feed.assigned = True
+            polling.paused.discard(feed.number)
 
         def begin() -> None:
             # All messages of the former place are sorted in, and none of the new place.
@@ -172,7 +194,7 @@ class TopicLog:
             self._open[feed.number] = feed
             self._share()
 
-        await self._polling.run(assign, begin)
+        await polling.run(assign, begin)
 
     async def leave(self, feed: "PartitionLog") -> None:
         """Stop reading a partition."""
@@ -264,8 +286,24 @@ class TopicLog:
         def change(consumer: "Consumer") -> None:
             if feed.assigned:
                 (consumer.pause if paused else consumer.resume)(which)
+                (polling.paused.add if paused else polling.paused.discard)(feed.number)
 
         polling.order(change)
+
+    def _note_report(self, report: str) -> None:
+        """Note the size of the queue of librdkafka. Its partitions share one queue, and each reports its size."""
+        topic = json.loads(report)["topics"].get(self.topic)
+        partitions = topic["partitions"].values() if topic is not None else ()
+        self.prefetched = max((one["fetchq_size"] for one in partitions), default=0)
+
+    @property
+    def is_suspended(self) -> bool:
+        """Returns whether no partition is fetched, because all queues are full."""
+        return self._polling is not None and self._polling.is_suspended
+
+    def share_of_prefetched(self) -> int:
+        """The part of the prefetched bytes that counts for one partition."""
+        return self.prefetched // max(1, len(self._open))
 
     def _on_error(self, feed: "PartitionLog", error: Any) -> None:
         name = error.name()
@@ -303,14 +341,13 @@ class PartitionLog:
         most: maximum bytes of the queue; only the last record may exceed it.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
         paused: whether the consumer is told to pause.
-        fetched: bytes of the records that the client has fetched for this partition, see `TopicLog.start`.
         is_out_of_range: whether the log does not hold the next offset.
     """
 
     def __init__(self, topic: TopicLog, number: int) -> None:
         self._topic = topic
         self.number = number
-        self.most = self.fetched = 0
+        self.most = 0
         self.assigned = self.paused = self.is_out_of_range = False
         self._queue: deque[TopicRecord] = deque()
         self._bytes = 0
@@ -337,8 +374,8 @@ class PartitionLog:
             trouble=watch.trouble,
             lag_records=None if offset is None else watch.lag(self.number, topic_id, offset),
             retention_seconds=watch.retention,
-            buffered_bytes=self._bytes + self.fetched,
-            is_paused=self.paused,
+            buffered_bytes=self._bytes + self._topic.share_of_prefetched(),
+            is_paused=self.paused or self._topic.is_suspended,
         )
 
     @property

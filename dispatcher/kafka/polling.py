@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.output.logs import log
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 # Seconds for which the thread waits for a message, and after which it runs a waiting command at the latest.
 _TICK: Final = 0.1
+
+# Seconds without a poll after which all partitions are paused. The client drops what it has fetched, and fetches
+# it again later. So memory is free during a long pause, and the client can report errors.
+_LONG: Final = 5.0
 
 # Number of messages that the thread takes at first, while their size is unknown.
 _FEW: Final = 10
@@ -27,6 +32,8 @@ class Polling:
 
     Attributes:
         at_once: maximum number of messages that the thread takes at once.
+        paused: the partitions that are paused one by one. Only the thread changes it.
+        is_suspended: whether all partitions are paused.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class Polling:
         self._may_poll = threading.Event()
         self._stopping = False
         self.at_once = _FEW
+        self.paused: set[int] = set()
+        self.is_suspended = False
 
     def start(self) -> None:
         """Start the thread."""
@@ -94,6 +103,12 @@ class Polling:
 
     # -- in the thread -------------------------------------------------------------------------------------
 
+    def _serve_callbacks(self) -> None:
+        """Let the client report errors and figures. Paused partitions have no messages."""
+        event = self._consumer.poll(0)
+        if event is not None:
+            self._loop.call_soon_threadsafe(self._distribute, [event])
+
     def _run_commands(self) -> None:
         while self._commands:
             self._commands.popleft()(self._consumer)
@@ -105,11 +120,27 @@ class Polling:
             messages = [first, *self._consumer.consume(self.at_once, 0)]
             self._loop.call_soon_threadsafe(self._distribute, messages)
 
+    def _suspend(self) -> None:
+        self._consumer.pause(self._consumer.assignment())
+        self.is_suspended = True
+
+    def _resume(self) -> None:
+        self._consumer.resume([one for one in self._consumer.assignment() if one.partition not in self.paused])
+        self.is_suspended = False
+
     def _turn(self) -> None:
+        polled = monotonic()
         while not self._stopping:
             self._run_commands()
             if self._may_poll.wait(_TICK):
+                if self.is_suspended:
+                    self._resume()
                 self._poll()
+                polled = monotonic()
+            elif self.is_suspended:
+                self._serve_callbacks()
+            elif monotonic() - polled > _LONG:
+                self._suspend()
         self._run_commands()
 
     def _serve(self) -> None:

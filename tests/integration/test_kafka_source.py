@@ -23,6 +23,7 @@ from dispatcher.kafka.log import TopicLog, topic_of
 from dispatcher.operate.positions import Mover
 from dispatcher.operate.setup import set_up
 from dispatcher.runtime import assembly, service
+from dispatcher.settings import MOST_PARTITIONS
 from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import Call, Stamp, key_hash
 from tests.integration.deliveries import State, make_account
@@ -176,6 +177,26 @@ async def test_all_partitions_of_a_topic_are_read(account, dispatched, foreign, 
     assert sorted(got) == list(range(100))
     for partition in range(5):
         assert [one for one in got if one % 5 == partition] == list(range(partition, 100, 5))
+
+
+@pytest.mark.slow
+async def test_256_partitions_are_read_and_shared_by_two_workers(
+    account, dispatched, kafka_server, client, database, got
+):
+    publisher = Publisher(kafka_server.address, f"{database}.accounts", partitions=MOST_PARTITIONS)
+    publisher.create(**{"message.timestamp.type": "LogAppendTime"})
+    await publisher.begin(state_module.State(client, f"{database}_state"))
+    async with reading(dispatched, publisher, connect_timeout=60.0) as first:
+        await eventually(lambda: len(first.service.held) == MOST_PARTITIONS, within=300.0, what="all")
+        async with reading(dispatched, publisher, connect_timeout=60.0) as second:
+            half = MOST_PARTITIONS // 2
+            await eventually(
+                lambda: len(first.service.held) == len(second.service.held) == half, within=300.0, what="half each"
+            )
+            for number in range(2 * MOST_PARTITIONS):
+                publisher.insert(id_of(number), number % MOST_PARTITIONS)
+            await eventually(lambda: len(got) >= 2 * MOST_PARTITIONS, what="all are delivered")
+    assert sorted(got) == list(range(2 * MOST_PARTITIONS))
 
 
 async def test_setup_records_the_position_of_the_relay(account, dispatched, foreign, publisher, got):

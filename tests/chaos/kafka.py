@@ -41,8 +41,8 @@ _CLIENT: Final = f"message.timeout.ms = {_TIMEOUT_SECONDS}000\nsocket.timeout.ms
 # The writer goes on for seconds while nothing is delivered.
 _AHEAD: Final = 500
 
-# The limits of a batch of records: the usual one, and one that a batch of some changes exceeds.
-_BATCH_BYTES: Final = (1_048_588, 3_000)
+# The limits of a batch of records: the usual one, and the lowest one that a relay accepts.
+_BATCH_BYTES: Final = (1_048_588, 20_000)
 
 # Seconds without a delivery. A broker that was killed starts in five seconds, on a busy machine in half a minute.
 _STALL_SECONDS: Final = 60.0

@@ -310,13 +310,13 @@ class World:
 
     def _terminate(self, daemon: ChaosDaemon) -> None:
         """Sends SIGTERM, after a new daemon has installed its signal handlers."""
-        if daemon.process.poll() is not None:
-            self.note_death(daemon, "ended by itself")
-            return
-        daemon.wait_started(within=_START_SECONDS)
         try:
+            daemon.wait_started(within=_START_SECONDS)
             if daemon.terminate(within=_STOP_SECONDS) != ExitCode.OK:
                 self.note_death(daemon, "did not end in order")
+        except AssertionError:
+            self.note_death(daemon, "did not start, or ended by itself")
+            daemon.kill()
         except subprocess.TimeoutExpired:
             self.note_death(daemon, "did not end")
             daemon.kill()

@@ -12,13 +12,21 @@ from mongoz import Registry
 
 
 def routes_of_all(registries: Sequence[Registry], settings: Settings) -> list[Routes]:
-    """The receivers of each application.
+    """The receivers of each application. If there are several, an error names the registry.
 
     Raises:
         ApplicationError: a registry has a setting that excludes a dispatcher.
         NothingToDeliver: no receiver of a registry may run in a dispatcher.
     """
-    return [routes_of(one, settings, group_of(one, settings)) for one in registries]
+    routes = []
+    for registry in registries:
+        try:
+            routes.append(routes_of(registry, settings, group_of(registry, settings)))
+        except ApplicationError as error:
+            if len(registries) == 1:
+                raise
+            raise type(error)(f"{registry!r}: {error.message}", remedy=error.remedy) from error
+    return routes
 
 
 def scope_of_all(routes: Sequence[Routes], state_database: str) -> Scope:

@@ -7,7 +7,7 @@ from pymongo import AsyncMongoClient
 
 import mongoz
 from dispatcher.embedded.broker import EmbeddedBroker
-from dispatcher.exceptions import ApplicationError, GroupTaken, TopicError
+from dispatcher.exceptions import ApplicationError, GroupTaken, NothingToDeliver, TopicError
 from tests.acceptance.commands import run_command
 from tests.integration.relaying import accepted, relay_name, relaying
 from tests.integration.test_relay import last_token, make_document, saved_state
@@ -91,6 +91,15 @@ async def test_applications_on_several_deployments_are_refused(
             async with relaying(dispatched, broker.address, name, also=[billing]):
                 pass
     assert "--name" in error.value.remedy
+
+
+async def test_an_application_without_receivers_is_named(
+    order, dispatched, mongo, broker: EmbeddedBroker, name
+) -> None:
+    async with mongoz.Registry(mongo.url, dispatched="billing") as billing:
+        with pytest.raises(NothingToDeliver, match=r"dispatched='billing'\): The registry has no documents"):
+            async with relaying(dispatched, broker.address, name, apps=[SHOP, BILLING], also=[billing]):
+                pass
 
 
 async def test_a_topic_of_another_relay_is_refused(

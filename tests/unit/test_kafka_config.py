@@ -6,6 +6,7 @@ import pytest
 
 from dispatcher.exceptions import KafkaError
 from dispatcher.kafka.config import KafkaConfig, load_config
+from dispatcher.relay.producer import TermProducer
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
@@ -38,6 +39,16 @@ def test_a_property_of_the_file_replaces_a_default(tmp_path: Path) -> None:
         **load_config(SERVERS).values({}),
         "compression.type": "zstd",
     }
+
+
+def test_the_producer_of_a_relay_is_idempotent_and_waits_for_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, object]] = []
+    monkeypatch.setattr("confluent_kafka.Producer", made.append)
+    TermProducer(load_config(SERVERS), "mongoz.changes", 2**31 - 1)
+    [values] = made
+    wanted = {"enable.idempotence": True, "acks": "all", "compression.type": "lz4", "message.max.bytes": 10**9}
+    assert values | wanted == values
+    assert "message.timeout.ms" not in values  # five minutes
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from dispatcher.operate.findings import Finding
 from dispatcher.operate.member_status import members_of
 from dispatcher.operate.server_checks import HEADROOM
 from dispatcher.position.documents import Position, SavedPositions
+from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import Scope
 
@@ -157,8 +158,10 @@ class TopicChecks(NamedTuple):
     async def _publisher(self) -> Finding | None:
         """The process that publishes to the topic; None if there is none."""
         topic = self.settings.kafka_topic
-        for one in await members_of(Group(self.state, topic)):
-            if one.alive and one.partitions:
+        group = Group(self.state, topic)
+        held = (await PositionStore(group, "check").load()).positions.get(0)
+        for one in await members_of(group):
+            if held is not None and one.alive and one.id == held.owner:
                 return Finding("ok", "relay", f"The process {one.pid} on {one.host} publishes to {topic!r}")
         return None
 

@@ -148,3 +148,15 @@ def test_no_order_of_answers_moves_the_position_too_far(seed: int) -> None:
                 if each["is_end"]:
                     expected = RelayPosition(each["token"], "own", tuple(marks))
             assert one.position == expected
+
+
+def test_records_of_another_producer_between_its_own_are_noticed() -> None:
+    one = ledger()
+    for number, offset in enumerate((10, 11, 13, 14)):
+        [report] = one.add(f"c{number}", [Part(0, 1, number)])
+        answer(report, offset)
+        assert one.mixed == ({0} if offset >= 13 else set())
+    one.mixed.clear()
+    [report] = one.add("d", [Part(0, 1, 4)])
+    answer(report, 15)
+    assert one.mixed == set()

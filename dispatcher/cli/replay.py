@@ -141,7 +141,8 @@ def backfill(
         run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
         return await _shown(run, stop, lambda: (run.total, run.seen), "documents", as_json)
 
-    _work(app, imports, settings, work, as_json)
+    # The environment may name a topic. A backfill needs none.
+    _work(app, imports, settings.model_copy(update={"kafka": None}), work, as_json)
 
 
 def _work(

@@ -27,9 +27,10 @@ class Command:
     """The command line, with the environment of the ledger application."""
 
     def __init__(self, ledger: Ledger, cwd: Any) -> None:
+        own = {"PYTHONPATH": str(ROOT), **ledger.environment, "LEDGER_SLOWNESS": "0.002"}
+        self.environment: dict[str, str] = {**os.environ, **own}
         self._options: dict[str, Any] = {
             "cwd": cwd,
-            "env": {**os.environ, "PYTHONPATH": str(ROOT), **ledger.environment, "LEDGER_SLOWNESS": "0.002"},
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
@@ -37,7 +38,9 @@ class Command:
         }
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen([sys.executable, "-W", "error", "-m", "dispatcher", *arguments], **self._options)
+        return subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "dispatcher", *arguments], env=self.environment, **self._options
+        )
 
     def __call__(self, *arguments: str, code: int = ExitCode.OK) -> Any:
         process = self.start(*arguments)
@@ -96,6 +99,16 @@ def test_sigterm_ends_a_run_with_a_hint_how_to_continue(ledger, foreign, command
     entries = ledger()
     assert len(entries) == COUNT  # no repetition
     assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
+
+
+@pytest.mark.slow
+def test_a_backfill_needs_no_broker_and_a_replay_from_a_topic_does(ledger, foreign, command):
+    pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
+    foreign["accounts"].insert_one({"name": "a", "n": 1})
+    command.environment |= {"DISPATCHER_KAFKA": "127.0.0.1:1", "DISPATCHER_CONNECT_TIMEOUT": "2"}
+    assert command("backfill", APP, "--receiver", RECEIVER, "--json")["delivered"] == 1
+    said = command("replay", APP, "--since", "1h", "--yes", code=ExitCode.KAFKA)
+    assert "127.0.0.1:1" in said
 
 
 def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):

@@ -12,7 +12,7 @@ from dispatcher.core.output.terminal import shown
 
 if TYPE_CHECKING:
     from dispatcher.cli.connecting import GroupConnection
-    from dispatcher.operate.status_model import Pause
+    from dispatcher.operate.status_model import Pause, SourceStatus
 
 ReceiverName = Annotated[
     str | None,
@@ -34,21 +34,28 @@ def pause(
 
     The deliveries of a paused receiver wait in MongoDB, in order, and do not delay the deliveries to other
     receivers. After `resume` the waiting deliveries are made. Without RECEIVER everything pauses: nothing is read,
-    and the position stays where it is. Resume while the oplog still holds the position. A pause applies to running
-    dispatchers within some seconds, and to dispatchers that start later.
+    and the position stays where it is. Resume while the oplog, or the topic, still holds the position; `status`
+    shows for how long it does. A pause applies to running dispatchers within some seconds, and to dispatchers that
+    start later.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate import pauses
+    from dispatcher.operate.status import source_of
 
-    changed = with_group(
-        lambda there: pauses.pause(there.group, receiver, by=_operator(), known=there.receivers), place
-    )
+    async def do(there: "GroupConnection") -> "tuple[bool, SourceStatus]":
+        changed = await pauses.pause(there.group, receiver, by=_operator(), known=there.receivers)
+        return changed, await source_of(there.group)
+
+    changed, source = with_group(do, place)
     if as_json:
         print_json({"receiver": receiver, "changed": changed})
-    else:
-        out.print(shown(f"{receiver or 'everything'} {'is paused' if changed else 'was paused already'}"))
+        return
+    text = f"{receiver or 'everything'} {'is paused' if changed else 'was paused already'}"
+    if receiver is None and source.topic is not None:
+        text = f"{text}; changes wait in {source}"
+    out.print(shown(text))
 
 
 def resume(

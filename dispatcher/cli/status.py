@@ -200,6 +200,8 @@ def _relay_processes(name: str, relay: "RelayStatus") -> _Fact:
 
 
 def _relay_lag(relay: "RelayStatus") -> _Fact:
+    if relay.lag_seconds is None and relay.owner is not None:
+        return "relay lag", "not reported yet", ""
     if relay.lag_seconds is None:
         text = f"unknown: no relay publishes; published until {duration(relay.position_age_seconds)} ago"
         return "relay lag", text, "bold red"

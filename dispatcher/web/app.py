@@ -8,6 +8,7 @@ GET /status.json   the facts of `dispatcher status`, and facts about this proces
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -78,8 +79,13 @@ def _process(observer: Observer) -> dict[str, Any]:
         "clock_offset_seconds": shot.stats.clock_offset,
         "per_second": observer.rates(),
         "counters": shot.stats.as_dict(),
-        "partitions": {str(number): one._asdict() for number, one in shot.pipelines.items()},
+        "partitions": {
+            str(number): {**one._asdict(), "topic": None if one.topic is None else one.topic._asdict()}
+            for number, one in shot.pipelines.items()
+        },
         "receivers": [one.as_dict() for one in shot.stats.receivers.values()],
+        "topic": None if shot.stats.topic is None else asdict(shot.stats.topic),
+        "relay": None if shot.stats.relay is None else asdict(shot.stats.relay),
     }
 
 

@@ -1,8 +1,13 @@
 """Commands of operators beside a relay, and on a relay."""
 
+import re
+import time
+
 import pytest
+from bson import Timestamp
 from pymongo.database import Database
 
+from dispatcher.core.resume_tokens import token_at
 from dispatcher.exceptions import ExitCode
 
 RELAY = "mongoz.changes"
@@ -70,3 +75,68 @@ def test_a_command_for_receivers_says_that_a_relay_has_none(dispatcher, billing,
 def test_a_command_for_receivers_says_that_there_is_only_a_relay(dispatcher, state):
     refused = dispatcher("pause")
     assert (refused.code, f"'{RELAY}' is a relay." in " ".join(refused.error.split())) == (ExitCode.USAGE, True)
+
+
+@pytest.fixture
+def reading(state) -> Database:
+    """The state of a relay, and of a group that has read half of its topic a minute ago. No process is alive."""
+    at = Timestamp(int(time.time()) - 60, 1)
+    marks = [{"offset": 100, "term": 5, "number": 99}, {"offset": 0, "term": 0, "number": -1}]
+    relay = {
+        **{"term": 5, "cluster": "c1", "topic_id": "t1", "partitions": marks, "retention_seconds": 86_400.0},
+        **{"token": token_at(at), "cluster_time": at, "fingerprint": "f"},
+        "collections": [{"name": "shop.orders", "since": token_at(at)}],
+    }
+    state.relays.update_one({"_id": RELAY}, {"$set": relay})
+    topic = {"cluster_id": "c1", "name": RELAY}
+    state.positions.insert_one({"_id": "billing", "group": "billing", "partitions": 2, "topic": topic})
+    for number, offset in ((0, 40), (1, 0)):
+        log = {"topic_id": "t1", "offset": offset, "term": 5, "number": offset - 1}
+        place = {"group": "billing", "partition": number, "partitions": 2, "log": log, "cluster_time": at}
+        state.positions.insert_one({"_id": f"billing:{number}", **place})
+    return state
+
+
+def fact(out: str, name: str) -> str:
+    """The first line with this name."""
+    found = re.search(rf"^{name}  +(.*?) *$", out, re.MULTILINE)
+    assert found is not None, out
+    return found[1]
+
+
+def test_status_shows_the_topic_and_its_lags_while_nobody_lives(dispatcher, reading):
+    shown = dispatcher("status")
+    assert fact(shown.out, "source") == f"the topic {RELAY} of the Kafka cluster c1"
+    assert fact(shown.out, "relay") == "0 alive"
+    assert re.fullmatch(
+        r"unknown: no relay publishes; published until 1 min( \d+ s)? ago", fact(shown.out, "relay lag")
+    )
+    assert fact(shown.out, "broker lag") == "60 records"
+    assert fact(shown.out, "delivery lag") == "unknown: no dispatcher is alive"
+    assert fact(shown.out, "brokers") == "unknown: no process that asks them is alive"
+    assert re.fullmatch(r"holds the position for another 23 h .* at least", fact(shown.out, "topic"))
+    told = dispatcher("status", "--json").json
+    assert (told["broker_lag"], told["delivery_lag_seconds"], told["is_relay"]) == (60, None, False)
+    assert [one["broker_lag"] for one in told["partitions"]] == [60, 0]
+    assert told["partitions"][1]["headroom_seconds"] == 86_400  # nothing waits there
+
+
+def test_status_of_the_relay_shows_its_readers(dispatcher, reading):
+    shown = dispatcher("status", "--group", RELAY).out
+    assert fact(shown, "group") == f"{RELAY}, a relay"
+    assert fact(shown, "health") == "down: no relay is alive"
+    assert fact(shown, "publishes to").endswith("2 partitions, which keeps records for 1 d")
+    assert re.search(r"^shop.orders  +\d{4}-", shown, re.MULTILINE)
+    assert re.search(r"^billing  +0 alive  +60 records  +23 h", shown, re.MULTILINE)
+
+
+def test_a_lag_in_an_earlier_topic_is_unknown(dispatcher, reading):
+    reading.relays.update_one({"_id": RELAY}, {"$set": {"topic_id": "t2"}})
+    assert fact(dispatcher("status").out, "broker lag") == "unknown"
+
+
+def test_a_pause_of_everything_names_the_place_where_changes_wait(dispatcher, reading):
+    assert (
+        dispatcher("pause").out
+        == f"everything is paused; changes wait in the topic {RELAY} of the Kafka cluster c1\n"
+    )

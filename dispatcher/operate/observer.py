@@ -29,6 +29,10 @@ Phase = Literal["starting", "delivering", "stopping"]
 _BETWEEN_CHECKS: Final = 10.0
 _PATIENCE: Final = 5.0
 
+# Seconds between two reads of the status, for each member of the group. All members read the status of all, so in
+# a large group each one reads it less often.
+_PER_MEMBER: Final = 2.0
+
 # Seconds between two measurements of the event loop, and the number of kept measurements.
 _TURN: Final = 0.25
 _TURNS: Final = 60
@@ -128,9 +132,12 @@ class Observer:
                 self._stopping_since = now
 
     async def _check_regularly(self, group: Group) -> None:
+        due = 0.0
         while True:
             await self._check(group.state.client)
-            await self.cache.get(group)  # for the metrics; an error does not affect readiness
+            if monotonic() >= due:  # for the metrics; an error does not affect readiness
+                status = await self.cache.get(group)
+                due = monotonic() + len(status.members) * _PER_MEMBER
             await asyncio.sleep(_BETWEEN_CHECKS)
 
     async def _check(self, client: AsyncMongoClient[Any]) -> None:

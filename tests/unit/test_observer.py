@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from starlette.requests import Request
 
 from dispatcher.core.state import Group
 from dispatcher.core.stats import Gauges, RelayFigures, Stats, TopicFigures, TopicGauges
+from dispatcher.operate import observer as observer_module
 from dispatcher.operate import status as status_module
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.status_model import GroupStatus, MemberStatus
@@ -215,3 +217,36 @@ def test_addresses_are_parsed():
             Address.parse(wrong)
     assert is_loopback("127.1.2.3")
     assert not is_loopback("0.0.0.0")
+
+
+@pytest.mark.parametrize(("members", "reads"), [(4, 3), (20, 1)])
+async def test_members_of_a_large_group_read_its_status_less_often(monkeypatch, members, reads):
+    """So the commands of all members grow with their number, and not with its square."""
+    looks: list[Group] = []
+    checks, now = [], [1_000.0]
+
+    async def read_status(group: Group, myself: MemberStatus, _server: object) -> GroupStatus:
+        looks.append(group)
+        status = seen(group, myself)
+        status.members *= members
+        return status
+
+    async def check(_client: object) -> None:
+        checks.append(now[0])
+        if len(checks) == 4:
+            raise asyncio.CancelledError
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(status_module, "read_status", read_status)
+    monkeypatch.setattr(status_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(observer_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(observer_module.asyncio, "sleep", sleep)
+    watching = observer(WELL)
+    monkeypatch.setattr(watching, "_check", check)
+    group = Group(SimpleNamespace(client=None), "billing")  # type: ignore[arg-type]
+    with pytest.raises(asyncio.CancelledError):
+        await watching._check_regularly(group)
+    assert [at - 1_000 for at in checks] == [0, 10, 20, 30]
+    assert len(looks) == reads

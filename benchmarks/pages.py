@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from benchmarks.figures import Row
 from benchmarks.growth import Grown
@@ -17,9 +17,49 @@ PAGES: Final = Path(__file__).parent.parent / "docs" / "benchmarks"
 _HEAD: Final = "<!-- Written by `make bench`; a change by hand is lost with the next run. -->\n"
 
 
+class _Page(NamedTuple):
+    """A page with a table of ratios.
+
+    Attributes:
+        name: of the files.
+        plot: the name of the plot.
+        prefix: the rows whose keys begin so are on it.
+    """
+
+    name: str
+    plot: str
+    title: str
+    intro: str
+    prefix: str
+
+
+_INTRO: Final = (
+    "Both sides of a row were measured in turns, in one run, on one machine. The ratio is the median of the "
+    "rounds. The column min..max has the smallest and the largest."
+)
+_KAFKA: Final = _Page(
+    "kafka",
+    "kafka-ratios",
+    "Measured on Kafka",
+    f"{_INTRO} mongod, one broker of Apache Kafka, the relay and the dispatchers share the cores of this machine. "
+    '`make bench ARGS="kafka --pages"` measures this page again.',
+    "kafka_",
+)
+_RESULTS: Final = _Page("results", "ratios", "Measured", _INTRO, "")
+
+
 def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path = PAGES) -> None:
-    """The table of ratios, its plot, and the JSON."""
+    """The tables of ratios, their plots, and the JSON. Rows about Kafka have their own page."""
     directory.mkdir(parents=True, exist_ok=True)
+    left = list(rows)
+    for page in (_KAFKA, _RESULTS):
+        chosen = [row for row in left if row.key.startswith(page.prefix)]
+        left = [row for row in left if row not in chosen]
+        if chosen:
+            _write_page(page, chosen, result, directory)
+
+
+def _write_page(page: _Page, rows: Sequence[Row], result: dict[str, Any], directory: Path) -> None:
     cells = [
         f"| {row.what} | {row.peer} | {quantity(row.ours, row.unit)} | {quantity(row.theirs, row.unit)} "
         f"| {row.ratio:.2f}x | {min(row.ratios):.2f}..{max(row.ratios):.2f} "
@@ -29,22 +69,23 @@ def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path =
     about = [f"- {row.what}, {row.peer}: {row.about}" for row in rows]
     text = [
         _HEAD,
-        "# Measured\n",
-        "Both sides of a row were measured in turns, in one run, on one machine. The ratio is the "
-        "median of the rounds. The column min..max has the smallest and the largest.\n",
+        f"# {page.title}\n",
+        f"{page.intro}\n",
         "| | against | ours | theirs | ratio | min..max | target | |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         *cells,
-        "\n![ratios in units of their targets](ratios.svg)\n",
+        f"\n![ratios in units of their targets]({page.plot}.svg)\n",
         "## Rows\n",
         *about,
         "\n## Where\n",
         *_where(result["machine"], result["at"]),
         f"Size of the run: {', '.join(f'{name} {value:,g}' for name, value in result['plan'].items())}.",
     ]
-    (directory / "results.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    (directory / "ratios.svg").write_text(bars(rows), encoding="utf-8")
-    (directory / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keys = {row.key for row in rows}
+    own = result | {"rows": [one for one in result["rows"] if one["key"] in keys]}
+    (directory / f"{page.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    (directory / f"{page.plot}.svg").write_text(bars(rows), encoding="utf-8")
+    (directory / f"{page.name}.json").write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
 
 
 def write_growth(grown: Sequence[Grown], machine: dict[str, Any], at: str, directory: Path = PAGES) -> None:

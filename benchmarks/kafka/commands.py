@@ -31,10 +31,12 @@ def measure_commands(stage: Stage) -> list[Row]:
         BenchmarkFailed: a process did not do what it should.
     """
     partitions, members = stage.plan.partitions, stage.plan.members
+    topic = stage.topic(_NAME, partitions)
+    topic.create()
     with ExitStack() as stack:
         stack.enter_context(stage.relay(_NAME, partitions)).wait_ready()
         stage.write(_NAME, _WRITTEN)
-        stage.topic(_NAME, partitions).wait(_WRITTEN)
+        topic.wait(_WRITTEN)
         without = _commands(stage)
         stage.say(f"starting {members} members")
         workers = []

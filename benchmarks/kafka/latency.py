@@ -44,7 +44,7 @@ def measure_latency(stage: Stage) -> list[Row]:
             f"those of a change stream, at {stage.plan.rate:g} writes/s",
             peer="the limit",
             unit="ms",
-            pairs=[Pair(a - b, _LIMIT_MS) for a, b in zip(*medians_of, strict=True)],
+            pairs=[Pair(max(0.0, a - b), _LIMIT_MS) for a, b in zip(*medians_of, strict=True)],
             target=_TARGET,
             details={
                 "through_kafka_ms": [round(value, 2) for value in medians_of[0]],

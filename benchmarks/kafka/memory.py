@@ -53,17 +53,17 @@ def measure_memory(stage: Stage) -> list[Row]:
         f"memory of a worker: {measured['peak_mb']:.0f} MB at most; after each tenth {measured['memory_mb']}"
     )
     return [
-        *_rows("relay", "a relay", changes, peak, of_relay),
-        *_rows("worker", "a worker on Kafka", changes, measured["peak_mb"], measured["memory_mb"]),
+        *_rows("relay", changes, peak, of_relay),
+        *_rows("worker", changes, measured["peak_mb"], measured["memory_mb"]),
     ]
 
 
-def _rows(key: str, what: str, changes: int, peak: float, tenths: list[float]) -> list[Row]:
+def _rows(which: str, changes: int, peak: float, tenths: list[float]) -> list[Row]:
     return [
         Row(
-            key=f"kafka_memory_{key}",
-            what=f"memory of {what}",
-            about=f"megabytes at most, over {changes:,} changes",
+            key=f"kafka_memory_{which}",
+            what=f"memory, {which}",
+            about=f"megabytes of a {which} at most, over {changes:,} changes",
             peer="the limit",
             unit="MB",
             pairs=[Pair(peak, _LIMIT_MB)],
@@ -71,8 +71,8 @@ def _rows(key: str, what: str, changes: int, peak: float, tenths: list[float]) -
             details={"changes": changes, "memory_mb": tenths},
         ),
         Row(
-            key=f"kafka_memory_{key}_growth",
-            what=f"memory of {what}, growth",
+            key=f"kafka_memory_{which}_growth",
+            what=f"memory, {which}, growth",
             about="megabytes after the last tenth of these changes, against those after the second",
             peer="itself, earlier",
             unit="MB",

@@ -14,7 +14,7 @@ from benchmarks.contestants import Contestant, busy_daemon, relay
 from benchmarks.kafka.topic import Topic
 from benchmarks.plan import Plan
 from benchmarks.setting import Setting
-from benchmarks.workloads.environment import Assignment
+from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
 from dispatcher.core.state import POSITIONS
 from dispatcher.kafka.topics import topic_name
@@ -106,11 +106,8 @@ class Stage(NamedTuple):
         heard.wait("Sharing the partitions", lambda: self._are_shared(name, members))
 
     def _are_shared(self, name: str, members: int) -> bool:
-        relays = topic_name(name)
-        found = self.client[state_of(name)][POSITIONS].find(
-            {"partition": {"$exists": True}, "group": {"$ne": relays}}
-        )
-        owners = [one.get("owner") for one in found if not str(one["_id"]).startswith(relays)]
+        ours = {"_id": {"$regex": f"^{GROUP}:"}, "partition": {"$exists": True}}  # the relay has a position too
+        owners = [one.get("owner") for one in self.client[state_of(name)][POSITIONS].find(ours)]
         counts = [owners.count(owner) for owner in {*owners}]
         return None not in owners and len(counts) == members and max(counts) - min(counts) <= 1
 

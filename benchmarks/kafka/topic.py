@@ -8,6 +8,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
 from benchmarks.contestants import BenchmarkFailed
+from dispatcher.exceptions import KafkaError
 from dispatcher.kafka.config import load_config
 from dispatcher.kafka.topics import create_topic
 
@@ -33,8 +34,17 @@ class Topic:
         self._admin = load_config(brokers).admin()
 
     def create(self) -> None:
-        """Create it, as a relay does."""
+        """Create it, as a relay does, and wait until its partitions have leaders: many take a while."""
         asyncio.run(create_topic(self._admin, self.name, self.partitions))
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                self._ask(_SPEC.latest())
+            except KafkaError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
 
     @property
     def records(self) -> int:

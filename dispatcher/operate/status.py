@@ -114,6 +114,19 @@ async def read_status(
     return status
 
 
+async def source_of(group: Group) -> SourceStatus:
+    """The source of a group."""
+    layout = await group.state.as_on_this_node(POSITIONS).find_one({"_id": group.name}, {"topic": True})
+    return _source(layout or {})
+
+
+def _source(layout: Mapping[str, Any]) -> SourceStatus:
+    match layout.get("topic"):
+        case {"name": str(topic), "cluster_id": str(cluster)}:
+            return SourceStatus(topic, cluster)
+    return SourceStatus()
+
+
 async def _read_source(
     status: GroupStatus,
     layout: Mapping[str, Any],
@@ -123,9 +136,7 @@ async def _read_source(
     reader: StateReader,
 ) -> None:
     """Add the source of the group, and the relay: of the topic that it reads from, or that it publishes to."""
-    match layout.get("topic"):
-        case {"name": str(topic), "cluster_id": str(cluster)}:
-            status.source = SourceStatus(topic, cluster)
+    status.source = _source(layout)
     found = await read_relay(group.state, status.source.topic or group.name, server, reader)
     if found is None or status.source.cluster not in (None, found[0].cluster):
         return

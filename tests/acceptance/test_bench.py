@@ -224,20 +224,29 @@ def test_rows_and_quantiles():
 
 
 def test_pages(tmp_path):
-    rows = [Row("a", "a < b", "about", "peer", "/s", [Pair(3, 2), Pair(4, 2)], Target(1.5, 1.0, "higher"))]
+    target = Target(1.5, 1.0, "higher")
+    rows = [
+        Row(key, what, "about", "peer", "/s", [Pair(3, 2), Pair(4, 2)], target)
+        for key, what in (("a", "a < b"), ("kafka_b", "on Kafka"))
+    ]
     machine = dict.fromkeys(
         ("processor", "cores", "memory_gb", "system", "load_before", "load_after", "mongodb", "python", "pymongo",
          "pydantic", "uvloop", "mongoz-dispatcher"), "x",
     ) | {"peers": None}  # fmt: skip
-    write_results(rows, {"machine": machine, "at": "today", "plan": {"rounds": 2}}, tmp_path)
-    assert (
-        "| a < b | peer | 4/s | 2/s | 1.75x | 1.50..2.00 | >= 1.5x | met |"
-        in (tmp_path / "results.md").read_text()
-    )
+    result = {"machine": machine, "at": "today", "plan": {"rounds": 2}, "rows": [{"key": row.key} for row in rows]}
+    write_results(rows, result, tmp_path)
+    for page, row, key in (("results", "a < b", "a"), ("kafka", "on Kafka", "kafka_b")):
+        text = (tmp_path / f"{page}.md").read_text()
+        assert f"| {row} | peer | 4/s | 2/s | 1.75x | 1.50..2.00 | >= 1.5x | met |" in text
+        assert len([line for line in text.splitlines() if "met |" in line]) == 1
+        assert json.loads((tmp_path / f"{page}.json").read_text())["rows"] == [{"key": key}]
+    earlier = (tmp_path / "results.md").read_text()
+    write_results(rows[1:], result, tmp_path)
+    assert (tmp_path / "results.md").read_text() == earlier  # a run of one suite keeps the other pages
     growth = [Grown(one, [Point(10.0 * v, 1.0, 2.0, 70.0) for v in one.values]) for one in DIMENSIONS]
     write_growth(growth, machine, "today", tmp_path)
     pictures = [*tmp_path.glob("*.svg")]
-    assert len(pictures) == 1 + 2 * len(DIMENSIONS)
+    assert len(pictures) == 2 + 2 * len(DIMENSIONS)
     for picture in pictures:
         ElementTree.parse(picture)
     page = (tmp_path / "growth.md").read_text()

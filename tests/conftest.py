@@ -34,7 +34,7 @@ structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.pla
 gc.disable()
 
 # The duration of an example depends on the machine. Every run draws other examples: `make test` few,
-# # `make test-slow` many.
+# `make test-slow` many.
 for profile, examples in {"few": 25, "many": 100}.items():
     hypothesis_settings.register_profile(
         profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -69,7 +69,13 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs tests that take minutes without a cache first, so no worker runs them alone at the end."""
+    """Marks tests on Apache Kafka as slow: its start takes many seconds of CPU time.
+
+    Tests that take minutes without a cache run first, so no worker runs them alone at the end.
+    """
+    for item in items:
+        if "kafka_server" in item.name or "kafka_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "typing" not in item.path.parts)
 
 

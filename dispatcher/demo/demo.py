@@ -28,7 +28,7 @@ _LOG_LINES: Final = 15
 _WORKING: Final = frozenset({"lease.claimed", "relay.term"})
 
 
-class Fault(NamedTuple):
+class ScheduledFault(NamedTuple):
     """Something that the demo breaks while changes are written.
 
     Attributes:
@@ -100,7 +100,7 @@ class Demo:
             f"the dispatcher serves {self.shop.package}; now a plain PyMongo client writes to the shop"
         )
 
-    def faults(self) -> Sequence[Fault]:
+    def faults(self) -> Sequence[ScheduledFault]:
         """What the demo breaks, in this order."""
         return ()
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from dispatcher.demo.demo import Demo, Fault
+from dispatcher.demo.demo import Demo, ScheduledFault
 from dispatcher.embedded.broker import embedded_broker
 from dispatcher.embedded.processes import Child
 
@@ -36,9 +36,9 @@ class KafkaDemo(Demo):
             "plain PyMongo client writes to the shop"
         )
 
-    def faults(self) -> Sequence[Fault]:
+    def faults(self) -> Sequence[ScheduledFault]:
         """First a worker dies, then the relay."""
-        return (Fault(0.3, self._kill_the_worker), Fault(0.6, self._kill_the_relay))
+        return (ScheduledFault(0.3, self._kill_the_worker), ScheduledFault(0.6, self._kill_the_relay))
 
     def _kill_the_worker(self) -> None:
         self.kill(self._worker)

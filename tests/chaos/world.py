@@ -272,6 +272,7 @@ class World:
             delay: the maximum delay after a delivery, in seconds.
         """
         size = self.plan.size
+        self._progress_at = time.monotonic()  # on a busy machine, the start of many processes takes minutes
         instants = sorted(self.chance.uniform(0.01, 0.97) * size.writes for _ in range(size.faults))
         for number, instant in enumerate(instants, 1):
             self._next = instant

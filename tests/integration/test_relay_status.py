@@ -14,11 +14,13 @@ import mongoz
 from dispatcher.core.state import RELAYS, State
 from dispatcher.embedded.broker import embedded_broker
 from dispatcher.kafka.envelope import encode
+from dispatcher.operate.metrics import Metrics
 from dispatcher.operate.status import read_status
 from dispatcher.operate.status_model import GroupStatus
 from mongoz.core.signals import post_save
 from tests.integration.deliveries import make_account
 from tests.integration.test_relay import last_token
+from tests.kafka.server import KafkaServer
 from tests.support import dispatching, eventually, group_of
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
@@ -178,3 +180,26 @@ async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, c
             await eventually(lambda: not running.service.observer.not_ready(), what="it is ready again")
             await eventually(lambda: not relay.service.observer.not_ready(), what="the relay is ready again")
             await seeing.until(lambda one: not one.broker_troubles and one.health.health != "behind")
+
+
+@pytest.mark.slow
+async def test_the_topic_holds_a_position_for_its_retention(
+    gate, dispatched, foreign, client, database, kafka_server: KafkaServer, seeing
+):
+    gate.set()
+    name, week = relay_name(), 7 * 86_400
+    async with (
+        relaying(dispatched, kafka_server.address, name) as relay,
+        dispatching(dispatched, kafka=kafka_server.address, kafka_topic=f"mongoz.{name}") as running,
+    ):
+        seen = await seeing.until(lambda one: one.headroom_seconds)
+        assert week - 300 < seen.headroom_seconds <= week
+        assert seen.relay.retention_seconds == week
+        (reader,) = (await seeing.of(f"mongoz.{name}")).relay.readers
+        assert week - 300 < reader.headroom_seconds <= week
+        text = Metrics(running.service.observer.snapshot).text().decode()
+        assert f'topic_retention_seconds{{group="{database}"}} {float(week)}' in text
+        assert f'topic_headroom_seconds{{group="{database}",partition="3"}}' in text
+        assert "oplog_headroom" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
+        of_relay = Metrics(relay.service.observer.snapshot).text().decode()
+        assert f'relay_terms_total{{cause="lease",group="mongoz.{name}"}} 1.0' in of_relay

@@ -197,6 +197,8 @@ class StatusCache:
         server = self._server()
         offset = server.offset if server is not None else 0.0
         alone = GroupStatus(self._name, datetime.fromtimestamp(time() + offset, UTC), offset, None)
+        if self.last is not None:
+            alone.source, alone.is_relay = self.last.source, self.last.is_relay
         alone.members = [self._myself()]
         alone.health = health_of(alone)
         return alone

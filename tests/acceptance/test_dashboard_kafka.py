@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from dispatcher.embedded.broker import EmbeddedBroker
 from tests.acceptance.test_dashboard import SCROLLS_SIDEWAYS, Watched, tile, url_of
@@ -69,6 +69,23 @@ def test_relay_and_broker_are_shown_on_the_page_of_a_group(browser: Browser, sho
     expect(page.locator("#why")).to_contain_text("no relay is alive")
     assert watched.complaints == []
     watched.close()
+
+
+@pytest.mark.slow
+def test_a_page_from_before_the_first_look_at_the_state_becomes_that_of_the_relay(browser: Browser, shown: Shown):
+    context = browser.new_context()
+    page = context.new_page()
+    unknown = {"is_relay": False, "relay": None, "source": {"topic": None, "cluster": None}}
+
+    def at_first(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), **unknown})
+
+    page.route("**/api/state", at_first, times=1)
+    page.goto(url_of(shown.relay))
+    expect(page.locator("#publishes tbody tr")).to_have_count(1)
+    expect(page.locator("#receivers-section")).to_be_hidden()
+    context.close()
 
 
 @pytest.mark.slow

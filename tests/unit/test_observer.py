@@ -1,6 +1,7 @@
 """Readiness and liveness of a process, and its report to other members."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from dispatcher.core.stats import Gauges, RelayFigures, Stats, TopicFigures, Top
 from dispatcher.operate import observer as observer_module
 from dispatcher.operate import status as status_module
 from dispatcher.operate.observer import Observer
-from dispatcher.operate.status_model import GroupStatus, MemberStatus
+from dispatcher.operate.status_model import GroupStatus, MemberStatus, SourceStatus
 from dispatcher.settings import Address, Settings
 from dispatcher.web.guard import Guard, denied, is_loopback
 
@@ -130,6 +131,24 @@ async def test_without_an_answer_of_the_server_metrics_keep_the_last_values(monk
     assert (alone.parked_deliveries, len(alone.members), alone.health.health) == (0, 1, "idle")
     assert "pop from empty list" in watching.cache.error
     assert watching.snapshot().status.parked_deliveries == 3
+
+
+async def test_without_an_answer_of_the_server_a_relay_is_still_a_relay(monkeypatch):
+    def relay(group: Group, myself: MemberStatus | None) -> GroupStatus:
+        return replace(seen(group, myself), is_relay=True, source=SourceStatus("t", "c"))
+
+    answers = [relay]
+
+    async def read_status(group: Group, myself: MemberStatus, _server: object) -> GroupStatus:
+        return answers.pop()(group, myself)
+
+    monkeypatch.setattr(status_module, "read_status", read_status)
+    watching = observer(WELL)
+    watching.group = Group(None, "mongoz.changes")  # type: ignore[arg-type]
+    assert (await watching.status()).is_relay
+    watching.cache.forget()
+    alone = await watching.status()
+    assert (bool(watching.cache.error), alone.is_relay, alone.source.topic) == (True, True, "t")
 
 
 def request(**headers: str) -> Request:

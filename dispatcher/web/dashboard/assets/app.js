@@ -57,6 +57,9 @@ class App {
     this.state = state;
     this.shownAt = Date.now();
     state.figures = this.rates.point(state.sample);
+    const kind = JSON.stringify([state.is_relay, state.source.topic]);
+    this.kind ??= kind;
+    if (kind !== this.kind) return window.location.reload(); // before its first look at the state, a process does not know
     this.panels ??= new Panels(state, { toggle: (row, button) => this.toggleReceiver(row, button) });
     this.plots ??= new Plots(state.is_relay);
     if (this.history) this.plots.begin(this.history);

@@ -106,10 +106,25 @@ class Stage(NamedTuple):
         heard.wait("Sharing the partitions", lambda: self._are_shared(name, members))
 
     def _are_shared(self, name: str, members: int) -> bool:
-        ours = {"_id": {"$regex": f"^{GROUP}:"}, "partition": {"$exists": True}}  # the relay has a position too
-        owners = [one.get("owner") for one in self.client[state_of(name)][POSITIONS].find(ours)]
+        owners = [one.get("owner") for one in self._positions(name)]
         counts = [owners.count(owner) for owner in {*owners}]
         return None not in owners and len(counts) == members and max(counts) - min(counts) <= 1
+
+    def _positions(self, name: str) -> list[dict[str, Any]]:
+        """The positions of the dispatchers. The relay has one too."""
+        ours = {"_id": {"$regex": f"^{GROUP}:"}, "partition": {"$exists": True}}
+        return list(self.client[state_of(name)][POSITIONS].find(ours))
+
+    def wait_saved(self, name: str, heard: Heard, records: int) -> None:
+        """Wait until the saved positions of the dispatchers are behind this number of records.
+
+        Raises:
+            BenchmarkFailed: it does not happen in time.
+        """
+        heard.wait(f"Saving the positions behind {records} records", lambda: self._saved(name) >= records)
+
+    def _saved(self, name: str) -> int:
+        return sum(one["log"]["offset"] for one in self._positions(name) if "log" in one)
 
     # -- writes ----------------------------------------------------------------------------------------------
 

@@ -186,6 +186,10 @@ class Producer:
             else:  # the client found out that the broker has the record, without its offset
                 known = None if offset == "lost" else offset
                 sent.report(None, SimpleNamespace(offset=lambda known=known: known))
+            self._simulation.answers_left -= 1
+            if self._simulation.answers_left == 0:
+                self._simulation.kill(self.process)
+                return
 
     def purge(self) -> None:
         if self.process.killed:
@@ -302,6 +306,7 @@ class RelaySimulation:
         self.random = random.Random(seed)
         self.faults = faults or RelayFaults()
         self.has_faults = True
+        self.answers_left = -1  # until the process is killed
         self.events = _events(self.random)
         self.now = token_time(self.events[-1].token)
         self.logs: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
@@ -332,8 +337,37 @@ class RelaySimulation:
             process.running.set()
             process.lease.lose()
         await self._some_turns()
+        await self._end(groups)
+
+    async def run_killed_after(self, answers: int) -> bool:
+        """Let a relay run without faults, kill it after a number of answers, and check the topic.
+
+        Returns:
+            False if there were fewer answers.
+        """
+        self.has_faults, self.answers_left = False, answers
+        process = self._start()
+        while not (process.killed or self._is_published):
+            await asyncio.sleep(0)
+        await self._end([self.first, self.state.position])
+        return process.killed
+
+    async def run_without_renewals(self) -> None:
+        """Let the lease of a relay expire, and require that its producer ends at once."""
+        self.has_faults = False
+        process = self._start()
+        while not any(queue for one in self.producers for queue in one.queues):
+            await asyncio.sleep(0)
+        process.lease.until = float("-inf")
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert all(one.is_purged for one in self.producers), "a relay sends without a lease"
+        await self._end([self.first])
+
+    async def _end(self, groups: Sequence[RelayPosition]) -> None:
+        """Let a last relay publish everything, and check the topic for groups that begin at these positions."""
         last = self._start()
-        while self.state.position.token < self.events[-1].token or not self._is_quiet:
+        while not self._is_published:
             await asyncio.sleep(0)
             assert last.task is not None
             if last.task.done():
@@ -349,8 +383,10 @@ class RelaySimulation:
             self._require_complete(position)
 
     @property
-    def _is_quiet(self) -> bool:
-        return not any(queue for one in self.producers for queue in one.queues)
+    def _is_published(self) -> bool:
+        """Returns whether the position is behind all events, and no record is on its way."""
+        queued = any(queue for one in self.producers for queue in one.queues)
+        return self.state.position.token >= self.events[-1].token and not queued
 
     async def _some_turns(self) -> None:
         for _ in range(self.random.choice((1, 10, 40, 120))):
@@ -380,17 +416,21 @@ class RelaySimulation:
         self.processes.append(process)
         return process
 
+    def kill(self, process: Process) -> None:
+        """Kill a process. Records in the network may land."""
+        self.faults.kills += 1
+        process.killed = True
+        for one in self.producers:
+            if one.process is process:
+                for queue in one.queues:
+                    self.late += [sent for sent in queue if self.random.random() < 0.3]
+                    queue.clear()
+
     def _disturb(self, process: Process) -> None:
         """Kill a process, stop it beyond its lease, or only let its lease expire."""
         kind = self.random.random()
         if kind < 0.4:
-            self.faults.kills += 1
-            process.killed = True
-            for one in self.producers:
-                if one.process is process:
-                    for queue in one.queues:  # what is in the network may land
-                        self.late += [sent for sent in queue if self.random.random() < 0.3]
-                        queue.clear()
+            self.kill(process)
         elif kind < 0.8:
             self.faults.zombies += 1
             process.running.clear()

@@ -35,6 +35,18 @@ async def test_relays_lose_nothing_keep_the_order_and_count_only_accepted_record
     assert faults.kills + faults.zombies + faults.expired >= RUNS
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_relay_that_is_killed_after_any_answer_loses_nothing(seed: int) -> None:
+    answers = 1
+    while await RelaySimulation(SEED + seed).run_killed_after(answers):
+        answers += 1
+    assert answers > 2
+
+
+async def test_a_relay_without_a_lease_sends_nothing() -> None:
+    await RelaySimulation(SEED).run_without_renewals()
+
+
 @pytest.mark.slow
 async def test_relays_lose_nothing_in_many_runs() -> None:
     faults = await run(range(SEED + RUNS, SEED + RUNS + MANY_RUNS))

@@ -356,7 +356,7 @@ class RelaySimulation:
         """Let the lease of a relay expire, and require that its producer ends at once."""
         self.has_faults = False
         process = self._start()
-        while not any(queue for one in self.producers for queue in one.queues):
+        while not self.producers:
             await asyncio.sleep(0)
         process.lease.until = float("-inf")
         for _ in range(100):

@@ -3,12 +3,14 @@
 See `tests/model/relay.py`.
 """
 
+import asyncio
 import os
 import random
 
 import pytest
 
 from tests.model.relay import RelayFaults, RelaySimulation, patched
+from tests.support import PATIENCE
 
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 RUNS = 25
@@ -24,7 +26,8 @@ async def run(seeds: range) -> RelayFaults:
     faults = RelayFaults()
     for seed in seeds:
         try:
-            await RelaySimulation(seed, faults).run()
+            async with asyncio.timeout(PATIENCE):
+                await RelaySimulation(seed, faults).run()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
     return faults
@@ -38,13 +41,15 @@ async def test_relays_lose_nothing_keep_the_order_and_count_only_accepted_record
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_relay_that_is_killed_after_any_answer_loses_nothing(seed: int) -> None:
     answers = 1
-    while await RelaySimulation(SEED + seed).run_killed_after(answers):
-        answers += 1
+    async with asyncio.timeout(PATIENCE):
+        while await RelaySimulation(SEED + seed).run_killed_after(answers):
+            answers += 1
     assert answers > 2
 
 
 async def test_a_relay_without_a_lease_sends_nothing() -> None:
-    await RelaySimulation(SEED).run_without_renewals()
+    async with asyncio.timeout(PATIENCE):
+        await RelaySimulation(SEED).run_without_renewals()
 
 
 @pytest.mark.slow

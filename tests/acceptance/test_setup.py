@@ -44,6 +44,7 @@ def test_setup_then_writes_then_run(ledger, foreign, tmp_path):
         "group": foreign.name,
         "images": {f"{foreign.name}.accounts": "on already"},
         "state": "indexed",
+        "topic": "",
         "position": "recorded already",
     }
     shown = run("position", "show", APP, "--json", **ledger.environment)

@@ -68,7 +68,9 @@ async def test_the_three_lags_are_apart(gate, dispatched, foreign, client, datab
     async with relaying(dispatched, broker.address, name) as relay:
         async with dispatching(dispatched, kafka=broker.address, kafka_topic=topic, grace=0.1):
             foreign["accounts"].insert_many([{"name": str(number)} for number in range(7)])
-            seen = await seeing.until(lambda one: (one.delivery_lag_seconds or 0) > 1)
+            seen = await seeing.until(
+                lambda one: (one.delivery_lag_seconds or 0) > 1 and one.relay and one.relay.lag_seconds is not None
+            )
             assert (seen.source.topic, seen.source.cluster) == (topic, broker.cluster_id)
             assert (seen.is_relay, seen.broker_lag, seen.broker_troubles) == (False, 0, [])
             assert seen.relay is not None

@@ -69,12 +69,14 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests on Apache Kafka as slow: its start takes many seconds of CPU time.
+    """Marks tests on Apache Kafka as slow, since it starts slowly, and those on the second driver.
 
     Tests that take minutes without a cache run first, so no worker runs them alone at the end.
     """
     for item in items:
-        if "kafka_server" in item.name or "kafka_server" in getattr(item, "fixturenames", ()):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        words = {one for one in (*getattr(item, "fixturenames", ()), *parameters) if type(one) is str}
+        if words & {"kafka_server", "motor"}:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "typing" not in item.path.parts)
 

@@ -180,6 +180,7 @@ def check_health(mongo: EmbeddedMongo) -> int:
     ).returncode
 
 
+@pytest.mark.slow
 def test_the_dispatcher_delivers_the_changes_of_the_writer_and_is_healthy(mongo: EmbeddedMongo, tmp_path: Path):
     with MongoClient(mongo.url) as client:
         client.drop_database("shop")

@@ -125,6 +125,7 @@ def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, sho
         phone.close()
 
 
+@pytest.mark.slow
 def test_the_last_hours_are_shown_on_request(browser, shown):
     """Two hours ago a member delivered for an hour."""
     now = time.time()
@@ -147,6 +148,7 @@ def test_the_last_hours_are_shown_on_request(browser, shown):
     context.close()
 
 
+@pytest.mark.slow
 def test_a_partial_count_of_dead_letters_is_shown_as_a_minimum(browser, shown):
     def with_many(route: Route) -> None:
         answer = route.fetch()
@@ -162,6 +164,7 @@ def test_a_partial_count_of_dead_letters_is_shown_as_a_minimum(browser, shown):
     watched.close()
 
 
+@pytest.mark.slow
 def test_an_answer_from_before_unlocking_does_not_lock_the_page(browser, shown):
     watched = Watched(browser, url_of(shown))
     page = watched.page
@@ -181,6 +184,7 @@ def test_an_answer_from_before_unlocking_does_not_lock_the_page(browser, shown):
     watched.close()
 
 
+@pytest.mark.slow
 def test_a_link_with_a_malformed_token_opens_the_page_locked(browser, shown):
     for token in ("%E0%A4%A", "%", "", "wrong"):
         watched = Watched(browser, f"{url_of(shown)}#token={token}")
@@ -202,6 +206,7 @@ def unlock(page: Page, token: str) -> None:
     page.locator("#unlock-dialog").get_by_role("button", name="Unlock").click()
 
 
+@pytest.mark.slow
 def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended):
     state = foreign.client[f"{foreign.name}_state"]
     watched = Watched(browser, url_of(shown))

@@ -74,6 +74,7 @@ def test_the_rate_of_a_group_is_the_sum_over_its_members(points):
     assert (point["delivered"], point["in_flight"]) == (20.0, 7)
 
 
+@pytest.mark.slow
 def test_a_new_member_does_not_count_its_earlier_deliveries(points):
     new = {"a": (102.0, {"delivered": 10}), "b": (102.0, {"delivered": 1_000_000})}
     assert points({"a": (100.0, {"delivered": 10})}, new)[-1]["delivered"] == 0

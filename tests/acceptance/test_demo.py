@@ -75,6 +75,7 @@ def wait_for_a_delivery(demo: subprocess.Popen[str]) -> None:
     assert any(" audit " in line for line in demo.stdout), demo.communicate()[1]
 
 
+@pytest.mark.slow
 def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "3", cwd=tmp_path)
     out, err = demo.communicate(timeout=PATIENCE)

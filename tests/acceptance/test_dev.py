@@ -141,6 +141,7 @@ def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) 
     assert dev.members() == []
 
 
+@pytest.mark.slow
 def test_dev_ends_on_sigterm(dev: Dev) -> None:
     dev.wait_for("dispatcher.started")
     dev.process.send_signal(signal.SIGTERM)

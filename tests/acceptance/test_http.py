@@ -75,6 +75,7 @@ def metric(address: str, name: str, **labels: str) -> float | None:
     return sum(values) if values else None
 
 
+@pytest.mark.slow
 def test_a_daemon_answers_probes_metrics_and_status(running, foreign):
     address = address_of(running)
     assert get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []})
@@ -212,6 +213,7 @@ async def test_a_slow_client_is_disconnected(served, sent):
     assert await ask(served) == OK
 
 
+@pytest.mark.slow
 async def test_a_daemon_is_not_ready_while_the_server_is_away(ledger, mongo, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     async with proxied(mongo.url) as proxy:

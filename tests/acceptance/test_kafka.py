@@ -83,6 +83,7 @@ def check(ledger: Ledger, count: int) -> None:
     assert all(found == sorted(found) for found in firsts.values())
 
 
+@pytest.mark.slow
 async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publisher, workers, ledger, foreign):
     count = 0
     for kills in range(3):
@@ -117,6 +118,7 @@ async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publi
     assert worker.terminate() == ExitCode.OK
 
 
+@pytest.mark.slow
 async def test_two_workers_share_the_partitions_and_one_takes_over(publisher, workers, ledger):
     first, second = workers.start(), workers.start()
     await eventually(

@@ -200,6 +200,7 @@ def test_each_retried_dead_letter_has_an_outcome(running, letters, dispatcher, b
     assert dispatcher("dead-letters", "list").out == "There are no dead letters.\n"
 
 
+@pytest.mark.slow
 def test_dead_letters_of_a_renamed_receiver_are_retried(
     running, letters, environment, dispatcher, broken, tmp_path
 ):
@@ -215,6 +216,7 @@ def test_dead_letters_of_a_renamed_receiver_are_retried(
         ]
 
 
+@pytest.mark.slow
 def test_an_impossible_retry_changes_nothing(running, letters, dispatcher, foreign):
     state = foreign.client[f"{foreign.name}_state"].held
     state.update_one({"_id": letters[0]}, {"$set": {"receiver": "refund", "receiver_id": "00" * 8}})

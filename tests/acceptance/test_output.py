@@ -135,6 +135,7 @@ def test_a_full_pipe_delays_no_delivery_and_no_end(running):
     # SIGTERM ended it although the pipe was not read.
 
 
+@pytest.mark.slow
 def test_dropped_lines_are_counted_once_the_pipe_is_read(running):
     with full_pipe() as (theirs, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
@@ -170,12 +171,14 @@ def test_an_unwritable_log_does_not_end_the_dispatcher(what, running, tmp_path):
     assert said.count('"action": "delivery.dead_lettered"') == COUNT
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_even_with_a_full_pipe(running):
     codes = (ExitCode.FORCED, ExitCode.OK)
     with full_pipe() as (_, ours), running(*codes, stderr=ours, stdout=subprocess.DEVNULL) as started:
         started.terminate(times=2)
 
 
+@pytest.mark.slow
 def test_output_of_receivers_delays_nothing(running):
     with (
         full_pipe() as (_, ours),

@@ -85,6 +85,7 @@ def test_a_move_back_repeats_deliveries_and_a_move_forward_records_a_gap(
         wait_for(ledger, 1, 1, 2, 2, 3, 5)
 
 
+@pytest.mark.slow
 def test_after_a_reset_the_next_start_begins_at_the_current_time(
     ledger, foreign, state, start, dispatcher: Dispatcher, database
 ):

@@ -96,6 +96,7 @@ def test_two_processes_share_a_new_group_and_stop_in_order(two, ledger, foreign)
     assert "Traceback" not in two.log
 
 
+@pytest.mark.slow
 def test_every_log_line_names_its_process(two):
     lines = [json.loads(line) for line in two.log.splitlines()]
     assert {line["process"] for line in lines} == {"supervisor", "1", "2"}
@@ -243,6 +244,7 @@ def test_an_existing_layout_stays_and_spare_processes_are_named(environment, for
         assert running.terminate() == ExitCode.OK
 
 
+@pytest.mark.slow
 def test_one_port_answers_for_all_processes(two, foreign):
     address = address_of(two)
     eventually_sync(lambda: get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []}), what=two.log)

@@ -66,6 +66,7 @@ def test_setup_can_keep_images_unchanged(ledger, foreign):
     assert foreign.list_collection_names() == []
 
 
+@pytest.mark.slow
 def test_a_standalone_server_has_an_exit_code_and_a_remedy(ledger):
     with embedded_mongo(replica_set=False) as server:
         url = f"mongodb://127.0.0.1:{server.port}/"

@@ -72,6 +72,7 @@ def test_spans_arrive_at_the_collector(ledger, foreign, tmp_path, collector):
     assert attributes["messaging.operation.name"] == "post_save"
 
 
+@pytest.mark.slow
 def test_deliveries_continue_without_the_collector(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     environment = {**ledger.environment, OTLP: "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}

@@ -133,6 +133,7 @@ def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
     return expected
 
 
+@pytest.mark.slow
 async def test_cancelled_writes_with_a_dispatcher(dispatched, database, foreign, told, listen, monkeypatch):
     foreign.create_collection("users")
     User = make_user(dispatched, database)
@@ -149,6 +150,7 @@ async def test_cancelled_writes_with_a_dispatcher(dispatched, database, foreign,
     assert told == expected
 
 
+@pytest.mark.slow
 async def test_cancelled_writes_without_a_dispatcher(registry, database, foreign, told, listen, monkeypatch):
     foreign.create_collection("users")
     User = make_user(registry, database)

@@ -175,6 +175,7 @@ async def test_a_relay_warns_of_another_producer(
     assert "another state" in line["remedy"]
 
 
+@pytest.mark.slow
 def test_relay_and_several_apps_need_each_other(tmp_path: Any) -> None:
     two = command("check", "a:b", "c:d", cwd=tmp_path)
     assert (two.returncode, "--relay" in two.stderr) == (ExitCode.USAGE, True)

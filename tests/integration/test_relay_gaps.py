@@ -95,6 +95,7 @@ async def test_an_event_that_the_server_can_not_send_is_a_gap_before_the_next_ev
     assert (partition, gap.kind, gap.token) == (0, "oversize", directly_after(gap.after))
 
 
+@pytest.mark.slow
 async def test_an_operator_moves_the_relay_forward_only(
     dispatched: mongoz.Registry, foreign, broker: EmbeddedBroker, client, database: str, name: str
 ) -> None:

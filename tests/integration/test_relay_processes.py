@@ -209,6 +209,7 @@ def relays(
         yield Relays(start, client, database, name)
 
 
+@pytest.mark.slow
 def test_killed_relays_lose_nothing_and_keep_the_order(
     relays: Relays, broker: EmbeddedBroker, client: MongoClient, database: str, name: str
 ) -> None:
@@ -225,6 +226,7 @@ def test_killed_relays_lose_nothing_and_keep_the_order(
     require_complete(writer, broker.address, name)
 
 
+@pytest.mark.slow
 def test_a_relay_that_was_stopped_beyond_its_lease_does_no_harm(
     relays: Relays, broker: EmbeddedBroker, client: MongoClient, database: str, name: str
 ) -> None:
@@ -243,6 +245,7 @@ def test_a_relay_that_was_stopped_beyond_its_lease_does_no_harm(
     require_complete(writer, broker.address, name)
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_one_line_and_an_exit_code(
     mongo: EmbeddedMongo, broker: EmbeddedBroker, database: str, tmp_path: Path
 ) -> None:

@@ -307,6 +307,7 @@ async def test_an_unwritable_state_is_reported_at_the_start(account, foreign, di
     assert "state database" in caught.value.remedy
 
 
+@pytest.mark.slow
 async def test_many_deliveries_may_write_few_documents(account, foreign, dispatched, database, capsys):
     """Three hundred changes increment twenty documents, a hundred concurrently. Each needs one attempt."""
     totals = make_account(dispatched, database, "totals")

@@ -21,6 +21,7 @@ from mongoz.stamps import FIELD
 from tests.support import without_transactions
 
 KINDS = ("silent", "post", "pre", "both", "alone", "muted", "dispatched")
+QUICK = ("both", "dispatched")  # the others are slow
 
 
 class Heard:
@@ -49,7 +50,7 @@ def heard() -> Heard:
     return Heard()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in KINDS])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

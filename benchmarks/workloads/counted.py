@@ -208,15 +208,18 @@ def _people() -> list[dict[str, Any]]:
 async def _count_relay() -> None:
     """From an undecoded event to the acknowledged record: the relay's work for each change, without clients."""
     packer = Packer(1, _PARTITIONS, 1_000_000)
-    acknowledged = Message("topic", partition=0, offset=0)
+    acknowledged = [Message("topic", partition=0, offset=offset) for offset in range(2 * _TIMES)]
+    ends = [0] * _PARTITIONS
     ledger = RecordLedger(1, RelayPosition(_token(-1), "", (NO_RECORD,) * _PARTITIONS), "")
 
     def publish(events: list[RawEvent]) -> None:
         assert not packer.large_among(events)
         packed = packer.pack(events, {})
         for part, report in zip(packed.parts, ledger.add(_token(0), packed.parts, packed.size), strict=True):
-            for _ in range(part.records):
-                report(None, acknowledged)
+            begin = ends[part.partition]
+            end = ends[part.partition] = begin + part.records
+            for offset in range(begin, end):
+                report(None, acknowledged[offset])
 
     numbers = range(2 * _TIMES)
     events = [RawEvent(bson.encode(bson.decode(_event(n)) | {HASH: bson.Int64(n * 7_919)})) for n in numbers]

@@ -34,6 +34,11 @@ from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.cursor import Cursors
 
+# The second half of a remedy, for commands with the flag.
+_FORCED = (
+    " With --force they lose their partitions, and continue at the new position when their leases have ended."
+)
+
 
 def _readable(token: str) -> str:
     return token_time(token).as_datetime().isoformat()
@@ -272,7 +277,7 @@ class Mover:
             PositionError: a saved position is malformed, or the group can't continue with this source.
             StillRunning: a dispatcher of the group is alive, or started just now.
         """
-        saved = await self._stopped(force=False)
+        saved = await self._stopped()
         layout, name = saved.layout, self._group.name
         assert layout is not None  # `_stopped` has checked it
         source = "change streams" if origin.topic is None else str(origin.topic)
@@ -305,8 +310,16 @@ class Mover:
             raise self._changed()
         return partitions
 
-    async def _stopped(self, *, force: bool) -> SavedPositions:
-        """The positions of the group, while no dispatcher is alive."""
+    async def _stopped(self, *, force: bool | None = None) -> SavedPositions:
+        """The positions of the group, while no dispatcher is alive.
+
+        Args:
+            force: whether living dispatchers are allowed; None if the command has no such flag.
+
+        Raises:
+            StillRunning: a dispatcher is alive.
+            NotFound: the group has no position.
+        """
         alive = [one for one in await members_of(self._group) if one.alive]
         if alive and not force:
             names = ", ".join(f"{one.host}, pid {one.pid}" for one in alive)
@@ -314,8 +327,7 @@ class Mover:
                 f"{len(alive)} dispatcher{'s are' if len(alive) > 1 else ' is'} alive in the group "
                 f"{self._group.name!r}: "
                 f"{names}. Nothing was changed.",
-                remedy="Stop all dispatchers of the group first. With --force they lose their partitions, and "
-                "continue at the new position when their leases have ended.",
+                remedy="Stop all dispatchers of the group first." + ("" if force is None else _FORCED),
             )
         saved = await self._store.load()
         if saved.layout is None:

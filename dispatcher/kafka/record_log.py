@@ -1,0 +1,50 @@
+"""One partition of a topic, as the source and the search for a position read it. See `kafka/log.py`."""
+
+from typing import Protocol
+
+from dispatcher.core.stats import TopicGauges
+from dispatcher.kafka.log import TopicRecord
+from dispatcher.kafka.looks import Look
+
+
+class RecordLog(Protocol):
+    """One partition of a topic."""
+
+    @property
+    def connected(self) -> bool:
+        """Returns whether the brokers and the server answer."""
+
+    @property
+    def name(self) -> str:
+        """The place, for messages."""
+
+    def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
+        """The current gauges.
+
+        Args:
+            offset: of the next record to read, in the topic with this id; None before the first one.
+        """
+
+    async def seek(self, offset: int) -> None:
+        """Continue at an offset."""
+
+    async def leave(self) -> None:
+        """Stop reading."""
+
+    async def read(self, most: int) -> list[TopicRecord]:
+        """The next records; without one within a second, none."""
+
+    def newest(self) -> Look:
+        """The last look at the topic and at the relay's position."""
+
+    async def look(self) -> Look:
+        """A look that begins after this call."""
+
+    async def offset_at(self, seconds: float) -> int:
+        """The offset of the first record since a time; -1 if there is none."""
+
+    async def end(self) -> int:
+        """The offset after the last record."""
+
+    def commit(self, offset: int) -> None:
+        """Show an offset to the tools of Kafka."""

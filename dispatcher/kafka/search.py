@@ -1,0 +1,70 @@
+"""Finds the position of a token in one partition of a topic, if its place is unknown."""
+
+from contextlib import suppress
+from typing import Final
+
+from dispatcher.core.resume_tokens import token_time
+from dispatcher.kafka.acceptance import BEGINNING, LogPosition, resume
+from dispatcher.kafka.foreign import opened
+from dispatcher.kafka.log import OutOfRange
+from dispatcher.kafka.looks import Look
+from dispatcher.kafka.record_log import RecordLog
+
+CLOCKS: Final = 60
+"""Seconds by which the clocks of the broker and of the server may differ."""
+
+SEARCHED: Final = 1_000
+"""Records that are read at once."""
+
+# How much further back each attempt begins than the one before.
+_FURTHER: Final = 1_000
+
+
+async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
+    """The position of a token; None if the log begins after it.
+
+    Any record up to the token is a valid base: all records of its term before it have tokens before its own.
+
+    Raises:
+        TopicError: a record is not one of a relay.
+    """
+    relay = resume(BEGINNING, look.relay, look.beginning)
+    if token >= relay.token:
+        return relay._replace(token=token)
+    found = await log.offset_at(float(token_time(token).time - CLOCKS))
+    found = relay.offset if found < 0 else min(found, relay.offset)
+    back = 1
+    while True:
+        begin = max(found - back, look.beginning)
+        position = await _scan(log, begin, relay, token)
+        if position is not None or begin == look.beginning:
+            return position
+        back *= _FURTHER
+
+
+async def _scan(log: RecordLog, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
+    """The position of a token: at the first record after it. None if no record before that is known."""
+    base, offset = BEGINNING if begin == 0 else None, begin
+    await log.seek(begin)
+    try:
+        while offset < relay.offset:
+            for record in await log.read(SEARCHED):
+                offset = record[0] + 1
+                if offset > relay.offset:
+                    break
+                envelope, found = opened(log.name, record)
+                if found > token:
+                    return None if base is None else base._replace(offset=record[0], token=token)
+                base = LogPosition(offset, envelope.term, envelope.number, token)
+    except OutOfRange:
+        return None
+    return None if base is None else relay._replace(token=token)
+
+
+async def first_token(log: RecordLog, look: Look) -> str:
+    """The token of the first record; of the relay's position if there is no record."""
+    with suppress(OutOfRange):
+        await log.seek(look.beginning)
+        if look.beginning < look.relay.offset and (records := await log.read(1)):
+            return opened(log.name, records[0])[1]
+    return look.relay.token

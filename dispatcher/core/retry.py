@@ -45,7 +45,7 @@ async def retry(
     report: Callable[..., object],
     *,
     address: str | None = None,
-    on: type[PyMongoError] | tuple[type[PyMongoError], ...] = PyMongoError,
+    on: type[Exception] | tuple[type[Exception], ...] = PyMongoError,
     pauses: Retry = _PAUSES,
     pause: Pause = asyncio.sleep,
     within: float = inf,

@@ -4,9 +4,11 @@ import asyncio
 import sys
 from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 _AGAIN_AFTER: Final = 0.1
+
+T = TypeVar("T")
 
 
 receiver_task: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("dispatcher_receiving", default=None)
@@ -46,6 +48,17 @@ class Interrupted(Exception):
 
 class Abandoned(BaseException):
     """This task was stuck and has been replaced; its result is discarded."""
+
+
+async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Run a coroutine unless an event is set before its end: then cancel it. Returns its result, or else None."""
+    working = asyncio.create_task(work, name="work")
+    stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
+    try:
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end([stopped] if working.done() else [stopped, working])
+    return None if working.cancelled() else working.result()
 
 
 async def end(

@@ -120,6 +120,15 @@ class Coordinator(Generic[W]):
         """Returns whether this process has read the members, and written a heartbeat, within the lease time."""
         return now() - min(self._read_at, self._beaten_at) < self._lease
 
+    def troubles(self) -> list[str]:
+        """Readable reasons why this process does not work for its group."""
+        troubles = []
+        if not self.in_touch:
+            troubles.append("this process can't see the other members, and can't renew its leases")
+        if self.outdated:
+            troubles.append("a newer version of the application is running, so this process claims no partitions")
+        return troubles
+
     async def run(self, stop: asyncio.Event) -> None:
         """Hold a fair share of the partitions until `stop` is set. Then hand them over, and leave the group."""
         stopping = asyncio.create_task(self._wake_at(stop), name="wait-for-stop")

@@ -11,12 +11,13 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import groupby
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from dispatcher.core.output.logs import log
-from dispatcher.core.retry import pause_after
+from dispatcher.core.retry import retry
 from dispatcher.core.state import Group
 from dispatcher.core.stats import TopicGauges
 from dispatcher.core.tasks import end
@@ -458,22 +459,14 @@ class PartitionLog:
         return await self._offset(end=True)
 
     async def _offset(self, **which: Any) -> int:
-        failures = 0
-        while True:
-            try:
-                (offset,) = await self._topic.watch.offsets([self.number], **which)
-            except KafkaError as error:
-                failures += 1
-                log.warning(
-                    "the offsets of the topic can't be read now, trying again",
-                    action="topic.not_seen",
-                    partition=self.number,
-                    error=error.message,
-                    failures=failures,
-                )
-                await asyncio.sleep(pause_after(failures))
-            else:
-                return offset
+        report = partial(
+            log.warning,
+            "the offsets of the topic can't be read now, trying again",
+            action="topic.not_seen",
+            partition=self.number,
+        )
+        (offset,) = await retry(partial(self._topic.watch.offsets, [self.number], **which), report, on=KafkaError)
+        return offset
 
     def commit(self, offset: int) -> None:
         """Show an offset to the tools of Kafka. Nothing depends on it."""

@@ -15,7 +15,7 @@ from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges, RelayFigures, Stats
-from dispatcher.core.tasks import end
+from dispatcher.core.tasks import end, unless_set
 from dispatcher.group.coordinator import Coordinator
 from dispatcher.group.members import FORMAT, Members
 from dispatcher.kafka.config import KafkaConfig
@@ -82,14 +82,10 @@ class RelayService:
 
     def troubles(self) -> list[str]:
         """Readable reasons why this process does not work for its relay."""
-        one, troubles = self._coordinator, []
-        if one is not None and not one.in_touch:
-            troubles.append("this process can't see the other members, and can't renew its lease")
-        if one is not None and one.outdated:
-            troubles.append("a newer version of the application is running, so this process does not take over")
-        if one is not None:
-            troubles += [trouble for held in one.held.values() if (trouble := held.work.trouble)]
-        return troubles
+        one = self._coordinator
+        if one is None:
+            return []
+        return one.troubles() + [trouble for held in one.held.values() if (trouble := held.work.trouble)]
 
     @property
     def position(self) -> str | None:
@@ -99,14 +95,11 @@ class RelayService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish, or stand by, until `stop` is set."""
-        starting = asyncio.create_task(self._start(), name="start")
-        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
-        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
-        await end([stopped] if starting.done() else [stopped, starting])
-        if starting.cancelled():
+        started = await unless_set(stop, self._start())
+        if started is None:
             log.info("stopped during the start", action="relay.stopped", **self._counters())
             return
-        parts, coordinator = starting.result()
+        parts, coordinator = started
         async with closing(parts.group.state.client, parts.watching):
             self.observer.begin(stop)
             observing = self.observer.watch(parts.group)

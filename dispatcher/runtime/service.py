@@ -12,7 +12,7 @@ from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import Gauges, Stats, TopicFigures
-from dispatcher.core.tasks import end
+from dispatcher.core.tasks import end, unless_set
 from dispatcher.delivery.application import group_of, routes_of
 from dispatcher.delivery.where import Conditions
 from dispatcher.group.coordinator import Coordinator
@@ -74,12 +74,7 @@ class Service:
 
     def troubles(self) -> list[str]:
         """Readable reasons why this process does not work for its group."""
-        one, troubles = self._coordinator, []
-        if one is not None and not one.in_touch:
-            troubles.append("this process can't see the other members, and can't renew its leases")
-        if one is not None and one.outdated:
-            troubles.append("a newer version of the application is running, so this process claims no partitions")
-        return troubles
+        return [] if self._coordinator is None else self._coordinator.troubles()
 
     @property
     def ready(self) -> bool:
@@ -124,14 +119,11 @@ class Service:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set."""
-        starting = asyncio.create_task(self._start(), name="start")
-        stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
-        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
-        await end([stopped] if starting.done() else [stopped, starting])
-        if starting.cancelled():
+        started = await unless_set(stop, self._start())
+        if started is None:
             log.info("stopped during the start", action="dispatcher.stopped", **self.stats.as_dict())
             return
-        assembly, coordinator = starting.result()
+        assembly, coordinator = started
         group = assembly.group
         client = group.state.client
         async with closing(client, assembly.watching, self._registry):

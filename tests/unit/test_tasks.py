@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from dispatcher.core.tasks import end
+from dispatcher.core.tasks import end, unless_set
 
 
 async def swallow(times: int) -> None:
@@ -55,3 +55,40 @@ async def ends_slowly() -> None:
         for _ in range(20):
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
+
+
+async def test_work_returns_its_result_unless_the_event_is_set_first():
+    async def work() -> int:
+        return 7
+
+    stop = asyncio.Event()
+    assert await unless_set(stop, work()) == 7
+    stop.set()
+    ended = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    assert await unless_set(stop, wait()) is None
+    assert ended.is_set()
+
+
+async def test_an_error_of_work_is_raised():
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await unless_set(asyncio.Event(), fail())
+
+
+async def test_a_cancelled_caller_ends_its_work():
+    slow = ends_slowly()
+    caller = asyncio.create_task(unless_set(asyncio.Event(), slow))
+    await asyncio.sleep(0.01)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 from unittest import mock
 
 from pymongo import AsyncMongoClient
@@ -19,6 +19,7 @@ from pymongo.errors import OperationFailure
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from dispatcher.core.state import Group, State
+from dispatcher.core.stats import Stats
 from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from mongoz import Registry
@@ -89,17 +90,29 @@ class SentCommands(CommandListener):
         """Does nothing."""
 
 
-class Running:
-    """A dispatcher inside of the test."""
+class Runnable(Protocol):
+    """A service of a dispatcher or of a relay."""
 
-    def __init__(self, service: Service) -> None:
+    stats: Stats
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Runs until `stop` is set."""
+
+
+S = TypeVar("S", bound=Runnable)
+
+
+class Running(Generic[S]):
+    """A dispatcher or a relay inside of the test."""
+
+    def __init__(self, service: S) -> None:
         self.service = service
         self.stats = service.stats
         self._stop = asyncio.Event()
         self.task = asyncio.create_task(service.run(self._stop))
 
     async def stop(self) -> None:
-        """Stops the dispatcher as SIGTERM does."""
+        """Stops it as SIGTERM does."""
         self._stop.set()
         await self.task
 
@@ -117,7 +130,7 @@ def settings_for(registry: Registry, **changes: Any) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def dispatching(registry: Registry, **changes: Any) -> AsyncIterator[Running]:
+async def dispatching(registry: Registry, **changes: Any) -> AsyncIterator[Running[Service]]:
     """A started dispatcher: writes inside of the block are delivered."""
     running = Running(Service(registry, settings_for(registry, **changes)))
     source_opened = asyncio.create_task(eventually(lambda: running.service.ready, what="the dispatcher reads"))

@@ -9,13 +9,17 @@ from typing import Any, NamedTuple
 
 import bson
 
+import mongoz
+from dispatcher.core.state import State
 from dispatcher.kafka.acceptance import BEGINNING, Decision, RecordPlace, accept
 from dispatcher.kafka.config import load_config
 from dispatcher.kafka.envelope import Envelope, RecordKind, decode, token_in
+from dispatcher.kafka.relay_state import RelayState, RelayStore
 from dispatcher.relay.service import RelayService, RelayTarget
 from dispatcher.settings import Settings
 from mongoz import Registry
-from tests.support import PATIENCE, Daemon, eventually_sync, settings_for
+from mongoz.core.signals import post_delete, post_save, post_update
+from tests.support import PATIENCE, Daemon, Running, eventually_sync, settings_for
 
 _names = itertools.count()
 
@@ -25,19 +29,8 @@ def relay_name() -> str:
     return f"t{next(_names)}"
 
 
-class Relaying:
+class Relaying(Running[RelayService]):
     """A relay inside of the test."""
-
-    def __init__(self, service: RelayService) -> None:
-        self.service = service
-        self.stats = service.stats
-        self._stop = asyncio.Event()
-        self.task = asyncio.create_task(service.run(self._stop))
-
-    async def stop(self) -> None:
-        """Stops the relay as SIGTERM does."""
-        self._stop.set()
-        await self.task
 
     async def publishing(self) -> None:
         """Waits until the change stream is open."""
@@ -149,3 +142,36 @@ def accepted(servers: str, topic: str) -> list[Read]:
             event = bson.decode(envelope.event) if envelope.kind is RecordKind.EVENT else {}
             read.append(Read(partition, key, envelope, event))
     return read
+
+
+def make_document(registry: mongoz.Registry, database_name: str, name: str) -> Any:
+    """A document class with a receiver, so that its collection is watched."""
+
+    class Made(mongoz.Document):
+        number: int = mongoz.Integer(default=0)
+
+        class Meta:
+            abstract = False
+            collection = name
+            database = database_name
+
+        Meta.registry = registry  # type: ignore[attr-defined]
+
+    async def receive(sender: Any, **kwargs: Any) -> None:
+        """Never runs here."""
+
+    for signal in (post_save, post_update, post_delete):
+        signal(Made, name=f"of {name}")(receive)
+    return Made
+
+
+async def last_token(foreign: Any, client: Any, database: str) -> str:
+    """A token after all writes so far."""
+    async with await client[database].watch() as stream:
+        return stream.resume_token["_data"]
+
+
+async def saved_state(client: Any, database: str, name: str) -> RelayState:
+    state = await RelayStore(State(client, f"{database}_state"), f"mongoz.{name}").load()
+    assert state is not None
+    return state

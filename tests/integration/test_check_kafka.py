@@ -22,8 +22,7 @@ from dispatcher.relay.check import check_relay
 from mongoz.core.signals import post_save
 from tests.acceptance.test_run import run as command
 from tests.integration.deliveries import make_account
-from tests.integration.relaying import relay_name, relaying
-from tests.integration.test_relay import last_token
+from tests.integration.relaying import last_token, relaying
 from tests.kafka.publisher import Publisher
 from tests.kafka.server import KafkaServer
 from tests.support import dispatching, eventually, settings_for
@@ -43,11 +42,6 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
         """Does nothing."""
 
     return made
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 def settings_of(registry: mongoz.Registry, address: str, name: str, **changes: Any) -> Any:

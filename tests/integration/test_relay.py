@@ -15,51 +15,19 @@ from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.exceptions import HistoryLost, PositionError, TopicError
 from dispatcher.kafka.envelope import large_event_in
 from dispatcher.kafka.large_events import LargeEvents
-from dispatcher.kafka.relay_state import RelayState, RelayStore
+from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.operate.status import read_status
 from dispatcher.relay.ledger import RecordLedger
-from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import Call, Stamp
-from tests.integration.relaying import Read, accepted, relay_name, relaying
+from tests.integration.relaying import Read, accepted, last_token, make_document, relaying, saved_state
 from tests.support import eventually, group_of
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
 
-def make_document(registry: mongoz.Registry, database_name: str, name: str) -> Any:
-    """A document class with a receiver, so that its collection is watched."""
-
-    class Made(mongoz.Document):
-        number: int = mongoz.Integer(default=0)
-
-        class Meta:
-            abstract = False
-            collection = name
-            database = database_name
-
-        Meta.registry = registry  # type: ignore[attr-defined]
-
-    async def receive(sender: Any, **kwargs: Any) -> None:
-        """Never runs here."""
-
-    for signal in (post_save, post_update, post_delete):
-        signal(Made, name=f"of {name}")(receive)
-    return Made
-
-
-@pytest.fixture
-def order(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_document(dispatched, database, "orders")
-
-
 @pytest.fixture
 def customer(dispatched: mongoz.Registry, database: str) -> Any:
     return make_document(dispatched, database, "customers")
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 def by_document(read: list[Read]) -> dict[tuple[str, str], list[Any]]:
@@ -73,18 +41,6 @@ def by_document(read: list[Read]) -> dict[tuple[str, str], list[Any]]:
         key = (event["ns"]["coll"], repr(event["documentKey"]["_id"]))
         found[key].append((event["operationType"], value))
     return dict(found)
-
-
-async def saved_state(client: Any, database: str, name: str) -> RelayState:
-    state = await RelayStore(State(client, f"{database}_state"), f"mongoz.{name}").load()
-    assert state is not None
-    return state
-
-
-async def last_token(foreign: Any, client: Any, database: str) -> str:
-    """A token after all writes so far."""
-    async with await client[database].watch() as stream:
-        return stream.resume_token["_data"]
 
 
 async def test_all_changes_of_two_collections_arrive_in_order(

@@ -9,23 +9,12 @@ import mongoz
 from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.exceptions import ApplicationError, GroupTaken, NothingToDeliver, TopicError
 from tests.acceptance.commands import run_command
-from tests.integration.relaying import accepted, relay_name, relaying
-from tests.integration.test_relay import last_token, make_document, saved_state
+from tests.integration.relaying import accepted, last_token, make_document, relaying, saved_state
 from tests.kafka.server import KafkaServer
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
 SHOP, BILLING = "shop.models:registry", "billing.models:registry"
-
-
-@pytest.fixture
-def order(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_document(dispatched, database, "orders")
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 async def test_applications_with_overlapping_collections_and_other_databases_share_a_relay(

@@ -1,26 +1,14 @@
 """Collections of a relay: added, renamed, dropped; and a topic with many partitions."""
 
 from collections import defaultdict
-from typing import Any
 
 import pytest
 
 import mongoz
 from dispatcher.embedded.broker import EmbeddedBroker
-from tests.integration.relaying import accepted, relay_name, relaying
-from tests.integration.test_relay import last_token, make_document, saved_state
+from tests.integration.relaying import accepted, last_token, make_document, relaying, saved_state
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-
-
-@pytest.fixture
-def order(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_document(dispatched, database, "orders")
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 async def test_nothing_is_lost_when_a_collection_is_added(

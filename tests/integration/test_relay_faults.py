@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import mongoz
 from dispatcher.core.state import State
 from dispatcher.exceptions import KafkaError
 from dispatcher.kafka.acceptance import BEGINNING
@@ -14,8 +13,7 @@ from dispatcher.kafka.config import load_config
 from dispatcher.kafka.envelope import RecordKind, large_event_in
 from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.topics import read_topic
-from tests.integration.relaying import accepted, relay_name, relaying
-from tests.integration.test_relay import last_token, make_document, saved_state
+from tests.integration.relaying import accepted, last_token, relaying, saved_state
 from tests.kafka import server as kafka
 from tests.kafka.proxy import kafka_proxied
 from tests.kafka.security import secured
@@ -23,16 +21,6 @@ from tests.kafka.server import KafkaServer
 from tests.support import free_port
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-
-
-@pytest.fixture
-def order(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_document(dispatched, database, "orders")
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 @pytest.mark.slow

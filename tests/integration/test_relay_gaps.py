@@ -13,17 +13,11 @@ from dispatcher.exceptions import HistoryLost
 from dispatcher.kafka.envelope import RecordKind, gap_in
 from dispatcher.operate.positions import Mover
 from dispatcher.stream.change_stream import ChangeStreamSource
-from tests.integration.relaying import Read, accepted, relay_name, relaying
+from tests.integration.relaying import Read, accepted, last_token, make_document, relaying, saved_state
 from tests.integration.test_history_lost import forget, forgetful  # noqa: F401 - a fixture
-from tests.integration.test_relay import last_token, make_document, saved_state
 from tests.support import group_of
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 def gaps(read: list[Read]) -> list[tuple[int, Any]]:

@@ -16,7 +16,7 @@ from pymongo import MongoClient
 
 from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.embedded.server import EmbeddedMongo
-from tests.integration.relaying import RelayProcess, accepted, relay_name
+from tests.integration.relaying import RelayProcess, accepted
 from tests.support import PATIENCE, ROOT, eventually_sync
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
@@ -184,11 +184,6 @@ class Relays:
         for one in self.processes:
             one.wait_started()
             assert one.terminate() == 0, one.log
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 @pytest.fixture

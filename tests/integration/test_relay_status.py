@@ -19,7 +19,7 @@ from dispatcher.operate.status import read_status
 from dispatcher.operate.status_model import GroupStatus
 from mongoz.core.signals import post_save
 from tests.integration.deliveries import make_account
-from tests.integration.test_relay import last_token
+from tests.integration.relaying import last_token
 from tests.kafka.server import KafkaServer
 from tests.support import dispatching, eventually, group_of
 

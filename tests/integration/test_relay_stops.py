@@ -14,7 +14,7 @@ from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.embedded.server import EmbeddedMongo
 from dispatcher.exceptions import ExitCode
 from tests.integration.relaying import RelayProcess, accepted
-from tests.integration.test_relay_processes import client, name, process  # noqa: F401 - fixtures
+from tests.integration.test_relay_processes import client, process  # noqa: F401 - fixtures
 from tests.integration.test_relay_zombies import events_read, silent
 from tests.support import eventually_sync
 
@@ -28,7 +28,7 @@ def start(
     mongo: EmbeddedMongo,
     broker: EmbeddedBroker,
     database: str,
-    name: str,  # noqa: F811
+    name: str,
     tmp_path: Path,
 ) -> Iterator[Callable[[], RelayProcess]]:
     with contextlib.ExitStack() as stack:
@@ -64,7 +64,7 @@ def test_with_a_full_queue(
     broker: EmbeddedBroker,
     client: MongoClient[Any],  # noqa: F811
     database: str,
-    name: str,  # noqa: F811
+    name: str,
 ) -> None:
     orders, state = client[database]["orders"], client[f"{database}_state"]
     relay = start()

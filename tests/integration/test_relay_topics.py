@@ -11,13 +11,17 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-import mongoz
 from dispatcher.exceptions import HistoryLost, TopicError
 from dispatcher.kafka.config import load_config
 from dispatcher.kafka.topics import create_topic, read_topic
 from dispatcher.relay import term
-from tests.integration.relaying import accepted, eventually_or_failed, relay_name, relaying
-from tests.integration.test_relay import last_token, make_document, saved_state
+from tests.integration.relaying import (
+    accepted,
+    eventually_or_failed,
+    last_token,
+    relaying,
+    saved_state,
+)
 from tests.kafka import server as kafka
 from tests.kafka.server import KafkaServer
 from tests.support import PATIENCE
@@ -25,16 +29,6 @@ from tests.support import PATIENCE
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def order(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_document(dispatched, database, "orders")
-
-
-@pytest.fixture
-def name() -> str:
-    return relay_name()
 
 
 @pytest.fixture

@@ -14,14 +14,12 @@ from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.kafka.acceptance import BEGINNING, Decision, RecordPlace, accept
 from dispatcher.kafka.envelope import token_in
 from mongoz.stamps import Call, Stamp
-from tests.integration.relaying import accepted, records_of
-from tests.integration.test_relay import make_document
+from tests.integration.relaying import accepted, make_document, records_of
 from tests.integration.test_relay_processes import (  # noqa: F401 - fixtures
     RelayProcess,
     Relays,
     Writer,
     client,
-    name,
     relays,
     require_complete,
 )
@@ -72,7 +70,7 @@ def test_two_relays_that_were_stopped_with_full_queues_do_no_harm(
     broker: EmbeddedBroker,
     client: MongoClient[Any],  # noqa: F811
     database: str,
-    name: str,  # noqa: F811
+    name: str,
 ) -> None:
     orders, state, zombies = client[database]["orders"], client[f"{database}_state"], []
     relays.start_another()
@@ -110,7 +108,7 @@ async def test_relays_that_are_killed_inside_of_a_bulk_delete_lose_no_delete_and
     broker: EmbeddedBroker,
     client: MongoClient[Any],  # noqa: F811
     database: str,
-    name: str,  # noqa: F811
+    name: str,
 ) -> None:
     order, state, count = make_document(dispatched, database, "orders"), client[f"{database}_state"], 1_000
     await order.objects.bulk_create([order(number=number) for number in range(count)])

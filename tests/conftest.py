@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 import pytest
@@ -124,8 +125,7 @@ def broker() -> Iterator[EmbeddedBroker]:
 @pytest.fixture(scope="session")
 def kafka_server() -> Iterator[KafkaServer]:
     """Apache Kafka, shared by the tests of one worker: for times, sizes, retention, watermarks and security."""
-    if (trouble := missing_for_kafka()) and not os.environ.get("CI"):
-        pytest.skip(trouble)
+    need_kafka()
     with running_kafka() as server:
         yield server
 
@@ -201,7 +201,17 @@ def need(program: str) -> str:
     """The path of a program; if it is missing, the test is skipped, and fails in CI."""
     path = shutil.which(program)
     if path is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{program} is not installed; .ci/run should have done that")
-        pytest.skip(f"{program} is not installed")
+        _lack(f"{program} is not installed")
     return path
+
+
+def need_kafka() -> None:
+    """Requires Apache Kafka; if it is missing, the test is skipped, and fails in CI."""
+    if trouble := missing_for_kafka():
+        _lack(trouble)
+
+
+def _lack(trouble: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"{trouble}; .ci/run should have done that")
+    pytest.skip(trouble)

@@ -18,7 +18,8 @@ from pymongo import MongoClient
 from dispatcher.embedded.guardian import free_port
 from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo
 from tests.acceptance.test_compose import ROOT, SERVICES, URL, environment, running
-from tests.kafka.server import KafkaServer, missing
+from tests.conftest import need_kafka
+from tests.kafka.server import KafkaServer
 from tests.kafka.server import running as running_kafka
 from tests.support import PATIENCE, eventually_sync
 
@@ -82,8 +83,7 @@ def test_the_image_has_the_client_of_kafka():
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
-    if missing():
-        pytest.skip(missing())
+    need_kafka()
     properties = {
         name.removeprefix("KAFKA_").lower().replace("_", "."): value
         for name, value in KAFKA["environment"].items()

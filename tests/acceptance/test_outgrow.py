@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dispatcher.embedded.guardian import free_port
+from tests.conftest import need_kafka
 from tests.integration.test_docs import blocks
-from tests.kafka.server import missing
 from tests.kafka.server import running as running_kafka
 from tests.support import PATIENCE, eventually_sync
 
@@ -124,8 +124,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
 def test_the_steps_lead_to_kafka_and_back(kind: str, terminals: Terminals) -> None:
     with ExitStack() as stack:
         if kind == "apache":
-            if missing():
-                pytest.skip(missing())
+            need_kafka()
             terminals.broker = stack.enter_context(running_kafka()).address
         (one_machine,) = terminals.lines("one machine")
         dispatchers = terminals.start(one_machine, ready="dispatcher.started")

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.output.logs import log
@@ -19,6 +19,9 @@ _TICK: Final = 0.1
 # Seconds without a poll after which all partitions are paused. The client drops what it has fetched, and fetches
 # it again later. So memory is free during a long pause, and the client can report errors.
 _LONG: Final = 5.0
+
+# Seconds before the thread polls again after an error.
+_AGAIN: Final = 1.0
 
 # Number of messages that the thread takes at first, while their size is unknown.
 _FEW: Final = 10
@@ -117,8 +120,11 @@ class Polling:
         first = self._consumer.poll(_TICK)
         if first is not None:
             self._may_poll.clear()
-            messages = [first, *self._consumer.consume(self.at_once, 0)]
-            self._loop.call_soon_threadsafe(self._distribute, messages)
+            messages = [first]
+            try:
+                messages += self._consumer.consume(self.at_once, 0)
+            finally:
+                self._loop.call_soon_threadsafe(self._distribute, messages)
 
     def _suspend(self) -> None:
         self._consumer.pause(self._consumer.assignment())
@@ -128,25 +134,43 @@ class Polling:
         self._consumer.resume([one for one in self._consumer.assignment() if one.partition not in self.paused])
         self.is_suspended = False
 
-    def _turn(self) -> None:
+    def _turn(self, polled: float) -> float:
+        """Run the commands, and poll if there is room.
+
+        Args:
+            polled: the time of the last poll.
+
+        Returns:
+            The time of the last poll, now.
+        """
+        self._run_commands()
+        if self._may_poll.wait(_TICK):
+            if self.is_suspended:
+                self._resume()
+            self._poll()
+            return monotonic()
+        if self.is_suspended:
+            self._serve_callbacks()
+        elif monotonic() - polled > _LONG:
+            self._suspend()
+        return polled
+
+    def _turn_until_stopped(self) -> None:
         polled = monotonic()
         while not self._stopping:
-            self._run_commands()
-            if self._may_poll.wait(_TICK):
-                if self.is_suspended:
-                    self._resume()
-                self._poll()
-                polled = monotonic()
-            elif self.is_suspended:
-                self._serve_callbacks()
-            elif monotonic() - polled > _LONG:
-                self._suspend()
+            try:
+                polled = self._turn(polled)
+            except RuntimeError:  # the loop is closed
+                raise
+            except Exception as error:  # without this thread, all partitions would stand still
+                log.warning("the client can't read now, trying again", action="kafka.not_polled", error=str(error))
+                sleep(_AGAIN)
         self._run_commands()
 
     def _serve(self) -> None:
         try:
-            with suppress(RuntimeError):  # the loop is closed
-                self._turn()
+            with suppress(RuntimeError):
+                self._turn_until_stopped()
         finally:
             self._consumer.close()
 

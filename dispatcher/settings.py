@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     on_history_lost: Literal["fail", "resume", "backfill"] = Field(
         default="fail",
         description="If the oplog does not reach back to the position: fail ends with exit code 17; resume "
-        "continues from now, and records a gap; backfill also delivers the current documents.",
+        "continues from now, and records a gap; backfill, not for a relay, also delivers the current documents.",
     )
     state_database: str = Field(
         default="mongoz_dispatcher",

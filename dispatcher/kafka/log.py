@@ -186,6 +186,7 @@ class TopicLog:
                 consumer.incremental_unassign([TopicPartition(self.topic, feed.number)])
                 feed.assigned = False
             consumer.incremental_assign([here])
+            consumer.resume([here])  # librdkafka keeps the pause of an earlier assignment
             feed.assigned = True
             polling.paused.discard(feed.number)
 
@@ -201,12 +202,21 @@ class TopicLog:
         """Stop reading a partition."""
         from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
 
-        if self._open.get(feed.number) is feed:
-            del self._open[feed.number]
-        if self._polling is not None and feed.assigned:
-            feed.assigned = False
-            gone = TopicPartition(self.topic, feed.number)
-            await self._polling.run(lambda consumer: consumer.incremental_unassign([gone]), self._share)
+        if self._polling is None:
+            return
+
+        def unassign(consumer: "Consumer") -> None:
+            if feed.assigned:
+                consumer.incremental_unassign([TopicPartition(self.topic, feed.number)])
+                feed.assigned = False
+
+        def forget() -> None:
+            if self._open.get(feed.number) is feed:
+                del self._open[feed.number]
+                self._share()
+
+        # The commands run in their order: it also ends a cancelled `seek` that has not begun yet.
+        await self._polling.run(unassign, forget)
 
     def commit(self, partition: int, offset: int) -> None:
         """Show an offset to the tools of Kafka. Nothing depends on it."""
@@ -341,7 +351,7 @@ class PartitionLog:
         number: of the partition.
         most: maximum bytes of the queue; only the last record may exceed it.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
-        paused: whether the consumer is told to pause.
+        paused: whether the last command to the consumer was to pause.
         is_out_of_range: whether the log does not hold the next offset.
     """
 
@@ -400,7 +410,7 @@ class PartitionLog:
         """Empty the queue."""
         self._queue.clear()
         self._bytes = 0
-        self.paused = self.is_out_of_range = False
+        self.is_out_of_range = False
 
     def wake(self) -> None:
         """Let the reader look at the queue."""

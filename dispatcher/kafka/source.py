@@ -144,8 +144,8 @@ class KafkaSource:
         position = await self._begin(start)
         self._next = None
         self._began = position.token
-        await self._log.seek(position.offset)
         try:
+            await self._log.seek(position.offset)
             while True:
                 jump, found = -1, []
                 try:
@@ -323,12 +323,15 @@ class KafkaSource:
         """
         look = await self._log.look()
         self._topic_id = look.topic_id
-        position = await find_position(self._log, look, token)
-        if position is not None:
-            return position
-        relay = resume(BEGINNING, look.relay, look.beginning)
-        self._next = _start_of(relay._replace(token=max(token, relay.token)), self._topic_id)
-        first = await first_token(self._log, look)
+        try:
+            position = await find_position(self._log, look, token)
+            if position is not None:
+                return position
+            relay = resume(BEGINNING, look.relay, look.beginning)
+            self._next = _start_of(relay._replace(token=max(token, relay.token)), self._topic_id)
+            first = await first_token(self._log, look)
+        finally:
+            await self._log.leave()
         wanted, found = (token_time(one).as_datetime().isoformat() for one in (token, first))
         raise HistoryLost(
             f"{self._log.name} does not hold all changes since {wanted}: its first record is of {found}.",
@@ -341,10 +344,7 @@ class KafkaSource:
         Raises:
             HistoryLost: the log begins after the token.
         """
-        try:
-            offset, term, number, _ = await self._find(token)
-        finally:
-            await self._log.leave()
+        offset, term, number, _ = await self._find(token)
         return LogPlace(self._topic_id, offset, term, number)
 
     # -- stamps --------------------------------------------------------------------------------------------
@@ -385,9 +385,8 @@ class KafkaSource:
                 error=f"{self._log.name} does not hold offset {begin} any more",
             )
             return float(time)
-        except BaseException:
+        finally:
             await self._log.leave()
-            raise
         return since
 
 

@@ -65,6 +65,7 @@ class MemoryLog:
         records: with their offsets.
         term: of the relay, as the last look knows it.
         next_term: of the relay now.
+        is_open: whether it is read.
     """
 
     name = "partition 0 of the topic 'test'"
@@ -80,6 +81,7 @@ class MemoryLog:
         self.ends_early = False
         self._offset = 0
         self.next_term = 9
+        self.is_open = False
 
     @property
     def is_read(self) -> bool:
@@ -98,9 +100,10 @@ class MemoryLog:
 
     async def seek(self, offset: int) -> None:
         self._offset = offset
+        self.is_open = True
 
     async def leave(self) -> None:
-        """Nothing is open."""
+        self.is_open = False
 
     async def read(self, most: int) -> list[TopicRecord]:
         await asyncio.sleep(0)
@@ -474,6 +477,30 @@ async def test_the_stamps_before_a_lost_position_come_from_the_oplog() -> None:
     source = CompletedTopic(source_of(log, start), ListSource([], [(own, wall)]), asyncio.Semaphore(1))
     await source.recall(token(2), lambda *found: seen.append(found))
     assert seen == [(own, wall)]
+
+
+async def test_a_partition_is_open_only_while_it_is_read() -> None:
+    log = MemoryLog(encode(9, 0, made(5)), encode(9, 1, made(6)))
+    log.relay = LogPosition(2, 9, 1, token(6))
+    source = source_of(log, Start(token=token(5), place=place(1, 9, 0)))
+    await source.recall(token(5), lambda *_: None)
+    assert not log.is_open
+    await source.place_of(token(5))
+    assert not log.is_open
+    async with aclosing(source.batches(Start(token=token(5)))) as batches:
+        await anext(batches)
+        assert log.is_open
+    assert not log.is_open
+
+
+async def test_a_partition_that_has_lost_the_start_is_not_open() -> None:
+    log = MemoryLog(encode(9, 0, made(5)), encode(9, 1, made(6)))
+    log.retain(1)
+    log.relay = LogPosition(2, 9, 1, token(6))
+    async with aclosing(source_of(log).batches(Start(token=token(2)))) as batches:
+        with pytest.raises(HistoryLost):
+            await anext(batches)
+    assert not log.is_open
 
 
 # -- all partitions as one source -------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Busy:
         padding: additional characters in each document.
         documents: the number of updated documents; 0 inserts one for each change.
         concurrency: of each dispatcher.
-        dispatchers: processes; as many partitions.
+        dispatchers: the number of dispatcher processes, and of partitions.
         timed: whether the latency is measured too.
         backlog: whether all changes are written before the first delivery.
     """
@@ -196,7 +196,7 @@ def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
 
 
 def _timed(database: Database[dict[str, Any]], busy: Busy, heard: Heard) -> list[float]:
-    """Milliseconds of single writes; their numbers are negative."""
+    """The latencies of single writes, in milliseconds. The documents have negative numbers."""
     random, sent = Random(2), dict[int, int]()
     due = time.monotonic()
     for number in range(-_TIMED, 0):

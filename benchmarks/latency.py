@@ -1,14 +1,14 @@
 """The time from a write to the call of its receiver.
 
 The time begins before the writer sends the insert. Only this instant is always before the call of the receiver.
-The acknowledgement is not: a change stream shows a write as soon as a majority has it, so its reader and the
-writer get it in any order. (The difference was negative for a tenth to a half of the writes.) So both sides
-include the commit time of the server, which moves the ratio towards 1. The details have the time to the
-acknowledgement for comparison. All processes run on one machine and read its monotonic clock.
+The acknowledgement is not: a change stream shows a write as soon as a majority of the servers has the write. So
+the receiver may be called before the writer gets the acknowledgement. (This was so for a tenth to a half of the
+writes.) Therefore both sides include the commit time of the server, which moves the ratio towards 1. The details
+have the time to the acknowledgement for comparison. All processes run on one machine and read its monotonic clock.
 
 Each side runs alone with the writer and the server, in turns. Both sides of a round get the same stream of writes.
 If both ran at once, they would wake up at the same time for each write. On few cores the result would depend on
-the order, and on the work of the other side.
+which side runs first, and on the work of the other side.
 """
 
 from typing import Any, NamedTuple

@@ -30,7 +30,7 @@ def measure_memory(setting: Setting) -> list[Row]:
     changes = setting.plan.long
     assignment = Assignment(setting.url, _DATABASE, changes, "pace")
     with MongoClient[dict[str, object]](setting.url) as client:
-        with daemon(assignment, _STATE) as process:  # its position is behind all later writes
+        with daemon(assignment, _STATE) as process:  # saves a position before all later writes
             process.wait_ready()
         setting.say(f"writing a backlog of {changes:,} inserts")
         for portion in people(changes):
@@ -55,7 +55,7 @@ def measure_memory(setting: Setting) -> list[Row]:
         Row(
             key="memory_growth",
             what="memory, growth",
-            about="megabytes after the last tenth of these changes, against those after the second",
+            about="megabytes after the last tenth of these changes, against those after the second tenth",
             peer="itself, earlier",
             unit="MB",
             pairs=[Pair(tenths[-1], tenths[1])],

@@ -43,7 +43,7 @@ OF_ARGUMENTS: Final = {
 """An argument of another library's fields -> our argument."""
 
 _NEAR: Final = 0.7
-"""The minimum similarity by difflib; "find" and "id" have 0.67."""
+"""The minimum similarity by difflib. "find" and "id" have 0.67, and are not near."""
 
 
 def nearest(name: str, valid: Iterable[str], foreign_names: Mapping[str, str] | None = None) -> str:

@@ -1,7 +1,8 @@
 """The memory of a relay and of a worker, while a million changes pass through them.
 
-The relay and the worker run while the changes are written. The memory of the relay is read after each tenth that
-it has published, that of the worker inside of it, after each tenth that it has delivered.
+The relay and the worker run while the changes are written. This process reads the memory of the relay after each
+tenth of the changes that the relay has published. The worker reads its own memory after each tenth of the changes
+that it has delivered.
 """
 
 from contextlib import ExitStack
@@ -73,7 +74,7 @@ def _rows(which: str, changes: int, peak: float, tenths: list[float]) -> list[Ro
         Row(
             key=f"kafka_memory_{which}_growth",
             what=f"memory, {which}, growth",
-            about="megabytes after the last tenth of these changes, against those after the second",
+            about="megabytes after the last tenth of these changes, against those after the second tenth",
             peer="itself, earlier",
             unit="MB",
             pairs=[Pair(tenths[-1], tenths[1])],

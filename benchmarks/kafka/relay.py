@@ -96,7 +96,7 @@ def _rows(changes: int, turns: list[tuple[_Turn, _Turn]]) -> list[Row]:
             key="kafka_relay",
             what="relay",
             about=f"changes per second that a relay publishes out of a backlog of {changes:,}, against a loop "
-            "with produce_batch over the same change stream, which keeps no order and saves nothing",
+            "with produce_batch over the same change stream, where the loop keeps no order and saves nothing",
             peer="a bare loop",
             unit="/s",
             pairs=[Pair(changes / ours.seconds, changes / peer.seconds) for ours, peer in turns],

@@ -78,7 +78,7 @@ class Stage(NamedTuple):
         return Topic(self.brokers, topic_name(name), partitions)
 
     def relay(self, name: str, partitions: int, *, app: str = "busy") -> Contestant:
-        """A relay of the busy application. Its name is that of the database."""
+        """A relay of the busy application. The database of the documents has the same name as the relay."""
         assignment = self.assignment(name)
         flags = ("--kafka", self.brokers, "--name", name, "--partitions", str(partitions), *_LEASE)
         return relay(assignment, state_of(name), *flags, app=app)
@@ -111,17 +111,17 @@ class Stage(NamedTuple):
         return None not in owners and len(counts) == members and max(counts) - min(counts) <= 1
 
     def _positions(self, name: str) -> list[dict[str, Any]]:
-        """The positions of the dispatchers. The relay has one too."""
+        """The positions of the dispatchers, without the position of the relay."""
         ours = {"_id": {"$regex": f"^{GROUP}:"}, "partition": {"$exists": True}}
         return list(self.client[state_of(name)][POSITIONS].find(ours))
 
     def wait_saved(self, name: str, heard: Heard, records: int) -> None:
-        """Wait until the saved positions of the dispatchers are behind this number of records.
+        """Wait until the saved positions of the dispatchers have passed this number of records.
 
         Raises:
             BenchmarkFailed: it does not happen in time.
         """
-        heard.wait(f"Saving the positions behind {records} records", lambda: self._saved(name) >= records)
+        heard.wait(f"Saving the positions after {records} records", lambda: self._saved(name) >= records)
 
     def _saved(self, name: str) -> int:
         return sum(one["log"]["offset"] for one in self._positions(name) if "log" in one)

@@ -34,7 +34,10 @@ class Topic:
         self._admin = load_config(brokers).admin()
 
     def create(self) -> None:
-        """Create it, as a relay does, and wait until its partitions have leaders: many take a while."""
+        """Create the topic, as a relay does, and wait until all partitions have leaders.
+
+        With many partitions, this takes a while.
+        """
         asyncio.run(create_topic(self._admin, self.name, self.partitions))
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:

@@ -231,7 +231,7 @@ class QueryBuilder(Generic[D]):
 
     @property
     def _other_collection(self) -> Collection | None:
-        """The collection, unless it is the document's own."""
+        """The collection of this query; None if it is the collection of the document class."""
         place = self._place
         return None if place == self._document.meta.collection else place
 

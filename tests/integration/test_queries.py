@@ -135,7 +135,7 @@ def test_in_accepts_only_lists_and_tuples(registry: mongoz.Registry, lookup: str
         ({"age__": 1}, OperatorInvalid, "exact, exists"),
     ],
 )
-def test_an_unknown_name_is_named(
+def test_the_error_for_an_unknown_name_has_a_hint(
     registry: mongoz.Registry, lookups: Any, error: type[Exception], hint: str
 ) -> None:
     User = make(registry, "never_connected")

@@ -216,7 +216,7 @@ def test_field_names_and_lookups_are_distinguished(keyword: str, condition: Any)
         ("$where", InvalidKeyError, "where"),
     ],
 )
-def test_an_unknown_name_is_named(keyword: str, error: Any, hint: str) -> None:
+def test_the_error_for_an_unknown_name_has_a_hint(keyword: str, error: Any, hint: str) -> None:
     with pytest.raises(error) as caught:
         compile_lookups(Movie, {keyword: 1})
     assert hint in str(caught.value)

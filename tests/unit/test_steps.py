@@ -36,7 +36,7 @@ def attempt_at(target: Target, *, began: float = 0.0) -> Attempt:
 
 
 class Noted:
-    """A step that records the steps inside of it."""
+    """A step that records when it begins and ends."""
 
     def __init__(self, name: str, notes: list[str]) -> None:
         self.name = name

@@ -21,7 +21,7 @@ class Plan:
         waits: changes for one dispatcher and for four, with a receiver that waits.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
         members, partitions: of the group whose commands are counted.
-        counted: seconds for which they are counted.
+        counted: seconds for which the commands are counted.
         rate: writes per second for latency.
     """
 

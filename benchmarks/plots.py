@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 def bars(rows: Sequence[Row]) -> str:
-    """Ratios of the rows with a target, in units of the target, which is a line."""
+    """Bars of the ratios of rows with a target, each divided by its target. A line marks the targets."""
     chosen = [row for row in rows if row.target is not None]
     parts, right, most = [], 230, 2.0
     scale = (_WIDTH - right - 110) / most

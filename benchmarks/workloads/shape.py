@@ -19,7 +19,7 @@ class Shape:
     Attributes:
         receivers: of each change.
         collections: the number of watched collections.
-        wait_ms: waiting time of each receiver, as if for a service.
+        wait_ms: waiting time of each receiver, as if it called a service.
         compute_ms: processor time of each receiver.
         counters: the number of documents that receivers count into; 0 for none.
         transactional: whether each delivery is a transaction.

@@ -245,7 +245,7 @@ class ChangeStreamSource:
                 if fatal(error, self._address) is not None:
                     horizons.pop(0)
                 log.warning(
-                    "the stamps of earlier writes could not be read; copies of them may count as originals",
+                    "the stamps of earlier writes could not be read; copies of the writes may count as originals",
                     action="stamps.not_read",
                     error=in_short(error),
                     trying_again=bool(horizons),

@@ -16,8 +16,8 @@ _MOST_DEFERRED: Final = 100
 
 
 FINISHED_MARKER: Final = "finished marker"
-"""The operation of a marker that an earlier process has finished, but maybe not its delete. A process that reads a
-topic may end between the two, and a later one may read a change stream."""
+"""The operation of a marker that an earlier process has finished. The earlier process has maybe not finished the
+delete: a process that reads a topic may end between the two, and a later process may read a change stream."""
 
 _MARKERS: Final = frozenset({"marker", FINISHED_MARKER})
 

@@ -1,4 +1,4 @@
-"""Commands of the ODM with and without a dispatcher, and their deliveries, with stamps of the ODM."""
+"""Writes of the ODM: their commands with and without a dispatcher, and the deliveries of these writes."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -101,7 +101,9 @@ def fields_of(value: Any) -> Iterator[str]:
 @pytest.mark.parametrize(("call", "expected"), CASES)
 async def test_writes_without_receivers_send_no_extra_data(request, sent_by, database, call, expected):
     plain = await sent_by(call)
-    if expected.get("post_save") != [False]:  # the server sees an update; the stamp says that it was a save
+    # The save of an existing document always has a stamp: the server reports an update, and the stamp says that it
+    # was a save.
+    if expected.get("post_save") != [False]:
         assert await sent_by(call, dispatched=database) == plain
         assert await sent_by(call, "dispatcher", dispatched=database) == plain
     heard = await sent_by(call, "any", "process")
@@ -112,7 +114,10 @@ async def test_writes_without_receivers_send_no_extra_data(request, sent_by, dat
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
 async def test_writes_use_operators(request, sent_by, database, call, expected):
-    """Never pipelines, which could split a stamp, and never replaces, which always count as foreign."""
+    """These writes are neither replaces nor pipelines.
+
+    Replaces always count as foreign, and the server reports some updates by pipelines as replaces.
+    """
     if "bulk_write" in request.node.callspec.id or "aggregate" in request.node.callspec.id:
         pytest.skip("raw calls are not the ODM's")
     for command in await sent_by(call, "any", dispatched=database):
@@ -128,7 +133,7 @@ async def test_writes_use_operators(request, sent_by, database, call, expected):
 
 
 class Told(list[Any]):
-    """Calls of receivers: receiver, process, change."""
+    """The calls of receivers, each with the name of the receiver and its keywords."""
 
     def listen(self, document: Any, name: str = "watcher", **options: Any) -> None:
         async def receive(sender: Any, **kwargs: Any) -> None:
@@ -372,7 +377,7 @@ async def test_keywords_are_the_same_in_process_and_in_the_dispatcher(User, disp
 
 
 async def test_writes_during_a_downtime_are_delivered_once(User, told, foreign, dispatched):
-    """Interleaved writes of many clients while no dispatcher runs."""
+    """Interleaved writes of many tasks while no dispatcher runs."""
     told.listen(User, "later", delivery="dispatcher")
     ids = [ObjectId() for _ in range(20)]
     async with dispatching(dispatched):

@@ -303,7 +303,7 @@ async def test_after_the_grace_period_receivers_are_cancelled_and_writes_finish(
     assert [one.token for one in made.begun] == ["000000"]
 
 
-async def test_an_errand_reports_its_end_also_from_another_worker():
+async def test_an_errand_reports_its_end_even_if_its_worker_is_replaced():
     told: list[int] = []
     stuck = asyncio.Event()
 

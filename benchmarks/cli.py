@@ -70,18 +70,18 @@ _EXIT_MISSED, _EXIT_FAILED = 1, 2
 
 _EPILOG = """\
 The peers (Motor, Beanie, MongoEngine, Django and blinker) get an environment each, in .venv-bench, from the first
-run that needs them. --quick only has their rows where that was done before, or with --peers.
+run that needs them. --quick measures the peers only if their environments exist already, or with --peers.
 
---check is generous, as CI machines are noisy: it fails where a ratio is worse than its target by a factor, which
-the JSON has as "tolerated": for loading at 0.15 of the driver's rate (target 0.25), for a p99 of 6 times the bare
-loop's (target 2).
+--check is generous, because CI machines are noisy: it fails only if a ratio is far beyond its target. The JSON has
+this limit as "tolerated". For example, loading must reach 0.15 of the driver's rate (target 0.25), and a p99 may
+be 6 times the p99 of the bare loop (target 2).
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; returns the exit code."""
     options = _parser().parse_args(arguments)
-    # As wide as the table: what is not a terminal has no width of its own.
+    # A file or a pipe has no width, so the output is as wide as the table.
     console = Console() if sys.stdout.isatty() else Console(width=130)
     stderr = Console(stderr=True, style="dim", highlight=False)
     try:
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=_suite,
         metavar="SUITE",
-        help=f"of {', '.join(_SUITES)}; by default all. {_GROWTH} alone: plots of the growth of cost",
+        help=f"any of {', '.join(_SUITES)}; by default all. With {_GROWTH}, only the growth of cost is plotted",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes: ratios in about a minute")
     parser.add_argument(

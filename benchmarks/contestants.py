@@ -28,7 +28,7 @@ class Contestant:
         name: for messages.
         command: arguments for our Python interpreter.
         assignment: the measurement.
-        is_ready: whether a line means that it watches.
+        is_ready: returns whether a line means that the process watches its stream.
         shape: of the busy application.
     """
 
@@ -61,7 +61,7 @@ class Contestant:
         return self._child.process.pid
 
     def wait_ready(self) -> None:
-        """Wait until it watches."""
+        """Wait until the process watches its stream."""
         self._wait_for(self._is_ready)
 
     def measured(self, patience: float = _PATIENCE_SECONDS) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def daemon(assignment: Assignment, state_database: str, *, flags: Sequence[str] 
     """The dispatcher as an operator starts it, without flags that affect its speed.
 
     Args:
-        flags: further ones.
+        flags: further flags.
     """
     command = ["-m", "dispatcher", "run", "benchmarks.workloads.app:registry", "--log-format", "json"]
     return Contestant(

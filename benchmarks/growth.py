@@ -80,7 +80,7 @@ DIMENSIONS: Final = (
         "concurrency",
         "Concurrency",
         "deliveries in flight, at most",
-        "A receiver that waits 10 ms, as if for a service. Throughput is concurrency divided by "
+        "A receiver that waits 10 ms, as if it called a service. Throughput is concurrency divided by "
         "waiting time, until the processor is busy.",
         (1, 10, 100, 1_000),
         lambda value: Busy(

@@ -15,6 +15,9 @@ _DATA = Path(__file__).parent / "unit" / "data" / "held_by_format_1.json"
 
 
 def captured() -> dict[str, list[dict[str, Any]]]:
-    """By collection: a blocked lane with two followers, a retrying one, a paused one, a retry, a dead letter."""
+    """The documents of each collection, by its name.
+
+    They are a blocked lane with two followers, a retrying lane, a paused lane, a retry, and a dead letter.
+    """
     found: dict[str, list[dict[str, Any]]] = loads(_DATA.read_text(), json_options=CANONICAL_JSON_OPTIONS)
     return found

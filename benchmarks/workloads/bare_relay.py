@@ -1,7 +1,8 @@
 """The other side of the relay: the shortest loop that publishes the events of a change stream, also on uvloop.
 
-It has the same pipeline, images and properties of the producer as the relay. But it numbers nothing, saves no
-position, waits for no answers, and distributes whole batches to the partitions in turns. So it is the upper limit.
+The loop has the same pipeline and images as the relay, and a producer with the same properties. But it numbers
+nothing, saves no position, waits for no answers, and distributes whole batches to the partitions in turns. So it
+is the upper limit.
 
     python -m benchmarks.workloads.bare_relay BROKERS TOPIC
 """

@@ -9,7 +9,7 @@ __all__ = ["GROUP", "Assignment", "MeterKind"]
 MeterKind = Literal["pace", "arrivals"]
 
 GROUP = "bench"
-"""Of dispatchers."""
+"""The group of the dispatchers."""
 
 _PREFIX = "BENCH_"
 

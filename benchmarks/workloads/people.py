@@ -27,6 +27,6 @@ def person(number: int) -> dict[str, Any]:
 
 
 def people(count: int, *, at_once: int = 1_000) -> Iterator[list[dict[str, Any]]]:
-    """The documents 0 to `count`, in portions."""
+    """The first `count` documents, in portions."""
     for start in range(0, count, at_once):
         yield [person(number) for number in range(start, min(start + at_once, count))]

@@ -31,7 +31,7 @@ def app(tmp_path, mongo, database) -> str:
 
 @pytest.fixture
 def environment(app, mongo, database, foreign) -> dict[str, str]:
-    """Runs a command on a group with odd values in its state."""
+    """The environment variables of commands on a group with odd values in its state."""
     state = foreign.client[f"{database}_state"]
     now = datetime.now(UTC)
     state.positions.insert_one({"_id": database, "group": database, "partitions": 1, "application": ""})

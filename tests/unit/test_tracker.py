@@ -24,7 +24,7 @@ def open_job(number: int) -> Job:
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 10_000), done_at_once=st.sets(st.integers(0, 39)))
-def test_position_is_always_right_before_the_first_unfinished(count, seed, done_at_once):
+def test_the_position_is_the_token_before_the_first_unfinished_change(count, seed, done_at_once):
     tracker = Tracker("")
     jobs = [Job(f"{i:04}") if i in done_at_once else open_job(i) for i in range(count)]
     for job in jobs:
@@ -52,7 +52,7 @@ def test_a_mark_waits_for_the_changes_before_it():
 
 
 def test_a_mark_with_the_token_of_the_last_change_does_not_finish_it():
-    """The token behind a batch is that of its last event, where nothing follows."""
+    """After a full batch, the stream has the token of the last event of the batch."""
     tracker = Tracker("0")
     tracker.add(open_job(1))
     tracker.mark("0001")

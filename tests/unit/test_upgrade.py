@@ -79,7 +79,7 @@ def test_a_blocked_delivery_behind_a_retry_keeps_its_attempts():
     assert (made["state"], made["attempts"]) == ("following", LANES[first["lane"]]["attempts"])
 
 
-def test_the_name_of_the_lane_is_the_name_of_its_receiver():
+def test_the_name_of_the_receiver_comes_from_the_lane():
     row = rows("blocking")[0]
     made = upgraded({**row, "receiver": "renamed"})
     assert made["receiver"] == "blocking"
@@ -95,8 +95,7 @@ def test_a_dead_letter_stays_a_dead_letter():
     assert readable(dead_letter(found(without), {}))["short_id"] == short_id(letter["_id"])
 
 
-def test_an_invalid_record_stays_unchanged():
-    """The upgrade names the record and does not change it."""
+def test_invalid_and_missing_fields_get_default_values():
     row = {"_id": "l:1", "lane": "l", "group": "g", "lane_document": [{"_id": "l", "due_at": "soon", "reason": 5}]}
     made = upgraded(row)
     assert (made["_id"], made["state"], made["due_at"]) == ("l:1", "retrying", datetime(1970, 1, 1))

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -69,16 +70,28 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests on Apache Kafka as slow, since it starts slowly, and those on the second driver.
+_LARGE_FAMILY, _EACH = 30, 4
 
-    Tests that take minutes without a cache run first, so no worker runs them alone at the end.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests as slow: those on Apache Kafka, on the second driver, and most of a large family.
+
+    Of a family of integration tests with many parameters, `make test` runs each fourth one, and `make test-slow`
+    runs the others. Tests that take minutes without a cache run first, so no worker runs them alone at the end.
     """
+    families = defaultdict[str, list[pytest.Item]](list)
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         words = {one for one in (*getattr(item, "fixturenames", ()), *parameters) if type(one) is str}
         if words & {"kafka_server", "motor"}:
             item.add_marker(pytest.mark.slow)
+        if "integration" in item.path.parts:
+            families[item.nodeid.partition("[")[0]].append(item)
+    for family in families.values():
+        if len(family) > _LARGE_FAMILY:
+            for place, item in enumerate(sorted(family, key=lambda one: one.nodeid)):
+                if place % _EACH:
+                    item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "typing" not in item.path.parts)
 
 

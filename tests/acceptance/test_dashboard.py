@@ -83,6 +83,7 @@ def row(page: Page, receiver: str) -> Any:
     return page.locator("#receivers tr", has_text=receiver)
 
 
+@pytest.mark.slow
 def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, shown, foreign):
     watched = Watched(browser, url_of(shown))
     page = watched.page

@@ -285,6 +285,7 @@ def test_an_invalid_address_is_an_error(tmp_path):
     assert "--http" in result.stderr
 
 
+@pytest.mark.slow
 def test_prometheus_scrapes_a_daemon(running, foreign, tmp_path):
     prometheus = need("prometheus")
     address = address_of(running)

@@ -82,6 +82,7 @@ def _boot_of(pid: int) -> str:
     return own_identity().boot.rpartition("/")[0] + f"/{started}"
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_new_group_and_stop_in_order(two, ledger, foreign):
     names = [f"a{number}" for number in range(40)]
     foreign["accounts"].insert_many([{"name": name, "n": 1} for name in names])

@@ -279,6 +279,7 @@ def test_sigterm_ends_a_connecting_daemon(tmp_path):
     assert running.lines("dispatcher.stopped")
 
 
+@pytest.mark.slow
 def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, database, foreign):
     """Python itself waits without a limit."""
     receiver = (
@@ -299,6 +300,7 @@ def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, databas
     assert running.lines("dispatcher.left_behind")[0]["threads"]
 
 
+@pytest.mark.slow
 def test_sigterm_does_not_wait_for_receivers_that_ignore_cancellation(tmp_path, mongo, database, foreign):
     """asyncio itself waits for them without a limit."""
     receiver = (

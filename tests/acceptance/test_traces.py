@@ -45,6 +45,7 @@ def collector() -> Iterator[Any]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_spans_arrive_at_the_collector(ledger, foreign, tmp_path, collector):
     foreign.create_collection("accounts", **IMAGES)
     environment = {

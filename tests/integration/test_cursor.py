@@ -2,6 +2,7 @@
 
 from contextlib import aclosing
 
+import pytest
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.events import Start
@@ -20,6 +21,7 @@ async def sizes(cursors, start, shape, total):
                 return found
 
 
+@pytest.mark.slow
 async def test_the_batch_size_grows_while_the_stream_is_behind(mongo, foreign):
     """A server answers a large request late while other clients write."""
     async with AsyncMongoClient(mongo.url) as client:

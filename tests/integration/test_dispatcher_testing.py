@@ -496,6 +496,7 @@ async def test_a_second_dispatcher_on_the_same_state_is_refused(dispatched, User
         await eventually(lambda: welcomed)
 
 
+@pytest.mark.slow
 async def test_a_dead_server_does_not_hang_the_test(database):
     with embedded_mongo() as server:
         registry = mongoz.Registry(server.url, dispatched=database)
@@ -676,6 +677,7 @@ def run_pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.
     )
 
 
+@pytest.mark.slow
 def test_fixtures_use_the_server_named_in_the_environment(tmp_path: Path, mongo: EmbeddedMongo):
     ran = run_pytest(tmp_path, MONGOZ_TEST_URL=mongo.url)
     assert ran.returncode == 0, ran.stdout

@@ -198,7 +198,7 @@ def wait_for(text: str, said: Callable[[], str], seconds: float = PATIENCE) -> N
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/quickstart.md", marks=pytest.mark.slow)])
 async def test_quickstarts_deliver_as_printed(page: str, mongo: EmbeddedMongo, database: str, tmp_path: Path):
     """Writes the files, starts the daemon, writes with another client, and expects the page's output."""
     found = blocks(page)

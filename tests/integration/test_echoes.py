@@ -23,6 +23,7 @@ def Counter(dispatched: mongoz.Registry, database: str) -> Any:
     return Counter
 
 
+@pytest.mark.slow
 async def test_a_receiver_that_triggers_itself_is_slowed_down_and_named(Counter, foreign, dispatched, capsys):
     calls: list[str] = []
     times: list[float] = []
@@ -59,6 +60,7 @@ def written(foreign: Any) -> int:
     return foreign.counters.find_one({"name": "loop"})["n"]
 
 
+@pytest.mark.slow
 async def test_frequent_foreign_writes_are_not_slowed_down(Counter, foreign, dispatched, capsys):
     """Each write happens during the delivery of the previous one."""
     seen: list[int] = []

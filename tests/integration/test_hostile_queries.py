@@ -135,6 +135,7 @@ def spellings(field: str, name: str, lookups: tuple[str, ...], value: Any) -> li
     return [*(by_lookup(keyword, value) for keyword in keywords), *compiled]
 
 
+@pytest.mark.slow
 @checked
 @given(stored=st.lists(values, min_size=1, max_size=4), other=values)
 @example(stored=[{"$gt": ""}, "x"], other={"$gt": ""})

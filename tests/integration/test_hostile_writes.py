@@ -62,6 +62,7 @@ def written(things: Any) -> Any:
     return things.find_one({"name": "mine"})
 
 
+@pytest.mark.slow
 @checked
 @given(value=values)
 @example(value={"$set": {"name": "obeyed"}})
@@ -126,6 +127,7 @@ async def test_conditions_of_get_or_create_are_values(Thing: Any, things: Any, v
     assert things.count_documents({}) == 2
 
 
+@pytest.mark.slow
 @checked
 @given(value=values)
 @example(value={"$each": [1, 2]})

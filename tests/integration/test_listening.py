@@ -66,6 +66,7 @@ def test_listening_changes_nothing(world: World, runner: asyncio.Runner, group: 
     agrees()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("about", DIRECTED)
 def test_listening_changes_nothing_in_critical_scenes(world: World, runner: asyncio.Runner, about: str) -> None:
     wrong = []

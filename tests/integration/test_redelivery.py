@@ -124,6 +124,7 @@ async def test_a_retry_keeps_the_commit_order_among_parked_deliveries(
     assert state.letters == []
 
 
+@pytest.mark.slow
 async def test_a_retry_may_be_requested_without_a_dispatcher(account, foreign, dispatched, state, retry):
     strict = strict_on(account)
     async with dispatching(dispatched):

@@ -81,6 +81,7 @@ def layout_of(running: Running) -> tuple[int | None, int]:
     return (None, 0) if layout is None else (layout.partitions, len(running.service.held))
 
 
+@pytest.mark.slow
 async def test_repartitions_from_one_to_four_to_two_under_load(heard, dispatched, client, database, foreign):
     state = foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched, lease=1) as first, writing(client[database]["users"]) as written:

@@ -174,6 +174,7 @@ async def test_the_time_limit_of_the_stream_grows_with_each_attempt(foreign, dis
         await eventually(lambda: running.service.ready)
 
 
+@pytest.mark.slow
 async def test_reconnecting_leaves_nothing_behind(foreign, dispatched, names, monkeypatch):
     monkeypatch.setattr("dispatcher.stream.change_stream.pause_after", lambda failures: 0.0)
     process, seen = psutil.Process(), []

@@ -37,6 +37,7 @@ def run_guide(folder: Path, mongo: EmbeddedMongo, database: str, change: tuple[s
     return ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_all_examples_pass(tmp_path: Path, mongo: EmbeddedMongo, database: str):
     said = run_guide(tmp_path, mongo, database)
     examples = sorted(re.findall(r"async def (test_\w+)", TEXT))

@@ -89,6 +89,7 @@ SEED = 5
 PLACES = ("_id", "data", "unknown", "last", "_mongoz")
 
 
+@pytest.mark.slow
 async def test_500_histories_of_malformed_documents(heard, foreign, dispatched, state):
     tales = list(stories(random.Random(SEED), 500))
     async with dispatching(dispatched) as running:
@@ -201,6 +202,7 @@ async def retried(registry: Any, database: str, *ids: str) -> list[tuple[str, st
     return [(one.result, one.text) for one in found]
 
 
+@pytest.mark.slow
 async def test_dead_letters_of_malformed_documents_are_listed_and_shown(
     mongo, heard, foreign, dispatched, database, state
 ):

@@ -703,7 +703,7 @@ def run_python(*arguments: str, cwd: Path, **options: Any) -> subprocess.Complet
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
 
 
-@pytest.mark.parametrize("package", ["", "shop", "shop/inner"])
+@pytest.mark.parametrize("package", [pytest.param("", marks=pytest.mark.slow), "shop/inner"])
 def test_receivers_of_a_script_have_their_importable_name(tmp_path: Path, package: str) -> None:
     folder = tmp_path / package
     folder.mkdir(parents=True, exist_ok=True)

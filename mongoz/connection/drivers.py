@@ -14,9 +14,12 @@ from typing import Any, Protocol
 from pymongo import AsyncMongoClient
 
 from mongoz.connection.cancellation import uninterrupted
+from mongoz.connection.lock_repair import repair
 from mongoz.exceptions import ImproperlyConfigured
 
 __all__ = ["DriverAdapter", "MotorAdapter", "PyMongoAdapter", "adapter_named", "adapter_of"]
+
+repair()
 
 
 class DriverAdapter(Protocol):

@@ -146,7 +146,8 @@ class Plant:
         """Blocks the event loop of a process for longer than its lease; its other threads go on."""
         self.stops += 1
         self._world.note(kind, daemon)
-        daemon.process.send_signal(signal.SIGUSR1)
+        if daemon.lines(daemon.started):  # before its start, a process has no handler of this signal
+            daemon.process.send_signal(signal.SIGUSR1)
         self._world.observe_for(_BLOCKED_SECONDS)
 
     def _stop_both(self, kind: str) -> None:

@@ -1,0 +1,30 @@
+"""Repairs the wait of PyMongo's asynchronous client for a server, on Python 3.11.
+
+A task that waits for a server holds a lock, and releases it during the wait. `asyncio.wait_for` of Python 3.11
+runs the wait in a task of its own. If the caller is cancelled just when the wait times out, `wait_for` returns
+before this task has the lock again. Then the caller releases a lock that another task holds, and any command of
+the client can raise `RuntimeError: Lock is not acquired`. `asyncio.timeout` waits in the caller's task, as
+`wait_for` does since Python 3.12.
+"""
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pymongo.lock
+
+__all__ = ["repair"]
+
+T = TypeVar("T")
+
+
+async def _wait_for(work: Coroutine[Any, Any, T], timeout: float | None) -> T:  # noqa: ASYNC109 - as in asyncio
+    async with asyncio.timeout(timeout):
+        return await work
+
+
+def repair() -> None:
+    """Let PyMongo wait in the caller's task."""
+    if sys.version_info < (3, 12):
+        setattr(pymongo.lock, "wait_for", _wait_for)  # noqa: B010 - PyMongo does not export it

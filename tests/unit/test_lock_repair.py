@@ -1,0 +1,30 @@
+"""A task that is cancelled while it waits for a server leaves PyMongo's lock to its holder."""
+
+import asyncio
+
+import pytest
+from pymongo import lock as pymongo_lock
+
+import mongoz  # noqa: F401 - it repairs the wait
+from tests.support import eventually
+
+
+async def test_a_cancelled_wait_for_a_server_does_not_release_the_lock_of_another_task() -> None:
+    lock = pymongo_lock._async_create_lock()
+    condition = pymongo_lock._async_create_condition(lock)
+
+    async def select() -> None:
+        async with lock:
+            await pymongo_lock._async_cond_wait(condition, 0.01)
+
+    selecting = asyncio.create_task(select())
+    await eventually(lambda: condition._waiters, what="it waits")
+    await lock.acquire()
+    await eventually(lambda: not condition._waiters, what="its wait has timed out; it needs the lock again")
+    selecting.cancel()
+    await asyncio.sleep(0)
+    assert lock.locked()
+    lock.release()
+    with pytest.raises(asyncio.CancelledError):
+        await selecting
+    assert not lock.locked()

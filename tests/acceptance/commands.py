@@ -21,6 +21,7 @@ class Ran(NamedTuple):
 
     @property
     def json(self) -> Any:
+        assert self.out, self.error
         return json.loads(self.out)
 
 

@@ -146,11 +146,11 @@ class TopicLog:
         """Stop reading."""
         await end(self._tasks)
         self._tasks = []
-        if self._polling is not None:
-            self._commit()
-            self._polling.stop()
-            await asyncio.to_thread(self._polling.join)
-            self._polling = None
+        self._commit()
+        polling, self._polling = self._polling, None  # later commands would wait for ever
+        if polling is not None:
+            polling.stop()
+            await asyncio.to_thread(polling.join)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
@@ -351,7 +351,7 @@ class PartitionLog:
         number: of the partition.
         most: maximum bytes of the queue; only the last record may exceed it.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
-        paused: whether the last command to the consumer was to pause.
+        paused: whether the consumer was told to pause, and not to resume since. Only the loop changes it.
         is_out_of_range: whether the log does not hold the next offset.
     """
 

@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final
 
@@ -160,17 +159,16 @@ class Polling:
         while not self._stopping:
             try:
                 polled = self._turn(polled)
-            except RuntimeError:  # the loop is closed
-                raise
             except Exception as error:  # without this thread, all partitions would stand still
+                if self._loop.is_closed():
+                    return
                 log.warning("the client can't read now, trying again", action="kafka.not_polled", error=str(error))
                 sleep(_AGAIN)
         self._run_commands()
 
     def _serve(self) -> None:
         try:
-            with suppress(RuntimeError):
-                self._turn_until_stopped()
+            self._turn_until_stopped()
         finally:
             self._consumer.close()
 

@@ -46,7 +46,9 @@ class Client:
 async def test_errors_of_the_client_end_no_thread_and_lose_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polling, "_AGAIN", 0.01)
     got: list[str] = []
-    client: Any = Client(iter(["a", Refusal("1"), "c", None, "d"]), iter([["b"], Refusal("2"), []]))
+    client: Any = Client(
+        iter(["a", Refusal("1"), "c", None, RuntimeError("3"), "d"]), iter([["b"], Refusal("2"), []])
+    )
 
     def distribute(messages: Any) -> None:
         got.extend(messages)

@@ -175,7 +175,7 @@ def start_embedded(
 
 def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
     arguments = ["--port", str(port), "--bind_ip", HOST, "--nounixsocket", "--dbpath", str(directory)]
-    # With a smaller cache, updates of documents of many megabytes with images may wait for room for minutes.
+    # With 0.25 GB, an update of a document of 9 MB with images sometimes took minutes. The cause is not proven.
     arguments += ["--quiet", "--wiredTigerCacheSizeGB", "1"]
     # By default the journal is preallocated in files of 100 MB. This option makes it 9 MB instead of 301 MB, and
     # the recovery faster.

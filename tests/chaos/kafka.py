@@ -9,6 +9,7 @@ At the end the receivers must have every write, as in the other scenarios.
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Literal, NamedTuple
 
 from pymongo.errors import PyMongoError
@@ -146,8 +147,9 @@ class Plant:
         """Blocks the event loop of a process for longer than its lease; its other threads go on."""
         self.stops += 1
         self._world.note(kind, daemon)
-        if daemon.lines(daemon.started):  # before its start, a process has no handler of this signal
-            daemon.process.send_signal(signal.SIGUSR1)
+        with suppress(AssertionError):  # it has ended
+            daemon.wait_started()  # before its start, a process has no handler of this signal
+        daemon.process.send_signal(signal.SIGUSR1)
         self._world.observe_for(_BLOCKED_SECONDS)
 
     def _stop_both(self, kind: str) -> None:

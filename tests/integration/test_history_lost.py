@@ -180,7 +180,7 @@ async def test_an_interrupted_backfill_continues_at_the_next_start(
 
 
 async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreign, dispatched, account):
-    """The document changes while it waits; its delivery has the change."""
+    """The document changes while it waits. No receiver gets the older state after the newer one."""
     gate = asyncio.Event()
     told: list[tuple[str, bool]] = []
 
@@ -200,4 +200,8 @@ async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreig
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "second"}})
         gate.set()
         await eventually(lambda: len(told) >= 3)
-    assert sorted(told[1:]) == [("second", False), ("second", True)]
+    # The backfill reads the document before or after the change, depending on the time at which it enters the lane.
+    assert told[1:] in (
+        [("first", True), ("second", False)],
+        [("second", False), ("second", True)],
+    )

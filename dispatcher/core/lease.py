@@ -7,13 +7,11 @@ takes over.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from dispatcher.core.output.logs import log
 from dispatcher.core.tasks import Interrupted
+from mongoz import uptime
 
 HELD: Final = 0.75
 """The part of a lease during which its holder acts, counted from before its last renewal."""
@@ -21,10 +19,8 @@ HELD: Final = 0.75
 TAKEN: Final = 0.8
 """The part of a lease after which other processes take over, counted from when they saw its last renewal."""
 
-now: Callable[[], float] = (
-    # Unlike the monotonic clock it advances while the machine sleeps.
-    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
-)
+
+now: Final = uptime.now
 """Seconds by this machine's own clock, which can't be set."""
 
 

@@ -1,0 +1,1 @@
+"""Takes over the claimed deliveries that a writing process did not finish."""

@@ -1,0 +1,95 @@
+"""Decides about claims, and when their process counts as dead. No I/O.
+
+A dispatcher takes the claims of a process over after it has *fenced* the book of the process: one write, which
+succeeds only while the document still has the beat that the dispatcher saw. No later beat changes a fenced book,
+so all dispatchers decide alike from then on.
+
+Clocks of different machines are never compared. The dispatcher counts from the moment at which it saw a beat for
+the first time, and the process counts from the moment before it sent the beat, see `mongoz/claims/book.py`.
+"""
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from mongoz.claims.document import BookState, is_within
+
+TAKEN: Final = 0.8
+"""The part of the timeout after which a book without a new beat is fenced."""
+
+
+class Verdict(StrEnum):
+    """The decision about one claim."""
+
+    DONE = "done"
+    """The process has finished its deliveries."""
+
+    WAIT = "wait"
+    """The process may still make them."""
+
+    TAKE = "take"
+    """The process does not start them any more: a dispatcher makes them."""
+
+
+def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -> Verdict:
+    """Decide about a claim.
+
+    Args:
+        state: the book of the process; None if its document is missing or malformed.
+        number: of the claim.
+        is_dead: the document has been missing or malformed for the whole timeout.
+    """
+    if state is None:
+        return Verdict.TAKE if is_dead else Verdict.WAIT
+    high, open_, released = state.claims
+    if number in released:
+        return Verdict.TAKE
+    if number <= high and not is_within(number, open_):
+        return Verdict.DONE
+    return Verdict.TAKE if state.fenced else Verdict.WAIT
+
+
+class _Sighting(NamedTuple):
+    """A beat, or None for a missing document, and the time at which it was seen for the first time."""
+
+    beat: int | None
+    seconds: float
+    since: float
+
+
+class Sightings:
+    """How long each book has been without a new beat, by this process's own clock.
+
+    Args:
+        timeout: the least timeout, in seconds. It also holds for a book whose document is missing.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._seen: dict[bytes, _Sighting] = {}
+
+    def note(self, incarnation: bytes, state: BookState | None, at: float) -> None:
+        """Note the state of a book.
+
+        Args:
+            incarnation: of the book.
+            state: as it was read; None if its document is missing or malformed.
+            at: the time after it was read.
+        """
+        before = self._seen.get(incarnation)
+        if state is not None:
+            beat, seconds = state.beat, max(state.seconds, self._timeout)
+        else:  # its own timeout may be known from before
+            beat, seconds = None, self._timeout if before is None else before.seconds
+        if before is None or before.beat != beat:
+            self._seen[incarnation] = _Sighting(beat, seconds, at)
+
+    def is_silent(self, incarnation: bytes, now: float) -> bool:
+        """Whether a book may be fenced. A book whose document is missing counts as fenced from then on."""
+        seen = self._seen.get(incarnation)
+        if seen is None:
+            return False
+        return now - seen.since >= seen.seconds * (1.0 if seen.beat is None else TAKEN)
+
+    def forget(self, incarnation: bytes) -> None:
+        """Forget a book that has no claims to decide about."""
+        self._seen.pop(incarnation, None)

@@ -1,0 +1,173 @@
+"""A book: the claims of one incarnation of this process, their numbers, and how they end. No I/O.
+
+A claim is *done* when its receivers have run, or when its write certainly did not take effect. Otherwise it is
+*released*: dispatchers deliver it at once. A claim that is dropped without an end is released, too: an exception,
+a closed event loop or a forgotten case can't make a claim disappear.
+
+The process records its book in the state database from time to time (a beat). A book is *valid* for three quarters
+of its timeout, counted from the moment before its last acknowledged beat was sent. When dispatchers see no beat
+for four fifths of the timeout, they take the open claims over. They count from the moment at which they saw the
+last beat, which is later. So no receiver starts here after a dispatcher has taken it over.
+"""
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from threading import Lock
+from typing import Final
+
+from mongoz.claims.document import Snapshot, intervals_of
+from mongoz.uptime import now
+
+__all__ = ["HELD", "MOST_OPEN", "MOST_RELEASED", "Book", "OpenClaim"]
+
+HELD: Final = 0.75
+"""The part of the timeout for which a beat is valid, counted from before it was sent."""
+
+MOST_RELEASED: Final = 1_000
+"""Released claims are never forgotten, so a book with more of them ends."""
+
+MOST_OPEN: Final = 100_000
+"""A document must hold the intervals of all open claims."""
+
+
+class Book:
+    """The claims of one incarnation.
+
+    Args:
+        seconds: the timeout.
+        clock: seconds by a clock that can't be set, and that counts the time in which the machine sleeps.
+
+    Attributes:
+        incarnation: eight random bytes.
+        named: the ids of the receivers that an acknowledged beat has named.
+        is_over: no receiver of this incarnation starts any more.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_high",
+        "_lock",
+        "_open",
+        "_released",
+        "_valid_until",
+        "incarnation",
+        "is_over",
+        "named",
+        "seconds",
+    )
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = now) -> None:
+        self.incarnation = secrets.token_bytes(8)
+        self.seconds = seconds
+        self.named: frozenset[bytes] = frozenset()
+        self.is_over = False
+        self._clock = clock
+        self._valid_until = float("-inf")
+        self._lock = Lock()
+        self._high = 0
+        self._open: set[int] = set()
+        # Appended by finalizers, which run at any time, even while this thread holds the lock.
+        self._released: deque[int] = deque()
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether receivers may start now. A book that was not valid once, after its first beat, is over."""
+        if self.is_over:
+            return False
+        if self._clock() < self._valid_until:
+            return True
+        self.is_over = self._valid_until > 0
+        return False
+
+    @property
+    def has_open(self) -> bool:
+        """Whether there are open claims."""
+        return bool(self._open)
+
+    @property
+    def high(self) -> int:
+        """The highest number."""
+        return self._high
+
+    @property
+    def released(self) -> int:
+        """The number of released claims."""
+        return len(self._released)
+
+    def acknowledge(self, sent: float, named: frozenset[bytes]) -> None:
+        """Note that a majority has acknowledged a beat.
+
+        Args:
+            sent: the time before the beat was sent.
+            named: the ids of the receivers that it named.
+        """
+        if self._valid_until > 0 and not self.is_valid:  # too late: claims may have been left to dispatchers
+            return
+        self.named = named
+        self._valid_until = max(self._valid_until, sent + HELD * self.seconds)
+
+    def claim(self) -> "OpenClaim | None":
+        """A new claim; None if the book is not valid, or has too many open claims."""
+        if not self.is_valid or len(self._open) >= MOST_OPEN:
+            return None
+        with self._lock:  # a snapshot must see the number as open as soon as it sees it at all
+            self._high = number = self._high + 1
+            self._open.add(number)
+        return OpenClaim(self, number)
+
+    def snapshot(self) -> Snapshot:
+        """The claims now, from any thread."""
+        with self._lock:
+            high, open_ = self._high, list(self._open)
+        # Read after the open claims: a claim that is released meanwhile is then in both.
+        return Snapshot(high, intervals_of(open_), tuple(self._released))
+
+    def end(self) -> None:
+        """Start no receiver of this incarnation any more."""
+        self.is_over = True
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the claims belong to the parent process."""
+        self.is_over = True
+        self._lock = Lock()  # another thread of the parent may have held it
+
+    def finish(self, number: int) -> None:
+        """Note that a claim is done."""
+        self._open.discard(number)
+
+    def release(self, number: int) -> None:
+        """Note that a claim is left to dispatchers."""
+        self._released.append(number)
+        self._open.discard(number)
+
+
+class OpenClaim:
+    """One claim, from its number to its end. Dropping it releases it."""
+
+    __slots__ = ("_is_ended", "book", "number")
+
+    def __init__(self, book: Book, number: int) -> None:
+        self.book = book
+        self.number = number
+        self._is_ended = False
+
+    @property
+    def may_start(self) -> bool:
+        """Whether a receiver of this claim may start here. Otherwise a dispatcher runs it."""
+        return not self._is_ended and self.book.is_valid
+
+    def done(self) -> None:
+        """The receivers have run, or the write certainly did not take effect."""
+        if not self._is_ended:
+            self._is_ended = True
+            self.book.finish(self.number)
+
+    def release(self) -> None:
+        """Leave the rest to dispatchers."""
+        if not self._is_ended:
+            self._is_ended = True
+            self.book.release(self.number)
+
+    def __del__(self) -> None:
+        self.release()

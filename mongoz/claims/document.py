@@ -1,0 +1,129 @@
+"""The document of a book of claims, in the collection `claims` of the state database. No I/O.
+
+A process writes the document, and dispatchers read it. `_id` is the incarnation in hexadecimal digits. The other
+fields:
+
+    group       the group of dispatchers
+    beat        grows with every write of the process
+    beat_at     the server's time of that write
+    seconds     the timeout: without a beat for this time, dispatchers take the claims over
+    high        the highest number that was given to a claim
+    open        the open claims, as a flat list of intervals: first, last, first, last, ...
+    released    claims that the process leaves to dispatchers
+    receivers   the receivers of the process with `delivery="any"`: id, former (earlier ids), sender, signal, name
+    host, pid, started_at      the process
+    fenced_at, fenced_by       the end: the document does not change any more
+
+Every claim with a number up to `high` that is neither in `open` nor in `released` is done.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+__all__ = ["CLAIMS", "BookState", "NamedReceiver", "Snapshot", "intervals_of", "is_within"]
+
+CLAIMS: Final = "claims"
+"""The name of the collection."""
+
+
+class NamedReceiver(NamedTuple):
+    """A receiver that runs in this process, and that a dispatcher can take over.
+
+    Attributes:
+        id: the id in stamps.
+        former: the ids by earlier names.
+        sender: the name of the document class.
+        signal: the name of the signal.
+        name: the name of the receiver.
+    """
+
+    id: bytes
+    former: tuple[bytes, ...]
+    sender: str
+    signal: str
+    name: str
+
+    @property
+    def ids(self) -> tuple[bytes, ...]:
+        """The present id and the earlier ids."""
+        return (self.id, *self.former)
+
+
+class Snapshot(NamedTuple):
+    """The claims of a book at one moment.
+
+    Attributes:
+        high: the highest number.
+        open: the open claims: first and last number of each interval, one after another.
+        released: the released claims.
+    """
+
+    high: int = 0
+    open: tuple[int, ...] = ()
+    released: tuple[int, ...] = ()
+
+
+class BookState(NamedTuple):
+    """A document as dispatchers read it.
+
+    Attributes:
+        beat: grows with every write of the process.
+        seconds: the timeout.
+        claims: the claims at the time of the last write.
+        receivers: the receivers that can be taken over.
+        fenced: the document does not change any more.
+    """
+
+    beat: int
+    seconds: float
+    claims: Snapshot
+    receivers: tuple[NamedReceiver, ...] = ()
+    fenced: bool = False
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any]) -> "BookState | None":
+        """Read a document; None if it is malformed, for example edited by hand."""
+        try:
+            beat, seconds = document["beat"], float(document["seconds"])
+            claims = Snapshot(document["high"], tuple(document["open"]), tuple(document["released"]))
+            receivers = tuple(
+                NamedReceiver(
+                    bytes(one["id"]), tuple(map(bytes, one["former"])), one["sender"], one["signal"], one["name"]
+                )
+                for one in document["receivers"]
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+        numbers = (beat, claims.high, *claims.open, *claims.released)
+        if not all(type(number) is int for number in map(_as_int, numbers)) or not 0 < seconds < float("inf"):
+            return None
+        if len(claims.open) % 2 or list(claims.open) != sorted(claims.open):
+            return None
+        return cls(beat, seconds, claims, receivers, document.get("fenced_at") is not None)
+
+
+def _as_int(value: object) -> object:
+    """A plain int for an int of the driver, which may be an Int64; other values stay."""
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def intervals_of(numbers: Iterable[int]) -> tuple[int, ...]:
+    """The numbers as intervals: first, last, first, last, ...
+
+    Args:
+        numbers: without repetitions, in any order.
+    """
+    flat: list[int] = []
+    for number in sorted(numbers):
+        if flat and flat[-1] == number - 1:
+            flat[-1] = number
+        else:
+            flat += (number, number)
+    return tuple(flat)
+
+
+def is_within(number: int, intervals: tuple[int, ...]) -> bool:
+    """Whether a number is in one of the intervals."""
+    place = bisect_right(intervals, number)
+    return place % 2 == 1 or (place > 0 and intervals[place - 1] == number)

@@ -1,0 +1,14 @@
+"""The clock for time limits between processes: it can't be set, and it advances while the machine sleeps."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+__all__ = ["now"]
+
+now: Final[Callable[[], float]] = (
+    # The monotonic clock of Linux stops while the machine sleeps.
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
+"""Seconds by this machine's own clock."""

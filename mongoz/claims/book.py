@@ -14,7 +14,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from mongoz.claims.document import Snapshot, intervals_of
 from mongoz.uptime import now
@@ -77,8 +77,13 @@ class Book:
             return False
         if self._clock() < self._valid_until:
             return True
-        self.is_over = self._valid_until > 0
+        self.is_over = self.is_known
         return False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a beat was acknowledged."""
+        return self._valid_until > 0
 
     @property
     def has_open(self) -> bool:
@@ -102,19 +107,23 @@ class Book:
             sent: the time before the beat was sent.
             named: the ids of the receivers that it named.
         """
-        if self._valid_until > 0 and not self.is_valid:  # too late: claims may have been left to dispatchers
+        if self.is_known and not self.is_valid:  # too late: claims may have been left to dispatchers
             return
         self.named = named
         self._valid_until = max(self._valid_until, sent + HELD * self.seconds)
 
-    def claim(self) -> "OpenClaim | None":
-        """A new claim; None if the book is not valid, or has too many open claims."""
+    def claim(self, covered: frozenset[Any] = frozenset()) -> "OpenClaim | None":
+        """A new claim; None if the book is not valid, or has too many open claims.
+
+        Args:
+            covered: the claimed receivers.
+        """
         if not self.is_valid or len(self._open) >= MOST_OPEN:
             return None
         with self._lock:  # a snapshot must see the number as open as soon as it sees it at all
             self._high = number = self._high + 1
             self._open.add(number)
-        return OpenClaim(self, number)
+        return OpenClaim(self, number, covered)
 
     def snapshot(self) -> Snapshot:
         """The claims now, from any thread."""
@@ -143,14 +152,24 @@ class Book:
 
 
 class OpenClaim:
-    """One claim, from its number to its end. Dropping it releases it."""
+    """One claim, from its number to its end. Dropping it releases it.
 
-    __slots__ = ("_is_ended", "book", "number")
+    Attributes:
+        covered: the claimed receivers. Other receivers of the same write are not taken over.
+    """
 
-    def __init__(self, book: Book, number: int) -> None:
+    __slots__ = ("_is_ended", "book", "covered", "number")
+
+    def __init__(self, book: Book, number: int, covered: frozenset[Any] = frozenset()) -> None:
+        self.covered = covered
         self.book = book
         self.number = number
         self._is_ended = False
+
+    @property
+    def packed(self) -> bytes:
+        """The incarnation and the number, for the stamp."""
+        return self.book.incarnation + self.number.to_bytes(8, "big")
 
     @property
     def may_start(self) -> bool:

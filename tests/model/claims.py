@@ -2,7 +2,7 @@
 
 Each claim is of one write with one receiver. The faults:
 
-    beats         land late, out of order, never, or land without an answer
+    beats         land late, out of order, never, without an answer, or with a late one
     processes     are killed, stopped for a while (their clocks go on), cut off from the state
     writes        do not take effect, or have an unknown outcome; calls are torn by the end of their event loop
     dispatchers   are killed, and forget what they saw; fence after having been stopped
@@ -231,6 +231,8 @@ class Simulation:
             elif self.random.random() < self._bad_network:
                 process.has_fault, is_answered = True, False
                 self.faults.answers_lost += 1
+            elif self.random.random() < 0.1:
+                back += self.random.uniform(0, 12)
         if delay + back > 1:  # a fault that makes a book invalid
             process.has_fault = True
         beat = Beat(
@@ -379,19 +381,26 @@ class Simulation:
         if one.stopped_until > self.time:
             self._at(one.stopped_until, partial(self._poll, one))
             return
-        self._at(self.time + 1.0, partial(self._poll, one))
         one.seen = {write.incarnation: None for write in self.writes if not write.is_finished}
         for incarnation in one.seen:
             document = self.documents.get(incarnation)
-            state = one.seen[incarnation] = None if document is None else BookState.read(document)
+            one.seen[incarnation] = None if document is None else BookState.read(document)
+        # The dispatcher may be stopped after it has read the documents.
+        pause = self.random.uniform(0, 30) if self.random.random() < 0.05 else 0.0
+        self._at(self.time + pause, partial(self._look, one, one.seen))
+        self._at(self.time + pause + 1.0, partial(self._poll, one))
+
+    def _look(self, one: Dispatcher, seen: dict[bytes, BookState | None]) -> None:
+        """Fence silent books, and decide about claims."""
+        for incarnation, state in seen.items():
             one.sightings.note(incarnation, state, self.time)
             early = SECONDS * (1 - self.rules.patience)
             if (state is None or not state.fenced) and one.sightings.is_silent(incarnation, self.time + early):
                 delay = self.random.expovariate(1 / (0.1 * self._slow))
                 if self.random.random() < 0.1:  # the dispatcher is stopped before it sends the fence
                     delay += self.random.uniform(0, 30)
-                seen = None if state is None else state.beat
-                self._at(self.time + delay, partial(self._land_fence, one, incarnation, seen))
+                beat = None if state is None else state.beat
+                self._at(self.time + delay, partial(self._land_fence, one, incarnation, beat))
         self._judge(one)
 
     def _land_fence(self, one: Dispatcher, incarnation: bytes, seen: int | None) -> None:

@@ -17,7 +17,7 @@ TAKEN: Final = 0.8
 """The part of the timeout after which a book without a new beat is fenced."""
 
 
-class Verdict(StrEnum):
+class ClaimVerdict(StrEnum):
     """The decision about one claim."""
 
     DONE = "done"
@@ -30,7 +30,7 @@ class Verdict(StrEnum):
     """The process does not start them any more: a dispatcher makes them."""
 
 
-def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -> Verdict:
+def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -> ClaimVerdict:
     """Decide about a claim.
 
     Args:
@@ -39,13 +39,13 @@ def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -
         is_dead: the document has been missing or malformed for the whole timeout.
     """
     if state is None:
-        return Verdict.TAKE if is_dead else Verdict.WAIT
+        return ClaimVerdict.TAKE if is_dead else ClaimVerdict.WAIT
     high, open_, released = state.claims
     if number in released:
-        return Verdict.TAKE
+        return ClaimVerdict.TAKE
     if number <= high and not is_within(number, open_):
-        return Verdict.DONE
-    return Verdict.TAKE if state.fenced else Verdict.WAIT
+        return ClaimVerdict.DONE
+    return ClaimVerdict.TAKE if state.fenced else ClaimVerdict.WAIT
 
 
 class _Sighting(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, Final
 
-from mongoz.claims.document import Snapshot, intervals_of
+from mongoz.claims.document import BookSnapshot, intervals_of
 from mongoz.uptime import now
 
 __all__ = ["HELD", "MOST_OPEN", "MOST_RELEASED", "Book", "OpenClaim"]
@@ -125,12 +125,12 @@ class Book:
             self._open.add(number)
         return OpenClaim(self, number, covered)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> BookSnapshot:
         """The claims now, from any thread."""
         with self._lock:
             high, open_ = self._high, list(self._open)
         # Read after the open claims: a claim that is released meanwhile is then in both.
-        return Snapshot(high, intervals_of(open_), tuple(self._released))
+        return BookSnapshot(high, intervals_of(open_), tuple(self._released))
 
     def end(self) -> None:
         """Start no receiver of this incarnation any more."""

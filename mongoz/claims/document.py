@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-__all__ = ["CLAIMS", "BookState", "NamedReceiver", "Snapshot", "intervals_of", "is_within"]
+__all__ = ["CLAIMS", "BookSnapshot", "BookState", "NamedReceiver", "intervals_of", "is_within"]
 
 CLAIMS: Final = "claims"
 """The name of the collection."""
@@ -50,7 +50,7 @@ class NamedReceiver(NamedTuple):
         return (self.id, *self.former)
 
 
-class Snapshot(NamedTuple):
+class BookSnapshot(NamedTuple):
     """The claims of a book at one moment.
 
     Attributes:
@@ -77,7 +77,7 @@ class BookState(NamedTuple):
 
     beat: int
     seconds: float
-    claims: Snapshot
+    claims: BookSnapshot
     receivers: tuple[NamedReceiver, ...] = ()
     fenced: bool = False
 
@@ -86,7 +86,7 @@ class BookState(NamedTuple):
         """Read a document; None if it is malformed, for example edited by hand."""
         try:
             beat, seconds = document["beat"], float(document["seconds"])
-            claims = Snapshot(document["high"], tuple(document["open"]), tuple(document["released"]))
+            claims = BookSnapshot(document["high"], tuple(document["open"]), tuple(document["released"]))
             receivers = tuple(
                 NamedReceiver(
                     bytes(one["id"]), tuple(map(bytes, one["former"])), one["sender"], one["signal"], one["name"]

@@ -21,15 +21,15 @@ from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
-from dispatcher.claims.verdict import Sightings, Verdict, verdict_of
+from dispatcher.claims.verdict import ClaimVerdict, Sightings, verdict_of
 from mongoz.claims.book import Book, OpenClaim
-from mongoz.claims.document import BookState, Snapshot
+from mongoz.claims.document import BookSnapshot, BookState
 
 __all__ = ["Faults", "Rules", "Simulation"]
 
 SECONDS = 15.0
 
-Decide = Callable[..., Verdict]
+Decide = Callable[..., ClaimVerdict]
 
 
 def accepts_beat(document: dict[str, Any], beat: int) -> bool:
@@ -96,7 +96,7 @@ class Beat(NamedTuple):
     process: "Process"
     book: Book
     number: int
-    snapshot: Snapshot
+    snapshot: BookSnapshot
     sent: float
     is_answered: bool
 
@@ -114,7 +114,7 @@ class Write:
     ended: float | None = None
     taken: float | None = None
     is_finished: bool = False
-    fenced: Verdict | None = None
+    fenced: ClaimVerdict | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -424,10 +424,10 @@ class Simulation:
                 if write.fenced not in (None, found):
                     self.findings.add("not final")
                 write.fenced = found
-            if write.is_finished or found is Verdict.WAIT:
+            if write.is_finished or found is ClaimVerdict.WAIT:
                 continue
             write.is_finished = True
-            if found is Verdict.DONE:
+            if found is ClaimVerdict.DONE:
                 self.faults.done += 1
                 if write.ended is None:
                     self.findings.add("lost")

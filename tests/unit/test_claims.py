@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.claims.verdict import Sightings, Verdict, verdict_of
+from dispatcher.claims.verdict import ClaimVerdict, Sightings, verdict_of
 from mongoz.claims.book import HELD, MOST_OPEN, Book, OpenClaim
-from mongoz.claims.document import BookState, Snapshot, intervals_of, is_within
+from mongoz.claims.document import BookSnapshot, BookState, intervals_of, is_within
 from tests.model.claims import Faults, Rules, Simulation
 
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
@@ -51,7 +51,7 @@ def claim(book: Book) -> OpenClaim:
 
 
 def state(high: int = 0, open_: tuple[int, ...] = (), released: tuple[int, ...] = (), **rest: Any) -> BookState:
-    return BookState(rest.pop("beat", 1), 15.0, Snapshot(high, open_, released), **rest)
+    return BookState(rest.pop("beat", 1), 15.0, BookSnapshot(high, open_, released), **rest)
 
 
 # -- intervals
@@ -74,23 +74,23 @@ def test_consecutive_numbers_are_one_interval() -> None:
 
 def test_a_claim_is_open_until_it_is_done(book: Book) -> None:
     first, second = claim(book), claim(book)
-    assert book.snapshot() == Snapshot(2, (1, 2), ())
+    assert book.snapshot() == BookSnapshot(2, (1, 2), ())
     first.done()
-    assert book.snapshot() == Snapshot(2, (2, 2), ())
+    assert book.snapshot() == BookSnapshot(2, (2, 2), ())
     second.done()
-    assert book.snapshot() == Snapshot(2, (), ())
+    assert book.snapshot() == BookSnapshot(2, (), ())
 
 
 def test_a_released_claim_is_listed(book: Book) -> None:
     one = claim(book)
     one.release()
-    assert book.snapshot() == Snapshot(1, (), (1,))
+    assert book.snapshot() == BookSnapshot(1, (), (1,))
     assert not one.may_start
 
 
 def test_a_dropped_claim_is_released(book: Book) -> None:
     claim(book)
-    assert book.snapshot() == Snapshot(1, (), (1,))
+    assert book.snapshot() == BookSnapshot(1, (), (1,))
 
 
 @pytest.mark.parametrize("end", ["done", "release"])
@@ -146,7 +146,7 @@ def test_an_ended_book_starts_nothing(book: Book) -> None:
     assert not one.may_start
     assert book.claim() is None
     one.done()  # its receiver was running
-    assert book.snapshot() == Snapshot(1, (), ())
+    assert book.snapshot() == BookSnapshot(1, (), ())
 
 
 def test_a_book_with_many_open_claims_makes_no_further_one(book: Book) -> None:
@@ -201,7 +201,7 @@ def test_a_claim_that_is_released_during_a_snapshot_is_not_done(book: Book) -> N
     watched = _ReleasedBetween({one.number})
     watched.book, watched.number = book, one.number
     book._open = watched
-    assert verdict_of(state(*book.snapshot()), one.number) is not Verdict.DONE
+    assert verdict_of(state(*book.snapshot()), one.number) is not ClaimVerdict.DONE
 
 
 # -- the decision about a claim
@@ -213,16 +213,16 @@ def test_a_claim_is_done_if_it_has_a_number_and_is_neither_open_nor_released(
 ) -> None:
     found = verdict_of(state(high, intervals_of(open_), tuple(released), fenced=fenced), number)
     if number in released:
-        assert found is Verdict.TAKE
+        assert found is ClaimVerdict.TAKE
     elif number <= high and number not in open_:
-        assert found is Verdict.DONE
+        assert found is ClaimVerdict.DONE
     else:
-        assert found is (Verdict.TAKE if fenced else Verdict.WAIT)
+        assert found is (ClaimVerdict.TAKE if fenced else ClaimVerdict.WAIT)
 
 
 def test_a_claim_without_a_document_waits_until_its_process_counts_as_dead() -> None:
-    assert verdict_of(None, 1) is Verdict.WAIT
-    assert verdict_of(None, 1, is_dead=True) is Verdict.TAKE
+    assert verdict_of(None, 1) is ClaimVerdict.WAIT
+    assert verdict_of(None, 1, is_dead=True) is ClaimVerdict.TAKE
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ GOOD = {"beat": 3, "seconds": 15, "high": 9, "open": [2, 4], "released": [7], "r
 
 
 def test_a_document_is_read() -> None:
-    assert BookState.read(GOOD) == BookState(3, 15.0, Snapshot(9, (2, 4), (7,)))
+    assert BookState.read(GOOD) == BookState(3, 15.0, BookSnapshot(9, (2, 4), (7,)))
 
 
 @pytest.mark.parametrize("changed", [
@@ -313,16 +313,16 @@ def test_no_claimed_delivery_is_lost_in_many_simulated_runs(part: int) -> None:
 class _NumberBeforeOpen(Book):
     """The last number is not open yet."""
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> BookSnapshot:
         high, open_, released = super().snapshot()
         opened = [n for n in range(1, high) if is_within(n, open_)]
-        return Snapshot(high, intervals_of(opened), released)
+        return BookSnapshot(high, intervals_of(opened), released)
 
 
 class _WithoutReleases(Book):
     """Released claims are not listed."""
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> BookSnapshot:
         return super().snapshot()._replace(released=())
 
 
@@ -333,17 +333,17 @@ class _NeverDone(Book):
         self.release(number)
 
 
-def done_if_beyond(document: BookState | None, number: int, *, is_dead: bool = False) -> Verdict:
+def done_if_beyond(document: BookState | None, number: int, *, is_dead: bool = False) -> ClaimVerdict:
     if document is not None and number > document.claims.high:
-        return Verdict.DONE
+        return ClaimVerdict.DONE
     return verdict_of(document, number, is_dead=is_dead)
 
 
-def done_if_missing(document: BookState | None, number: int, *, is_dead: bool = False) -> Verdict:
-    return Verdict.DONE if document is None and is_dead else verdict_of(document, number, is_dead=is_dead)
+def done_if_missing(document: BookState | None, number: int, *, is_dead: bool = False) -> ClaimVerdict:
+    return ClaimVerdict.DONE if document is None and is_dead else verdict_of(document, number, is_dead=is_dead)
 
 
-def open_stays(document: BookState | None, number: int, *, is_dead: bool = False) -> Verdict:
+def open_stays(document: BookState | None, number: int, *, is_dead: bool = False) -> ClaimVerdict:
     return verdict_of(document and document._replace(fenced=False), number, is_dead=is_dead)
 
 

@@ -8,12 +8,16 @@ Layout, version 1, big-endian:
 
     byte 0       version
     byte 1       signal of the call (1 post_save, created; 2 post_save; 3 post_update; 4 post_delete)
-    byte 2       kind (0 receivers, 1 muted, 2 hops)
+    byte 2       kind (0 receivers, 1 muted, 2 hops, 3 claim)
     3..14        token: an ObjectId, made for this write
     15..22       key: a hash of namespace and _id, because clients copy documents
     23           length of the group's name in bytes
     24..         the group, UTF-8
     then         8 bytes per receiver that runs in process, or one byte: the hops
+
+    A claim continues after the group with two bytes (the number of claimed receivers), 8 bytes per receiver (the
+    claimed ones first), the incarnation (8 bytes) and the number of the claim (8 bytes). Dispatchers of versions
+    without claims can't read it, and deliver the write.
 
 Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """
@@ -30,14 +34,14 @@ from bson.codec_options import CodecOptions
 
 from mongoz.keys import KEY_CODEC, canonical
 
-__all__ = ["FIELD", "Call", "Form", "Stamp", "form_of", "key_hash", "receiver_id"]
+__all__ = ["FIELD", "Call", "Claim", "Form", "Stamp", "claiming_form", "form_of", "key_hash", "receiver_id"]
 
 FIELD: Final = "_mongoz"
 """The reserved field that holds the stamp. Users of the ODM never see it."""
 
 _VERSION: Final = 1
 _FIXED: Final = 24
-_RECEIVERS, _MUTED, _HOPS = range(3)
+_RECEIVERS, _MUTED, _HOPS, _CLAIM = range(4)
 _KEPT_FORMS: Final = 1024
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
@@ -49,6 +53,20 @@ class Call(IntEnum):
     SAVED = 2
     UPDATED = 3
     DELETED = 4
+
+
+class Claim(NamedTuple):
+    """The claim of a process to some of the receivers of a write, see `mongoz/claims`.
+
+    Attributes:
+        incarnation: eight random bytes, which identify the book of claims.
+        number: of the claim in this book.
+        receivers: ids of the claimed receivers. If the process dies, a dispatcher takes them over.
+    """
+
+    incarnation: bytes
+    number: int
+    receivers: frozenset[bytes]
 
 
 class Stamp(NamedTuple):
@@ -63,6 +81,7 @@ class Stamp(NamedTuple):
         muted: this write must not be delivered.
         hops: for a write by a receiver in a dispatcher, one more than the hops of the change that the receiver
             got; 0 for other writes.
+        claim: the claim to some of the receivers, or None.
     """
 
     group: str
@@ -72,6 +91,7 @@ class Stamp(NamedTuple):
     receivers: frozenset[bytes] = frozenset()
     muted: bool = False
     hops: int = 0
+    claim: Claim | None = None
 
     def pack(self) -> Binary:
         """The stored scalar.
@@ -79,9 +99,12 @@ class Stamp(NamedTuple):
         Raises:
             ValueError: the group's name is longer than 255 bytes.
         """
-        return form_of(self.group, self.call, self.receivers, self.muted, self.hops).filled(
-            self.token.binary, self.key
-        )
+        if self.claim is None:
+            form = form_of(self.group, self.call, self.receivers, self.muted, self.hops)
+            return form.filled(self.token.binary, self.key)
+        incarnation, number, claimed = self.claim
+        form = claiming_form(self.group, self.call, self.receivers, claimed)
+        return form.filled(self.token.binary, self.key, incarnation + number.to_bytes(8, "big"))
 
     @classmethod
     def unpack(cls, value: object) -> "Stamp | None":
@@ -99,14 +122,20 @@ class Stamp(NamedTuple):
             call, group = Call(value[1]), value[_FIXED:end].decode()
         except ValueError:
             return None
+        claim, listed = None, rest if kind == _RECEIVERS else b""
+        if kind == _CLAIM:
+            listed, claimed = rest[2:-16], 8 * int.from_bytes(rest[:2], "big")
+            number = int.from_bytes(rest[-8:], "big")
+            claim = Claim(bytes(rest[-16:-8]), number, _ids_in(listed[:claimed]))
         return cls(
             group=group,
             call=call,
             token=bson.ObjectId(bytes(value[3:15])),
             key=bytes(value[15:23]),
-            receivers=frozenset(bytes(rest[i : i + 8]) for i in range(0, len(rest), 8) if kind == _RECEIVERS),
+            receivers=_ids_in(listed),
             muted=kind == _MUTED,
             hops=rest[0] if kind == _HOPS else 0,
+            claim=claim,
         )
 
 
@@ -121,9 +150,15 @@ class Form(NamedTuple):
     head: bytes
     tail: bytes
 
-    def filled(self, token: bytes, key: bytes) -> Binary:
-        """The stored stamp of one write."""
-        return Binary(self.head + token + key + self.tail, USER_DEFINED_SUBTYPE)
+    def filled(self, token: bytes, key: bytes, claim: bytes = b"") -> Binary:
+        """The stored stamp of one write.
+
+        Args:
+            token: of the write.
+            key: `key_hash` of the written document.
+            claim: incarnation and number, if the form claims receivers.
+        """
+        return Binary(self.head + token + key + self.tail + claim, USER_DEFINED_SUBTYPE)
 
 
 @lru_cache(maxsize=_KEPT_FORMS)
@@ -133,19 +168,47 @@ def form_of(group: str, call: Call, receivers: frozenset[bytes], muted: bool, ho
     Raises:
         ValueError: the group's name is longer than 255 bytes.
     """
-    name = group.encode()
-    if len(name) > 255:
-        raise ValueError(f"a group's name has at most 255 bytes, {group!r} has {len(name)}")
     kind, rest = _RECEIVERS, b"".join(sorted(receivers))
     if muted:
         kind, rest = _MUTED, b""
     elif hops:
         kind, rest = _HOPS, bytes((min(hops, 255),))
+    return _form(group, call, kind, rest)
+
+
+@lru_cache(maxsize=_KEPT_FORMS)
+def claiming_form(group: str, call: Call, receivers: frozenset[bytes], claimed: frozenset[bytes]) -> Form:
+    """The form of stamps that claim some of the receivers.
+
+    Args:
+        group: as in `Stamp`.
+        call: as in `Stamp`.
+        receivers: all receivers that the process runs.
+        claimed: the claimed ones of them.
+
+    Raises:
+        ValueError: the group's name is longer than 255 bytes.
+    """
+    ids = (*sorted(claimed), *sorted(receivers - claimed))
+    return _form(group, call, _CLAIM, len(claimed).to_bytes(2, "big") + b"".join(ids))
+
+
+def _form(group: str, call: Call, kind: int, rest: bytes) -> Form:
+    name = group.encode()
+    if len(name) > 255:
+        raise ValueError(f"a group's name has at most 255 bytes, {group!r} has {len(name)}")
     return Form(bytes((_VERSION, call, kind)), bytes((len(name),)) + name + rest)
+
+
+def _ids_in(listed: bytes) -> frozenset[bytes]:
+    return frozenset(bytes(listed[i : i + 8]) for i in range(0, len(listed), 8))
 
 
 def _fits(kind: int, rest: bytes) -> bool:
     """Whether these bytes may follow the group's name in a stamp of this kind."""
+    if kind == _CLAIM:
+        listed = len(rest) - 18
+        return listed >= 0 and listed % 8 == 0 and 8 * int.from_bytes(rest[:2], "big") <= listed
     if kind == _RECEIVERS:
         return len(rest) % 8 == 0
     return len(rest) == (1 if kind == _HOPS else 0) and kind in (_MUTED, _HOPS)

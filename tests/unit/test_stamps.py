@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mongoz.stamps import Call, Stamp, key_hash, receiver_id
+from mongoz.stamps import Call, Claim, Stamp, key_hash, receiver_id
 
 eight_bytes = st.binary(min_size=8, max_size=8)
 object_ids = st.binary(min_size=12, max_size=12).map(bson.ObjectId)
@@ -19,6 +19,16 @@ kinds = st.one_of(
     st.fixed_dictionaries({"receivers": st.frozensets(eight_bytes, max_size=20)}),
     st.just({"muted": True}),
     st.fixed_dictionaries({"hops": st.integers(1, 255)}),
+    st.builds(
+        lambda claimed, others, incarnation, number: {
+            "receivers": claimed | others,
+            "claim": Claim(incarnation, number, claimed),
+        },
+        st.frozensets(eight_bytes, max_size=20),
+        st.frozensets(eight_bytes, max_size=20),
+        eight_bytes,
+        st.integers(0, 2**64 - 1),
+    ),
 )
 stamps = st.builds(
     lambda kind, **fixed: Stamp(**fixed, **kind),

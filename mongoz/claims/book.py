@@ -109,7 +109,8 @@ class Book:
         """
         if self.is_known and not self.is_valid:  # too late: claims may have been left to dispatchers
             return
-        self.named = named
+        if named != self.named:  # forms of stamps are cached for the identical set
+            self.named = named
         self._valid_until = max(self._valid_until, sent + HELD * self.seconds)
 
     def claim(self, covered: frozenset[Any] = frozenset()) -> "OpenClaim | None":

@@ -10,6 +10,8 @@ from typing import Any, Final, NamedTuple
 import pymongo
 from bson.codec_options import CodecOptions
 
+from mongoz.claims.claims import TIMEOUT, Claims
+from mongoz.claims.document import NamedReceiver
 from mongoz.connection.address import Seed, decoding_options, first_seed, has_retryable_writes, named_options
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import CODEC_OPTIONS, with_encoders
@@ -17,10 +19,15 @@ from mongoz.connection.drivers import adapter_named, adapter_of
 from mongoz.connection.session_pool import SessionPool
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["Deployment"]
+__all__ = ["DEFAULT_STATE", "Deployment"]
 
 _DEFAULT_GROUP: Final = "default"
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+DEFAULT_STATE: Final = "mongoz_dispatcher"
+"""The default of `dispatcher --state-database`."""
+
+_MOST_SECONDS: Final = 3_600
 
 # Seconds that closing a client may take: it reports the ended sessions to the server, which may be unreachable.
 _CLOSE_TIMEOUT: Final = 1.0
@@ -45,11 +52,15 @@ class Deployment:
         url: a MongoDB URL, or an existing asynchronous client.
         driver: the name of the driver that opens a URL; None is PyMongo, or the driver of the given client.
         dispatched: the group of dispatchers that serves it; True is the group "default".
+        state: the database with the state of the dispatchers.
+        claims: whether dispatchers take over the receivers of this process if it dies; a number is the timeout in
+            seconds.
 
     Attributes:
         adapter: the differences between the drivers.
         dispatched: the name of the group, or None.
         clock: the server's clock.
+        claims: the claims of this process; None without a group of dispatchers, or if they are turned off.
         indexed: the documents whose indexes this process created, each with the names of its database and
             collection.
 
@@ -58,7 +69,14 @@ class Deployment:
             its writes are not retryable.
     """
 
-    def __init__(self, url: Any, driver: str | None, dispatched: bool | str) -> None:
+    def __init__(
+        self,
+        url: Any,
+        driver: str | None,
+        dispatched: bool | str,
+        state: str = DEFAULT_STATE,
+        claims: bool | float = True,
+    ) -> None:
         self._url: str | None = None
         self._given: Any = None
         self._clients: dict[asyncio.AbstractEventLoop, _OpenClient] = {}
@@ -80,8 +98,31 @@ class Deployment:
             if self.dispatched and not _pymongo_client(url, self.driver).options.retry_writes:
                 raise ImproperlyConfigured(_NO_RETRIES)
         self.clock = ServerClock()
+        self.claims = self._claims_of(state, claims)
         self.indexed: set[tuple[type, str, str]] = set()
         self._unsettled: set[asyncio.Task[None]] = set()
+
+    def _claims_of(self, state: str, claims: bool | float) -> Claims | None:
+        if not isinstance(claims, bool | int | float) or not (claims is False or 0 < claims < _MOST_SECONDS):
+            raise ImproperlyConfigured(
+                f"claims={claims!r} must be True, False, or a timeout in seconds, at most {_MOST_SECONDS}."
+            )
+        if self.dispatched is None or claims is False:
+            return None
+        seconds = TIMEOUT if claims is True else float(claims)
+        return Claims(self.dispatched, state, self._open_synchronous_client, self.claimable_receivers, seconds)
+
+    def claimable_receivers(self) -> list[NamedReceiver]:
+        """The receivers of this process that dispatchers can take over."""
+        return []
+
+    def _open_synchronous_client(self) -> Any:
+        """A client for the thread that records claims. It has few connections, and no listeners."""
+        options: dict[str, Any] = {"maxPoolSize": 1, "event_listeners": []}
+        if self._url is not None:
+            return pymongo.MongoClient(self._url, **options)
+        given = _pymongo_client(self._given, self.driver)._init_kwargs
+        return pymongo.MongoClient(**{**given, **options})
 
     def _set_url(self, url: str) -> None:
         options = decoding_options(url)  # first: our error names the valid values, the driver's does not
@@ -235,6 +276,8 @@ class Deployment:
         opened = self._clients.get(loop)
         if opened is not None:
             await opened.closer.aclose()
+        if self.claims is not None and not self._clients:
+            await asyncio.to_thread(self.claims.close)
 
 
 def _pymongo_client(client: Any, driver: str) -> Any:

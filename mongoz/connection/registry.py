@@ -5,8 +5,9 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, cast
 
+from mongoz.claims.document import NamedReceiver
 from mongoz.connection.database import Database
-from mongoz.connection.deployment import Deployment
+from mongoz.connection.deployment import DEFAULT_STATE, Deployment
 from mongoz.connection.transactions import run_transaction, transaction
 
 __all__ = ["Registry"]
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 class _RegisteredDocument(Protocol):
     """The interface of documents that a registry needs."""
+
+    meta: Any
 
     async def check_indexes(self) -> None: ...
 
@@ -32,6 +35,9 @@ class Registry(Deployment):
         driver: `"pymongo"` (default) or `"motor"`: the driver that opens a URL.
         dispatched: the name of the group of dispatchers that serves this registry; True is the group "default".
             Writes are then stamped where needed, so that nothing is delivered twice.
+        state: the database with the state of the dispatchers, as in `dispatcher --state-database`.
+        claims: if the process dies, a dispatcher takes over the receivers of its writes that did not run. A number
+            is the timeout in seconds after which it counts as dead (15 by default); False turns it off.
         event_loop: accepted for applications that pass it, and ignored: clients follow the running loop.
 
     Raises:
@@ -48,9 +54,11 @@ class Registry(Deployment):
         *,
         driver: str | None = None,
         dispatched: bool | str = False,
+        state: str = DEFAULT_STATE,
+        claims: bool | float = True,
         event_loop: object = None,  # noqa: ARG002 - see the docstring
     ) -> None:
-        super().__init__(url, driver, dispatched)
+        super().__init__(url, driver, dispatched, state, claims)
         self.documents: dict[str, type] = {}
         self._all_documents: list[type] = []
 
@@ -58,6 +66,15 @@ class Registry(Deployment):
     def all_documents(self) -> tuple[type, ...]:
         """Every concrete document class, including classes whose name a later class uses."""
         return tuple(self._all_documents)
+
+    def claimable_receivers(self) -> list[NamedReceiver]:
+        """The receivers of this process that dispatchers can take over."""
+        found: list[NamedReceiver] = []
+        for document in cast("list[_RegisteredDocument]", list(self._all_documents)):
+            signals = document.meta.signals
+            for signal in (signals.post_save, signals.post_update, signals.post_delete):
+                found += signal.claimable_receivers
+        return found
 
     def register(self, document: type) -> None:
         """Add a concrete document. Defining its class does this."""

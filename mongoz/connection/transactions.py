@@ -19,6 +19,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
+from mongoz.claims.book import OpenClaim
 from mongoz.connection.cancellation import uninterrupted
 from mongoz.connection.deployment import Deployment
 from mongoz.connection.elections import as_transient, is_connection_error
@@ -77,6 +78,7 @@ class Transaction:
     __slots__ = (
         "__weakref__",
         "_after_commit",
+        "_claims",
         "_on_abort",
         "_task",
         "deployment",
@@ -93,6 +95,7 @@ class Transaction:
         self._task = asyncio.current_task()
         self._after_commit: list[Callable[[], Awaitable[None]]] = []
         self._on_abort: list[Callable[[], None]] = []
+        self._claims: list[OpenClaim] = []
         _by_session[_key(session)] = self
 
     @property
@@ -109,6 +112,10 @@ class Transaction:
         """Whether any action waits for the commit."""
         return bool(self._after_commit)
 
+    def add_claim(self, claim: OpenClaim) -> None:
+        """Note the claim of a write. It is done if the transaction aborts, or when the receivers have run."""
+        self._claims.append(claim)
+
     def on_abort(self, undo: Callable[[], None]) -> None:
         """Call `undo` if the transaction aborts, so that instances match the database again."""
         self._on_abort.append(undo)
@@ -123,16 +130,26 @@ class Transaction:
         self.is_committed = True
         _by_session.pop(_key(self.session), None)
         errors: list[Exception] = []
-        for action in self._after_commit:
-            try:
-                await action()
-            except Exception as error:
-                errors.append(error)
+        try:
+            for action in self._after_commit:
+                try:
+                    await action()
+                except Exception as error:
+                    errors.append(error)
+        finally:  # dispatchers run what did not run here
+            for claim in self._claims:
+                claim.release()
         raise_together(errors, f"{len(errors)} writes of a transaction have receivers that raised")
+
+    def end_claims(self) -> None:
+        """Note that the writes certainly did not take effect."""
+        for claim in self._claims:
+            claim.done()
 
     def undo_in_memory(self) -> None:
         """Drop its actions, and reset the instances that it wrote."""
         _by_session.pop(_key(self.session), None)
+        self.end_claims()
         for undo in reversed(self._on_abort):
             undo()
 
@@ -273,6 +290,8 @@ async def _finish_when_known(own: Transaction, held: AsyncExitStack) -> None:
         committed = await is_committed(own.session)
     if committed:
         await own.run_commit_actions()
+    else:
+        own.end_claims()
 
 
 async def _abort(own: Transaction) -> None:

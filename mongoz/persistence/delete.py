@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
+from mongoz.claims.book import OpenClaim
 from mongoz.connection.elections import as_transient
 from mongoz.connection.retry import ask_until_answered
 from mongoz.connection.transactions import is_committed, run_private_transaction
@@ -101,6 +102,8 @@ async def _look_up_outcome(
                 took_effect = await ask_until_answered(partial(deletion.took_effect, session))
         if took_effect:
             await _fire(copied, deletion)
+        else:
+            deletion.undone()
 
     deletion.target.deployment.run_in_background(fire_when_known())
     raise error
@@ -108,7 +111,8 @@ async def _look_up_outcome(
 
 async def _fire(instance: Model, deletion: "_Deletion") -> None:
     document = type(instance).meta.document
-    await deletion.target.fire(deletion.firing, document, deletion.token, {"instance": instance})
+    keywords = {"instance": instance}
+    await deletion.target.fire(deletion.firing, document, deletion.token, keywords, deletion.claim)
 
 
 def needs_marker(target: WriteTarget, firing: Firing) -> bool:
@@ -130,9 +134,10 @@ class _Deletion:
         firing: the receivers to run; if the server refused the marker, only receivers that no dispatcher runs.
         token: the id of the delete; empty if there was nothing to delete.
         is_marked: the latest attempt was a marker and a delete in a transaction.
+        claim: the claim in the marker of the latest attempt, or None.
     """
 
-    __slots__ = ("_id", "_originator", "_sent_at", "firing", "is_marked", "target", "token")
+    __slots__ = ("_id", "_originator", "_sent_at", "claim", "firing", "is_marked", "target", "token")
 
     def __init__(self, id_: Any, target: WriteTarget, firing: Firing, originator: Originator) -> None:
         self._id = id_
@@ -142,6 +147,7 @@ class _Deletion:
         self.firing = firing
         self.token = ""
         self.is_marked = False
+        self.claim: OpenClaim | None = None
 
     @property
     def needs_outcome(self) -> bool:
@@ -185,19 +191,31 @@ class _Deletion:
             self.token = ""
 
     async def _mark_and_delete(self, session: Any) -> None:
+        self.undone()
         self.token, self.is_marked = "", True
         # Each attempt gets a new stamp, because a stamp is valid for a short time only.
         origin = self._originator.origin_for(self._id)
+        self.claim = origin.claim
         marker = {"$set": {FIELD: origin.stamp}}
         marked = await self.target.driver_collection.update_one({"_id": self._id}, marker, session=session)
         if marked.matched_count:
             await self.target.driver_collection.delete_one({"_id": self._id}, session=session)
             self.token = origin.token
+        else:
+            self.undone()
+
+    def undone(self) -> None:
+        """Note that the latest marked attempt certainly did not take effect."""
+        if self.claim is not None:
+            self.claim.done()
+            self.claim = None
 
     async def _delete_marked(self, session: Any) -> None:
         try:
             await run_private_transaction(self.target.deployment, session, self._mark_and_delete)
         except PyMongoError as error:
+            if not is_commit_unknown(error):
+                self.undone()
             if refuses_stamp(error):
                 self.firing = leave_to_dispatchers(self.firing)
             elif not has_no_transactions(error):

@@ -6,13 +6,17 @@ from mongoz.exceptions import DocumentNotFound, WriteConflict
 from mongoz.model.base import Model
 from mongoz.persistence.target import WriteTarget
 
-__all__ = ["ATTEMPTS", "DocumentChanged", "document_gone", "require_id", "write_conflict"]
+__all__ = ["ATTEMPTS", "DocumentChanged", "NotWritten", "document_gone", "require_id", "write_conflict"]
 
 ATTEMPTS: Final = 100
 """Attempts to write a document that other clients change between the read and the write."""
 
 
-class DocumentChanged(Exception):
+class NotWritten(Exception):
+    """The command was answered, and has written nothing."""
+
+
+class DocumentChanged(NotWritten):
     """The document changed between the read and the write."""
 
 

@@ -10,6 +10,7 @@ from mongoz.connection.cancellation import uninterrupted
 from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.model.state import remember
+from mongoz.persistence.errors import NotWritten
 from mongoz.persistence.origin import make_originator, must_stamp, unstamped_origin
 from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.pre_signals import fire_pre_signal
@@ -167,5 +168,5 @@ def _as_pipeline(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"$replaceWith": {"$cond": [is_new, {"$literal": row}, "$$ROOT"]}}]
 
 
-class _DocumentExists(Exception):
+class _DocumentExists(NotWritten):
     """An existing document matches the filter."""

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
+from mongoz.claims.book import OpenClaim
 from mongoz.connection import Collection
 from mongoz.connection.cancellation import is_caller_cancelled, uninterrupted
 from mongoz.connection.clock import ServerClock
@@ -157,7 +158,14 @@ class WriteTarget(NamedTuple):
         """
         return uninterrupted(unit) if firing.receivers and not self.in_transaction else unit
 
-    def fire(self, firing: Firing, sender: type, delivery_id: str, keywords: dict[str, Any]) -> Awaitable[None]:
+    def fire(
+        self,
+        firing: Firing,
+        sender: type,
+        delivery_id: str,
+        keywords: dict[str, Any],
+        claim: OpenClaim | None = None,
+    ) -> Awaitable[None]:
         """Run the receivers, or schedule them for the commit. The caller awaits the result in either case.
 
         Args:
@@ -165,6 +173,7 @@ class WriteTarget(NamedTuple):
             sender: the document class.
             delivery_id: the token of the write.
             keywords: further keywords of the receivers.
+            claim: the claim of the write, if it has one. It ends with the receivers.
 
         Raises:
             Exception: the error of the only failing receiver.
@@ -173,10 +182,10 @@ class WriteTarget(NamedTuple):
         if not firing.receivers:
             return _DONE
         if self.transaction is None:
-            return firing.run(sender, delivery_id, **keywords)
+            return firing.run(sender, delivery_id, claim, **keywords)
         # Later calls may change the instance before the commit, so receivers get a copy.
         kept = {**keywords, "instance": independent_copy(keywords["instance"])}
-        self.transaction.after_commit(partial(firing.run, sender, delivery_id, **kept))
+        self.transaction.after_commit(partial(firing.run, sender, delivery_id, claim, **kept))
         return _DONE
 
     def undo_on_abort(self, instance: Model) -> None:

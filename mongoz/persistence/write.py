@@ -3,14 +3,17 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from pydantic import ValidationError
 from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
 
 from mongoz.connection.cancellation import uninterrupted
 from mongoz.connection.elections import as_transient, is_connection_error
 from mongoz.connection.retry import ask_until_answered
+from mongoz.exceptions import DocumentNotFound
 from mongoz.model.base import Model
+from mongoz.persistence.errors import NotWritten
 from mongoz.persistence.origin import Origin
 from mongoz.persistence.outcome.lookup import fence_session, find_written_row, is_outcome_unknown
 from mongoz.persistence.outcome.refusals import explain_refusal, explain_unstorable
@@ -21,6 +24,9 @@ from mongoz.signals.post_signals import Firing
 __all__ = ["Write", "note_unknown_outcome", "raise_after_firing", "write_and_fire"]
 
 Row = Any
+
+# Errors after which the write certainly did not take effect.
+_NOT_WRITTEN: Final = (ServerSelectionTimeoutError, NotWritten, DocumentNotFound, ValidationError)
 
 
 class Write(NamedTuple):
@@ -47,10 +53,22 @@ class Write(NamedTuple):
     settle: Callable[[Model, Any], dict[str, Any]]
     inserts: bool = False
 
+    @property
+    def runs_unclaimed(self) -> bool:
+        """Whether there are receivers that dispatchers don't take over."""
+        claim = self.origin.claim
+        return claim is None or any(receiver not in claim.covered for receiver in self.firing.receivers)
+
     def settle_and_fire(self, row: Row) -> Awaitable[None]:
         """Run the receivers, or schedule them for the commit. The caller awaits the result in either case."""
-        keywords = self.settle(self.instance, row)
-        return self.target.fire(self.firing, self.instance.meta.document, self.origin.token, keywords)
+        try:
+            keywords = self.settle(self.instance, row)
+        except BaseException:
+            self.origin.leave()
+            raise
+        return self.target.fire(
+            self.firing, self.instance.meta.document, self.origin.token, keywords, self.origin.claim
+        )
 
 
 def write_and_fire(write: Write) -> Awaitable[None]:
@@ -109,10 +127,15 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
     """
     # A ServerSelectionTimeoutError shows that the write was never sent. If a first attempt had been sent, the
     # driver would raise the error of that attempt.
-    if isinstance(error, ServerSelectionTimeoutError) or not isinstance(error, PyMongoError):
+    if isinstance(error, _NOT_WRITTEN):
+        write.origin.undone()
+        raise error
+    if not isinstance(error, PyMongoError):
+        write.origin.leave()  # the end of the event loop, or an error of any type
         explain_unstorable(error, write.instance)
         raise error
     if not is_outcome_unknown(error):
+        write.origin.undone()
         explain_refusal(error)
         raise error
     fenced = session if isinstance(error, ConnectionFailure) or is_connection_error(error) else None
@@ -120,9 +143,12 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
         found = await _look_up(write, fenced)
     except PyMongoError:
         note_unknown_outcome(error)
-        _fire_in_background(write, fenced, held)
+        write.origin.leave()
+        if write.runs_unclaimed:
+            _fire_in_background(write, fenced, held)
         raise error from None
     if found is None:
+        write.origin.undone()
         raise error
     return found
 

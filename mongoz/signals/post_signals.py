@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
+from mongoz.claims.book import OpenClaim
 from mongoz.error_groups import raise_together
 from mongoz.exceptions import SignalError
 from mongoz.signals.chains import Link
@@ -35,12 +36,17 @@ class Firing(NamedTuple):
         """Whether a dispatcher must know that mongoz made the write."""
         return bool(self.receivers or self.muted or self.hops)
 
-    async def run(self, sender: type, delivery_id: str, **keywords: Any) -> None:
+    async def run(
+        self, sender: type, delivery_id: str, claim: OpenClaim | None = None, /, **keywords: Any
+    ) -> None:
         """Await all receivers, one after another; then raise their errors.
+
+        Claimed receivers that may not start here any more are left to dispatchers.
 
         Args:
             sender: the document class.
             delivery_id: the token of the write.
+            claim: the claim of the write, if it has one. It ends here.
             **keywords: further keywords of the receivers.
 
         Raises:
@@ -48,11 +54,15 @@ class Firing(NamedTuple):
             ExceptionGroup: several receivers failed. In both cases the document stays written.
         """
         errors: list[Exception] = []
+        is_complete = True
         name = self.signal.name or ""
         image: Literal["pre", "post"] = "pre" if name == "post_delete" else "post"
         keywords["sender"] = sender
         with Link(self.signal) as link:
             for receiver in self.receivers:
+                if claim is not None and receiver in claim.covered and not claim.may_start:
+                    is_complete = False
+                    continue
                 link.receiver = receiver.name
                 # Positional arguments: keywords would take three times as long.
                 keywords["delivery"] = Delivery(
@@ -62,10 +72,21 @@ class Firing(NamedTuple):
                     await receiver.function(**keywords)
                 except asyncio.CancelledError as error:
                     if _is_cancelled_here():
+                        if claim is not None:
+                            claim.release()
                         raise
                     errors.append(_cancelled_inside(receiver, error))
                 except Exception as error:
                     errors.append(error)
+                except BaseException:
+                    if claim is not None:
+                        claim.release()
+                    raise
+        if claim is not None:
+            if is_complete:
+                claim.done()
+            else:
+                claim.release()
         if errors:
             count = f"{len(errors)} of {len(self.receivers)}"
             raise_together(errors, f"{count} {name} receivers of {sender.__name__} raised")

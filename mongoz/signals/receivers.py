@@ -38,7 +38,8 @@ class Delivery(NamedTuple):
             Each replay and each backfill has ids of its own.
         signal: name of the signal, `"post_save"` for example.
         receiver: name of the receiver, the same in all processes.
-        origin: `"process"` (awaited by the writer) or `"stream"` (delivered by a dispatcher).
+        origin: `"process"` (awaited by the writer), `"stream"` (delivered by a dispatcher), or `"takeover"`
+            (delivered by a dispatcher, since the writing process died or left it to dispatchers).
         attempt: 1, 2, ...; above 1 only in the dispatcher.
         term: grows whenever another dispatcher process takes over, so that an external system can refuse calls
             with a smaller term. 0 in process.
@@ -49,12 +50,14 @@ class Delivery(NamedTuple):
             deletion, `"key"` only its id.
         replayed: True in a replay, in a backfill, and for a retried dead letter: there is no new write.
         session: the session of a transactional receiver, else None.
+        superseded: in a takeover, another process has written the document since, and may have run this receiver.
+            `instance` is then the current document.
     """
 
     id: str
     signal: str
     receiver: str
-    origin: Literal["process", "stream"]
+    origin: Literal["process", "stream", "takeover"]
     attempt: int = 1
     term: int = 0
     cluster_time: Timestamp | None = None
@@ -62,6 +65,7 @@ class Delivery(NamedTuple):
     image: Literal["post", "current", "pre", "key"] = "post"
     replayed: bool = False
     session: Any = None
+    superseded: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -5,11 +5,19 @@ from collections.abc import Iterable
 from typing import Any, TypeVar, Unpack
 from weakref import WeakSet
 
+from mongoz.claims.document import NamedReceiver
 from mongoz.exceptions import SignalError
 from mongoz.signals.mutes import is_muted, muting
 from mongoz.signals.names import POST
 from mongoz.signals.options import ReceiverOptions
-from mongoz.signals.receivers import Receiver, ReceiverFunction, make_receiver, stamp_ids, with_ids
+from mongoz.signals.receivers import (
+    Receiver,
+    ReceiverFunction,
+    importable_name,
+    make_receiver,
+    stamp_ids,
+    with_ids,
+)
 from mongoz.signals.taps import Tap, active_observers, unsilenced
 
 __all__ = ["Signal"]
@@ -32,6 +40,7 @@ class Signal:
     __slots__ = (
         "__weakref__",
         "_children",
+        "_claimable_ids",
         "_functions",
         "_in_process",
         "_in_process_ids",
@@ -40,6 +49,7 @@ class Signal:
         "_parents",
         "_resolved",
         "_taps",
+        "cached_claims",
         "cached_firing",
         "dispatched",
         "name",
@@ -58,7 +68,9 @@ class Signal:
         self._only: ReceiverFunction | None = None  # the only function, if there is exactly one
         self._in_process: tuple[Receiver, ...] = ()
         self._in_process_ids: frozenset[bytes] | None = None
+        self._claimable_ids: frozenset[bytes] | None = None
         self._taps: tuple[Tap, ...] = ()  # while there are taps, receivers and firings are not cached
+        self.cached_claims: Any = None  # of `persistence/origin.py`
         self.cached_firing: Any = None  # of `post_signals.plan_firing`
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
@@ -175,6 +187,28 @@ class Signal:
             self._in_process_ids = self._ids(receivers)
         return self._in_process_ids
 
+    def claimable_ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
+        """The ids in stamps of those receivers that dispatchers can take over."""
+        if receivers is not self._in_process:
+            return self._ids(receiver for receiver in receivers if receiver.runs_in_dispatcher)
+        if self._claimable_ids is None:
+            self._claimable_ids = self._ids(receiver for receiver in receivers if receiver.runs_in_dispatcher)
+        return self._claimable_ids
+
+    @property
+    def claimable_receivers(self) -> tuple[NamedReceiver, ...]:
+        """The receivers of the writing process that dispatchers can take over."""
+        if self.sender is None or self.name is None:
+            return ()
+        sender, name = self.sender, self.name
+        owner = importable_name(sender)
+        claimable = [receiver for receiver in self.in_process if receiver.runs_in_dispatcher]
+        ids = [stamp_ids(receiver, sender, name) for receiver in claimable]
+        return tuple(
+            NamedReceiver(present, tuple(former), owner, name, receiver.name)
+            for receiver, (present, *former) in zip(claimable, ids, strict=True)
+        )
+
     def _ids(self, receivers: Iterable[Receiver]) -> frozenset[bytes]:
         if self.sender is None or self.name is None:
             return frozenset()
@@ -263,7 +297,8 @@ class Signal:
             child._clear_cache()
 
     def _clear_cache(self) -> None:
-        self._functions = self._only = self._in_process_ids = self.cached_firing = None
+        self._functions = self._only = self._in_process_ids = self._claimable_ids = None
+        self.cached_claims = self.cached_firing = None
 
     def _check_identities(self, receivers: Iterable[Receiver]) -> None:
         """Refuse receivers that a dispatcher could not find by name, or could not distinguish."""

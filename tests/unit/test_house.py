@@ -21,6 +21,7 @@ WITHOUT_A_PUBLIC_CALL = {
     "_add_error_label": "PyMongo: labels of an error that the ODM makes",
     "_attributes_set": "pydantic: the arguments of a field that a copy keeps",
     "_decoder_map": "PyMongo: the decoders of a type registry",
+    "_init_kwargs": "PyMongo: the arguments of a client that the application opened",
     "_servers": "PyMongo: connections to close after an election",
     "_topology": "PyMongo: connections to close after an election",
 }

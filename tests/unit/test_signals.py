@@ -871,6 +871,7 @@ async def test_post_receivers_get_their_delivery(name: str) -> None:
         "wall_time": None,
         "image": "pre" if name == "post_delete" else "post",
         "replayed": False,
+        "superseded": False,
         "session": None,
     }
 

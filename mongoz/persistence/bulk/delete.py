@@ -3,12 +3,15 @@
 If dispatchers need it, each document gets a marker before it is deleted: see `mongoz.persistence.delete`.
 """
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from pymongo import UpdateOne
 from pymongo.errors import PyMongoError
 
+from mongoz.claims.book import OpenClaim
 from mongoz.connection.transactions import is_committed, run_private_transaction
 from mongoz.ids import new_token
 from mongoz.model.base import Model
@@ -84,7 +87,10 @@ async def _delete_batch(
 
             async def find_written() -> list[WrittenDocument]:
                 committed = await is_committed(unknown.session)
-                return _written(copies, unknown.deleted) if committed else []
+                if not committed:
+                    unknown.deleted.note_undone()
+                    return []
+                return _written(copies, unknown.deleted)
 
             fire_when_known(document, unknown.deleted.firing, target, find_written, unknown.held)
             raise unknown.error from None
@@ -97,7 +103,10 @@ async def _delete_batch(
 
 
 def _written(instances: dict[bytes, Any], deleted: "_Deleted") -> list[WrittenDocument]:
-    return [WrittenDocument(instances[key], token, {}) for key, token in deleted.tokens.items()]
+    claims = deleted.claims
+    return [
+        WrittenDocument(instances[key], token, {}, claim=claims.get(key)) for key, token in deleted.tokens.items()
+    ]
 
 
 async def _delete_without_receivers(
@@ -154,6 +163,8 @@ async def _delete_together(
 
     async def find_and_delete(session: Any) -> None:
         nonlocal deleted
+        if deleted is not None:  # an earlier attempt of the transaction
+            deleted.note_undone()
         deleted = None
         found = [row["_id"] for row in await selection.matching(ids, {"_id": 1}, session)]
         if not found:
@@ -169,7 +180,8 @@ async def _delete_together(
             await target.driver_collection.bulk_write(markers, session=session)
         result = await target.driver_collection.delete_many({"_id": {"$in": found}}, session=session)
         tokens = {id_key(id_): origin.token for id_, origin in zip(found, origins, strict=True)}
-        deleted = _Deleted(int(result.deleted_count), tokens, firing)
+        claims = {id_key(id_): one.claim for id_, one in zip(found, origins, strict=True) if one.claim}
+        deleted = _Deleted(int(result.deleted_count), tokens, firing, claims=claims)
 
     if target.in_transaction:
         await find_and_delete(target.session)
@@ -181,6 +193,8 @@ async def _delete_together(
             await run_private_transaction(target.deployment, session, find_and_delete)
         except PyMongoError as error:
             if deleted is None or not (deleted.tokens and firing.receivers and is_commit_unknown(error)):
+                if deleted is not None and not is_commit_unknown(error):
+                    deleted.note_undone()
                 raise
             raise _DeleteOutcomeUnknown(error, deleted, session, held.pop_all()) from None
     assert deleted is not None
@@ -214,12 +228,19 @@ class _Deleted(NamedTuple):
         tokens: their tokens, by `id_key`.
         firing: the receivers to run.
         failure: the error that stopped the batch.
+        claims: the claims of the deletes, by `id_key`.
     """
 
     number: int
     tokens: dict[bytes, str]
     firing: Firing
     failure: PyMongoError | None = None
+    claims: Mapping[bytes, OpenClaim] = MappingProxyType({})
+
+    def note_undone(self) -> None:
+        """Note that the deletes certainly did not take effect."""
+        for claim in self.claims.values():
+            claim.done()
 
 
 class _DeleteOutcomeUnknown(Exception):

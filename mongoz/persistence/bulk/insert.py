@@ -90,7 +90,8 @@ async def _insert_batch(
                 target.undo_on_abort(instances[place])
                 mark_inserted(instances[place], rows[place], target.other_collection(document))
                 keywords = {"created": True, "previous": None}
-                written.append(WrittenDocument(instances[place], origins[place].token, keywords))
+                token, _, claim = origins[place]
+                written.append(WrittenDocument(instances[place], token, keywords, claim=claim))
             return written
 
         instances = [instance for instance, _ in batch]
@@ -98,6 +99,8 @@ async def _insert_batch(
             failure, inserted = await _send(stamped, origins, target)
         except _InsertOutcomeUnknown as unknown:
             note_unknown_outcome(unknown.error)
+            for origin in origins:
+                origin.leave()
             # Receivers get copies, since the caller may insert the instances again.
             copies, look_up = [independent_copy(instance) for instance in instances], unknown.look_up
 
@@ -107,9 +110,13 @@ async def _insert_batch(
             fire_when_known(document, firing, target, find_written, unknown.held)
             raise unknown.error from None
         except Exception as error:
-            for instance in instances:
+            for instance, origin in zip(instances, origins, strict=True):
+                origin.undone() if isinstance(error, PyMongoError) else origin.leave()
                 explain_unstorable(error, instance)
             raise
+        for place, origin in enumerate(origins):
+            if place not in inserted and not target.in_transaction:
+                origin.undone()
         written = settle(instances, inserted)
         before, progress.done = progress.done, progress.done + len(written)
         await fire_for_each(document, firing, target, written, progress)

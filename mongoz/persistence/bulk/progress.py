@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from pymongo.read_preferences import ReadPreference
 
+from mongoz.claims.book import OpenClaim
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.error_groups import raise_together
 from mongoz.keys import canonical
@@ -39,6 +40,7 @@ class WrittenDocument(NamedTuple):
     token: str
     keywords: dict[str, Any]
     firing: Firing | None = None
+    claim: OpenClaim | None = None
 
 
 class BulkProgress:
@@ -102,7 +104,8 @@ async def fire_for_each(
         if not its_firing.receivers:
             continue
         try:
-            await target.fire(its_firing, document, each.token, {"instance": each.instance, **each.keywords})
+            keywords = {"instance": each.instance, **each.keywords}
+            await target.fire(its_firing, document, each.token, keywords, each.claim)
         except Exception as error:
             progress.add_error(error)
 

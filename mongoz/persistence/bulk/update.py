@@ -232,6 +232,7 @@ class _BulkUpdate(Generic[D]):
                     await run_private_transaction_once(self.target.deployment, session, batch.write)
                 except PyMongoError as error:
                     if not is_commit_unknown(error):
+                        batch.note_unwritten()
                         return ids
                     if firing.receivers and batch.written:
                         self._fire_when_known(batch, error, session, held.pop_all())
@@ -263,6 +264,7 @@ class _BulkUpdate(Generic[D]):
 
         async def find_written() -> list[WrittenDocument]:
             if not await is_committed(session):
+                batch.note_unwritten()
                 return []
             return [self._written(update, update.row_after(row), origin) for update, origin, row in batch.written]
 
@@ -280,7 +282,7 @@ class _BulkUpdate(Generic[D]):
         instance = hydrate_leniently(self.document, kept, self.other_collection)
         if update.instance is not None:  # `pre_update` receivers got this instance
             instance = _replace_values(update.instance, instance)
-        return WrittenDocument(instance, origin.token, self._keywords(update), update.firing)
+        return WrittenDocument(instance, origin.token, self._keywords(update), update.firing, origin.claim)
 
     def _keywords(self, update: DocumentUpdate) -> dict[str, Any]:
         tops = (operation.top for operation in update.operations)

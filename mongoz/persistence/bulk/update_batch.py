@@ -81,6 +81,12 @@ class UpdateBatch:
         self._make_update = make_update
         self.written: list[tuple[DocumentUpdate, Origin, Row]] = []
         self.changed: list[Any] = []
+        self._origins: list[Origin] = []
+
+    def note_unwritten(self) -> None:
+        """Note that the transaction was certainly not committed."""
+        for origin in self._origins:
+            origin.undone()
 
     async def write(self, session: Any) -> None:
         """Read the matching documents and update them, in a transaction."""
@@ -102,6 +108,7 @@ class UpdateBatch:
                     update.firing, target, Call.UPDATED, natural=True
                 )
         origins = [originators[update.firing].origin_for(update.row["_id"]) for update in updates]
+        self._origins = origins
         requests = [
             UpdateOne({"_id": update.row["_id"]}, update.request(origin))
             for update, origin in zip(updates, origins, strict=True)

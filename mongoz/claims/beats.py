@@ -1,0 +1,258 @@
+"""Beats: a thread with its own client records the book of this process in the state database.
+
+The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
+beats it has only a weak reference to the claims, so it ends together with their registry.
+"""
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import ref
+
+import pymongo
+from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.write_concern import WriteConcern
+
+from mongoz.claims.book import MOST_RELEASED, Book
+from mongoz.claims.document import CLAIMS, NamedReceiver
+from mongoz.uptime import now
+
+__all__ = ["BeatThread", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
+
+_POSITIONS: Final = "positions"  # the dispatcher's collection with the layout of the group
+_UNAUTHORIZED: Final = 13
+
+# Ended books whose end is still to be recorded. Without the record, dispatchers notice the end by the timeout.
+_MOST_ENDED: Final = 10
+
+# Maximum seconds for the record of the end when the process exits.
+_LAST_BEAT: Final = 2.0
+
+
+class ClaimRefusal(NamedTuple):
+    """A reason why this process claims nothing now.
+
+    Attributes:
+        name: for counters.
+        text: for people.
+    """
+
+    name: str
+    text: str
+
+
+class Recorded(Protocol):
+    """The claims that a thread records."""
+
+    book: Book
+    refusal: ClaimRefusal | None
+
+    def replace_book(self) -> Book:
+        """Begin a new incarnation; returns the book of the earlier one, which is over."""
+
+
+def pause_after(seconds: float, *, is_waiting: bool) -> float:
+    """Seconds until the next beat.
+
+    Args:
+        seconds: the timeout.
+        is_waiting: claims are open, or a dispatcher can't know yet that they are done.
+    """
+    return seconds / (15 if is_waiting else 5)
+
+
+class BookRecorder:
+    """Writes books to the state database.
+
+    Args:
+        group: the group of dispatchers.
+        state: the name of the state database.
+        connect: opens a synchronous client.
+        receivers: returns the receivers of the process that dispatchers can take over.
+    """
+
+    def __init__(
+        self, group: str, state: str, connect: Callable[[], Any], receivers: Callable[[], Iterable[NamedReceiver]]
+    ) -> None:
+        self._group = group
+        self._state = state
+        self._connect = connect
+        self._receivers = receivers
+        self._client: Any = None
+        self._is_announced = False
+        self._beat = 0
+        self._recorded_high = 0
+        self._named: tuple[NamedReceiver, ...] = ()
+        self._ended: deque[Book] = deque(maxlen=_MOST_ENDED)
+        self._started_at = datetime.now(UTC)
+        self._book: Book | None = None
+
+    def record(self, claims: Recorded) -> float:
+        """Record the present book; returns the seconds until the next time."""
+        book = claims.book
+        seconds = book.seconds
+        with pymongo.timeout(seconds / 3):
+            try:
+                if not self._is_announced and not self._look_for_announcement():
+                    claims.refusal = ClaimRefusal(
+                        "not announced", f"no dispatcher of the group {self._group!r} takes over"
+                    )
+                    return pause_after(seconds, is_waiting=False)
+                if self._is_over(book):
+                    self._ended.append(claims.replace_book())
+                    self._beat, self._recorded_high, self._named = 0, 0, ()
+                self._book = claims.book
+                self._write(claims.book)
+                claims.refusal = None
+                while self._ended:
+                    self._write_end(self._ended[0])
+                    self._ended.popleft()
+            except Exception as error:  # errors of any type: the next beat may succeed
+                claims.refusal = _refusal_of(error)
+                return pause_after(seconds, is_waiting=True)
+        book = claims.book
+        return pause_after(seconds, is_waiting=book.has_open or book.high > self._recorded_high or book.is_over)
+
+    def finish(self) -> None:
+        """Record the end of the last book, and close the client."""
+        if self._book is not None:
+            self._book.end()
+            with suppress(PyMongoError), pymongo.timeout(_LAST_BEAT):  # else the timeout shows the end
+                self._write_end(self._book)
+        if self._client is not None:
+            self._client.close()
+
+    def _is_over(self, book: Book) -> bool:
+        if book.released > MOST_RELEASED:
+            book.end()
+        return not book.is_valid and book.is_over
+
+    @property
+    def _collection(self) -> Any:
+        return self._database.get_collection(CLAIMS, write_concern=WriteConcern("majority"))
+
+    @property
+    def _database(self) -> Any:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client[self._state]
+
+    def _look_for_announcement(self) -> bool:
+        positions = self._database.get_collection(_POSITIONS, read_concern=ReadConcern("majority"))
+        layout = positions.find_one({"_id": self._group}, {"claims": 1})
+        self._is_announced = layout is not None and bool(layout.get("claims"))
+        return self._is_announced
+
+    def _write(self, book: Book) -> None:
+        """Write a beat. If the document is fenced or missing, the book is over."""
+        self._beat += 1
+        receivers, taken = tuple(self._receivers()), book.snapshot()
+        sent = now()
+        update: dict[str, Any] = {
+            "$set": {
+                "beat": self._beat,
+                "high": taken.high,
+                "open": list(taken.open),
+                "released": list(taken.released),
+            },
+            "$currentDate": {"beat_at": True},
+        }
+        if receivers != self._named:
+            update["$set"]["receivers"] = [_fields_of(one) for one in receivers]
+        if not book.is_known:
+            update["$setOnInsert"] = self._identity(book)
+        id_ = book.incarnation.hex()
+        condition = {"_id": id_, "fenced_at": {"$exists": False}, "beat": {"$lt": self._beat}}
+        try:
+            result = self._collection.update_one(condition, update, upsert=not book.is_known)
+        except DuplicateKeyError:  # it was fenced after a beat whose answer got lost
+            book.end()
+            return
+        if not (result.matched_count or result.upserted_id):
+            book.end()
+            return
+        self._named, self._recorded_high = receivers, taken.high
+        book.acknowledge(sent, frozenset(id_ for one in receivers for id_ in one.ids))
+
+    def _write_end(self, book: Book) -> None:
+        """Fence a book of this process: dispatchers take over at once what is not done."""
+        taken = book.snapshot()
+        fields = {"high": taken.high, "open": list(taken.open), "released": list(taken.released)}
+        condition = {"_id": book.incarnation.hex(), "fenced_at": {"$exists": False}}
+        update = {
+            "$set": {**fields, "fenced_by": "process"},
+            "$currentDate": {"fenced_at": True},
+        }
+        self._collection.update_one(condition, update)
+
+    def _identity(self, book: Book) -> dict[str, Any]:
+        return {
+            "group": self._group,
+            "seconds": book.seconds,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+        }
+
+
+def _fields_of(receiver: NamedReceiver) -> dict[str, Any]:
+    return {**receiver._asdict(), "former": list(receiver.former)}
+
+
+def _refusal_of(error: Exception) -> ClaimRefusal:
+    if isinstance(error, OperationFailure) and error.code == _UNAUTHORIZED:
+        text = f"the application may not write to {CLAIMS!r} in the state database: {error}"
+        return ClaimRefusal("unauthorized", text)
+    return ClaimRefusal("no beat", f"the state database can't be written: {error}")
+
+
+class BeatThread(threading.Thread):
+    """Records the book of some claims from time to time, until the claims are gone or closed."""
+
+    def __init__(self, claims: Recorded, recorder: BookRecorder) -> None:
+        super().__init__(name="mongoz-claims", daemon=True)
+        self._claims = ref(claims)
+        self._recorder = recorder
+        self._woken = threading.Event()
+        self._is_stopping = False
+        self._has_begun = False
+        self._waiting: list[Callable[[], None]] = []
+        self._guard = threading.Lock()
+
+    def on_first_beat(self, wake: Callable[[], None]) -> None:
+        """Call `wake`, in this thread or in the caller's, when the first beat was tried."""
+        with self._guard:
+            if not self._has_begun:
+                self._waiting.append(wake)
+                return
+        wake()
+
+    def run(self) -> None:
+        """Beat until the claims are gone or closed."""
+        while not self._is_stopping:
+            claims = self._claims()
+            if claims is None:
+                break
+            pause = self._recorder.record(claims)
+            del claims
+            self._note_first()
+            self._woken.wait(pause)
+        self._recorder.finish()
+
+    def _note_first(self) -> None:
+        with self._guard:
+            self._has_begun, waiting, self._waiting = True, self._waiting, []
+        for wake in waiting:
+            wake()
+
+    def stop(self) -> None:
+        """Record the end of the book, and end. Waits a short time for that."""
+        self._is_stopping = True
+        self._woken.set()
+        self.join(_LAST_BEAT + 0.5)

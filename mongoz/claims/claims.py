@@ -1,0 +1,163 @@
+"""The claims of one registry: the present book, the thread that records it, and what goes unclaimed.
+
+A process begins to claim at its first stamped write. This write waits for the first beat, so that even the only
+write of a script is claimed. Later writes never wait.
+"""
+
+import asyncio
+import atexit
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from threading import Lock
+from typing import Any, Final
+from weakref import WeakSet
+
+from mongoz.claims.beats import BeatThread, BookRecorder, ClaimRefusal
+from mongoz.claims.book import Book, OpenClaim
+from mongoz.claims.document import NamedReceiver
+
+__all__ = ["TIMEOUT", "UNNAMED", "Claims"]
+
+TIMEOUT: Final = 15.0
+"""Default of the timeout, in seconds."""
+
+UNNAMED: Final = ClaimRefusal("new receiver", "a receiver was connected after the last beat")
+"""The cause for receivers that no beat has named yet."""
+
+# Maximum seconds for which the first write of a process waits for the first beat.
+_FIRST_BEAT: Final = 2.0
+
+_log: Final = logging.getLogger("mongoz.claims")
+
+_used: WeakSet["Claims"] = WeakSet()
+
+
+class Claims:
+    """The claims of this process for one registry.
+
+    Args:
+        group: the group of dispatchers.
+        state: the name of the state database.
+        connect: opens a synchronous client for the thread.
+        receivers: returns the receivers of the process that dispatchers can take over.
+        seconds: the timeout.
+
+    Attributes:
+        unclaimed: the number of writes with receivers that are not claimed, by cause.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        state: str,
+        connect: Callable[[], Any],
+        receivers: Callable[[], Iterable[NamedReceiver]],
+        seconds: float = TIMEOUT,
+    ) -> None:
+        self.unclaimed: Counter[str] = Counter()
+        self._recorder = (group, state, connect, receivers)
+        self._seconds = seconds
+        self._lock = Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.book = Book(self._seconds)
+        self.refusal: ClaimRefusal | None = None
+        self._pid = os.getpid()
+        self._thread: BeatThread | None = None
+        self._logged: set[str] = set()
+        self._is_awaited = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a write need not wait for the first beat."""
+        return not self._is_awaited and self._pid == os.getpid()
+
+    async def prepare(self) -> None:
+        """Start the thread, and wait for the first beat, for a short time."""
+        if self._pid != os.getpid():  # a fork without a call of `leave_to_parent`
+            self.leave_to_parent()
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(answered.set)
+
+        thread = self._started()
+        thread.on_first_beat(wake)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_BEAT):
+                await answered.wait()
+        self._is_awaited = False
+
+    def _started(self) -> BeatThread:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                _used.add(self)
+                group, state, connect, receivers = self._recorder
+                self._thread = BeatThread(self, BookRecorder(group, state, connect, receivers))
+                self._thread.start()
+            return self._thread
+
+    def claim(self, covered: frozenset[Any]) -> OpenClaim | None:
+        """A new claim; None if the process can't claim now. The cause is counted.
+
+        Args:
+            covered: the claimed receivers.
+        """
+        claim = self.book.claim(covered)
+        if claim is None:
+            self.note_unclaimed(self._cause())
+        return claim
+
+    def _cause(self) -> ClaimRefusal:
+        if self.refusal is not None:
+            return self.refusal
+        if self.book.is_valid:
+            return ClaimRefusal("crowded", "too many claims are open")
+        return ClaimRefusal("no beat", "the state database has not acknowledged a beat in time")
+
+    def note_unclaimed(self, cause: ClaimRefusal, writes: int = 1) -> None:
+        """Count writes whose receivers are lost if this process dies. The log names each cause once."""
+        self.unclaimed[cause.name] += writes
+        if cause.name not in self._logged:
+            self._logged.add(cause.name)
+            _log.warning("receivers of writes are not protected against the death of this process: %s", cause.text)
+
+    def replace_book(self) -> Book:
+        """Begin a new incarnation; returns the book of the earlier one, which is over."""
+        before, self.book = self.book, Book(self._seconds)
+        before.end()
+        return before
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: begin anew. The claims so far belong to the parent process."""
+        self.book.leave_to_parent()
+        self._lock = Lock()
+        self._begin()
+
+    def close(self) -> None:
+        """Record the end of the book, and stop the thread. A later write begins a new incarnation."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None and thread.is_alive():
+            thread.stop()
+        self._is_awaited = True
+
+
+def _close_all() -> None:
+    for claims in list(_used):
+        claims.close()
+
+
+def _leave_all_to_parent() -> None:
+    for claims in list(_used):
+        claims.leave_to_parent()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_leave_all_to_parent)

@@ -183,6 +183,13 @@ class Settings(BaseSettings):
         description="Days that records of transactional deliveries are kept. It must be longer than the oplog "
         "reaches back.",
     )
+    claim_timeout: float = Field(
+        default=15.0,
+        ge=1.0,
+        le=3_600.0,
+        description="Seconds after which the deliveries of a writing process that is dead or cut off are taken "
+        "over. A process with a longer timeout of its own keeps that one.",
+    )
     dead_letter_retention: float = Field(
         default=90.0,
         ge=0.0,

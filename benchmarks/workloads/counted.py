@@ -20,6 +20,8 @@ from benchmarks.workloads.counting import counted
 from benchmarks.workloads.people import person
 from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
 from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Person, Silent, Stamped
+from dispatcher.claims.store import ClaimStore
+from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Batch, Start
 from dispatcher.core.lease import Lease
@@ -174,6 +176,7 @@ def _pipeline() -> Pipeline:
         Stats(),
         Pauses(group),
         GroupSessions(group, "member"),
+        ClaimWatch(ClaimStore(group), 15.0),
     )
     saved = {"_id": "default:0", "partition": 0, "token": _token(-1), "term": 1}
     position = SavedPositions.read([saved], "default", "state").positions[0]

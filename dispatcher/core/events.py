@@ -124,6 +124,9 @@ class Change(NamedTuple):
         delivery_id: the id of the deliveries, if this id is not computed from the token; "" otherwise. For a late
             stamp, the id comes from the stamp (see `stream/origins.py`). For a held delivery, the id comes from
             the record of the delivery.
+        is_claimed: the delivery is claimed by the writing process, and the claim is not decided yet.
+        takeover: the delivery is made in the place of the writing process.
+        superseded: the document is newer than the change, because a later write may have reached the receivers.
     """
 
     token: str
@@ -145,6 +148,9 @@ class Change(NamedTuple):
     fault: Fault | None = None
     delivery_id: str = ""
     marker: str = ""
+    is_claimed: bool = False
+    takeover: bool = False
+    superseded: bool = False
 
     @property
     def key(self) -> Hashable:
@@ -221,9 +227,11 @@ class Job:
         passed: the number of finished receivers. Their deliveries succeeded, wait in MongoDB, or failed for good.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
+        parts: the number of parts that are not finished: the calls together are one, and each delivery that waits
+            for a claim is one, see `claims/waiting.py`.
     """
 
-    __slots__ = ("announces", "calls", "change", "marker", "passed", "size", "token")
+    __slots__ = ("announces", "calls", "change", "marker", "parts", "passed", "size", "token")
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
@@ -233,10 +241,16 @@ class Job:
         self.passed = 0
         self.marker: Job | None = None
         self.announces = False
+        self.parts = 1
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
+
+    @property
+    def is_begun(self) -> bool:
+        """Returns whether a receiver has got the change, and other deliveries of it are left."""
+        return self.passed > 0
 
     @property
     def done(self) -> bool:

@@ -9,6 +9,7 @@ docs/reference/state.md lists the fields of the documents.
     controls      requests of operators to running dispatchers, and runs (replays and backfills)
     gaps          one document per gap: changes that can't be delivered
     deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction
+    claims        one document per incarnation of a writing process, see `mongoz/claims/document.py`
     sessions      one document per session in which a process runs transactional receivers
     relays        one document per topic of a relay, with the position up to which changes are published
     relayed.files, relayed.chunks     change events that do not fit into a record of a topic, in GridFS
@@ -28,6 +29,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from dispatcher.core.bson_elements import readable
+from mongoz.claims import document
 
 POSITIONS: Final = "positions"
 DELIVERIES: Final = "deliveries"
@@ -36,6 +38,7 @@ GAPS: Final = "gaps"
 HELD: Final = "held"
 CONTROLS: Final = "controls"
 MEMBERS: Final = "members"
+CLAIMS: Final = document.CLAIMS
 RELAYS: Final = "relays"
 RELAYED: Final = "relayed"
 
@@ -44,6 +47,7 @@ WRITTEN: Final = (
     MEMBERS,
     DELIVERIES,
     SESSIONS,
+    CLAIMS,
     GAPS,
     HELD,
     f"{HELD}.files",
@@ -98,6 +102,7 @@ class State:
         self.positions = self._majority(POSITIONS)
         self.members = self._majority(MEMBERS)
         self.sessions = self._majority(SESSIONS)
+        self.claims = self._majority(CLAIMS)
         self.deliveries = self._majority(DELIVERIES)
         self.gaps = self._majority(GAPS)
         self.relays = self.newest(RELAYS)
@@ -141,15 +146,23 @@ class State:
 
     async def keep_deliveries_for(self, days: float) -> None:
         """Let the server remove records of deliveries that are older than this."""
-        seconds = round(days * _SECONDS_PER_DAY)
-        try:
-            await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
-        except OperationFailure as error:
-            if error.code not in _INDEX_CONFLICTS:
-                raise
-            # The index has another expiry time. collMod could set it, but readWrite does not include this right.
-            await self.deliveries.drop_index(_EXPIRY)
-            await self.deliveries.create_index("at", name=_EXPIRY, expireAfterSeconds=seconds)
+        await _expire(self.deliveries, "at", days)
+
+    async def keep_claims_for(self, days: float) -> None:
+        """Let the server remove the claims of processes whose last beat is older than this."""
+        await _expire(self.claims, "beat_at", days)
+
+
+async def _expire(collection: Collection, field: str, days: float) -> None:
+    seconds = round(days * _SECONDS_PER_DAY)
+    try:
+        await collection.create_index(field, name=_EXPIRY, expireAfterSeconds=seconds)
+    except OperationFailure as error:
+        if error.code not in _INDEX_CONFLICTS:
+            raise
+        # The index has another expiry time. collMod could set it, but readWrite does not include this right.
+        await collection.drop_index(_EXPIRY)
+        await collection.create_index(field, name=_EXPIRY, expireAfterSeconds=seconds)
 
 
 class Group(NamedTuple):

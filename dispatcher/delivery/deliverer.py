@@ -25,7 +25,7 @@ from dispatcher.delivery.failure import FailedAttempt, Failures
 from dispatcher.delivery.instances import keywords_of, untouched
 from dispatcher.delivery.log import log_delivered, log_parked
 from dispatcher.delivery.outcome import Decision, Waiting
-from dispatcher.delivery.ports import HeldDeliveries
+from dispatcher.delivery.ports import NO_CLAIMS, HeldDeliveries, OpenClaims
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
@@ -72,9 +72,14 @@ class Deliverer:
         self._steps = steps
         self._failures = failures
         self._held = held
+        self._claims: OpenClaims = NO_CLAIMS
         self._echoes = Echoes()
         # Key: `id` of the receiver. The target keeps the receiver alive, so the id stays unique.
         self._targets: dict[int, Target] = {}
+
+    def wait_for(self, claims: OpenClaims) -> None:
+        """Let deliveries wait for open claims of writing processes from now on."""
+        self._claims = claims
 
     # -- changes of the stream -------------------------------------------------------------------------------
 
@@ -145,18 +150,23 @@ class Deliverer:
             if held is not None and held.watched and await self._waits(held, change, calls, receiver):
                 job.passed += 1
                 continue
+            if self._claims.receivers and self._claims.defers(job, change, calls, receiver):
+                job.passed += 1
+                continue
             target = self._targets.get(id(receiver)) or self._choose_steps(receiver, signal)
             delivery = Delivery(
                 id_,
                 signal,
                 receiver.name,
-                "stream",
+                "takeover" if change.takeover else "stream",
                 1,
                 self._term,
                 change.cluster_time,
                 change.wall_time,
                 image,
                 bool(calls.run),
+                None,
+                change.superseded,
             )
             attempt = Attempt(target, change, calls, delivery, keywords, job, monotonic())
             error = await target.call(attempt)
@@ -265,13 +275,15 @@ class Deliverer:
             delivery_id_of(change, calls.run),
             calls.signal,
             receiver.name,
-            "stream",
+            "takeover" if change.takeover else "stream",
             waiting.attempts + 1,
             self._term,
             change.cluster_time,
             change.wall_time,
             image,
             retried is not None or bool(calls.run),
+            None,
+            change.superseded,
         )
         began = waiting.began or datetime.now(UTC)
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)

@@ -1,10 +1,10 @@
 """Protocols for the services that deliveries need from the packages above this one."""
 
 import asyncio
-from collections.abc import Set
-from typing import Any, Protocol
+from collections.abc import Collection, Set
+from typing import Any, Final, Protocol
 
-from dispatcher.core.events import Calls, Change
+from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.retry import Pause
 from dispatcher.delivery.outcome import Failure, RetriedLetter, Waiting
 from mongoz.signals.receivers import Receiver
@@ -37,6 +37,28 @@ class HeldDeliveries(Protocol):
         Args:
             after: the task of the last attempt, if it still runs. The next attempt begins after its end.
         """
+
+
+class OpenClaims(Protocol):
+    """Claims of writing processes that are not decided yet."""
+
+    @property
+    def receivers(self) -> Collection[str]:
+        """The names of receivers with deliveries that wait for a claim."""
+
+    def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        """Let a delivery wait if an earlier one to its receiver waits for a claim. Returns whether it waits."""
+
+
+class _NoClaims:
+    receivers: Collection[str] = frozenset()
+
+    def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:  # noqa: ARG002
+        return False
+
+
+NO_CLAIMS: Final[OpenClaims] = _NoClaims()
+"""No claim is open."""
 
 
 class DeadLetters(Protocol):

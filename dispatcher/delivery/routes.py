@@ -206,6 +206,28 @@ class Routes:
             self._natural[natural] = routed
         return routed
 
+    def claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:
+        """The receivers of a change that the writing process has claimed.
+
+        Args:
+            change: a change with an origin.
+            ids: the claimed ids.
+        """
+        origin = change.origin
+        assert origin is not None  # the caller has checked it
+        signal, created = CALLED[change.operation, origin.call]
+        calls = []
+        for one in self._found.get(change.namespace) or self._find(change.namespace):
+            receivers = tuple(r for r in one.receivers[signal] if not ids.isdisjoint(one.stamped[r]))
+            if receivers:
+                calls.append(Calls(one.document, signal, created, receivers, one.collection))
+        return tuple(calls)
+
+    def stamped_ids(self, namespace: Namespace) -> frozenset[bytes]:
+        """The ids by which stamps of the documents of a collection name their receivers."""
+        found = self._found.get(namespace) or self._find(namespace)
+        return frozenset(id_ for one in found for ids in one.stamped.values() for id_ in ids)
+
     def withheld(self, change: Change) -> tuple[tuple[WithheldReason, str, str], ...]:
         """The receivers that do not get a change because of its stamp: reason, receiver and signal."""
         origin = change.origin

@@ -24,6 +24,7 @@ from dispatcher.core.undecodable import KEY, UndecodableValue, UndecodedKey, dec
 from dispatcher.delivery.instances import decoded_again, key_of, name_of, originals_of
 from dispatcher.delivery.outcome import Failure
 from mongoz.signals.receivers import Receiver
+from mongoz.stamps import Stamp
 
 # Bytes of a short id: a state with a million dead letters has two equal short ids with a probability of 1 in 500.
 _SHORT: Final = 6
@@ -85,6 +86,11 @@ def record_of(
         "image": change.image,
         "size": change.size,
     }
+    if change.takeover:
+        fields["takeover"] = {"superseded": change.superseded}
+    elif change.is_claimed:  # the decision about the claim is still open
+        assert change.origin is not None
+        fields["stamp"] = change.origin.pack()
     parts = {name: raw for name, raw in originals_of(change)._asdict().items() if raw is not None}
     # The codec options decide how bytes that are not UTF-8 are decoded; BSON may not accept the resulting text.
     names = sorted(name.encode("utf-8", "replace").decode() for name in change.names)
@@ -174,6 +180,9 @@ def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         raw=joined(document_key, *event),
         delivery_id=fields["delivery_id"],
         fault=fault,
+        origin=Stamp.unpack(fields.get("stamp")),
+        takeover="takeover" in fields,
+        superseded=bool((fields.get("takeover") or {}).get("superseded")),
     )
     return decoded_again(change, codec_options)
 

@@ -46,7 +46,10 @@ class Tracker:
             self.token = token
 
     def finished(self, job: Job) -> None:
-        """Note that a change is finished."""
+        """Note that a part of a change is finished. Most changes have one part."""
+        job.parts -= 1
+        if job.parts:
+            return
         job.change, job.calls = None, ()
         if job.marker is not None:
             job.marker.change = None

@@ -4,6 +4,9 @@ from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
 
+from dispatcher.claims.takeover import Takeovers
+from dispatcher.claims.waiting import WaitingClaims
+from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group
@@ -61,6 +64,7 @@ class Assembly(NamedTuple):
     stats: Stats
     controls: Pauses
     sessions: GroupSessions
+    claims: ClaimWatch
     topic: TopicLog | None = None
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
@@ -180,7 +184,21 @@ class Assembly(NamedTuple):
             on_finished=checkpoint.tracker.finished,
             can_be_cut=steps.invoker.can_be_cut,
         )
-        return Delivering(capacity, lanes, deliverer, steps.invoker, failures, parking)
+        takeovers = Takeovers(self.group.state.client, codec_options, self.group.state.address)
+        claims = WaitingClaims(
+            self.claims,
+            takeovers,
+            self.routes,
+            parking,
+            capacity,
+            park_after=policy.park_after,
+            add=lanes.add,
+            deliver=deliverer.work,
+            deliver_held=deliverer.deliver_held,
+            on_finished=checkpoint.tracker.finished,
+        )
+        deliverer.wait_for(claims)
+        return Delivering(capacity, lanes, deliverer, steps.invoker, failures, parking, claims)
 
     def _other_sources(
         self,
@@ -191,13 +209,13 @@ class Assembly(NamedTuple):
         runs: Runs,
         delivering: Delivering,
     ) -> OtherSources:
-        capacity, lanes, deliverer, _, _, parking = delivering
+        capacity, lanes, deliverer, _, _, parking, claims = delivering
         codec_options = self.registry.codec_options
         worker = ParkingWorker(
             held,
             parking,
             self.routes,
-            deliver=deliverer.deliver_held,
+            deliver=claims.deliver_held,
             add=lanes.add,
             may_begin=capacity.may_begin,
             position=lambda: checkpoint.tracker.token,

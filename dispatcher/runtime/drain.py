@@ -16,6 +16,7 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
+from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import Job
 from dispatcher.core.lease import now
 from dispatcher.core.output.logs import log
@@ -36,6 +37,7 @@ async def drain(
     lanes: Lanes,
     parking: Parking,
     worker: ParkingWorker,
+    claims: WaitingClaims,
     checkpoint: Checkpoint,
     *,
     grace: float,
@@ -65,6 +67,8 @@ async def drain(
             if now() < lease.until:  # otherwise another process may hold the lease
                 with suppress(Interrupted):  # deliveries that are not parked are repeated
                     await _park_rest(lanes, parking, checkpoint)
+                with suppress(Interrupted):
+                    await claims.park_begun()
                 with suppress(Interrupted):
                     await worker.settle_rest()
             with suppress(DispatcherError):  # the error that ended the pipeline is raised instead

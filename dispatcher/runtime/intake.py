@@ -3,6 +3,7 @@
 from time import monotonic
 from typing import Final
 
+from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Job
 from dispatcher.core.output.logs import log
 from dispatcher.core.stats import Stats
@@ -23,11 +24,14 @@ class Intake:
         routes: names the receivers that do not get a change because of its stamp.
     """
 
-    def __init__(self, checkpoint: Checkpoint, routes: Routes, lanes: Lanes, stats: Stats) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, routes: Routes, lanes: Lanes, claims: WaitingClaims, stats: Stats
+    ) -> None:
         self._checkpoint = checkpoint
         self._tracker = checkpoint.tracker
         self._routes = routes
         self._lanes = lanes
+        self._claims = claims
         self._stats = stats
         # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. The first arrival of a change
         # registers its job. The second arrival of the change, or the delete of its marker, settles the job.
@@ -41,10 +45,13 @@ class Intake:
             self._checkpoint.count_finished(change.token)
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
+        claimed: tuple[Calls, ...] = ()
+        if change.origin is not None and change.origin.claim is not None and operation in DELIVERABLE:
+            claimed = self._claims.calls_of(change)
         if job is not None:
             job.settle(change, calls)
         else:
-            unfinished = calls or change.marker or operation in _UNSETTLED
+            unfinished = calls or claimed or change.marker or operation in _UNSETTLED
             job = Job(change.token, change if unfinished else None, calls)
             self._tracker.add(job)
             if operation in _UNSETTLED:
@@ -57,9 +64,13 @@ class Intake:
             self._count_stamp(change)
         if change.marker:
             job.marker = self._unsettled.pop(change.marker)
+        if claimed:
+            job.parts = bool(calls) + len(claimed)
         if calls:
             self._lanes.add(change.key, job)
-        elif not job.done:
+        if claimed:
+            self._claims.enter(job, change, claimed)
+        elif not calls and not job.done:
             self._tracker.finished(job)
 
     def _count_stamp(self, change: Change) -> None:

@@ -7,11 +7,13 @@ lane as soon as the queue has room. The workers of the lanes deliver. Another ta
 """
 
 import asyncio
+from collections.abc import Hashable
 from contextlib import aclosing
 from functools import partial
 from time import monotonic, time
 from typing import Any, Final, NamedTuple
 
+from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.error_text import words_of
 from dispatcher.core.events import Batch, Change
 from dispatcher.core.output.logs import log
@@ -67,6 +69,7 @@ class Delivering(NamedTuple):
     Attributes:
         failures: keeps events that can't be decoded.
         parking: deliveries that wait in the database.
+        claims: deliveries that wait for the process that wrote.
     """
 
     capacity: Capacity
@@ -75,6 +78,7 @@ class Delivering(NamedTuple):
     invoker: Invoker
     failures: Failures
     parking: Parking
+    claims: WaitingClaims
 
 
 class OtherSources(NamedTuple):
@@ -113,14 +117,22 @@ class Pipeline:
         stats: Stats,
     ) -> None:
         self._source, self._reader, self._routes, self._history, self._gaps = reading
-        self._capacity, self._lanes, self._deliverer, self._invoker, self._failures, self._parking = delivering
+        (
+            self._capacity,
+            self._lanes,
+            self._deliverer,
+            self._invoker,
+            self._failures,
+            self._parking,
+            self._claims,
+        ) = delivering
         self._worker, self._redelivery, self._backfill = others
         self._checkpoint = checkpoint
         self._tracker = checkpoint.tracker
         self._controls = controls
         self._settings = settings
         self._stats = stats
-        self._intake = Intake(checkpoint, self._routes, self._lanes, stats)
+        self._intake = Intake(checkpoint, self._routes, self._lanes, self._claims, stats)
         self._lag = Lag()
         self._unpaused = asyncio.Event()
         self._capacity.hold()  # until the state is loaded
@@ -166,9 +178,10 @@ class Pipeline:
     async def _enter(self, changes: list[Change]) -> None:
         """Find the receivers of some changes, and put each change into its lane as soon as the queue has room."""
         routed = await self._routes.resolve(changes)
+        await self._claims.load(changes)
         if self._parking.watched:
-            wanted = [change for change, calls in routed if calls]
-            await self._parking.look_up(wanted, self._routes.names_listening_to, self._lanes.has)
+            wanted = [change for change, calls in routed if calls or change.origin is not None]
+            await self._parking.look_up(wanted, self._routes.names_listening_to, self._is_queued)
         for change, calls in routed:
             if self._capacity.full:
                 await self._capacity.room()
@@ -178,6 +191,10 @@ class Pipeline:
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
             self._intake.enter(change, calls)
+
+    def _is_queued(self, key: Hashable) -> bool:
+        """Returns whether deliveries of a document are queued, or wait for a claim."""
+        return self._lanes.has(key) or self._claims.has(key)
 
     # -- changes that can't be delivered ---------------------------------------------------------------------
     # Each such change is recorded before later changes enter their lanes. So the position can't pass a change that
@@ -210,6 +227,7 @@ class Pipeline:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set or the lease is lost. Then stop reading, and drain."""
+        self._claims.begin()
         tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(self._deliverer.watch(self._lanes.replace), name="watch-timeouts"),
@@ -228,6 +246,7 @@ class Pipeline:
             await asyncio.wait([*tasks, saving, *ends], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end([*tasks, *ends])
+            await self._claims.end()
             self._controls.listeners.discard(self._on_controls)
             ending.set()
             await asyncio.wait([saving], timeout=SAVE_PATIENCE)
@@ -237,6 +256,7 @@ class Pipeline:
                 self._lanes,
                 self._parking,
                 self._worker,
+                self._claims,
                 self._checkpoint,
                 grace=self._settings.grace,
             )
@@ -255,6 +275,7 @@ class Pipeline:
         report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
         await retry(self._controls.look, report, address=self._controls.address)
         await retry(self._parking.load, report, address=self._controls.address)
+        await retry(self._claims.announce, report, address=self._controls.address)
         self._controls.listeners.add(self._on_controls)
         self._on_controls()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from pymongo import AsyncMongoClient
 
+from dispatcher.claims.store import ClaimStore
+from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.clients import Clients, close, closing
 from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
@@ -229,6 +231,7 @@ class Service:
         await group.state.create_indexes()
         if any(receiver.options.transactional for receiver in self.routes.receivers):
             await group.state.keep_deliveries_for(self.settings.delivery_retention)
+        await group.state.keep_claims_for(self.settings.delivery_retention)
         settings = self.settings
         if topic is not None:  # the topic has the other half
             settings = settings.model_copy(update={"max_queued_mb": max(1, settings.max_queued_mb // 2)})
@@ -241,6 +244,7 @@ class Service:
             self.stats,
             Pauses(group),
             sessions,
+            ClaimWatch(ClaimStore(group), self.settings.claim_timeout),
             topic,
         )
 

@@ -109,7 +109,7 @@ class Origins:
             return False
         return self.seen.add(stamp.token.binary, wall)
 
-    def judge(self, change: Change) -> Change:
+    def judge(self, change: Change) -> Change:  # noqa: PLR0911 - one return for each reason
         """Return the change, with its origin if its stamp counts. The operation of a marker becomes `"marker"`.
 
         Call this once for each change of the stream with a stamp, even if the change is not delivered.
@@ -130,7 +130,10 @@ class Origins:
         if -_WINDOW <= wall - made <= latest:
             return change._replace(operation=operation, origin=stamp)
         if latest < wall - made <= HORIZON and made >= self.since:
-            in_doubt = stamp._replace(receivers=_NO_RECEIVERS, muted=False)
+            claimed = _NO_RECEIVERS if stamp.claim is None else stamp.claim.receivers
+            if claimed and claimed == stamp.receivers:  # the claim tells what has run
+                return change._replace(operation=operation, origin=stamp)
+            in_doubt = stamp._replace(receivers=claimed, muted=False)
             return change._replace(operation=operation, origin=in_doubt, delivery_id=str(stamp.token))
         return change
 

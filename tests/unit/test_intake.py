@@ -59,7 +59,7 @@ class Entered(NamedTuple):
 
 def make() -> Entered:
     progress, lanes, routes = Progress(), Lanes(), MagicMock()
-    intake = Intake(progress, routes, lanes, MagicMock(untouched=0))  # type: ignore[arg-type]
+    intake = Intake(progress, routes, lanes, MagicMock(), MagicMock(untouched=0))  # type: ignore[arg-type]
     return Entered(intake, progress.tracker, lanes)
 
 

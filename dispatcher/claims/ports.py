@@ -1,0 +1,17 @@
+"""A protocol for the service that waiting claims need from a package of the same layer."""
+
+from typing import Protocol
+
+from dispatcher.core.events import Calls, Change
+from dispatcher.delivery.outcome import Waiting
+from mongoz.signals.receivers import Receiver
+
+
+class ParkingGate(Protocol):
+    """Parks deliveries, see `parking/gate.py`."""
+
+    async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        """Write a delivery to the database if it must wait for others. Returns whether it must wait."""
+
+    async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
+        """Write a delivery that waits. When this returns, it survives a failover."""

@@ -1,0 +1,266 @@
+"""Takeovers of claims without a server: the watch, the documents of receivers, records and parts."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+
+import bson
+import pytest
+from bson import ObjectId
+from pymongo.errors import AutoReconnect
+
+from dispatcher.claims import watch as watch_module
+from dispatcher.claims.orphans import calls_of_orphan, is_orphan
+from dispatcher.claims.takeover import claimed, superseded
+from dispatcher.claims.verdict import ClaimVerdict
+from dispatcher.claims.watch import ClaimWatch
+from dispatcher.core.events import Calls, Change, Job, delivery_id_of
+from dispatcher.parking.record import record_of
+from dispatcher.position.tracker import Tracker
+from dispatcher.stream.origins import Origins
+from mongoz.claims.beats import pause_after
+from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
+from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.signals.receivers import Receiver
+from mongoz.stamps import FIELD, Call, Claim, Stamp, key_hash
+from tests.unit.test_origins import GROUP, ID, NOW, change, stamp
+from tests.unit.test_parking_record import again, event
+
+IDS = frozenset({b"r" * 8})
+CLAIM = Claim(b"incarnat", 1, IDS)
+
+
+def claiming(call: Call = Call.CREATED, **more: Any) -> Stamp:
+    return stamp(call, receivers=more.pop("receivers", IDS), claim=CLAIM, **more)
+
+
+# -- beats
+
+
+@pytest.mark.parametrize(("is_waiting", "pause"), [(True, 1.0), (False, 3.0)])
+def test_a_process_beats_more_often_while_dispatchers_wait_for_it(is_waiting, pause):
+    assert pause_after(15.0, is_waiting=is_waiting) == pause
+
+
+# -- late stamps
+
+
+@pytest.mark.parametrize("seconds", [0, 11, 12, 60, 74])
+def test_a_late_first_seen_claim_counts(seconds):
+    """The claim tells what has run, so nothing is in doubt."""
+    made = claiming()
+    judged = Origins(GROUP).judge(change("insert", made, wall=NOW + seconds))
+    assert judged.origin == made
+    assert judged.delivery_id == ""
+
+
+def test_a_claim_after_the_remembered_window_is_a_copy():
+    assert Origins(GROUP).judge(change("insert", claiming(), wall=NOW + 77)).origin is None
+
+
+def test_unclaimed_receivers_of_a_late_claim_are_in_doubt():
+    made = claiming(receivers=IDS | {b"s" * 8})
+    judged = Origins(GROUP).judge(change("insert", made, wall=NOW + 30))
+    assert judged.origin is not None
+    assert judged.origin.receivers == IDS
+    assert judged.origin.claim == CLAIM
+    assert judged.delivery_id == str(made.token)
+
+
+def test_a_copy_of_a_claim_does_not_count():
+    made, origins = claiming(), Origins(GROUP)
+    assert origins.judge(change("insert", made)).origin is not None
+    assert origins.judge(change("insert", made, wall=NOW + 1, time=2)).origin is None
+
+
+# -- the document of a takeover
+
+
+def taken(operation: str = "insert", call: Call = Call.CREATED) -> Change:
+    judged = Origins(GROUP).judge(change(operation, claiming(call)))
+    return judged if operation != "delete" else judged._replace(origin=claiming(Call.DELETED))
+
+
+def row(by: Stamp | None, **fields: Any) -> bytes:
+    return bson.encode({"_id": ID, **fields, **({} if by is None else {FIELD: by.pack()})})
+
+
+def test_a_takeover_has_the_token_of_the_write_as_its_id():
+    one = taken()
+    assert one.origin is not None
+    assert delivery_id_of(claimed(one)) == str(one.origin.token)
+    assert delivery_id_of(claimed(one), run="replay") != str(one.origin.token)
+
+
+@pytest.mark.parametrize("by", ["its own stamp", "no stamp"])
+def test_a_takeover_gets_the_document_of_its_write_if_no_later_write_of_the_odm_is_known(by):
+    """Writes of other clients leave the stamp, or remove it. Receivers get them afterwards, in order."""
+    one = taken()
+    assert superseded(one, row(one.origin if by == "its own stamp" else None, n=9), CODEC_OPTIONS) == one
+
+
+def test_a_takeover_gets_the_current_document_after_a_later_write_of_the_odm():
+    found = superseded(taken(), row(stamp(Call.SAVED), n=9), CODEC_OPTIONS)
+    assert (found.image, found.superseded) == ("current", True)
+    assert found.document is not None
+    assert found.document["n"] == 9
+
+
+def test_a_takeover_gets_the_id_of_a_document_that_is_gone():
+    found = superseded(taken(), None, CODEC_OPTIONS)
+    assert (found.image, found.superseded, found.document) == ("key", True, None)
+
+
+@pytest.mark.parametrize(
+    ("raw", "is_superseded"), [(None, False), (row(None), False), (row(stamp(Call.CREATED)), True)]
+)
+def test_a_takeover_of_a_delete_tells_whether_the_document_exists_again(raw, is_superseded):
+    found = superseded(taken("delete", Call.DELETED), raw, CODEC_OPTIONS)
+    assert found.superseded is is_superseded
+
+
+# -- records of held deliveries
+
+
+def test_an_undecided_claim_survives_parking():
+    made = Stamp(GROUP, Call.UPDATED, ObjectId(), key_hash("d.c", 1), IDS, claim=CLAIM)
+    found = again(claimed(event()._replace(origin=made)))
+    assert found.origin == made
+    assert (found.delivery_id, found.takeover) == (str(made.token), False)
+
+
+@pytest.mark.parametrize("is_superseded", [True, False])
+def test_a_takeover_survives_parking(is_superseded):
+    made = Stamp(GROUP, Call.UPDATED, ObjectId(), key_hash("d.c", 1), IDS, claim=CLAIM)
+    one = event()._replace(origin=made, delivery_id=str(made.token), takeover=True, superseded=is_superseded)
+    found = again(one)
+    assert (found.takeover, found.superseded, found.delivery_id) == (True, is_superseded, str(made.token))
+    assert found.origin is None
+
+
+# -- parts of a change
+
+
+def test_a_change_is_finished_when_all_its_parts_are():
+    tracker = Tracker("")
+    job = Job("01", change(), (Calls(None, "post_save", True, ()),))
+    job.parts = 3
+    tracker.add(job)
+    for _ in range(2):
+        tracker.finished(job)
+        assert tracker.token == ""
+    tracker.finished(job)
+    assert tracker.token == "01"
+
+
+# -- orphans
+
+
+def test_the_call_of_an_orphan_has_the_names_of_its_receiver():
+    named = NamedReceiver(b"12345678", (b"former_1",), "shop.models.User", "post_save", "shop.mail")
+    calls = calls_of_orphan(named, created=True)
+    assert is_orphan(calls)
+    fields = record_of(change(), calls, calls.receivers[0], term=1, group=GROUP).fields
+    assert (fields["document"], fields["receiver"], fields["receiver_id"]) == (
+        "shop.models.User",
+        "shop.mail",
+        b"12345678".hex(),
+    )
+
+
+def test_a_receiver_of_the_application_is_no_orphan():
+    assert not is_orphan(Calls(None, "post_save", True, (Receiver(decided, "r", 1),)))
+
+
+# -- the watch
+
+
+class Store:
+    """A store with one book."""
+
+    address = "nowhere"
+
+    def __init__(self, state: BookState | None) -> None:
+        self.state = state
+        self.reads = 0
+        self.fenced: list[int] = []
+        self.errors = 0
+
+    async def read(self, incarnations: Collection[bytes]) -> dict[bytes, BookState | None]:
+        self.reads += 1
+        if self.errors:
+            self.errors -= 1
+            raise AutoReconnect("no answer")
+        return dict.fromkeys(incarnations, self.state)
+
+    async def fence(self, incarnation: bytes, beat: int) -> BookState | None:
+        self.fenced.append(beat)
+        assert self.state is not None
+        self.state = self.state._replace(fenced=True)
+        return self.state
+
+
+class Waiting:
+    """Claims that wait until they are decided."""
+
+    def __init__(self, watch: ClaimWatch) -> None:
+        self.watch = watch
+        self.incarnations = {CLAIM.incarnation}
+        self.decided = asyncio.Event()
+
+    def decide(self) -> None:
+        if self.watch.verdict(CLAIM) is not ClaimVerdict.WAIT:
+            self.incarnations = set()
+            self.decided.set()
+
+
+def book(high: int = 1, open_: tuple[int, ...] = (1, 1), *, seconds: float = 0.1) -> BookState:
+    named = NamedReceiver(b"r" * 8, (), "shop.User", "post_save", "mail")
+    return BookState(1, seconds, BookSnapshot(high, open_, ()), (named,))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_PACE", 0.01)
+
+
+async def decided(store: Store) -> ClaimVerdict:
+    watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
+    waiting = Waiting(watch)
+    watch.add(waiting)
+    await watch.load([taken()])
+    watch.wake()
+    await asyncio.wait_for(waiting.decided.wait(), 60)
+    await watch.discard(waiting)
+    return watch.verdict(CLAIM)
+
+
+async def test_a_silent_book_is_fenced_and_taken_over():
+    store = Store(book())
+    assert await decided(store) is ClaimVerdict.TAKE
+    assert store.fenced == [1]
+
+
+async def test_errors_of_the_server_do_not_end_a_watch():
+    store = Store(book())
+    store.errors = 3
+    assert await decided(store) is ClaimVerdict.TAKE
+
+
+async def test_a_missing_book_is_taken_over_after_the_timeout():
+    assert await decided(Store(None)) is ClaimVerdict.TAKE
+
+
+async def test_a_claim_that_is_done_needs_one_read():
+    store = Store(book(5, ()))
+    watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
+    await watch.load([taken()])
+    await watch.load([taken()])
+    assert watch.verdict(CLAIM) is ClaimVerdict.DONE
+    assert store.reads == 1
+
+
+async def test_only_named_receivers_are_taken_over():
+    watch = ClaimWatch(Store(book()), 0.0)  # type: ignore[arg-type]
+    await watch.load([taken()])
+    assert watch.named(CLAIM._replace(receivers=IDS | {b"s" * 8})) == IDS

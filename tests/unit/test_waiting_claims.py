@@ -1,0 +1,236 @@
+"""The order of deliveries that wait for claims, without a server."""
+
+from collections.abc import Hashable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dispatcher.claims import waiting as waiting_module
+from dispatcher.claims.verdict import ClaimVerdict
+from dispatcher.claims.waiting import WaitingClaims
+from dispatcher.core.events import Calls, Change, Errand, Job
+from dispatcher.delivery.attempt import HeldDelivery
+from dispatcher.delivery.outcome import Waiting
+from mongoz.signals.receivers import Receiver
+from mongoz.stamps import Call, Claim
+from tests.unit.test_origins import change, stamp
+
+
+async def receive(sender: Any, **kwargs: Any) -> None:
+    """Stands for a receiver."""
+
+
+MAIL = Receiver(receive, "mail", 1, id=b"mail" * 2)
+INDEX = Receiver(receive, "index", 2, id=b"index678")
+
+
+class Scene:
+    """Waiting claims with everything around them, and what happened."""
+
+    def __init__(self, park_after: float = 60.0) -> None:
+        self.verdicts: dict[int, ClaimVerdict] = {}
+        self.delivered: list[tuple[str, str, bool]] = []
+        self.parked: list[tuple[str, str, str]] = []
+        self.finished: list[Job] = []
+        self.errands: list[tuple[Hashable, Errand]] = []
+        self.capacity = SimpleNamespace(queued=0, queued_bytes=0, watched=None, crowded=False)
+        self.lanes: set[tuple[Hashable, str]] = set()
+        self.claims = WaitingClaims(
+            SimpleNamespace(  # type: ignore[arg-type]
+                verdict=lambda claim: self.verdicts.get(claim.number, ClaimVerdict.WAIT),
+                named=lambda claim: claim.receivers,
+                receivers_of=lambda claim: (),
+                wake=lambda: None,
+                load=self._load,
+            ),
+            SimpleNamespace(prepare=self._prepare),  # type: ignore[arg-type]
+            SimpleNamespace(claimed=self._claimed, stamped_ids=lambda namespace: frozenset()),  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            self.capacity,  # type: ignore[arg-type]
+            park_after=park_after,
+            add=lambda key, errand: self.errands.append((key, errand)),
+            deliver=self._deliver,
+            deliver_held=self._deliver_held,
+            on_finished=self.finished.append,
+        )
+
+    async def _load(self, changes: Any) -> None: ...
+
+    def _claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:
+        receivers = tuple(one for one in (MAIL, INDEX) if one.id in ids)
+        return (Calls(None, "post_save", True, receivers),) if receivers else ()
+
+    async def _prepare(self, change: Change) -> Change:
+        return change._replace(takeover=True)
+
+    async def _deliver(self, job: Job) -> None:
+        assert job.change is not None
+        for calls in job.calls:
+            for receiver in calls.receivers:
+                assert not self.claims.defers(job, job.change, calls, receiver)
+                self.delivered.append((job.token, receiver.name, job.change.takeover))
+
+    async def _deliver_held(self, held: HeldDelivery) -> bool:
+        self.delivered.append((held.change.token, "held", held.change.takeover))
+        return True
+
+    async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
+        if (change.key, receiver.name) not in self.lanes:
+            return False
+        self.parked.append((change.token, receiver.name, "following"))
+        return True
+
+    async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
+        self.lanes.add((change.key, receiver.name))
+        self.parked.append((change.token, receiver.name, waiting.reason))
+
+    def write(self, number: int, *receivers: Receiver, id_: Any = 1) -> Job:
+        """A claimed write enters."""
+        claim = Claim(b"incarnat", number, frozenset(one.id for one in receivers))
+        one = change("insert", time=number, id_=id_)
+        one = one._replace(origin=stamp(Call.CREATED, id_=id_, receivers=claim.receivers, claim=claim))
+        several = self.claims.calls_of(one)
+        job = Job(one.token, one, ())
+        job.parts = max(1, len(several))
+        self.claims.enter(job, one, several)
+        return job
+
+    def foreign(self, number: int, receiver: Receiver, id_: Any = 1) -> tuple[Job, bool]:
+        """A delivery of another write; returns whether it waits."""
+        one = change("insert", time=number, id_=id_)
+        calls = Calls(None, "post_save", True, (receiver,))
+        job = Job(one.token, one, (calls,))
+        return job, self.claims.defers(job, one, calls, receiver)
+
+    def decide(self, number: int, verdict: ClaimVerdict) -> None:
+        self.verdicts[number] = verdict
+        self.claims.decide()
+
+    async def run(self) -> None:
+        """Runs all errands, one after another."""
+        while self.errands:
+            _, errand = self.errands.pop(0)
+            await errand.run()
+            if errand.on_finished is not None:
+                errand.on_finished()
+
+
+def token(number: int) -> str:
+    return change("insert", time=number).token
+
+
+async def test_a_claim_that_is_done_finishes_its_change_and_delivers_nothing():
+    scene = Scene()
+    job = scene.write(1, MAIL, INDEX)
+    assert scene.capacity.queued == 2
+    scene.decide(1, ClaimVerdict.DONE)
+    await scene.run()
+    assert (scene.finished, scene.delivered, scene.capacity.queued) == ([job, job], [], 0)
+    assert not scene.claims.receivers
+
+
+async def test_a_claim_that_is_taken_over_is_delivered():
+    scene = Scene()
+    scene.write(1, MAIL, INDEX)
+    scene.decide(1, ClaimVerdict.TAKE)
+    await scene.run()
+    assert scene.delivered == [(token(1), "mail", True), (token(1), "index", True)]
+
+
+async def test_later_deliveries_of_the_document_to_the_receiver_wait_behind_a_claim():
+    scene = Scene()
+    scene.write(1, MAIL)
+    assert [scene.foreign(2, MAIL)[1], scene.foreign(3, MAIL)[1]] == [True, True]
+    scene.decide(1, ClaimVerdict.TAKE)
+    await scene.run()
+    assert scene.delivered == [(token(1), "mail", True), (token(2), "mail", False), (token(3), "mail", False)]
+
+
+async def test_other_receivers_and_other_documents_do_not_wait():
+    scene = Scene()
+    scene.write(1, MAIL)
+    assert not scene.foreign(2, INDEX)[1]
+    assert not scene.foreign(3, MAIL, id_=2)[1]
+    assert scene.claims.has(change("insert", id_=1).key)
+    assert not scene.claims.has(change("insert", id_=2).key)
+
+
+async def test_a_claim_behind_an_open_claim_is_taken_over_after_it():
+    scene = Scene()
+    scene.write(1, MAIL)
+    scene.verdicts[2] = ClaimVerdict.TAKE
+    scene.write(2, MAIL)
+    await scene.run()
+    assert scene.delivered == []
+    scene.decide(1, ClaimVerdict.TAKE)
+    await scene.run()
+    assert scene.delivered == [(token(1), "mail", True), (token(2), "mail", True)]
+
+
+async def test_a_delivery_that_arrives_during_a_takeover_waits_for_it():
+    scene = Scene()
+    scene.write(1, MAIL)
+    scene.decide(1, ClaimVerdict.TAKE)
+    assert scene.foreign(2, MAIL)[1]
+    scene.claims.decide()
+    assert len(scene.errands) == 1
+    await scene.run()
+    assert scene.delivered == [(token(1), "mail", True), (token(2), "mail", False)]
+
+
+@pytest.mark.parametrize(
+    "reason", ["a follower waits for long", "the claim waits for long", "the lanes are crowded"]
+)
+async def test_a_chain_that_waits_for_long_is_parked_in_order(reason, monkeypatch):
+    scene = Scene(park_after=0.0 if reason == "a follower waits for long" else 60.0)
+    if reason == "the claim waits for long":
+        monkeypatch.setattr(waiting_module, "_LONGEST", 0.0)
+    if reason == "the lanes are crowded":
+        monkeypatch.setattr(waiting_module, "_LONG_WAIT", 0.0)
+        scene.capacity.crowded = True
+    scene.write(1, MAIL)
+    scene.foreign(2, MAIL)
+    scene.claims.decide()
+    await scene.run()
+    assert scene.parked == [(token(1), "mail", "claimed"), (token(2), "mail", "following")]
+    assert (len(scene.finished), scene.capacity.queued) == (2, 0)
+    assert not scene.claims.has(change("insert", id_=1).key)
+
+
+async def test_a_claim_without_followers_is_not_parked_soon():
+    scene = Scene(park_after=0.0)
+    scene.write(1, MAIL)
+    scene.claims.decide()
+    await scene.run()
+    assert scene.parked == []
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_the_end_parks_claims_of_changes_that_other_receivers_have_got(begun):
+    scene = Scene()
+    job = scene.write(1, MAIL)
+    job.passed = int(begun)
+    await scene.claims.park_begun()
+    assert scene.parked == ([(token(1), "mail", "claimed")] if begun else [])
+    assert scene.finished == ([job] if begun else [])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "decision", "delivered"),
+    [
+        (ClaimVerdict.DONE, True, []),
+        (ClaimVerdict.TAKE, True, [(token(1), "held", True)]),
+        (ClaimVerdict.WAIT, "claimed", []),
+    ],
+)
+async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delivered):
+    scene = Scene()
+    scene.verdicts[1] = verdict
+    claim = Claim(b"incarnat", 1, frozenset({MAIL.id}))
+    one = change("insert")._replace(origin=stamp(Call.CREATED, receivers=claim.receivers, claim=claim))
+    held: Any = HeldDelivery(one, Calls(None, "post_save", True, (MAIL,)), Waiting("claimed"), None, None)  # type: ignore[arg-type]
+    found = await scene.claims.deliver_held(held)
+    assert (found.reason if isinstance(found, Waiting) else found) == decision
+    assert scene.delivered == delivered
+    assert scene.claims.incarnations == ({b"incarnat"} if decision == "claimed" else set())

@@ -193,7 +193,8 @@ async def registry(mongo: EmbeddedMongo) -> AsyncIterator[Registry]:
 @pytest.fixture
 async def dispatched(mongo: EmbeddedMongo, database: str) -> AsyncIterator[Registry]:
     """A dispatched registry; its group has the name of the test's database, so tests don't share positions."""
-    async with Registry(mongo.url, driver=DRIVER, dispatched=database) as made:
+    state = f"{database}_state"
+    async with Registry(mongo.url, driver=DRIVER, dispatched=database, state=state) as made:
         yield made
 
 

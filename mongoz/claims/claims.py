@@ -76,6 +76,11 @@ class Claims:
         """Whether a write need not wait for the first beat."""
         return not self._is_awaited and self._pid == os.getpid()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread was started, and not closed since."""
+        return self._thread is not None
+
     async def prepare(self) -> None:
         """Start the thread, and wait for the first beat, for a short time."""
         if self._pid != os.getpid():  # a fork without a call of `leave_to_parent`

@@ -276,7 +276,7 @@ class Deployment:
         opened = self._clients.get(loop)
         if opened is not None:
             await opened.closer.aclose()
-        if self.claims is not None and not self._clients:
+        if self.claims is not None and self.claims.is_running and not self._clients:
             await asyncio.to_thread(self.claims.close)
 
 

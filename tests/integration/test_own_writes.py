@@ -263,6 +263,8 @@ async def test_two_applications_on_one_database_see_each_others_writes(User, tol
             expected = ["post_save", "post_update", "post_update", "post_delete", "post_save"]
             await eventually(lambda: len(told_theirs.of(mine)) >= len(expected), what="theirs")
             await eventually(lambda: len(told.of(other)) >= 2, what="mine")
+            # It waits for the claims of the own writes of this document.
+            await eventually(lambda: ("watcher", "stream", "post_save") in told.of(mine), what="the last one")
         assert [name for _, _, name in told_theirs.of(mine)] == expected
         assert {origin for _, origin, _ in told_theirs.of(mine)} == {"stream"}
         assert told.of(mine) == [*HERE, ("watcher", "stream", "post_save")]

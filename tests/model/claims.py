@@ -386,7 +386,8 @@ class Simulation:
             document = self.documents.get(incarnation)
             one.seen[incarnation] = None if document is None else BookState.read(document)
         # The dispatcher may be stopped after it has read the documents.
-        pause = self.random.uniform(0, 30) if self.random.random() < 0.05 else 0.0
+        is_stopped = not self.ending and self.random.random() < 0.05
+        pause = self.random.uniform(0, 30) if is_stopped else 0.0
         self._at(self.time + pause, partial(self._look, one, one.seen))
         self._at(self.time + pause + 1.0, partial(self._poll, one))
 
@@ -397,7 +398,7 @@ class Simulation:
             early = SECONDS * (1 - self.rules.patience)
             if (state is None or not state.fenced) and one.sightings.is_silent(incarnation, self.time + early):
                 delay = self.random.expovariate(1 / (0.1 * self._slow))
-                if self.random.random() < 0.1:  # the dispatcher is stopped before it sends the fence
+                if not self.ending and self.random.random() < 0.1:  # stopped before it sends the fence
                     delay += self.random.uniform(0, 30)
                 beat = None if state is None else state.beat
                 self._at(self.time + delay, partial(self._land_fence, one, incarnation, beat))

@@ -180,8 +180,8 @@ class Settings(BaseSettings):
         default=14.0,
         ge=1.0,
         le=3_650.0,
-        description="Days that records of transactional deliveries are kept. It must be longer than the oplog "
-        "reaches back.",
+        description="Days that records of transactional deliveries, and claims of processes that have ended, are "
+        "kept. It must be longer than the oplog reaches back.",
     )
     claim_timeout: float = Field(
         default=15.0,

@@ -40,8 +40,8 @@ def check(
         bool,
         typer.Option(
             "--role",
-            help="Print the createRole command with the least rights instead, with --kafka also the commands of "
-            "kafka-acls.sh.",
+            help="Print the createRole commands with the least rights instead, for dispatchers and for the "
+            "application, with --kafka also the commands of kafka-acls.sh.",
         ),
     ] = False,
     as_json: Json = False,

@@ -52,11 +52,13 @@ def _dispatch(app: str, imports: Sequence[str], settings: Settings, role: "Role 
     lifeline = None if role is None else Lifeline(role.path, within)
     _write_log(settings, **({} if role is None else {"process": role.name, "terminal": role.terminal}))
     from dispatcher.delivery.tracing import exporting
+    from dispatcher.operate.claim_checks import warn_about_claims
     from dispatcher.runtime import main_loop
     from dispatcher.runtime.service import Service
     from dispatcher.web.server import Behind, Web
 
     registry = load_registry(app, imports)
+    warn_about_claims(registry, settings.state_database)
     with exporting(settings):
         dispatcher = Service(registry, settings, app)
         web = Web(settings, dispatcher.observer, None if role is None else Behind(role.path, role.url))

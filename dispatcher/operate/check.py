@@ -23,8 +23,9 @@ from dispatcher.group.layout import require_same_source, taken
 from dispatcher.group.origin import ChangeOrigin, StreamOrigin
 from dispatcher.kafka.config import config_of
 from dispatcher.operate.acls import after_role, dispatcher_acls
+from dispatcher.operate.claim_checks import ClaimChecks
 from dispatcher.operate.findings import Finding, Level
-from dispatcher.operate.privileges import create_role, needed, useful_to_run
+from dispatcher.operate.privileges import create_application_role, create_role, needed, useful_to_run
 from dispatcher.operate.server_checks import HEADROOM, ServerChecks, of_oplog, of_position
 from dispatcher.operate.setup import few_connections
 from dispatcher.operate.stream_load import REMEDY, stream_load
@@ -78,8 +79,9 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 
 
 def role_for(registry: Registry, settings: Settings) -> str:
-    """The command for mongosh that creates a role with the least privileges for an application.
+    """The commands for mongosh that create roles with the least privileges.
 
+    One is for dispatchers. The other lets the application claim receivers; it is absent if claims are turned off.
     With `--kafka`, the commands for the rights on Kafka follow in a comment.
     """
     group = group_of(registry, settings)
@@ -87,6 +89,8 @@ def role_for(registry: Registry, settings: Settings) -> str:
     database = settings.state_database
     rights = [*needed(scope, database, streams=streams), *useful_to_run(scope, streams=streams)]
     role = create_role(group, scope, rights, database)
+    if registry.claims is not None:
+        role += f"\n\n{create_application_role(group, database)}"
     return role if streams else after_role(role, dispatcher_acls(settings.kafka_topic, group), config_of(settings))
 
 
@@ -133,6 +137,8 @@ class _Checks(NamedTuple):
         async for finding in self._group(oplog):
             yield finding
         async for finding in self._collections():
+            yield finding
+        async for finding in ClaimChecks(self.state, self.registry, self.routes).all():
             yield finding
         async for finding in self._conditions():
             yield finding

@@ -11,6 +11,11 @@ privileges, some metrics and warnings are absent.
     hostInfo                on the deployment: how many change streams its CPU bears; not with `--kafka`
     getClusterParameter     on the deployment: how long images are kept
 
+To claim receivers (see `mongoz/claims/beats.py`), the user of the application needs in the state database:
+
+    find                    on positions: whether dispatchers take claims over
+    insert, update          on claims
+
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
@@ -20,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from pymongo import AsyncMongoClient
 
-from dispatcher.core.state import CONTROLS, WRITTEN, State
+from dispatcher.core.state import CLAIMS, CONTROLS, POSITIONS, WRITTEN, State
 from dispatcher.exceptions import AccessDenied
 from dispatcher.stream.scope import Scope
 
@@ -85,6 +90,14 @@ def useful(scope: Scope) -> list[Right]:
     ]
 
 
+def needed_to_claim(state_database: str) -> list[Right]:
+    """The privileges of the application. Without them its writes work, and its processes claim nothing."""
+    return [
+        Right(state_database, POSITIONS, ("find",), "to know whether dispatchers take claims over"),
+        Right(state_database, CLAIMS, ("insert", "update"), "to record claims"),
+    ]
+
+
 async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> list[Right]:
     """The privileges that the user lacks, with the missing actions only."""
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
@@ -135,8 +148,13 @@ def _covers(resource: Mapping[str, Any], right: Right) -> bool:
 
 
 def role_name(group: str) -> str:
-    """The name of the role for a group."""
+    """The name of the role for the dispatchers of a group."""
     return f"mongoz_dispatcher_{group}"
+
+
+def application_role_name(group: str) -> str:
+    """The name of the role for the application of a group."""
+    return f"mongoz_application_{group}"
 
 
 def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
@@ -148,18 +166,24 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
         rights: all privileges. Those on the state database are left out of the list, because `readWrite` has them.
         state_database: the database of the dispatcher's state. The role gets `readWrite` on it.
     """
-    privileges = [
-        {"resource": right.resource, "actions": list(right.actions)}
-        for right in rights
-        if right.database != state_database
+    others = [right for right in rights if right.database != state_database]
+    state = [{"role": "readWrite", "db": state_database}]
+    return _command(role_name(group), others, state, _readable(scope, state_database))
+
+
+def create_application_role(group: str, state_database: str) -> str:
+    """The command for mongosh that creates a role for the user of the application, to be granted in addition."""
+    comments = [
+        "This role is for the application: dispatchers then take over the receivers of its processes that died.",
+        "The user of the application also needs readWrite on the databases of its documents.",
     ]
-    role = {
-        "role": role_name(group),
-        "privileges": privileges,
-        "roles": [{"role": "readWrite", "db": state_database}],
-    }
-    comments = "\n".join(f"// {line}" for line in _readable(scope, state_database))
-    return f'{comments}\ndb.getSiblingDB("admin").createRole({json.dumps(role, indent=2)})'
+    return _command(application_role_name(group), needed_to_claim(state_database), [], comments)
+
+
+def _command(name: str, rights: Iterable[Right], roles: list[dict[str, str]], comments: Iterable[str]) -> str:
+    privileges = [{"resource": right.resource, "actions": list(right.actions)} for right in rights]
+    role = json.dumps({"role": name, "privileges": privileges, "roles": roles}, indent=2)
+    return "".join(f"// {line}\n" for line in comments) + f'db.getSiblingDB("admin").createRole({role})'
 
 
 def _readable(scope: Scope, state_database: str) -> list[str]:

@@ -103,6 +103,7 @@ async def set_up(
                     prepared.images.setdefault(watched.name, done)
             await state.create_indexes()
             await state.keep_deliveries_for(settings.delivery_retention)
+            await state.keep_claims_for(settings.delivery_retention)
             prepared.state = "indexed"
             if origin is None:
                 prepared.position = "waits for the first start of dispatcher relay"

@@ -19,10 +19,10 @@ The cases, and why no delivery is lost or overtaken:
   in between, two deliveries have the mark, and the first one is delivered again. If the next delivery was not
   known yet, or the head became a dead letter, no delivery has the mark after the crash. Therefore `recover` marks
   the first delivery of each lane without a mark. It runs when a partition is claimed, soon after, and every hour.
-- Two processes during a takeover: the former owner may delete the head after the new one wrote a follower, or
-  write a follower after the new one deleted the head. `holds` asks for the mark. A delivery that joins a lane
-  without a mark gets the mark, and `due` moves the mark to the first delivery. If no further delivery joins such a
-  lane, `recover` marks the first delivery.
+- Two processes while a partition changes its owner: the former owner may delete the head after the new one wrote
+  a follower, or write a follower after the new one deleted the head. `holds` asks for the mark. A delivery that
+  joins a lane without a mark gets the mark, and `due` moves the mark to the first delivery. If no further delivery
+  joins such a lane, `recover` marks the first delivery.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
   stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
   an attempt before the change is read again could break the order.

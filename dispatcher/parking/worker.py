@@ -51,7 +51,7 @@ _BYTES: Final = 8_000_000
 
 # Seconds until the next search for deliveries that former owners of the partition parked. The first search is made
 # when the former owners' last commands have ended.
-_SOON: Final = 60.0  # from the takeover to the first search, and after a failed search
+_SOON: Final = 60.0  # from the start of an ownership to the first search, and after a failed search
 _SELDOM: Final = 3_600.0  # from one search to the next
 
 

@@ -100,9 +100,7 @@ class BookRecorder:
         with pymongo.timeout(seconds / 3):
             try:
                 if not self._is_announced and not self._look_for_announcement():
-                    claims.refusal = ClaimRefusal(
-                        "not announced", f"no dispatcher of the group {self._group!r} takes over"
-                    )
+                    claims.refusal = _not_announced(self._group, self._state)
                     return pause_after(seconds, is_waiting=False)
                 if self._is_over(book):
                     self._ended.append(claims.replace_book())
@@ -114,7 +112,7 @@ class BookRecorder:
                     self._write_end(self._ended[0])
                     self._ended.popleft()
             except Exception as error:  # errors of any type: the next beat may succeed
-                claims.refusal = _refusal_of(error)
+                claims.refusal = _refusal_of(error, self._state)
                 return pause_after(seconds, is_waiting=True)
         book = claims.book
         return pause_after(seconds, is_waiting=book.has_open or book.high > self._recorded_high or book.is_over)
@@ -205,11 +203,27 @@ def _fields_of(receiver: NamedReceiver) -> dict[str, Any]:
     return {**receiver._asdict(), "former": list(receiver.former)}
 
 
-def _refusal_of(error: Exception) -> ClaimRefusal:
+def _not_announced(group: str, state: str) -> ClaimRefusal:
+    text = (
+        f"no dispatcher of the group {group!r} has announced takeovers in the state database {state!r}. Start "
+        "one, in a version with claims. If its state is in another database, name that: Registry(..., state=...)."
+    )
+    return ClaimRefusal("not announced", text)
+
+
+def _refusal_of(error: Exception, state: str) -> ClaimRefusal:
     if isinstance(error, OperationFailure) and error.code == _UNAUTHORIZED:
-        text = f"the application may not write to {CLAIMS!r} in the state database: {error}"
+        text = (
+            f"its user may not record claims in the state database {state!r}: {_message_of(error)}. Grant the "
+            "rights that `dispatcher check APP --role` prints for the application."
+        )
         return ClaimRefusal("unauthorized", text)
-    return ClaimRefusal("no beat", f"the state database can't be written: {error}")
+    return ClaimRefusal("no beat", f"the state database {state!r} can't be written now: {error}")
+
+
+def _message_of(error: OperationFailure) -> str:
+    """The server's message, without the command that it repeats."""
+    return str((error.details or {}).get("errmsg", error)).partition(" to execute command")[0]
 
 
 class BeatThread(threading.Thread):

@@ -24,7 +24,9 @@ __all__ = ["TIMEOUT", "UNNAMED", "Claims"]
 TIMEOUT: Final = 15.0
 """Default of the timeout, in seconds."""
 
-UNNAMED: Final = ClaimRefusal("new receiver", "a receiver was connected after the last beat")
+UNNAMED: Final = ClaimRefusal(
+    "new receiver", "a receiver was connected after the last beat; the next beat names it"
+)
 """The cause for receivers that no beat has named yet."""
 
 # Maximum seconds for which the first write of a process waits for the first beat.
@@ -46,6 +48,7 @@ class Claims:
         seconds: the timeout.
 
     Attributes:
+        state: the name of the state database.
         unclaimed: the number of writes with receivers that are not claimed, by cause.
     """
 
@@ -57,6 +60,7 @@ class Claims:
         receivers: Callable[[], Iterable[NamedReceiver]],
         seconds: float = TIMEOUT,
     ) -> None:
+        self.state = state
         self.unclaimed: Counter[str] = Counter()
         self._recorder = (group, state, connect, receivers)
         self._seconds = seconds

@@ -53,8 +53,7 @@ class Deployment:
         driver: the name of the driver that opens a URL; None is PyMongo, or the driver of the given client.
         dispatched: the group of dispatchers that serves it; True is the group "default".
         state: the database with the state of the dispatchers.
-        claims: whether dispatchers take over the receivers of this process if it dies; a number is the timeout in
-            seconds.
+        claims: whether this process claims the receivers that it runs; a number is the timeout in seconds.
 
     Attributes:
         adapter: the differences between the drivers.

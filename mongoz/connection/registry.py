@@ -35,9 +35,11 @@ class Registry(Deployment):
         driver: `"pymongo"` (default) or `"motor"`: the driver that opens a URL.
         dispatched: the name of the group of dispatchers that serves this registry; True is the group "default".
             Writes are then stamped where needed, so that nothing is delivered twice.
-        state: the database with the state of the dispatchers, as in `dispatcher --state-database`.
-        claims: if the process dies, a dispatcher takes over the receivers of its writes that did not run. A number
-            is the timeout in seconds after which it counts as dead (15 by default); False turns it off.
+        state: the database with the state of the dispatchers, as in `dispatcher run --state-database`. The process
+            records its claims there.
+        claims: whether this process claims the receivers that it runs: if it dies before they have ended, a
+            dispatcher takes them over. A number is the timeout in seconds (15 by default), see
+            docs/reference/claims.md; False turns claims off.
         event_loop: accepted for applications that pass it, and ignored: clients follow the running loop.
 
     Raises:

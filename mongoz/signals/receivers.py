@@ -33,13 +33,13 @@ class Delivery(NamedTuple):
     """The delivery, which a `post_*` receiver gets as the keyword `delivery`.
 
     Attributes:
-        id: the same for every attempt to deliver the same write; use it for deduplication. In process it is the
-            token of the write's origin stamp. In the dispatcher it is derived from the resume token of the change.
-            Each replay and each backfill has ids of its own.
+        id: the same for every attempt to deliver the same write; use it for deduplication. In process and in a
+            takeover it is the token of the write's origin stamp. In other deliveries of a dispatcher it is derived
+            from the resume token of the change. Each replay and each backfill has ids of its own.
         signal: name of the signal, `"post_save"` for example.
         receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer), `"stream"` (delivered by a dispatcher), or `"takeover"`
-            (delivered by a dispatcher, since the writing process died or left it to dispatchers).
+            (delivered by a dispatcher in the place of the writing process, which died or released its claim).
         attempt: 1, 2, ...; above 1 only in the dispatcher.
         term: grows whenever another dispatcher process takes over, so that an external system can refuse calls
             with a smaller term. 0 in process.
@@ -50,8 +50,8 @@ class Delivery(NamedTuple):
             deletion, `"key"` only its id.
         replayed: True in a replay, in a backfill, and for a retried dead letter: there is no new write.
         session: the session of a transactional receiver, else None.
-        superseded: in a takeover, another process has written the document since, and may have run this receiver.
-            `instance` is then the current document.
+        superseded: in a takeover, a later write of the ODM has changed the document, or the document is gone; the
+            receiver may have run for later writes. `instance` is then the current document, or has only the id.
     """
 
     id: str

@@ -97,7 +97,8 @@ async def test_setup_enables_images_once(dispatched, database, foreign, prepare)
     assert {name for name in on if on[name]} == {"missing", "old_off", "old_on", "users"}
     again = await prepare()
     assert {done for name, done in again.images.items() if "view" not in name} == {"on already"}
-    assert "expiry" in foreign.client[f"{database}_state"]["deliveries"].index_information()
+    for name in ("deliveries", "claims"):
+        assert "expiry" in foreign.client[f"{database}_state"][name].index_information()
 
 
 async def test_changes_between_setup_and_the_first_run_are_delivered(dispatched, database, foreign, prepare):

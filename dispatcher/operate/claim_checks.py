@@ -1,0 +1,157 @@
+"""Checks whether the processes of the application claim the receivers that they run.
+
+The application may have a user of its own, so its rights can't be asked for here. But the state shows whether its
+processes have claimed, and its documents show writes without a claim.
+
+MongoDB commands raise the `PyMongoError` of the driver.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from pymongo import DESCENDING
+from pymongo.errors import OperationFailure
+
+from dispatcher.core.events import Namespace
+from dispatcher.core.output.logs import log
+from dispatcher.core.state import READING, State
+from dispatcher.core.stats import duration
+from dispatcher.delivery.routes import Routes
+from dispatcher.operate.findings import Finding
+from mongoz import Registry
+from mongoz.stamps import FIELD, Stamp
+
+_TOPIC: Final = "claims"
+_LOSS: Final = "if a process of the application dies, the receivers that it has not finished are lost"
+_CAUSES: Final = (
+    "The application's log names the cause (logger mongoz.claims). Its user may lack the rights that `dispatcher "
+    "check APP --role` prints for it, its mongoz may be a version without claims, or the write may be older than "
+    "the first start of a dispatcher with claims."
+)
+
+# Documents of a collection whose stamps are read, and the number of collections.
+_SAMPLE: Final = 100
+_MOST_COLLECTIONS: Final = 50
+
+# Maximum milliseconds of a query.
+_PATIENCE: Final = 2_000
+
+# The number of books whose process is alive, and the seconds since the last beat of any book.
+_SUMMARY: Final = {
+    "$group": {
+        "_id": None,
+        "alive": {"$sum": {"$cond": [{"$and": [{"$not": ["$fenced_at"]}, {"$lt": ["$age", "$seconds"]}]}, 1, 0]}},
+        "age": {"$min": "$age"},
+    }
+}
+
+
+class _Books(NamedTuple):
+    """The books of a group.
+
+    Attributes:
+        alive: the number of processes that claim now.
+        age: seconds since the last beat of any of them; None if no process has ever claimed.
+    """
+
+    alive: int = 0
+    age: float | None = None
+
+    def __str__(self) -> str:
+        if self.age is None:
+            return "No process of the application has claimed yet"
+        if self.alive:
+            return f"{self.alive} process{'es' * (self.alive > 1)} of the application can claim now"
+        return f"No process of the application is alive; the last one recorded claims {duration(self.age)} ago"
+
+
+def recorded_elsewhere(registry: Registry, state_database: str) -> tuple[str, str] | None:
+    """The warning that the application records claims in a database that its dispatchers do not read.
+
+    Returns:
+        The text, and the remedy; None if all use the same database.
+    """
+    claims = registry.claims
+    if claims is None or claims.state == state_database or not registry.claimable_receivers():
+        return None
+    text = (
+        f"The application records claims in the database {claims.state!r}, but the state database is "
+        f"{state_database!r}: {_LOSS}"
+    )
+    return text, f"Set Registry(..., state={state_database!r}), or --state-database {claims.state}."
+
+
+def warn_about_claims(registry: Registry, state_database: str) -> None:
+    """Log a warning if dispatchers can't take claims over, because the application records them elsewhere."""
+    found = recorded_elsewhere(registry, state_database)
+    if found is not None:
+        log.warning(found[0], action="claims.elsewhere", remedy=found[1])
+
+
+class ClaimChecks(NamedTuple):
+    """The checks of claims."""
+
+    state: State
+    registry: Registry
+    routes: Routes
+
+    async def all(self) -> AsyncIterator[Finding]:
+        """Run all checks. There is nothing to check if the application runs no receiver in process."""
+        if self.registry.dispatched is None or not self.registry.claimable_receivers():
+            return
+        if self.registry.claims is None:
+            yield Finding("ok", _TOPIC, f"claims=False turns them off: {_LOSS}")
+            return
+        elsewhere = recorded_elsewhere(self.registry, self.state.name)
+        if elsewhere is not None:
+            yield Finding("warning", _TOPIC, *elsewhere)
+            return
+        layout = await self.state.positions.find_one({"_id": self.routes.group}, {"claims": 1})
+        if layout is None:
+            yield Finding("ok", _TOPIC, "Processes of the application claim from the first run of a dispatcher on")
+        elif not layout.get("claims"):
+            text = f"No dispatcher of the group {self.routes.group!r} has announced that it takes claims over"
+            yield Finding("warning", _TOPIC, f"{text}: {_LOSS}", "Run dispatchers of this version.")
+        else:
+            yield await self._books_and_writes()
+
+    async def _books_and_writes(self) -> Finding:
+        books = await self._books()
+        for namespace in self.routes.namespaces[:_MOST_COLLECTIONS]:
+            stamp = None
+            with suppress(OperationFailure):  # a missing right, or a view that is too slow
+                stamp = await self._newest_stamp(namespace)
+            if stamp is not None and not self._is_claimed(namespace, stamp):
+                name, at = ".".join(namespace), f"{stamp.token.generation_time:%Y-%m-%d %H:%M:%S} UTC"
+                text = f"The newest write of {name} with receivers in its process, at {at}, has no claim: {_LOSS}"
+                return Finding("warning", _TOPIC, f"{books}. {text}", _CAUSES)
+        return Finding("ok", _TOPIC, str(books))
+
+    async def _books(self) -> _Books:
+        well_formed = {"beat_at": {"$type": "date"}, "seconds": {"$type": "number"}}
+        aged = {"$addFields": {"age": {"$divide": [{"$subtract": ["$$NOW", "$beat_at"]}, 1_000]}}}
+        match = {"$match": {"group": self.routes.group, **well_formed}}
+        pipeline: list[dict[str, Any]] = [match, aged, _SUMMARY]
+        async for found in await self.state.claims.aggregate(pipeline):
+            return _Books(found["alive"], found["age"])
+        return _Books()
+
+    async def _newest_stamp(self, namespace: Namespace) -> Stamp | None:
+        """The newest stamp of a write that ran receivers which dispatchers run too, in a sample of documents."""
+        database, name = namespace
+        collection = self.state.client[database].get_collection(name, codec_options=READING)
+        sample = collection.find({}, {"_id": 0, FIELD: 1}).sort("_id", DESCENDING).limit(_SAMPLE)
+        ids, group = self.routes.stamped_ids(namespace), self.routes.group
+        newest: Stamp | None = None
+        async for row in sample.max_time_ms(_PATIENCE):
+            stamp = Stamp.unpack(row.get(FIELD))
+            if stamp is None or stamp.group != group or stamp.receivers.isdisjoint(ids):
+                continue
+            if newest is None or stamp.token > newest.token:
+                newest = stamp
+        return newest
+
+    def _is_claimed(self, namespace: Namespace, stamp: Stamp) -> bool:
+        claimed = frozenset() if stamp.claim is None else stamp.claim.receivers
+        return stamp.receivers & self.routes.stamped_ids(namespace) <= claimed

@@ -1,0 +1,199 @@
+"""`check` says whether processes of the application claim their receivers, and prints the rights for that."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+import mongoz
+from dispatcher.operate.check import check, role_for
+from dispatcher.operate.claim_checks import warn_about_claims
+from dispatcher.operate.findings import Finding
+from dispatcher.operate.privileges import application_role_name, role_name
+from tests.integration.test_check import roles_in
+from tests.integration.test_claims import claim_in
+from tests.integration.test_setup import IMAGES, make_user
+from tests.support import dispatching, eventually, settings_for
+
+
+def of_claims(findings: list[Finding]) -> list[Finding]:
+    return [one for one in findings if one.topic == "claims"]
+
+
+@pytest.fixture
+def look(database: str) -> Callable[..., Any]:
+    async def call(registry: mongoz.Registry, **changes: Any) -> Finding:
+        (found,) = of_claims([one async for one in check(registry, settings_for(registry, **changes))])
+        return found
+
+    return call
+
+
+@pytest.fixture
+def state(foreign: Any, database: str) -> Any:
+    return foreign.client[f"{database}_state"]
+
+
+def announce(state: Any, database: str, **fields: Any) -> None:
+    state.positions.insert_one({"_id": database, "partitions": 1, "group": database, **fields})
+
+
+def add_book(state: Any, database: str, name: str, *, seconds_ago: float, **fields: Any) -> None:
+    at = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    state.claims.insert_one({"_id": name, "group": database, "beat": 1, "beat_at": at, "seconds": 15.0, **fields})
+
+
+async def test_claims_in_another_database_are_named(mongo, database, look, caplog, capsys):
+    registry = mongoz.Registry(mongo.url, dispatched=database)
+    make_user(registry, database)
+    found = await look(registry)
+    assert found.level == "warning"
+    assert "'mongoz_dispatcher'" in found.text
+    assert f"Registry(..., state='{database}_state')" in found.remedy
+    assert "--state-database mongoz_dispatcher" in found.remedy
+    warn_about_claims(registry, f"{database}_state")
+    assert "claims.elsewhere" in capsys.readouterr().out
+
+
+async def test_nothing_is_said_without_receivers_in_process(mongo, database):
+    registry = mongoz.Registry(mongo.url, dispatched=database)
+    user = make_user(registry, database, connects=())
+
+    async def listen(sender: Any, **kwargs: Any) -> None: ...
+
+    user.meta.signals.post_save.connect(listen, name="durable", delivery="dispatcher")
+    assert of_claims([one async for one in check(registry, settings_for(registry))]) == []
+
+
+async def test_claims_that_are_turned_off(mongo, database, look):
+    registry = mongoz.Registry(mongo.url, dispatched=database, claims=False)
+    make_user(registry, database)
+    found = await look(registry)
+    assert (found.level, "claims=False" in found.text) == ("ok", True)
+    assert application_role_name(database) not in role_for(registry, settings_for(registry))
+
+
+async def test_a_group_without_an_announcement_is_named(dispatched, database, state, look):
+    make_user(dispatched, database)
+    assert "from the first run of a dispatcher on" in (await look(dispatched)).text
+    announce(state, database)
+    found = await look(dispatched)
+    assert (found.level, "has announced" in found.text) == ("warning", True)
+    assert "dispatchers of this version" in found.remedy
+
+
+async def test_processes_that_claim_are_counted(dispatched, database, state, look):
+    make_user(dispatched, database)
+    announce(state, database, claims=True)
+    assert (await look(dispatched)).text == "No process of the application has claimed yet"
+    add_book(state, database, "dead", seconds_ago=100)
+    add_book(state, database, "edited", seconds_ago=0, seconds="15")
+    state.claims.insert_one({"_id": "other", "group": "other", "beat_at": datetime.now(UTC), "seconds": 15.0})
+    found = await look(dispatched)
+    assert (found.level, "no process of the application is alive" in found.text.lower()) == ("ok", True)
+    add_book(state, database, "alive", seconds_ago=0)
+    add_book(state, database, "ended", seconds_ago=0, fenced_at=datetime.now(UTC), fenced_by="process")
+    found = await look(dispatched)
+    assert (found.level, found.text) == ("ok", "1 process of the application can claim now")
+
+
+async def test_a_write_without_a_claim_is_named(mongo, dispatched, database, foreign, state, look):
+    """The newest write counts: an earlier one may be from the time before claims."""
+    user = make_user(dispatched, database)
+    announce(state, database, claims=True)
+    async with mongoz.Registry(mongo.url, dispatched=database, claims=False) as earlier:
+        await make_user(earlier, database).query.create(name="Ada")
+    assert claim_in(foreign.users.find_one()) is None
+    found = await look(dispatched)
+    assert (found.level, f"{database}.users" in found.text) == ("warning", True)
+    assert "has claimed yet" in found.text
+    assert "--role" in found.remedy
+    await asyncio.sleep(1)  # the time in a token has whole seconds
+    await user.query.create(name="Bea")
+    found = await look(dispatched)
+    assert (found.level, found.text) == ("ok", "1 process of the application can claim now")
+
+
+async def test_writes_that_ran_nothing_that_dispatchers_run_are_ignored(mongo, dispatched, database, state, look):
+    user = make_user(dispatched, database)
+    announce(state, database, claims=True)
+    with mongoz.signals.muted():
+        await user.query.create(name="Ada")
+    assert (await look(dispatched)).level == "ok"
+
+
+# -- rights of the application ------------------------------------------------------------------------
+
+
+def application(guarded: MongoClient, database: str, role: dict[str, Any]) -> mongoz.Registry:
+    """A registry whose user has this role, and may read and write the documents."""
+    guarded.admin.command("createRole", f"{database}_claims", **role)
+    roles = [f"{database}_claims", {"role": "readWrite", "db": database}]
+    guarded.admin.command("createUser", f"{database}_app", pwd="secret", roles=roles)
+    return registry_of(guarded, database, f"{database}_app", claims=3.0)
+
+
+def registry_of(guarded: MongoClient, database: str, user: str, **options: Any) -> mongoz.Registry:
+    host, port = guarded.address
+    url = f"mongodb://{user}:secret@{host}:{port}/?replicaSet=rs0"
+    return mongoz.Registry(url, dispatched=database, state=f"{database}_state", **options)
+
+
+def printed_roles(database: str) -> dict[str, dict[str, Any]]:
+    registry = mongoz.Registry("mongodb://localhost", dispatched=database)
+    make_user(registry, database)
+    return roles_in(role_for(registry, settings_for(registry)))
+
+
+async def test_the_printed_role_is_enough_to_claim(guarded, database):
+    announce(guarded[f"{database}_state"], database, claims=True)
+    role = printed_roles(database)[application_role_name(database)]
+    async with application(guarded, database, role) as registry:
+        await make_user(registry, database).query.create(name="Ada")
+        claim = claim_in(guarded[database].users.find_one())
+        assert claim is not None
+        assert registry.claims.unclaimed == {}
+        books = guarded[f"{database}_state"].claims
+        await eventually(lambda: books.find_one({"high": 1, "open": []}), what="a later beat")
+    assert books.find_one({"_id": claim.incarnation.hex()})["fenced_by"] == "process"
+
+
+@pytest.mark.parametrize("lacking", ["find", "insert", "update"])
+async def test_without_one_of_its_rights_writes_work_and_the_log_names_the_remedy(
+    guarded, database, caplog, lacking
+):
+    announce(guarded[f"{database}_state"], database, claims=True)
+    role = printed_roles(database)[application_role_name(database)]
+    for privilege in role["privileges"]:
+        privilege["actions"] = [action for action in privilege["actions"] if action != lacking]
+    role["privileges"] = [privilege for privilege in role["privileges"] if privilege["actions"]]
+    async with application(guarded, database, role) as registry:
+        user = make_user(registry, database)
+        await user.query.create(name="Ada")
+        await user.query.create(name="Bea")
+        assert len(user.seen) == 2
+        assert registry.claims.unclaimed == {"unauthorized": 2}
+    (logged,) = [one.getMessage() for one in caplog.records if one.name == "mongoz.claims"]
+    assert f"'{database}_state'" in logged
+    assert "dispatcher check APP --role" in logged
+    assert "secret" not in logged
+
+
+async def test_application_and_dispatcher_work_together_with_the_printed_roles(guarded, database):
+    roles = printed_roles(database)
+    guarded.admin.command("createRole", role_name(database), **roles[role_name(database)])
+    guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])
+    guarded[database].create_collection("users", **IMAGES)
+    serving = registry_of(guarded, database, database)
+    make_user(serving, database)
+    async with dispatching(serving):
+        layouts = guarded[f"{database}_state"].positions
+        await eventually(lambda: layouts.find_one({"claims": True}), what="the announcement")
+        async with application(guarded, database, roles[application_role_name(database)]) as registry:
+            await make_user(registry, database).query.create(name="Ada")
+            assert registry.claims.unclaimed == {}
+            found = of_claims([one async for one in check(serving, settings_for(serving))])
+            assert found == [Finding("ok", "claims", "1 process of the application can claim now")]

@@ -19,15 +19,14 @@ from mongoz.claims.beats import BeatThread, BookRecorder, ClaimRefusal
 from mongoz.claims.book import Book, OpenClaim
 from mongoz.claims.document import NamedReceiver
 
-__all__ = ["TIMEOUT", "UNNAMED", "Claims"]
+__all__ = ["TIMEOUT", "Claims"]
 
 TIMEOUT: Final = 15.0
 """Default of the timeout, in seconds."""
 
-UNNAMED: Final = ClaimRefusal(
+_UNNAMED: Final = ClaimRefusal(
     "new receiver", "a receiver was connected after the last beat; the next beat names it"
 )
-"""The cause for receivers that no beat has named yet."""
 
 # Maximum seconds for which the first write of a process waits for the first beat.
 _FIRST_BEAT: Final = 2.0
@@ -111,27 +110,30 @@ class Claims:
                 self._thread.start()
             return self._thread
 
-    def claim(self, covered: frozenset[Any]) -> OpenClaim | None:
-        """A new claim; None if the process can't claim now. The cause is counted.
+    def claim(self, covered: frozenset[Any], *, is_whole: bool) -> OpenClaim | None:
+        """A new claim; None if the process can't claim now. If receivers stay unclaimed, the cause is counted.
 
         Args:
-            covered: the claimed receivers.
+            covered: the receivers that a beat has named.
+            is_whole: there are no further receivers that dispatchers can take over.
         """
-        claim = self.book.claim(covered)
+        claim = self.book.claim(covered) if covered else None
         if claim is None:
-            self.note_unclaimed(self._cause())
+            self._note_unclaimed(self._cause(covered))
+        elif not is_whole:
+            self._note_unclaimed(_UNNAMED)
         return claim
 
-    def _cause(self) -> ClaimRefusal:
+    def _cause(self, covered: frozenset[Any]) -> ClaimRefusal:
         if self.refusal is not None:
             return self.refusal
         if self.book.is_valid:
-            return ClaimRefusal("crowded", "too many claims are open")
+            return ClaimRefusal("crowded", "too many claims are open") if covered else _UNNAMED
         return ClaimRefusal("no beat", "the state database has not acknowledged a beat in time")
 
-    def note_unclaimed(self, cause: ClaimRefusal, writes: int = 1) -> None:
-        """Count writes whose receivers are lost if this process dies. The log names each cause once."""
-        self.unclaimed[cause.name] += writes
+    def _note_unclaimed(self, cause: ClaimRefusal) -> None:
+        """Count a write whose receivers are lost if this process dies. The log names each cause once."""
+        self.unclaimed[cause.name] += 1
         if cause.name not in self._logged:
             self._logged.add(cause.name)
             _log.warning("receivers of writes are not protected against the death of this process: %s", cause.text)

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError, WriteConcernError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
@@ -31,6 +31,7 @@ __all__ = [
     "NOT_JOINED",
     "JoinedSession",
     "Transaction",
+    "is_aborted_after",
     "is_committed",
     "is_in_transaction",
     "join_transaction",
@@ -136,20 +137,21 @@ class Transaction:
                     await action()
                 except Exception as error:
                     errors.append(error)
-        finally:  # dispatchers run what did not run here
-            for claim in self._claims:
-                claim.release()
+        finally:
+            self.leave_claims()
         raise_together(errors, f"{len(errors)} writes of a transaction have receivers that raised")
 
-    def end_claims(self) -> None:
-        """Note that the writes certainly did not take effect."""
+    def leave_claims(self) -> None:
+        """Leave the claimed receivers to dispatchers, unless they have run. The stream tells what is committed."""
+        _by_session.pop(_key(self.session), None)
         for claim in self._claims:
-            claim.done()
+            claim.release()
 
     def undo_in_memory(self) -> None:
         """Drop its actions, and reset the instances that it wrote."""
         _by_session.pop(_key(self.session), None)
-        self.end_claims()
+        for claim in self._claims:
+            claim.done()
         for undo in reversed(self._on_abort):
             undo()
 
@@ -275,9 +277,15 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
         held: the resources to release, among them the session. If the outcome is unknown, a background task gets
             them.
     """
-    unknown = await _commit(own.session)
+    try:
+        unknown = await _commit(own.session)
+    except BaseException as error:  # for example the end of the event loop, while the server commits
+        if not is_aborted_after(error):
+            own.leave_claims()
+        raise
     if unknown is not None:
         own.is_outcome_unknown = True
+        _by_session.pop(_key(own.session), None)  # the end of the background task drops the transaction
         if own.is_awaited:
             unknown.add_note(_OUTCOME_UNKNOWN)
             own.deployment.run_in_background(_finish_when_known(own, held.pop_all()))
@@ -286,12 +294,13 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
 
 
 async def _finish_when_known(own: Transaction, held: AsyncExitStack) -> None:
-    async with held:
-        committed = await is_committed(own.session)
-    if committed:
-        await own.run_commit_actions()
-    else:
-        own.end_claims()
+    try:
+        async with held:
+            committed = await is_committed(own.session)
+        if committed:
+            await own.run_commit_actions()
+    finally:
+        own.leave_claims()
 
 
 async def _abort(own: Transaction) -> None:
@@ -331,6 +340,18 @@ async def _commit(session: Any) -> PyMongoError | None:
         else:
             return None
     return unknown
+
+
+def is_aborted_after(error: BaseException) -> bool:
+    """Whether a transaction was certainly not committed, after an error of one of its commands or of its commit.
+
+    A write concern that can't be satisfied is an error of a commit that took effect.
+    """
+    if not isinstance(error, PyMongoError) or error.has_error_label(_UNKNOWN_COMMIT):
+        return False
+    if error.has_error_label(_TRANSIENT):
+        return True
+    return isinstance(error, OperationFailure) and not isinstance(error, WriteConcernError)
 
 
 async def is_committed(session: Any) -> bool:

@@ -14,7 +14,7 @@ from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeou
 from mongoz.claims.book import OpenClaim
 from mongoz.connection.elections import as_transient
 from mongoz.connection.retry import ask_until_answered
-from mongoz.connection.transactions import is_committed, run_private_transaction
+from mongoz.connection.transactions import is_aborted_after, is_committed, run_private_transaction
 from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.model.state import loaded
@@ -55,7 +55,16 @@ async def _delete(instance: Model, session: Any) -> int:
 
 
 async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing, originator: Originator) -> int:
-    deletion, failure = _Deletion(id_of(instance), target, firing, originator), None
+    deletion = _Deletion(id_of(instance), target, firing, originator)
+    try:
+        await _send_and_fire(instance, deletion)
+    finally:
+        deletion.leave()
+    return 1
+
+
+async def _send_and_fire(instance: Model, deletion: "_Deletion") -> None:
+    target, failure = deletion.target, None
     session = await target.take_session() if deletion.needs_outcome else target.session
     try:
         await deletion.send(session)
@@ -76,7 +85,6 @@ async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing,
     if not deletion.token:
         raise document_gone(instance, target)
     await raise_after_firing(_fire(instance, deletion), failure)
-    return 1
 
 
 async def _look_up_outcome(
@@ -102,8 +110,6 @@ async def _look_up_outcome(
                 took_effect = await ask_until_answered(partial(deletion.took_effect, session))
         if took_effect:
             await _fire(copied, deletion)
-        else:
-            deletion.undone()
 
     deletion.target.deployment.run_in_background(fire_when_known())
     raise error
@@ -210,11 +216,16 @@ class _Deletion:
             self.claim.done()
             self.claim = None
 
+    def leave(self) -> None:
+        """Leave the claimed receivers to dispatchers, unless they have run, or run after the commit."""
+        if self.claim is not None and not self.target.in_transaction:
+            self.claim.release()
+
     async def _delete_marked(self, session: Any) -> None:
         try:
             await run_private_transaction(self.target.deployment, session, self._mark_and_delete)
         except PyMongoError as error:
-            if not is_commit_unknown(error):
+            if is_aborted_after(error):
                 self.undone()
             if refuses_stamp(error):
                 self.firing = leave_to_dispatchers(self.firing)

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 import bson
 
 from mongoz.claims.book import OpenClaim
-from mongoz.claims.claims import UNNAMED, Claims
+from mongoz.claims.claims import Claims
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.ids import id_of_time, new_token
 from mongoz.persistence.target import WriteTarget
@@ -113,8 +113,6 @@ class Originator:
             form = claiming_form(group, call, ids, claimed)
             plan = _ClaimPlan(receivers, named, group, call, frozenset(covered), form, claimed == claimable)
             signal.cached_claims = plan
-        if not plan.is_whole and named:
-            claims.note_unclaimed(UNNAMED)
         if plan.covered or not plan.is_whole:
             self._claims, self._plan = claims, plan
 
@@ -130,10 +128,13 @@ class Originator:
         # Use the server's clock: a stamp is valid for a short time only.
         token = id_of_time(target.clock.now())
         key = key_hash(target.collection.namespace, id_, CODEC_OPTIONS)
-        if self._claims is not None and (claim := self._claims.claim(self._plan.covered)) is not None:
-            if target.transaction is not None:
-                target.transaction.add_claim(claim)
-            return Origin(token.hex(), self._plan.form.filled(token, key, claim.packed), claim)
+        if self._claims is not None:
+            plan = self._plan
+            claim = self._claims.claim(plan.covered, is_whole=plan.is_whole)
+            if claim is not None:
+                if target.transaction is not None:
+                    target.transaction.add_claim(claim)
+                return Origin(token.hex(), plan.form.filled(token, key, claim.packed), claim)
         return Origin(token.hex(), self._form.filled(token, key))
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
-from pymongo.errors import ConnectionFailure, PyMongoError, ServerSelectionTimeoutError
+from pymongo.errors import ConnectionFailure, OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from mongoz.connection.cancellation import uninterrupted
 from mongoz.connection.elections import as_transient, is_connection_error
@@ -25,7 +25,9 @@ __all__ = ["Write", "note_unknown_outcome", "raise_after_firing", "write_and_fir
 
 Row = Any
 
-# Errors after which the write certainly did not take effect.
+# Errors after which the write certainly did not take effect: nothing was sent, or the server answered that nothing
+# matched. A ServerSelectionTimeoutError shows that the write was never sent. If a first attempt had been sent, the
+# driver would raise the error of that attempt.
 _NOT_WRITTEN: Final = (ServerSelectionTimeoutError, NotWritten, DocumentNotFound, ValidationError)
 
 
@@ -61,11 +63,7 @@ class Write(NamedTuple):
 
     def settle_and_fire(self, row: Row) -> Awaitable[None]:
         """Run the receivers, or schedule them for the commit. The caller awaits the result in either case."""
-        try:
-            keywords = self.settle(self.instance, row)
-        except BaseException:
-            self.origin.leave()
-            raise
+        keywords = self.settle(self.instance, row)
         return self.target.fire(
             self.firing, self.instance.meta.document, self.origin.token, keywords, self.origin.claim
         )
@@ -90,6 +88,9 @@ async def _write_simply(write: Write) -> None:
     target = write.target
     try:
         row = await write.send(target.session)
+    except _NOT_WRITTEN:
+        write.origin.undone()
+        raise
     except PyMongoError as error:
         if write.origin.stamp is not None:
             explain_refusal(error)
@@ -102,19 +103,22 @@ async def _write_simply(write: Write) -> None:
 
 async def _write_stamped(write: Write) -> None:
     """Write in a session of its own, so that an unknown outcome can be looked up."""
-    session = await write.target.take_session()
     try:
-        row = await write.send(session)
-    except BaseException as raised:
-        error = await as_transient(raised, write.target.client)
-        async with AsyncExitStack() as held:
-            if session is not write.target.session:
-                held.push_async_callback(session.end_session)
-            row = await _look_up_outcome(write, session, error, held)
-        await raise_after_firing(write.settle_and_fire(row), error)
-    else:
-        await write.target.give_back_session(session)
-        await write.settle_and_fire(row)
+        session = await write.target.take_session()
+        try:
+            row = await write.send(session)
+        except BaseException as raised:
+            error = await as_transient(raised, write.target.client)
+            async with AsyncExitStack() as held:
+                if session is not write.target.session:
+                    held.push_async_callback(session.end_session)
+                row = await _look_up_outcome(write, session, error, held)
+            await raise_after_firing(write.settle_and_fire(row), error)
+        else:
+            await write.target.give_back_session(session)
+            await write.settle_and_fire(row)
+    finally:
+        write.origin.leave()
 
 
 async def _look_up_outcome(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:
@@ -125,17 +129,15 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
     Raises:
         BaseException: the error; the write did not take effect, or its outcome is unknown.
     """
-    # A ServerSelectionTimeoutError shows that the write was never sent. If a first attempt had been sent, the
-    # driver would raise the error of that attempt.
     if isinstance(error, _NOT_WRITTEN):
         write.origin.undone()
         raise error
     if not isinstance(error, PyMongoError):
-        write.origin.leave()  # the end of the event loop, or an error of any type
         explain_unstorable(error, write.instance)
         raise error
     if not is_outcome_unknown(error):
-        write.origin.undone()
+        if isinstance(error, OperationFailure):
+            write.origin.undone()
         explain_refusal(error)
         raise error
     fenced = session if isinstance(error, ConnectionFailure) or is_connection_error(error) else None
@@ -147,8 +149,7 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
         if write.runs_unclaimed:
             _fire_in_background(write, fenced, held)
         raise error from None
-    if found is None:
-        write.origin.undone()
+    if found is None:  # the claim is left to dispatchers: if the look-up is wrong, the stream has the write
         raise error
     return found
 

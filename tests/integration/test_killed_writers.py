@@ -36,7 +36,8 @@ class Killing(CommandListener):
 
 async def main():
     client = AsyncMongoClient(url, event_listeners=[Killing()])
-    User = make(mongoz.Registry(client, dispatched=database), database, [])
+    registry = mongoz.Registry(client, dispatched=database, state=f"{database}_state", claims=3)
+    User = make(registry, database, [])
     await (await User.objects.get(id=ObjectId(id_))).delete()
 
 asyncio.run(main())
@@ -89,10 +90,10 @@ async def test_a_kill_before_the_commit_has_no_effect(command, mongo, dispatched
     assert sorted(told) == [("any", id_, "stream"), ("durable", id_, "stream")]
 
 
-async def test_after_the_commit_only_receivers_of_the_killed_process_are_lost(
+async def test_after_the_commit_a_dispatcher_takes_over_the_receivers_of_the_killed_process(
     mongo, dispatched, database, foreign
 ):
-    """Receivers with delivery="dispatcher" are called."""
+    """Nothing is lost: the receivers of the killed process are called by a dispatcher."""
     told: list[tuple[str, ObjectId, str]] = []
     make(dispatched, database, told)
     foreign.create_collection("users")
@@ -101,7 +102,12 @@ async def test_after_the_commit_only_receivers_of_the_killed_process_are_lost(
         kill_while_deleting(mongo.url, database, id_, "answered", "commitTransaction")
         assert foreign.users.find_one({"_id": id_}) is None
         foreign.users.delete_one({"_id": other})
-        await eventually(lambda: len(told) == 3)
+        await eventually(lambda: len(told) == 4)
     assert sorted(told) == sorted(
-        [("durable", id_, "stream"), ("any", other, "stream"), ("durable", other, "stream")]
+        [
+            ("any", id_, "takeover"),
+            ("durable", id_, "stream"),
+            ("any", other, "stream"),
+            ("durable", other, "stream"),
+        ]
     )

@@ -12,7 +12,7 @@ from pymongo import UpdateOne
 from pymongo.errors import PyMongoError
 
 from mongoz.claims.book import OpenClaim
-from mongoz.connection.transactions import is_committed, run_private_transaction
+from mongoz.connection.transactions import is_aborted_after, is_committed, run_private_transaction
 from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.persistence.bulk.progress import (
@@ -25,7 +25,7 @@ from mongoz.persistence.bulk.progress import (
 )
 from mongoz.persistence.bulk.selection import Selection, split_into_chunks
 from mongoz.persistence.delete import has_no_transactions, needs_marker
-from mongoz.persistence.origin import Originator, make_originator, unstamped_origin
+from mongoz.persistence.origin import Origin, Originator, make_originator, unstamped_origin
 from mongoz.persistence.outcome.lookup import is_commit_unknown
 from mongoz.persistence.outcome.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.pre_signals import fire_pre_signal
@@ -87,15 +87,16 @@ async def _delete_batch(
 
             async def find_written() -> list[WrittenDocument]:
                 committed = await is_committed(unknown.session)
-                if not committed:
-                    unknown.deleted.note_undone()
-                    return []
-                return _written(copies, unknown.deleted)
+                return _written(copies, unknown.deleted) if committed else []
 
             fire_when_known(document, unknown.deleted.firing, target, find_written, unknown.held)
             raise unknown.error from None
         progress.done += deleted.number
-        await fire_for_each(document, deleted.firing, target, _written(instances, deleted), progress)
+        try:
+            await fire_for_each(document, deleted.firing, target, _written(instances, deleted), progress)
+        finally:
+            for claim in () if target.in_transaction else deleted.claims.values():
+                claim.release()
         if deleted.failure is not None:
             raise deleted.failure
 
@@ -160,12 +161,16 @@ async def _delete_together(
     """Find the matching documents and delete them in one transaction, so that no write happens in between."""
     target = selection.target
     deleted: _Deleted | None = None
+    origins: list[Origin] = []
+
+    def note_undone() -> None:
+        for origin in origins:
+            origin.undone()
 
     async def find_and_delete(session: Any) -> None:
-        nonlocal deleted
-        if deleted is not None:  # an earlier attempt of the transaction
-            deleted.note_undone()
-        deleted = None
+        nonlocal deleted, origins
+        note_undone()  # an earlier attempt of the transaction, which was aborted
+        deleted, origins = None, []
         found = [row["_id"] for row in await selection.matching(ids, {"_id": 1}, session)]
         if not found:
             deleted = _Deleted(0, {}, firing)
@@ -191,10 +196,14 @@ async def _delete_together(
         session = await held.enter_async_context(target.own_session())
         try:
             await run_private_transaction(target.deployment, session, find_and_delete)
-        except PyMongoError as error:
-            if deleted is None or not (deleted.tokens and firing.receivers and is_commit_unknown(error)):
-                if deleted is not None and not is_commit_unknown(error):
-                    deleted.note_undone()
+        except BaseException as error:
+            if is_aborted_after(error):
+                note_undone()
+            for origin in origins:
+                origin.leave()
+            if not isinstance(error, PyMongoError) or not is_commit_unknown(error):
+                raise
+            if deleted is None or not (deleted.tokens and firing.receivers):
                 raise
             raise _DeleteOutcomeUnknown(error, deleted, session, held.pop_all()) from None
     assert deleted is not None
@@ -236,11 +245,6 @@ class _Deleted(NamedTuple):
     firing: Firing
     failure: PyMongoError | None = None
     claims: Mapping[bytes, OpenClaim] = MappingProxyType({})
-
-    def note_undone(self) -> None:
-        """Note that the deletes certainly did not take effect."""
-        for claim in self.claims.values():
-            claim.done()
 
 
 class _DeleteOutcomeUnknown(Exception):

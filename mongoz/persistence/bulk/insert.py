@@ -2,9 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from pymongo.errors import BulkWriteError, PyMongoError
+import bson
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from mongoz.connection.elections import as_transient
 from mongoz.connection.retry import ask_until_answered
@@ -35,6 +36,8 @@ from mongoz.stamps import FIELD, Call
 __all__ = ["insert_many"]
 
 D = TypeVar("D", bound=Model)
+
+_ONE_COMMAND: Final = 2_000_000  # the driver sends rows of fewer bytes in one command, with encryption too
 
 
 async def insert_many(
@@ -82,6 +85,13 @@ async def _insert_batch(
 
     async def unit() -> None:
         origins = [originator.origin_for(row["_id"]) for row in rows]
+        try:
+            await insert(origins)
+        finally:
+            for origin in () if target.in_transaction else origins:
+                origin.leave()
+
+    async def insert(origins: list[Origin]) -> None:
         stamped = [origin.stamped(row) for origin, row in zip(origins, rows, strict=True)]
 
         def settle(instances: list[Any], inserted: Collection[int]) -> list[WrittenDocument]:
@@ -99,8 +109,6 @@ async def _insert_batch(
             failure, inserted = await _send(stamped, origins, target)
         except _InsertOutcomeUnknown as unknown:
             note_unknown_outcome(unknown.error)
-            for origin in origins:
-                origin.leave()
             # Receivers get copies, since the caller may insert the instances again.
             copies, look_up = [independent_copy(instance) for instance in instances], unknown.look_up
 
@@ -110,12 +118,14 @@ async def _insert_batch(
             fire_when_known(document, firing, target, find_written, unknown.held)
             raise unknown.error from None
         except Exception as error:
-            for instance, origin in zip(instances, origins, strict=True):
-                origin.undone() if isinstance(error, PyMongoError) else origin.leave()
+            for instance in instances:
                 explain_unstorable(error, instance)
+            if _were_refused(error, stamped, target):
+                for origin in origins:
+                    origin.undone()
             raise
-        for place, origin in enumerate(origins):
-            if place not in inserted and not target.in_transaction:
+        if isinstance(failure, BulkWriteError):
+            for origin in origins[len(inserted) :]:
                 origin.undone()
         written = settle(instances, inserted)
         before, progress.done = progress.done, progress.done + len(written)
@@ -147,6 +157,17 @@ async def _send(
             explain_refusal(error)
         return error, range(error.details["nInserted"])
     return None, range(len(rows))
+
+
+def _were_refused(error: Exception, rows: list[Row], target: WriteTarget) -> bool:
+    """Whether the server certainly inserted none of the rows: it answered their only command with this error.
+
+    The driver splits many rows into several commands, and the first of them may have taken effect.
+    """
+    if not isinstance(error, OperationFailure):
+        return False
+    options = target.driver_collection.codec_options
+    return sum(len(bson.encode(row, codec_options=options)) for row in rows) < _ONE_COMMAND
 
 
 def _shift_places(before: int, error: PyMongoError) -> PyMongoError:

@@ -119,6 +119,8 @@ def fire_when_known(
 ) -> None:
     """Run the receivers of a batch in the background, when it is known which documents were written.
 
+    Claimed receivers are left to dispatchers meanwhile.
+
     Args:
         document: the class.
         firing: the receivers.

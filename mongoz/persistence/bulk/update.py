@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError, WriteError
 
-from mongoz.connection.transactions import is_committed, run_private_transaction_once
+from mongoz.connection.transactions import is_aborted_after, is_committed, run_private_transaction_once
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
 from mongoz.model.state import loaded, restore
@@ -221,24 +221,31 @@ class _BulkUpdate(Generic[D]):
         firing = self.target.plan(self._signal)
         batch = UpdateBatch(self.selection, ids, partial(self._make_update, prepared))
 
-        async def unit() -> list[Any]:
-            if self.target.in_transaction:
-                await batch.write(self.target.session)
-                await self._settle_and_fire(batch)
-                return batch.changed
+        async def in_own_transaction() -> list[Any]:
             async with AsyncExitStack() as held:
                 session = await held.enter_async_context(self.target.own_session())
                 try:
                     await run_private_transaction_once(self.target.deployment, session, batch.write)
                 except PyMongoError as error:
                     if not is_commit_unknown(error):
-                        batch.note_unwritten()
+                        if is_aborted_after(error):
+                            batch.note_unwritten()
                         return ids
                     if firing.receivers and batch.written:
                         self._fire_when_known(batch, error, session, held.pop_all())
                     raise
             await self._settle_and_fire(batch)
             return batch.changed
+
+        async def unit() -> list[Any]:
+            if self.target.in_transaction:
+                await batch.write(self.target.session)
+                await self._settle_and_fire(batch)
+                return batch.changed
+            try:
+                return await in_own_transaction()
+            finally:
+                batch.leave()
 
         return await self.target.as_unit(firing, unit())
 
@@ -264,7 +271,6 @@ class _BulkUpdate(Generic[D]):
 
         async def find_written() -> list[WrittenDocument]:
             if not await is_committed(session):
-                batch.note_unwritten()
                 return []
             return [self._written(update, update.row_after(row), origin) for update, origin, row in batch.written]
 

@@ -88,6 +88,11 @@ class UpdateBatch:
         for origin in self._origins:
             origin.undone()
 
+    def leave(self) -> None:
+        """Leave the claimed receivers to dispatchers, unless they have run."""
+        for origin in self._origins:
+            origin.leave()
+
     async def write(self, session: Any) -> None:
         """Read the matching documents and update them, in a transaction."""
         target = self._selection.target

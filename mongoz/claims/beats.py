@@ -15,12 +15,12 @@ from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
 import pymongo
-from pymongo.errors import DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from mongoz.claims.book import MOST_RELEASED, Book
-from mongoz.claims.document import CLAIMS, NamedReceiver
+from mongoz.claims.document import CLAIMS, BookSnapshot, NamedReceiver
 from mongoz.uptime import now
 
 __all__ = ["BeatThread", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
@@ -87,7 +87,7 @@ class BookRecorder:
         self._client: Any = None
         self._is_announced = False
         self._beat = 0
-        self._recorded_high = 0
+        self._recorded = BookSnapshot()  # as the last acknowledged beat has it
         self._named: tuple[NamedReceiver, ...] = ()
         self._ended: deque[Book] = deque(maxlen=_MOST_ENDED)
         self._started_at = datetime.now(UTC)
@@ -102,11 +102,7 @@ class BookRecorder:
                 if not self._is_announced and not self._look_for_announcement():
                     claims.refusal = _not_announced(self._group, self._state)
                     return pause_after(seconds, is_waiting=False)
-                if self._is_over(book):
-                    self._ended.append(claims.replace_book())
-                    self._beat, self._recorded_high, self._named = 0, 0, ()
-                self._book = claims.book
-                self._write(claims.book)
+                self._write_present(claims)
                 claims.refusal = None
                 while self._ended:
                     self._write_end(self._ended[0])
@@ -115,13 +111,25 @@ class BookRecorder:
                 claims.refusal = _refusal_of(error, self._state)
                 return pause_after(seconds, is_waiting=True)
         book = claims.book
-        return pause_after(seconds, is_waiting=book.has_open or book.high > self._recorded_high or book.is_over)
+        is_waiting = book.is_over or book.has_open or book.snapshot() != self._recorded
+        return pause_after(seconds, is_waiting=is_waiting)
+
+    def _write_present(self, claims: Recorded) -> None:
+        """Write a beat of the present book. If the book is over, begin a new one at once."""
+        if not self._is_over(claims.book):
+            self._book = claims.book
+            self._write(claims.book)
+        if self._is_over(claims.book):
+            self._ended.append(claims.replace_book())
+            self._beat = 0
+            self._book = claims.book
+            self._write(claims.book)
 
     def finish(self) -> None:
         """Record the end of the last book, and close the client."""
         if self._book is not None:
             self._book.end()
-            with suppress(PyMongoError), pymongo.timeout(_LAST_BEAT):  # else the timeout shows the end
+            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # else the timeout shows the end
                 self._write_end(self._book)
         if self._client is not None:
             self._client.close()
@@ -150,7 +158,10 @@ class BookRecorder:
     def _write(self, book: Book) -> None:
         """Write a beat. If the document is fenced or missing, the book is over."""
         self._beat += 1
-        receivers, taken = tuple(self._receivers()), book.snapshot()
+        # Earlier names stay: an open claim, or a write that is being prepared, may have a receiver that the
+        # application has disconnected.
+        receivers = tuple(dict.fromkeys((*self._named, *self._receivers())))
+        taken = book.snapshot()
         sent = now()
         update: dict[str, Any] = {
             "$set": {
@@ -161,7 +172,7 @@ class BookRecorder:
             },
             "$currentDate": {"beat_at": True},
         }
-        if receivers != self._named:
+        if receivers != self._named or not book.is_known:
             update["$set"]["receivers"] = [_fields_of(one) for one in receivers]
         if not book.is_known:
             update["$setOnInsert"] = self._identity(book)
@@ -175,7 +186,7 @@ class BookRecorder:
         if not (result.matched_count or result.upserted_id):
             book.end()
             return
-        self._named, self._recorded_high = receivers, taken.high
+        self._named, self._recorded = receivers, taken
         book.acknowledge(sent, frozenset(id_ for one in receivers for id_ in one.ids))
 
     def _write_end(self, book: Book) -> None:

@@ -130,8 +130,9 @@ class Book:
         """The claims now, from any thread."""
         with self._lock:
             high, open_ = self._high, list(self._open)
-        # Read after the open claims: a claim that is released meanwhile is then in both.
-        return BookSnapshot(high, intervals_of(open_), tuple(self._released))
+        # Read after the open claims: a claim that is released meanwhile is then in both. A copy, because making a
+        # tuple may run finalizers, which append.
+        return BookSnapshot(high, intervals_of(open_), tuple(self._released.copy()))
 
     def end(self) -> None:
         """Start no receiver of this incarnation any more."""

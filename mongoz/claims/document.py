@@ -10,7 +10,8 @@ fields:
     high        the highest number that was given to a claim
     open        the open claims, as a flat list of intervals: first, last, first, last, ...
     released    claims that the process leaves to dispatchers
-    receivers   the receivers of the process with `delivery="any"`: id, former (earlier ids), sender, signal, name
+    receivers   the receivers of the process with `delivery="any"`: id, former (earlier ids), sender, signal, name;
+                those that the application has disconnected since stay
     host, pid, started_at      the process
     fenced_at, fenced_by       the end: the document does not change any more
 

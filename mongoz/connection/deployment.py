@@ -102,7 +102,7 @@ class Deployment:
         self._unsettled: set[asyncio.Task[None]] = set()
 
     def _claims_of(self, state: str, claims: bool | float) -> Claims | None:
-        if not isinstance(claims, bool | int | float) or not (claims is False or 0 < claims < _MOST_SECONDS):
+        if not isinstance(claims, bool | int | float) or not (claims is False or 0 < claims <= _MOST_SECONDS):
             raise ImproperlyConfigured(
                 f"claims={claims!r} must be True, False, or a timeout in seconds, at most {_MOST_SECONDS}."
             )
@@ -116,8 +116,13 @@ class Deployment:
         return []
 
     def _open_synchronous_client(self) -> Any:
-        """A client for the thread that records claims. It has few connections, and no listeners."""
-        options: dict[str, Any] = {"maxPoolSize": 1, "event_listeners": []}
+        """A client for the thread that records claims. It has few connections, no listeners, and no encryption."""
+        options: dict[str, Any] = {
+            "minPoolSize": 0,
+            "maxPoolSize": 1,
+            "event_listeners": [],
+            "auto_encryption_opts": None,
+        }
         if self._url is not None:
             return pymongo.MongoClient(self._url, **options)
         given = _pymongo_client(self._given, self.driver)._init_kwargs

@@ -6,10 +6,15 @@ MongoDB commands raise the `PyMongoError` of the driver.
 from collections.abc import Collection
 from typing import Any, Final
 
+from bson import Timestamp
+from pymongo.errors import OperationFailure
+
 from dispatcher.core.state import Group
 from mongoz.claims.document import BookState
+from mongoz.connection.elections import session_of
 
 _ID: Final = "_id"
+_INVALID_OPTIONS: Final = 72
 
 
 class ClaimStore:
@@ -17,6 +22,7 @@ class ClaimStore:
 
     def __init__(self, group: Group) -> None:
         self._group = group.name
+        self._client = group.state.client
         self._claims = group.state.claims
         self._positions = group.state.positions
         self.address = group.state.address
@@ -26,12 +32,35 @@ class ClaimStore:
         result = await self._positions.update_one({_ID: self._group}, {"$set": {"claims": True}})
         return bool(result.matched_count)
 
-    async def read(self, incarnations: Collection[bytes]) -> dict[bytes, BookState | None]:
-        """The books of some incarnations; None for a missing or malformed document."""
+    async def read(
+        self, incarnations: Collection[bytes], since: Timestamp | None = None
+    ) -> dict[bytes, BookState | None]:
+        """The books of some incarnations; None for a missing or malformed document.
+
+        Args:
+            incarnations: of the books.
+            since: the books have at least the beats that were acknowledged before this time of the server. After
+                an election, the majority snapshot of the new primary may be older.
+        """
+        try:
+            return await self._read(incarnations, since)
+        except OperationFailure as error:
+            if since is None or error.code != _INVALID_OPTIONS:
+                raise
+            # The time is later than the server's: a topic has changes of an earlier deployment.
+            return await self._read(incarnations, None)
+
+    async def _read(
+        self, incarnations: Collection[bytes], since: Timestamp | None
+    ) -> dict[bytes, BookState | None]:
         states: dict[bytes, BookState | None] = dict.fromkeys(incarnations)
         ids = {incarnation.hex(): incarnation for incarnation in incarnations}
-        async for document in self._claims.find({_ID: {"$in": list(ids)}, "group": self._group}):
-            states[ids[document[_ID]]] = BookState.read(document)
+        async with session_of(self._client) as session:
+            if since is not None:
+                session.advance_operation_time(since)
+            wanted = {_ID: {"$in": list(ids)}, "group": self._group}
+            async for document in self._claims.find(wanted, session=session):
+                states[ids[document[_ID]]] = BookState.read(document)
         return states
 
     async def fence(self, incarnation: bytes, beat: int, by: str = "dispatcher") -> BookState | None:

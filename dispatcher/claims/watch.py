@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Final, Protocol
 
+from bson import Timestamp
 from pymongo.errors import PyMongoError
 
 from dispatcher.claims.store import ClaimStore
@@ -24,6 +25,8 @@ from mongoz.stamps import Claim
 
 # Seconds between two reads of the books that claims wait for.
 _PACE: Final = 1.0
+
+_EARLIEST: Final = Timestamp(0, 0)
 
 # Maximum number of books in memory that no claim waits for.
 _MOST_REMEMBERED: Final = 10_000
@@ -50,6 +53,7 @@ class ClaimWatch:
     def __init__(self, store: ClaimStore, timeout: float) -> None:
         self._store = store
         self._states: dict[bytes, BookState | None] = {}
+        self._named: dict[bytes, frozenset[bytes]] = {}
         self._sightings = Sightings(timeout)
         self._dead: set[bytes] = set()
         self._waiting: list[FollowedClaims] = []
@@ -63,19 +67,35 @@ class ClaimWatch:
     # -- decisions -------------------------------------------------------------------------------------------
 
     async def load(self, changes: Iterable[Change]) -> None:
-        """Read the unknown books of the claims in some changes."""
-        claims = [change.origin.claim for change in changes if change.origin is not None]
-        unknown = {claim.incarnation for claim in claims if claim is not None} - self._states.keys()
+        """Read the books of the claims in some changes, unless they are known."""
+        unknown: set[bytes] = set()
+        since = _EARLIEST
+        for change in changes:
+            claim = None if change.origin is None else change.origin.claim
+            if claim is not None and self._is_unknown(claim):
+                unknown.add(claim.incarnation)
+                since = max(since, change.cluster_time)
         if not unknown:
             return
         if len(self._states) >= _MOST_REMEMBERED:
             for forgotten in self._states.keys() - self._needed():
                 del self._states[forgotten]
+                self._named.pop(forgotten, None)
                 self._sightings.forget(forgotten)
                 self._dead.discard(forgotten)
         report = partial(log.warning, "claims can't be read now, trying again", action="claims.not_read")
-        read = partial(self._store.read, unknown)
+        read = partial(self._store.read, unknown, since)
         self._note(await retry(read, report, address=self._store.address))
+
+    def _is_unknown(self, claim: Claim) -> bool:
+        """Whether the book of a claim must be read.
+
+        A beat names the receivers before a claim lists them. So a book without one of the names was read earlier.
+        """
+        incarnation = claim.incarnation
+        if incarnation not in self._states:
+            return True
+        return self._states[incarnation] is not None and not claim.receivers <= self._named[incarnation]
 
     def verdict(self, claim: Claim) -> ClaimVerdict:
         """Decide about a claim, with the books that were read last."""
@@ -84,10 +104,9 @@ class ClaimWatch:
 
     def named(self, claim: Claim) -> frozenset[bytes]:
         """The claimed receivers that the book of the process names; all of them if the book is missing."""
-        state = self._states.get(claim.incarnation)
-        if state is None:
+        if self._states.get(claim.incarnation) is None:
             return claim.receivers
-        return claim.receivers & {id_ for receiver in state.receivers for id_ in receiver.ids}
+        return claim.receivers & self._named[claim.incarnation]
 
     def receivers_of(self, claim: Claim) -> tuple[NamedReceiver, ...]:
         """The claimed receivers, as the book of the process names them."""
@@ -153,4 +172,5 @@ class ClaimWatch:
             self._states[incarnation] = state
             self._sightings.note(incarnation, state, at)
             if state is not None:
+                self._named[incarnation] = frozenset(id_ for one in state.receivers for id_ in one.ids)
                 self._dead.discard(incarnation)

@@ -6,7 +6,7 @@ from typing import Any
 
 import bson
 import pytest
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 from pymongo.errors import AutoReconnect
 
 from dispatcher.claims import watch as watch_module
@@ -76,8 +76,8 @@ def test_a_copy_of_a_claim_does_not_count():
 # -- the document of a takeover
 
 
-def taken(operation: str = "insert", call: Call = Call.CREATED) -> Change:
-    judged = Origins(GROUP).judge(change(operation, claiming(call)))
+def taken(operation: str = "insert", call: Call = Call.CREATED, **more: Any) -> Change:
+    judged = Origins(GROUP).judge(change(operation, claiming(call), **more))
     return judged if operation != "delete" else judged._replace(origin=claiming(Call.DELETED))
 
 
@@ -112,7 +112,9 @@ def test_a_takeover_gets_the_id_of_a_document_that_is_gone():
 
 
 @pytest.mark.parametrize(
-    ("raw", "is_superseded"), [(None, False), (row(None), False), (row(stamp(Call.CREATED)), True)]
+    ("raw", "is_superseded"),
+    [(None, False), (row(None), False), (row(stamp(Call.CREATED)), True)],
+    ids=["gone", "unstamped", "stamped"],  # the same in each process of a parallel run
 )
 def test_a_takeover_of_a_delete_tells_whether_the_document_exists_again(raw, is_superseded):
     found = superseded(taken("delete", Call.DELETED), raw, CODEC_OPTIONS)
@@ -183,11 +185,15 @@ class Store:
     def __init__(self, state: BookState | None) -> None:
         self.state = state
         self.reads = 0
+        self.since: Timestamp | None = None
         self.fenced: list[int] = []
         self.errors = 0
 
-    async def read(self, incarnations: Collection[bytes]) -> dict[bytes, BookState | None]:
+    async def read(
+        self, incarnations: Collection[bytes], since: Timestamp | None = None
+    ) -> dict[bytes, BookState | None]:
         self.reads += 1
+        self.since = since
         if self.errors:
             self.errors -= 1
             raise AutoReconnect("no answer")
@@ -214,9 +220,11 @@ class Waiting:
             self.decided.set()
 
 
-def book(high: int = 1, open_: tuple[int, ...] = (1, 1), *, seconds: float = 0.1) -> BookState:
-    named = NamedReceiver(b"r" * 8, (), "shop.User", "post_save", "mail")
-    return BookState(1, seconds, BookSnapshot(high, open_, ()), (named,))
+def book(
+    high: int = 1, open_: tuple[int, ...] = (1, 1), *, seconds: float = 0.1, ids: frozenset[bytes] = IDS
+) -> BookState:
+    named = tuple(NamedReceiver(id_, (), "shop.User", "post_save", "mail") for id_ in ids)
+    return BookState(1, seconds, BookSnapshot(high, open_, ()), named)
 
 
 @pytest.fixture(autouse=True)
@@ -264,3 +272,26 @@ async def test_only_named_receivers_are_taken_over():
     watch = ClaimWatch(Store(book()), 0.0)  # type: ignore[arg-type]
     await watch.load([taken()])
     assert watch.named(CLAIM._replace(receivers=IDS | {b"s" * 8})) == IDS
+
+
+async def test_a_book_is_read_again_for_a_receiver_that_it_named_later():
+    """Otherwise the delivery would be lost: the process names a receiver before it claims it."""
+    store = Store(book(ids=frozenset()))
+    watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
+    earlier = claiming(receivers=frozenset())._replace(claim=CLAIM._replace(receivers=frozenset()))
+    await watch.load([change(by=earlier)._replace(origin=earlier)])
+    store.state = book(2, (2, 2))
+    await watch.load([taken()])
+    assert watch.named(CLAIM) == IDS
+    assert [one.id for one in watch.receivers_of(CLAIM)] == list(IDS)
+    await watch.load([taken()])
+    assert store.reads == 2
+
+
+async def test_a_book_is_read_as_of_its_last_claim():
+    """The majority snapshot of a new primary may not have the book yet."""
+    store = Store(book())
+    watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
+    late, early = taken(time=5), taken(time=3)
+    await watch.load([late, early])
+    assert store.since == late.cluster_time

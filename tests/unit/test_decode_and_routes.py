@@ -18,7 +18,7 @@ from dispatcher.stream.origins import Origins
 from dispatcher.stream.scope import Scope
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.core.signals import post_delete, post_save, post_update
-from mongoz.stamps import FIELD, Call, Stamp, key_hash
+from mongoz.stamps import FIELD, Call, Claim, Stamp, key_hash
 
 ID = ObjectId()
 GROUP = "tests"
@@ -194,6 +194,70 @@ def test_delivery_modes(thing):
 
     (_, _, names) = routed(thing, event(fullDocument={"_id": ID}))[0]
     assert names == ["first", "second", "there"]
+
+
+def claimed(document: Any, call: Call, raw: RawBSONDocument, *some: bytes) -> list[tuple[str, bool, list[str]]]:
+    """The receivers of a change that a claim lists."""
+    change = decode(raw, CODEC_OPTIONS)
+    origin = Stamp(GROUP, call, TOKEN, b"12345678", frozenset(some), claim=Claim(b"incarnat", 1, frozenset(some)))
+    calls = Routes([document], GROUP).claimed(change._replace(origin=origin), frozenset(some))
+    return [(c.signal, c.created, [r.name for r in c.receivers]) for c in calls]
+
+
+@pytest.mark.parametrize(
+    ("call", "raw", "signal", "created"),
+    [
+        (Call.CREATED, event(fullDocument={"_id": ID}), "post_save", True),
+        (Call.SAVED, update({"name": "x"}), "post_save", False),
+        (Call.UPDATED, update({"name": "x"}), "post_update", False),
+        (Call.DELETED, event("delete"), "post_delete", False),
+    ],
+)
+def test_claimed_receivers_get_the_signal_of_the_call(thing, call, raw, signal, created):
+    (second,) = ids(thing, signal, "second")
+    assert claimed(thing, call, raw, second) == [(signal, created, ["second"])]
+    assert claimed(thing, call, raw, *ids(thing, signal, "first", "second")) == [
+        (signal, created, ["first", "second"])
+    ]
+
+
+def test_claims_and_other_receivers_together_are_all_receivers(thing):
+    (first,) = ids(thing, "post_save", "first")
+    inserted = event(fullDocument={"_id": ID, FIELD: stamp(Call.CREATED, first)})
+    assert claimed(thing, Call.CREATED, inserted, first) == [("post_save", True, ["first"])]
+    assert routed(thing, inserted) == [("post_save", True, ["second"])]
+
+
+def test_receivers_of_another_signal_and_unknown_receivers_are_not_claimed(thing):
+    inserted = event(fullDocument={"_id": ID})
+    assert claimed(thing, Call.CREATED, inserted, *ids(thing, "post_update", "first"), b"unknown!") == []
+    assert claimed(thing, Call.CREATED, inserted) == []
+
+
+def test_claims_of_other_collections_have_no_receivers(thing):
+    elsewhere = event(collection="others", fullDocument={"_id": ID})
+    assert claimed(thing, Call.CREATED, elsewhere, *ids(thing, "post_save", "first")) == []
+
+
+def test_a_renamed_receiver_is_claimed_by_its_earlier_name(thing):
+    async def renamed(sender, **kwargs): ...
+
+    post_save(thing, name="old")(renamed)
+    old = ids(thing, "post_save", "old")
+    thing.signals.post_save.disconnect(renamed)
+    post_save(thing, name="new", formerly="old")(renamed)
+    inserted = event(fullDocument={"_id": ID})
+    assert claimed(thing, Call.CREATED, inserted, *old) == [("post_save", True, ["new"])]
+
+
+@pytest.mark.parametrize(("delivery", "names"), [("dispatcher", ["moved"]), ("process", [])])
+def test_a_claimed_receiver_may_have_another_mode_since(thing, delivery, names):
+    async def moved(sender, **kwargs): ...
+
+    post_save(thing, name="moved", delivery=delivery)(moved)
+    inserted = event(fullDocument={"_id": ID})
+    found = claimed(thing, Call.CREATED, inserted, *ids(thing, "post_save", "moved"))
+    assert [each for _, _, each in found] == ([names] if names else [])
 
 
 def test_changes_of_other_collections_have_no_receivers(thing):

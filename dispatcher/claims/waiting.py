@@ -32,7 +32,7 @@ K = TypeVar("K", bound=Hashable)
 # Maximum seconds for which a claim waits in memory.
 _LONGEST: Final = 60.0
 
-# If the queue is crowded, a claim that has waited this long, in seconds, is parked.
+# If there is no room for other changes, a claim that has waited this long, in seconds, is parked.
 _LONG_WAIT: Final = 3.0
 
 _ORPHANED: Final = Waiting("orphaned", 300.0)
@@ -84,6 +84,7 @@ class WaitingClaims:
         routes: finds the receivers of a claim.
         parking: parks chains that wait for long.
         capacity: counts waiting deliveries as queued.
+        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
         park_after: maximum seconds for which a delivery waits for a claim in memory.
         add: puts an errand into the lane of a document.
         deliver: makes the deliveries of a job.
@@ -99,6 +100,7 @@ class WaitingClaims:
         parking: ParkingGate,
         capacity: Capacity,
         *,
+        is_crowded: Callable[[], bool],
         park_after: float,
         add: Callable[[Hashable, Errand], None],
         deliver: Callable[[Job], Coroutine[Any, Any, None]],
@@ -110,6 +112,7 @@ class WaitingClaims:
         self._routes = routes
         self._parking = parking
         self._capacity = capacity
+        self._is_crowded = is_crowded
         self._park_after = park_after
         self._add = add
         self._deliver = deliver
@@ -180,8 +183,11 @@ class WaitingClaims:
         self._watch.wake()
 
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Let a delivery wait if earlier ones of its document to its receiver wait. Returns whether it waits."""
-        if job in self._running or (change.key, receiver.name) not in self._chains:
+        """Let a delivery wait if earlier ones of its document to its receiver wait. Returns whether it waits.
+
+        Deliveries of replays and backfills don't wait: their progress does not depend on the position.
+        """
+        if calls.run or job in self._running or (change.key, receiver.name) not in self._chains:
             return False
         job.parts += 1
         self._append(_WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
@@ -203,16 +209,17 @@ class WaitingClaims:
         return key in self._documents
 
     def _is_long(self, chain: _WaitingChain, at: float) -> bool:
-        """Returns whether a chain waits too long in memory, or takes too much of the queue."""
+        """Returns whether a chain waits too long in memory, or other changes have no room."""
         first = at - chain.parts[0].since
         followed = len(chain.parts) > 1 and at - chain.parts[1].since >= self._park_after
-        return followed or first >= _LONGEST or (first >= _LONG_WAIT and self._capacity.crowded)
+        return followed or first >= _LONGEST or (first >= _LONG_WAIT and self._is_crowded())
 
     async def _park(self, chain: _WaitingChain) -> None:
         """Park all deliveries of a chain, in their order."""
         while chain.parts:
             part = chain.parts[0]
             await self._park_part(part)
+            part.job.has_ended_part = True
             self._finish(chain.parts.popleft())
 
     async def _park_part(self, part: _WaitingPart) -> None:
@@ -305,7 +312,9 @@ class WaitingClaims:
         """Go on with a chain after its first delivery is finished."""
         chain = self._chains[key]
         chain.runs = False
-        self._finish(chain.parts.popleft())
+        part = chain.parts.popleft()
+        part.job.has_ended_part = True
+        self._finish(part)
         self._advance(key)
 
     def _finish(self, part: _WaitingPart) -> None:

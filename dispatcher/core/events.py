@@ -229,9 +229,10 @@ class Job:
         announces: whether the change is an update that announces a delete.
         parts: the number of parts that are not finished: the calls together are one, and each delivery that waits
             for a claim is one, see `claims/waiting.py`.
+        has_ended_part: whether a delivery that waited for a claim was made or parked.
     """
 
-    __slots__ = ("announces", "calls", "change", "marker", "parts", "passed", "size", "token")
+    __slots__ = ("announces", "calls", "change", "has_ended_part", "marker", "parts", "passed", "size", "token")
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
@@ -242,6 +243,7 @@ class Job:
         self.marker: Job | None = None
         self.announces = False
         self.parts = 1
+        self.has_ended_part = False
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
@@ -249,8 +251,8 @@ class Job:
 
     @property
     def is_begun(self) -> bool:
-        """Returns whether a receiver has got the change, and other deliveries of it are left."""
-        return self.passed > 0
+        """Returns whether deliveries of the change are finished, and others are left."""
+        return self.passed > 0 or self.has_ended_part
 
     @property
     def done(self) -> bool:

@@ -528,6 +528,26 @@ async def test_a_claim_that_waits_for_long_is_parked_with_its_followers(
     assert [one for one in served if one[1] == "any"] == [*taken, ("post_update", "any", 2, "stream")]
 
 
+async def test_an_open_claim_that_holds_the_position_does_not_stop_the_stream(
+    registry, database, state, foreign, held, monkeypatch
+):
+    served: Told = []
+    make(registry, database, served, others=False)
+    monkeypatch.setattr("dispatcher.position.checkpoint._LONGEST_SPAN", 10)
+    monkeypatch.setattr("dispatcher.claims.waiting._LONGEST", 1e9)
+    monkeypatch.setattr("dispatcher.claims.waiting._LONG_WAIT", 0.1)
+    foreign.create_collection("items")
+    async with dispatching(registry):
+        await until_announced(state)
+        await held.begin(held.Item(n=1).create())
+        foreign.items.insert_many([{"n": number} for number in range(2, 50)])
+        await eventually(lambda: len(served) == 48, what="the other documents")
+        assert state.held.count_documents({"state": "claimed"}) == 1
+        await held.finish()
+        await until_passed(state)
+    assert len(served) == 48
+
+
 async def test_claims_of_a_backlog_are_decided_when_they_are_read(
     registry, mongo, database, state, announced, foreign
 ):

@@ -48,6 +48,7 @@ class Scene:
             SimpleNamespace(claimed=self._claimed, stamped_ids=lambda namespace: frozenset()),  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             self.capacity,  # type: ignore[arg-type]
+            is_crowded=lambda: self.capacity.crowded,
             park_after=park_after,
             add=lambda key, errand: self.errands.append((key, errand)),
             deliver=self._deliver,
@@ -156,6 +157,15 @@ async def test_other_receivers_and_other_documents_do_not_wait():
     assert not scene.claims.has(change("insert", id_=2).key)
 
 
+async def test_deliveries_of_replays_and_backfills_do_not_wait():
+    """Otherwise a crash would lose them: their progress is saved apart from the position."""
+    scene = Scene()
+    scene.write(1, MAIL)
+    one = change("insert", time=2, id_=1)
+    calls = Calls(None, "post_save", True, (MAIL,), run="backfill")
+    assert not scene.claims.defers(Job("", one, (calls,)), one, calls, MAIL)
+
+
 async def test_a_claim_behind_an_open_claim_is_taken_over_after_it():
     scene = Scene()
     scene.write(1, MAIL)
@@ -214,6 +224,39 @@ async def test_the_end_parks_claims_of_changes_that_other_receivers_have_got(beg
     await scene.claims.park_begun()
     assert scene.parked == ([(token(1), "mail", "claimed")] if begun else [])
     assert scene.finished == ([job] if begun else [])
+
+
+async def test_the_end_repeats_no_takeover_of_a_change_whose_other_claims_wait():
+    scene = Scene()
+    scene.write(1, INDEX)
+    job = scene.write(2, MAIL, INDEX)
+    scene.decide(2, ClaimVerdict.TAKE)
+    await scene.run()
+    assert scene.delivered == [(token(2), "mail", True)]
+    await scene.claims.park_begun()
+    assert scene.parked == [(token(2), "index", "claimed")]
+    assert scene.finished == [job, job]
+
+
+async def test_the_end_repeats_no_parked_claim_of_a_change_whose_other_claims_wait():
+    scene = Scene(park_after=0.0)
+    scene.write(1, MAIL)
+    job = scene.write(2, MAIL, INDEX)
+    scene.claims.decide()
+    await scene.run()
+    assert [name for _, name, _ in scene.parked] == ["mail", "mail"]
+    await scene.claims.park_begun()
+    assert scene.parked[2:] == [(token(2), "index", "claimed")]
+    assert scene.finished[1:] == [job, job]
+
+
+async def test_the_end_parks_nothing_of_a_change_whose_process_has_finished_a_part():
+    scene = Scene()
+    scene.write(1, MAIL, id_=1)
+    scene.write(2, MAIL, INDEX, id_=1)
+    scene.decide(1, ClaimVerdict.DONE)
+    await scene.claims.park_begun()
+    assert scene.parked == []
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from dispatcher.claims.verdict import ClaimVerdict
 from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.events import CALLED, Calls, Change, Errand, Job
 from dispatcher.core.lease import now
+from dispatcher.core.stats import ClaimGauges, Stats, seconds_of
 from dispatcher.delivery.attempt import HeldDelivery
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.outcome import Decision, HoldReason, Waiting
@@ -39,6 +40,9 @@ _ORPHANED: Final = Waiting("orphaned", 300.0)
 
 # Seconds until a parked claim is judged again.
 _AGAIN: Final = 5.0
+
+# Maximum number of processes that the gauges name.
+_MOST_NAMED: Final = 20
 
 
 class _WaitingPart(NamedTuple):
@@ -84,6 +88,7 @@ class WaitingClaims:
         routes: finds the receivers of a claim.
         parking: parks chains that wait for long.
         capacity: counts waiting deliveries as queued.
+        stats: counts takeovers.
         is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
         park_after: maximum seconds for which a delivery waits for a claim in memory.
         add: puts an errand into the lane of a document.
@@ -99,6 +104,7 @@ class WaitingClaims:
         routes: Routes,
         parking: ParkingGate,
         capacity: Capacity,
+        stats: Stats,
         *,
         is_crowded: Callable[[], bool],
         park_after: float,
@@ -113,6 +119,7 @@ class WaitingClaims:
         self._parking = parking
         self._capacity = capacity
         self._is_crowded = is_crowded
+        self._stats = stats
         self._park_after = park_after
         self._add = add
         self._deliver = deliver
@@ -208,6 +215,27 @@ class WaitingClaims:
         """Returns whether deliveries of a document wait."""
         return key in self._documents
 
+    def gauges(self, server_now: float) -> ClaimGauges:
+        """The waiting deliveries now.
+
+        Args:
+            server_now: by the server's clock, in seconds since 1970.
+        """
+        processes: Counter[bytes] = Counter()
+        oldest: Change | None = None
+        for chain in self._chains.values():
+            claim = None
+            for _, change, _, own, _ in chain.parts:
+                if own is not None:
+                    claim = own
+                    if oldest is None or change.token < oldest.token:
+                        oldest = change
+                if claim is not None:
+                    processes[claim.incarnation] += 1
+        most = {incarnation.hex(): count for incarnation, count in processes.most_common(_MOST_NAMED)}
+        began = None if oldest is None else seconds_of(oldest.wall_time)
+        return ClaimGauges(processes.total(), max(0.0, server_now - (began or server_now)), most)
+
     def _is_long(self, chain: _WaitingChain, at: float) -> bool:
         """Returns whether a chain waits too long in memory, or other changes have no room."""
         first = at - chain.parts[0].since
@@ -254,7 +282,7 @@ class WaitingClaims:
         if verdict is ClaimVerdict.DONE:
             return True
         if verdict is ClaimVerdict.TAKE:
-            return await self._deliver_parked(held._replace(change=await self._takeovers.prepare(change)))
+            return await self._deliver_parked(held._replace(change=await self._taken_over(change)))
         self._asked[claim.incarnation] = now() + _LONGEST
         self._watch.wake()
         return held.waiting._replace(reason="claimed", seconds=_AGAIN)
@@ -293,15 +321,21 @@ class WaitingClaims:
 
     async def _run(self, part: _WaitingPart) -> None:
         if is_orphan(part.calls):
+            self._stats.orphaned += 1
             await self._parking.park(part.change, part.calls, part.calls.receivers[0], _ORPHANED)
             return
-        change = part.change if part.claim is None else await self._takeovers.prepare(part.change)
+        change = part.change if part.claim is None else await self._taken_over(part.change)
         job = Job(change.token, change, (part.calls,))
         self._running.add(job)
         try:
             await self._deliver(job)
         finally:
             self._running.discard(job)
+
+    async def _taken_over(self, change: Change) -> Change:
+        """The change for the receivers that are taken over."""
+        self._stats.taken_over += 1
+        return await self._takeovers.prepare(change)
 
     def _end_parked(self, key: _Key) -> None:
         """Go on with what has joined a chain since it was parked."""

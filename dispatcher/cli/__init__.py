@@ -7,7 +7,20 @@ from typing import Final
 
 import typer
 
-from dispatcher.cli import check, develop, letters, pausing, position, receivers, relay, replay, run, setup, status
+from dispatcher.cli import (
+    check,
+    claims,
+    develop,
+    letters,
+    pausing,
+    position,
+    receivers,
+    relay,
+    replay,
+    run,
+    setup,
+    status,
+)
 from dispatcher.cli.options import Commands, command
 from dispatcher.cli.output import complain, err
 from dispatcher.core.error_text import trace_of
@@ -54,6 +67,10 @@ _GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
         "show": letters.show,
         "retry": letters.retry,
         "drop": letters.drop,
+    },
+    ("claims", "Show or release claims: deliveries that the writing processes make themselves."): {
+        "list": claims.list_,
+        "release": claims.release,
     },
 }
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from dispatcher.cli.options import Json, OfGroup, Yes, fields_of
-from dispatcher.cli.output import confirmed, err, out, print_json
-from dispatcher.core.output.terminal import shown
+from dispatcher.cli.output import confirmed, err, name_malformed, out, print_json
 from dispatcher.exceptions import ExitCode, NotRunning
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ def list_(
         return found, misfits, total
 
     found, misfits, total = with_group(look, place)
-    for one in misfits:
-        err.print(shown(f"The document {one.id} in {one.collection} is malformed: {one.problem}. {one.remedy}"))
+    name_malformed(misfits)
     if as_json:
         print_json([plain(letter) for letter in found])
         return

@@ -2,14 +2,18 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from dispatcher.core.output.terminal import Terminal, shown
 from dispatcher.core.redaction import redacted
 from dispatcher.exceptions import DispatcherError
+
+if TYPE_CHECKING:
+    from dispatcher.core.state_checks import Misfit
 
 out = Terminal()
 if not out.is_terminal:
@@ -25,6 +29,12 @@ def complain(error: DispatcherError) -> None:
     err.print(shown("error:", "bold red"), shown(redacted(error.message), newline=_SET_IN))
     if error.remedy:
         err.print(shown("remedy:", "bold"), shown(redacted(error.remedy), newline=_SET_IN))
+
+
+def name_malformed(misfits: "Iterable[Misfit]") -> None:
+    """Print malformed documents of the state, which are left out of a result, on one line each."""
+    for one in misfits:
+        err.print(shown(f"The document {one.id} in {one.collection} is malformed: {one.problem}. {one.remedy}"))
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

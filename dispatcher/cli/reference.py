@@ -33,6 +33,8 @@ _SEE: Final = {
     "setup": "[Setting up](../how-to/setup.md)",
     "check": "[Checking](../how-to/check.md)",
     "dev": "[Development](../how-to/development.md)",
+    "claims list": "[Claims of dead or hanging processes](../how-to/claims.md)",
+    "claims release": "[Claims of dead or hanging processes](../how-to/claims.md#release)",
 }
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Group as Lines
 from rich.console import RenderableType
 
+from dispatcher.cli.claims import table_of
 from dispatcher.cli.options import Json, OfGroupOfApp
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid, shown
@@ -92,6 +93,7 @@ def _watch(once: "Callable[[], GroupStatus]", interval: float, stop: threading.E
 
 
 def _rendered(overview: "GroupStatus") -> RenderableType:
+    books = overview.claims.books
     return Lines(
         *_summary(overview),
         *_titled("Receivers", _receivers(overview), overview.health.receivers),
@@ -100,6 +102,9 @@ def _rendered(overview: "GroupStatus") -> RenderableType:
         *_titled("Members", _members(overview), overview.members),
         *_titled("Dead letters", _letters(overview), overview.dead_letters),
         *_titled("Parked", _parked(overview), overview.parked),
+        *_titled(
+            "Claims: deliveries that the writing processes make themselves", table_of(books, overview.at), books
+        ),
         *_titled("Paused", _paused(overview), overview.paused),
         *_titled("Runs", _runs(overview), overview.runs),
         *_titled("Gaps: changes that were never delivered", _gaps(overview), overview.gaps),
@@ -152,6 +157,7 @@ def _summary(overview: "GroupStatus") -> list[RenderableType]:
     facts.append(("dead letters", _counted("dead_letters", letters, overview), "yellow" if letters else ""))
     parked = _counted("parked_deliveries", overview.parked_deliveries, overview)
     facts.append(("parked", f"{parked} deliveries", ""))
+    facts += _claims_summary(overview)
     facts.append(("gaps", _counted("gap_count", gaps, overview), "yellow" if gaps else ""))
     facts.append(_headroom(overview) if overview.source.topic is None else _headroom_in_topic(overview))
     return [_summary_table(facts)]
@@ -244,6 +250,22 @@ def _relay_summary(overview: "GroupStatus") -> list[_Fact]:
         ("gaps", _counted("gap_count", overview.gap_count, overview), "yellow" if overview.gap_count else ""),
         _headroom(overview),
     ]
+
+
+def _claims_summary(overview: "GroupStatus") -> list[_Fact]:
+    """The facts about claims: what is open, what waits, and what dispatchers have taken over."""
+    claims = overview.claims
+    processes = f"{claims.processes} process{'' if claims.processes == 1 else 'es'}"
+    facts = [("claims", f"{_counted('claims', claims.open, overview)} open, {processes}", "")]
+    if claims.waiting or claims.parked:
+        waiting = f"deliveries wait for them: {claims.waiting} in memory, {claims.parked} parked"
+        text = f"{waiting}, the oldest for {duration(claims.oldest_seconds)}"
+        facts.append(("", text, "yellow" if claims.oldest_seconds > _LATE else ""))
+    left = {"released": claims.released, "taken over": claims.taken_over, "orphaned": claims.orphaned}
+    if any(left.values()):
+        text = ", ".join(f"{count} {name}" for name, count in left.items() if count)
+        facts.append(("", text, "yellow" if claims.orphaned else ""))
+    return facts
 
 
 def _counted(figure: str, count: int, overview: "GroupStatus") -> str:

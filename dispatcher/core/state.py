@@ -132,7 +132,7 @@ class State:
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
-        """Create the indexes by which held deliveries are found."""
+        """Create the indexes by which held deliveries, and books of claims that have not ended, are found."""
         await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
         for name, fields, present in (
             ("due", ("group", "receiver", "due_at"), "due_at"),
@@ -143,6 +143,7 @@ class State:
             keys = [(field, 1) for field in fields]
             only = {present: {"$exists": True}}
             await self.held.create_index(keys, name=name, partialFilterExpression=only)
+        await self.claims.create_index([("group", 1), ("fenced_at", 1)], name="unfinished")
 
     async def keep_deliveries_for(self, days: float) -> None:
         """Let the server remove records of deliveries that are older than this."""

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -181,6 +181,10 @@ class Stats:
     """Updates that changed only the origin stamp. No receiver gets them."""
     gaps: int = 0
     """Gaps that were recorded."""
+    taken_over: int = 0
+    """Claimed deliveries that were made here, because the writing process did not finish them."""
+    orphaned: int = 0
+    """Claimed deliveries that were parked, because the application does not have their receiver."""
     clock_offset: float = 0.0
     """Seconds by which the server's clock is ahead of ours; 0 if that is not known."""
     receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
@@ -256,6 +260,20 @@ class TopicGauges(NamedTuple):
     is_paused: bool = False
 
 
+class ClaimGauges(NamedTuple):
+    """The deliveries of one pipeline that wait in memory for the processes that wrote.
+
+    Attributes:
+        waiting: their number: claimed deliveries, and later ones of the same documents to the same receivers.
+        oldest_seconds: how long ago the oldest of these writes was committed; 0 if there is none.
+        processes: their number by the book of the process, for the books with the most of them.
+    """
+
+    waiting: int = 0
+    oldest_seconds: float = 0.0
+    processes: Mapping[str, int] = {}
+
+
 class Gauges(NamedTuple):
     """One pipeline at this moment.
 
@@ -268,6 +286,7 @@ class Gauges(NamedTuple):
         silent_seconds: seconds since the request that the server has not answered yet; 0 if there is none.
         waiting_seconds: the age of the oldest change that was read and is not delivered; 0 if there is none.
         topic: the topic that is read, or published to; None if there is none.
+        claims: the deliveries that wait for writing processes; None in a relay.
     """
 
     connected: bool
@@ -281,6 +300,7 @@ class Gauges(NamedTuple):
     silent_seconds: float = 0.0
     waiting_seconds: float = 0.0
     topic: TopicGauges | None = None
+    claims: ClaimGauges | None = None
 
 
 def topic_headroom(retention: float | None, age: float, *, all_read: bool) -> float | None:

@@ -83,6 +83,14 @@ def checked(made: T) -> T:
     return checked
 
 
+class _ClaimsTypes(BaseModel):
+    """The types of a member's report on claims."""
+
+    waiting: int = 0
+    oldest_seconds: float = 0.0
+    processes: dict[str, int] = {}
+
+
 class _StatsTypes(BaseModel):
     """The types of a member's statistics."""
 
@@ -91,6 +99,7 @@ class _StatsTypes(BaseModel):
     trouble: str | None = None
     partitions: dict[str, dict[str, float | None]] = {}
     receivers: list[dict[str, Any]] = []
+    claims: _ClaimsTypes | None = None
 
 
 class _ReceiverTypes(BaseModel):

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from dispatcher.core.stats import (
     BOUNDS,
     MOST_RECEIVERS,
+    ClaimGauges,
     Gauges,
     Histogram,
     ReceiverFigures,
@@ -124,6 +125,21 @@ def _window(shot: Snapshot) -> float | None:
 
 def _of_group(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
     return lambda shot: None if shot.status is None else value(shot.status)
+
+
+def _in_dispatchers(value: Callable[[GroupStatus], Any]) -> Callable[[Snapshot], Any]:
+    """A figure of a group that delivers. A relay has no such figure."""
+    return _of_group(lambda status: None if status.is_relay else value(status))
+
+
+def _of_claims(value: Callable[[list[ClaimGauges]], float]) -> Callable[[Snapshot], float | None]:
+    """A figure of the deliveries that wait in this process for writing processes."""
+
+    def of(shot: Snapshot) -> float | None:
+        found = [one.claims for one in shot.pipelines.values() if one.claims is not None]
+        return value(found) if shot.stats.relay is None else None
+
+    return of
 
 
 def _in_dispatcher(
@@ -249,6 +265,16 @@ METRICS: Final = (
     ),
     _counter("dead_letters_written", "Dead letters that were written.", lambda s: s.stats.dead_letters),
     _counter("deliveries_parked", "Deliveries that were parked.", lambda s: s.stats.parked),
+    _counter(
+        "claims_taken_over",
+        "Claimed deliveries that were made here, because the writing process did not finish them.",
+        lambda s: s.stats.taken_over,
+    ),
+    _counter(
+        "claims_orphaned",
+        "Claimed deliveries that were parked, because the application does not have their receiver.",
+        lambda s: s.stats.orphaned,
+    ),
     _counter("stream_reconnects", "How often a change stream was opened again.", lambda s: s.stats.reconnects),
     _counter("position_saves", "How often a position was saved.", lambda s: s.stats.saves),
     _counter(
@@ -339,6 +365,33 @@ METRICS: Final = (
     Described("dead_letters", "Dead letters of the group.", _of_group(lambda s: s.dead_letter_count)),
     Described(
         "parked_deliveries", "Deliveries of the group that are parked.", _of_group(lambda s: s.parked_deliveries)
+    ),
+    Described(
+        "claims_waiting",
+        "Deliveries in memory that wait for writing processes: claimed ones, and later ones of the same documents "
+        "to the same receivers.",
+        _of_claims(lambda found: sum(one.waiting for one in found)),
+    ),
+    Described(
+        "oldest_claim_seconds",
+        "How long ago the oldest write of the group was committed whose deliveries wait for the writing process, "
+        "in memory or parked; 0 if there is none.",
+        _in_dispatchers(lambda s: s.claims.oldest_seconds),
+    ),
+    Described(
+        "claims_open",
+        "Claims that writing processes have not finished, by their last beats.",
+        _in_dispatchers(lambda s: s.claims.open),
+    ),
+    Described(
+        "claims_released",
+        "Claims that living writing processes have left to the dispatchers.",
+        _in_dispatchers(lambda s: s.claims.released),
+    ),
+    Described(
+        "claiming_processes",
+        "Writing processes that claim, and are alive.",
+        _in_dispatchers(lambda s: s.claims.processes),
     ),
     Described("paused", "Whether the whole group is paused: 1 or 0.", lambda s: float("*" in s.paused)),
     Described(

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import socket
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from time import monotonic, time
 from typing import Any, Final, Literal
 
@@ -15,7 +15,7 @@ from dispatcher.core.oplog import MOST_SKEW, ClockOffset, ServerTimes, look_at_o
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import dropped_lines
 from dispatcher.core.state import Group
-from dispatcher.core.stats import Gauges, Recent, Stats
+from dispatcher.core.stats import ClaimGauges, Gauges, Recent, Stats
 from dispatcher.kafka.config import connection_errors
 from dispatcher.operate.metrics import Snapshot
 from dispatcher.operate.status import StatusCache
@@ -201,6 +201,7 @@ class Observer:
         receivers, relay = self.stats.receivers.values(), self.stats.relay
         troubles = [one.topic.trouble for one in gauges.values() if one.topic is not None and one.topic.trouble]
         queued = sum(one.queued for one in gauges.values())
+        claims = [one.claims for one in gauges.values() if one.claims is not None]
         return {
             **self.stats.as_dict(),
             **({} if relay is None else {"relay": {**relay.counters(), "term": relay.term, "in_flight": queued}}),
@@ -210,6 +211,7 @@ class Observer:
             "receivers": [{**one.counters(), "recent": self._recent.of(one)} for one in receivers],
             "in_flight": sum(one.in_flight for one in gauges.values()),
             "queued": queued,
+            **({"claims": _claims_report(claims)} if claims else {}),
             "partitions": {str(number): _report(one) for number, one in gauges.items()},
         }
 
@@ -266,6 +268,15 @@ class Observer:
             for number, one in sorted(self._gauges().items())
             if one.silent_seconds > _STUCK and not (one.topic is not None and one.topic.trouble)
         ]
+
+
+def _claims_report(claims: Iterable[ClaimGauges]) -> dict[str, Any]:
+    """The deliveries that wait for writing processes, for other processes."""
+    waiting, oldest, each = zip(*claims, strict=True)
+    processes: Counter[str] = Counter()
+    for one in each:
+        processes.update(one)
+    return {"waiting": sum(waiting), "oldest_seconds": round(max(oldest), 3), "processes": dict(processes)}
 
 
 def _report(one: Gauges) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.state import CONTROLS, GAPS, HELD, POSITIONS, RELAYS, Group, State
 from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.core.stats import in_utc, seconds_of
+from dispatcher.operate.claims import claims_of, read_books
 from dispatcher.operate.health import health_of
 from dispatcher.operate.member_status import checked, read_members
 from dispatcher.operate.relay_status import read_readers, read_relay, show_lag
@@ -94,13 +95,15 @@ async def read_status(
     status.partitions = _partitions(numbered, status.members, oplog, now, reader)
     await _read_source(status, layout, numbered, group, server, reader)
     counted = _Counted(group)
-    status.dead_letters, status.parked, status.parked_deliveries, status.gap_count = await asyncio.gather(
+    status.dead_letters, status.parked, status.parked_deliveries, status.gap_count, books = await asyncio.gather(
         _letters(counted, reader),
         _parked(counted, reader),
         counted.all("parked_deliveries", HELD, WAITING),
         counted.all("gap_count", GAPS),
+        read_books(group, status, reader),
     )
-    status.at_least = sorted(counted.at_least)
+    status.claims = claims_of(status, books)
+    status.at_least = sorted({*status.at_least, *counted.at_least})
     controls = await group.state.as_on_this_node(CONTROLS).find(of_group).to_list()
     status.paused = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
     status.runs = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
@@ -322,6 +325,7 @@ async def _parked(counted: _Counted, reader: StateReader) -> list[ParkedCount]:
         "_id": {"receiver": "$receiver", "reason": "$state"},
         "count": {"$sum": 1},
         "due_at": {"$min": "$due_at"},
+        "oldest_at": {"$min": "$wall_time"},
     }
     found = await counted.by("parked", HELD, by_receiver, HEADS, {"receiver": 1, "due_at": 1})
     return reader.each(HELD, found, _parked_of)
@@ -335,8 +339,8 @@ def _letters_of(found: dict[str, Any]) -> DeadLetterCount:
 
 
 def _parked_of(found: dict[str, Any]) -> ParkedCount:
-    key = found["_id"]
-    return checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], in_utc(found["due_at"])))
+    key, times = found["_id"], (in_utc(found["due_at"]), in_utc(found["oldest_at"]))
+    return checked(ParkedCount(key.get("receiver"), key.get("reason"), found["count"], *times))
 
 
 def _paused(found: dict[str, Any]) -> Pause:

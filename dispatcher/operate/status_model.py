@@ -89,6 +89,12 @@ class MemberStatus:
         return max((number(one.get("lag_seconds")) for one in reported), default=None)
 
     @property
+    def claims(self) -> dict[str, Any]:
+        """Its report on deliveries that wait for writing processes; empty if it has none."""
+        found = self.stats.get("claims")
+        return found if isinstance(found, dict) else {}
+
+    @property
     def known(self) -> list[dict[str, Any]]:
         """`receivers`, without malformed entries: another version may have written them."""
         return [one for one in self.receivers if isinstance(one, dict) and one.get("name") is not None]
@@ -249,12 +255,72 @@ class ParkedCount:
 
     Attributes:
         reason: the `state` of the first parked delivery of each document, see docs/reference/state.md.
+        oldest_at: the time at which the oldest of these changes was committed.
     """
 
     receiver: str | None
     reason: str | None
     documents: int
     due_at: datetime | None
+    oldest_at: datetime | None = None
+
+
+@dataclass
+class BookStatus:
+    """A book of claims: what one writing process has not finished, see docs/reference/state.md.
+
+    Attributes:
+        process: the id of the book, which stands for the process until it begins another book.
+        started_at: the time at which the process began to claim.
+        beat_at: the time of its last beat, by the server's clock.
+        seconds: the timeout.
+        alive: whether the book has not ended, and its last beat is younger than the timeout.
+        open: the number of open claims.
+        released: the number of claims that the process left to the dispatchers.
+        fenced_at: the end of the book; None if it has not ended.
+        fenced_by: who ended it: `"process"`, `"dispatcher"` or `"operator"`.
+        waiting: the number of deliveries that wait for the process in the memory of dispatchers.
+    """
+
+    process: str
+    host: str | None
+    pid: int | None
+    started_at: datetime | None
+    beat_at: datetime
+    seconds: float
+    alive: bool
+    open: int
+    released: int
+    fenced_at: datetime | None
+    fenced_by: str | None
+    waiting: int
+
+
+@dataclass
+class ClaimsStatus:
+    """The claims of writing processes.
+
+    Attributes:
+        processes: the number of live processes that claim.
+        open: the number of open claims in books that have not ended.
+        released: the number of claims in these books that the processes left to the dispatchers.
+        waiting: the number of deliveries that wait for writing processes in the memory of dispatchers.
+        parked: the number of documents with deliveries that wait for writing processes in the database.
+        oldest_seconds: how long ago the oldest write was committed whose deliveries wait; 0 if there is none.
+        taken_over: the number of deliveries that the live dispatchers have taken over since their start.
+        orphaned: the number of documents with parked deliveries to a receiver that no dispatcher has.
+        books: the books that matter most: those that deliveries wait for, and those with open claims, come first.
+    """
+
+    processes: int = 0
+    open: int = 0
+    released: int = 0
+    waiting: int = 0
+    parked: int = 0
+    oldest_seconds: float = 0.0
+    taken_over: int = 0
+    orphaned: int = 0
+    books: list[BookStatus] = field(default_factory=list)
 
 
 @dataclass
@@ -301,10 +367,11 @@ class GroupStatus:
         dead_letters: the counts of dead letters by receiver and signal.
         parked: the counts of documents with parked deliveries, by receiver and reason.
         parked_deliveries: the number of parked deliveries.
+        claims: the claims of writing processes.
         runs: records of `replay` and `backfill`.
         gaps: the newest gaps.
         at_least: the names of the figures that are lower bounds, because counting all documents takes too long:
-            `dead_letters`, `parked`, `parked_deliveries` or `gap_count`.
+            `dead_letters`, `parked`, `parked_deliveries`, `gap_count` or `claims`.
         misfits: malformed documents of the state, which are left out: `{collection, id, problem, remedy}`.
     """
 
@@ -321,6 +388,7 @@ class GroupStatus:
     dead_letters: list[DeadLetterCount] = field(default_factory=list)
     parked: list[ParkedCount] = field(default_factory=list)
     parked_deliveries: int = 0
+    claims: ClaimsStatus = field(default_factory=ClaimsStatus)
     paused: list[Pause] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     gaps: list[GapStatus] = field(default_factory=list)

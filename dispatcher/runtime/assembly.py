@@ -191,6 +191,7 @@ class Assembly(NamedTuple):
             self.routes,
             parking,
             capacity,
+            stats,
             is_crowded=lambda: capacity.crowded or checkpoint.is_far_ahead,
             park_after=policy.park_after,
             add=lanes.add,

@@ -317,6 +317,7 @@ class Pipeline:
             silent_seconds=self._lag.silent(now),
             waiting_seconds=0.0 if waiting_since is None else max(0.0, server_now - waiting_since),
             topic=self._source.topic_gauges(),
+            claims=self._claims.gauges(server_now),
         )
 
     def delivery_in(self, task: "asyncio.Task[Any]") -> Delivery | None:

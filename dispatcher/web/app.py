@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from dispatcher.core.stats import ClaimGauges, Gauges, TopicGauges
 from dispatcher.operate.metrics import Metrics
 from dispatcher.operate.observer import Observer
 from dispatcher.web.guard import Guard
@@ -79,14 +80,17 @@ def _process(observer: Observer) -> dict[str, Any]:
         "clock_offset_seconds": shot.stats.clock_offset,
         "per_second": observer.rates(),
         "counters": shot.stats.as_dict(),
-        "partitions": {
-            str(number): {**one._asdict(), "topic": None if one.topic is None else one.topic._asdict()}
-            for number, one in shot.pipelines.items()
-        },
+        "partitions": {str(number): _partition(one) for number, one in shot.pipelines.items()},
         "receivers": [one.as_dict() for one in shot.stats.receivers.values()],
         "topic": None if shot.stats.topic is None else asdict(shot.stats.topic),
         "relay": None if shot.stats.relay is None else asdict(shot.stats.relay),
     }
+
+
+def _partition(gauges: Gauges) -> dict[str, Any]:
+    found = gauges._asdict()
+    nested = {name: one._asdict() for name, one in found.items() if isinstance(one, TopicGauges | ClaimGauges)}
+    return {**found, **nested}
 
 
 def json_response(content: Any, status: int = 200) -> Response:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from tests.books import book
 from tests.support import PATIENCE, Daemon, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.dashboard:registry"
@@ -161,6 +162,39 @@ def test_a_partial_count_of_dead_letters_is_shown_as_a_minimum(browser, shown):
     expect(tile(watched.page, "Dead letters")).to_have_text("12,345 or more")
     expect(watched.page.locator("#letter-count")).to_have_text("12,345 or more")
     watched.page.unroute_all(behavior="wait")
+    assert watched.complaints == []
+    watched.close()
+
+
+@pytest.mark.slow
+def test_the_processes_that_claim_are_shown(browser, shown, foreign):
+    def with_waiting(route: Route) -> None:
+        answer = route.fetch()
+        state = answer.json()
+        waiting = {"waiting": 3, "oldest_seconds": 301.0, "taken_over": 7, "orphaned": 1}
+        books = [{**one, "waiting": 3 if one["pid"] == 1 else 0} for one in state["claims"]["books"]]
+        route.fulfill(response=answer, json={**state, "claims": {**state["claims"], **waiting, "books": books}})
+
+    watched = Watched(browser, url_of(shown))
+    page = watched.page
+    expect(page.locator("#claims-section")).to_be_hidden()
+    expect(tile(page, "Open claims")).to_have_text("0")
+    claims = foreign.client[f"{foreign.name}_state"].claims
+    claims.insert_many([book(foreign.name, 1, open=[1, 3], host=HOSTILE), book(foreign.name, 2, silent=1_200)])
+    rows = page.locator("#claims tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.first.locator("[data-label=Process]")).to_have_text(f"{HOSTILE}, pid 1")
+    expect(rows.first.locator("[data-label=Open]")).to_have_text("3")
+    expect(rows.last.locator("[data-label=State]")).to_have_text("silent")
+    expect(rows.last.locator("[data-label='Last beat']")).to_contain_text("min ago")
+    expect(tile(page, "Open claims")).to_have_text("5")
+    page.route("**/api/state", with_waiting)
+    expect(page.locator("#claims-facts")).to_have_text("the oldest waits for 5 min, 7 taken over, 1 orphaned")
+    expect(rows.first.locator("[data-label=Waiting]")).to_have_text("3")
+    expect(page.locator(".tile.bad", has_text="Open claims")).to_have_count(1)
+    page.set_viewport_size({"width": 320, "height": 844})
+    assert not page.evaluate(SCROLLS_SIDEWAYS)
+    page.unroute_all(behavior="wait")
     assert watched.complaints == []
     watched.close()
 

@@ -12,6 +12,7 @@ import pytest
 from dispatcher.exceptions import ExitCode
 from tests.acceptance.commands import run_command
 from tests.acceptance.test_run import write_app
+from tests.books import book
 from tests.support import ROOT
 
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -47,6 +48,7 @@ def environment(app, mongo, database, foreign) -> dict[str, str]:
             **{"parts": {}, "state": "dead"},
         }
     )
+    state.claims.insert_one(book(database, host=EVIL))
     return {
         "DISPATCHER_URL": mongo.url,
         "DISPATCHER_STATE_DATABASE": f"{database}_state",
@@ -75,6 +77,9 @@ COMMANDS = [
     ("dead-letters", "list", "--since", EVIL),
     ("pause", EVIL),
     ("status", "--group", EVIL),
+    ("claims", "list"),
+    ("claims", "release", f"{1:016x}", "--yes"),
+    ("claims", "release", EVIL),
 ]
 
 
@@ -103,6 +108,7 @@ def test_values_are_shown_literally(environment):
 
     assert shown("status") >= 1
     assert shown("dead-letters", "show", "aaaabbbb") == 4
+    assert shown("claims", "list") == 1
     listed = run_command("dead-letters", "list", env=environment).out
     assert listed.count("[/] [b]x[/b] o[eu]") == 3  # receiver, key, error
 

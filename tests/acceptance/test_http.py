@@ -100,6 +100,8 @@ def test_a_daemon_answers_probes_metrics_and_status(running, foreign):
     assert (status, shown["group_error"]) == (200, None)
     assert shown["process"]["counters"]["delivered"] == 2
     assert shown["group"]["partitions"][0]["number"] == 0
+    waiting = {"waiting": 0, "oldest_seconds": 0.0, "processes": {}}
+    assert shown["process"]["partitions"]["0"]["claims"] == waiting
     assert shown["group"]["dead_letters"][0]["receiver"] == "tests.acceptance.apps.ledger.note"
     assert get(f"{address}/nothing")[0] == 404
     assert running.terminate() == ExitCode.OK

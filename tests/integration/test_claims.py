@@ -647,13 +647,14 @@ async def test_a_receiver_that_the_dispatcher_lacks_is_parked_until_another_one_
     @post_save(held.Item, name="new")
     async def new(sender: Any, instance: Any, **kwargs: Any) -> None: ...
 
-    async with dispatching(registry):
+    async with dispatching(registry) as running:
         await until_announced(state)
         await held.begin(held.Item(n=1).create())
         state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
         orphan = await eventually(lambda: state.held.find_one({"state": "orphaned"}), what="the orphan is parked")
         await eventually(lambda: ("post_save", "any", 1, "takeover") in served)
         await until_passed(state)
+        assert (running.stats.taken_over, running.stats.orphaned) == (1, 1)
     assert (orphan["receiver"], orphan["signal"]) == ("new", "post_save")
     assert orphan["delivery_id"] == str(Stamp.unpack(foreign.items.find_one()["_mongoz"]).token)
     state.held.update_one({}, {"$set": {"due_at": orphan["wall_time"]}})

@@ -25,6 +25,7 @@ from dispatcher.settings import Settings
 from dispatcher.web import dashboard
 from dispatcher.web.app import make_app
 from dispatcher.web.dashboard.api import Dashboard
+from tests.books import book
 from tests.support import PATIENCE
 
 TOKEN = "sixteen letters or more"
@@ -257,6 +258,15 @@ async def test_runs_are_shown_without_the_keys_of_documents(page, state, databas
     assert (told["delivered"], told["failed"], told["status"]) == (7, 1, "running")
     assert told["beat_at"] == "2026-01-02T03:04:05+00:00"
     assert b"secret" not in answer.body
+
+
+async def test_the_state_has_the_processes_that_claim(page, state, database):
+    state.claims.insert_many([book(database, 1), book("another", 2)])
+    claims = (await page.get("state")).json["claims"]
+    assert (claims["open"], claims["processes"], claims["waiting"], claims["oldest_seconds"]) == (2, 1, 0, 0.0)
+    assert [(one["process"], one["host"], one["alive"]) for one in claims["books"]] == [
+        (f"{1:016x}", "web1", True)
+    ]
 
 
 async def test_the_state_has_an_error_if_the_server_does_not_answer(database):

@@ -18,6 +18,7 @@ from dispatcher.operate.dead_letters import outcomes, request_retry
 from dispatcher.operate.status import read_status
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_save
+from tests.books import book
 from tests.integration.deliveries import make_account
 from tests.support import dispatching, eventually, group_of
 
@@ -60,6 +61,13 @@ def malformed(group: str) -> dict[str, list[Any]]:
         "gaps": [
             {"_id": "gap", "group": group, "kind": 5, "noted_at": {}},
             {"_id": "ns", "group": group, "namespace": 1},
+        ],
+        "claims": [
+            {"_id": "no book", "group": group},
+            book(group, 1, open=[1, 2, 3]),
+            book(group, 2, released="none", host={}),
+            book(group, 3, beat_at="yesterday"),
+            undecodable(**book(group, 4)),
         ],
         "sessions": [{"_id": "no uuid", "group": group}, undecodable(_id=5, group=group, owner=None)],
         "held": [
@@ -165,7 +173,9 @@ async def test_the_status_skips_and_names_malformed_documents(spoil, mongo, data
         seen = await read_status(group_of(client, database))
         assert json.dumps(seen.as_dict(), default=str)
     named = {(one.collection.partition(".")[2], one.id) for one in seen.misfits}
-    for collection, id_ in (("members", "'pid'"), ("controls", "'everything?'"), ("gaps", "'gap'")):
+    claims = [("claims", repr(id_)) for id_ in ("no book", *(f"{number:016x}" for number in (1, 2, 3)))]
+    expected = [("members", "'pid'"), ("controls", "'everything?'"), ("gaps", "'gap'"), *claims]
+    for collection, id_ in expected:
         assert (collection, id_) in named
     pid = next(one for one in seen.misfits if one.id == "'pid'")
     assert "pid" in pid.problem

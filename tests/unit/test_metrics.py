@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dispatcher.core.stats import (
     BOUNDS,
     MOST_RECEIVERS,
+    ClaimGauges,
     Gauges,
     Histogram,
     Lag,
@@ -22,7 +23,7 @@ from dispatcher.core.stats import (
     topic_headroom,
 )
 from dispatcher.operate.metrics import METRICS, Metrics, Snapshot
-from dispatcher.operate.status_model import GroupStatus, MemberStatus, Pause
+from dispatcher.operate.status_model import ClaimsStatus, GroupStatus, MemberStatus, Pause
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
@@ -156,6 +157,27 @@ def test_a_pause_is_a_metric():
     samples = scraped(snapshot(status=group(paused=[Pause(None, NOW, ""), Pause("shop.mail", NOW, "")])))
     assert (value(samples, "paused"), value(samples, "paused_receivers")) == (1, 1)
     assert value(scraped(snapshot()), "paused") == 0
+
+
+def test_claims_are_metrics_of_dispatchers():
+    stats = Stats(taken_over=7, orphaned=2)
+    claims = ClaimsStatus(processes=3, open=5, released=1, oldest_seconds=12.5)
+    pipelines = {n: GAUGES._replace(claims=ClaimGauges(n, 1.0)) for n in (1, 2)}
+    samples = scraped(snapshot(stats, pipelines=pipelines, status=group(claims=claims)))
+    for name, expected in {
+        "claims_taken_over_total": 7,
+        "claims_orphaned_total": 2,
+        "claims_waiting": 3,
+        "oldest_claim_seconds": 12.5,
+        "claims_open": 5,
+        "claims_released": 1,
+        "claiming_processes": 3,
+    }.items():
+        assert value(samples, name) == expected
+    relay = snapshot(Stats(relay=RelayFigures()), status=group(claims=claims, is_relay=True))
+    assert not {"mongoz_dispatcher_claims_waiting", "mongoz_dispatcher_claims_open"} & {
+        n for n, _ in scraped(relay)
+    }
 
 
 def test_the_number_of_series_is_bounded():

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 
 from dispatcher.core.state import Group
-from dispatcher.core.stats import Gauges, RelayFigures, Stats, TopicFigures, TopicGauges
+from dispatcher.core.stats import ClaimGauges, Gauges, RelayFigures, Stats, TopicFigures, TopicGauges
 from dispatcher.operate import observer as observer_module
 from dispatcher.operate import status as status_module
 from dispatcher.operate.observer import Observer
@@ -85,6 +85,13 @@ def test_the_report_to_other_members():
     assert told["read"] == 3
     assert told["partitions"] == {"2": {"lag_seconds": 0.0, "lag_changes": 0.0, "connected": True}}
     assert told["per_second"] == {"deliveries": 0.0, "changes": 0.0}
+
+
+def test_the_report_has_the_deliveries_that_wait_for_processes_over_all_partitions():
+    one = WELL._replace(claims=ClaimGauges(3, 1.5, {"aa": 2, "bb": 1}))
+    two = WELL._replace(claims=ClaimGauges(1, 7.0, {"bb": 1}))
+    told = observer(one, two).stats_document()["claims"]
+    assert told == {"waiting": 4, "oldest_seconds": 7.0, "processes": {"aa": 2, "bb": 2}}
 
 
 def seen(group: Group, myself: MemberStatus | None) -> GroupStatus:

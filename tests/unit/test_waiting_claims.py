@@ -10,11 +10,12 @@ from dispatcher.claims import waiting as waiting_module
 from dispatcher.claims.verdict import ClaimVerdict
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import Calls, Change, Errand, Job
+from dispatcher.core.stats import ClaimGauges, Stats
 from dispatcher.delivery.attempt import HeldDelivery
 from dispatcher.delivery.outcome import Waiting
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Call, Claim
-from tests.unit.test_origins import change, stamp
+from tests.unit.test_origins import NOW, change, stamp
 
 
 async def receive(sender: Any, **kwargs: Any) -> None:
@@ -34,6 +35,7 @@ class Scene:
         self.parked: list[tuple[str, str, str]] = []
         self.finished: list[Job] = []
         self.errands: list[tuple[Hashable, Errand]] = []
+        self.stats = Stats()
         self.capacity = SimpleNamespace(queued=0, queued_bytes=0, watched=None, crowded=False)
         self.lanes: set[tuple[Hashable, str]] = set()
         self.claims = WaitingClaims(
@@ -48,6 +50,7 @@ class Scene:
             SimpleNamespace(claimed=self._claimed, stamped_ids=lambda namespace: frozenset()),  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             self.capacity,  # type: ignore[arg-type]
+            self.stats,
             is_crowded=lambda: self.capacity.crowded,
             park_after=park_after,
             add=lambda key, errand: self.errands.append((key, errand)),
@@ -86,10 +89,12 @@ class Scene:
         self.lanes.add((change.key, receiver.name))
         self.parked.append((change.token, receiver.name, waiting.reason))
 
-    def write(self, number: int, *receivers: Receiver, id_: Any = 1) -> Job:
+    def write(
+        self, number: int, *receivers: Receiver, id_: Any = 1, process: bytes = b"incarnat", wall: float = NOW
+    ) -> Job:
         """A claimed write enters."""
-        claim = Claim(b"incarnat", number, frozenset(one.id for one in receivers))
-        one = change("insert", time=number, id_=id_)
+        claim = Claim(process, number, frozenset(one.id for one in receivers))
+        one = change("insert", time=number, id_=id_, wall=wall)
         one = one._replace(origin=stamp(Call.CREATED, id_=id_, receivers=claim.receivers, claim=claim))
         several = self.claims.calls_of(one)
         job = Job(one.token, one, ())
@@ -277,3 +282,47 @@ async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delive
     assert (found.reason if isinstance(found, Waiting) else found) == decision
     assert scene.delivered == delivered
     assert scene.claims.incarnations == ({b"incarnat"} if decision == "claimed" else set())
+
+
+# -- gauges
+
+
+async def test_the_gauges_count_the_deliveries_that_wait_for_each_process():
+    scene = Scene()
+    assert scene.claims.gauges(NOW) == ClaimGauges()
+    scene.write(1, MAIL, INDEX, wall=NOW - 5)
+    scene.foreign(2, MAIL)
+    scene.write(3, MAIL, id_=2, process=b"another ", wall=NOW - 1)
+    gauges = scene.claims.gauges(NOW)
+    assert gauges == ClaimGauges(4, 5.0, {b"incarnat".hex(): 3, b"another ".hex(): 1})
+    scene.decide(1, ClaimVerdict.DONE)
+    await scene.run()
+    assert scene.claims.gauges(NOW) == ClaimGauges(1, 1.0, {b"another ".hex(): 1})
+    scene.decide(3, ClaimVerdict.TAKE)
+    await scene.run()
+    assert scene.claims.gauges(NOW) == ClaimGauges()
+
+
+async def test_a_delivery_behind_a_claim_that_is_done_does_not_wait_for_a_process():
+    scene = Scene()
+    scene.write(1, MAIL)
+    scene.foreign(2, MAIL)
+    scene.decide(1, ClaimVerdict.DONE)
+    assert scene.claims.gauges(NOW) == ClaimGauges()  # it is in the lane of its document
+
+
+async def test_the_gauges_name_few_processes():
+    scene = Scene()
+    for number in range(30):
+        scene.write(number + 1, MAIL, id_=number, process=number.to_bytes(8, "big"))
+    gauges = scene.claims.gauges(NOW)
+    assert (gauges.waiting, len(gauges.processes)) == (30, 20)
+
+
+async def test_takeovers_are_counted():
+    scene = Scene()
+    scene.write(1, MAIL, INDEX)
+    scene.foreign(2, MAIL)
+    scene.decide(1, ClaimVerdict.TAKE)
+    await scene.run()
+    assert (scene.stats.taken_over, scene.stats.orphaned) == (2, 0)

@@ -1,4 +1,4 @@
-// The panels: figures, relay, receivers, partitions, members, parked deliveries, runs and gaps.
+// The panels: figures, relay, receivers, partitions, members, parked deliveries, claims, runs and gaps.
 
 import { Table, byId, column, element, write } from "./dom.js";
 import { TONES, DASH, ago, count, duration, orMore, rate, since } from "./format.js";
@@ -16,6 +16,7 @@ const OF_RECEIVERS = [
   ["In flight", (s) => [count(s.figures.in_flight)]],
   ["Dead letters", (s) => [count(s.dead_letter_count), orMore(s, "dead_letters")], (s) => level(s.dead_letter_count, 1, 100)],
   ["Parked", (s) => [count(s.parked_deliveries), orMore(s, "parked_deliveries")], (s) => level(s.parked_deliveries, 1, Infinity)],
+  ["Open claims", (s) => [count(s.claims.open), orMore(s, "claims")], (s) => level(s.claims.oldest_seconds, 60, 300)],
 ];
 
 // The figures of a relay, of a group that reads from a topic, or of a group with change streams.
@@ -61,6 +62,7 @@ export class Panels {
     this.partitions = new Table(byId("partitions"), partitionColumns(state.source.topic), "No position is saved yet.");
     this.members = new Table(byId("members"), memberColumns(), "No dispatcher of this group runs.");
     this.parked = new Table(byId("parked"), parkedColumns(), "Nothing waits.");
+    this.claims = new Table(byId("claims"), claimColumns(), "No process claims.");
     this.runs = new Table(byId("runs"), runColumns(), "None.");
     this.gaps = new Table(byId("gaps"), gapColumns(), "None.");
     this.misfits = new Table(byId("misfits"), misfitColumns(), "None.");
@@ -83,10 +85,13 @@ export class Panels {
     this.partitions.show(dated(state.partitions.map((one) => ({ ...one, key: one.number }))));
     this.members.show(dated(state.members.map((one) => ({ ...one, key: one.id }))));
     this.parked.show(dated(state.parked.map((one) => ({ ...one, key: `${one.receiver} ${one.reason}` }))));
+    this.claims.show(dated(state.claims.books.map((one) => ({ ...one, key: one.process }))));
+    write(byId("claims-facts"), claimFacts(state.claims));
     this.runs.show(dated(state.runs.map((one) => ({ ...one, key: one.id }))));
     this.gaps.show(dated(state.gaps.map((one) => ({ ...one, key: one.id }))));
     this.misfits.show(dated(state.misfits));
     byId("parked-section").hidden = !state.parked.length;
+    byId("claims-section").hidden = !state.claims.books.length && !claimFacts(state.claims);
     byId("runs-section").hidden = !state.runs.length;
     byId("gaps-section").hidden = !state.gaps.length;
     byId("misfits-section").hidden = !state.misfits.length;
@@ -186,6 +191,28 @@ function until(due, now) {
   const seconds = (Date.parse(due) - Date.parse(now)) / 1000;
   return seconds > 0 ? `in ${duration(seconds)}` : "due";
 }
+
+// How much waits for writing processes, and what dispatchers have done in their place.
+const claimFacts = (claims) =>
+  [
+    claims.waiting || claims.parked ? `the oldest waits for ${duration(claims.oldest_seconds)}` : "",
+    claims.taken_over ? `${count(claims.taken_over)} taken over` : "",
+    claims.orphaned ? `${count(claims.orphaned)} orphaned` : "",
+  ]
+    .filter(Boolean)
+    .join(", ");
+
+const claimColumns = () => [
+  column("Process", (row) => `${row.host ?? DASH}, pid ${row.pid ?? DASH}`, { hint: (row) => row.process }),
+  column("State", (row) => claimState(row), { tone: (row) => (row.alive ? "good" : row.fenced_at ? "" : "bad") }),
+  column("Open", (row) => count(row.open), { number: true }),
+  column("Released", (row) => count(row.released), { number: true }),
+  column("Waiting", (row) => count(row.waiting), { number: true, tone: (row) => (row.waiting ? "warn" : "quiet") }),
+  column("Since", (row) => since(row.started_at, row.now), { number: true }),
+  column("Last beat", (row) => since(row.beat_at, row.now), { number: true }),
+];
+
+const claimState = (row) => (row.alive ? "alive" : row.fenced_at ? `ended by ${row.fenced_by ?? DASH}` : "silent");
 
 const runColumns = () => [
   column("Run", (row) => `${row.what} ${row.id}`),

@@ -126,13 +126,13 @@ class Stamp(NamedTuple):
         if kind == _CLAIM:
             listed, claimed = rest[2:-16], 8 * int.from_bytes(rest[:2], "big")
             number = int.from_bytes(rest[-8:], "big")
-            claim = Claim(bytes(rest[-16:-8]), number, _ids_in(listed[:claimed]))
+            claim = Claim(bytes(rest[-16:-8]), number, _ids_in(bytes(listed[:claimed])))
         return cls(
             group=group,
             call=call,
             token=bson.ObjectId(bytes(value[3:15])),
             key=bytes(value[15:23]),
-            receivers=_ids_in(listed),
+            receivers=_ids_in(bytes(listed)),
             muted=kind == _MUTED,
             hops=rest[0] if kind == _HOPS else 0,
             claim=claim,
@@ -200,6 +200,7 @@ def _form(group: str, call: Call, kind: int, rest: bytes) -> Form:
     return Form(bytes((_VERSION, call, kind)), bytes((len(name),)) + name + rest)
 
 
+@lru_cache(maxsize=_KEPT_FORMS)
 def _ids_in(listed: bytes) -> frozenset[bytes]:
     return frozenset(bytes(listed[i : i + 8]) for i in range(0, len(listed), 8))
 

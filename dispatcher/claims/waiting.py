@@ -4,6 +4,9 @@ A claim does not occupy the lane of its document: other receivers get later chan
 later deliveries of the same document to the same receiver wait. They and the claim form a chain. When the process
 has finished the claim, the chain goes on; when the process is dead, the dispatcher makes the delivery first.
 
+Nearly all claims are done a second later, and nothing waits for them. So a claim becomes chains, one for each
+receiver, only if a delivery waits for it, or if it is taken over.
+
 A chain that waits for long is parked as a whole: its deliveries then wait in the database.
 """
 
@@ -11,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from dispatcher.claims.orphans import calls_of_orphan, is_orphan
 from dispatcher.claims.ports import ParkingGate
@@ -28,12 +31,10 @@ from dispatcher.delivery.routes import Routes
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Claim
 
-K = TypeVar("K", bound=Hashable)
-
 # Maximum seconds for which a claim waits in memory.
 _LONGEST: Final = 60.0
 
-# If there is no room for other changes, a claim that has waited this long, in seconds, is parked.
+# If there is little room for further changes, a claim that has waited this long, in seconds, is parked.
 _LONG_WAIT: Final = 3.0
 
 _ORPHANED: Final = Waiting("orphaned", 300.0)
@@ -43,6 +44,35 @@ _AGAIN: Final = 5.0
 
 # Maximum number of processes that the gauges name.
 _MOST_NAMED: Final = 20
+
+
+class _OpenClaim(NamedTuple):
+    """An undecided claim that no delivery waits for. It is one part of its job.
+
+    Attributes:
+        job: of the change.
+        key: of the document.
+        since: the time since which it waits.
+    """
+
+    job: Job
+    change: Change
+    claim: Claim
+    key: Hashable
+    since: float
+
+
+@dataclass(slots=True)
+class _OpenDocument:
+    """The undecided claims of one document that no delivery waits for.
+
+    Attributes:
+        claims: in the order of the stream.
+        receivers: the ids of their receivers, and of those of finished ones.
+    """
+
+    claims: list[_OpenClaim]
+    receivers: frozenset[bytes]
 
 
 class _WaitingPart(NamedTuple):
@@ -75,10 +105,6 @@ class _WaitingChain:
     runs: bool = False
 
 
-_Key = tuple[Hashable, str]
-"""The key of a document, and the name of a receiver."""
-
-
 class WaitingClaims:
     """The waiting deliveries of one partition.
 
@@ -87,10 +113,10 @@ class WaitingClaims:
         takeovers: prepares the changes that are taken over.
         routes: finds the receivers of a claim.
         parking: parks chains that wait for long.
-        capacity: counts waiting deliveries as queued.
+        capacity: counts the waiting deliveries and their bytes.
         stats: counts takeovers.
-        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
         park_after: maximum seconds for which a delivery waits for a claim in memory.
+        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
         add: puts an errand into the lane of a document.
         deliver: makes the deliveries of a job.
         deliver_held: makes an attempt at a delivery that waited in the database.
@@ -106,8 +132,8 @@ class WaitingClaims:
         capacity: Capacity,
         stats: Stats,
         *,
-        is_crowded: Callable[[], bool],
         park_after: float,
+        is_crowded: Callable[[], bool],
         add: Callable[[Hashable, Errand], None],
         deliver: Callable[[Job], Coroutine[Any, Any, None]],
         deliver_held: Callable[[HeldDelivery], Awaitable[Decision]],
@@ -118,17 +144,19 @@ class WaitingClaims:
         self._routes = routes
         self._parking = parking
         self._capacity = capacity
+        self._park_after = park_after
         self._is_crowded = is_crowded
         self._stats = stats
-        self._park_after = park_after
         self._add = add
         self._deliver = deliver
         self._deliver_parked = deliver_held
         self._on_finished = on_finished
-        self._chains: dict[_Key, _WaitingChain] = {}
-        self._documents: Counter[Hashable] = Counter()
-        self.receivers: Counter[str] = Counter()
-        """The names of the receivers with waiting deliveries, and the number of their chains."""
+        # In the order of the stream; and the same by document.
+        self._open: dict[Job, _OpenClaim] = {}
+        self._open_of: dict[Hashable, _OpenDocument] = {}
+        # By document, then by the name of the receiver.
+        self._chains: dict[Hashable, dict[str, _WaitingChain]] = {}
+        self._followers = 0  # deliveries in chains that are not claimed
         self._running: set[Job] = set()
         # Books that parked claims wait for, each with the time until which it is followed.
         self._asked: dict[bytes, float] = {}
@@ -154,14 +182,21 @@ class WaitingClaims:
         """The books that claims wait for."""
         at = now()
         self._asked = {one: until for one, until in self._asked.items() if until > at}
-        claims = [part.claim for chain in self._chains.values() for part in chain.parts]
-        return self._asked.keys() | {claim.incarnation for claim in claims if claim is not None}
+        found = {one.claim.incarnation for one in self._open.values()}
+        claims = [part.claim for _, _, chain in self._each_chain() for part in chain.parts]
+        return self._asked.keys() | found | {claim.incarnation for claim in claims if claim is not None}
 
-    def calls_of(self, change: Change) -> tuple[Calls, ...]:
+    @property
+    def is_urgent(self) -> bool:
+        """Whether deliveries wait for claims, or claims take much room."""
+        return self._followers > 0 or self._is_crowded()
+
+    def judge(self, claim: Claim) -> ClaimVerdict:
+        """Decide about a claim, with the books that were read last."""
+        return self._watch.verdict(claim)
+
+    def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
         """The claimed deliveries of a change that this process may have to make, each with one receiver."""
-        claim = None if change.origin is None else change.origin.claim
-        if claim is None or self._watch.verdict(claim) is ClaimVerdict.DONE:
-            return ()
         found = self._routes.claimed(change, self._watch.named(claim))
         each = [calls._replace(receivers=(one,)) for calls in found for one in calls.receivers]
         return (*each, *self._orphans(change, claim))
@@ -175,18 +210,29 @@ class WaitingClaims:
             if known.isdisjoint(named.ids):
                 yield calls_of_orphan(named, created=created)
 
-    def enter(self, job: Job, change: Change, several: tuple[Calls, ...]) -> None:
-        """Let claimed deliveries wait, or take them over at once.
+    def enter(self, job: Job, change: Change, verdict: ClaimVerdict) -> None:
+        """Let the claimed deliveries of a change wait, or take them over at once.
 
         Args:
-            job: of the change. Its parts include these deliveries.
+            job: of the change. These deliveries are one of its parts.
             change: the change.
-            several: from `calls_of`.
+            verdict: about the claim. The claim is not done.
         """
         assert change.origin is not None
-        claim, change = change.origin.claim, claimed(change)
-        for calls in several:
-            self._append(_WaitingPart(job, change, calls, claim, now()))
+        assert change.origin.claim is not None
+        key, claim = change.key, change.origin.claim
+        one = self._open[job] = _OpenClaim(job, change, claim, key, now())
+        document = self._open_of.get(key)
+        if document is None:
+            self._open_of[key] = _OpenDocument([one], claim.receivers)
+        else:
+            document.claims.append(one)
+            document.receivers |= claim.receivers
+        job.awaited = 1
+        self._capacity.waiting += 1
+        self._capacity.queued_bytes += change.size
+        if verdict is ClaimVerdict.TAKE:
+            self._expand(key)
         self._watch.wake()
 
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
@@ -194,26 +240,34 @@ class WaitingClaims:
 
         Deliveries of replays and backfills don't wait: their progress does not depend on the position.
         """
-        if calls.run or job in self._running or (change.key, receiver.name) not in self._chains:
+        if calls.run or job in self._running:
+            return False
+        key = change.key
+        document = self._open_of.get(key)
+        if document is not None and self._routes.is_listed(change.namespace, receiver, document.receivers):
+            self._expand(key)
+        if receiver.name not in self._chains.get(key, ()):
             return False
         job.parts += 1
-        self._append(_WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
+        self._append(key, _WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
         return True
 
     def decide(self) -> None:
-        """Go on with each chain whose first claim is decided."""
-        for key in list(self._chains):
-            if key in self._chains:
-                self._advance(key)
-        at = now()
-        for key, chain in list(self._chains.items()):
-            if not chain.runs and self._is_long(chain, at):
-                chain.runs = True
-                self._add(key[0], Errand(partial(self._park, chain), partial(self._end_parked, key)))
+        """Finish the claims that are done, and go on with each chain whose first claim is decided."""
+        for one in list(self._open.values()):
+            verdict = self._watch.verdict(one.claim)
+            if verdict is ClaimVerdict.DONE and one.job in self._open:
+                self._drop(one)
+            elif verdict is ClaimVerdict.TAKE:
+                self._expand(one.key)
+        for key, name, _ in list(self._each_chain()):
+            if name in self._chains.get(key, ()):
+                self._advance(key, name)
+        self._park_long_waits(now(), is_crowded=self._is_crowded())
 
     def has(self, key: Hashable) -> bool:
         """Returns whether deliveries of a document wait."""
-        return key in self._documents
+        return key in self._open_of or key in self._chains
 
     def gauges(self, server_now: float) -> ClaimGauges:
         """The waiting deliveries now.
@@ -223,7 +277,10 @@ class WaitingClaims:
         """
         processes: Counter[bytes] = Counter()
         oldest: Change | None = None
-        for chain in self._chains.values():
+        for one in self._open.values():
+            processes[one.claim.incarnation] += len(one.claim.receivers)
+            oldest = oldest or one.change
+        for _, _, chain in self._each_chain():
             claim = None
             for _, change, _, own, _ in chain.parts:
                 if own is not None:
@@ -236,11 +293,47 @@ class WaitingClaims:
         began = None if oldest is None else seconds_of(oldest.wall_time)
         return ClaimGauges(processes.total(), max(0.0, server_now - (began or server_now)), most)
 
-    def _is_long(self, chain: _WaitingChain, at: float) -> bool:
-        """Returns whether a chain waits too long in memory, or other changes have no room."""
-        first = at - chain.parts[0].since
-        followed = len(chain.parts) > 1 and at - chain.parts[1].since >= self._park_after
-        return followed or first >= _LONGEST or (first >= _LONG_WAIT and self._is_crowded())
+    def _each_chain(self) -> Iterator[tuple[Hashable, str, _WaitingChain]]:
+        for key, chains in self._chains.items():
+            for name, chain in chains.items():
+                yield key, name, chain
+
+    def _drop(self, one: _OpenClaim) -> None:
+        """Finish a claim that is done."""
+        claims = self._open_of[one.key].claims
+        claims.remove(one)
+        if not claims:
+            del self._open_of[one.key]
+        self._close(one)
+
+    def _expand(self, key: Hashable) -> None:
+        """Form chains of the claims of a document."""
+        document = self._open_of.pop(key, None)
+        for one in () if document is None else document.claims:
+            job, several = one.job, self._calls_of(one.change, one.claim)
+            job.parts += len(several)
+            for calls in several:
+                self._append(key, _WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
+            self._close(one)
+
+    def _close(self, one: _OpenClaim) -> None:
+        del self._open[one.job]
+        one.job.awaited -= 1
+        self._finish(one.job, one.change)
+
+    def _park_long_waits(self, at: float, *, is_crowded: bool) -> None:
+        """Park the chains that wait too long in memory, or take too much room."""
+        longest = _LONG_WAIT if is_crowded else _LONGEST
+        for one in list(self._open.values()):
+            if at - one.since < longest:
+                break
+            self._expand(one.key)
+        for key, name, chain in list(self._each_chain()):
+            follower = next((part for part in chain.parts if part.claim is None), None)
+            followed = follower is not None and at - follower.since >= self._park_after
+            if not chain.runs and (followed or at - chain.parts[0].since >= longest):
+                chain.runs = True
+                self._add(key, Errand(partial(self._park, chain), partial(self._end_parked, key, name)))
 
     async def _park(self, chain: _WaitingChain) -> None:
         """Park all deliveries of a chain, in their order."""
@@ -248,7 +341,7 @@ class WaitingClaims:
             part = chain.parts[0]
             await self._park_part(part)
             part.job.has_ended_part = True
-            self._finish(chain.parts.popleft())
+            self._finish_first(chain, is_awaited=True)
 
     async def _park_part(self, part: _WaitingPart) -> None:
         (receiver,) = part.calls.receivers
@@ -265,7 +358,10 @@ class WaitingClaims:
         Raises:
             Interrupted: the process ends, and a write has not succeeded.
         """
-        for chain in self._chains.values():
+        for one in list(self._open.values()):
+            if one.job.is_begun:
+                self._expand(one.key)
+        for _, _, chain in list(self._each_chain()):
             begun = next((place for place, part in enumerate(chain.parts) if part.job.is_begun), None)
             for part in list(chain.parts)[begun:] if begun is not None else ():
                 await self._park_part(part)
@@ -287,22 +383,24 @@ class WaitingClaims:
         self._watch.wake()
         return held.waiting._replace(reason="claimed", seconds=_AGAIN)
 
-    def _append(self, part: _WaitingPart) -> None:
+    def _append(self, key: Hashable, part: _WaitingPart) -> None:
         (receiver,) = part.calls.receivers
-        key = (part.change.key, receiver.name)
-        self._capacity.queued += 1
+        self._capacity.waiting += 1
         self._capacity.queued_bytes += part.change.size
-        if key in self._chains:
-            self._chains[key].parts.append(part)
+        if part.claim is None:
+            self._followers += 1
+        else:
+            part.job.awaited += 1
+        chains = self._chains.setdefault(key, {})
+        if receiver.name in chains:
+            chains[receiver.name].parts.append(part)
             return
-        self._chains[key] = _WaitingChain(deque([part]))
-        self._documents[key[0]] += 1
-        self.receivers[key[1]] += 1
-        self._advance(key)
+        chains[receiver.name] = _WaitingChain(deque([part]))
+        self._advance(key, receiver.name)
 
-    def _advance(self, key: _Key) -> None:
+    def _advance(self, key: Hashable, name: str) -> None:
         """Finish the first deliveries of a chain, until one of them runs or must wait for its process."""
-        chain = self._chains[key]
+        chain = self._chains[key][name]
         while chain.parts and not chain.runs:
             part = chain.parts[0]
             verdict = ClaimVerdict.TAKE if part.claim is None else self._watch.verdict(part.claim)
@@ -310,14 +408,14 @@ class WaitingClaims:
                 return
             if verdict is ClaimVerdict.TAKE:
                 chain.runs = True
-                self._add(key[0], Errand(partial(self._run, part), partial(self._end, key)))
+                part.job.awaited -= part.claim is not None
+                self._add(key, Errand(partial(self._run, part), partial(self._end, key, name)))
                 return
-            self._finish(chain.parts.popleft())
+            self._finish_first(chain, is_awaited=True)
         if not chain.parts:
-            del self._chains[key]
-            document, receiver = key
-            _drop_one(self._documents, document)
-            _drop_one(self.receivers, receiver)
+            del self._chains[key][name]
+            if not self._chains[key]:
+                del self._chains[key]
 
     async def _run(self, part: _WaitingPart) -> None:
         if is_orphan(part.calls):
@@ -337,30 +435,36 @@ class WaitingClaims:
         self._stats.taken_over += 1
         return await self._takeovers.prepare(change)
 
-    def _end_parked(self, key: _Key) -> None:
+    def _end_parked(self, key: Hashable, name: str) -> None:
         """Go on with what has joined a chain since it was parked."""
-        self._chains[key].runs = False
-        self._advance(key)
+        self._chains[key][name].runs = False
+        self._advance(key, name)
 
-    def _end(self, key: _Key) -> None:
+    def _end(self, key: Hashable, name: str) -> None:
         """Go on with a chain after its first delivery is finished."""
-        chain = self._chains[key]
+        chain = self._chains[key][name]
         chain.runs = False
+        chain.parts[0].job.has_ended_part = True
+        self._finish_first(chain, is_awaited=False)
+        self._advance(key, name)
+
+    def _finish_first(self, chain: _WaitingChain, *, is_awaited: bool) -> None:
+        """Finish the first delivery of a chain.
+
+        Args:
+            is_awaited: a claim counts in `Job.awaited` until now. A delivery that was made here does not.
+        """
         part = chain.parts.popleft()
-        part.job.has_ended_part = True
-        self._finish(part)
-        self._advance(key)
+        if part.claim is None:
+            self._followers -= 1
+        elif is_awaited:
+            part.job.awaited -= 1
+        self._finish(part.job, part.change)
 
-    def _finish(self, part: _WaitingPart) -> None:
-        self._capacity.queued -= 1
-        self._capacity.queued_bytes -= part.change.size
-        self._on_finished(part.job)
-        if self._capacity.watched is not None:
-            self._capacity.report_progress()
-
-
-def _drop_one(counter: Counter[K], key: K) -> None:
-    if counter[key] > 1:
-        counter[key] -= 1
-    else:
-        del counter[key]
+    def _finish(self, job: Job, change: Change) -> None:
+        capacity = self._capacity
+        capacity.waiting -= 1
+        capacity.queued_bytes -= change.size
+        self._on_finished(job)
+        if capacity.watched is not None:
+            capacity.report_progress()

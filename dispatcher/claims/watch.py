@@ -26,6 +26,9 @@ from mongoz.stamps import Claim
 # Seconds between two reads of the books that claims wait for.
 _PACE: Final = 1.0
 
+# The same while deliveries wait for these claims.
+_URGENT_PACE: Final = 0.25
+
 _EARLIEST: Final = Timestamp(0, 0)
 
 # Maximum number of books in memory that no claim waits for.
@@ -38,6 +41,10 @@ class FollowedClaims(Protocol):
     @property
     def incarnations(self) -> Collection[bytes]:
         """The books that they wait for."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a decision is urgent."""
 
     def decide(self) -> None:
         """Decide about them: the books were read again."""
@@ -137,8 +144,10 @@ class ClaimWatch:
 
     async def _follow(self) -> None:
         """Read the books regularly, until no claim waits."""
-        while needed := self._needed():
-            await asyncio.sleep(_PACE)
+        while True:
+            await self._pause()
+            if not (needed := self._needed()):
+                return
             try:
                 await self._look(needed)
             except PyMongoError as error:  # a permanent error ends the saves of the position, too
@@ -148,6 +157,13 @@ class ClaimWatch:
                 continue
             for waiting in list(self._waiting):
                 waiting.decide()
+
+    async def _pause(self) -> None:
+        """Wait until the next read is due."""
+        for _ in range(round(_PACE / _URGENT_PACE)):
+            await asyncio.sleep(_URGENT_PACE)
+            if any(waiting.is_urgent for waiting in self._waiting):
+                return
 
     async def _look(self, needed: set[bytes]) -> None:
         """Read books again, and fence those whose process is dead."""

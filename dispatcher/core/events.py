@@ -230,9 +230,21 @@ class Job:
         parts: the number of parts that are not finished: the calls together are one, and each delivery that waits
             for a claim is one, see `claims/waiting.py`.
         has_ended_part: whether a delivery that waited for a claim was made or parked.
+        awaited: the number of parts that are up to the writing process: its claim is not decided yet.
     """
 
-    __slots__ = ("announces", "calls", "change", "has_ended_part", "marker", "parts", "passed", "size", "token")
+    __slots__ = (
+        "announces",
+        "awaited",
+        "calls",
+        "change",
+        "has_ended_part",
+        "marker",
+        "parts",
+        "passed",
+        "size",
+        "token",
+    )
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
@@ -244,6 +256,7 @@ class Job:
         self.announces = False
         self.parts = 1
         self.has_ended_part = False
+        self.awaited = 0
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""

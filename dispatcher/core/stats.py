@@ -279,7 +279,8 @@ class Gauges(NamedTuple):
 
     Attributes:
         queued: changes that were read and are not finished; in a relay, records that are not acknowledged.
-        lag_seconds: the age of the oldest change that is not delivered; 0 if there is none.
+        lag_seconds: the age of the oldest change that is not delivered; 0 if there is none. A change that waits
+            only for the process that wrote it does not count as undelivered.
         lag_changes: the number of undelivered changes. The number of unread ones is estimated.
         position_seconds: cluster time of the position, in seconds since 1970.
         saved_seconds: when the position was last saved, by the monotonic clock.

@@ -33,12 +33,17 @@ class Bounds(NamedTuple):
 
 
 class Capacity:
-    """The places for jobs, and the number of places in use. Only the lanes change the counts of the queue.
+    """The places for jobs, and the number of places in use.
+
+    Only the lanes and the waiting claims change the counts of the queue.
 
     Attributes:
         places: maximum number of jobs in flight now; 0 between `hold` and `release`.
         away: number of jobs in a pause.
-        queued: number of jobs that are accepted and not finished.
+        queued: number of jobs in the lanes that are not finished.
+        queued_bytes: bytes of the events of these jobs and of the waiting deliveries.
+        waiting: number of deliveries that wait for a claim. They are many if an application writes much, and a
+            short time later they end without work, so only their bytes are limited.
         returning: jobs whose pause is over. They wait for a place.
         watched: a future that is resolved when a job is finished; None if no task waits for it.
         stopping: True if no further job begins.
@@ -48,7 +53,7 @@ class Capacity:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self.places = bounds.concurrency
-        self.in_flight = self.away = self.queued = self.queued_bytes = 0
+        self.in_flight = self.away = self.queued = self.queued_bytes = self.waiting = 0
         self.returning: deque[asyncio.Future[None]] = deque()
         self.stopping = self.cutting = False
         self._paused: set[asyncio.Future[None]] = set()
@@ -65,7 +70,12 @@ class Capacity:
     def full(self) -> bool:
         """Returns whether the queue has no room for another job."""
         bounds = self._bounds
-        return self.queued >= bounds.max_queued or (self.queued > 0 and self.queued_bytes >= bounds.max_bytes)
+        return self.queued >= bounds.max_queued or (self.queued_bytes >= bounds.max_bytes and self.has_unfinished)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Returns whether a job is queued, or a delivery waits for a claim."""
+        return self.queued > 0 or self.waiting > 0
 
     @property
     def crowded(self) -> bool:
@@ -83,7 +93,7 @@ class Capacity:
             await self.progress()
 
     async def progress(self) -> None:
-        """Wait until a job is finished."""
+        """Wait until a job or a waiting delivery is finished."""
         self.watched = asyncio.get_running_loop().create_future()
         await self.watched
 

@@ -150,7 +150,7 @@ class Deliverer:
             if held is not None and held.watched and await self._waits(held, change, calls, receiver):
                 job.passed += 1
                 continue
-            if self._claims.receivers and self._claims.defers(job, change, calls, receiver):
+            if self._capacity.waiting and self._claims.defers(job, change, calls, receiver):
                 job.passed += 1
                 continue
             target = self._targets.get(id(receiver)) or self._choose_steps(receiver, signal)

@@ -1,7 +1,7 @@
 """Protocols for the services that deliveries need from the packages above this one."""
 
 import asyncio
-from collections.abc import Collection, Set
+from collections.abc import Set
 from typing import Any, Final, Protocol
 
 from dispatcher.core.events import Calls, Change, Job
@@ -42,17 +42,11 @@ class HeldDeliveries(Protocol):
 class OpenClaims(Protocol):
     """Claims of writing processes that are not decided yet."""
 
-    @property
-    def receivers(self) -> Collection[str]:
-        """The names of receivers with deliveries that wait for a claim."""
-
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Let a delivery wait if an earlier one to its receiver waits for a claim. Returns whether it waits."""
 
 
 class _NoClaims:
-    receivers: Collection[str] = frozenset()
-
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:  # noqa: ARG002
         return False
 

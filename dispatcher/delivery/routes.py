@@ -223,6 +223,14 @@ class Routes:
                 calls.append(Calls(one.document, signal, created, receivers, one.collection))
         return tuple(calls)
 
+    def is_listed(self, namespace: Namespace, receiver: Receiver, ids: frozenset[bytes]) -> bool:
+        """Returns whether ids in the stamps of a collection's documents name a receiver, for any signal."""
+        return any(
+            other.name == receiver.name and not stamped.isdisjoint(ids)
+            for one in self._found.get(namespace) or self._find(namespace)
+            for other, stamped in one.stamped.items()
+        )
+
     def stamped_ids(self, namespace: Namespace) -> frozenset[bytes]:
         """The ids by which stamps of the documents of a collection name their receivers."""
         found = self._found.get(namespace) or self._find(namespace)

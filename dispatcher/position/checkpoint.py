@@ -121,6 +121,11 @@ class Checkpoint:
         """Returns whether the position must move before the stream is read further."""
         return self.tracker.span >= _LONGEST_SPAN or self.tracker.weight >= _HEAVIEST_SPAN
 
+    @property
+    def is_crowded(self) -> bool:
+        """Returns whether three quarters of the way to this limit are taken."""
+        return self.tracker.span >= _LONGEST_SPAN * 3 // 4 or self.tracker.weight >= _HEAVIEST_SPAN * 3 // 4
+
     # -- saving ----------------------------------------------------------------------------------------------
 
     async def save_regularly(self, ending: asyncio.Event, settings: Settings) -> None:

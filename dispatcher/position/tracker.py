@@ -81,10 +81,15 @@ class Tracker:
         """The number of changes after the position, finished or not."""
         return len(self._between) + len(self._open)
 
-    @property
-    def oldest(self) -> Job | None:
-        """The oldest change that is not finished."""
-        return self._open[0] if self._open else None
+    def undelivered(self) -> tuple[Job | None, int]:
+        """The oldest change that this process has yet to deliver, and the number of changes from it on.
+
+        A change whose deliveries are all up to the writing process does not count: its claim is not decided yet.
+        """
+        for place, job in enumerate(self._open):
+            if job.change is not None and job.parts > job.awaited:
+                return job, len(self._open) - place
+        return None, 0
 
     @property
     def ahead(self) -> list[Job]:

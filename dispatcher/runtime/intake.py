@@ -3,6 +3,7 @@
 from time import monotonic
 from typing import Final
 
+from dispatcher.claims.verdict import ClaimVerdict
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Job
 from dispatcher.core.output.logs import log
@@ -45,13 +46,14 @@ class Intake:
             self._checkpoint.count_finished(change.token)
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
-        claimed: tuple[Calls, ...] = ()
+        verdict = ClaimVerdict.DONE
         if change.origin is not None and change.origin.claim is not None and operation in DELIVERABLE:
-            claimed = self._claims.calls_of(change)
+            verdict = self._claims.judge(change.origin.claim)
+        is_claimed = verdict is not ClaimVerdict.DONE
         if job is not None:
             job.settle(change, calls)
         else:
-            unfinished = calls or claimed or change.marker or operation in _UNSETTLED
+            unfinished = calls or is_claimed or change.marker or operation in _UNSETTLED
             job = Job(change.token, change if unfinished else None, calls)
             self._tracker.add(job)
             if operation in _UNSETTLED:
@@ -64,12 +66,11 @@ class Intake:
             self._count_stamp(change)
         if change.marker:
             job.marker = self._unsettled.pop(change.marker)
-        if claimed:
-            job.parts = bool(calls) + len(claimed)
         if calls:
+            job.parts += is_claimed
             self._lanes.add(change.key, job)
-        if claimed:
-            self._claims.enter(job, change, claimed)
+        if is_claimed:
+            self._claims.enter(job, change, verdict)
         elif not calls and not job.done:
             self._tracker.finished(job)
 

@@ -185,8 +185,8 @@ class Pipeline:
         for change, calls in routed:
             if self._capacity.full:
                 await self._capacity.room()
-            # If the lanes are empty, only markers are unfinished. Their deletes are not read yet, so don't wait.
-            while self._checkpoint.is_far_ahead and self._capacity.queued:
+            # Otherwise only markers are unfinished. Their deletes are not read yet, so don't wait.
+            while self._checkpoint.is_far_ahead and self._capacity.has_unfinished:
                 await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
@@ -300,7 +300,7 @@ class Pipeline:
     def gauges(self) -> Gauges:
         """The current gauges."""
         now, server_now = monotonic(), time() + self._stats.clock_offset
-        oldest = self._tracker.oldest
+        oldest, undelivered = self._tracker.undelivered()
         waiting_since = None
         if oldest is not None:
             wall_time = oldest.change.wall_time if oldest.change is not None else None
@@ -308,10 +308,10 @@ class Pipeline:
         return Gauges(
             connected=self._source.connected,
             in_flight=self._capacity.in_flight,
-            queued=self._capacity.queued,
+            queued=self._capacity.queued + self._capacity.waiting,
             queued_bytes=self._capacity.queued_bytes,
             lag_seconds=self._lag.seconds(now, server_now, waiting_since),
-            lag_changes=self._lag.changes(now, server_now, self._tracker.span),
+            lag_changes=self._lag.changes(now, server_now, undelivered),
             position_seconds=float(self._source.time_of(self._tracker.token).time),
             saved_seconds=self._checkpoint.saved_seconds,
             silent_seconds=self._lag.silent(now),

@@ -1,5 +1,9 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
+A beat comes at a fixed pace, and also soon after the last open claim is done: until then, dispatchers hold
+later changes of the document back. Two beats are at least a thirtieth of the timeout apart, so the rate of writes
+does not matter.
+
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
 beats it has only a weak reference to the claims, so it ends together with their registry.
 """
@@ -11,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
@@ -23,7 +28,7 @@ from mongoz.claims.book import MOST_RELEASED, Book
 from mongoz.claims.document import CLAIMS, BookSnapshot, NamedReceiver
 from mongoz.uptime import now
 
-__all__ = ["BeatThread", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
+__all__ = ["BeatThread", "Bell", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
 
 _POSITIONS: Final = "positions"  # the dispatcher's collection with the layout of the group
 _UNAUTHORIZED: Final = 13
@@ -57,14 +62,47 @@ class Recorded(Protocol):
         """Begin a new incarnation; returns the book of the earlier one, which is over."""
 
 
-def pause_after(seconds: float, *, is_waiting: bool) -> float:
-    """Seconds until the next beat.
+class Pause(NamedTuple):
+    """The time until the next beat, in seconds from the start of the last one.
+
+    Attributes:
+        least: no beat comes earlier.
+        settled: from news to its beat, since more news often follows at once.
+        most: without news, the beat comes then.
+    """
+
+    least: float
+    settled: float
+    most: float
+
+
+def pause_after(seconds: float, *, is_waiting: bool) -> Pause:
+    """The time until the next beat.
 
     Args:
         seconds: the timeout.
         is_waiting: claims are open, or a dispatcher can't know yet that they are done.
     """
-    return seconds / (15 if is_waiting else 5)
+    return Pause(seconds / 30, seconds / 300, seconds / (15 if is_waiting else 5))
+
+
+class Bell:
+    """Wakes the thread of the beats. Finalizers may ring it at any time, so it has no lock in Python."""
+
+    def __init__(self) -> None:
+        self._rung: SimpleQueue[None] = SimpleQueue()
+
+    def ring(self) -> None:
+        """Wake the thread."""
+        self._rung.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the bell. Returns whether it was rung."""
+        try:
+            self._rung.get(timeout=max(0.0, seconds))
+        except Empty:
+            return False
+        return True
 
 
 class BookRecorder:
@@ -93,8 +131,8 @@ class BookRecorder:
         self._started_at = datetime.now(UTC)
         self._book: Book | None = None
 
-    def record(self, claims: Recorded) -> float:
-        """Record the present book; returns the seconds until the next time."""
+    def record(self, claims: Recorded) -> Pause:
+        """Record the present book; returns the time until the next beat."""
         book = claims.book
         seconds = book.seconds
         with pymongo.timeout(seconds / 3):
@@ -240,12 +278,12 @@ def _message_of(error: OperationFailure) -> str:
 class BeatThread(threading.Thread):
     """Records the book of some claims from time to time, until the claims are gone or closed."""
 
-    def __init__(self, claims: Recorded, recorder: BookRecorder) -> None:
+    def __init__(self, claims: Recorded, recorder: BookRecorder, bell: Bell) -> None:
         super().__init__(name="mongoz-claims", daemon=True)
         self._claims = ref(claims)
         self._recorder = recorder
-        self._woken = threading.Event()
-        self._is_stopping = False
+        self._bell = bell
+        self._stopping = threading.Event()
         self._has_begun = False
         self._waiting: list[Callable[[], None]] = []
         self._guard = threading.Lock()
@@ -260,15 +298,27 @@ class BeatThread(threading.Thread):
 
     def run(self) -> None:
         """Beat until the claims are gone or closed."""
-        while not self._is_stopping:
+        while not self._stopping.is_set():
             claims = self._claims()
             if claims is None:
                 break
+            began = now()
             pause = self._recorder.record(claims)
             del claims
             self._note_first()
-            self._woken.wait(pause)
+            self._rest(began, pause)
         self._recorder.finish()
+
+    def _rest(self, began: float, pause: Pause) -> None:
+        """Wait until the next beat is due.
+
+        Args:
+            began: the time at which the last beat began.
+            pause: from then on.
+        """
+        self._stopping.wait(max(0.0, began + pause.least - now()))
+        if self._bell.wait(began + pause.most - now()):
+            self._stopping.wait(pause.settled)
 
     def _note_first(self) -> None:
         with self._guard:
@@ -278,6 +328,6 @@ class BeatThread(threading.Thread):
 
     def stop(self) -> None:
         """Record the end of the book, and end. Waits a short time for that."""
-        self._is_stopping = True
-        self._woken.set()
+        self._stopping.set()
+        self._bell.ring()
         self.join(_LAST_BEAT + 0.5)

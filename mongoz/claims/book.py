@@ -37,6 +37,9 @@ class Book:
     Args:
         seconds: the timeout.
         clock: seconds by a clock that can't be set, and that counts the time in which the machine sleeps.
+        on_news: called when a beat would tell dispatchers something that they may wait for: the last open claim is
+            done, or a claim is released. It is called once until the next snapshot, by any thread, and by
+            finalizers.
 
     Attributes:
         incarnation: eight random bytes.
@@ -46,8 +49,10 @@ class Book:
 
     __slots__ = (
         "_clock",
+        "_has_told",
         "_high",
         "_lock",
+        "_on_news",
         "_open",
         "_released",
         "_valid_until",
@@ -57,7 +62,9 @@ class Book:
         "seconds",
     )
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = now) -> None:
+    def __init__(
+        self, seconds: float, clock: Callable[[], float] = now, on_news: Callable[[], None] | None = None
+    ) -> None:
         self.incarnation = secrets.token_bytes(8)
         self.seconds = seconds
         self.named: frozenset[bytes] = frozenset()
@@ -69,6 +76,8 @@ class Book:
         self._open: set[int] = set()
         # Appended by finalizers, which run at any time, even while this thread holds the lock.
         self._released: deque[int] = deque()
+        self._on_news = on_news
+        self._has_told = on_news is None
 
     @property
     def is_valid(self) -> bool:
@@ -128,6 +137,7 @@ class Book:
 
     def snapshot(self) -> BookSnapshot:
         """The claims now, from any thread."""
+        self._has_told = self._on_news is None  # before the claims are read, so that no news is missed
         with self._lock:
             high, open_ = self._high, list(self._open)
         # Read after the open claims: a claim that is released meanwhile is then in both. A copy, because making a
@@ -146,11 +156,20 @@ class Book:
     def finish(self, number: int) -> None:
         """Note that a claim is done."""
         self._open.discard(number)
+        if not (self._has_told or self._open):
+            self._tell()
 
     def release(self, number: int) -> None:
         """Note that a claim is left to dispatchers."""
         self._released.append(number)
         self._open.discard(number)
+        if not self._has_told:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._has_told = True
+        if self._on_news is not None:
+            self._on_news()
 
 
 class OpenClaim:

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, Final
 from weakref import WeakSet
 
-from mongoz.claims.beats import BeatThread, BookRecorder, ClaimRefusal
+from mongoz.claims.beats import BeatThread, Bell, BookRecorder, ClaimRefusal
 from mongoz.claims.book import Book, OpenClaim
 from mongoz.claims.document import NamedReceiver
 
@@ -67,12 +67,16 @@ class Claims:
         self._begin()
 
     def _begin(self) -> None:
-        self.book = Book(self._seconds)
+        self._bell = Bell()
+        self.book = self._new_book()
         self.refusal: ClaimRefusal | None = None
         self._pid = os.getpid()
         self._thread: BeatThread | None = None
         self._logged: set[str] = set()
         self._is_awaited = True
+
+    def _new_book(self) -> Book:
+        return Book(self._seconds, on_news=self._bell.ring)
 
     @property
     def is_ready(self) -> bool:
@@ -106,7 +110,7 @@ class Claims:
             if self._thread is None or not self._thread.is_alive():
                 _used.add(self)
                 group, state, connect, receivers = self._recorder
-                self._thread = BeatThread(self, BookRecorder(group, state, connect, receivers))
+                self._thread = BeatThread(self, BookRecorder(group, state, connect, receivers), self._bell)
                 self._thread.start()
             return self._thread
 
@@ -140,7 +144,7 @@ class Claims:
 
     def replace_book(self) -> Book:
         """Begin a new incarnation; returns the book of the earlier one, which is over."""
-        before, self.book = self.book, Book(self._seconds)
+        before, self.book = self.book, self._new_book()
         before.end()
         return before
 

@@ -19,7 +19,7 @@ Every claim with a number up to `high` that is neither in `open` nor in `release
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 __all__ = ["CLAIMS", "BookSnapshot", "BookState", "NamedReceiver", "intervals_of", "is_within"]
@@ -62,7 +62,7 @@ class BookSnapshot(NamedTuple):
 
     high: int = 0
     open: tuple[int, ...] = ()
-    released: tuple[int, ...] = ()
+    released: Collection[int] = ()
 
 
 class BookState(NamedTuple):
@@ -87,7 +87,7 @@ class BookState(NamedTuple):
         """Read a document; None if it is malformed, for example edited by hand."""
         try:
             beat, seconds = document["beat"], float(document["seconds"])
-            claims = BookSnapshot(document["high"], tuple(document["open"]), tuple(document["released"]))
+            claims = BookSnapshot(document["high"], tuple(document["open"]), frozenset(document["released"]))
             receivers = tuple(
                 NamedReceiver(
                     bytes(one["id"]), tuple(map(bytes, one["former"])), one["sender"], one["signal"], one["name"]

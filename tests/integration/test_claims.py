@@ -13,6 +13,7 @@ import pytest
 from pymongo.errors import PyMongoError
 
 import mongoz
+from mongoz.claims.beats import Pause
 from mongoz.claims.book import MOST_RELEASED
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import Stamp
@@ -411,11 +412,11 @@ async def until_passed(state: Any) -> None:
 class Held:
     """A writing process in this process, whose receivers wait until they are let go."""
 
-    def __init__(self, url: str, database: str) -> None:
+    def __init__(self, url: str, database: str, claims: float = SECONDS) -> None:
         self.told: Told = []
         self.go = asyncio.Event()
         self.entered = asyncio.Event()
-        self.registry = claiming(url, database)
+        self.registry = claiming(url, database, claims=claims)
         self.Item = make(self.registry, database, self.told, on_delivery=self.wait)
         self.writes: list[asyncio.Future[Any]] = []
 
@@ -471,6 +472,46 @@ async def test_other_receivers_do_not_wait_for_an_open_claim(registry, database,
         )
         await until_passed(state)
     assert [one for one in served if one[:3] == ("post_save", "any", 1)] == []
+
+
+async def test_open_claims_do_not_stop_the_reading(registry, database, foreign, state, held):
+    """A process that writes much has more open claims than the queue has places."""
+    served: Told = []
+    make(registry, database, served)
+    foreign.create_collection("items")
+    async with dispatching(registry, max_queued=3) as running:
+        await until_announced(state)
+        for number in range(10):
+            await held.begin(held.Item(n=number).create())
+        foreign.items.insert_one({"n": 99})
+        await eventually(lambda: ("post_save", "any", 99, "stream") in served)
+        await eventually(
+            lambda: all(one.lag_seconds == one.lag_changes == 0 for one in running.service.gauges().values()),
+            what="changes that are up to their process do not count as lag",
+        )
+        assert sum(one.queued for one in running.service.gauges().values()) == 10
+        await held.finish()
+        await until_passed(state)
+
+
+async def test_a_delivery_behind_a_claim_does_not_wait_for_the_regular_beat_and_read(
+    registry, mongo, database, foreign, state, monkeypatch
+):
+    monkeypatch.setattr("mongoz.claims.beats.pause_after", lambda *_, **__: Pause(0.0, 0.0, 3_600.0))
+    monkeypatch.setattr("dispatcher.claims.watch._PACE", 3_600.0)
+    served: Told = []
+    make(registry, database, served)
+    foreign.create_collection("items")
+    held = Held(mongo.url, database, claims=600.0)
+    async with dispatching(registry), held.registry:
+        await until_announced(state)
+        await held.begin(held.Item(n=1).create())
+        foreign.items.update_one({}, {"$set": {"n": 2}})
+        await eventually(lambda: ("post_update", "durable", 2, "stream") in served)
+        assert ("post_update", "any", 2, "stream") not in served
+        await held.finish()
+        await eventually(lambda: ("post_update", "any", 2, "stream") in served)
+        await until_passed(state)
 
 
 async def test_an_own_receiver_can_wait_for_a_dispatcher_receiver_of_its_write(registry, database, state, held):

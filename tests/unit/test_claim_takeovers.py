@@ -1,7 +1,10 @@
 """Takeovers of claims without a server: the watch, the documents of receivers, records and parts."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import bson
@@ -18,7 +21,7 @@ from dispatcher.core.events import Calls, Change, Job, delivery_id_of
 from dispatcher.parking.record import record_of
 from dispatcher.position.tracker import Tracker
 from dispatcher.stream.origins import Origins
-from mongoz.claims.beats import pause_after
+from mongoz.claims.beats import BeatThread, Bell, Pause, pause_after
 from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.receivers import Receiver
@@ -37,9 +40,57 @@ def claiming(call: Call = Call.CREATED, **more: Any) -> Stamp:
 # -- beats
 
 
-@pytest.mark.parametrize(("is_waiting", "pause"), [(True, 1.0), (False, 3.0)])
-def test_a_process_beats_more_often_while_dispatchers_wait_for_it(is_waiting, pause):
-    assert pause_after(15.0, is_waiting=is_waiting) == pause
+@pytest.mark.parametrize(("is_waiting", "most"), [(True, 1.0), (False, 3.0)])
+def test_a_process_beats_more_often_while_dispatchers_wait_for_it(is_waiting, most):
+    assert pause_after(15.0, is_waiting=is_waiting) == Pause(least=0.5, settled=0.05, most=most)
+
+
+class Beats:
+    """A recorder without a server, in the place of the claims as well."""
+
+    def __init__(self, pause: Pause) -> None:
+        self.pause = pause
+        self.began: list[float] = []
+        self.beats = threading.Semaphore(0)
+        self.bell = Bell()
+        self.thread = BeatThread(self, self, self.bell)  # type: ignore[arg-type]
+
+    def record(self, claims: object) -> Pause:
+        self.began.append(time.monotonic())
+        self.beats.release()
+        return self.pause
+
+    def finish(self) -> None: ...
+
+    def __enter__(self) -> "Beats":
+        self.thread.start()
+        assert self.beats.acquire(timeout=60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.stop()
+        assert not self.thread.is_alive()
+
+
+def test_news_bring_a_beat_before_its_time():
+    with Beats(Pause(0.0, 0.0, 3_600.0)) as made:
+        for _ in range(3):
+            made.bell.ring()
+            assert made.beats.acquire(timeout=60)
+
+
+def test_much_news_does_not_bring_more_beats():
+    """The gaps are longer on a busy machine, and never shorter."""
+    with Beats(Pause(0.2, 0.0, 3_600.0)) as made:
+        while len(made.began) < 4:
+            made.bell.ring()
+            time.sleep(0.001)
+    assert all(b - a >= 0.19 for a, b in pairwise(made.began))
+
+
+def test_the_end_does_not_wait_for_the_next_beat():
+    with Beats(Pause(3_600.0, 3_600.0, 3_600.0)):
+        pass
 
 
 # -- late stamps
@@ -213,6 +264,16 @@ class Waiting:
         self.watch = watch
         self.incarnations = {CLAIM.incarnation}
         self.decided = asyncio.Event()
+        self.urgent = False
+        self.asked = 0
+        self.asked_often = asyncio.Event()
+
+    @property
+    def is_urgent(self) -> bool:
+        self.asked += 1
+        if self.asked >= 5:
+            self.asked_often.set()
+        return self.urgent
 
     def decide(self) -> None:
         if self.watch.verdict(CLAIM) is not ClaimVerdict.WAIT:
@@ -230,6 +291,7 @@ def book(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "_PACE", 0.01)
+    monkeypatch.setattr(watch_module, "_URGENT_PACE", 0.005)
 
 
 async def decided(store: Store) -> ClaimVerdict:
@@ -257,6 +319,22 @@ async def test_errors_of_the_server_do_not_end_a_watch():
 
 async def test_a_missing_book_is_taken_over_after_the_timeout():
     assert await decided(Store(None)) is ClaimVerdict.TAKE
+
+
+async def test_books_are_read_more_often_while_a_decision_is_urgent(monkeypatch):
+    monkeypatch.setattr(watch_module, "_PACE", 3_600.0)
+    store = Store(book(seconds=3_600.0))
+    watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
+    waiting = Waiting(watch)
+    watch.add(waiting)
+    await watch.load([taken()])
+    watch.wake()
+    await asyncio.wait_for(waiting.asked_often.wait(), 60)
+    assert store.reads == 1
+    waiting.urgent = True
+    store.state = book(1, ())
+    await asyncio.wait_for(waiting.decided.wait(), 60)
+    await watch.discard(waiting)
 
 
 async def test_a_claim_that_is_done_needs_one_read():

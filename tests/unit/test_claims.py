@@ -81,6 +81,33 @@ def test_a_claim_is_open_until_it_is_done(book: Book) -> None:
     assert book.snapshot() == BookSnapshot(2, (), ())
 
 
+def test_the_end_of_the_last_open_claim_is_told_once_until_the_next_snapshot(clock: Clock) -> None:
+    told: list[str] = []
+    book = Book(15.0, clock, lambda: told.append("news"))
+    book.acknowledge(clock.time, frozenset())
+    first, second, third = (claim(book) for _ in range(3))
+    first.done()
+    second.done()
+    assert told == []
+    third.done()
+    claim(book).done()
+    assert told == ["news"]
+    book.snapshot()
+    claim(book).done()
+    assert told == ["news"] * 2
+
+
+def test_a_release_is_told_while_other_claims_are_open(clock: Clock) -> None:
+    told: list[str] = []
+    book = Book(15.0, clock, lambda: told.append("news"))
+    book.acknowledge(clock.time, frozenset())
+    held = claim(book)
+    book.claim()  # dropped, as by an exception
+    assert told == ["news"]
+    held.done()
+    assert told == ["news"]
+
+
 def test_a_released_claim_is_listed(book: Book) -> None:
     one = claim(book)
     one.release()
@@ -269,7 +296,7 @@ GOOD = {"beat": 3, "seconds": 15, "high": 9, "open": [2, 4], "released": [7], "r
 
 
 def test_a_document_is_read() -> None:
-    assert BookState.read(GOOD) == BookState(3, 15.0, BookSnapshot(9, (2, 4), (7,)))
+    assert BookState.read(GOOD) == BookState(3, 15.0, BookSnapshot(9, (2, 4), frozenset({7})))
 
 
 @pytest.mark.parametrize("changed", [

@@ -345,3 +345,12 @@ async def test_a_stop_interrupts_pauses_at_once():
         assert await made.stop(30) == 0
     assert finished == []
     assert made.capacity.in_flight == 0
+
+
+def test_deliveries_that_wait_for_claims_take_bytes_of_the_queue_and_no_places():
+    capacity = Capacity(Bounds(concurrency=1, max_queued=10, max_bytes=1_000))
+    capacity.waiting, capacity.queued_bytes = 500, 900
+    assert not capacity.full
+    assert capacity.crowded
+    capacity.queued_bytes = 1_000
+    assert capacity.full

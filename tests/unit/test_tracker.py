@@ -40,6 +40,21 @@ def test_the_position_is_the_token_before_the_first_unfinished_change(count, see
     assert tracker.token == jobs[-1].token
 
 
+def test_a_change_that_is_up_to_its_process_is_not_undelivered():
+    tracker, jobs = Tracker(""), [open_job(number) for number in range(4)]
+    for job in jobs:
+        tracker.add(job)
+    jobs[0].awaited = 1  # a claim only
+    jobs[1].parts, jobs[1].awaited = 2, 1  # a claim, and a delivery of this process
+    assert tracker.undelivered() == (jobs[1], 3)
+    jobs[1].parts = 1
+    tracker.finished(jobs[2])
+    assert tracker.undelivered() == (jobs[3], 1)
+    tracker.finished(jobs[3])
+    assert tracker.undelivered() == (None, 0)
+    assert tracker.token == ""
+
+
 def test_a_mark_waits_for_the_changes_before_it():
     tracker = Tracker("0")
     job = open_job(1)

@@ -36,7 +36,7 @@ class Scene:
         self.finished: list[Job] = []
         self.errands: list[tuple[Hashable, Errand]] = []
         self.stats = Stats()
-        self.capacity = SimpleNamespace(queued=0, queued_bytes=0, watched=None, crowded=False)
+        self.capacity = SimpleNamespace(waiting=0, queued_bytes=0, watched=None, crowded=False)
         self.lanes: set[tuple[Hashable, str]] = set()
         self.claims = WaitingClaims(
             SimpleNamespace(  # type: ignore[arg-type]
@@ -47,7 +47,11 @@ class Scene:
                 load=self._load,
             ),
             SimpleNamespace(prepare=self._prepare),  # type: ignore[arg-type]
-            SimpleNamespace(claimed=self._claimed, stamped_ids=lambda namespace: frozenset()),  # type: ignore[arg-type]
+            SimpleNamespace(  # type: ignore[arg-type]
+                claimed=self._claimed,
+                is_listed=lambda namespace, receiver, ids: receiver.id in ids,
+                stamped_ids=lambda namespace: frozenset(),
+            ),
             self,  # type: ignore[arg-type]
             self.capacity,  # type: ignore[arg-type]
             self.stats,
@@ -56,10 +60,16 @@ class Scene:
             add=lambda key, errand: self.errands.append((key, errand)),
             deliver=self._deliver,
             deliver_held=self._deliver_held,
-            on_finished=self.finished.append,
+            on_finished=self._finished,
         )
 
     async def _load(self, changes: Any) -> None: ...
+
+    def _finished(self, job: Job) -> None:
+        assert job.awaited <= job.parts
+        job.parts -= 1
+        if not job.parts:
+            self.finished.append(job)
 
     def _claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:
         receivers = tuple(one for one in (MAIL, INDEX) if one.id in ids)
@@ -96,10 +106,8 @@ class Scene:
         claim = Claim(process, number, frozenset(one.id for one in receivers))
         one = change("insert", time=number, id_=id_, wall=wall)
         one = one._replace(origin=stamp(Call.CREATED, id_=id_, receivers=claim.receivers, claim=claim))
-        several = self.claims.calls_of(one)
         job = Job(one.token, one, ())
-        job.parts = max(1, len(several))
-        self.claims.enter(job, one, several)
+        self.claims.enter(job, one, self.claims.judge(claim))
         return job
 
     def foreign(self, number: int, receiver: Receiver, id_: Any = 1) -> tuple[Job, bool]:
@@ -129,11 +137,11 @@ def token(number: int) -> str:
 async def test_a_claim_that_is_done_finishes_its_change_and_delivers_nothing():
     scene = Scene()
     job = scene.write(1, MAIL, INDEX)
-    assert scene.capacity.queued == 2
+    assert scene.capacity.waiting == 1
     scene.decide(1, ClaimVerdict.DONE)
     await scene.run()
-    assert (scene.finished, scene.delivered, scene.capacity.queued) == ([job, job], [], 0)
-    assert not scene.claims.receivers
+    assert (scene.finished, scene.delivered, scene.capacity.waiting) == ([job], [], 0)
+    assert not scene.claims.has(change("insert", id_=1).key)
 
 
 async def test_a_claim_that_is_taken_over_is_delivered():
@@ -171,6 +179,51 @@ async def test_deliveries_of_replays_and_backfills_do_not_wait():
     assert not scene.claims.defers(Job("", one, (calls,)), one, calls, MAIL)
 
 
+async def test_other_receivers_of_the_same_write_do_not_wait():
+    scene = Scene()
+    job = scene.write(1, MAIL)
+    assert not scene.claims.defers(job, job.change, Calls(None, "post_save", True, (INDEX,)), INDEX)
+    assert (job.parts, scene.capacity.waiting) == (1, 1)
+
+
+async def test_only_deliveries_that_wait_for_a_claim_are_urgent():
+    scene = Scene()
+    scene.write(1, MAIL, INDEX)
+    assert not scene.claims.is_urgent
+    scene.foreign(2, MAIL)
+    assert scene.claims.is_urgent
+    scene.decide(1, ClaimVerdict.DONE)
+    await scene.run()
+    assert not scene.claims.is_urgent
+    scene.write(3, MAIL)
+    scene.capacity.crowded = True
+    assert scene.claims.is_urgent
+
+
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("verdict", [ClaimVerdict.DONE, ClaimVerdict.TAKE])
+async def test_a_change_is_up_to_its_process_until_its_claim_is_decided(follows, verdict):
+    scene = Scene()
+    job = scene.write(1, MAIL, INDEX)
+    if follows:
+        scene.foreign(2, MAIL)
+    assert job.parts == job.awaited > 0
+    scene.decide(1, verdict)
+    if verdict is ClaimVerdict.TAKE:
+        assert (job.parts, job.awaited) == (2, 0)
+    await scene.run()
+    assert scene.finished == [job]
+    assert (job.awaited, scene.capacity.waiting, scene.capacity.queued_bytes) == (0, 0, 0)
+
+
+async def test_a_claim_without_receivers_here_ends_with_its_decision():
+    scene = Scene()
+    job = scene.write(1)
+    scene.decide(1, ClaimVerdict.TAKE)
+    assert scene.finished == [job]
+    assert not scene.claims.has(change("insert", id_=1).key)
+
+
 async def test_a_claim_behind_an_open_claim_is_taken_over_after_it():
     scene = Scene()
     scene.write(1, MAIL)
@@ -204,12 +257,13 @@ async def test_a_chain_that_waits_for_long_is_parked_in_order(reason, monkeypatc
     if reason == "the lanes are crowded":
         monkeypatch.setattr(waiting_module, "_LONG_WAIT", 0.0)
         scene.capacity.crowded = True
-    scene.write(1, MAIL)
+    job = scene.write(1, MAIL)
     scene.foreign(2, MAIL)
     scene.claims.decide()
     await scene.run()
+    assert scene.finished == [job]
     assert scene.parked == [(token(1), "mail", "claimed"), (token(2), "mail", "following")]
-    assert (len(scene.finished), scene.capacity.queued) == (2, 0)
+    assert (scene.capacity.waiting, scene.capacity.queued_bytes) == (0, 0)
     assert not scene.claims.has(change("insert", id_=1).key)
 
 
@@ -240,19 +294,20 @@ async def test_the_end_repeats_no_takeover_of_a_change_whose_other_claims_wait()
     assert scene.delivered == [(token(2), "mail", True)]
     await scene.claims.park_begun()
     assert scene.parked == [(token(2), "index", "claimed")]
-    assert scene.finished == [job, job]
+    assert scene.finished == [job]
 
 
 async def test_the_end_repeats_no_parked_claim_of_a_change_whose_other_claims_wait():
     scene = Scene(park_after=0.0)
     scene.write(1, MAIL)
     job = scene.write(2, MAIL, INDEX)
+    scene.foreign(3, MAIL)
     scene.claims.decide()
     await scene.run()
-    assert [name for _, name, _ in scene.parked] == ["mail", "mail"]
+    assert [name for _, name, _ in scene.parked] == ["mail"] * 3
     await scene.claims.park_begun()
-    assert scene.parked[2:] == [(token(2), "index", "claimed")]
-    assert scene.finished[1:] == [job, job]
+    assert scene.parked[3:] == [(token(2), "index", "claimed")]
+    assert scene.finished[1:] == [job]
 
 
 async def test_the_end_parks_nothing_of_a_change_whose_process_has_finished_a_part():

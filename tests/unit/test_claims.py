@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -212,6 +213,26 @@ def test_snapshots_never_miss_a_claim_that_another_thread_makes(book: Book) -> N
             maker.join()
 
 
+class _SnapshotMeanwhile(set[int]):
+    """Open claims. Another thread takes a snapshot while a claim is added."""
+
+    def __init__(self, book: Book) -> None:
+        self.taken: list[BookSnapshot] = []
+        self.thread = threading.Thread(target=lambda: self.taken.append(book.snapshot()))
+
+    def add(self, number: int) -> None:
+        self.thread.start()
+        self.thread.join(0.1)  # it waits for the lock
+        super().add(number)
+
+
+def test_a_snapshot_waits_until_a_new_number_is_open(book: Book) -> None:
+    book._open = watched = _SnapshotMeanwhile(book)
+    one = claim(book)
+    watched.thread.join()
+    assert verdict_of(state(*watched.taken[0]), one.number) is ClaimVerdict.WAIT
+
+
 class _ReleasedBetween(set[int]):
     """Open claims, one of which is released as soon as a snapshot has read them."""
 
@@ -229,6 +250,12 @@ def test_a_claim_that_is_released_during_a_snapshot_is_not_done(book: Book) -> N
     watched.book, watched.number = book, one.number
     book._open = watched
     assert verdict_of(state(*book.snapshot()), one.number) is not ClaimVerdict.DONE
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has one clock")
+def test_the_clock_counts_the_time_in_which_the_machine_sleeps() -> None:
+    clock: Any = Book(15.0)._clock
+    assert clock.args == (time.CLOCK_BOOTTIME,)
 
 
 # -- the decision about a claim

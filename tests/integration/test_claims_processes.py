@@ -1,0 +1,319 @@
+"""Claims of processes that fork, block their event loop, die in numbers, or differ in their version."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+import mongoz
+from mongoz.core.signals import post_save
+from mongoz.stamps import Stamp
+from tests.integration.test_claims import SECONDS, Told, claiming, make, until_announced, until_passed
+from tests.support import ROOT, dispatching, eventually
+
+BACKLOG = int(os.environ.get("CLAIMS_BACKLOG") or 3_000)
+"""The writes of three processes before they are killed; 1,000,000 takes minutes."""
+
+
+@pytest.fixture
+async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
+    """The registry of the dispatcher."""
+    async with claiming(mongo.url, database) as made:
+        yield made
+
+
+@pytest.fixture
+def state(foreign: Any, database: str) -> Any:
+    """The state database of the group."""
+    return foreign.client[f"{database}_state"]
+
+
+START = """
+import asyncio, os, signal, sys, time
+from mongoz.core.signals import post_save
+from tests.integration.test_claims import claiming, make
+
+url, database, *rest = sys.argv[1:]
+
+def tell(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+"""
+
+
+@contextmanager
+def process(script: str, *arguments: object) -> "Iterator[subprocess.Popen[str]]":
+    """A writing process, which ends with the block."""
+    running = subprocess.Popen(
+        [sys.executable, "-c", START + script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()
+
+
+async def line_of(running: "subprocess.Popen[str]") -> str:
+    assert running.stdout is not None
+    return (await asyncio.to_thread(running.stdout.readline)).strip()
+
+
+def incarnation_of(foreign: Any, n: int) -> bytes:
+    stamp = Stamp.unpack(foreign["items"].find_one({"n": n})["_mongoz"])
+    assert stamp is not None
+    assert stamp.claim is not None
+    return stamp.claim.incarnation
+
+
+FORKING = """
+async def receive(name, instance, delivery):
+    if instance.n == 1:
+        pid = os.fork()
+        if pid == 0:
+            asyncio._set_running_loop(None)
+            asyncio.run(in_child())
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    tell("ran", instance.n, os.getpid() == parent)
+    if instance.n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def in_child():
+    await Item(n=2).create()
+    await registry.close()
+
+async def main():
+    await Item(n=1).create()
+    await Item(n=3).create()
+
+parent = os.getpid()
+registry = claiming(url, database)
+Item = make(registry, database, [], on_delivery=receive, others=False)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
+    registry, mongo, database, state, foreign
+):
+    """The child writes in an incarnation of its own. The parent finishes its claim, and dies in the next one."""
+    served: Told = []
+    make(registry, database, served, others=False)
+    foreign.create_collection("items")
+    async with dispatching(registry, claim_timeout=1.0):
+        await until_announced(state)
+        with process(FORKING, mongo.url, database) as forking:
+            ran = [await line_of(forking) for _ in range(3)]
+            assert await asyncio.to_thread(forking.wait, 60) == -signal.SIGKILL
+        await eventually(lambda: served, what="the takeover")
+        await until_passed(state)
+    assert ran == ["ran 2 False", "ran 1 True", "ran 3 True"]
+    assert [one for one in served if one[2] == 3] == [("post_save", "any", 3, "takeover")]
+    assert [one for one in served if one[2] == 2] == []
+    assert incarnation_of(foreign, 1) == incarnation_of(foreign, 3) != incarnation_of(foreign, 2)
+
+
+BLOCKING = """
+async def receive(name, instance, delivery):
+    time.sleep(float(rest[0]))
+    tell("ran", instance.n)
+
+async def main():
+    async with claiming(url, database) as registry:
+        Item = make(registry, database, [], on_delivery=receive, others=False)
+        await Item(n=1).create()
+        await Item(n=2).create()
+        tell("unclaimed", dict(registry.claims.unclaimed))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_a_receiver_that_blocks_its_loop_for_longer_than_the_timeout_keeps_its_claim(
+    registry, mongo, database, state, foreign
+):
+    """Beats come from a thread."""
+    served: Told = []
+    make(registry, database, served, others=False)
+    foreign.create_collection("items")
+    async with dispatching(registry, claim_timeout=1.0):
+        await until_announced(state)
+        with process(BLOCKING, mongo.url, database, 1.5 * SECONDS) as blocking:
+            told = [await line_of(blocking) for _ in range(3)]
+        await until_passed(state)
+    assert told == ["ran 1", "ran 2", "unclaimed {}"]
+    assert served == []
+    assert incarnation_of(foreign, 1) == incarnation_of(foreign, 2)
+    assert [row.get("fenced_by") for row in state.claims.find()] == ["process"]
+
+
+DYING = """
+count, place = int(rest[0]), int(rest[1])
+
+async def receive(name, instance, delivery):
+    ran.append(instance.n)
+    if instance.n == last:
+        tell("ran", *ran)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    registry = claiming(url, database)
+    Item = make(registry, database, [], on_delivery=receive, others=False)
+    for start in range(first, last + 1, 1000):
+        await Item.objects.create_many([Item(n=n) for n in range(start, min(start + 1000, last + 2))])
+
+first = place * (count + 1)
+last, ran = first + count - 1, []
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_writes_of_three_dead_processes_are_delivered_after_a_time_without_dispatchers(
+    registry, mongo, database, state, foreign
+):
+    """Only deliveries after the last beat of a process may run twice."""
+    served: Told = []
+    make(registry, database, served, others=False)
+    foreign.create_collection("items")
+    async with dispatching(registry):
+        await until_announced(state)
+    count = BACKLOG // 3
+    ran: list[int] = []
+    for place in range(3):
+        with process(DYING, mongo.url, database, count, place) as dying:
+            ran += map(int, (await line_of(dying)).split()[1:])
+            assert await asyncio.to_thread(dying.wait, 60) == -signal.SIGKILL
+    written = [row["n"] for row in foreign["items"].find({}, {"n": 1})]
+    assert len(ran) == 3 * count <= len(written)
+    async with dispatching(registry, claim_timeout=1.0):
+        await until_passed(state)
+    taken = [n for _, _, n, _ in served]
+    assert len(taken) == len(set(taken))
+    assert {*ran, *taken} == set(written)
+    assert {place * (count + 1) + count - 1 for place in range(3)} <= set(taken)
+    assert len(taken) < len(written)
+    assert {origin for *_, origin in served} == {"takeover"}
+
+
+async def test_a_receiver_that_is_connected_later_is_taken_over(registry, mongo, database, state, foreign):
+    """The dispatcher has read the document of the process before the process named the receiver."""
+    served: Told = []
+    waits = asyncio.Event()
+
+    def connect(Item: Any, name: str, told: Told | None) -> None:
+        @post_save(Item, name=name)
+        async def receive(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+            if told is None:
+                await waits.wait()
+            else:
+                told.append((delivery.signal, name, instance.n, delivery.origin))
+
+    connect(make(registry, database, served), "late", served)
+    foreign.create_collection("items")
+    async with claiming(mongo.url, database) as writing, dispatching(registry, claim_timeout=1.0):
+        Item = make(writing, database, [])
+        await until_announced(state)
+        await Item(n=1).create()
+        await until_passed(state)
+        connect(Item, "late", None)
+        await eventually(lambda: len(writing.claims.book.named) == 4, what="a beat with the new receiver")
+        task = asyncio.create_task(Item(n=2).create())
+        await eventually(lambda: ("post_save", "durable", 2, "stream") in served)
+        state.claims.update_one({}, {"$set": {"fenced_at": 1}})
+        await eventually(lambda: ("post_save", "late", 2, "takeover") in served, what="the takeover")
+        waits.set()
+        await task
+        await until_passed(state)
+    assert sorted(one[1:] for one in served if one[2] == 2) == [
+        ("any", 2, "takeover"),
+        ("durable", 2, "stream"),
+        ("late", 2, "takeover"),
+    ]
+
+
+async def test_a_receiver_that_is_disconnected_later_is_taken_over(registry, mongo, database, state, foreign):
+    """The process has claimed it, so its later documents name it, too."""
+    served: Told = []
+    make(registry, database, served, others=False)
+    foreign.create_collection("items")
+    waits = asyncio.Event()
+
+    async def wait(name: str, instance: Any, delivery: Any) -> None:
+        await waits.wait()
+
+    async with claiming(mongo.url, database) as writing:
+        Item = make(writing, database, [], on_delivery=wait, others=False)
+        async with dispatching(registry):
+            await until_announced(state)
+        task = asyncio.create_task(Item(n=1).create())
+        await eventually(lambda: state.claims.find_one({"open": [1, 1]}), what="the open claim")
+        post = Item.meta.signals.post_save
+        post.disconnect(post.receivers[0].function)
+        beat = state.claims.find_one()["beat"]
+        await eventually(lambda: state.claims.find_one()["beat"] > beat + 1, what="beats without the receiver")
+        state.claims.update_one({}, {"$set": {"fenced_at": 1}})
+        async with dispatching(registry):
+            await eventually(lambda: served == [("post_save", "any", 1, "takeover")], what="the takeover")
+        waits.set()
+        await task
+
+
+async def test_an_older_dispatcher_never_finishes_the_delivery_of_a_new_receiver(
+    registry, mongo, database, state, foreign
+):
+    """It is started several times. The newer dispatcher then delivers, under the id of the write."""
+    served: Told = []
+    make(registry, database, served, others=False)
+    foreign.create_collection("items")
+    waits = asyncio.Event()
+
+    async with claiming(mongo.url, database) as writing:
+        Item = make(writing, database, [], others=False)
+
+        @post_save(Item, name="new")
+        async def new(sender: Any, instance: Any, **kwargs: Any) -> None:
+            await waits.wait()
+
+        async with dispatching(registry):
+            await until_announced(state)
+            task = asyncio.create_task(Item(n=1).create())
+            await eventually(lambda: state.claims.find_one({"open": [1, 1]}), what="the open claim")
+            state.claims.update_one({}, {"$set": {"fenced_at": 1}})
+            await eventually(lambda: state.held.find_one({"state": "orphaned"}), what="the orphan is parked")
+            await until_passed(state)
+        for _ in range(2):
+            state.held.update_one({}, {"$set": {"due_at": foreign.client.admin.command("hello")["localTime"]}})
+            async with dispatching(registry):
+                foreign["items"].insert_one({"n": 2})
+                await until_passed(state)
+            assert state.held.count_documents({"receiver": "new"}) == 1
+        waits.set()
+        await task
+    ids: list[str] = []
+    async with claiming(mongo.url, database) as newer:
+        Newer = make(newer, database, [], others=False)
+
+        @post_save(Newer, name="new")
+        async def found(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+            if instance.n == 1:
+                ids.append(delivery.id)
+
+        state.held.update_one({}, {"$set": {"due_at": foreign.client.admin.command("hello")["localTime"]}})
+        async with dispatching(newer):
+            await eventually(lambda: ids, what="the orphan is delivered")
+            await eventually(lambda: state.held.find_one() is None, what="the record ends")
+    assert ids == [str(Stamp.unpack(foreign["items"].find_one({"n": 1})["_mongoz"]).token)]

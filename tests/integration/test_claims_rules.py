@@ -1,0 +1,262 @@
+"""Single rules of claims, each with the real server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pymongo
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.errors import AutoReconnect, InvalidOperation
+from pymongo.monitoring import CommandListener
+
+import mongoz
+from dispatcher.claims.store import ClaimStore
+from mongoz.claims import beats as beats_module
+from mongoz.claims.beats import BookRecorder
+from mongoz.claims.book import HELD, Book
+from mongoz.core.signals import post_save
+from mongoz.stamps import FIELD, Stamp
+from tests.integration.test_claims import SECONDS, Held, Told, claiming, make, until_announced, until_passed
+from tests.integration.test_replay import behind, run
+from tests.support import dispatching, eventually, group_of
+
+
+@pytest.fixture
+async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
+    async with claiming(mongo.url, database) as made:
+        yield made
+
+
+@pytest.fixture
+def state(foreign: Any, database: str) -> Any:
+    """The state database of the group."""
+    return foreign.client[f"{database}_state"]
+
+
+@pytest.fixture
+def announced(state: Any, database: str) -> None:
+    """The group takes over claims, although no dispatcher runs."""
+    state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
+
+
+@pytest.fixture
+async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
+    made = Held(mongo.url, database)
+    yield made
+    await made.finish()
+    await made.registry.close()
+
+
+class TimePasses(CommandListener):
+    """The clock of the process goes on by a second before and after each beat lands."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def started(self, event: Any) -> None:
+        self.time += 1.0
+
+    def succeeded(self, event: Any) -> None:
+        self.time += 1.0
+
+    def failed(self, event: Any) -> None: ...
+
+
+def test_a_beat_is_valid_from_the_time_of_its_sending(mongo, database, announced, monkeypatch):
+    """A dispatcher may see it at once, and begins to count then."""
+    clock = TimePasses()
+    monkeypatch.setattr(beats_module, "now", lambda: clock.time)
+    recorder = BookRecorder(
+        database,
+        f"{database}_state",
+        lambda: pymongo.MongoClient(mongo.url, event_listeners=[clock]),
+        lambda: (),
+    )
+    book = Book(SECONDS, lambda: clock.time)
+    recorder.record(SimpleNamespace(book=book, refusal=None))
+    acknowledged = clock.time
+    assert book.is_valid
+    clock.time = acknowledged - 2.0 + HELD * SECONDS
+    assert not book.is_valid
+    recorder.finish()
+
+
+async def test_a_fence_needs_the_beat_that_was_seen(registry, database, foreign, announced, state, mongo):
+    await make(registry, database, [])(n=1).create()
+    async with AsyncMongoClient(mongo.url) as client:
+        store = ClaimStore(group_of(client, database))
+        incarnation = registry.claims.book.incarnation
+        seen = (await store.read([incarnation]))[incarnation]
+        await eventually(lambda: state.claims.find_one()["beat"] > seen.beat, what="a later beat")
+        assert await store.fence(incarnation, seen.beat) is None
+        assert "fenced_at" not in state.claims.find_one()
+        await asyncio.to_thread(registry.claims.close)
+        assert await store.fence(incarnation, state.claims.find_one()["beat"]) is None, "it is fenced already"
+
+
+async def test_an_earlier_beat_changes_nothing(registry, database, announced, state):
+    """It was on its way for long."""
+    await make(registry, database, [])(n=1).create()
+    state.claims.update_one({}, {"$set": {"beat": 1_000_000}})
+    book = registry.claims.book
+    await eventually(lambda: registry.claims.book is not book, what="a new book")
+    assert book.is_over
+
+
+async def test_claims_of_a_bulk_call_end_one_by_one(registry, database, announced):
+    open_: list[tuple[int, ...]] = []
+
+    async def look(name: str, instance: Any, delivery: Any) -> None:
+        open_.append(registry.claims.book.snapshot().open)
+
+    Item = make(registry, database, [], on_delivery=look)
+    await Item.objects.create_many([Item(n=1), Item(n=2)])
+    await Item.objects.all().update_many(n=3)
+    await Item.objects.all().delete()
+    assert open_ == [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)]
+
+
+async def test_a_failed_attempt_of_a_bulk_delete_releases_nothing(registry, database, announced, foreign):
+    """Another transaction holds one of the documents. The attempt certainly did not take effect."""
+    Item = make(registry, database, [])
+    await Item.objects.create_many([Item(n=n) for n in range(3)])
+    client = foreign.client
+    with client.start_session() as session, session.start_transaction():
+        foreign["items"].update_one({"n": 1}, {"$set": {"x": 1}}, session=session)
+        deleting = asyncio.create_task(Item.objects.all().delete())
+        await eventually(lambda: registry.claims.book.high > 6, what="a second attempt")
+        session.abort_transaction()
+        await deleting
+    taken = registry.claims.book.snapshot()
+    assert (taken.open, taken.released) == ((), ())
+
+
+def unknown_commit() -> AutoReconnect:
+    error = AutoReconnect("no answer")
+    error._add_error_label("UnknownTransactionCommitResult")
+    return error
+
+
+async def test_an_unknown_commit_leaves_its_claims_open(registry, database, announced, monkeypatch):
+    """They are done, or their receivers run, when the outcome is known."""
+    told: Told = []
+    Item = make(registry, database, told)
+    answers = asyncio.Event()
+
+    async def unanswered(session: Any) -> Any:
+        return unknown_commit()
+
+    async def later(session: Any) -> bool:
+        await answers.wait()
+        await session.commit_transaction()
+        return True
+
+    monkeypatch.setattr("mongoz.connection.transactions._commit", unanswered)
+    monkeypatch.setattr("mongoz.connection.transactions.is_committed", later)
+    with pytest.raises(AutoReconnect):
+        async with registry.transaction():
+            await Item(n=1).create()
+    assert registry.claims.book.snapshot() == (1, (1, 1), ())
+    answers.set()
+    await eventually(lambda: told, what="the receiver runs")
+    await eventually(lambda: registry.claims.book.snapshot() == (1, (), ()))
+
+
+async def test_a_commit_that_the_end_of_the_loop_interrupts_releases_its_claims(registry, database, announced):
+    """It may have taken effect."""
+    Item = make(registry, database, [])
+
+    async def write() -> None:
+        async with registry.transaction() as session:
+            await Item(n=1).create()
+            commit = session.commit_transaction
+
+            async def interrupted() -> None:
+                await commit()
+                raise asyncio.CancelledError
+
+            session.commit_transaction = interrupted
+
+    with pytest.raises(asyncio.CancelledError):
+        await write()
+    assert registry.claims.book.snapshot() == (1, (), (1,))
+
+
+async def test_a_client_that_is_closed_during_a_commit_releases_the_claims(registry, database, announced):
+    """The first attempt got no answer, and may have taken effect."""
+    Item = make(registry, database, [])
+    errors: list[Exception] = [unknown_commit(), InvalidOperation("closed"), InvalidOperation("closed")]
+
+    async def commit() -> None:
+        raise errors.pop(0)
+
+    async def write() -> None:
+        async with registry.transaction() as session:
+            await Item(n=1).create()
+            session.commit_transaction = commit
+
+    with pytest.raises(AutoReconnect):
+        await write()
+    await eventually(lambda: registry.claims.book.snapshot() == (1, (), (1,)), what="the release")
+    assert errors == []
+
+
+async def test_a_replay_does_not_wait_for_claims(registry, database, foreign, state, held):
+    """It gives its deliveries ids of their own."""
+    told: list[tuple[str, str, bool]] = []
+
+    async def note(name: str, instance: Any, delivery: Any) -> None:
+        told.append((name, delivery.id, delivery.replayed))
+
+    make(registry, database, [], on_delivery=note)
+    foreign.create_collection("items")
+    async with dispatching(registry):
+        await until_announced(state)
+        begin = behind(foreign)
+        await held.begin(held.Item(n=1).create())
+        await eventually(lambda: [name for name, *_ in told] == ["durable"])
+    stamp = Stamp.unpack(foreign["items"].find_one()[FIELD])
+    await run(registry, "any", since=begin, until=behind(foreign))
+    ((_, id_, replayed),) = [one for one in told if one[0] == "any"]
+    assert replayed
+    assert id_ != str(stamp.token)
+
+
+async def test_the_server_removes_old_documents(registry, database, foreign, state):
+    """They outlive the oplog window, since they are kept as long as the records of deliveries."""
+    make(registry, database, [])
+    foreign.create_collection("items")
+    async with dispatching(registry, delivery_retention=2.0):
+        await until_announced(state)
+    (index,) = [one for one in state.claims.list_indexes() if "expireAfterSeconds" in one]
+    assert (dict(index["key"]), index["expireAfterSeconds"]) == ({"beat_at": 1}, 2 * 86_400)
+
+
+async def test_receivers_of_another_signal_of_the_same_name_wait_for_a_claim_of_their_document_only(
+    registry, database, foreign, state, held
+):
+    """An open claim holds back the same receiver and the same document."""
+    served: Told = []
+    Item = make(registry, database, served, others=False)
+
+    @post_save(Item, name="other")
+    async def other(sender: Any, instance: Any, **kwargs: Any) -> None:
+        served.append(("post_save", "other", instance.n, "stream"))
+
+    foreign.create_collection("items")
+    async with dispatching(registry):
+        await until_announced(state)
+        await held.begin(held.Item(n=1).create())
+        foreign["items"].insert_one({"n": 2})
+        await eventually(lambda: ("post_save", "any", 2, "stream") in served)
+        foreign["items"].update_one({"n": 1}, {"$set": {"n": 3}})
+        foreign["items"].update_one({"n": 2}, {"$set": {"n": 4}})
+        await eventually(lambda: ("post_update", "any", 4, "stream") in served)
+        assert ("post_save", "other", 1, "stream") in served
+        assert [one for one in served if one[2] == 3] == []
+        await held.finish()
+        await until_passed(state)
+    assert ("post_update", "any", 3, "stream") in served
+    assert [one for one in served if one[:3] == ("post_save", "any", 1)] == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
@@ -43,6 +44,7 @@ class _OpenClient(NamedTuple):
     client: Any
     closer: AsyncGenerator[None, None]
     session_pool: SessionPool
+    pid: int
 
 
 class Deployment:
@@ -228,7 +230,7 @@ class Deployment:
                 await session_pool.end()
                 await self.adapter.close(client)
 
-        opened = self._clients[loop] = _OpenClient(client, _close_with_loop(close), session_pool)
+        opened = self._clients[loop] = _OpenClient(client, _close_with_loop(close), session_pool, os.getpid())
         return opened
 
     def _abandon_dead_loops(self) -> None:
@@ -280,7 +282,9 @@ class Deployment:
         opened = self._clients.get(loop)
         if opened is not None:
             await opened.closer.aclose()
-        if self.claims is not None and self.claims.is_running and not self._clients:
+        # A forked process has the clients of its parent, too.
+        is_last = all(one.pid != os.getpid() for one in self._clients.values())
+        if self.claims is not None and self.claims.is_running and is_last:
             await asyncio.to_thread(self.claims.close)
 
 

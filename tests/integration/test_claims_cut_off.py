@@ -170,6 +170,7 @@ async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_here(
     assert "not protected" in caplog.text
 
 
+@pytest.mark.slow
 async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
     world, registry, writing, foreign, state, proxy
 ):
@@ -195,6 +196,7 @@ async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
     assert {n: len(world.ids_of(n)) for n in (1, 2, 3)} == {1: 1, 2: 1, 3: 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [12.0])
 async def test_a_short_cut_changes_nothing(world, registry, writing, state, proxy, foreign):
     async with dispatching(registry, claim_timeout=1.0):
@@ -229,6 +231,7 @@ async def test_a_beat_whose_answer_is_lost_counts_when_the_next_one_is_answered(
     assert world.told_of(1) == world.told_of(2) == IN_PROCESS
 
 
+@pytest.mark.slow
 async def test_a_beat_that_lands_after_the_fence_changes_nothing(world, registry, writing, state, proxy, foreign):
     """The beat is on its way, or its primary is cut off, while the dispatcher takes the claims over."""
     async with dispatching(registry, claim_timeout=1.0):
@@ -249,6 +252,7 @@ async def test_a_beat_that_lands_after_the_fence_changes_nothing(world, registry
     assert len(world.ids_of(1)) == 1
 
 
+@pytest.mark.slow
 async def test_a_process_whose_document_disappears_is_taken_over_after_one_timeout(
     world, registry, writing, state, foreign
 ):

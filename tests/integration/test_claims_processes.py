@@ -104,6 +104,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
     registry, mongo, database, state, foreign
@@ -272,6 +273,7 @@ async def test_a_receiver_that_is_disconnected_later_is_taken_over(registry, mon
         await task
 
 
+@pytest.mark.slow
 async def test_an_older_dispatcher_never_finishes_the_delivery_of_a_new_receiver(
     registry, mongo, database, state, foreign
 ):

@@ -201,6 +201,16 @@ def test_an_unreachable_server_is_an_error(tmp_path):
     assert "secret" not in result.stderr
 
 
+@pytest.mark.slow
+def test_claims_in_another_state_database_are_named_at_the_start(tmp_path):
+    app = write_app(tmp_path, "mongodb://127.0.0.1:1/", receivers=RECEIVER)
+    started = ("run", app, "--connect-timeout", "0.1", "--log-format", "json", "--state-database")
+    named = run(*started, "elsewhere", cwd=tmp_path)
+    assert "claims.elsewhere" in named.stderr
+    assert "state='elsewhere'" in named.stderr
+    assert "claims.elsewhere" not in run(*started, "mongoz_dispatcher", cwd=tmp_path).stderr
+
+
 def test_an_application_without_receivers_is_an_error(tmp_path, mongo):
     result = run("run", write_app(tmp_path, mongo.url), cwd=tmp_path)
     assert result.returncode == ExitCode.NOTHING_TO_DELIVER

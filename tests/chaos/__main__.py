@@ -25,13 +25,17 @@ from tests.chaos import (
     network,
     receivers,
     reconnects,
+    writers,
 )
 from tests.chaos.output import as_json, show
 from tests.chaos.scenario import Plan, Scenario, Size
 
 SCENARIOS: dict[str, Scenario] = {
     module.SCENARIO.name: module.SCENARIO
-    for module in (kills, dispatchers, failovers, network, receivers, hostile, model, backlog, reconnects, kafka)
+    for module in (
+        *(kills, dispatchers, failovers, network, receivers, writers),
+        *(hostile, model, backlog, reconnects, kafka),
+    )
 }
 
 

@@ -39,8 +39,8 @@ _LONG_WAIT: Final = 3.0
 
 _ORPHANED: Final = Waiting("orphaned", 300.0)
 
-# Seconds until a parked claim is judged again.
-_AGAIN: Final = 5.0
+# Seconds until a parked claim is judged again. A takeover may take the timeout and five seconds.
+_AGAIN: Final = 2.0
 
 # Maximum number of processes that the gauges name.
 _MOST_NAMED: Final = 20

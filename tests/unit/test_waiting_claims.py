@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dispatcher.claims import waiting as waiting_module
-from dispatcher.claims.verdict import ClaimVerdict
+from dispatcher.claims import watch as watch_module
+from dispatcher.claims.verdict import TAKEN, ClaimVerdict
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import Calls, Change, Errand, Job
 from dispatcher.core.stats import ClaimGauges, Stats
@@ -337,6 +338,13 @@ async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delive
     assert (found.reason if isinstance(found, Waiting) else found) == decision
     assert scene.delivered == delivered
     assert scene.claims.incarnations == ({b"incarnat"} if decision == "claimed" else set())
+
+
+@pytest.mark.parametrize("seconds", [1.0, 15.0])
+def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
+    """After a restart it is judged, then a read of its book finds that it is silent, and it is judged again."""
+    longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE + waiting_module._AGAIN
+    assert longest <= seconds + 5
 
 
 # -- gauges

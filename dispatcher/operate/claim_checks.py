@@ -8,16 +8,17 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pymongo import DESCENDING
 from pymongo.errors import OperationFailure
 
 from dispatcher.core.events import Namespace
 from dispatcher.core.output.logs import log
-from dispatcher.core.state import READING, State
+from dispatcher.core.state import READING, Group, State
 from dispatcher.core.stats import duration
 from dispatcher.delivery.routes import Routes
+from dispatcher.operate.claims import books_of, server_time
 from dispatcher.operate.findings import Finding
 from mongoz import Registry
 from mongoz.stamps import FIELD, Stamp
@@ -37,33 +38,8 @@ _MOST_COLLECTIONS: Final = 50
 # Maximum milliseconds of a query.
 _PATIENCE: Final = 2_000
 
-# The number of books whose process is alive, and the seconds since the last beat of any book.
-_SUMMARY: Final = {
-    "$group": {
-        "_id": None,
-        "alive": {"$sum": {"$cond": [{"$and": [{"$not": ["$fenced_at"]}, {"$lt": ["$age", "$seconds"]}]}, 1, 0]}},
-        "age": {"$min": "$age"},
-    }
-}
-
-
-class _Books(NamedTuple):
-    """The books of a group.
-
-    Attributes:
-        alive: the number of processes that claim now.
-        age: seconds since the last beat of any of them; None if no process has ever claimed.
-    """
-
-    alive: int = 0
-    age: float | None = None
-
-    def __str__(self) -> str:
-        if self.age is None:
-            return "No process of the application has claimed yet"
-        if self.alive:
-            return f"{self.alive} process{'es' * (self.alive > 1)} of the application can claim now"
-        return f"No process of the application is alive; the last one recorded claims {duration(self.age)} ago"
+# Maximum number of books that are counted, the newest ones.
+_MOST_BOOKS: Final = 1_000
 
 
 def recorded_elsewhere(registry: Registry, state_database: str) -> tuple[str, str] | None:
@@ -114,10 +90,10 @@ class ClaimChecks(NamedTuple):
             text = f"No dispatcher of the group {self.routes.group!r} has announced that it takes claims over"
             yield Finding("warning", _TOPIC, f"{text}: {_LOSS}", "Run dispatchers of this version.")
         else:
-            yield await self._books_and_writes()
+            yield await self._processes_and_writes()
 
-    async def _books_and_writes(self) -> Finding:
-        books = await self._books()
+    async def _processes_and_writes(self) -> Finding:
+        living = await self._living()
         for namespace in self.routes.namespaces[:_MOST_COLLECTIONS]:
             stamp = None
             with suppress(OperationFailure):  # a missing right, or a view that is too slow
@@ -125,17 +101,21 @@ class ClaimChecks(NamedTuple):
             if stamp is not None and not self._is_claimed(namespace, stamp):
                 name, at = ".".join(namespace), f"{stamp.token.generation_time:%Y-%m-%d %H:%M:%S} UTC"
                 text = f"The newest write of {name} with receivers in its process, at {at}, has no claim: {_LOSS}"
-                return Finding("warning", _TOPIC, f"{books}. {text}", _CAUSES)
-        return Finding("ok", _TOPIC, str(books))
+                return Finding("warning", _TOPIC, f"{living}. {text}", _CAUSES)
+        return Finding("ok", _TOPIC, living)
 
-    async def _books(self) -> _Books:
-        well_formed = {"beat_at": {"$type": "date"}, "seconds": {"$type": "number"}}
-        aged = {"$addFields": {"age": {"$divide": [{"$subtract": ["$$NOW", "$beat_at"]}, 1_000]}}}
-        match = {"$match": {"group": self.routes.group, **well_formed}}
-        pipeline: list[dict[str, Any]] = [match, aged, _SUMMARY]
-        async for found in await self.state.claims.aggregate(pipeline):
-            return _Books(found["alive"], found["age"])
-        return _Books()
+    async def _living(self) -> str:
+        """The processes that claim, in a sentence."""
+        group = Group(self.state, self.routes.group)
+        now = await server_time(group)
+        books, _ = await books_of(group, now, _MOST_BOOKS)
+        if not books:
+            return "No process of the application has claimed yet"
+        alive = sum(one.alive for one in books)
+        if not alive:
+            age = duration((now - books[0].beat_at).total_seconds())
+            return f"No process of the application is alive; the last one recorded claims {age} ago"
+        return f"{alive} process{'es' * (alive > 1)} of the application can claim now"
 
     async def _newest_stamp(self, namespace: Namespace) -> Stamp | None:
         """The newest stamp of a write that ran receivers which dispatchers run too, in a sample of documents."""

@@ -14,6 +14,7 @@ from dispatcher.operate.claim_checks import warn_about_claims
 from dispatcher.operate.findings import Finding
 from dispatcher.operate.privileges import application_role_name, role_name
 from mongoz.stamps import Stamp
+from tests.books import book
 from tests.integration.test_check import roles_in
 from tests.integration.test_claims import claim_in
 from tests.integration.test_setup import IMAGES, make_user
@@ -40,11 +41,6 @@ def state(foreign: Any, database: str) -> Any:
 
 def announce(state: Any, database: str, **fields: Any) -> None:
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, **fields})
-
-
-def add_book(state: Any, database: str, name: str, *, seconds_ago: float, **fields: Any) -> None:
-    at = datetime.now(UTC) - timedelta(seconds=seconds_ago)
-    state.claims.insert_one({"_id": name, "group": database, "beat": 1, "beat_at": at, "seconds": 15.0, **fields})
 
 
 async def test_claims_in_another_database_are_named(mongo, database, look, caplog, capsys):
@@ -90,13 +86,11 @@ async def test_processes_that_claim_are_counted(dispatched, database, state, loo
     make_user(dispatched, database)
     announce(state, database, claims=True)
     assert (await look(dispatched)).text == "No process of the application has claimed yet"
-    add_book(state, database, "dead", seconds_ago=100)
-    add_book(state, database, "edited", seconds_ago=0, seconds="15")
-    state.claims.insert_one({"_id": "other", "group": "other", "beat_at": datetime.now(UTC), "seconds": 15.0})
+    state.claims.insert_many([book(database, 1, silent=700), book(database, 2, open=[1]), book("other", 3)])
     found = await look(dispatched)
-    assert (found.level, "no process of the application is alive" in found.text.lower()) == ("ok", True)
-    add_book(state, database, "alive", seconds_ago=0)
-    add_book(state, database, "ended", seconds_ago=0, fenced_at=datetime.now(UTC), fenced_by="process")
+    assert (found.level, "the last one recorded claims 11 min" in found.text) == ("ok", True)
+    ended = {"fenced_at": datetime.now(UTC), "fenced_by": "process"}
+    state.claims.insert_many([book(database, 4), book(database, 5, **ended)])
     found = await look(dispatched)
     assert (found.level, found.text) == ("ok", "1 process of the application can claim now")
 

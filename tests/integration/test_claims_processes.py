@@ -136,7 +136,7 @@ async def main():
         Item = make(registry, database, [], on_delivery=receive, others=False)
         await Item(n=1).create()
         await Item(n=2).create()
-        tell("unclaimed", dict(registry.claims.unclaimed))
+    tell("unclaimed", dict(registry.claims.unclaimed))
 
 asyncio.run(main())
 """

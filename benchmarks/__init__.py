@@ -11,6 +11,7 @@
     start.py            row: the time from the start of a daemon to its first delivery
     four.py             row: four dispatchers against one
     memory.py           rows: the daemon's memory during a long backlog
+    claims.py           rows: claims in a process that writes much, and in the dispatcher
     kafka/              rows: dispatchers that read from Kafka
     growth.py           growth of cost, as plots: `make bench ARGS=growth`
     busy.py             measures an application of a given shape

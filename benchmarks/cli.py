@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.backlog import measure_backlog
+from benchmarks.claims import measure_claims
 from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Row
 from benchmarks.four import measure_four
@@ -45,6 +46,7 @@ _SUITES: dict[str, Callable[[Setting], list[Row]]] = {
     "four": measure_four,
     "shared": measure_shared,
     "memory": measure_memory,
+    "claims": measure_claims,
     "kafka": measure_kafka,
 }
 
@@ -55,7 +57,8 @@ _SIZES = {
     "operations": "single creates, saves and updates, per side and round",
     "sends": "sent signals, per side and round",
     "changes": "length of the backlog",
-    "long": "changes of the backlog for memory",
+    "long": "changes of the backlog for memory, and claimed writes for the memory of their process",
+    "claimed": "writes with claims and without, per side and round",
     "waits": "changes for one and for four dispatchers with a waiting receiver",
     "writes": "writes timed for latency, per side and round",
     "computed": "changes for one and for two workers on Kafka with a computing receiver",

@@ -12,7 +12,17 @@ from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.shape import Shape
 from dispatcher.embedded.processes import Child, Line
 
-__all__ = ["BenchmarkFailed", "Contestant", "bare_loop", "bare_relay", "busy_daemon", "daemon", "relay", "writer"]
+__all__ = [
+    "BenchmarkFailed",
+    "Contestant",
+    "bare_loop",
+    "bare_relay",
+    "busy_daemon",
+    "claiming_writer",
+    "daemon",
+    "relay",
+    "writer",
+]
 
 _PATIENCE_SECONDS = 60.0
 
@@ -126,13 +136,16 @@ class Contestant:
         return BenchmarkFailed(f"The {self.name} {what}. Its last lines:\n{words or '  (none)'}")
 
 
-def daemon(assignment: Assignment, state_database: str, *, flags: Sequence[str] = ()) -> Contestant:
+def daemon(
+    assignment: Assignment, state_database: str, *, flags: Sequence[str] = (), app: str = "app"
+) -> Contestant:
     """The dispatcher as an operator starts it, without flags that affect its speed.
 
     Args:
         flags: further flags.
+        app: an application of `benchmarks.workloads`.
     """
-    command = ["-m", "dispatcher", "run", "benchmarks.workloads.app:registry", "--log-format", "json"]
+    command = ["-m", "dispatcher", "run", f"benchmarks.workloads.{app}:registry", "--log-format", "json"]
     return Contestant(
         "dispatcher",
         [*command, "--state-database", state_database, *flags],
@@ -181,3 +194,14 @@ def bare_loop(assignment: Assignment, token: str | None = None) -> Contestant:
 def writer(assignment: Assignment, *, rate: float, seed: int) -> Contestant:
     """A client that writes single documents."""
     return Contestant("writer", ["-m", "benchmarks.workloads.writer", str(rate), str(seed)], assignment)
+
+
+def claiming_writer(assignment: Assignment, *, rate: float | None, claims: bool) -> Contestant:
+    """A process of the application that claims its writes.
+
+    Args:
+        rate: writes per second; None writes as fast as possible.
+    """
+    pace = "fast" if rate is None else str(rate)
+    command = ["-m", "benchmarks.workloads.claiming", pace, "claimed" if claims else "unclaimed"]
+    return Contestant("writer", command, assignment)

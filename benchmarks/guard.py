@@ -35,7 +35,10 @@ _REFERENCES: Final = {
     "create_silent": "make",
     "create_heard": "make",
     "create_stamped": "make",
+    "create_claimed": "make",
     "deliver": "loop",
+    "own": "loop",
+    "own_claimed": "loop",
     "publish": "loop",
     "read_topic": "loop",
 }

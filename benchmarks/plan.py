@@ -17,7 +17,8 @@ class Plan:
         loads: of the collection per side and round.
         operations: single creates, saves and updates per side and round.
         sends: of a signal per side and round.
-        long: changes of the backlog for memory.
+        long: changes of the backlog for memory; also the writes for the memory of a process that claims them.
+        claimed: writes of this process per side and round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
         members, partitions: of the group whose commands are counted.
@@ -33,6 +34,7 @@ class Plan:
     operations: int
     sends: int
     long: int
+    claimed: int
     waits: int
     computed: int
     members: int
@@ -55,6 +57,7 @@ WHOLE = Plan(
     operations=1_000,
     sends=100_000,
     long=1_000_000,
+    claimed=10_000,
     waits=40_000,
     computed=1_500,
     members=20,
@@ -70,6 +73,7 @@ QUICK = Plan(
     operations=200,
     sends=20_000,
     long=20_000,
+    claimed=2_000,
     waits=2_000,
     computed=300,
     members=4,

@@ -8,6 +8,7 @@ import datetime
 import gc
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import bson
@@ -19,7 +20,7 @@ from pymongo import AsyncMongoClient
 from benchmarks.workloads.counting import counted
 from benchmarks.workloads.people import person
 from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
-from benchmarks.workloads.sides.mongoz_odm import Announced, Heard, Human, Person, Silent, Stamped
+from benchmarks.workloads.sides.mongoz_odm import Announced, Claimed, Heard, Human, Person, Silent, Stamped
 from dispatcher.claims.store import ClaimStore
 from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.bson_codec import RawEvent
@@ -43,8 +44,11 @@ from dispatcher.relay.records import Packer
 from dispatcher.runtime.assembly import Assembly
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
+from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.hops import inside_dispatcher
+from mongoz.signals.receivers import stamp_ids
+from mongoz.stamps import FIELD, Call, Claim, Stamp, key_hash
 
 __all__ = ["main"]
 
@@ -55,6 +59,12 @@ _PARTITIONS: Final = 32
 
 # Seconds for all deliveries. Under valgrind they take some seconds.
 _PATIENCE: Final = 300.0
+
+# Of a process whose writes are counted.
+_INCARNATION: Final = b"counting"
+
+_SECOND: Final = 1_704_067_200
+"""Of the events, since 1970."""
 
 Step = Callable[[Any], Awaitable[object]]
 
@@ -108,10 +118,15 @@ async def _count_hydration() -> None:
 
 
 async def _count_creates() -> None:
-    for registry in (mongoz_odm.plain_registry, mongoz_odm.stamping_registry):
+    for registry in (mongoz_odm.plain_registry, mongoz_odm.stamping_registry, mongoz_odm.claiming_registry):
         registry.clock._compared_at = time.monotonic()
         registry.clock._origin = time.time() - time.monotonic()
-    for document in (Silent, Heard, Announced, Stamped):
+    claims = mongoz_odm.claiming_registry.claims
+    assert claims is not None
+    claims._is_awaited = False
+    named = mongoz_odm.claiming_registry.claimable_receivers()
+    claims.book.acknowledge(float("inf"), frozenset(id_ for one in named for id_ in one.ids))
+    for document in (Silent, Heard, Announced, Stamped, Claimed):
         collection = document.get_collection()
         collection._resolved = (collection.database.deployment.client, _NoDriver())
     driver = _NoDriver()
@@ -121,7 +136,7 @@ async def _count_creates() -> None:
         await driver.insert_one(made.model_dump() | {"_id": bson.ObjectId()})
 
     await _count("make", make_and_encode, _people())
-    for document in (Silent, Heard, Stamped):
+    for document in (Silent, Heard, Stamped, Claimed):
         await _count(f"create_{document.__name__.lower()}", _creating(document), _people())
 
 
@@ -134,17 +149,14 @@ def _creating(document: type[Human]) -> Step:
 
 async def _count_deliveries() -> None:
     """From an undecoded event to the receiver: the whole work for each change."""
-    # The counted half comes second, because tokens must grow.
-    numbers = [*range(_TIMES, 2 * _TIMES), *range(_TIMES)]
-    events = [RawEvent(_event(number)) for number in numbers]
+    events = _events()
 
     async def bare(event: RawEvent) -> None:
         change = bson.decode(event.raw, codec_options=CODEC_OPTIONS)
         await mongoz_odm.after(sender=Announced, instance=change["fullDocument"])
 
     await _count("loop", bare, events)
-    pipeline = _pipeline()
-    pipeline._on_controls()
+    pipeline = _pipeline(_Watch())
 
     async def deliver(portion: list[RawEvent]) -> None:
         with inside_dispatcher():
@@ -163,37 +175,104 @@ async def _count_deliveries() -> None:
     await pipeline._lanes.stop(0.0)
 
 
-def _pipeline() -> Pipeline:
-    """The daemon's, whose clients never connect: nothing does I/O in a delivery that succeeds."""
-    client = AsyncMongoClient[Any]("mongodb://127.0.0.1:1", connect=False)
-    group, routes = Group(State(client, "state"), "default"), Routes([Announced], "default")
+class _Watch(ClaimWatch):
+    """A watch that does no I/O."""
+
+    def __init__(self) -> None:
+        super().__init__(ClaimStore(_group()), 15.0)
+        self._beat = 0
+
+    def wake(self) -> None:
+        """Do nothing."""
+
+    def note(self, claims: BookSnapshot) -> None:
+        """Note the claims of the counted process."""
+        self._beat += 1
+        named = tuple(NamedReceiver(key, (), "", "post_save", "") for key in _receivers())
+        self._note({_INCARNATION: BookState(self._beat, 15.0, claims, named)})
+
+
+async def _count_own() -> None:
+    """Own changes, whose receivers ran in the writing process. Claims are decided after each portion."""
+    for name, is_claimed in (("own", False), ("own_claimed", True)):
+        watch = _Watch()
+        watch.note(BookSnapshot())
+        pipeline = _pipeline(watch)
+        events = _events(partial(_stamp, is_claimed=is_claimed))
+
+        async def settle(portion: list[RawEvent], watch: _Watch = watch, pipeline: Pipeline = pipeline) -> None:
+            await pipeline._take(Batch(portion, portion[-1]["_id"]["_data"]))
+            watch.note(BookSnapshot(high=2 * _TIMES))
+            pipeline._claims.decide()
+            watch.note(BookSnapshot())
+
+        await settle(events[_TIMES:])
+        with counted(f"{name} {_TIMES}"):
+            await settle(events[:_TIMES])
+        if pipeline.position != _token(2 * _TIMES - 1) or pipeline._stats.delivered:
+            raise RuntimeError(f"{pipeline._stats.delivered} deliveries of own changes up to {pipeline.position}")
+
+
+def _stamp(number: int, id_: bson.ObjectId, *, is_claimed: bool) -> bytes:
+    collection, receivers = Announced.get_collection(), _receivers()
+    return Stamp(
+        "default",
+        Call.CREATED,
+        bson.ObjectId(_SECOND.to_bytes(4, "big") + number.to_bytes(8, "big")),
+        key_hash(f"{collection.database.name}.{collection.name}", id_),
+        receivers,
+        claim=Claim(_INCARNATION, number + 1, receivers) if is_claimed else None,
+    ).pack()
+
+
+def _receivers() -> frozenset[bytes]:
+    signal = Announced.meta.signals.post_save
+    return frozenset(key for one in signal.receivers for key in stamp_ids(one, Announced, "post_save"))
+
+
+def _group() -> Group:
+    """Its client never connects: nothing does I/O in a delivery that succeeds."""
+    return Group(State(AsyncMongoClient[Any]("mongodb://127.0.0.1:1", connect=False), "state"), "default")
+
+
+def _pipeline(watch: ClaimWatch) -> Pipeline:
+    """The daemon's."""
+    group, routes = _group(), Routes([Announced], "default")
     assembly = Assembly(
         group,
-        client,
+        group.state.client,
         mongoz_odm.plain_registry,
         routes,
         Settings(),
         Stats(),
         Pauses(group),
         GroupSessions(group, "member"),
-        ClaimWatch(ClaimStore(group), 15.0),
+        watch,
     )
     saved = {"_id": "default:0", "partition": 0, "token": _token(-1), "term": 1}
     position = SavedPositions.read([saved], "default", "state").positions[0]
-    return assembly.pipeline(PositionStore(group), Lease.for_ever(), position)
+    pipeline = assembly.pipeline(PositionStore(group), Lease.for_ever(), position)
+    pipeline._on_controls()
+    return pipeline
 
 
-def _event(number: int) -> bytes:
+def _events(stamp: Callable[[int, bson.ObjectId], bytes] | None = None) -> list[RawEvent]:
+    """The counted half comes second, because tokens must grow."""
+    return [RawEvent(_event(number, stamp)) for number in (*range(_TIMES, 2 * _TIMES), *range(_TIMES))]
+
+
+def _event(number: int, stamp: Callable[[int, bson.ObjectId], bytes] | None = None) -> bytes:
     """The event of an insert, as a server sends it."""
     collection = Announced.get_collection()
     namespace = {"db": collection.database.name, "coll": collection.name}
     id_ = bson.ObjectId()
+    stamped = {} if stamp is None else {FIELD: stamp(number, id_)}
     event = {
         "_id": {"_data": _token(number)},
         "operationType": "insert",
         "clusterTime": bson.Timestamp(1_700_000_000, number + 1),
-        "wallTime": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
-        "fullDocument": {"_id": id_, **person(number)},
+        "wallTime": datetime.datetime.fromtimestamp(_SECOND, tz=datetime.UTC),
+        "fullDocument": {"_id": id_, **person(number), **stamped},
         "ns": namespace,
         "documentKey": {"_id": id_},
     }
@@ -268,6 +347,7 @@ async def main() -> None:
     await _count_hydration()
     await _count_creates()
     await _count_deliveries()
+    await _count_own()
     await _count_relay()
     await _count_topic()
 

@@ -1,13 +1,16 @@
-"""The shape of the busy application: its receivers, their collections and their work."""
+"""The shape of the busy application: its receivers, their collections and their work; and names of other ones."""
 
 import json
 import os
 from dataclasses import asdict, dataclass
 from typing import Self
 
-__all__ = ["COLLECTION_PREFIX", "COUNTERS", "Shape"]
+__all__ = ["CLAIMED", "CLAIMS_STATE", "COLLECTION_PREFIX", "COUNTERS", "Shape"]
 
 COLLECTION_PREFIX, COUNTERS = "items", "counters"
+
+CLAIMED, CLAIMS_STATE = "claimed", "claims_state"
+"""The collection and the state database of the application that claims its writes."""
 
 _VARIABLE = "BENCH_SHAPE"
 

@@ -23,6 +23,7 @@ from tests.support import ROOT
 OUR_ROWS = [
     "load",
     *("create", "create_heard", "create_cpu", "create_heard_cpu", "create_made", "create_stamped"),
+    *("create_claimed", "create_claimed_cpu", "create_claimed_heard"),
     *("delete_stamped", "delete_many_stamped", "save", "update"),
     *("send", "backlog"),
 ]
@@ -37,6 +38,7 @@ SIZES = {
     "changes": 2000,
     "writes": 40,
     "long": 2000,
+    "claimed": 200,
     "waits": 100,
     "computed": 40,
     "members": 2,

@@ -11,9 +11,12 @@ from mongoz.core.signals import post_delete, post_save, pre_save
 
 __all__ = ["prepare"]
 
+_STATE = "odm_state"
+
 # `prepare` sets the URL.
 plain_registry = mongoz.Registry("mongodb://localhost")
-stamping_registry = mongoz.Registry("mongodb://localhost", dispatched="bench")
+stamping_registry = mongoz.Registry("mongodb://localhost", dispatched="bench", claims=False)
+claiming_registry = mongoz.Registry("mongodb://localhost", dispatched="bench", state=_STATE)
 
 
 class Human(mongoz.Document):
@@ -63,13 +66,29 @@ class Stamped(Human):
         registry = stamping_registry
 
 
-@pre_save(Heard)
+class Claimed(Human):
+    """The same, with claims in the stamps."""
+
+    class Meta:
+        collection = CREATED
+        registry = claiming_registry
+
+
+class ClaimedHeard(Human):
+    """The same, and one receiver before a write."""
+
+    class Meta:
+        collection = CREATED
+        registry = claiming_registry
+
+
+@pre_save([Heard, ClaimedHeard])
 async def before(sender: type[Human], **kwargs: Any) -> None:
     """Do nothing."""
 
 
-@post_delete([Announced, Stamped])
-@post_save([Heard, Announced, Stamped])
+@post_delete([Announced, Stamped, Claimed])
+@post_save([Heard, Announced, Stamped, Claimed, ClaimedHeard])
 async def after(sender: type[Human], **kwargs: Any) -> None:
     """Do nothing."""
 
@@ -80,10 +99,12 @@ _names = (f"Renamed Person {number}" for number in itertools.count())
 
 async def prepare(url: str) -> Operations:
     """See the package."""
-    for registry in (plain_registry, stamping_registry):
+    for registry in (plain_registry, stamping_registry, claiming_registry):
         registry.point_to(url)
     database = plain_registry.client[ODM_DATABASE]
     stored, created = database[COLLECTION], database[CREATED]
+    announced = {"partitions": 1, "group": "bench", "claims": True}  # as by a dispatcher
+    await plain_registry.client[_STATE].positions.replace_one({"_id": "bench"}, announced, upsert=True)
 
     async def load(expected: int) -> Clock:
         return await once(Person.objects.all, expected)
@@ -122,10 +143,12 @@ async def prepare(url: str) -> Operations:
         "create_heard": _creating(Heard),
         "create_announced": _creating(Announced),
         "create_stamped": _creating(Stamped),
+        "create_claimed": _claimed(_creating(Claimed)),
+        "create_claimed_heard": _claimed(_creating(ClaimedHeard)),
         "delete_announced": _deleting(Announced),
-        "delete_stamped": _deleting(Stamped),
+        "delete_claimed": _claimed(_deleting(Claimed)),
         "delete_many_announced": _deleting_many(Announced),
-        "delete_many_stamped": _deleting_many(Stamped),
+        "delete_many_claimed": _claimed(_deleting_many(Claimed)),
         "insert_one": insert_one,
         "save": save,
         "update": update,
@@ -141,6 +164,16 @@ def _creating(document: type[Human]) -> Operation:
         return await each(make_and_create, [person(number) for number in range(times + 1)])
 
     return create
+
+
+def _claimed(operation: Operation) -> Operation:
+    async def run(times: int) -> Clock:
+        clock = await operation(times)
+        if claiming_registry.claims is None or claiming_registry.claims.unclaimed:
+            raise RuntimeError("writes were not claimed")
+        return clock
+
+    return run
 
 
 def _deleting(document: type[Human]) -> Operation:

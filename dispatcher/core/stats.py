@@ -200,9 +200,10 @@ class Stats:
 
     def figures_of(self, receiver: str, signal: str) -> ReceiverFigures:
         """The figures of one receiver, which are created by the first call."""
-        key = (receiver, signal)
-        if key not in self.receivers and len(self.receivers) >= MOST_RECEIVERS:
-            key = _OTHERS
+        found = self.receivers.get((receiver, signal))
+        if found is not None:
+            return found
+        key = (receiver, signal) if len(self.receivers) < MOST_RECEIVERS else _OTHERS
         return self.receivers.setdefault(key, ReceiverFigures(*key))
 
 

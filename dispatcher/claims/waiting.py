@@ -46,7 +46,7 @@ _AGAIN: Final = 2.0
 _MOST_NAMED: Final = 20
 
 
-class _OpenClaim(NamedTuple):
+class _UndecidedClaim(NamedTuple):
     """An undecided claim that no delivery waits for. It is one part of its job.
 
     Attributes:
@@ -63,7 +63,7 @@ class _OpenClaim(NamedTuple):
 
 
 @dataclass(slots=True)
-class _OpenDocument:
+class _UndecidedDocument:
     """The undecided claims of one document that no delivery waits for.
 
     Attributes:
@@ -71,7 +71,7 @@ class _OpenDocument:
         receivers: the ids of their receivers, and of those of finished ones.
     """
 
-    claims: list[_OpenClaim]
+    claims: list[_UndecidedClaim]
     receivers: frozenset[bytes]
 
 
@@ -121,6 +121,9 @@ class WaitingClaims:
         deliver: makes the deliveries of a job.
         deliver_held: makes an attempt at a delivery that waited in the database.
         on_finished: called with the job when one of its parts is finished.
+
+    Attributes:
+        judge: decides about a claim, with the books that were read last.
     """
 
     def __init__(  # noqa: PLR0913 - it stands between the watch, the lanes, the deliverer and the parking
@@ -140,6 +143,7 @@ class WaitingClaims:
         on_finished: Callable[[Job], None],
     ) -> None:
         self._watch = watch
+        self.judge = watch.verdict
         self._takeovers = takeovers
         self._routes = routes
         self._parking = parking
@@ -152,8 +156,8 @@ class WaitingClaims:
         self._deliver_parked = deliver_held
         self._on_finished = on_finished
         # In the order of the stream; and the same by document.
-        self._open: dict[Job, _OpenClaim] = {}
-        self._open_of: dict[Hashable, _OpenDocument] = {}
+        self._open: dict[Job, _UndecidedClaim] = {}
+        self._open_of: dict[Hashable, _UndecidedDocument] = {}
         # By document, then by the name of the receiver.
         self._chains: dict[Hashable, dict[str, _WaitingChain]] = {}
         self._followers = 0  # deliveries in chains that are not claimed
@@ -191,10 +195,6 @@ class WaitingClaims:
         """Whether deliveries wait for claims, or claims take much room."""
         return self._followers > 0 or self._is_crowded()
 
-    def judge(self, claim: Claim) -> ClaimVerdict:
-        """Decide about a claim, with the books that were read last."""
-        return self._watch.verdict(claim)
-
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
         """The claimed deliveries of a change that this process may have to make, each with one receiver."""
         found = self._routes.claimed(change, self._watch.named(claim))
@@ -221,10 +221,10 @@ class WaitingClaims:
         assert change.origin is not None
         assert change.origin.claim is not None
         key, claim = change.key, change.origin.claim
-        one = self._open[job] = _OpenClaim(job, change, claim, key, now())
+        one = self._open[job] = _UndecidedClaim(job, change, claim, key, now())
         document = self._open_of.get(key)
         if document is None:
-            self._open_of[key] = _OpenDocument([one], claim.receivers)
+            self._open_of[key] = _UndecidedDocument([one], claim.receivers)
         else:
             document.claims.append(one)
             document.receivers |= claim.receivers
@@ -255,7 +255,7 @@ class WaitingClaims:
     def decide(self) -> None:
         """Finish the claims that are done, and go on with each chain whose first claim is decided."""
         for one in list(self._open.values()):
-            verdict = self._watch.verdict(one.claim)
+            verdict = self.judge(one.claim)
             if verdict is ClaimVerdict.DONE and one.job in self._open:
                 self._drop(one)
             elif verdict is ClaimVerdict.TAKE:
@@ -298,7 +298,7 @@ class WaitingClaims:
             for name, chain in chains.items():
                 yield key, name, chain
 
-    def _drop(self, one: _OpenClaim) -> None:
+    def _drop(self, one: _UndecidedClaim) -> None:
         """Finish a claim that is done."""
         claims = self._open_of[one.key].claims
         claims.remove(one)
@@ -316,7 +316,7 @@ class WaitingClaims:
                 self._append(key, _WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
             self._close(one)
 
-    def _close(self, one: _OpenClaim) -> None:
+    def _close(self, one: _UndecidedClaim) -> None:
         del self._open[one.job]
         one.job.awaited -= 1
         self._finish(one.job, one.change)
@@ -374,7 +374,7 @@ class WaitingClaims:
         if claim is None:
             return await self._deliver_parked(held)
         await self._watch.load([change])
-        verdict = self._watch.verdict(claim)
+        verdict = self.judge(claim)
         if verdict is ClaimVerdict.DONE:
             return True
         if verdict is ClaimVerdict.TAKE:
@@ -403,7 +403,7 @@ class WaitingClaims:
         chain = self._chains[key][name]
         while chain.parts and not chain.runs:
             part = chain.parts[0]
-            verdict = ClaimVerdict.TAKE if part.claim is None else self._watch.verdict(part.claim)
+            verdict = ClaimVerdict.TAKE if part.claim is None else self.judge(part.claim)
             if verdict is ClaimVerdict.WAIT:
                 return
             if verdict is ClaimVerdict.TAKE:

@@ -62,7 +62,7 @@ class Recorded(Protocol):
         """Begin a new incarnation; returns the book of the earlier one, which is over."""
 
 
-class Pause(NamedTuple):
+class BeatPause(NamedTuple):
     """The time until the next beat, in seconds from the start of the last one.
 
     Attributes:
@@ -76,14 +76,14 @@ class Pause(NamedTuple):
     most: float
 
 
-def pause_after(seconds: float, *, is_waiting: bool) -> Pause:
+def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
     """The time until the next beat.
 
     Args:
         seconds: the timeout.
         is_waiting: claims are open, or a dispatcher can't know yet that they are done.
     """
-    return Pause(seconds / 30, seconds / 300, seconds / (15 if is_waiting else 5))
+    return BeatPause(seconds / 30, seconds / 300, seconds / (15 if is_waiting else 5))
 
 
 class Bell:
@@ -131,7 +131,7 @@ class BookRecorder:
         self._started_at = datetime.now(UTC)
         self._book: Book | None = None
 
-    def record(self, claims: Recorded) -> Pause:
+    def record(self, claims: Recorded) -> BeatPause:
         """Record the present book; returns the time until the next beat."""
         book = claims.book
         seconds = book.seconds
@@ -309,7 +309,7 @@ class BeatThread(threading.Thread):
             self._rest(began, pause)
         self._recorder.finish()
 
-    def _rest(self, began: float, pause: Pause) -> None:
+    def _rest(self, began: float, pause: BeatPause) -> None:
         """Wait until the next beat is due.
 
         Args:

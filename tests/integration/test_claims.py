@@ -13,7 +13,7 @@ import pytest
 from pymongo.errors import PyMongoError
 
 import mongoz
-from mongoz.claims.beats import Pause
+from mongoz.claims.beats import BeatPause
 from mongoz.claims.book import MOST_RELEASED
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.stamps import Stamp
@@ -497,7 +497,7 @@ async def test_open_claims_do_not_stop_the_reading(registry, database, foreign, 
 async def test_a_delivery_behind_a_claim_does_not_wait_for_the_regular_beat_and_read(
     registry, mongo, database, foreign, state, monkeypatch
 ):
-    monkeypatch.setattr("mongoz.claims.beats.pause_after", lambda *_, **__: Pause(0.0, 0.0, 3_600.0))
+    monkeypatch.setattr("mongoz.claims.beats.pause_after", lambda *_, **__: BeatPause(0.0, 0.0, 3_600.0))
     monkeypatch.setattr("dispatcher.claims.watch._PACE", 3_600.0)
     served: Told = []
     make(registry, database, served)

@@ -21,7 +21,7 @@ from dispatcher.core.events import Calls, Change, Job, delivery_id_of
 from dispatcher.parking.record import record_of
 from dispatcher.position.tracker import Tracker
 from dispatcher.stream.origins import Origins
-from mongoz.claims.beats import BeatThread, Bell, Pause, pause_after
+from mongoz.claims.beats import BeatPause, BeatThread, Bell, pause_after
 from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.receivers import Receiver
@@ -42,20 +42,20 @@ def claiming(call: Call = Call.CREATED, **more: Any) -> Stamp:
 
 @pytest.mark.parametrize(("is_waiting", "most"), [(True, 1.0), (False, 3.0)])
 def test_a_process_beats_more_often_while_dispatchers_wait_for_it(is_waiting, most):
-    assert pause_after(15.0, is_waiting=is_waiting) == Pause(least=0.5, settled=0.05, most=most)
+    assert pause_after(15.0, is_waiting=is_waiting) == BeatPause(least=0.5, settled=0.05, most=most)
 
 
 class Beats:
     """A recorder without a server, in the place of the claims as well."""
 
-    def __init__(self, pause: Pause) -> None:
+    def __init__(self, pause: BeatPause) -> None:
         self.pause = pause
         self.began: list[float] = []
         self.beats = threading.Semaphore(0)
         self.bell = Bell()
         self.thread = BeatThread(self, self, self.bell)  # type: ignore[arg-type]
 
-    def record(self, claims: object) -> Pause:
+    def record(self, claims: object) -> BeatPause:
         self.began.append(time.monotonic())
         self.beats.release()
         return self.pause
@@ -73,7 +73,7 @@ class Beats:
 
 
 def test_news_bring_a_beat_before_its_time():
-    with Beats(Pause(0.0, 0.0, 3_600.0)) as made:
+    with Beats(BeatPause(0.0, 0.0, 3_600.0)) as made:
         for _ in range(3):
             made.bell.ring()
             assert made.beats.acquire(timeout=60)
@@ -81,7 +81,7 @@ def test_news_bring_a_beat_before_its_time():
 
 def test_much_news_does_not_bring_more_beats():
     """The gaps are longer on a busy machine, and never shorter."""
-    with Beats(Pause(0.2, 0.0, 3_600.0)) as made:
+    with Beats(BeatPause(0.2, 0.0, 3_600.0)) as made:
         while len(made.began) < 4:
             made.bell.ring()
             time.sleep(0.001)
@@ -89,7 +89,7 @@ def test_much_news_does_not_bring_more_beats():
 
 
 def test_the_end_does_not_wait_for_the_next_beat():
-    with Beats(Pause(3_600.0, 3_600.0, 3_600.0)):
+    with Beats(BeatPause(3_600.0, 3_600.0, 3_600.0)):
         pass
 
 

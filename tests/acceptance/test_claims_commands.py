@@ -54,19 +54,20 @@ def test_a_malformed_book_is_named_and_left_out(dispatcher, state, database):
 
 
 def test_the_claims_of_a_process_are_released_after_a_confirmation(dispatcher, state, database):
-    state.claims.insert_many([book(database, 1), book(database, 2, open=[])])
-    asked = dispatcher("claims", "release", f"{1:016x}", input="y\n")
+    process = f"{0xAB:016x}"
+    state.claims.insert_many([book(database, 0xAB), book(database, 2, open=[])])
+    asked = dispatcher("claims", "release", process, input="y\n")
     assert (asked.code, "--yes" in asked.error) == (ExitCode.USAGE, True)  # a pipe can't confirm
     assert state.claims.count_documents({"fenced_at": {"$exists": True}}) == 0
-    released = dispatcher("claims", "release", f"{1:016X}", "--yes").out
-    assert f"Released 2 open claims of process {1:016x} (web1, pid 1)." in released
+    released = dispatcher("claims", "release", process.upper(), "--yes").out
+    assert f"Released 2 open claims of process {process} (web171, pid 171)." in released
     assert "goes on under a new id within 2 min" in released
     (ended,) = state.claims.find({"fenced_at": {"$exists": True}})
-    assert (ended["_id"], ended["fenced_by"], ended["beat"]) == (f"{1:016x}", "operator", 5)
-    again = dispatcher("claims", "release", f"{1:016x}")
+    assert (ended["_id"], ended["fenced_by"], ended["beat"]) == (process, "operator", 5)
+    again = dispatcher("claims", "release", process)
     assert (again.code, "have ended already" in again.out) == (ExitCode.OK, True)
-    told = {"process": f"{1:016x}", "changed": False, "open": 2, "alive": False}
-    assert dispatcher("claims", "release", f"{1:016x}", "--json").json == told
+    told = {"process": process, "changed": False, "open": 2, "alive": False}
+    assert dispatcher("claims", "release", process, "--json").json == told
     assert "ended by an operator" in dispatcher("claims", "list").out
 
 
@@ -99,9 +100,12 @@ def test_the_status_shows_claims(dispatcher, state, database):
     now = datetime.now(UTC)
     member = {"_id": "m1", "group": database, "host": "here", "pid": 7, "seen_at": now, "lease_seconds": 600}
     state.members.insert_one({**member, "stats": {"taken_over": 7, "claims": claims}})
+    dead = {"_id": "m0", "seen_at": now - timedelta(days=1)}
+    state.members.insert_one({**member, **dead, "stats": {"taken_over": 5, "claims": claims}})
     state.claims.insert_many([book(database, 1), book(database, 2, **FENCED), book(database, 3, **FENCED)])
     of_document = {"group": database, "receiver": "r", "due_at": now, "wall_time": now - timedelta(seconds=90)}
-    state.held.insert_many([{**of_document, "lane": one, "state": one} for one in ("claimed", "orphaned")])
+    waiting = ("claimed", "orphaned", "orphaned")
+    state.held.insert_many([{**of_document, "lane": str(n), "state": one} for n, one in enumerate(waiting)])
     told = dispatcher("status", "--json").json["claims"]
     books = told.pop("books")
     assert [(one["pid"], one["waiting"], one["alive"]) for one in books] == [(2, 3, False), (1, 0, True)]
@@ -113,12 +117,12 @@ def test_the_status_shows_claims(dispatcher, state, database):
         "waiting": 3,
         "parked": 1,
         "taken_over": 7,
-        "orphaned": 1,
+        "orphaned": 2,
     }
     assert told == expected
     shown = " ".join(dispatcher("status").out.split())
     assert (
         "claims 2 open, 1 process deliveries wait for them: 3 in memory, 1 parked, the oldest for 1 min" in shown
     )
-    assert "7 taken over, 1 orphaned" in shown
+    assert "7 taken over, 2 orphaned" in shown
     assert f"{2:016x} web2 2 " in shown

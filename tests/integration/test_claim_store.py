@@ -36,7 +36,7 @@ def document(incarnation: bytes = BOOK, **more: Any) -> dict[str, Any]:
     return {"_id": incarnation.hex(), **plain, **more}
 
 
-STATE = BookState(7, 15.0, BookSnapshot(3, (2, 2), ()))
+STATE = BookState(7, 15.0, BookSnapshot(3, (2, 2), frozenset()))
 
 
 async def test_books_are_read(store, claims):

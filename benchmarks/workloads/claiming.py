@@ -51,17 +51,21 @@ async def write(rate: float | None) -> None:
     """
     async with registry:
         await Item(number=0).create()  # the first beat
-        before, began, memory = await _beats(), monotonic(), list[float]()
+        before, memory = await _beats(), list[float]()
+        began, began_cpu = monotonic(), process_time()
         if rate is None:
             memory = await _write_portions()
         else:
             await _write_steadily(began, rate)
-        seconds = monotonic() - began
-        unclaimed = 0 if registry.claims is None else registry.claims.unclaimed.total()
-        beats = await _beats() - before
-        say(
-            {"measured": {"seconds": seconds, "beats": beats, "unclaimed": unclaimed, "memory_mb": memory}},
-        )
+        seconds, cpu_seconds = monotonic() - began, process_time() - began_cpu
+        measured = {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "beats": await _beats() - before,
+            "unclaimed": 0 if registry.claims is None else registry.claims.unclaimed.total(),
+            "memory_mb": memory,
+        }
+        say({"measured": measured})
 
 
 async def _write_steadily(began: float, rate: float) -> None:

@@ -104,6 +104,13 @@ class _WaitingChain:
     parts: deque[_WaitingPart]
     runs: bool = False
 
+    def insert(self, part: _WaitingPart) -> None:
+        """Add a delivery at its place in the order of the stream. The one that runs stays the first."""
+        place, first = len(self.parts), int(self.runs)
+        while place > first and part.change.token < self.parts[place - 1].change.token:
+            place -= 1
+        self.parts.insert(place, part)
+
 
 class WaitingClaims:
     """The waiting deliveries of one partition.
@@ -238,15 +245,22 @@ class WaitingClaims:
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Let a delivery wait if earlier ones of its document to its receiver wait. Returns whether it waits.
 
+        Changes enter before the lane of their document reaches them, so claims of later changes may wait already.
         Deliveries of replays and backfills don't wait: their progress does not depend on the position.
         """
         if calls.run or job in self._running:
             return False
         key = change.key
         document = self._open_of.get(key)
-        if document is not None and self._routes.is_listed(change.namespace, receiver, document.receivers):
+        if (
+            document is not None
+            and document.claims[0].change.token < change.token
+            and self._routes.is_listed(change.namespace, receiver, document.receivers)
+        ):
             self._expand(key)
-        if receiver.name not in self._chains.get(key, ()):
+        chains = self._chains.get(key)
+        chain = None if chains is None else chains.get(receiver.name)
+        if chain is None or change.token < chain.parts[0].change.token:
             return False
         job.parts += 1
         self._append(key, _WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
@@ -393,7 +407,7 @@ class WaitingClaims:
             part.job.awaited += 1
         chains = self._chains.setdefault(key, {})
         if receiver.name in chains:
-            chains[receiver.name].parts.append(part)
+            chains[receiver.name].insert(part)
             return
         chains[receiver.name] = _WaitingChain(deque([part]))
         self._advance(key, receiver.name)

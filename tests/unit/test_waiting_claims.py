@@ -347,6 +347,30 @@ def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(second
     assert longest <= seconds + 5
 
 
+async def test_a_delivery_does_not_wait_for_a_claim_of_a_later_change():
+    """Both changes entered before the lane of the document reached the first one."""
+    scene = Scene()
+    scene.write(2, MAIL)
+    _, waits = scene.foreign(1, MAIL)
+    assert not waits
+    _, waits = scene.foreign(3, MAIL)  # forms a chain
+    assert waits
+    _, waits = scene.foreign(1, MAIL)
+    assert not waits
+
+
+async def test_a_delivery_that_waits_keeps_its_place_between_the_claims():
+    scene = Scene()
+    scene.write(1, MAIL)
+    scene.write(3, MAIL)
+    _, waits = scene.foreign(2, MAIL)
+    assert waits
+    for number in (3, 1):
+        scene.decide(number, ClaimVerdict.TAKE)
+    await scene.run()
+    assert [token for token, *_ in scene.delivered] == [token(1), token(2), token(3)]
+
+
 # -- gauges
 
 

@@ -211,7 +211,10 @@ async def test_writes_of_three_dead_processes_are_delivered_after_a_time_without
 
 
 async def test_a_receiver_that_is_connected_later_is_taken_over(registry, mongo, database, state, foreign):
-    """The dispatcher has read the document of the process before the process named the receiver."""
+    """The dispatcher has read the document of the process before the process named the receiver.
+
+    A later change of the document arrives before the dispatcher reads the claims again.
+    """
     served: Told = []
     waits = asyncio.Event()
 
@@ -233,6 +236,7 @@ async def test_a_receiver_that_is_connected_later_is_taken_over(registry, mongo,
         connect(Item, "late", None)
         await eventually(lambda: len(writing.claims.book.named) == 4, what="a beat with the new receiver")
         task = asyncio.create_task(Item(n=2).create())
+        await eventually(lambda: foreign["items"].update_one({"n": 2}, {"$set": {"n": 3}}).matched_count)
         await eventually(lambda: ("post_save", "durable", 2, "stream") in served)
         state.claims.update_one({}, {"$set": {"fenced_at": 1}})
         await eventually(lambda: ("post_save", "late", 2, "takeover") in served, what="the takeover")

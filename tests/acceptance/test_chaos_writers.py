@@ -12,6 +12,7 @@ from tests.chaos.writers_figures import (
     Call,
     Commit,
     Fault,
+    Fence,
     WritersEvidence,
     writers_figures,
 )
@@ -25,6 +26,7 @@ DELETED = Commit("a", None, 12 * SECOND, "t3", "book", frozenset(RECEIVERS))
 FOREIGN = Commit("b", 1, 13 * SECOND)
 
 KILLED = Fault("killed", WRITER, 14 * SECOND, 14 * SECOND)
+FENCED = Fence(WRITER, "dispatcher", 19 * SECOND)
 CUT = Fault("cut off from the state", WRITER, 9 * SECOND, 10 * SECOND)
 
 
@@ -62,7 +64,7 @@ def values_of(calls=GOOD, **changes):
         "writer_faults": (KILLED,),
         "starts": {WRITER: 0},
         "numbers": {1: WRITER},
-        "fences": {"book": (WRITER, "dispatcher")},
+        "fences": {"book": FENCED},
         "wanted": 1,
     }
     counted = writers_figures(WritersEvidence(**{**known, "calls": calls, **changes}))
@@ -88,7 +90,7 @@ def test_correct_deliveries_pass():
         (without(FOREIGN, "work"), {"deliveries of dispatchers lost": 1}),
         (without(CLAIMED, AUDIT), {"deliveries of dispatchers lost": 1}),
         ((*GOOD, call(CLAIMED, "work", "takeover", 15, id="other")), {"delivered under two ids": 1}),
-        ((*GOOD, call(DELETED, "work", at=21)), {"begun in process after the takeover": 1}),
+        ((*GOOD, call(DELETED, "work", at=21)), {"begun in process too late": 1}),
         ((*GOOD, call(CLAIMED._replace(token="t9", n=5), "work")), {"never written": 1}),
         ((*GOOD, call(UNCLAIMED, "work", pid=OTHER)), {"  after: nothing": 1}),
         ((*GOOD, call(CLAIMED, "work", "takeover", 21)), {"out of order in dispatchers": 1}),
@@ -116,7 +118,13 @@ def test_a_process_may_begin_one_delivery_for_each_stop():
     late = (*GOOD, call(DELETED, "work", at=30))
     assert values_of(late, writer_faults=(KILLED, stopped))[0] == {}
     again = (*late, call(DELETED, "last", at=30))
-    assert values_of(again, writer_faults=(KILLED, stopped))[0] == {"begun in process after the takeover": 2}
+    assert values_of(again, writer_faults=(KILLED, stopped))[0] == {"begun in process too late": 2}
+
+
+def test_a_process_begins_nothing_after_the_fence():
+    fenced = {"book": FENCED._replace(at=11 * SECOND)}
+    assert values_of(fences=fenced)[0] == {"begun in process too late": 2}
+    assert values_of(fences={"book": Fence(WRITER, "process", 11 * SECOND)})[0] == {}
 
 
 def test_a_takeover_may_wait_for_the_last_fault_of_a_dispatcher():
@@ -130,11 +138,11 @@ def test_a_takeover_may_wait_for_the_last_fault_of_a_dispatcher():
 @pytest.mark.parametrize(
     ("faults", "fences", "cause"),
     [
-        ((KILLED._replace(began=100 * SECOND),), {"book": (WRITER, "dispatcher")}, "fenced by a dispatcher"),
-        ((KILLED._replace(began=100 * SECOND),), {"book": (WRITER, None)}, "nothing"),
+        ((KILLED._replace(began=100 * SECOND),), {"book": FENCED}, "fenced by a dispatcher"),
+        ((KILLED._replace(began=100 * SECOND),), {"book": Fence(WRITER)}, "nothing"),
         (
             (CUT._replace(began=11 * SECOND, ended=13 * SECOND),),
-            {"book": (WRITER, None)},
+            {"book": Fence(WRITER)},
             "cut off from the state",
         ),
     ],

@@ -22,6 +22,7 @@ __all__ = [
     "Call",
     "Commit",
     "Fault",
+    "Fence",
     "WritersEvidence",
     "read_call",
     "writers_figures",
@@ -102,6 +103,20 @@ class Fault(NamedTuple):
     ended: int
 
 
+class Fence(NamedTuple):
+    """The end of a book of claims.
+
+    Attributes:
+        pid: of the process whose book it is.
+        author: of the fence; None if the book is not fenced.
+        at: its time, as `time.monotonic_ns()`.
+    """
+
+    pid: int
+    author: str | None = None
+    at: int = 0
+
+
 @dataclass
 class WritersEvidence:
     """The records of a run.
@@ -117,7 +132,7 @@ class WritersEvidence:
         claims: the times at which dispatchers got partitions, as `time.monotonic_ns()`, in order.
         starts: the start of each writing process by its pid, as `time.monotonic_ns()`.
         numbers: the pids of the writing processes, by number.
-        fences: by incarnation, its process and the author of its fence.
+        fences: the ends of the books, by incarnation.
         wanted: the planned number of faults.
         deaths: unexpected ends of processes, in words.
         peak_mb: the largest observed resident memory of a dispatcher.
@@ -133,7 +148,7 @@ class WritersEvidence:
     claims: Sequence[int] = ()
     starts: Mapping[int, int] = field(default_factory=dict)
     numbers: Mapping[int, int] = field(default_factory=dict)
-    fences: Mapping[str, tuple[int, str | None]] = field(default_factory=dict)
+    fences: Mapping[str, Fence] = field(default_factory=dict)
     wanted: int = 0
     deaths: Sequence[str] = ()
     peak_mb: float = 0.0
@@ -155,7 +170,7 @@ def writers_figures(evidence: WritersEvidence) -> list[Figure]:
     stops = sum(fault.kind in _STOPS for fault in evidence.writer_faults)
     kinds = Counter(fault.kind for fault in (*evidence.writer_faults, *evidence.dispatcher_faults))
     origins = Counter(call.origin for call in evidence.calls if call.receiver != "deleting")
-    by_fence = Counter(author for _, author in evidence.fences.values())
+    by_fence = Counter(fence.author for fence in evidence.fences.values())
     return [
         Figure("writes of the processes", len(own)),
         Figure("  of them unclaimed", sum(not commit.claimed for commit in own)),
@@ -178,7 +193,7 @@ def writers_figures(evidence: WritersEvidence) -> list[Figure]:
         Figure("never written", judge.never_written, most=0),
         Figure("delivered under two ids", doubled["claimed"], most=0),
         Figure("  unclaimed", doubled["unclaimed"]),
-        Figure("begun in process after the takeover", judge.begun_after_takeover(), most=stops),
+        Figure("begun in process too late", judge.begun_too_late(), most=stops),
         Figure("out of order in dispatchers", judge.out_of_order(), most=0),
         Figure("repeated", repeated.total()),
         *(
@@ -255,7 +270,7 @@ class _Judge:
     def _writer_of(self, commit: Commit) -> int | None:
         """The process id of the author of a write."""
         if commit.incarnation in self._evidence.fences:
-            return self._evidence.fences[commit.incarnation][0]
+            return self._evidence.fences[commit.incarnation].pid
         if commit.n is None:
             return self._deleting.get(commit.document)
         return self._evidence.numbers.get(commit.n // WRITES_EACH)
@@ -268,11 +283,14 @@ class _Judge:
             if len({call.id for call in calls}) > 1
         )
 
-    def begun_after_takeover(self) -> int:
-        """Deliveries that a process began after a dispatcher had begun them."""
+    def begun_too_late(self) -> int:
+        """Deliveries that a process began after a dispatcher had begun them, or had fenced the book."""
         found = 0
-        for calls in self._calls.values():
+        for (commit, receiver), calls in self._calls.items():
             taken = [call.began for call in calls if call.origin != "process"]
+            fence = self._evidence.fences.get(commit.incarnation)
+            if receiver in commit.claimed and fence is not None and fence.author == "dispatcher":
+                taken.append(fence.at)
             found += sum(
                 call.origin == "process" and call.began > min(taken, default=call.began) for call in calls
             )
@@ -318,7 +336,8 @@ class _Judge:
                 own = [fault for fault in faults if fault.pid == call.pid and fault.began <= again.ended]
             if own:
                 return own[-1].kind
-        author = self._evidence.fences.get(commit.incarnation, (0, None))[1]
+        fence = self._evidence.fences.get(commit.incarnation)
+        author = None if fence is None else fence.author
         return _NOTHING if author is None else f"fenced by a {author}"
 
     def slowest(self) -> float:

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,16 @@ from tests.chaos.links import Link, Links
 from tests.chaos.parent_death import tied_to_parent
 from tests.chaos.scenario import Plan
 from tests.chaos.world import ChaosDaemon
-from tests.chaos.writers_figures import AUDIT, LONGEST_SECONDS, STARTED, Call, Fault, WritersEvidence, read_call
+from tests.chaos.writers_figures import (
+    AUDIT,
+    LONGEST_SECONDS,
+    STARTED,
+    Call,
+    Fault,
+    Fence,
+    WritersEvidence,
+    read_call,
+)
 from tests.ledger import IMAGES
 from tests.support import ROOT, eventually_sync
 
@@ -357,9 +366,7 @@ class Fleet:
     @staticmethod
     def _times(daemon: ChaosDaemon, action: str) -> list[int]:
         """The times of the log lines with an action, as `time.monotonic_ns()`."""
-        epoch = time.time() - time.monotonic()
-        times = [datetime.fromisoformat(line["timestamp"]).timestamp() for line in daemon.lines(action)]
-        return [int((at - epoch) * 1e9) for at in times]
+        return [_monotonic(datetime.fromisoformat(line["timestamp"])) for line in daemon.lines(action)]
 
     def evidence(self) -> WritersEvidence:
         """The records at the end of the run."""
@@ -385,9 +392,21 @@ class Fleet:
             claims=sorted(at for daemon in self._all_dispatchers for at in self._times(daemon, "lease.claimed")),
             starts=self._starts,
             numbers=self._pids,
-            fences={one["_id"]: (one["pid"], one.get("fenced_by")) for one in claims.find()},
+            fences={one["_id"]: _fence_of(one) for one in claims.find()},
             wanted=self.plan.size.faults,
             deaths=deaths,
             peak_mb=self.peak_mb,
             seconds=time.monotonic() - self._began,
         )
+
+
+def _monotonic(at: datetime) -> int:
+    """A time of this machine as `time.monotonic_ns()`."""
+    return int((at.timestamp() - time.time() + time.monotonic()) * 1e9)
+
+
+def _fence_of(book: dict[str, Any]) -> Fence:
+    if "fenced_at" not in book:
+        return Fence(book["pid"])
+    # The server rounds down to milliseconds.
+    return Fence(book["pid"], book["fenced_by"], _monotonic(book["fenced_at"].replace(tzinfo=UTC)) + 1_000_000)

@@ -8,16 +8,17 @@ Layout, version 1, big-endian:
 
     byte 0       version
     byte 1       signal of the call (1 post_save, created; 2 post_save; 3 post_update; 4 post_delete)
-    byte 2       kind (0 receivers, 1 muted, 2 hops, 3 claim)
+    byte 2       kind (0 receivers, 1 muted, 2 hops)
     3..14        token: an ObjectId, made for this write
     15..22       key: a hash of namespace and _id, because clients copy documents
     23           length of the group's name in bytes
     24..         the group, UTF-8
     then         8 bytes per receiver that runs in process, or one byte: the hops
 
-    A claim continues after the group with two bytes (the number of claimed receivers), 8 bytes per receiver (the
-    claimed ones first), the incarnation (8 bytes) and the number of the claim (8 bytes). Dispatchers of versions
-    without claims can't read it, and deliver the write.
+    Receivers with a claim: 6 bytes that begin no id, the number of the claimed receivers (2 bytes), their ids with
+    all bits inverted, the ids of the other receivers, the incarnation (8 bytes), the claim's number (8 bytes).
+    Versions without claims read a list of ids, and know none of the inverted ones. So they deliver to the claimed
+    receivers, and fire the signal of the call.
 
 Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """
@@ -41,7 +42,10 @@ FIELD: Final = "_mongoz"
 
 _VERSION: Final = 1
 _FIXED: Final = 24
-_RECEIVERS, _MUTED, _HOPS, _CLAIM = range(4)
+_RECEIVERS, _MUTED, _HOPS = range(3)
+_CLAIMED: Final = b"claims"  # the first bytes of a list with a claim
+_OPENING: Final = len(_CLAIMED) + 2
+_INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
@@ -115,24 +119,28 @@ class Stamp(NamedTuple):
         if not isinstance(value, bytes) or len(value) < _FIXED or value[0] != _VERSION:
             return None
         end = _FIXED + value[23]
-        rest, kind = value[end:], value[2]
-        if end > len(value) or not _fits(kind, rest):
+        rest, kind = bytes(value[end:]), value[2]
+        has_claim = kind == _RECEIVERS and rest.startswith(_CLAIMED)
+        if end > len(value) or not _fits(kind, rest, has_claim=has_claim):
             return None
         try:
             call, group = Call(value[1]), value[_FIXED:end].decode()
         except ValueError:
             return None
-        claim, listed = None, rest if kind == _RECEIVERS else b""
-        if kind == _CLAIM:
-            listed, claimed = rest[2:-16], 8 * int.from_bytes(rest[:2], "big")
-            number = int.from_bytes(rest[-8:], "big")
-            claim = Claim(bytes(rest[-16:-8]), number, _ids_in(bytes(listed[:claimed])))
+        claim = None
+        if not has_claim:
+            receivers = _ids_in(rest if kind == _RECEIVERS else b"")
+        else:
+            end = _OPENING + _claimed_bytes(rest)
+            claimed = _ids_in(rest[_OPENING:end].translate(_INVERTED))
+            claim = Claim(rest[-16:-8], int.from_bytes(rest[-8:], "big"), claimed)
+            receivers = claimed | _ids_in(rest[end:-16])
         return cls(
             group=group,
             call=call,
             token=bson.ObjectId(bytes(value[3:15])),
             key=bytes(value[15:23]),
-            receivers=_ids_in(bytes(listed)),
+            receivers=receivers,
             muted=kind == _MUTED,
             hops=rest[0] if kind == _HOPS else 0,
             claim=claim,
@@ -189,8 +197,9 @@ def claiming_form(group: str, call: Call, receivers: frozenset[bytes], claimed: 
     Raises:
         ValueError: the group's name is longer than 255 bytes.
     """
-    ids = (*sorted(claimed), *sorted(receivers - claimed))
-    return _form(group, call, _CLAIM, len(claimed).to_bytes(2, "big") + b"".join(ids))
+    hidden = b"".join(sorted(claimed)).translate(_INVERTED)
+    opening = _CLAIMED + len(claimed).to_bytes(2, "big")
+    return _form(group, call, _RECEIVERS, opening + hidden + b"".join(sorted(receivers - claimed)))
 
 
 def _form(group: str, call: Call, kind: int, rest: bytes) -> Form:
@@ -205,11 +214,16 @@ def _ids_in(listed: bytes) -> frozenset[bytes]:
     return frozenset(bytes(listed[i : i + 8]) for i in range(0, len(listed), 8))
 
 
-def _fits(kind: int, rest: bytes) -> bool:
+def _claimed_bytes(rest: bytes) -> int:
+    """The size of the ids of the claimed receivers."""
+    return 8 * int.from_bytes(rest[len(_CLAIMED) : _OPENING], "big")
+
+
+def _fits(kind: int, rest: bytes, *, has_claim: bool) -> bool:
     """Whether these bytes may follow the group's name in a stamp of this kind."""
-    if kind == _CLAIM:
-        listed = len(rest) - 18
-        return listed >= 0 and listed % 8 == 0 and 8 * int.from_bytes(rest[:2], "big") <= listed
+    if has_claim:
+        size = len(rest) - _OPENING - 16
+        return size >= _claimed_bytes(rest) and size % 8 == 0
     if kind == _RECEIVERS:
         return len(rest) % 8 == 0
     return len(rest) == (1 if kind == _HOPS else 0) and kind in (_MUTED, _HOPS)

@@ -21,6 +21,7 @@ def facts_of(routes: Routes, settings: Settings, version: str, application: str)
         "application": application,
         "version": version,
         "format": FORMAT,
+        "claims": True,
         "lease_seconds": settings.lease,
         "receivers": [
             {

@@ -13,7 +13,7 @@ privileges, some metrics and warnings are absent.
 
 To claim receivers (see `mongoz/claims/beats.py`), the user of the application needs in the state database:
 
-    find                    on positions: whether dispatchers take claims over
+    find                    on positions and members: whether all dispatchers take claims over
     insert, update          on claims
 
 MongoDB commands raise the `PyMongoError` of the driver.
@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from pymongo import AsyncMongoClient
 
-from dispatcher.core.state import CLAIMS, CONTROLS, POSITIONS, WRITTEN, State
+from dispatcher.core.state import CLAIMS, CONTROLS, MEMBERS, POSITIONS, WRITTEN, State
 from dispatcher.exceptions import AccessDenied
 from dispatcher.stream.scope import Scope
 
@@ -94,6 +94,7 @@ def needed_to_claim(state_database: str) -> list[Right]:
     """The privileges of the application. Without them its writes work, and its processes claim nothing."""
     return [
         Right(state_database, POSITIONS, ("find",), "to know whether dispatchers take claims over"),
+        Right(state_database, MEMBERS, ("find",), "to know whether all of them do"),
         Right(state_database, CLAIMS, ("insert", "update"), "to record claims"),
     ]
 

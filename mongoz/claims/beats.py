@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
@@ -30,7 +30,9 @@ from mongoz.uptime import now
 
 __all__ = ["BeatThread", "Bell", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
 
-_POSITIONS: Final = "positions"  # the dispatcher's collection with the layout of the group
+# Collections of the dispatcher.
+_POSITIONS: Final = "positions"  # with the layout of the group
+_MEMBERS: Final = "members"
 _UNAUTHORIZED: Final = 13
 
 # Ended books whose end is still to be recorded. Without the record, dispatchers notice the end by the timeout.
@@ -137,11 +139,13 @@ class BookRecorder:
         seconds = book.seconds
         with pymongo.timeout(seconds / 3):
             try:
-                if not self._is_announced and not self._look_for_announcement():
-                    claims.refusal = _not_announced(self._group, self._state)
-                    return pause_after(seconds, is_waiting=False)
-                self._write_present(claims)
-                claims.refusal = None
+                refusal = self._look_at_dispatchers()
+                if refusal is not None:
+                    claims.refusal = refusal
+                    if self._book is None:
+                        return pause_after(seconds, is_waiting=False)
+                self._write_present(claims, is_paused=refusal is not None)
+                claims.refusal = refusal
                 while self._ended:
                     self._write_end(self._ended[0])
                     self._ended.popleft()
@@ -152,16 +156,18 @@ class BookRecorder:
         is_waiting = book.is_over or book.has_open or book.snapshot() != self._recorded
         return pause_after(seconds, is_waiting=is_waiting)
 
-    def _write_present(self, claims: Recorded) -> None:
+    def _write_present(self, claims: Recorded, *, is_paused: bool) -> None:
         """Write a beat of the present book. If the book is over, begin a new one at once."""
         if not self._is_over(claims.book):
-            self._book = claims.book
-            self._write(claims.book)
+            self._write_book(claims.book, is_paused=is_paused)
         if self._is_over(claims.book):
             self._ended.append(claims.replace_book())
             self._beat = 0
-            self._book = claims.book
-            self._write(claims.book)
+            self._write_book(claims.book, is_paused=is_paused)
+
+    def _write_book(self, book: Book, *, is_paused: bool) -> None:
+        self._book, book.is_paused = book, is_paused
+        self._write(book)
 
     def finish(self) -> None:
         """Record the end of the last book, and close the client."""
@@ -187,11 +193,19 @@ class BookRecorder:
             self._client = self._connect()
         return self._client[self._state]
 
-    def _look_for_announcement(self) -> bool:
-        positions = self._database.get_collection(_POSITIONS, read_concern=ReadConcern("majority"))
-        layout = positions.find_one({"_id": self._group}, {"claims": 1})
-        self._is_announced = layout is not None and bool(layout.get("claims"))
-        return self._is_announced
+    def _look_at_dispatchers(self) -> ClaimRefusal | None:
+        """Why nothing may be claimed now: dispatchers of earlier versions would deliver again what is claimed."""
+        if not self._is_announced:
+            layout = self._newest_of(_POSITIONS).find_one({"_id": self._group}, {"claims": 1})
+            self._is_announced = layout is not None and bool(layout.get("claims"))
+        if not self._is_announced:
+            return _not_announced(self._group, self._state)
+        earlier = {"group": self._group, "claims": {"$ne": True}}
+        found = self._newest_of(_MEMBERS).find_one(earlier, {"host": 1, "pid": 1})
+        return None if found is None else _is_earlier(self._group, found)
+
+    def _newest_of(self, name: str) -> Any:
+        return self._database.get_collection(name, read_concern=ReadConcern("majority"))
 
     def _write(self, book: Book) -> None:
         """Write a beat. If the document is fenced or missing, the book is over."""
@@ -258,6 +272,14 @@ def _not_announced(group: str, state: str) -> ClaimRefusal:
         "one, in a version with claims. If its state is in another database, name that: Registry(..., state=...)."
     )
     return ClaimRefusal("not announced", text)
+
+
+def _is_earlier(group: str, member: Mapping[str, Any]) -> ClaimRefusal:
+    text = (
+        f"a dispatcher of the group {group!r} is of a version without claims, and would repeat claims: pid "
+        f"{member.get('pid')} on {member.get('host')}. Replace it."
+    )
+    return ClaimRefusal("earlier dispatcher", text)
 
 
 def _refusal_of(error: Exception, state: str) -> ClaimRefusal:

@@ -45,6 +45,7 @@ class Book:
         incarnation: eight random bytes.
         named: the ids of the receivers that an acknowledged beat has named.
         is_over: no receiver of this incarnation starts any more.
+        is_paused: no further claim begins. The present claims go on.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Book:
         "_valid_until",
         "incarnation",
         "is_over",
+        "is_paused",
         "named",
         "seconds",
     )
@@ -69,6 +71,7 @@ class Book:
         self.seconds = seconds
         self.named: frozenset[bytes] = frozenset()
         self.is_over = False
+        self.is_paused = False
         self._clock = clock
         self._valid_until = float("-inf")
         self._lock = Lock()
@@ -123,12 +126,12 @@ class Book:
         self._valid_until = max(self._valid_until, sent + HELD * self.seconds)
 
     def claim(self, covered: frozenset[Any] = frozenset()) -> "OpenClaim | None":
-        """A new claim; None if the book is not valid, or has too many open claims.
+        """A new claim; None if the book is not valid, is paused, or has too many open claims.
 
         Args:
             covered: the claimed receivers.
         """
-        if not self.is_valid or len(self._open) >= MOST_OPEN:
+        if self.is_paused or not self.is_valid or len(self._open) >= MOST_OPEN:
             return None
         with self._lock:  # a snapshot must see the number as open as soon as it sees it at all
             self._high = number = self._high + 1

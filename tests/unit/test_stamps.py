@@ -111,6 +111,27 @@ def test_the_layout_is_version_1() -> None:
     assert bytes(made_by_a_receiver.pack()) == b"\1\3\2" + token.binary + b"K" * 8 + b"\2ab" + b"\3"
 
 
+def test_versions_without_claims_read_a_list_of_other_receivers() -> None:
+    """They fire the signal of the call, and deliver to the claimed receivers, which are not in the list."""
+    token = bson.ObjectId("0102030405060708090a0b0c")
+    claim = Claim(b"I" * 8, 7, frozenset([b"R" * 8, b"Q" * 8]))
+    claimed = Stamp("ab", Call.SAVED, token, b"K" * 8, claim.receivers | {b"P" * 8}, claim=claim)
+    inverted = b"\xae" * 8 + b"\xad" * 8  # Q, R
+    listed = b"claims\0\2" + inverted + b"P" * 8 + b"I" * 8 + b"\0\0\0\0\0\0\0\7"
+    packed = bytes(claimed.pack())
+    assert packed == b"\1\2\0" + token.binary + b"K" * 8 + b"\2ab" + listed
+    assert Stamp.unpack(packed) == claimed
+    as_before = Stamp.unpack(packed.replace(b"claims", b"others"))
+    assert as_before is not None
+    assert (as_before.call, as_before.claim) == (Call.SAVED, None)
+    assert as_before.receivers & claimed.receivers == {b"P" * 8}
+
+
+@pytest.mark.parametrize("rest", [b"claims\0\1", b"claims\0\1" + b"x" * 16, b"claims\0\2" + b"x" * 24])
+def test_a_list_that_is_too_short_for_its_claim_is_no_stamp(rest: bytes) -> None:
+    assert Stamp.unpack(VALID[:29] + rest) is None
+
+
 @pytest.mark.parametrize("name", ["a" * 256, "ä" * 128])
 def test_a_group_that_is_too_long_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="255 bytes"):

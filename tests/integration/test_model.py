@@ -4,14 +4,20 @@ import asyncio
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from dispatcher.claims import watch
+from dispatcher.claims.verdict import ClaimVerdict, verdict_of
+from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.embedded.server import EmbeddedMongo
-from tests.model.model import GROUPS
+from mongoz.claims.book import OpenClaim
+from tests.model.model import FATES, GROUPS
 from tests.model.runs import judge
-from tests.model.steps import Step, sequences
+from tests.model.steps import Fated, Held, Own, OwnBulk, Raw, Start, Step, Stop, Transaction, Write, sequences
 from tests.model.verdict import Verdict
 from tests.model.world import World
 
@@ -29,9 +35,13 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture
-def world(mongo: EmbeddedMongo, database: str, runner: asyncio.Runner) -> Iterator[World]:
+def world(
+    mongo: EmbeddedMongo, database: str, runner: asyncio.Runner, request: pytest.FixtureRequest
+) -> Iterator[World]:
+    part = request.node.callspec.params["part"] if hasattr(request.node, "callspec") else 0
+
     async def make() -> World:
-        made = World(mongo.url, database)
+        made = World(mongo.url, database, park_after=5.0 if part else 0.02)
         await made.start()
         return made
 
@@ -68,3 +78,74 @@ def test_every_receiver_gets_the_deliveries_of_the_model(world: World, runner: a
     assert total.sequences >= SEQUENCES // PARTS
     assert total.writes > total.sequences
     print(total, f"{world.restarts} starts of the dispatcher")
+
+
+# -- claims that a process does not finish
+
+KEY = ("items", 0)
+CREATE = Own("web", "create", KEY, {"n": 1})
+UPDATE, DELETE = Own("web", "update", KEY, {"n": 2}), Own("web", "delete", KEY)
+FOREIGN = Raw("foreign", (Write("set", KEY, {"n": 3}),))
+MANY = OwnBulk("worker", "create_many", "items", (0, 1), {"n": 1})
+
+UNFINISHED: dict[str, list[Step]] = {
+    **{f"update, {fate}": [CREATE, Fated("web", fate, UPDATE), FOREIGN] for fate in FATES},
+    **{f"delete, {fate}": [CREATE, Fated("web", fate, DELETE), CREATE] for fate in FATES},
+    "late stamp": [Fated("slow", "ends before", Own("slow", "create", KEY)), FOREIGN],
+    "bulk": [Fated("worker", "dies", MANY), FOREIGN],
+    "transaction": [Fated("web", "dies", Transaction("web", (CREATE, UPDATE))), FOREIGN],
+    "parked": [CREATE, Held("web", UPDATE, (FOREIGN, FOREIGN, Stop(), Start()), dies=True), FOREIGN],
+    "written again": [CREATE, Stop(), Fated("web", "dies", UPDATE), Own("worker", "update", KEY, {"n": 5})],
+}
+
+
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_unfinished_claims_are_taken_over_as_in_the_model(world: World, runner: asyncio.Runner, part: int) -> None:
+    for name, steps in UNFINISHED.items():
+        verdict = runner.run(judge(world, steps))
+        assert verdict.agrees, "\n".join([name, *verdict.words])
+        assert verdict.taken > 0, name
+
+
+def test_finished_claims_of_slow_receivers_are_not_taken_over(world: World, runner: asyncio.Runner) -> None:
+    steps: list[Step] = [CREATE, Held("web", UPDATE, (FOREIGN, FOREIGN, Stop(), Start()), dies=False), FOREIGN]
+    verdict = runner.run(judge(world, steps))
+    assert verdict.agrees, "\n".join(verdict.words)
+    assert verdict.taken == 0
+
+
+def _done_if_it_is_not_released(state: Any, number: int, *, is_dead: bool = False) -> ClaimVerdict:
+    found = verdict_of(state, number, is_dead=is_dead)
+    return found if state is None or number in state.claims.released else ClaimVerdict.DONE
+
+
+def _taken_at_once(state: Any, number: int, *, is_dead: bool = False) -> ClaimVerdict:
+    found = verdict_of(state, number, is_dead=is_dead)
+    return ClaimVerdict.TAKE if found is ClaimVerdict.WAIT else found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "steps", "found"),
+    [
+        (watch, "verdict_of", _done_if_it_is_not_released, UNFINISHED["update, dies"], "lost"),
+        (watch, "verdict_of", _taken_at_once, [CREATE, Held("web", UPDATE, (FOREIGN,), dies=False)], "doubled"),
+        (OpenClaim, "may_start", True, UNFINISHED["update, ends before"], "doubled"),
+        (WaitingClaims, "defers", lambda *_: False, UNFINISHED["parked"], "disordered"),
+    ],
+    ids=["open claims are done", "open claims are taken over", "a book that is over starts receivers", "no order"],
+)
+@pytest.mark.parametrize("part", [1])
+def test_the_model_finds_a_broken_rule_of_claims(
+    world: World,
+    runner: asyncio.Runner,
+    owner: Any,
+    name: str,
+    broken: Any,
+    steps: list[Step],
+    found: str,
+    part: int,
+) -> None:
+    with mock.patch.object(owner, name, broken):
+        verdict = runner.run(judge(world, steps))
+    assert getattr(verdict, found) > 0, verdict

@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULTS",
     "DELETED",
     "EVENTS",
+    "FATES",
     "GROUPS",
     "LAST",
     "RECEIVERS",
@@ -28,6 +29,7 @@ __all__ = [
     "Change",
     "Client",
     "Event",
+    "Fate",
     "Group",
     "Key",
     "Listening",
@@ -44,6 +46,7 @@ Row = dict[str, Any]
 Visible = tuple[str, int, tuple[str, ...]]
 Operation = Literal["insert", "update", "replace", "delete", "marker", "update or replace"]
 Group = Literal["ours", "another"]
+Fate = Literal["", "ends before", "ends between", "dies"]
 
 STAMP: Final = "_mongoz"
 DEFAULTS: Final[Row] = {"name": "", "n": 0, "tags": []}
@@ -159,6 +162,11 @@ CLIENTS: Final[Mapping[str, Client]] = {
 }
 
 
+FATES: Final[tuple[Fate, ...]] = ("ends before", "ends between", "dies")
+"""The fates of a writing process: its book ends before its receivers start, or after the first claimed one; or it
+dies after they have run, before this is recorded. Then a dispatcher takes the claimed receivers over."""
+
+
 _TIMELY: Final = 11
 _TIMELY_IN_TRANSACTION: Final = 71
 _REMEMBERED: Final = 75
@@ -176,6 +184,7 @@ class Told(NamedTuple):
         previous: the previous instance, in the same form.
         image: of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without post image.
         is_known: receivers in the writing process had the same `delivery.id`.
+        is_taken: a dispatcher makes the delivery in the place of the writing process.
     """
 
     receiver: str
@@ -186,6 +195,11 @@ class Told(NamedTuple):
     previous: Visible | None
     image: str
     is_known: bool = False
+    is_taken: bool = False
+
+    def as_superseded(self) -> "Told":
+        """The takeover, if a later write may have reached its receiver: its instance depends on the time."""
+        return self._replace(instance=None, image="superseded")
 
 
 class Event(NamedTuple):
@@ -216,6 +230,10 @@ class Change(NamedTuple):
         is_known: receivers in the writing process had the token of its stamp.
         delay: the age of the stamp in seconds.
         names: the changed fields of a pipeline update, as reported by the server.
+        is_claimed: the process has claimed these receivers.
+        is_taken: it has not finished the claim, so a dispatcher takes them over.
+        is_partly_claimed: the stamp names receivers without a claim, too.
+        is_late: all its deliveries have the token of its stamp.
     """
 
     operation: Operation
@@ -228,6 +246,10 @@ class Change(NamedTuple):
     is_known: bool = False
     delay: float = 0.0
     names: frozenset[str] = frozenset()
+    is_claimed: bool = False
+    is_taken: bool = False
+    is_partly_claimed: bool = False
+    is_late: bool = False
 
     def fits(self, event: Event) -> bool:
         """Whether the event of the server fits this change."""
@@ -242,8 +264,10 @@ class Change(NamedTuple):
         if self.delay > _REMEMBERED:
             return Change("update" if self.operation == "marker" else self.operation, self.before, self.after)
         if self.delay > (_TIMELY_IN_TRANSACTION if event.in_transaction else _TIMELY):
-            return self._replace(ran=frozenset(), muted=False)
-        return self._replace(is_known=False)
+            if self.is_claimed:
+                return self._replace(is_late=self.is_partly_claimed)
+            return self._replace(ran=frozenset(), muted=False, is_late=True)
+        return self
 
     def as_seen_by(self, group: Group) -> "Change":
         """The change as one group of dispatchers sees it."""
@@ -290,6 +314,7 @@ class Model:
     in_process: dict[Key, list[Told]] = field(default_factory=lambda: defaultdict(list))
     writes: int = 0
     somebody_elses: bool = False
+    fate: Fate = ""
     _stamps: Iterator[int] = field(default_factory=itertools.count)
 
     # Writes of clients without the ODM, and raw calls of the ODM
@@ -348,7 +373,11 @@ class Model:
         image = "pre" if call == DELETED else "post"
         was = None if call in (CREATED, DELETED) else visible(before)
         fields = names if call == UPDATED else None
-        for one in ran:
+        is_claimed = client.group is not None and bool(for_dispatchers)
+        fate = self.fate if is_claimed else ""
+        started = _started(ran, fate)
+        is_taken = fate == "dies" or len(started) < len(ran)
+        for one in started:
             who = f"{client.name}/{one.formerly if client.is_old and one.formerly else one.name}"
             self.in_process[key].append(Told(who, call[0], call[1], fields, told, was, image))
         operation: Operation = "insert" if before is None else "delete" if after is None else "update"
@@ -361,8 +390,9 @@ class Model:
             return
         change = Change(operation, before, after, group)
         if stamped:
-            change = change._replace(call=call, ran=for_dispatchers, muted=muted, is_known=bool(ran))
-            change = change._replace(delay=client.delay)
+            change = change._replace(call=call, ran=for_dispatchers, muted=muted, is_known=bool(started))
+            change = change._replace(delay=client.delay, is_claimed=is_claimed, is_taken=is_taken)
+            change = change._replace(is_partly_claimed=len(ran) > len(for_dispatchers))
         self._write(key, after, change)
 
     def _run_by(self, client: Client, signal: str, collection: str, names: frozenset[str]) -> list[Listening]:
@@ -406,8 +436,8 @@ class Model:
 
     # Expected deliveries
 
-    def by_dispatcher(self, key: Key, events: Sequence[Event], group: Group) -> list[Told]:
-        """The deliveries of a document by the dispatcher of a group, in order.
+    def by_dispatcher(self, key: Key, events: Sequence[Event], group: Group) -> list[list[Told]]:
+        """The deliveries of a document by the dispatcher of a group, in order, for each change.
 
         Args:
             key: of the document.
@@ -416,7 +446,14 @@ class Model:
         """
         pairs = zip(self.changes[key], events, strict=True)
         seen = [change.as_reported(event).as_seen_by(group) for change, event in pairs]
-        return [told for change in seen for told in _told_of(key[0], change)]
+        return [list(_told_of(key[0], change)) for change in seen]
+
+
+def _started(ran: Sequence[Listening], fate: Fate) -> list[Listening]:
+    """The receivers that start in the writing process."""
+    claimed = [one for one in ran if one.mode == "any"]
+    left = {"ends before": claimed, "ends between": claimed[1:]}.get(fate, [])
+    return [one for one in ran if one not in left]
 
 
 def _told_of(collection: str, change: Change) -> Iterator[Told]:
@@ -432,13 +469,16 @@ def _told_of(collection: str, change: Change) -> Iterator[Told]:
     elif change.operation == "update" and not images:
         row, image = None, "looked up"
     for one in RECEIVERS[collection]:
-        if (
+        is_taken = one.name in change.ran
+        if is_taken and not change.is_taken:
+            continue
+        if is_taken or (
             one.mode != "process"
-            and one.name not in change.ran
             and one.listens_to(signal)
             and one.wants_fields(change.changed)
             and one.wants(row)
         ):
             fields = change.changed if signal == "post_update" else None
             shown = visible(row), visible(previous)
-            yield Told(one.name, signal, created, fields, *shown, image, change.is_known)
+            is_known = change.is_known and (is_taken or change.is_late)
+            yield Told(one.name, signal, created, fields, *shown, image, is_known, is_taken)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from tests.model.model import GROUPS, Change, Key, Model
+from tests.model.model import GROUPS, RECEIVERS, STAMP, Change, Key, Model, Told
 from tests.model.steps import Run, Step
 from tests.model.verdict import Verdict, compare
 from tests.model.world import END, World
@@ -24,8 +24,10 @@ async def judge(world: World, steps: Sequence[Step]) -> Verdict:
         Exception: of a call that should have succeeded.
     """
     run = Run.begin(world, Model(), numbers=len(steps) % 2 == 0)
+    await world.beat_all()
     for step in steps:
         await step.carry_out(run)
+        await world.beat_all()
     touched = [key for key, changes in run.model.changes.items() if changes]
     for key in touched:
         await _end(run, key)
@@ -57,8 +59,12 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         verdict.words.append(f"{key}: the server reports {seen.events}, the model has {foreseen}")
         return verdict
     for group in GROUPS:
-        expected = run.model.by_dispatcher(key, seen.events, group)
-        by_dispatcher = compare(expected, seen.told_by(group), f"{key}, by the dispatcher of {group}")
+        each = run.model.by_dispatcher(key, seen.events, group)
+        in_time = await seen.has(sum(map(len, each)), group) and in_time
+        told = seen.told_by(group)
+        expected = _with_superseded(each, told, changes)
+        by_dispatcher = compare(expected, told, f"{key}, by the dispatcher of {group}", _waiting(run, key))
+        by_dispatcher.taken = sum(one.is_taken for one in told)
         verdict.add(by_dispatcher)
         once = [told for told in expected if told.receiver == "once"]
         effects = await run.world.effects(id_, group) if key[0] == "others" else []
@@ -72,6 +78,27 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         verdict.words.append(f"{key}: a dispatcher did not come to an end in time")
     seen.closed = True
     return verdict
+
+
+def _waiting(run: Run, key: Key) -> set[str]:
+    """The receivers whose deliveries may have waited for claims."""
+    if not any(change.is_claimed for change in run.model.changes[key]):
+        return set()
+    return {one.name for one in RECEIVERS[key[0]] if one.mode == "any"}
+
+
+def _with_superseded(each: list[list[Told]], seen: list[Told], changes: Sequence[Change]) -> list[Told]:
+    """The expected deliveries. Takeovers may be superseded if there are later writes of the ODM, or deletes."""
+    expected, superseded = [], [one for one in seen if one.image == "superseded"]
+    for place, some in enumerate(each):
+        may_be = any(later.after is None or STAMP in later.after for later in changes[place + 1 :])
+        for one in some:
+            if one.is_taken and may_be and one.as_superseded() in superseded and one not in seen:
+                superseded.remove(one.as_superseded())
+                expected.append(one.as_superseded())
+            else:
+                expected.append(one)
+    return expected
 
 
 def _in_process(run: Run, key: Key) -> Verdict:

@@ -18,10 +18,24 @@ from pymongo import DeleteOne, InsertOne, ReplaceOne, UpdateOne
 
 from mongoz import U
 from mongoz.signals import muted
-from tests.model.model import CLIENTS, CREATED, DEFAULTS, DELETED, EVENTS, SAVED, STAMP, UPDATED, Key, Model, Row
-from tests.model.world import World
+from tests.model.model import (
+    CLIENTS,
+    CREATED,
+    DEFAULTS,
+    DELETED,
+    EVENTS,
+    FATES,
+    SAVED,
+    STAMP,
+    UPDATED,
+    Fate,
+    Key,
+    Model,
+    Row,
+)
+from tests.model.world import Gate, World
 
-__all__ = ["Run", "Step", "sequences"]
+__all__ = ["Fated", "Held", "Own", "OwnBulk", "Run", "Start", "Step", "Stop", "Transaction", "sequences"]
 
 _NUMBERS: Final = (0, 1, 2)
 _SPELLINGS: Final[tuple[Callable[[int], Any], ...]] = (
@@ -33,6 +47,7 @@ _SPELLINGS: Final[tuple[Callable[[int], Any], ...]] = (
 )
 """Numbers that MongoDB holds to be equal."""
 _WRITERS: Final = ("foreign", *CLIENTS)
+_CLAIMING: Final = tuple(client.name for client in CLIENTS.values() if client.group is not None)
 _MEMORY: Final = ("", 0)
 
 
@@ -522,6 +537,77 @@ class Together(Step):
             await asyncio.gather(self.first.carry_out(run), self.second.carry_out(run))
 
 
+# Claims
+
+
+@dataclass(frozen=True)
+class Fated(Step):
+    """A process writes, and does not finish its claims.
+
+    Attributes:
+        step: of the client `by`. A book can end only during a call on one instance.
+    """
+
+    by: str
+    fate: Fate
+    step: Step
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset()
+
+    async def carry_out(self, run: Run) -> None:
+        claims = run.world.claims[self.by]
+        await claims.beat()
+        run.model.fate = claims.ends = self.fate
+        try:
+            await self.step.carry_out(run)
+        finally:
+            run.model.fate = claims.ends = ""
+        if self.fate == "dies":
+            await run.world.kill(self.by)
+
+
+@dataclass(frozen=True)
+class Held(Step):
+    """The last receiver of a call in process waits while others go on. Then it ends, or its process dies.
+
+    Attributes:
+        then: steps of others.
+    """
+
+    by: str
+    step: "Own"
+    then: tuple[Step, ...]
+    dies: bool
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        return frozenset()
+
+    async def carry_out(self, run: Run) -> None:
+        world, model, key = run.world, run.model, self.step.key
+        claims, seen = world.claims[self.by], world.seen((key[0], run.id_of(key)))
+        await claims.beat()
+        gate = Gate(lambda: len(seen.in_process) == len(model.in_process[key]))
+        world.gates[self.by] = gate
+        model.fate = "dies" if self.dies else ""
+        call, entered = (asyncio.create_task(one) for one in (self.step.carry_out(run), gate.entered.wait()))
+        try:
+            await asyncio.wait([call, entered], return_when=asyncio.FIRST_COMPLETED)
+            model.fate = ""
+            del world.gates[self.by]
+            for step in self.then:
+                await world.beat_all()
+                await step.carry_out(run)
+            if self.dies:
+                await world.kill(self.by)
+        finally:
+            gate.opened.set()
+            entered.cancel()
+            await call
+
+
 # The dispatcher
 
 
@@ -638,10 +724,32 @@ def _restored(draw: st.DrawFn) -> InTurn:
 
 
 @st.composite
+def _fated(draw: st.DrawFn) -> Fated:
+    by, fate = draw(st.sampled_from(_CLAIMING)), draw(st.sampled_from(FATES))
+    own = st.builds(Own, st.just(by), _own_kinds, _keys, _some_rows, _mutes)
+    if fate == "dies":
+        own = draw(st.sampled_from([own, _steps_of(by), st.builds(Transaction, st.just(by), st.tuples(own, own))]))
+    return Fated(by, fate, draw(own))
+
+
+@st.composite
+def _held(draw: st.DrawFn) -> Held:
+    by, key = draw(st.sampled_from(_CLAIMING)), draw(_keys)
+    kind = draw(st.sampled_from(["create", "save", "update", "delete"]))
+    others = [_steps_of(one) for one in ("foreign", "foreign", *_CLAIMING) if one != by]
+    then = st.lists(st.one_of(*others, st.sampled_from([Stop(), Start()])), max_size=4).map(tuple)
+    return Held(by, Own(by, kind, key, draw(_some_rows)), draw(then), draw(st.booleans()))
+
+
+@st.composite
 def _steps(draw: st.DrawFn) -> Step:
     """One of the kinds with its weight: `one_of` flattens nested strategies, and would rarely draw some."""
     kinds = ["simple"] * 6 + ["transaction"] * 2 + ["restored", "together", "dispatcher", "dispatcher"]
-    match draw(st.sampled_from(kinds)):
+    match draw(st.sampled_from([*kinds, "fated", "fated", "held", "held"])):
+        case "fated":
+            return draw(_fated())
+        case "held":
+            return draw(_held())
         case "transaction":
             return draw(_transactions())
         case "restored":

@@ -1,7 +1,7 @@
 """The differences between the observed deliveries and the model."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from dataclasses import fields as fields_of
 
@@ -19,6 +19,7 @@ class Verdict:
         writes: committed changes of documents, and markers of deletes.
         expected: the deliveries of the model, by the dispatcher and in process.
         seen: the observed deliveries.
+        taken: the observed takeovers.
         lost: missing deliveries.
         doubled: repeated deliveries, and deliveries to a wrong receiver.
         disordered: deliveries in another order.
@@ -32,6 +33,7 @@ class Verdict:
     writes: int = 0
     expected: int = 0
     seen: int = 0
+    taken: int = 0
     lost: int = 0
     doubled: int = 0
     disordered: int = 0
@@ -50,13 +52,14 @@ class Verdict:
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
 
 
-def compare(expected: Sequence[Told], seen: Sequence[Told], where: str) -> Verdict:
+def compare(expected: Sequence[Told], seen: Sequence[Told], where: str, waiting: Collection[str] = ()) -> Verdict:
     """Compares the deliveries of one document.
 
     Args:
         expected: in order.
         seen: in order.
         where: the document and the process, for messages.
+        waiting: receivers whose deliveries may wait for a claim, and keep an order of their own.
     """
     verdict = Verdict(expected=len(expected), seen=len(seen))
     missing, surplus = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)
@@ -72,8 +75,18 @@ def compare(expected: Sequence[Told], seen: Sequence[Told], where: str) -> Verdi
     verdict.words += [f"{where}: lost\n    {told}" for told in missing.elements()]
     verdict.words += [f"{where}: too often\n    {told}" for told in surplus.elements()]
     if not verdict.words:
-        verdict.disordered = sum(one != other for one, other in zip(expected, seen, strict=True))
+        orders, seen_orders = _orders_of(expected, waiting), _orders_of(seen, waiting)
+        for name, order in orders.items():
+            verdict.disordered += sum(one != other for one, other in zip(order, seen_orders[name], strict=True))
     if verdict.disordered:
-        orders = ("\n    ".join(map(str, order)) for order in (expected, seen))
-        verdict.words.append("{}: out of order; not\n    {}\n  but\n    {}".format(where, *orders))
+        both = ("\n    ".join(map(str, order)) for order in (expected, seen))
+        verdict.words.append("{}: out of order; not\n    {}\n  but\n    {}".format(where, *both))
     return verdict
+
+
+def _orders_of(told: Sequence[Told], waiting: Collection[str]) -> dict[str, list[Told]]:
+    """The deliveries of each order: one of each waiting receiver, and one of all others."""
+    orders = defaultdict(list)
+    for one in told:
+        orders[one.receiver if one.receiver in waiting else ""].append(one)
+    return orders

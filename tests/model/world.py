@@ -5,13 +5,23 @@ import contextlib
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
+from unittest import mock
 
+import pymongo
 from pymongo import AsyncMongoClient
 
 import mongoz
+from dispatcher.claims import waiting, watch
+from dispatcher.claims.store import ClaimStore
+from dispatcher.core.state import Group as GroupState
+from dispatcher.core.state import State
 from dispatcher.runtime.service import Service
+from mongoz.claims.beats import BookRecorder
+from mongoz.claims.book import OpenClaim
+from mongoz.claims.claims import Claims
+from mongoz.claims.document import BookSnapshot
 from mongoz.connection.clock import ServerClock
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.keys import canonical
@@ -43,6 +53,8 @@ _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.002
 _SLOW_ONE_IN: Final = 11
+_TIMEOUT: Final = 1_000.0  # no claim may end because this machine is busy
+_PACE: Final = 0.02
 
 
 class Clock(ServerClock):
@@ -56,6 +68,65 @@ class Clock(ServerClock):
 
     def now(self) -> float:
         return super().now() - self.delay
+
+
+class DrivenClaims(Claims):
+    """The claims of a client. They are recorded when the test says so, and they end when it says so.
+
+    Attributes:
+        ends: after the next claim, or after its first receiver, the book is over.
+    """
+
+    def __init__(self, client: Client, url: str, group: str, state: str, receivers: Callable[[], Any]) -> None:
+        self._client: Any = pymongo.MongoClient(url)
+        self.who, self.group = client, group
+        super().__init__(group, state, lambda: self._client, receivers, _TIMEOUT)
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """A new process begins."""
+        self._begin()
+        self._beats = BookRecorder(*self._recorder)
+        self._recorded = BookSnapshot()
+        self.ends = ""
+
+    async def prepare(self) -> None:
+        """Records the first beat."""
+        await self.beat()
+
+    async def beat(self) -> None:
+        """Records the claims as they are."""
+        self._recorded = self.book.snapshot()
+        await asyncio.to_thread(self._beats.record, self)
+        self._is_awaited = False
+
+    def claim(self, covered: frozenset[Any], *, is_whole: bool) -> OpenClaim | None:
+        """A new claim."""
+        made = super().claim(covered, is_whole=is_whole)
+        if self.ends == "ends before":
+            self.book.end()
+        return made
+
+    @property
+    def needs_beat(self) -> bool:
+        """Whether dispatchers don't know the present claims."""
+        return self.book.is_over or not self.book.is_known or self.book.snapshot() != self._recorded
+
+    def close(self) -> None:
+        """Closes the client."""
+        self._beats.finish()
+
+
+class Gate:
+    """The last receiver of a write waits here.
+
+    Args:
+        is_last: whether all earlier receivers of the write have run.
+    """
+
+    def __init__(self, is_last: Callable[[], bool]) -> None:
+        self.is_last = is_last
+        self.entered, self.opened = asyncio.Event(), asyncio.Event()
 
 
 class Seen:
@@ -91,6 +162,14 @@ class Seen:
             return False
         return True
 
+    async def has(self, number: int, group: Group) -> bool:
+        """Waits for a number of deliveries; False after the deadline."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while len(self.by_dispatcher[group]) < number:
+                    await asyncio.sleep(_PAUSE)
+        return len(self.by_dispatcher[group]) >= number
+
     def event(self, event: dict[str, Any]) -> None:
         """Records an event of the server."""
         description = event.get("updateDescription") or {}
@@ -124,9 +203,12 @@ class Seen:
 
     def unsteady_ids(self, group: Group) -> list[str]:
         """Errors in delivery ids: each write must have its own id, the same for all receivers."""
-        words, order = [], [cluster_time for cluster_time, _, _ in self._deliveries[group]]
-        if order != sorted(order):
-            words.append(f"delivery.cluster_time goes back: {order}")
+        words, times = [], defaultdict(list)
+        for cluster_time, _, receiver in self._deliveries[group]:
+            times[receiver].append(cluster_time)
+        for receiver, order in times.items():
+            if order != sorted(order):
+                words.append(f"delivery.cluster_time of {receiver} goes back: {order}")
         count = Counter((id_, receiver) for _, id_, receiver in self._deliveries[group])
         return words + [
             f"{one[1]} got delivery.id {one[0]} {times} times" for one, times in count.items() if times > 1
@@ -151,7 +233,9 @@ def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:
     if (delivery.signal, delivery.attempt, delivery.replayed) != (told.signal, 1, False):
         yield f"{delivery}"
     times = {delivery.cluster_time is None, delivery.wall_time is None}
-    if times != {origin == "process"} or (delivery.term > 0) != (origin == "stream"):
+    if times != {origin == "process"} or (delivery.term > 0) != (origin != "process"):
+        yield f"{delivery}"
+    if delivery.superseded and not told.is_taken:
         yield f"{delivery}"
 
 
@@ -161,11 +245,16 @@ class World:
     Args:
         url: of the server.
         database: used only here; the state has another one.
+        park_after: seconds after which deliveries that wait for claims are parked.
     """
 
-    def __init__(self, url: str, database: str) -> None:
+    def __init__(self, url: str, database: str, park_after: float = 5.0) -> None:
         self._url = url
         self._database = database
+        self._park_after = park_after
+        self._patched = contextlib.ExitStack()
+        self.claims: dict[str, DrivenClaims] = {}
+        self.gates: dict[str, Gate] = {}
         self._seen: dict[tuple[str, bytes], Seen] = defaultdict(Seen)
         self._models: dict[str, dict[str, Any]] = {}
         self._registries: list[mongoz.Registry] = []
@@ -183,6 +272,11 @@ class World:
         for client in CLIENTS.values():
             registry = self._registry(client.group)
             registry.clock = Clock(client.delay)
+            if registry.claims is not None:
+                assert registry.dispatched is not None
+                receivers = registry.claimable_receivers
+                claims = DrivenClaims(client, url, registry.dispatched, self._state, receivers)
+                registry.claims = self.claims[client.name] = claims
             documents = self._models[client.name] = _documents(registry, database)
             for listening, document in _listenings(documents):
                 if client.has(listening):
@@ -190,9 +284,14 @@ class World:
 
     def _registry(self, group: str | None) -> mongoz.Registry:
         name = None if group is None else self._database if group == "ours" else f"{self._database}_{group}"
-        registry = mongoz.Registry(self._url, dispatched=name if name is not None else False)
+        dispatched = name if name is not None else False
+        registry = mongoz.Registry(self._url, dispatched=dispatched, state=self._state)
         self._registries.append(registry)
         return registry
+
+    @property
+    def _state(self) -> str:
+        return f"{self._database}_state"
 
     def _connect(self, document: Any, listening: Listening, client: Client | None, group: Group = "ours") -> None:
         collection, who = document.meta.collection.name, client.name if client else ""
@@ -219,6 +318,14 @@ class World:
             if seen.closed:
                 self.late.append(f"{who or 'the dispatcher'} told {told} of {id_} after the end")
             seen.call(who, told, {"sender": sender, **kwargs}, group)
+            if client is None:
+                return
+            claims, gate = self.claims.get(who), self.gates.get(who)
+            if claims is not None and claims.ends == "ends between" and listening.mode == "any":
+                claims.book.end()
+            if gate is not None and gate.is_last():
+                gate.entered.set()
+                await gate.opened.wait()
 
         if listening.fields:
             post_update(document, fields=list(listening.fields), **options)(receive)
@@ -228,6 +335,8 @@ class World:
 
     async def start(self) -> None:
         """Creates the collections, and starts the observer."""
+        for module, name in ((watch, "_PACE"), (waiting, "_AGAIN")):
+            self._patched.enter_context(mock.patch.object(module, name, _PACE))
         database = self.client[self._database]
         for name in RECEIVERS:
             await database.create_collection(name, **(_IMAGES if name in WITH_IMAGES else {}))
@@ -237,6 +346,10 @@ class World:
         await opened.wait()
         for group in GROUPS:
             await self.start_dispatcher(group)
+        positions = self.client[self._state]["positions"]
+        async with asyncio.timeout(_PATIENCE):
+            while await positions.count_documents({"claims": True}) < len(GROUPS):
+                await asyncio.sleep(_PAUSE)
 
     async def close(self) -> None:
         """Ends everything, and removes the databases."""
@@ -246,9 +359,12 @@ class World:
         if self._observing is not None:
             self._observing.cancel()
             await asyncio.wait([self._observing])
+        self._patched.close()
+        for claims in self.claims.values():
+            await asyncio.to_thread(claims.close)
         for registry in self._registries:
             await registry.close()
-        for name in (self._database, f"{self._database}_state"):
+        for name in (self._database, self._state):
             await self.client.drop_database(name)
         await self.client.close()
 
@@ -270,7 +386,7 @@ class World:
         if running is not None and not running.task.done():
             return
         daemon = self._daemons[group]
-        settings = settings_for(daemon, state_database=f"{self._database}_state")
+        settings = settings_for(daemon, state_database=self._state, park_after=self._park_after)
         running = self._running[group] = Running(Service(daemon, settings))
         self.restarts += 1
         async with asyncio.timeout(_PATIENCE):
@@ -288,6 +404,22 @@ class World:
         running, self._running[group] = self._running[group], None
         if running is not None:
             await running.stop()
+
+    async def beat_all(self) -> None:
+        """Lets all clients record their claims."""
+        for claims in self.claims.values():
+            if claims.needs_beat:
+                await claims.beat()
+
+    async def kill(self, client: str) -> None:
+        """A client dies without a further beat, a dispatcher fences its claims, and a new process begins."""
+        claims = self.claims[client]
+        store = ClaimStore(GroupState(State(self.client, self._state), claims.group))
+        incarnation = claims.book.incarnation
+        book = (await store.read([incarnation]))[incarnation]
+        if book is not None:
+            await store.fence(incarnation, book.beat)
+        claims.begin_again()
 
     def model(self, client: str, collection: str) -> Any:
         """The document class of a collection in a client of the ODM."""
@@ -343,9 +475,11 @@ def _told(name: str, collection: str, kwargs: dict[str, Any]) -> Told:
     delivery = kwargs["delivery"]
     image, fixed = delivery.image, True
     # Without images, the found version of an updated document depends on the time of the lookup.
-    if delivery.origin == "stream" and collection not in WITH_IMAGES and image in ("current", "key"):
+    if delivery.origin != "process" and collection not in WITH_IMAGES and image in ("current", "key"):
         fixed = False
         image = image if delivery.signal == "post_delete" else "looked up"
+    if delivery.superseded:
+        fixed, image = False, "superseded"
     return Told(
         name,
         delivery.signal,
@@ -354,6 +488,7 @@ def _told(name: str, collection: str, kwargs: dict[str, Any]) -> Told:
         _shown(kwargs["instance"]) if fixed else None,
         _shown(kwargs.get("previous")),
         image,
+        is_taken=delivery.origin == "takeover",
     )
 
 

@@ -1,4 +1,4 @@
-"""The last version of the dispatcher with several collections of held deliveries, for tests of the upgrade."""
+"""Earlier versions of both packages, for tests of upgrades."""
 
 import io
 import os
@@ -10,14 +10,18 @@ import pytest
 
 from tests.support import ROOT
 
-__all__ = ["earlier_version"]
+__all__ = ["SEVERAL_COLLECTIONS", "WITHOUT_CLAIMS", "earlier_version"]
 
-COMMIT = "87fead0"
+SEVERAL_COLLECTIONS = "87fead0"
+"""The last commit whose dispatcher has several collections of held deliveries."""
+
+WITHOUT_CLAIMS = "49bec0c"
+"""The last commit without claims."""
 
 
-def earlier_version(directory: Path) -> Path:
-    """A directory with the packages of that version from the Git history."""
-    asked = ["git", "-C", str(ROOT), "archive", COMMIT, "dispatcher", "mongoz"]
+def earlier_version(directory: Path, commit: str) -> Path:
+    """A directory with the packages of a commit from the Git history."""
+    asked = ["git", "-C", str(ROOT), "archive", commit, "dispatcher", "mongoz"]
     ran = subprocess.run(asked, capture_output=True, check=False)
     if ran.returncode:
         reason = f"the history of the repository is needed: {ran.stderr.decode()}"

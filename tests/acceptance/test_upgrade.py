@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from tests.earlier_version import earlier_version
+from tests.earlier_version import SEVERAL_COLLECTIONS, earlier_version
 from tests.support import ROOT, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.upgraded:registry"
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return earlier_version(tmp_path_factory.mktemp("earlier"))
+    return earlier_version(tmp_path_factory.mktemp("earlier"), SEVERAL_COLLECTIONS)
 
 
 class Load:

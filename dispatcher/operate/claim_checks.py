@@ -8,7 +8,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pymongo import DESCENDING
 from pymongo.errors import OperationFailure
@@ -89,8 +89,17 @@ class ClaimChecks(NamedTuple):
         elif not layout.get("claims"):
             text = f"No dispatcher of the group {self.routes.group!r} has announced that it takes claims over"
             yield Finding("warning", _TOPIC, f"{text}: {_LOSS}", "Run dispatchers of this version.")
+        elif (earlier := await self.state.members.find_one(self._without_claims)) is not None:
+            where = f"pid {earlier.get('pid')} on {earlier.get('host')}"
+            text = f"While a dispatcher of a version without claims runs ({where}), no process begins a claim"
+            yield Finding("warning", _TOPIC, f"{text}: {_LOSS}", "Replace it by a dispatcher of this version.")
         else:
             yield await self._processes_and_writes()
+
+    @property
+    def _without_claims(self) -> dict[str, Any]:
+        """The filter for dispatchers of versions without claims."""
+        return {"group": self.routes.group, "claims": {"$ne": True}}
 
     async def _processes_and_writes(self) -> Finding:
         living = await self._living()

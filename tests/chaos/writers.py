@@ -178,7 +178,7 @@ SCENARIO = Scenario(
     title="writing processes with claims, and two dispatchers: kills, suspensions, stops, cut connections",
     faults="faults",
     full=Size(writes=100_000, documents=1_000, faults=300),
-    short=Size(writes=3_000, documents=200, faults=11),
+    short=Size(writes=2_000, documents=200, faults=11),
     run=run,
     says="{writes:,} writes, {faults:,} {of}",
 )

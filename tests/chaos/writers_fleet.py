@@ -1,7 +1,7 @@
 """The participants of a run with writing processes, and the observation of all of them.
 
-Writing processes decide by themselves what they write. They pause while dispatchers are behind, so the faults are
-spread over all writes on any machine.
+Writing processes decide by themselves what they write. They pause while dispatchers are behind, and go on until
+all faults have ended.
 """
 
 import heapq
@@ -52,7 +52,7 @@ _PARTITIONS: Final = 3
 
 _URL_OPTIONS: Final = "?directConnection=true&serverSelectionTimeoutMS=1000&socketTimeoutMS=3000"
 
-# The maximum numbers of writes that are not delivered, and of writes behind the next fault.
+# The maximum number of writes that are not delivered.
 _AHEAD: Final = 300
 # After this time without a call of a receiver, missing deliveries count as lost. Calls may take 20 seconds.
 _PATIENCE_SECONDS: Final = LONGEST_SECONDS + 90.0
@@ -162,7 +162,7 @@ class Fleet:
         self._starts: dict[int, int] = {}
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
-        self._next = float("inf")
+        self._is_over = False
         self._foreign = 0
         self._began = self._progress_at = time.monotonic()
         self._orders = self.client[_GROUP].create_collection("orders", **IMAGES)
@@ -247,7 +247,7 @@ class Fleet:
             heapq.heappop(self._later)[2]()
         self._look_at_processes()
         self._read_ledger()
-        if self.written > min(len(self._audited), self._next) + _AHEAD:
+        if self._is_over or self.written > len(self._audited) + _AHEAD:
             self._pause.touch()
         else:
             self._pause.unlink(missing_ok=True)
@@ -320,14 +320,13 @@ class Fleet:
         """
         size = self.plan.size
         instants = sorted(self.chance.uniform(0.01, 0.97) * size.writes for _ in range(size.faults))
-        for number, self._next in enumerate(instants, 1):
-            if not self.until(lambda: self.written >= self._next):
+        for number, instant in enumerate(instants, 1):
+            if not self.until(lambda instant=instant: self.written >= instant):  # type: ignore[misc]
                 break
             self.observe_for(self.chance.uniform(0, delay))
             fault()
             if number % max(1, min(10, size.faults // 5)) == 0:
                 self.plan.say(f"{number} of {size.faults} times, {self.written:,} of {size.writes:,} writes")
-        self._next = float("inf")
         self.until(lambda: self.written >= size.writes)
 
     def finish(self) -> None:
@@ -341,7 +340,7 @@ class Fleet:
         for writer in self.writers:
             if writer.process.poll() != 0:
                 self._note_death("writing process", writer.process.returncode, writer.errors)
-        self._next, self._foreign = float("-inf"), self._foreign + 1
+        self._is_over, self._foreign = True, self._foreign + 1
         self._orders.insert_one({"place": -1, "n": self._foreign})
         self.until(lambda: any(commit.n == self._foreign for commit in self.log.commits[-100:]))
         self.until(self._is_complete)

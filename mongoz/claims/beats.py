@@ -28,7 +28,7 @@ from mongoz.claims.book import MOST_RELEASED, Book
 from mongoz.claims.document import CLAIMS, BookSnapshot, NamedReceiver
 from mongoz.uptime import now
 
-__all__ = ["BeatThread", "Bell", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
+__all__ = ["BeatPause", "BeatThread", "Bell", "BookRecorder", "ClaimRefusal", "Recorded", "pause_after"]
 
 # Collections of the dispatcher.
 _POSITIONS: Final = "positions"  # with the layout of the group

@@ -190,6 +190,7 @@ def test_a_side_with_too_few_documents_is_an_error(mongo):
         members=1,
         partitions=1,
         counted=1,
+        claimed=1,
     )
     with pytest.raises(BenchmarkFailed, match="987654321 documents should be loaded"):
         measured_rows(Setting(mongo.url, plan, None, lambda _: None), [comparison], portions=1, count=987654321)

@@ -33,10 +33,10 @@ demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live 
 	$(BIN)/dispatcher demo
 
 test: compiled  ## Run the tests on an embedded MongoDB, in minutes
-	$(PYTEST) -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow and not exhaustive' $(ARGS)
 
 test-slow: compiled  ## Run the slow tests: many processes and examples, type checkers, short chaos
-	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile many $(ARGS)
+	$(PYTEST) -m 'slow or exhaustive or hypothesis' --hypothesis-profile many $(ARGS)
 
 test-motor: compiled  ## Run the tests of the ODM on Motor instead of PyMongo's client
 	MONGOZ_TEST_DRIVER=motor $(PYTEST) tests/unit tests/integration $(ARGS)

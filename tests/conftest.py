@@ -74,7 +74,7 @@ _LARGE_FAMILY, _EACH = 30, 4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests as slow: those on Apache Kafka, on the second driver, and most of a large family.
+    """Marks tests on Apache Kafka and on the second driver as slow, and most of a large family as exhaustive.
 
     Of a family of integration tests with many parameters, `make test` runs each fourth one, and `make test-slow`
     runs the others. Tests that take minutes without a cache run first, so no worker runs them alone at the end.
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if len(family) > _LARGE_FAMILY:
             for place, item in enumerate(sorted(family, key=lambda one: one.nodeid)):
                 if place % _EACH:
-                    item.add_marker(pytest.mark.slow)
+                    item.add_marker(pytest.mark.exhaustive)
     items.sort(key=lambda item: "typing" not in item.path.parts)
 
 

@@ -200,7 +200,7 @@ async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreig
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "second"}})
         gate.set()
         await eventually(lambda: len(told) >= 3)
-    # The backfill reads the document before or after the change, depending on the time at which it enters the lane.
+    # The document is read when the backfill enters its lane: before or after the change.
     assert told[1:] in (
         [("first", True), ("second", False)],
         [("second", False), ("second", True)],

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -17,9 +18,10 @@ from dispatcher.embedded.server import EmbeddedMongo
 from mongoz.claims.book import OpenClaim
 from tests.model.model import FATES, GROUPS
 from tests.model.runs import judge
-from tests.model.steps import Fated, Held, Own, OwnBulk, Raw, Start, Step, Stop, Transaction, Write, sequences
+from tests.model.steps import Fated, Held, Own, OwnBulk, Raw, Run, Start, Step, Stop, Transaction, Write, sequences
 from tests.model.verdict import Verdict
 from tests.model.world import World
+from tests.support import eventually
 
 SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or settings().max_examples)
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
@@ -114,6 +116,19 @@ def test_finished_claims_of_slow_receivers_are_not_taken_over(world: World, runn
     assert verdict.taken == 0
 
 
+@dataclass(frozen=True)
+class Overtaken(Step):
+    """Waits until the dispatcher has delivered a change to a receiver that runs in a client, too."""
+
+    by: str
+    key: tuple[str, int]
+
+    async def carry_out(self, run: Run) -> None:
+        seen = run.world.seen((self.key[0], run.id_of(self.key)))
+        in_client = {told.receiver.removeprefix(f"{self.by}/") for told in seen.in_process}
+        await eventually(lambda: any(told.receiver in in_client for told in seen.by_dispatcher["ours"]))
+
+
 def _done_if_it_is_not_released(state: Any, number: int, *, is_dead: bool = False) -> ClaimVerdict:
     found = verdict_of(state, number, is_dead=is_dead)
     return found if state is None or number in state.claims.released else ClaimVerdict.DONE
@@ -131,7 +146,13 @@ def _taken_at_once(state: Any, number: int, *, is_dead: bool = False) -> ClaimVe
         (watch, "verdict_of", _done_if_it_is_not_released, UNFINISHED["update, dies"], "lost"),
         (watch, "verdict_of", _taken_at_once, [CREATE, Held("web", UPDATE, (FOREIGN,), dies=False)], "doubled"),
         (OpenClaim, "may_start", True, UNFINISHED["update, ends before"], "doubled"),
-        (WaitingClaims, "defers", lambda *_: False, UNFINISHED["parked"], "disordered"),
+        (
+            WaitingClaims,
+            "defers",
+            lambda *_: False,
+            [CREATE, Held("web", UPDATE, (FOREIGN, Overtaken("web", KEY)), dies=True)],
+            "disordered",
+        ),
     ],
     ids=["open claims are done", "open claims are taken over", "a book that is over starts receivers", "no order"],
 )

@@ -357,7 +357,7 @@ def test_no_claimed_delivery_is_lost_in_simulated_runs() -> None:
     assert min(faults.fenced, faults.taken, faults.done, faults.left, faults.torn) > 0, faults
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_claimed_delivery_is_lost_in_many_simulated_runs(part: int) -> None:
     runs = MANY_RUNS // PARTS

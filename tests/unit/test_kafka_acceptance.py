@@ -128,7 +128,7 @@ def test_no_event_is_lost_disordered_or_repeated() -> None:
     assert min(vars(faults).values()) > RUNS // 100, "a fault hardly happens"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_event_is_lost_disordered_or_repeated_in_many_runs(part: int) -> None:
     runs = MANY_RUNS // PARTS

@@ -52,7 +52,7 @@ async def test_a_relay_without_a_lease_sends_nothing() -> None:
         await RelaySimulation(SEED).run_without_renewals()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 async def test_relays_lose_nothing_in_many_runs() -> None:
     faults = await run(range(SEED + RUNS, SEED + RUNS + MANY_RUNS))
     print(f"{MANY_RUNS} runs from MODEL_SEED={SEED}: {vars(faults)}")

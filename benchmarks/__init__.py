@@ -10,21 +10,23 @@
     latency.py          rows: the time from a write to its receiver
     start.py            row: the time from the start of a daemon to its first delivery
     four.py             row: four dispatchers against one
+    shared.py           row: transactional receivers that write shared documents
     memory.py           rows: the daemon's memory during a long backlog
-    claims.py           rows: claims in a process that writes much, and in the dispatcher
+    claims.py           rows: the cost of claims, for a process that writes much and for the dispatcher
     kafka/              rows: dispatchers that read from Kafka
     growth.py           growth of cost, as plots: `make bench ARGS=growth`
     busy.py             measures an application of a given shape
     turns.py            sides that take turns
     workers.py          the processes of these sides
     peers.py            the environments of other ODMs and signals; peers.txt has the versions
-    contestants.py      the processes of the dispatcher's rows: the daemon, the bare loop; and the writer
+    contestants.py      the processes of the dispatcher's rows: the daemon, the bare loop and the writer
     workloads/          the code inside all these processes
     figures.py          samples, ratios, targets; pure
     machine.py          the machine
     report.py           the table and the JSON
+    pages.py            the pages in docs/benchmarks, with plots by plots.py
 
-    guard.py            instructions instead of seconds, against the records in guard.json: `make guard`
+    guard.py            counts instructions instead of seconds, and compares them with guard.json: `make guard`
 
 Run it with `make bench`, or `python -m benchmarks --help`.
 """

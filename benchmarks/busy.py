@@ -178,7 +178,7 @@ def _prepare(database: Database[dict[str, Any]], busy: Busy) -> None:
 
 
 def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
-    """As fast as one client can."""
+    """Write all changes as fast as one client can."""
     random = Random(1)
     for start in range(0, busy.changes, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, busy.changes))
@@ -196,7 +196,7 @@ def _write(database: Database[dict[str, Any]], busy: Busy) -> None:
 
 
 def _timed(database: Database[dict[str, Any]], busy: Busy, heard: Heard) -> list[float]:
-    """The latencies of single writes, in milliseconds. The documents have negative numbers."""
+    """The latencies of single writes, in milliseconds. The field `number` of their documents is negative."""
     random, sent = Random(2), dict[int, int]()
     due = time.monotonic()
     for number in range(-_TIMED, 0):

@@ -1,10 +1,12 @@
-"""The cost of claims for a dispatcher and for a process that writes much, with claims and without.
+"""The cost of claims, for a dispatcher and for a process that writes much.
 
-One process creates documents at a steady rate, and its receiver runs in this process. The dispatcher reads these
-changes and has nothing to deliver. Two changes by another client, before and after, let it report its processor
-time. Both sides use the same dispatcher in turns. The decisions about the last claims are included.
+One process creates documents at a steady rate, and its receiver runs in this process. One side of the comparison
+writes with claims, and the other side without claims. The dispatcher reads these changes and has nothing to
+deliver. Another client makes one change before these writes and one change after them. At each of the two, the
+dispatcher reports its processor time. Both sides use the same dispatcher in turns. The measured time includes the
+decisions about the last claims.
 
-The memory is that of a process that writes without a pause, measured after each tenth of its documents.
+The memory is measured in a process that writes without a pause, after each tenth of its documents.
 """
 
 import time
@@ -127,7 +129,7 @@ def _memory_row(setting: Setting, measured: Measured) -> Row:
         key="claims_memory_growth",
         what="memory of a writer, growth",
         about=f"megabytes after the last tenth of {setting.plan.long:,} claimed writes, against those after the "
-        "second",
+        "second tenth",
         peer="itself, earlier",
         unit="MB",
         pairs=[Pair(tenths[-1], tenths[1])],

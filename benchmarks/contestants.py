@@ -67,7 +67,7 @@ class Contestant:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._child.process.pid
 
     def wait_ready(self) -> None:
@@ -75,14 +75,14 @@ class Contestant:
         self._wait_for(self._is_ready)
 
     def measured(self, patience: float = _PATIENCE_SECONDS) -> dict[str, Any]:
-        """Wait up to this number of seconds for its result, and return it."""
+        """Wait for the result of the process, for at most this number of seconds, and return the result."""
         return dict(self._wait_for(lambda said: "measured" in said, patience)["measured"])
 
     def news(self) -> list[dict[str, Any]]:
-        """The lines since the last call.
+        """The lines that were not read yet.
 
         Raises:
-            BenchmarkFailed: it has ended.
+            BenchmarkFailed: the process has ended.
         """
         said: list[dict[str, Any]] = []
         while True:
@@ -95,7 +95,7 @@ class Contestant:
             said.append(self._parsed(line.text))
 
     def end(self) -> list[dict[str, Any]]:
-        """End it with SIGTERM. Returns the lines since the last call."""
+        """End the process with SIGTERM. Returns the lines that were not read yet."""
         code = self._child.stop()
         said = []
         while (line := self._lines.get(timeout=_PATIENCE_SECONDS)).text is not None:
@@ -105,7 +105,7 @@ class Contestant:
         return said
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         self._child.stop(grace=0.0)
 
     def _wait_for(

@@ -75,7 +75,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """One per round."""
+        """The ratio of each round."""
         return [pair.ratio for pair in self.pairs]
 
     @property

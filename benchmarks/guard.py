@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
     """One operation.
 
     Attributes:
-        name: of it.
+        name: of the operation.
         instructions: per operation.
         ratio: to the reference.
         record: the recorded ratio; None if it is new.
@@ -125,10 +125,10 @@ def _what_is_missing() -> str | None:
 
 
 def _count() -> dict[str, float]:
-    """Instructions per operation, by its name.
+    """Instructions per operation, by the name of the operation.
 
     Raises:
-        RuntimeError: valgrind or its program failed.
+        RuntimeError: valgrind failed, or the program that it ran.
     """
     with tempfile.TemporaryDirectory(prefix="mongoz-guard-") as directory:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]

@@ -29,7 +29,7 @@ _DATABASE, _STATE = "latency", "latency_state"
 
 
 class Turn(NamedTuple):
-    """One side on one stream of writes: milliseconds from sending, in the order of the writes.
+    """The times of one side for one stream of writes: milliseconds from sending, in the order of the writes.
 
     Attributes:
         received: until the call of the receiver.

@@ -30,7 +30,7 @@ def measure_memory(setting: Setting) -> list[Row]:
     changes = setting.plan.long
     assignment = Assignment(setting.url, _DATABASE, changes, "pace")
     with MongoClient[dict[str, object]](setting.url) as client:
-        with daemon(assignment, _STATE) as process:  # saves a position before all later writes
+        with daemon(assignment, _STATE) as process:  # saves a position; all changes are written after it
             process.wait_ready()
         setting.say(f"writing a backlog of {changes:,} inserts")
         for portion in people(changes):

@@ -23,7 +23,7 @@ class _Page(NamedTuple):
     Attributes:
         name: of the files.
         plot: the name of the plot.
-        prefix: the rows whose keys begin so are on it.
+        prefix: the page has the rows whose keys begin with this text.
     """
 
     name: str
@@ -49,7 +49,7 @@ _RESULTS: Final = _Page("results", "ratios", "Measured", _INTRO, "")
 
 
 def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path = PAGES) -> None:
-    """The tables of ratios, their plots, and the JSON. Rows about Kafka have their own page."""
+    """Write the tables of ratios, their plots, and the JSON. Rows about Kafka have their own page."""
     directory.mkdir(parents=True, exist_ok=True)
     left = list(rows)
     for page in (_KAFKA, _RESULTS):
@@ -89,7 +89,7 @@ def _write_page(page: _Page, rows: Sequence[Row], result: dict[str, Any], direct
 
 
 def write_growth(grown: Sequence[Grown], machine: dict[str, Any], at: str, directory: Path = PAGES) -> None:
-    """A section with plots for each dimension, and the JSON."""
+    """Write a section with plots for each dimension, and the JSON."""
     directory.mkdir(parents=True, exist_ok=True)
     text = [
         _HEAD,

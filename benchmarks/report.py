@@ -119,7 +119,7 @@ def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[st
 
 
 def store(result: dict[str, Any], path: Path | None) -> Path:
-    """Write the result to the given file, or to a new one among the results."""
+    """Write the result to the given file, or to a new file in `RESULTS`."""
     path = path or RESULTS / f"{result['at'].replace(':', '')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

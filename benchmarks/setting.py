@@ -16,7 +16,7 @@ class Setting:
     Attributes:
         url: of a server for this run only.
         plan: the size of the run.
-        peers: their environments; None leaves their rows out.
+        peers: the environments of the peers; None leaves out the rows against them.
         say: gets the progress.
     """
 

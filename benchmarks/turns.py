@@ -1,9 +1,9 @@
 """Measures sides in turns: worker processes measure one portion at a time.
 
 A round consists of portions. In each portion every side has one turn, in an order that changes. So a disturbance
-that is longer than a portion affects all sides of a round alike. A shorter one, such as a flush of the server's
-journal, does not count, because the result of a round is the median of a side's turns. Before the first round each
-side has a turn that does not count.
+that is longer than a portion affects all sides of a round alike. A shorter disturbance, such as a flush of the
+server's journal, does not count, because the result of a side in a round is the median of its turns. Before the
+first round each side has a turn that does not count.
 """
 
 import sys
@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
         ours: our side.
         theirs: the other side.
         unit: `"/s"` to compare rates, `"us"` to compare times, `"us CPU"` to compare processor times of the
-            processes; for one document, write or signal.
+            processes. Times are those of one document, write or signal.
         target: for the ratio; None for a row without one.
     """
 

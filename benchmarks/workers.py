@@ -56,14 +56,14 @@ class Worker:
         self._errors.close()
 
     def wait_ready(self) -> None:
-        """Wait until it is prepared."""
+        """Wait until the process is prepared."""
         self._heard()
 
     def measure(self, operation: str, count: int) -> Turn:
         """Run an operation this number of times.
 
         Raises:
-            BenchmarkFailed: it failed.
+            BenchmarkFailed: the operation failed.
         """
         assert self._process.stdin is not None
         try:
@@ -75,7 +75,7 @@ class Worker:
 
     def _heard(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        # It writes one line at a time, so no line can wait in the buffer, where select does not see it.
+        # The process writes one line for each request. So no line waits in the buffer, where select can't see it.
         if not select.select([self._process.stdout], [], [], _PATIENCE_SECONDS)[0]:
             raise self._failed(f"wrote nothing for {_PATIENCE_SECONDS:g} s")
         line = self._process.stdout.readline()

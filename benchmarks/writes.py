@@ -1,8 +1,8 @@
 """The cost of single writes, awaited one after another, as in a request handler.
 
 Most of the time of a write is spent in the server, equally for all sides. So ratios are near 1, and on a busy
-server even nearer: if it flushes its journal once a millisecond, a write takes a millisecond. So further rows
-compare the processor time of each process, without the server.
+server even nearer: if the server flushes its journal once a millisecond, a write of each side takes a millisecond.
+Therefore further rows compare the processor time of each process, without the server.
 
 `create` and its peers make an instance from plain values and write it, with full validation, of which the e-mail
 address is the most expensive part. `create of an instance` does not include making the instance.

@@ -101,7 +101,7 @@ _ROOM = 1 << 30  # bytes; a worker's server takes about 100 MB
 
 @contextlib.contextmanager
 def _server(*arguments: str) -> Iterator[EmbeddedMongo]:
-    """A server with its data in memory, if there is room: a new collection means two new files."""
+    """A server with its data in memory, if there is room, because each new collection makes two new files."""
     roomy = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM
     with contextlib.ExitStack() as stack:
         with mock.patch.object(tempfile, "tempdir", str(_MEMORY) if roomy else tempfile.gettempdir()):
@@ -151,12 +151,12 @@ def _sync_client(mongo: EmbeddedMongo) -> Iterator[MongoClient]:
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoClient]:
-    """The administrator of a server with authentication."""
+    """The client of an administrator, on a server with authentication."""
     key = tmp_path_factory.mktemp("guarded") / "key"
     key.write_text("k" * 64)
     key.chmod(0o600)
     with _server("--auth", "--keyFile", str(key)) as server:
-        with MongoClient(server.url) as first:  # without any user, localhost may create one
+        with MongoClient(server.url) as first:  # as long as there is no user, localhost may create one
             first.admin.command("createUser", "admin", pwd="secret", roles=["root"])
         with MongoClient(server.url, username="admin", password="secret") as administrator:
             yield administrator
@@ -212,7 +212,7 @@ async def client(mongo: EmbeddedMongo) -> AsyncIterator[AsyncMongoClient]:
 
 
 def need(program: str) -> str:
-    """The path of a program; if it is missing, the test is skipped, and fails in CI."""
+    """The path of a program. If it is missing, the test is skipped; in CI the test fails."""
     path = shutil.which(program)
     if path is None:
         _lack(f"{program} is not installed")
@@ -220,7 +220,7 @@ def need(program: str) -> str:
 
 
 def need_kafka() -> None:
-    """Requires Apache Kafka; if it is missing, the test is skipped, and fails in CI."""
+    """Requires Apache Kafka. If it is missing, the test is skipped; in CI the test fails."""
     if trouble := missing_for_kafka():
         _lack(trouble)
 

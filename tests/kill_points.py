@@ -36,7 +36,7 @@ SECONDS: Final = 6.0
 """The timeout of the children."""
 
 MOST: Final = 60
-"""A call has fewer awaits."""
+"""The maximum number of children. Each call has fewer awaits."""
 
 CLAIMED: Final = ("first", "second")
 """The receivers that a child claims."""
@@ -97,7 +97,7 @@ def make(registry: mongoz.Registry, database: str, note: Note, *, pause: bool = 
 
 
 def ran(what: str, instance: Any, delivery: Any, *, resumed: bool = False) -> Ran:
-    """What a receiver tells of itself."""
+    """The record of a receiver that began or ended."""
     return Ran(
         what,
         delivery.receiver,
@@ -128,7 +128,7 @@ class Call(NamedTuple):
     Attributes:
         run: makes the call. Gets the class and the number of the first document.
         signals: the signals of the documents, in the order of their numbers.
-        is_first: the call is the first one of its process.
+        is_first: whether the call is the first call of its process.
     """
 
     run: Callable[[Any, int], Awaitable[Any]]
@@ -187,7 +187,7 @@ CALLS: Final = {
     "transaction": Call(transaction, (SAVE, UPDATE, DELETE)),
 }
 
-_APART: Final = 10  # the numbers of one child
+_APART: Final = 10  # each child has this many numbers
 
 
 def existing(name: str) -> list[dict[str, Any]]:
@@ -282,7 +282,7 @@ def make_factory(points: Points) -> Callable[..., asyncio.Task[Any]]:
 
 
 def cancel_all() -> None:
-    """The end of an event loop."""
+    """Cancel all tasks, as the end of an event loop does."""
     for task in asyncio.all_tasks():
         task.cancel()
 
@@ -336,7 +336,7 @@ class Child:
         asyncio.run(create(self._item, self.first + _APART - 1))
 
     def close(self) -> None:
-        """Ends in order."""
+        """Close the registry."""
         asyncio.run(self._registry.close())
 
 

@@ -36,12 +36,12 @@ class Entry(NamedTuple):
     image: str
     origin: str
     at: int
-    """`time.monotonic_ns()`"""
+    """The end of the call, as `time.monotonic_ns()`."""
     attempt: int = 1
     receiver: str = ""
     pid: int = 0
     began: int = 0
-    """`at` is when it ended."""
+    """The begin of the call, as `time.monotonic_ns()`."""
 
     @property
     def write(self) -> tuple[str, int]:
@@ -50,7 +50,7 @@ class Entry(NamedTuple):
 
 
 class Ledger:
-    """The records of the receivers so far. Each call reads the new ones, and returns all.
+    """The records of the receivers so far. Each call reads the new records, and returns all records.
 
     Args:
         path: the file with the records.
@@ -81,7 +81,7 @@ class Ledger:
         return self._entries
 
 
-def _entry(  # the records of a receiver
+def _entry(  # the words of a line
     name: str,
     n: str,
     signal: str,
@@ -222,7 +222,7 @@ class Writer(threading.Thread):
 
     @property
     def written(self) -> set[tuple[str, int]]:
-        """Every write."""
+        """The document and the number of each committed write."""
         return {(write.name, write.n) for _, write in self.done}
 
     def orders(self, client: Client | None = None) -> dict[str, list[int]]:
@@ -237,9 +237,9 @@ class Writer(threading.Thread):
 def disorder(entries: Iterable[Entry], orders: Mapping[str, Sequence[int]]) -> list[str]:
     """Deliveries that do not follow the order of the commits.
 
-    The first deliveries of a document follow its order without a gap. After a crash a suffix is repeated in
-    order: the next owner may begin at any earlier change, and skips none. Within a term no delivery is repeated
-    or skipped, except for retries.
+    The first deliveries of a document follow the order of its writes without a gap. After a crash, the next owner
+    may begin at any earlier change. From there on it repeats all deliveries in order. Within a term no delivery is
+    repeated or skipped, except for retries.
 
     Args:
         entries: the calls of one receiver, in their order.

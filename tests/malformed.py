@@ -190,7 +190,7 @@ def _story(chance: Chance, number: int, kind: str) -> Story:
 
 
 def _id(chance: Chance, number: int, kind: str) -> Value:
-    """A new `_id`; in one of four stories a malformed one, with unique neighbours."""
+    """A new `_id`. In one of four stories it is malformed, and has further bytes that make it unique."""
     unique = struct.pack(">i", number)
     if chance.random() >= 0.25:
         return Value(7, ObjectId(chance.randbytes(8) + unique).binary)
@@ -228,7 +228,7 @@ def _whole(chance: Chance, id_: Value, kind: str) -> bytes:
 
 def _placed(chance: Chance, value: Value) -> list[tuple[bytes, Value]]:
     """Places the value in a field of the model, in an unknown field, in an array, or deeper."""
-    if value.raw.count(b"d\0") > 100:  # the type does not allow a deeper place
+    if value.raw.count(b"d\0") > 100:  # a deeper place would exceed the maximum depth
         return [(b"data", value)]
     places: tuple[Callable[[], list[tuple[bytes, Value]]], ...] = (
         lambda: [(b"data", value)],

@@ -10,7 +10,7 @@ from tests.support import ROOT, eventually_sync
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether the process has ended; an orphan may remain as a zombie without an init process."""
+    """Whether the process has ended. Without an init process, an ended orphan may remain as a zombie."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -21,7 +21,7 @@ class Parent:
     """A separate process that starts a server and then runs the rest of its script.
 
     Args:
-        start: Python code that names the handle of the server `server`.
+        start: Python code that starts a server, with its handle in the variable `server`.
     """
 
     def __init__(self, start: str, script: str) -> None:

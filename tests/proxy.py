@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server that can lose requests or answers."""
+"""A TCP proxy between clients and a MongoDB server. The proxy can lose requests or answers."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ class Proxy:
         Args:
             commands: names of commands.
             times: the number of affected requests.
-            then_refuse: whether to refuse connections after the last one.
+            then_refuse: whether to refuse connections after the last of these requests.
         """
         self._lose(commands, times, forward=True, then_refuse=then_refuse)
 
@@ -167,7 +167,7 @@ def _more_to_come(message: bytes) -> bool:
 
 @contextlib.asynccontextmanager
 async def proxied(url: str) -> AsyncIterator[Proxy]:
-    """A proxy in front of the server of this URL."""
+    """A proxy between clients and the server of this URL."""
     address = urlsplit(url)
     proxy = Proxy(address.hostname or "127.0.0.1", address.port or 27017)
 

@@ -33,7 +33,7 @@ PATIENCE = 90.0
 
 
 def group_of(client: AsyncMongoClient[Any], database: str, name: str | None = None) -> Group:
-    """The group of a test's application, or another one in the same state database."""
+    """The group of a test's application, or another group in the same state database."""
     return Group(State(client, f"{database}_state"), database if name is None else name)
 
 
@@ -80,7 +80,7 @@ class SentCommands(CommandListener):
         self.names.clear()
 
     def started(self, event: CommandStartedEvent) -> None:
-        """Counts a command."""
+        """Records a command."""
         self.names.append(event.command_name)
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
@@ -112,7 +112,7 @@ class Running(Generic[S]):
         self.task = asyncio.create_task(service.run(self._stop))
 
     async def stop(self) -> None:
-        """Stops it as SIGTERM does."""
+        """Stops the service as SIGTERM does."""
         self._stop.set()
         await self.task
 
@@ -150,8 +150,8 @@ class Daemon:
 
     Attributes:
         launcher: a program with arguments that runs the command, or empty.
-        command: of the command line.
-        started: the action of the log line after which it works.
+        command: the command of `dispatcher`.
+        started: the action of the log line that the process writes when it works.
     """
 
     launcher: Sequence[str] = ()
@@ -190,11 +190,11 @@ class Daemon:
 
     @property
     def log(self) -> str:
-        """Its output on stderr so far."""
+        """The output of the process on stderr so far."""
         return self.log_path.read_text()
 
     def lines(self, action: str) -> list[dict[str, Any]]:
-        """Its log lines with this action."""
+        """The log lines of the process with this action."""
         entries = [
             json.loads(line) for line in self.log.splitlines() if line.startswith("{") and line.endswith("}")
         ]
@@ -232,7 +232,7 @@ def daemon(app: str, *arguments: str, cwd: Path, **environment: str) -> Iterator
 
 
 def free_port() -> int:
-    """A port of this machine that no process listens at."""
+    """A port of this machine at which no process listens."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -3,7 +3,7 @@
     docs/images/demo.svg        the end of `dispatcher demo`, as a terminal shows it
     docs/images/dashboard.png   the dashboard of a busy group, in Chromium
 
-Both are of real runs on an embedded MongoDB.
+Both pictures show real runs on an embedded MongoDB.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ def running(*command: str, **environment: str) -> Iterator[None]:
 
 
 def free_address() -> str:
-    """A free port."""
+    """An address with a free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 

@@ -6,7 +6,7 @@ topic.py       how far a topic is written
 server_cpu.py  row: processor time of mongod, Kafka against a change stream
 relay.py       rows: the relay against a bare loop that publishes
 latency.py     row: the time that Kafka adds between a write and its receiver
-computing.py   rows: two processes against one, receivers that compute
-commands.py    row: commands to MongoDB of many members with many partitions
+computing.py   rows: two processes against one, with a receiver that computes
+commands.py    row: the commands that many members with many partitions send to MongoDB
 memory.py      rows: the memory of a relay and of a worker over a long run
 """

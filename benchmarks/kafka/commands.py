@@ -1,7 +1,7 @@
-"""Commands to MongoDB of many members with many partitions, while changes flow through all of them.
+"""The commands that many members with many partitions send to MongoDB, while changes flow through all partitions.
 
-The server counts its commands. Those of the relay and of the writes are measured before the members start, and
-subtracted. So are the driver's checks whether the server lives.
+The server counts its commands. The commands of the relay and of the writes are measured before the members start,
+and subtracted. The commands by which drivers check that the server lives are left out.
 """
 
 import time
@@ -19,7 +19,7 @@ _LIMIT: Final = 5.0
 _TARGET: Final = Target(limit=1.0, tolerated=2.0, better="lower")
 _NOT_COUNTED: Final = frozenset({"hello", "isMaster", "ismaster", "serverStatus"})
 
-# So many documents in each interval that all positions move every second.
+# In each interval so many documents are written that all positions move every second.
 _EVERY_SECONDS: Final = 0.5
 _WRITTEN: Final = 200
 
@@ -63,7 +63,7 @@ def measure_commands(stage: Stage) -> list[Row]:
 
 
 def _commands(stage: Stage) -> dict[str, float]:
-    """The commands of a second, by name."""
+    """The number of commands per second, by the name of the command."""
     seconds = stage.plan.counted
     before, began = _totals(stage), time.monotonic()
     due = began

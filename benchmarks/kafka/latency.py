@@ -1,7 +1,7 @@
 """The time that Kafka adds between a write and the call of its receiver.
 
 As in `benchmarks/latency.py`, the time begins before the writer sends the insert, and each side runs alone, with
-the same stream of writes. Relay, broker and worker have handled some changes before: the first ones take longer.
+the same stream of writes. Relay, broker and worker handle some changes before, because the first ones take longer.
 """
 
 from contextlib import ExitStack
@@ -66,7 +66,7 @@ def _through_kafka(stage: Stage, seed: int) -> list[float]:
             daemon(_assignment(stage, name), state_of(name), flags=stage.from_topic(name))
         )
         worker.wait_ready()
-        count = stage.plan.warm_up  # the writer writes documents with the same numbers, which are not timed
+        count = stage.plan.warm_up  # the writer uses these numbers again for its warm-up
         stage.client[name][COLLECTION].insert_many([person(number) for number in range(count)])
         stage.wait_saved(name, Heard([worker]), count)
         return _turn(stage, worker, name, seed)

@@ -83,7 +83,7 @@ async def _write_steadily(began: float, rate: float) -> None:
 
 
 async def _write_portions() -> list[float]:
-    """Returns the megabytes of this process after each tenth."""
+    """Write the documents in portions. Returns the megabytes of this process after each tenth of them."""
     memory, tenth = list[float](), assignment.expected // 10
     for number in range(0, assignment.expected, _AT_ONCE):
         await Item.create_many([Item(number=number + i) for i in range(_AT_ONCE)])

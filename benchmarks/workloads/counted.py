@@ -54,17 +54,17 @@ __all__ = ["main"]
 
 _TIMES: Final = 200
 
-# Of the topic of the relay.
+# The partitions of the relay's topic.
 _PARTITIONS: Final = 32
 
 # Seconds for all deliveries. Under valgrind they take some seconds.
 _PATIENCE: Final = 300.0
 
-# Of a process whose writes are counted.
+# The incarnation of the process that makes the counted writes.
 _INCARNATION: Final = b"counting"
 
 _SECOND: Final = 1_704_067_200
-"""Of the events, since 1970."""
+"""The time of the events, in seconds since 1970."""
 
 Step = Callable[[Any], Awaitable[object]]
 
@@ -231,12 +231,12 @@ def _receivers() -> frozenset[bytes]:
 
 
 def _group() -> Group:
-    """Its client never connects: nothing does I/O in a delivery that succeeds."""
+    """A group whose client never connects, because a delivery that succeeds does no I/O."""
     return Group(State(AsyncMongoClient[Any]("mongodb://127.0.0.1:1", connect=False), "state"), "default")
 
 
 def _pipeline(watch: ClaimWatch) -> Pipeline:
-    """The daemon's."""
+    """The pipeline of the daemon."""
     group, routes = _group(), Routes([Announced], "default")
     assembly = Assembly(
         group,
@@ -257,7 +257,7 @@ def _pipeline(watch: ClaimWatch) -> Pipeline:
 
 
 def _events(stamp: Callable[[int, bson.ObjectId], bytes] | None = None) -> list[RawEvent]:
-    """The counted half comes second, because tokens must grow."""
+    """Two halves. The first half is counted and delivered last, so its tokens are larger."""
     return [RawEvent(_event(number, stamp)) for number in (*range(_TIMES, 2 * _TIMES), *range(_TIMES))]
 
 
@@ -288,7 +288,7 @@ def _people() -> list[dict[str, Any]]:
 
 
 async def _count_relay() -> None:
-    """From an undecoded event to the acknowledged record: the relay's work for each change, without clients."""
+    """From an undecoded event to the acknowledged record: the relay's own work for each change."""
     packer = Packer(1, _PARTITIONS, 1_000_000)
     acknowledged = [Message("topic", partition=0, offset=offset) for offset in range(2 * _TIMES)]
     ends = [0] * _PARTITIONS
@@ -313,7 +313,7 @@ async def _count_relay() -> None:
 
 
 async def _count_topic() -> None:
-    """From the messages of the client to undecoded events: what replaces the reading of a change stream."""
+    """From the messages of the client to undecoded events: the work instead of reading a change stream."""
     config: Any = None
     relay: Any = None
     topic = TopicLog(config, "topic", "default", relay, megabytes=16, address="")

@@ -22,7 +22,7 @@ class Assignment:
         url: of the server.
         database: for the writes.
         expected: changes after which the measurement is complete.
-        meter: its name.
+        meter: the kind of the meter.
     """
 
     url: str

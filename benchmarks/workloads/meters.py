@@ -72,8 +72,8 @@ class Arrivals:
 class Spread:
     """The changes of this process with their times, reported regularly.
 
-    For several processes that share the changes, because none knows when all have arrived. It needs a running
-    loop.
+    This meter is for several processes that share the changes, because none of them knows when all changes have
+    arrived. It needs a running event loop.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The shape of the busy application: its receivers, their collections and their work; and names of other ones."""
+"""The shape of the busy application: receivers, collections and work; and names of the claiming application."""
 
 import json
 import os
@@ -10,7 +10,7 @@ __all__ = ["CLAIMED", "CLAIMS_STATE", "COLLECTION_PREFIX", "COUNTERS", "Shape"]
 COLLECTION_PREFIX, COUNTERS = "items", "counters"
 
 CLAIMED, CLAIMS_STATE = "claimed", "claims_state"
-"""The collection and the state database of the application that claims its writes."""
+"""The collection and the state database of the claiming application, `claiming.py`."""
 
 _VARIABLE = "BENCH_SHAPE"
 

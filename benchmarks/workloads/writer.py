@@ -1,8 +1,8 @@
 """The writer of the latency rows: single inserts at a steady mean rate, by a plain PyMongo client.
 
 The gaps between two writes are exponential. Regular gaps could fall into step with a timer, with a random effect.
-They depend on the seed only, so both sides of a round get the same stream of writes. It reports the times of each
-write and its acknowledgement as a line of JSON.
+The gaps depend on the seed only, so both sides of a round get the same stream of writes. The writer reports the
+times of each write and its acknowledgement as a line of JSON.
 
     python -m benchmarks.workloads.writer RATE SEED
 """

@@ -6,7 +6,7 @@ from datetime import datetime
 import mongoz
 
 # dispatched=True: a dispatcher serves this registry and delivers the writes of other clients. So our own writes
-# carry a stamp that names the receivers that ran already.
+# carry a stamp that names the receivers that this process runs.
 registry = mongoz.Registry(
     os.environ.get("SHOP_MONGODB_URL", "mongodb://localhost:27017/?replicaSet=rs0"), dispatched=True
 )

@@ -164,7 +164,7 @@ class Client:
         self.users.update_one({"_id": row["_id"]}, {"$inc": {"visits": 1}, "$setOnInsert": values}, upsert=True)
         return [self.wrote(self.users, "update" if known else "insert", row)]
 
-    # Their contents
+    # The contents of documents
 
     def new_user(self) -> Row:
         name = self.random.choice(NAMES)
@@ -210,7 +210,7 @@ def fill_stock(stock: Collection[Row]) -> None:
 
 
 def report(change: Change) -> None:
-    """One line for machines. An order has its quantity, so that the stock can be checked."""
+    """Print a line for machines. The line of an order has the quantity, so that the stock can be checked."""
     line = {"namespace": change.namespace, "id": str(change.id), "operation": change.operation}
     line |= {name: change.row[name] for name in ("product", "quantity") if name in change.row}
     print(json.dumps(line), flush=True)

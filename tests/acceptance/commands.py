@@ -1,4 +1,4 @@
-"""Runs commands inside of the test, which is faster than a process each."""
+"""Runs commands in the process of the test. That is faster than a process for each command."""
 
 import json
 from collections.abc import Callable

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def dispatcher(mongo, database, monkeypatch) -> Dispatcher:
-    """Runs a command on the test's own state."""
+    """A function that runs a command on the test's own state."""
     monkeypatch.setenv("DISPATCHER_URL", mongo.url)
     monkeypatch.setenv("DISPATCHER_STATE_DATABASE", f"{database}_state")
     return run_command
 
 
-# Works as root, and without Chromium's own traffic.
+# With these flags, Chromium works as root, and sends no requests of its own.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",

@@ -27,7 +27,7 @@ OUR_ROWS = [
     *("delete_stamped", "delete_many_stamped", "save", "update"),
     *("send", "backlog"),
 ]
-SUITES = ["load", "writes", "signals", "backlog"]  # processes start slowly; CI measures all with --quick
+SUITES = ["load", "writes", "signals", "backlog"]  # other suites start many processes; CI measures all
 PEER_ROWS = {"load_motor", "load_beanie", "load_mongoengine", "send_django", "send_blinker"}
 SIZES = {
     "rounds": 1,
@@ -77,7 +77,7 @@ def check_rows(rows, rounds):
 
 
 @pytest.mark.slow
-def test_the_result(mongo, tmp_path):
+def test_a_run_prints_the_table_and_writes_all_rows(mongo, tmp_path):
     path = tmp_path / "result.json"
     run = bench(*SUITES, "--quick", "--no-peers", *sizes(), "--json", str(path))
     assert run.returncode == 0, run.stderr
@@ -105,7 +105,7 @@ def test_the_result(mongo, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(peers.existing_peers() is None, reason="`python -m benchmarks signals --peers` installs them")
-def test_rows_against_peers(mongo, tmp_path):
+def test_a_run_with_peers_has_rows_against_each_peer(mongo, tmp_path):
     path = tmp_path / "result.json"
     run = bench("load", "signals", "--quick", *sizes(), "--json", str(path))
     assert run.returncode == 0, run.stderr
@@ -132,7 +132,7 @@ def test_suites_can_be_chosen(mongo, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_environments_of_the_peers(tmp_path, monkeypatch):
+def test_the_environment_of_a_peer_is_made_again_if_its_packages_change(tmp_path, monkeypatch):
     """An environment is created once, and again when its packages change."""
     said, directory, packages = [], tmp_path / "peers", tmp_path / "packages.txt"
     packages.touch()
@@ -211,13 +211,13 @@ def test_a_flag_out_of_range_is_an_error():
         ("lower", 2.5, False, False),
     ],
 )
-def test_targets(better, ratio, met, tolerated):
+def test_a_ratio_meets_or_misses_its_target(better, ratio, met, tolerated):
     target = Target(0.8, 0.5, "higher") if better == "higher" else Target(1.2, 2.0, "lower")
     assert (target.met_by(ratio), target.tolerates(ratio)) == (met, tolerated)
     assert (target.missed_by(ratio) <= 0) == met
 
 
-def test_rows_and_quantiles():
+def test_a_row_has_the_medians_of_its_pairs():
     pairs = [Pair(1.0, 2.0), Pair(3.0, 2.0), Pair(4.0, 2.0)]
     row = Row("key", "what", "about", "peer", "ms", pairs, Target(1.2, 2.0, "lower"))
     assert (row.ratios, row.ratio, row.ours, row.theirs) == ([0.5, 1.5, 2.0], 1.5, 3.0, 2.0)
@@ -226,7 +226,7 @@ def test_rows_and_quantiles():
     assert quantile([7.0], 0.99) == 7.0
 
 
-def test_pages(tmp_path):
+def test_each_page_has_its_rows_and_plots(tmp_path):
     target = Target(1.5, 1.0, "higher")
     rows = [
         Row(key, what, "about", "peer", "/s", [Pair(3, 2), Pair(4, 2)], target)
@@ -257,7 +257,7 @@ def test_pages(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_busy_application(mongo):
+def test_a_busy_application_is_measured(mongo):
     shape = Shape(receivers=2, collections=2)
     point = measure_busy(mongo.url, Busy(shape, changes=300, dispatchers=2, timed=False))
     assert point.rate > 0

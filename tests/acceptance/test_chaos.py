@@ -11,7 +11,7 @@ from tests.chaos.figures import Event, Evidence, causes, figures
 from tests.ledger import Entry
 from tests.support import ROOT
 
-# The others take longer: CI runs all of them with `make chaos`.
+# The other scenarios take longer: CI runs them with `make chaos`.
 SMALL = {
     "kills": ("--seed", "11", "--faults", "2", "--writes", "500"),
     "hostile": ("--seed", "11", "--faults", "10", "--writes", "400"),
@@ -31,7 +31,7 @@ def chaos(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SMALL)
-def test_a_scenario_in_short(mongo, scenario, tmp_path):
+def test_a_short_run_of_a_scenario_holds(mongo, scenario, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos(scenario, "--documents", "100", "--json", str(where), *SMALL[scenario])
     assert result.returncode == 0, result.stdout + result.stderr
@@ -45,7 +45,7 @@ def test_a_scenario_in_short(mongo, scenario, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_model_in_short(mongo, tmp_path):
+def test_a_short_run_of_the_model_holds(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos("model", "--seed", "5", "--faults", "20", "--json", str(where))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -56,7 +56,7 @@ def test_the_model_in_short(mongo, tmp_path):
 
 
 @pytest.mark.slow
-def test_reconnects_in_short(mongo, tmp_path):
+def test_a_short_run_of_reconnects_loses_nothing(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos("reconnects", "--faults", "300", "--writes", "50", "--json", str(where))
     assert result.returncode == 0, result.stdout + result.stderr

@@ -39,7 +39,7 @@ def call(commit, receiver, origin="process", at=None, **changes):
     return plain._replace(**changes)
 
 
-# The writer dies during the last receiver of the delete, and a dispatcher takes that over.
+# The writer dies during the last receiver of the delete, and a dispatcher takes over all receivers of the delete.
 GOOD = (
     *(call(commit, receiver) for commit in (CLAIMED, UNCLAIMED) for receiver in RECEIVERS),
     *(call(DELETED, receiver) for receiver in RECEIVERS[:2]),
@@ -152,7 +152,7 @@ def test_the_cause_of_a_repetition_is_a_fault_of_its_time_or_a_fence(faults, fen
 
 
 @pytest.mark.slow
-def test_the_scenario_in_short(mongo, tmp_path):
+def test_a_short_run_of_the_scenario_holds(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos(
         "writers", "--seed", "11", "--writes", "600", "--documents", "50", "--faults", "3", "--json", str(where)

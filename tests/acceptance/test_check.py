@@ -7,7 +7,7 @@ from tests.acceptance.test_run import RECEIVER, run, write_app
 from tests.ledger import APP, IMAGES, Ledger
 
 
-def test_check(mongo, database, foreign, tmp_path):
+def test_check_finds_no_error_in_a_good_application(mongo, database, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     environment = Ledger(tmp_path / "ledger", mongo.url, database).environment
     well = run("check", APP, **environment)

@@ -1,7 +1,7 @@
 """The compose file is well-formed, pinned and unprivileged, and its commands work.
 
-The test needs no engine: `docker-compose config` reads the file, and its commands run on an embedded
-server with their environment, except for the address of the server.
+The tests need no container engine. `docker-compose config` reads the file. The commands of the services run on an
+embedded server. Except for the address of the server, they get the environment of their services.
 """
 
 import json
@@ -108,7 +108,7 @@ def test_dispatchers_may_drain_before_they_are_killed(name: str):
     assert seconds(SERVICES[name]["stop_grace_period"]) > Settings.model_fields["grace"].default
 
 
-def test_the_image_has_the_files_of_its_build():
+def test_the_files_that_the_image_copies_exist_and_are_not_ignored():
     ignored = (ROOT / ".dockerignore").read_text()
     for line in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
         for source in line.split():
@@ -118,7 +118,7 @@ def test_the_image_has_the_files_of_its_build():
 
 
 def mounts(name: str) -> dict[str, str]:
-    """The paths of a service and the mounted paths of this repository."""
+    """Paths in the container of a service -> the paths of this repository that are mounted there."""
     bound = (volume for volume in SERVICES[name]["volumes"] if volume.startswith("./"))
     return {target: source for source, target, mode in (volume.split(":") for volume in bound) if mode == "ro"}
 
@@ -219,7 +219,7 @@ def test_the_image_and_the_service_have_the_same_command():
 
 @contextmanager
 def uninitiated_mongod(folder: Path) -> Iterator[int]:
-    """The service's command on a free port, with an uninitiated replica set."""
+    """Runs the command of the service `mongo` on a free port. Its replica set is not initiated."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

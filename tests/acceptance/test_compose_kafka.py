@@ -1,7 +1,7 @@
 """The profile `kafka` of the compose file: its broker, relay and workers deliver the changes of the writer.
 
-The test needs no engine. Apache Kafka runs with the properties of the file, and the commands of the services run
-with their environment, except for addresses.
+The test needs no container engine. Apache Kafka runs with the properties of the file. The commands of the services
+run with the environment of their services, except for addresses.
 """
 
 import re
@@ -25,7 +25,7 @@ from tests.support import PATIENCE, eventually_sync
 
 KAFKA = SERVICES["kafka"]
 HOST_PORT = "${KAFKA_PORT:-9094}"
-# They depend on the machine; tests/kafka/server.py sets them, and checks the listener of clients.
+# These properties depend on the machine. tests/kafka/server.py sets them.
 PLACES = {
     *("KAFKA_LISTENERS", "KAFKA_ADVERTISED_LISTENERS", "KAFKA_LOG_DIRS", "KAFKA_CONTROLLER_QUORUM_VOTERS"),
     *("KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", "KAFKA_CONTROLLER_LISTENER_NAMES"),
@@ -62,7 +62,7 @@ def test_topics_are_not_created_by_a_request():
     assert KAFKA["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
 
 
-def test_a_service_starts_when_it_can_work():
+def test_a_service_starts_when_the_services_that_it_needs_are_healthy():
     needed = {name: SERVICES[name]["depends_on"] for name in ("relay", "worker")}
     assert {name: set(one) for name, one in needed.items()} == {"relay": {"mongo", "kafka"}, "worker": {"relay"}}
     assert all(one["condition"] == "service_healthy" for each in needed.values() for one in each.values())
@@ -95,7 +95,7 @@ def kafka() -> Iterator[KafkaServer]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedMongo]:
-    """A server of its own: the services have the group and the database of the example."""
+    """A server for this test only, because the services have the group and the database of the example."""
     with embedded_mongo() as running_server:
         yield running_server
 
@@ -149,7 +149,7 @@ class Services:
 
 
 @pytest.mark.slow
-def test_a_relay_and_workers_deliver_and_the_group_can_go_back(
+def test_a_relay_and_workers_deliver_and_the_group_can_go_back_to_a_dispatcher(
     server: EmbeddedMongo, kafka: KafkaServer, tmp_path: Path
 ):
     """The steps of docs/how-to/compose.md, from the dispatcher to workers and back."""

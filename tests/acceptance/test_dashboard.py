@@ -16,7 +16,7 @@ APP = "tests.acceptance.apps.dashboard:registry"
 TOKEN = "sixteen letters or more"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
-# The filled part of a plot: the area below its first line, none at zero.
+# Counts the filled pixels of a plot. They are below its first line, so a line at zero has none.
 FILLED = """id => {
   const canvas = document.querySelector(`#${id} canvas`);
   const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -129,7 +129,7 @@ def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, sho
 
 @pytest.mark.slow
 def test_the_last_hours_are_shown_on_request(browser, shown):
-    """Two hours ago a member delivered for an hour."""
+    """A member delivered for an hour, from four to three hours ago."""
     now = time.time()
     delivered = [min(max(0, 4 * 60 - minutes), 60) * 1_000 for minutes in range(360, 0, -1)]
     samples = [
@@ -200,7 +200,7 @@ def test_the_processes_that_claim_are_shown(browser, shown, foreign):
 
 
 @pytest.mark.slow
-def test_an_answer_from_before_unlocking_does_not_lock_the_page(browser, shown):
+def test_a_late_answer_to_a_request_before_unlocking_does_not_lock_the_page(browser, shown):
     watched = Watched(browser, url_of(shown))
     page = watched.page
     held: list[Route] = []

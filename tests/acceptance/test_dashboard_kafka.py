@@ -72,7 +72,7 @@ def test_relay_and_broker_are_shown_on_the_page_of_a_group(browser: Browser, sho
 
 
 @pytest.mark.slow
-def test_a_page_from_before_the_first_look_at_the_state_becomes_that_of_the_relay(browser: Browser, shown: Shown):
+def test_a_relay_has_its_own_page_as_soon_as_it_has_read_the_state(browser: Browser, shown: Shown):
     context = browser.new_context()
     page = context.new_page()
     unknown = {"is_relay": False, "relay": None, "source": {"topic": None, "cluster": None}}

@@ -37,7 +37,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def points(page: Page) -> Any:
-    """The points computed from samples; a sample has the reports of members with their times."""
+    """Computes points from samples. A sample has the reports of members, with the times of the reports."""
 
     def points_of(*samples: dict[str, tuple[float, dict[str, Any]]]) -> list[dict[str, Any]]:
         said = [

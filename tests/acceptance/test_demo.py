@@ -92,7 +92,7 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
 
 
 @pytest.mark.slow
-def test_the_summary_for_machines(family: Family, tmp_path: Path) -> None:
+def test_the_summary_as_json_has_all_deliveries_and_effects(family: Family, tmp_path: Path) -> None:
     demo = family.start("dispatcher", "demo", "--seconds", "1", "--json", cwd=tmp_path)
     out, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 0, err

@@ -34,7 +34,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """The place of an expression, and the expression."""
+    """Each expression, after the name of the alert, panel or variable that has it."""
     for rule in RULES:
         yield rule["alert"], rule["expr"]
     for panel in PANELS:
@@ -152,7 +152,7 @@ HEALTHY = {
     ("relay_terms_total", 'cause="error"'): "2",
 }
 
-# The different series of each alert. None: the series is missing.
+# The series that make each alert fire, where they differ from HEALTHY. None: the series is missing.
 FIRING: dict[str, dict[tuple[str, str], str | None]] = {
     "DispatcherAbsent": dict.fromkeys(HEALTHY),
     "DispatcherPartitionsUnheld": {("partitions", ""): "2"},

@@ -27,7 +27,7 @@ UNITS = {"run": SYSTEMD / "dispatcher.service", "relay": SYSTEMD / "dispatcher-r
 KUBERNETES = {path.stem: path for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))}
 GRACE = Settings.model_fields["grace"].default
 
-# The margin above --grace that the guide asks of a supervisor's stop time-out.
+# The stop time-out of a supervisor must be at least this number of seconds longer than --grace, says the guide.
 SPARE = 20
 
 
@@ -121,7 +121,7 @@ def test_the_manifests_name_variables_that_exist():
 
 
 def test_the_properties_of_kafka_are_accepted(tmp_path: Path):
-    """With the files of the Secret and of the credentials in their places."""
+    """The files of the Secret and of the credentials are where the properties name them."""
     pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
     conf = (SYSTEMD / "kafka.conf").read_text()
     assert re.findall(r"LoadCredential=([\w.-]+):", conf) == ["kafka.properties", "kafka-password"]

@@ -61,7 +61,7 @@ def loop(request, tmp_path) -> str:
 
 
 def limited(limit: int) -> tuple[str, ...]:
-    """A program that runs another one with this limit of descriptors."""
+    """The words before a command that limit its descriptors to this number."""
     return ("sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh")
 
 
@@ -109,7 +109,7 @@ def test_a_lack_of_descriptors_is_found_in_nested_errors():
 
 
 def test_http_answers_when_descriptors_are_free_again(loop, tmp_path, mongo, database, foreign, monkeypatch):
-    """Clients wait meanwhile and are answered then; deliveries continue."""
+    """Until then clients wait, and deliveries continue."""
     monkeypatch.setattr(Daemon, "launcher", limited(100))
     app = write_app(tmp_path, mongo.url, receivers=HOLDING, database=database)
     state = ("--state-database", f"{database}_state", "--http", "127.0.0.1:0")

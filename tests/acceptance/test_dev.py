@@ -70,7 +70,7 @@ class Dev:
                 self.lines.put(line)
 
     def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
-        """The next line that contains this text."""
+        """The next line that matches this pattern."""
         deadline = time.monotonic() + timeout
         with suppress(Empty):
             while (left := deadline - time.monotonic()) > 0:
@@ -83,7 +83,7 @@ class Dev:
         self.app.write_text(APP.replace(old, new))
 
     def members(self) -> list[psutil.Process]:
-        """All its processes."""
+        """The running processes of this `dispatcher dev`."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -108,7 +108,7 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
 
 
 @pytest.mark.slow
-def test_dev_delivers_and_follows_the_code_through_good_and_bad_saves(dev: Dev) -> None:
+def test_dev_delivers_and_reloads_saved_code_also_after_a_syntax_error(dev: Dev) -> None:
     url = dev.wait_for(r"mongodb://\S+")[0]
     shown = dev.wait_for(r"Dashboard: (http://127\.0\.0\.1:\d+)/dashboard/#token=(\S+)")
     dev.wait_for("dispatcher.started")
@@ -161,7 +161,7 @@ def test_a_killed_dev_leaves_no_process(dev: Dev) -> None:
 
 
 def test_installed_packages_are_not_watched_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any name of the virtual environment: pip would restart the dispatcher for each file."""
+    """For any name of the virtual environment. Otherwise pip would restart the dispatcher for each file."""
     installed = tmp_path / "venv" / "bin"
     installed.mkdir(parents=True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))

@@ -87,7 +87,7 @@ COMMANDS = [
 def test_values_have_no_control_characters(command, environment):
     ended = run_command(*command, env=environment)
     assert ended.code != ExitCode.CRASHED
-    if ended.code in {ExitCode.OK, ExitCode.USAGE}:  # another test covers the other errors of `main`
+    if ended.code in {ExitCode.OK, ExitCode.USAGE}:  # `main` prints other errors; other tests cover them
         assert not CONTROLS.search(ended.out + ended.error)
         assert "hunter2" not in ended.out
         assert not re.search(r"^remedy: curl", ended.out + ended.error, re.MULTILINE)
@@ -103,7 +103,7 @@ def test_errors_have_no_control_characters(encoding, tmp_path):
 
 def test_values_are_shown_literally(environment):
     def shown(*command: str) -> int:
-        """Counts the text although a table may wrap it."""
+        """Counts how often the text is shown. A table may wrap the text."""
         return "".join(run_command(*command, env=environment).out.split()).count("".join(PLAIN.split()))
 
     assert shown("status") >= 1

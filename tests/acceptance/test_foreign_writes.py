@@ -102,7 +102,7 @@ def record(mongo, database, tmp_path):
 
 
 def test_each_kind_of_foreign_write_reaches_the_right_receiver(record, foreign, tmp_path):
-    """One daemon serves all writes. Markers are inserts of the same document, because only it has an order."""
+    """One daemon serves all writes. Markers are inserts of the same document, so they keep their order."""
     users = foreign["users"]
 
     def mark(name):
@@ -148,7 +148,7 @@ def calls_between(record, first, last):
 
 @pytest.mark.slow
 def test_a_daemon_survives_a_restart_of_the_server(tmp_path):
-    """The daemon waits for the server, and no change before or after is lost."""
+    """The daemon waits for the server. No change before or after the restart is lost."""
     data = tmp_path / "data"
     record = tmp_path / "record"
     record.touch()

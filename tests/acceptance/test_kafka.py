@@ -52,7 +52,7 @@ class Workers:
         self._cwd = cwd
 
     def start(self) -> Daemon:
-        """Start one."""
+        """Start a dispatcher."""
         return self._stack.enter_context(daemon(APP, *self._arguments, cwd=self._cwd, **self._ledger.environment))
 
 
@@ -63,7 +63,7 @@ def workers(publisher: Publisher, ledger: Ledger, tmp_path: Path) -> Iterator[Wo
 
 
 def change(publisher: Publisher, number: int) -> str:
-    """Publish a change of one of the documents; its partition is always the same."""
+    """Publish a change of one of the documents. All changes of one document go to the same partition."""
     place = number % len(NAMES)
     name = NAMES[place]
     document = {"_id": IDS[name], "name": name, "n": number}
@@ -185,7 +185,7 @@ async def test_a_stopped_worker_starts_none_of_its_queued_jobs_after_its_lease(
     first.process.send_signal(signal.SIGSTOP)
     try:
         count = len(ledger())
-        assert count < 100  # the others are queued
+        assert count < 100  # the other deliveries are queued
         ledger.environment["LEDGER_SLOWNESS"] = "0"
         workers.start()
         await eventually(lambda: len({one.n for one in ledger()}) == 600, what="the second one delivers all")
@@ -193,14 +193,14 @@ async def test_a_stopped_worker_starts_none_of_its_queued_jobs_after_its_lease(
         first.process.send_signal(signal.SIGCONT)
     await eventually(lambda: len(first.lines("lease.lost")) == PARTITIONS, what="the first one notices")
     assert first.terminate() == ExitCode.OK
-    # A receiver that was running may end. No further one starts.
+    # A receiver that was running may end. No further receiver starts.
     late = [one for one in ledger()[count:] if one.term <= term]
     assert len(late) <= 3
     assert sorted({one.n for one in ledger()}) == list(range(600))
 
 
 @pytest.mark.slow
-async def test_a_worker_without_a_broker_says_so(publisher, workers, ledger, mongo, tmp_path):
+async def test_a_worker_that_finds_no_broker_ends_with_an_error(publisher, workers, ledger, mongo, tmp_path):
     with daemon(APP, "--kafka", "127.0.0.1:1", "--kafka-topic", "t", cwd=tmp_path, **ledger.environment) as worker:
         code = await asyncio.to_thread(worker.process.wait, 120)
     assert code == ExitCode.KAFKA

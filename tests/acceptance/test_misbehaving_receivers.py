@@ -226,7 +226,7 @@ def test_a_process_forked_by_a_receiver_is_not_a_dispatcher(deed, loop, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_other_signals_drain_like_sigterm(number, tmp_path, mongo, database):
-    before = signal.signal(number, signal.SIG_DFL)  # it is ignored if the tests run under nohup
+    before = signal.signal(number, signal.SIG_DFL)  # nohup lets processes ignore SIGHUP
     try:
         with unruly(tmp_path, mongo.url, database) as running:
             running.process.send_signal(number)

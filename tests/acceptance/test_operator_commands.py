@@ -83,7 +83,7 @@ def are_listed(letters, dispatcher):
 
 
 def is_unwell(dispatcher):
-    """Waits until the daemon has logged it."""
+    """Waits until the status says that the receiver is failing."""
     eventually_sync(lambda: dispatcher("status", "--json").json["health"]["health"] == "failing", within=30)
     told = {one["receiver"]: one["health"] for one in dispatcher("status", "--json").json["health"]["receivers"]}
     assert told["invoice"] == "failing"
@@ -116,7 +116,7 @@ def are_dropped(letters, dispatcher, foreign):
         (("list", "--limit", "-1"), "--limit"),
     ],
 )
-def test_wrong_ids_of_dead_letters_are_errors(dispatcher, arguments, says):
+def test_wrong_arguments_of_the_commands_for_dead_letters_are_errors(dispatcher, arguments, says):
     ran = dispatcher("dead-letters", *arguments)
     assert ran.code == ExitCode.USAGE
     assert says in ran.error

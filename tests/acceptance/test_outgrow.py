@@ -29,7 +29,7 @@ class Terminals:
     """A user with several terminals in one directory.
 
     Attributes:
-        delivered: the number of runs of client.py, each of which was delivered once.
+        delivered: the number of runs of client.py. The changes of all these runs were delivered once.
     """
 
     def __init__(self, directory: Path, stack: ExitStack, broker: str) -> None:

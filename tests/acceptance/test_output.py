@@ -129,10 +129,10 @@ def read_until(descriptor: int, enough: bytes, *, within: float = 60) -> bytes:
     return read
 
 
-def test_a_full_pipe_delays_no_delivery_and_no_end(running):
+def test_a_full_pipe_delays_neither_deliveries_nor_the_end(running):
     with full_pipe() as (_, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
-    # SIGTERM ended it although the pipe was not read.
+    # SIGTERM ended the dispatcher although the pipe was not read.
 
 
 @pytest.mark.slow
@@ -172,14 +172,14 @@ def test_an_unwritable_log_does_not_end_the_dispatcher(what, running, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_it_even_with_a_full_pipe(running):
+def test_a_second_signal_ends_a_dispatcher_even_with_a_full_pipe(running):
     codes = (ExitCode.FORCED, ExitCode.OK)
     with full_pipe() as (_, ours), running(*codes, stderr=ours, stdout=subprocess.DEVNULL) as started:
         started.terminate(times=2)
 
 
 @pytest.mark.slow
-def test_output_of_receivers_delays_nothing(running):
+def test_output_of_receivers_to_a_full_pipe_delays_no_delivery(running):
     with (
         full_pipe() as (_, ours),
         running(stdout=ours, stderr=subprocess.DEVNULL, env={"PRINTS": "1"}) as started,
@@ -207,7 +207,7 @@ def test_megabytes_in_a_value_are_cut(running, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_descriptors_harm_nothing(closed, running):
+def test_a_dispatcher_with_closed_descriptors_delivers(closed, running):
     with running(shell=closed, stdin=None, stdout=None if ">&-" in closed else subprocess.DEVNULL):
         pass
 
@@ -314,7 +314,7 @@ def test_a_pipe_made_non_blocking_by_another_process_gets_everything(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=ours, stderr=ours) as running:
         os.close(ours)
-        time.sleep(1)  # so it meets the full pipe
+        time.sleep(1)  # so the command meets the full pipe
         with os.fdopen(theirs, "rb") as pipe:
             said = pipe.read().lstrip(b".").decode()
     assert running.returncode == ExitCode.OK

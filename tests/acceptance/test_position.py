@@ -140,7 +140,7 @@ def test_with_force_a_running_dispatcher_continues_at_the_new_position(
 
 @pytest.fixture
 def position(foreign, state) -> Any:
-    """A group with a position that never had a dispatcher."""
+    """The position of a group that never had a dispatcher."""
     time = foreign.client.admin.command("ping")["operationTime"]
     state.positions.insert_one({"_id": foreign.name, "group": foreign.name, "partitions": 1})
     document = {
@@ -180,7 +180,7 @@ def test_an_impossible_time_is_refused(position, state, dispatcher: Dispatcher, 
 
 @pytest.mark.parametrize("at", ["2020-01-01", "825E0BE1000000000129295A1004", "1577836800,1"])
 def test_a_time_outside_of_the_oplog_is_refused(position, state, dispatcher: Dispatcher, at):
-    """test_history_lost.py has an oplog that has really lost its history."""
+    """The lost history is simulated. test_history_lost.py has an oplog that has really lost its history."""
     lost = {"failCommands": ["getMore"], "errorCode": 286, "appName": "mongoz-dispatcher-cli"}
     state.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=lost)
     try:

@@ -41,7 +41,7 @@ def got(dispatched: mongoz.Registry, database: str) -> list[int]:
 @pytest.fixture
 async def topic(kafka_server, client: AsyncMongoClient[Any], database: str) -> Publisher:
     made = Publisher(kafka_server.address, f"{database}.accounts", PARTITIONS)
-    made.second -= 100  # the past, and `later` goes on from there
+    made.second -= 100  # in the past; `later` counts on from there
     made.token = token_at(Timestamp(made.second, 0))
     made.create(**{"message.timestamp.type": "LogAppendTime"})
     await made.begin(State(client, f"{database}_state"))
@@ -55,7 +55,7 @@ def state(foreign) -> Any:
 
 @pytest.fixture
 async def position(dispatcher: Dispatcher, dispatched: mongoz.Registry) -> Any:
-    """Runs `dispatcher position`; the loop of the test continues meanwhile."""
+    """Runs `dispatcher position` in a thread, so that the event loop of the test continues meanwhile."""
 
     async def run(*arguments: str) -> Any:
         return await asyncio.to_thread(dispatcher, "position", *arguments)
@@ -76,7 +76,7 @@ def reading(registry: mongoz.Registry, topic: Publisher) -> Any:
 
 
 async def delivered(registry: mongoz.Registry, topic: Publisher, got: list[int], *numbers: int) -> None:
-    """Runs a dispatcher until it has delivered these, and has saved its positions."""
+    """Runs a dispatcher until it has delivered these numbers and read everything. Its stop saves the positions."""
     got.clear()
     async with reading(registry, topic) as running:
         await eventually(lambda: sorted(got) == sorted(numbers), what=f"{numbers} are delivered")
@@ -116,7 +116,7 @@ async def test_a_time_is_found_in_all_partitions(position, dispatched, topic, go
     ran = await position("set", "--at", f"{time.time},1", "--kafka", topic.address, "--yes")
     assert ran.code == ExitCode.OK, ran
     saved = list(state.positions.find({"partition": {"$exists": True}}).sort("partition"))
-    assert [one["log"]["offset"] for one in saved] == [1, 2]  # 4 is the second one of partition 0
+    assert [one["log"]["offset"] for one in saved] == [1, 2]  # 4 is in the second record of partition 0
     await delivered(dispatched, topic, got, 4, 5, 6)
     assert (await position("set", "--at", half, "--kafka", topic.address, "--yes")).code == ExitCode.OK
     await delivered(dispatched, topic, got, 5, 6)
@@ -124,7 +124,7 @@ async def test_a_time_is_found_in_all_partitions(position, dispatched, topic, go
 
 
 async def test_now_and_a_reset_continue_at_the_relays_position(position, dispatched, topic, got, state):
-    """Both need no broker. The skipped changes are gaps."""
+    """Both need no broker. The skipped changes are recorded as gaps."""
     await delivered(dispatched, topic, got)
     later(topic, 1, 2, 3)
     await topic.save()
@@ -218,5 +218,5 @@ async def test_a_relay_moves_forward_only(position, topic, relay, state, databas
     assert state.positions.find_one({"_id": f"{relay}:0"})["token"] == topic.token
     for arguments in (("set", "--at", "now"), ("reset",)):
         (moved,) = (await position(*arguments, "--group", relay, "--yes", "--json")).json
-        assert moved["gap"] is None  # the relay records it
+        assert moved["gap"] is None  # the relay records the gap
     assert (await position("switch", "--group", relay, "--yes")).code == ExitCode.USAGE

@@ -51,7 +51,7 @@ def wait_ready(running: Daemon) -> None:
 
 
 def pids(running: Daemon) -> dict[str, int]:
-    """The present processes by name."""
+    """Names of the processes -> their present process ids."""
     return {line["process"]: line["pid"] for line in running.lines("process.started")}
 
 
@@ -68,7 +68,7 @@ def held_by(foreign) -> set[int]:
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody waits for stays a zombie."""
+    """Whether a process has ended. A process that nobody waits for stays a zombie, and has ended too."""
     return Identity("", pid, _boot_of(pid)).is_dead
 
 
@@ -279,7 +279,7 @@ def ask(address: str, *arguments: str, sent: str = "") -> str:
 
 
 @pytest.mark.slow
-def test_the_rules_for_clients_hold_behind_a_supervisor(two):
+def test_the_rules_for_clients_hold_also_with_a_supervisor(two):
     address = address_of(two)
     letters = f"{address}/dashboard/api/letters"
     pause = ["--json", '{"receiver": null}']

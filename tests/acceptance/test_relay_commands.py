@@ -1,4 +1,4 @@
-"""Commands of operators beside a relay, and on a relay."""
+"""Commands of operators, for a group next to a relay and for the relay."""
 
 import re
 import time
@@ -79,7 +79,7 @@ def test_a_command_for_receivers_says_that_there_is_only_a_relay(dispatcher, sta
 
 @pytest.fixture
 def reading(state) -> Database:
-    """The state of a relay, and of a group that has read half of its topic a minute ago. No process is alive."""
+    """The state of a relay, and of a group that read a part of the topic a minute ago. No process is alive."""
     at = Timestamp(int(time.time()) - 60, 1)
     marks = [{"offset": 100, "term": 5, "number": 99}, {"offset": 0, "term": 0, "number": -1}]
     relay = {

@@ -25,7 +25,7 @@ def ledger(mongo, database, tmp_path):
 def test_five_kills_lose_nothing_and_keep_the_order(ledger, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     writer = Writer({ForeignClient(foreign["accounts"]): 1}, seed=5)
-    # Slow deliveries stay open over several saves of the position, which must not pass them.
+    # Slow deliveries stay open during several saves of the position. The position must not pass them.
     slow = {"LEDGER_SLOWNESS": "0.004", "LEDGER_STRAGGLERS": "0.01", "DISPATCHER_SAVE_INTERVAL": "0.1"}
     arguments = {"cwd": tmp_path, **ledger.environment, **slow}
     first = Daemon(APP, **arguments)
@@ -98,7 +98,7 @@ def test_a_daemon_runs_on_uvloop_and_logs_its_work(ledger, foreign, tmp_path):
 
 
 def test_a_second_signal_ends_a_daemon_immediately(tmp_path, mongo, database, foreign):
-    """The first one waits for an endless delivery in flight."""
+    """After the first signal, the daemon waits for a delivery in flight that never ends."""
     receiver = (
         "import asyncio, pathlib\n"
         "@post_save(Thing)\n"
@@ -261,7 +261,7 @@ def test_an_invalid_position_is_an_error(ledger, foreign, tmp_path):
 
 
 @pytest.mark.slow
-def test_receivers_and_position_show(ledger, foreign, tmp_path):
+def test_the_receivers_and_the_position_are_shown(ledger, foreign, tmp_path):
     table = run("receivers", APP, **ledger.environment)
     assert table.returncode == 0
     assert "post_delete" in table.stdout
@@ -277,7 +277,7 @@ def test_receivers_and_position_show(ledger, foreign, tmp_path):
 
 
 def test_sigterm_ends_a_connecting_daemon(tmp_path):
-    """The server accepts and stays silent; the daemon does not wait for an answer."""
+    """The server accepts the connection and stays silent. The daemon does not wait for an answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(PATIENCE)
         app = write_app(tmp_path, f"mongodb://127.0.0.1:{silent.getsockname()[1]}/", receivers=RECEIVER)
@@ -291,7 +291,7 @@ def test_sigterm_ends_a_connecting_daemon(tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, database, foreign):
-    """Python itself waits without a limit."""
+    """Python itself waits for its threads without a limit."""
     receiver = (
         "import asyncio, pathlib, time\n"
         "@post_save(Thing)\n"

@@ -32,7 +32,7 @@ def ledger(mongo, database, tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger", mongo.url, database)
 
 
-def test_setup_then_writes_then_run(ledger, foreign, tmp_path):
+def test_a_run_delivers_the_writes_after_the_setup(ledger, foreign, tmp_path):
     done = run("setup", APP, **ledger.environment)
     assert (done.returncode, done.stderr) == (ExitCode.OK, "")
     words = [line.split() for line in done.stdout.splitlines()]

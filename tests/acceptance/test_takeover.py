@@ -13,7 +13,7 @@ from tests.support import Daemon, eventually_sync
 LEASE = 2.0
 
 BUSY = 30.0
-"""Seconds that a busy machine may take for what is done at once."""
+"""Seconds that a busy machine may need for work that an idle machine does at once."""
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_standby_takes_over_from_a_suspended_daemon_within_the_lease(ledger, f
     now = positions.find_one({"partition": 0})
     assert (now["owner"], now["term"]) == (saved["owner"], saved["term"])
     assert now["token"] >= saved["token"]
-    # After the second term begins, the first one starts no delivery.
+    # After the second term has begun, the first daemon starts no delivery.
     entries = ledger()
     begins = min(entry.at for entry in entries if entry.term == 2)
     assert [entry.n for entry in entries if entry.term == 1 and entry.at > begins] == []

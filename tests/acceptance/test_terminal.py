@@ -52,7 +52,7 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def read_until(self, enough: Callable[[str], Any], within: float = PATIENCE) -> str:
-        """Reads its output until the condition is true."""
+        """Reads the output until the condition is true."""
         deadline = time.monotonic() + within
         while not enough(self.shown):
             assert time.monotonic() < deadline, self.shown
@@ -61,7 +61,7 @@ class Terminal:
         return self.shown
 
     def ends(self) -> int:
-        """Its exit code; `shown` has the output until then."""
+        """Waits for the end of the command, and returns the exit code. Then `shown` has all output."""
         deadline = time.monotonic() + 30
         while not self._is_closed:
             assert time.monotonic() < deadline, self.shown
@@ -91,7 +91,7 @@ def ledger(mongo, database, tmp_path):
 
 @pytest.fixture
 def environment(ledger, mongo, database, foreign) -> dict[str, str]:
-    """A group with a state."""
+    """The environment variables of commands for a group that has a state."""
     layout = {"_id": database, "group": database, "partitions": 1, "application": ""}
     foreign.client[f"{database}_state"].positions.insert_one(layout)
     return {**ledger.environment, "DISPATCHER_URL": mongo.url, "DISPATCHER_GROUP": database}
@@ -167,7 +167,7 @@ def test_long_work_has_a_bar(what, environment, foreign):
     with on_terminal(*arguments, **environment) as terminal:
         assert terminal.ends() == ExitCode.OK
     assert "━" in terminal.shown
-    assert len(set(re.findall(r"(\d+) delivered, 0 failed", plain(terminal.shown)))) > 2  # it moves
+    assert len(set(re.findall(r"(\d+) delivered, 0 failed", plain(terminal.shown)))) > 2  # the bar moves
     assert "delivered 200, failed 0" in plain(terminal.shown)
     piped = in_pipe(*arguments, *(() if what == "replay" else ("--new",)), **environment)
     assert (piped.returncode, "━" in piped.stdout, ESCAPE in piped.stdout) == (ExitCode.OK, False, False)

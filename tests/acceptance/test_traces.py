@@ -1,4 +1,4 @@
-"""`dispatcher run --traces` sends spans over OTLP, and the last ones at its end."""
+"""`dispatcher run --traces` sends spans over OTLP. At its end it sends the last ones."""
 
 import threading
 from collections.abc import Iterator

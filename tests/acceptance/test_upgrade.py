@@ -1,4 +1,4 @@
-"""Dispatchers of an earlier version and of this one run side by side under load: nothing is lost or repeated."""
+"""Dispatchers of an earlier version and of this one run side by side. Nothing is lost; only a kill repeats."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ RECEIVERS = ("blocking", "retrying", "dying", "resting")
 ARGUMENTS = ("--partitions", "2", "--lease", "6", "--park-after", "0.5", "--save-interval", "0.2")
 OLD = ("parked", "parked_lanes", "dead_letters", "parked_chunks", "dead_letter_chunks")
 
-# Documents of each kind.
+# The number of documents of each kind.
 LOAD = 3
 
 # Seconds for many deliveries on a busy machine.
@@ -105,7 +105,7 @@ class World:
         eventually_sync(lambda: self.state.dead_letters.count_documents({}) == LOAD, what="dead letters")
 
     def mend(self) -> None:
-        """Lets all receivers succeed, and requests retries."""
+        """Lets all receivers succeed, requests retries, and waits until everything is delivered."""
         self.load.stop()
         (self.directory / "mended").touch()
         self.state.controls.delete_many({})
@@ -144,7 +144,7 @@ def member_of(running: Any) -> str:
 
 
 def in_order(key: str, numbers: list[int]) -> list[int]:
-    """The numbers with that of the dead letter in order, because its retry was delivered later."""
+    """The numbers, with the number of the dead letter first, because its retry was delivered later."""
     if key.startswith("dying dying"):
         assert numbers[0] != 0
         return [0, *(number for number in numbers if number)] if numbers.count(0) == 1 else numbers
@@ -178,7 +178,7 @@ def test_the_new_version_starts_before_the_old_one_ends(world):
 
 
 def test_the_old_version_ends_before_the_new_one_starts(world):
-    """An old version that joins later gets no partition, even if it is alone; its changes wait."""
+    """An old version that joins later gets no partition, even if it is alone. The changes wait."""
     with world.old() as old:
         old.wait_started()
         world.begin()

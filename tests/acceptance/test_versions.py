@@ -158,7 +158,7 @@ class World:
         (self._directory / name).touch()
 
     def until_claimed(self, name: str, *, claimed: bool = True) -> None:
-        """Waits until a process has begun, or stopped, to claim its writes."""
+        """Waits until a process claims its writes, or until it no longer does."""
 
         def is_so() -> bool:
             last = [one for one in self.stream.written if one.what.startswith(f"{name} ")][-5:]
@@ -178,7 +178,7 @@ class World:
     # Deliveries
 
     def deliveries(self) -> Counter[tuple[str, str, str, str]]:
-        # A takeover gets the present document; its id tells which write it is of.
+        # A takeover gets the present document. The id of the delivery tells which write it belongs to.
         written = {str(one.stamp.token): one.what for one in list(self.stream.written) if one.stamp is not None}
         found: Counter[tuple[str, str, str, str]] = Counter()
         for line in (self._directory / "ledger").read_text().splitlines():
@@ -188,7 +188,7 @@ class World:
         return found
 
     def lost(self) -> list[tuple[str, Written]]:
-        """Missing deliveries. A killed process without a claim loses its last receivers, as before."""
+        """Missing deliveries. Without a claim, the last deliveries of a killed process may be lost, as before."""
         found, written = self.deliveries(), list(self.stream.written)
         lost = [
             (receiver, one) for one in written for receiver in RECEIVERS if not found[one.delivery_to(receiver)]

@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def why_skipped(scenario: Scenario, options: argparse.Namespace) -> str:
-    """What a scenario lacks on this machine; empty if it must run, as in CI or if it was asked for."""
+    """What a scenario lacks on this machine. Empty if it must run anyway: in CI, or because it was asked for."""
     return "" if options.scenarios or os.environ.get("CI") else scenario.missing()
 
 

@@ -24,7 +24,7 @@ registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDG
 database = os.environ["LEDGER_GROUP"]
 ledger = Path(os.environ["LEDGER_FILE"])
 slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-# The share of calls that take up to a second longer: other calls pass them, the position must not.
+# The share of calls that take up to a second longer. Other calls may pass them; the position must not.
 stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 pid = os.getpid()
 

@@ -1,4 +1,4 @@
-"""A long backlog with a slow, a failing and a paused receiver; the deliveries of the last one are parked.
+"""A long backlog with a slow, a failing and a paused receiver. The deliveries of the paused receiver are parked.
 
 No delivery may be lost or repeated, and the memory of the daemon must not depend on the length of the backlog.
 """
@@ -30,7 +30,7 @@ _LOOK: Final = 0.5
 _PATIENCE: Final = 120.0  # seconds without progress
 _OPLOG: Final = ("--oplogSize", "4000")
 
-# The memory in the last part of a phase must not be much higher than in the first one.
+# The memory in the last part of a phase must not be much higher than in the second part.
 _GROWTH: Final = 1.15
 _PART: Final = 0.25
 

@@ -1,4 +1,4 @@
-"""The application of the long backlog. Each receiver counts in a file with a byte per write.
+"""The application of the long backlog. Each receiver counts its deliveries in a file with a byte per write.
 
 slow    takes some milliseconds, sometimes a second
 picky   refuses some writes at first
@@ -19,7 +19,7 @@ registry = mongoz.Registry(os.environ["BACKLOG_URL"], dispatched="backlog")
 directory = Path(os.environ["BACKLOG_DIRECTORY"])
 slowness = float(os.environ["BACKLOG_SLOWNESS"])
 
-# One in this many writes fails in its first attempts; one takes a second.
+# One in `_REFUSED` writes fails in its first attempts. One in `_STUCK` writes takes a second.
 _REFUSED = 500
 _STUCK = 1_000
 

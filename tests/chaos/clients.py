@@ -29,8 +29,8 @@ _DUPLICATE_KEY = 11000
 class SteadyClient:
     """A client without mongoz that repeats each write until it is committed.
 
-    Each write requires the previous one, so a repeated write happens once. A replace keeps the stamp
-    of the document that it read.
+    Each write requires the previous write of its document, so a repeated write happens once. A replace keeps the
+    stamp of the document that it read.
     """
 
     def __init__(self, collection: Collection[dict[str, Any]]) -> None:
@@ -68,7 +68,7 @@ class SteadyClient:
         return ReplaceOne(before, {**row, "name": write.name, "n": write.n})
 
     def _left(self, writes: list[Write], error: PyMongoError, deadline: float) -> list[Write]:
-        """The rest of an ordered bulk, once the result is known."""
+        """The writes of an ordered bulk that are not committed, once the result is known."""
         if isinstance(error, BulkWriteError) and any(
             each["code"] != _DUPLICATE_KEY for each in error.details["writeErrors"]
         ):

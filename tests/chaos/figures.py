@@ -13,7 +13,7 @@ __all__ = ["Event", "Evidence", "Figure", "causes", "figures"]
 Orders = Mapping[str, Sequence[int]]
 """Writes by document."""
 Write = tuple[str, int]
-"""A document's name, and which one of its writes."""
+"""The name of a document, and the number of the write."""
 
 PLAIN, TRANSACTIONAL = "note", "book"
 """The receivers that every scenario has."""
@@ -28,7 +28,7 @@ class Event(NamedTuple):
     Attributes:
         at: its time, as `time.monotonic_ns()`.
         kind: its kind.
-        pid: the process id of the affected daemon, if it is one.
+        pid: the process id of the affected daemon; None if no daemon is affected.
     """
 
     at: int
@@ -230,8 +230,9 @@ def _writes(orders: Orders) -> set[Write]:
 def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collection[str] = ()) -> Counter[str]:
     """The causes of repeated deliveries.
 
-    The cause is the last fault of the process with the earlier delivery, or of the process with the late
-    delivery; otherwise the last fault of all; and "nothing" without a fault.
+    The cause is the last fault of the process that made the earlier delivery. If the repetition belongs to an
+    earlier term, it came late. Then the cause is the last fault of the process that made the repetition. If this
+    process had no fault, the cause is the last fault of all processes. Without any fault, it is "nothing".
 
     Args:
         entries: of one receiver, in order.
@@ -257,7 +258,9 @@ def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collecti
 
 
 def outdated(entries: Sequence[Entry]) -> int:
-    """Deliveries that began in an outdated term: a change of the document was already delivered in a later term.
+    """The number of deliveries that began in an outdated term.
+
+    A change of the document was already delivered in a later term.
 
     Args:
         entries: of one receiver, in order.
@@ -280,6 +283,6 @@ def _renamed(entries: Sequence[Entry]) -> int:
 
 
 def longest_stall(entries: Iterable[Entry]) -> float:
-    """The longest time between two deliveries, in seconds; the writers are always ahead of the deliveries."""
+    """The longest time between two deliveries, in seconds. At any time there are writes to deliver."""
     times = sorted(entry.at for entry in entries)
     return max((later - earlier for earlier, later in pairwise(times)), default=0) / 1e9

@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 60.0
 # Malformed documents per hostile document: 20,000 in a full run.
 _MALFORMED = 47
 
-# One event of 15 MB with its pre image takes 30, and a few copies exist at a time.
+# One event of 15 MB with its pre image takes 30 MB, and a few copies exist at a time.
 _MEMORY_MB = 400
 
 
@@ -106,7 +106,7 @@ class Outcome:
             self.dead[digest, receiver].add(letter["delivery_id"])
 
     def missing(self, digest: str, case: _Case) -> int:
-        """Changes that a receiver did not get, and that have no dead letter for it."""
+        """The number of deliveries that were not made, and that have no dead letter."""
         unreadable = self.dead[digest, "everybody"]
         return sum(
             max(0, case.changes - len(self.delivered[digest, one] | self.dead[digest, one] | unreadable))

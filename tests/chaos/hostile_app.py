@@ -1,7 +1,7 @@
 """The application of the hostile scenario, with invalid documents and hostile receivers.
 
 hostile   behaves as the kind of the document says
-witness   is called after it, and records its calls
+witness   is called after `hostile`, and records its calls
 reader    gets the malformed documents
 """
 

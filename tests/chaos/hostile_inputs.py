@@ -1,7 +1,7 @@
 """All known kinds of invalid documents and hostile receivers.
 
-DOCUMENTS    by name: makes a document with a new `_id`
-BEHAVIOURS   by name: the behaviour of the receiver for a document of this kind
+DOCUMENTS    name of a kind -> a function that makes a document of this kind, with a new `_id`
+BEHAVIOURS   name of a kind -> the behaviour of the receiver for a document of this kind
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Two relays publish to a topic of Apache Kafka, and three workers read it. Each part is broken in turn.
 
 Processes are killed, stopped for longer than their lease, and cut off from the broker or from MongoDB. The broker
-is killed and stopped; it loses requests of the relay, and records that all readers have read. The primary steps
-down.
+is killed and stopped. It loses requests of the relay, and it loses records that all readers have read. The primary
+steps down.
 
 At the end the receivers must have every write, as in the other scenarios.
 """
@@ -34,12 +34,12 @@ _LEASE_SECONDS: Final = 3.0
 
 _BLOCKED_SECONDS: Final = 5.0
 
-# The client of Kafka gives up a lost record after this time, and notices a silent broker; by default after five
-# minutes, and within one.
+# The client of Kafka gives up a lost record after this time; by default after five minutes. It notices a silent
+# broker after twice this time; by default after one minute.
 _TIMEOUT_SECONDS: Final = 2
 _CLIENT: Final = f"message.timeout.ms = {_TIMEOUT_SECONDS}000\nsocket.timeout.ms = {2 * _TIMEOUT_SECONDS}000\n"
 
-# The writer goes on for seconds while nothing is delivered.
+# The most undelivered writes. So the writer goes on for some seconds while nothing is delivered.
 _AHEAD: Final = 500
 
 # The limits of a batch of records: the usual one, and the lowest one that a relay accepts.
@@ -48,7 +48,7 @@ _BATCH_BYTES: Final = (1_048_588, 20_000)
 # Seconds without a delivery. A broker that was killed starts in five seconds, on a busy machine in half a minute.
 _STALL_SECONDS: Final = 60.0
 
-# A process that starts while no broker answers ends, and its supervisor starts it again.
+# A process ends if no broker answers at its start. It is started again, as by a supervisor.
 _EXCUSED: Final = {ExitCode.KAFKA: "started without a broker"}
 
 
@@ -76,7 +76,7 @@ class Plant:
     """The processes, the broker and the server, and their faults.
 
     Args:
-        ways: of the processes: first those of the relays.
+        ways: the links of each process. Those of the relays come first.
     """
 
     def __init__(self, world: World, made: Broker, ways: Sequence[Ways]) -> None:
@@ -108,7 +108,7 @@ class Plant:
         self.stops = 0
 
     def start(self) -> None:
-        """Starts all processes. The first start of the workers begins at the position of the relay."""
+        """Starts all processes. The workers begin at the position of the relay."""
         relays = [self._world.start_daemon(Relay, **one.settings) for one in self._ways[:_RELAYS]]
         eventually_sync(lambda: any(one.lines("relay.term") for one in relays), what="a relay publishes")
         workers = [self._world.start_daemon(**one.settings) for one in self._ways[_RELAYS:]]
@@ -147,7 +147,7 @@ class Plant:
         """Blocks the event loop of a process for longer than its lease; its other threads go on."""
         self.stops += 1
         self._world.note(kind, daemon)
-        with suppress(AssertionError):  # it has ended
+        with suppress(AssertionError):  # the process has ended
             daemon.wait_started()  # before its start, a process has no handler of this signal
         daemon.process.send_signal(signal.SIGUSR1)
         self._world.observe_for(_BLOCKED_SECONDS)
@@ -178,9 +178,9 @@ class Plant:
         self._broker.lose_produce_requests(self._chance.randint(1, 4))
 
     def _lose_requests_and_block(self, kind: str) -> None:
-        """Loses requests of a relay that can't notice it, because its event loop is blocked.
+        """Loses requests of a relay that can't notice the loss, because its event loop is blocked.
 
-        Its producer goes on without it: it gives up the lost records, and sends the next ones.
+        The producer of the relay goes on in its own threads. It gives up the lost records, and sends the next.
         """
         relay = self._publisher()
         self._world.release_writer()

@@ -1,4 +1,4 @@
-"""An Apache Kafka that each client reaches through a link of its own. So it can be killed, and clients be cut off.
+"""An Apache Kafka that can be killed. Each client reaches it through a link of its own, and can be cut off.
 
 client ──> link ──> listener of the broker, which advertises the address of the link
 
@@ -53,7 +53,7 @@ class Broker:
         self._admin: AdminClient | None = None
 
     def start(self) -> None:
-        """Starts it on its data."""
+        """Starts the broker on its data."""
         ports = {
             "CLIENTS": self._port,
             **dict(zip(self._listeners, (one.port for one in self.links), strict=True)),
@@ -67,7 +67,7 @@ class Broker:
         )
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Ends the broker with SIGKILL."""
         self.send_signal(signal.SIGKILL)
         self.end()
 
@@ -77,7 +77,7 @@ class Broker:
         os.kill(self._server.pid, number)
 
     def end(self) -> None:
-        """Ends it, if it runs."""
+        """Ends the broker, if it runs."""
         self._run.close()
 
     @property

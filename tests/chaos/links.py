@@ -1,6 +1,6 @@
 """TCP links between clients and a server that can be broken, for any protocol.
 
-They run in their own thread, so any thread can break them.
+All links run in one thread. Any other thread can break them.
 """
 
 import asyncio
@@ -78,7 +78,11 @@ class Link:
         return self._do(self._reset, share)
 
     def silence(self, share: Callable[[], bool] = lambda: True) -> int:
-        """Silently loses all data of the present connections; new ones work."""
+        """Silently loses all data of present connections; returns their number. New connections work.
+
+        Args:
+            share: decides for each connection.
+        """
         return self._do(self._silence, share)
 
     def slow_down(self, delay: Callable[[], float] | None) -> None:
@@ -86,7 +90,7 @@ class Link:
         self._do(self._set_delay, delay)
 
     def close_slowly(self, seconds: float) -> int:
-        """Closes the server's side of all connections, and the client's side later; returns their number."""
+        """Closes all connections: the server's side now, the client's side later. Returns their number."""
         return self._do(self._close_slowly, seconds)
 
     def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -37,7 +37,7 @@ def run(plan: Plan) -> Report:
                     notes.append(disagreement)
                     break
                 plan.say(f"{total.sequences:,} sequences")
-            # A delivery after the last change of a document was finished is a repetition or late.
+            # The stop waits for deliveries in flight. Those of judged documents are then in `world.late`.
             for group in GROUPS:
                 runner.run(world.stop_dispatcher(group))
         finally:

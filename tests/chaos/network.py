@@ -1,4 +1,4 @@
-"""The network between a daemon and its server is slow, cut, half open, or closed late. Clients have their own."""
+"""The network between a daemon and its server is slow, cut, half open, or closed late. Clients do not use it."""
 
 from collections.abc import Callable
 from functools import partial

@@ -2,7 +2,8 @@
 
     python -I -S parent_death.py PID PROGRAM [ARGUMENT ...]
 
-PID is the parent's. The process becomes the program by exec. Only Linux kills it; elsewhere it just runs.
+PID is the process id of the parent. The process becomes the program by exec. Only Linux kills the program; on
+other systems it just runs.
 """
 
 import ctypes

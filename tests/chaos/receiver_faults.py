@@ -1,7 +1,8 @@
 """Faults in receivers, if enabled: errors, hangs, and the end of the process.
 
-FAULT_DIRECTORY   has the requests to end the process: a receiver that removes its file `RECEIVER-before` or
-                    `RECEIVER-after` does so, before or after its effect. And a file with a letter per failure.
+FAULT_DIRECTORY   the directory of the requests to end the process. A request is a file `RECEIVER-before` or
+                    `RECEIVER-after`. The receiver removes the file, and ends the process before or after its
+                    effect. The file `failures` has a letter for each failure.
 FAULT_SALT        selects other doomed writes in each run
 """
 

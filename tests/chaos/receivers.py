@@ -8,7 +8,8 @@ from tests.chaos.world import World
 
 __all__ = ["SCENARIO"]
 
-# A delivery with a longer wait for its retry is parked: here nearly half of those that fail twice.
+# A delivery that must wait longer for its retry is parked. Here this happens to nearly half of the deliveries
+# that fail twice.
 _PARK_AFTER = 0.15
 
 

@@ -1,7 +1,7 @@
 """Three private mongods that are reached only through links, so each of them can be cut off.
 
-The members have the addresses of the links. The port of a connection shows its other side: one of the
-three processes has it open, otherwise it is a client.
+The members have the addresses of the links. The port of a connection shows who made the connection: the member
+whose process has this port open, otherwise a client.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class Member:
         self.process = self.start()
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Starts it on its data."""
+        """Starts the mongod on its data."""
         arguments = ["--port", str(self._port), "--bind_ip", _HOST, "--nounixsocket", "--quiet"]
         arguments += ["--dbpath", str(self._directory), "--logpath", f"{self._directory}.log", "--logappend"]
         arguments += ["--replSet", _NAME, "--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "200"]
@@ -74,7 +74,7 @@ class Member:
         return self.process
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Ends the mongod with SIGKILL."""
         self.process.kill()
         self.process.wait()
 
@@ -86,7 +86,7 @@ class Member:
         return False
 
     def hello(self) -> dict[str, Any]:
-        """Its answer to `hello`; empty if it does not answer."""
+        """The answer of the mongod to `hello`; empty if it does not answer."""
         try:
             return dict(self.client.admin.command("hello"))
         except PyMongoError:

@@ -13,7 +13,7 @@ class Size(NamedTuple):
     """The size of a run.
 
     Attributes:
-        writes: at least.
+        writes: the minimum number of writes.
         documents: the number of written documents.
         faults: the number of faults.
     """
@@ -32,8 +32,8 @@ class Plan(NamedTuple):
 
     Attributes:
         size: the size of the run.
-        seed: of all random choices; the same seed leads to the same writes and the same faults, after as
-            many deliveries.
+        seed: of all random choices. The same seed leads to the same writes, and to the same faults after the
+            same numbers of deliveries.
         directory: for the ledger and the logs; it exists and is empty.
         say: gets the progress.
     """
@@ -72,7 +72,7 @@ class Scenario(NamedTuple):
         short: the size of the selection that CI runs.
         run: runs a plan.
         says: a size, in words.
-        missing: tells what is missing on this machine, with the command that installs it; empty if nothing is.
+        missing: tells what is missing on this machine, with the command that installs it; empty if all is there.
     """
 
     name: str

@@ -36,7 +36,8 @@ __all__ = ["ChaosDaemon", "World"]
 APP = "tests.chaos.app:registry"
 
 _DATABASE = "chaos"
-# The maximum shares of undelivered writes, and of writes behind the next fault.
+# How far the writer may be ahead of the deliveries and of the next fault: at most this number of writes, and about
+# this share of all writes.
 _AHEAD = 500
 _AHEAD_SHARE = 0.05
 _DELAY_SECONDS = 0.6
@@ -45,8 +46,8 @@ _PATIENCE_SECONDS = 90.0
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _MOST_DEATHS = 5
-# Some deliveries stay open over the next saves of the position. So a kill at any time shows a position that
-# passes them, not only a kill within the few milliseconds after a save.
+# Some deliveries stay open during the next saves of the position. If a saved position passed an open delivery, a
+# kill at any time would show this error, not only a kill within the few milliseconds after a save.
 _SLOW_RECEIVERS = {"LEDGER_SLOWNESS": "0.004", "LEDGER_STRAGGLERS": "0.01", "DISPATCHER_SAVE_INTERVAL": "0.1"}
 _NO_PORT = {"DISPATCHER_HTTP": "off"}
 _OWN_SHARE = 0.25
@@ -72,7 +73,8 @@ class World:
         url: of the server, for the clients.
         daemons: the number of daemons.
         daemon_url: the URL for the daemons, if they use another one.
-        ahead: maximum number of undelivered writes, and of writes behind the next fault; depends on the size.
+        ahead: the number of writes by which the writer may be ahead of the deliveries and of the next fault. By
+            default, it depends on the size.
         crashes: the exit codes of daemons that a fault ends, with the names of these events.
         app: the application of the daemons.
         **settings: environment variables of the daemons.
@@ -108,7 +110,7 @@ class World:
         self._daemon_url = {} if daemon_url is None else {"DISPATCHER_URL": daemon_url}
         self._counted = self._effects = 0
         self.other_work: Callable[[], int] = lambda: 0
-        """Grows while daemons get on with what is not in the ledger."""
+        """Returns a number that grows while daemons do work that is not in the ledger."""
         self._other_work = 0
         self._ahead = min(_AHEAD, 20 + plan.size.writes * _AHEAD_SHARE) if ahead is None else ahead
         self._next = float("inf")
@@ -181,7 +183,7 @@ class World:
         daemon.process.send_signal(signal.SIGCONT)
 
     def request_stop(self, daemon: ChaosDaemon) -> None:
-        """SIGTERM."""
+        """Ends a daemon with SIGTERM."""
         self.daemons.remove(daemon)
         self._terminate(daemon)
 
@@ -250,7 +252,7 @@ class World:
             self.observe(min(left, 0.01))
 
     def until(self, condition: Callable[[], bool], patience: float = _PATIENCE_SECONDS) -> bool:
-        """Observes until a condition is true; False after this number of seconds without a delivery."""
+        """Observes until a condition is true. Returns False after this number of seconds without a delivery."""
         while not condition():
             hopeless = self.writer.failure is not None or len(self.deaths) > _MOST_DEATHS
             if hopeless or time.monotonic() > self._progress_at + patience:
@@ -259,7 +261,7 @@ class World:
         return True
 
     def release_writer(self) -> None:
-        """Lets the writer go on behind the present fault. It stays close to the deliveries."""
+        """Lets the writer go on during the present fault. The writer still stays close to the deliveries."""
         self._next = float("inf")
 
     # -- the course of a run -------------------------------------------------------------------------
@@ -289,7 +291,7 @@ class World:
         """Waits until everything is delivered, then stops the daemons.
 
         Args:
-            doomed: whether a receiver always refuses a write, which must become a dead letter.
+            doomed: whether a receiver always refuses a write. This write must become a dead letter.
         """
         self.until(lambda: not self.writer.is_alive())
         if doomed is not None:
@@ -310,7 +312,7 @@ class World:
         return effects >= len(written) + len(doomed.get(PLAIN, ()))
 
     def _terminate(self, daemon: ChaosDaemon) -> None:
-        """Sends SIGTERM, after a new daemon has installed its signal handlers."""
+        """Sends SIGTERM, as soon as the daemon has installed its signal handlers."""
         try:
             daemon.wait_started(within=_START_SECONDS)
             if daemon.terminate(within=_STOP_SECONDS) != ExitCode.OK:

@@ -35,7 +35,7 @@ ledger = os.open(os.environ["WRITERS_LEDGER"], os.O_WRONLY | os.O_APPEND)
 
 
 class _Registry(mongoz.Registry):
-    """Records claims over another connection than writes, so that only one of them can be cut."""
+    """Records claims over another connection than writes, so that each connection can be cut alone."""
 
     def _open_synchronous_client(self):
         return pymongo.MongoClient(os.environ.get("WRITERS_STATE_URL", self.url), maxPoolSize=1)
@@ -83,7 +83,7 @@ def for_orders(**options):
 
 @pre_delete(Order)
 async def deleting(sender, instance, **kwargs):
-    """A dead process is the author of a delete that no receiver has got."""
+    """Writes a line before each delete. It names the author of a delete even if no receiver was called."""
     write_down("deleting", instance, "-", "pre_delete", "process", 0)
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.chaos.writers_client NUMBER SEED PLACES PAUSE
 
-NUMBER makes the values of `n` in its writes unique. It waits while the file PAUSE exists.
+NUMBER makes the values of `n` in its writes unique. The process waits while the file PAUSE exists.
 """
 
 import asyncio
@@ -128,7 +128,7 @@ async def main() -> None:
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait([*handlers, stopped], return_when=asyncio.FIRST_COMPLETED)
         for handler in done - {stopped}:
-            handler.result()  # raises what no fault explains
+            handler.result()  # raises an error that no fault explains
         await asyncio.wait(handlers, timeout=_GRACE_SECONDS)
 
 

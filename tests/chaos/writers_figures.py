@@ -33,7 +33,7 @@ RECEIVERS: Final = ("first", "work", "last")
 AUDIT: Final = "audit"
 """The receiver that only dispatchers call."""
 WRITES_EACH: Final = 10_000_000
-"""The values of `n` that one process may use."""
+"""The number of values of `n` that one process may use."""
 TAKEOVER_SECONDS: Final = 5.0
 """The time for a takeover, in addition to the timeout of the claims."""
 
@@ -55,7 +55,7 @@ class Call(NamedTuple):
     Attributes:
         id: `delivery.id`.
         n: the value in the document; -1 if the receiver got only its id.
-        began: `time.monotonic_ns()`, as `ended`.
+        began, ended: as `time.monotonic_ns()`.
     """
 
     receiver: str
@@ -94,7 +94,7 @@ class Fault(NamedTuple):
     Attributes:
         kind: its kind.
         pid: of the affected process.
-        began: `time.monotonic_ns()`, as `ended`.
+        began, ended: as `time.monotonic_ns()`.
     """
 
     kind: str
@@ -235,7 +235,7 @@ class _Judge:
         return self._by_token.get(call.id) or self._by_value.get((call.document, value))
 
     def lost(self) -> tuple[Counter[str], Counter[str], int]:
-        """The lost deliveries: claimed ones by receiver, unclaimed ones by cause, and those of dispatchers."""
+        """The lost deliveries: the claimed by receiver, the unclaimed by cause, and the number of all others."""
         claimed, unclaimed, others = Counter[str](), Counter[str](), 0
         for commit in self._evidence.commits:
             for receiver in (*RECEIVERS, AUDIT):
@@ -276,7 +276,7 @@ class _Judge:
         return self._evidence.numbers.get(commit.n // WRITES_EACH)
 
     def ids(self) -> Counter[str]:
-        """Deliveries that had several ids."""
+        """The number of deliveries that had several ids."""
         return Counter(
             "claimed" if receiver in commit.claimed else "unclaimed"
             for (commit, receiver), calls in self._calls.items()
@@ -284,7 +284,7 @@ class _Judge:
         )
 
     def begun_too_late(self) -> int:
-        """Deliveries that a process began after a dispatcher had begun them, or had fenced the book."""
+        """The number of deliveries that a process began after a dispatcher had begun them or fenced the book."""
         found = 0
         for (commit, receiver), calls in self._calls.items():
             taken = [call.began for call in calls if call.origin != "process"]
@@ -297,7 +297,7 @@ class _Judge:
         return found
 
     def out_of_order(self) -> int:
-        """First deliveries by dispatchers that began before one of an earlier write of the document."""
+        """The number of first deliveries by dispatchers that began before that of an earlier write."""
         began: dict[tuple[str, str], list[int]] = defaultdict(list)
         for commit in self._evidence.commits:
             for receiver in (*RECEIVERS, AUDIT):
@@ -343,8 +343,8 @@ class _Judge:
     def slowest(self) -> float:
         """The longest time from the death of a process to a takeover, in seconds.
 
-        It counts from the last fault of a dispatcher, from the last time that a dispatcher got a partition, or
-        from the write, if that is later.
+        The time begins at the write, at the last fault of a dispatcher, or when a dispatcher last got a partition,
+        if this is later than the death.
         """
         deaths = {fault.pid: fault.began for fault in self._evidence.writer_faults if fault.kind in _KILLS}
         faults = (*self._evidence.leases, *self._evidence.dispatcher_faults)

@@ -68,7 +68,7 @@ class Writer:
     Attributes:
         data: the link for writes.
         state: the link for claims.
-        has_fault: a fault lasts.
+        has_fault: whether the process has a fault now.
     """
 
     def __init__(self, links: Links, port: int) -> None:
@@ -78,7 +78,7 @@ class Writer:
         self._log = Path()
 
     def start(self, log: Path, arguments: list[str], environment: dict[str, str]) -> None:
-        """Starts it, or its successor."""
+        """Starts the process, or its successor."""
         urls = {
             name: f"mongodb://127.0.0.1:{link.port}/{_URL_OPTIONS}"
             for name, link in (("WRITERS_URL", self.data), ("WRITERS_STATE_URL", self.state))
@@ -104,12 +104,12 @@ class Writer:
         return self.errors.startswith(STARTED)
 
     def cut(self, *, data: bool, state: bool, way: Any) -> None:
-        """Cuts its connections."""
+        """Cuts the connections for writes, for claims, or both."""
         for link in [self.data] * data + [self.state] * state:
             link.cut("", way=way)
 
     def mend(self) -> None:
-        """Restores its connections."""
+        """Restores the connections."""
         self.data.mend()
         self.state.mend()
 
@@ -142,7 +142,7 @@ class Fleet:
         self._ledger.touch()
         self._read = 0
         self._calls: list[Call] = []
-        # The receivers that got each id.
+        # Id of a delivery -> the receivers that got it.
         self._made: dict[str, set[str]] = defaultdict(set)
         self._audited: set[str] = set()
         self._pause = plan.directory / "pause"
@@ -170,7 +170,7 @@ class Fleet:
         self.log = CommitLog(self._orders)
 
     def start(self, *, writers: int, dispatchers: int) -> None:
-        """Starts all participants. The writing processes begin when dispatchers have announced takeovers."""
+        """Starts all participants. Writing processes begin when dispatchers have announced that they take over."""
         self.log.start()
         for _ in range(dispatchers):
             self.start_dispatcher().wait_started()
@@ -222,7 +222,7 @@ class Fleet:
         self.dispatcher_faults.append(Fault(kind, daemon.process.pid, now, now + int(seconds * 1e9)))
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Calls `action` while the participants are observed, in this number of seconds."""
+        """Calls `action` after this number of seconds, while the participants are observed."""
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), action))
 
     def replace(self, writer: Writer, code: int) -> None:
@@ -265,7 +265,7 @@ class Fleet:
                 self.dispatchers.remove(daemon)
                 self.start_dispatcher()
                 continue
-            with suppress(psutil.NoSuchProcess):  # it has just ended
+            with suppress(psutil.NoSuchProcess):  # the process has just ended
                 self.peak_mb = max(self.peak_mb, psutil.Process(daemon.process.pid).memory_info().rss / 1e6)
 
     def _note_death(self, what: str, code: int | None, words: str) -> None:
@@ -301,7 +301,7 @@ class Fleet:
             self.observe()
 
     def until(self, condition: Callable[[], bool]) -> bool:
-        """Observes until a condition is true; False if nothing is delivered any more."""
+        """Observes until a condition is true. Returns False if nothing is delivered any more."""
         while not condition():
             hopeless = self.log.failure is not None or len(self.deaths) > _MOST_DEATHS
             if hopeless or time.monotonic() > self._progress_at + _PATIENCE_SECONDS:
@@ -355,7 +355,7 @@ class Fleet:
         return all(commit.claimed <= self._made[commit.token] for commit in self.log.commits if commit.token)
 
     def _terminate(self, daemon: ChaosDaemon) -> None:
-        """Sends SIGTERM, after a new dispatcher has installed its signal handlers."""
+        """Sends SIGTERM, as soon as the dispatcher has installed its signal handlers."""
         with suppress(AssertionError, subprocess.TimeoutExpired):  # it does not start, or does not end
             daemon.wait_started()
             daemon.terminate()

@@ -1,1 +1,1 @@
-"""Apache Kafka, for the tests of what the embedded broker does not have."""
+"""Apache Kafka, for tests of features that the embedded broker does not have."""

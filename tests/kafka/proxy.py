@@ -1,4 +1,4 @@
-"""A TCP proxy in front of an Apache Kafka that can lose requests."""
+"""A TCP proxy between clients and an Apache Kafka. The proxy can lose requests."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from tests.support import PATIENCE
 
-_PRODUCE = 0  # the key of the request
+_PRODUCE = 0  # the key of this kind of request
 
 
 class KafkaProxy:

@@ -103,7 +103,7 @@ class Publisher:
         await self.take_term()
 
     async def begin_again(self) -> None:
-        """Continue in the new topic of this name, as `dispatcher relay --new-topic`."""
+        """Continue in the new topic of this name, as `dispatcher relay --new-topic` does."""
         self.layout = await self.known_layout()
         self.marks = [NO_RECORD] * self.partitions
         await self.take_term(position=self.position)
@@ -130,7 +130,7 @@ class Publisher:
         self._numbers = [0] * self.partitions
 
     async def save(self) -> None:
-        """Save the position behind all published events."""
+        """Save the position after all published events."""
         assert await self.store.save(self.term, self.position)
 
     def made(self, operation: str, id_: Any, **more: Any) -> bytes:

@@ -19,7 +19,7 @@ PASSWORD = "pass word"
 
 
 class SecureKafka(NamedTuple):
-    """A running server, and what a client needs to connect to it, as properties of librdkafka."""
+    """A running server, and the properties of librdkafka that a client needs to connect to it."""
 
     server: KafkaServer
     client: dict[str, str]
@@ -27,7 +27,7 @@ class SecureKafka(NamedTuple):
 
 @contextmanager
 def secured(directory: Path) -> Iterator[SecureKafka]:
-    """Run an Apache Kafka whose clients need TLS, a user, `PASSWORD`, and ACLs unless they are `USER`.
+    """Run an Apache Kafka whose clients need TLS, a user, and `PASSWORD`. Users other than `USER` need ACLs too.
 
     Args:
         directory: keeps the key of the server, and the certificate for clients.

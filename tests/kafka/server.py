@@ -1,6 +1,6 @@
 """An Apache Kafka of one node, in a temporary directory. It can't outlive the process that started it.
 
-`make kafka` fetches it. It needs Java 17.
+`make kafka` fetches Apache Kafka. It needs Java 17.
 """
 
 import re
@@ -55,7 +55,7 @@ class KafkaServer(NamedTuple):
 
 
 def missing() -> str:
-    """What is missing for a start, and the command that installs it; empty if nothing is."""
+    """What is missing for a start, and the command that installs it; empty if nothing is missing."""
     if shutil.which("java") is None:
         return "java is not installed: apt-get install default-jre-headless"
     return "" if _FORMATTED.is_dir() else "Apache Kafka is not there: make kafka"
@@ -71,15 +71,15 @@ def running(
     listeners: Mapping[str, int] = MappingProxyType({}),
     node: "Node | None" = None,
 ) -> Iterator[KafkaServer]:
-    """Run an Apache Kafka during a `with` block. Topics are not created by themselves.
+    """Run an Apache Kafka during a `with` block. A topic must be created before it is used.
 
     Args:
         properties: of the broker, e.g. `{"message.max.bytes": 100_000}`. The listener of clients is `CLIENTS`.
-        client: what a client needs to connect, as properties of librdkafka.
+        client: the properties of librdkafka that a client needs to connect.
         port: a free one by default.
         directory: keeps the data between runs. By default, a temporary directory that is removed at the end.
         listeners: the ports of further listeners, by name. The properties must name their protocols.
-        node: of a cluster of several, see `running_cluster`.
+        node: if the server belongs to a cluster of several nodes, see `running_cluster`.
     """
     if trouble := missing():
         raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)
@@ -104,7 +104,7 @@ def running(
 
 
 class Node(NamedTuple):
-    """A node of a cluster. The first one is the controller too.
+    """A node of a cluster. The first node is also the controller.
 
     Attributes:
         number: from 1.
@@ -149,7 +149,7 @@ def _cluster_in(directory: Path | None) -> str | None:
 def _prepare(
     directory: Path, listeners: Mapping[str, int], cluster_id: str, properties: Mapping[str, object]
 ) -> None:
-    """Write the properties of a server, and, for a new one, a copy of the formatted storage with its own id."""
+    """Write the properties of a server. A new server also gets a copy of the formatted storage, with a new id."""
     data = directory / "data"
     if _cluster_in(directory) is None:
         shutil.copytree(_FORMATTED, data)
@@ -172,7 +172,7 @@ def _prepare(
 
 
 def format_storage() -> None:
-    """Make the empty storage that each server gets a copy of: a start then takes one Java process, not two."""
+    """Make the empty storage. Each server gets a copy of it, so a start takes one Java process, not two."""
     shutil.rmtree(_FORMATTED, ignore_errors=True)
     configuration = _FETCHED / "format.properties"
     ports = f"listeners=CLIENTS://{HOST}:9092,CONTROLLER://{HOST}:9093\ncontroller.quorum.voters=1@{HOST}:9093\n"

@@ -36,7 +36,8 @@ _ANY_CASE: Final = {"locale": "en", "strength": 2}
 Row = dict[str, Any]
 Values = Mapping[str, Any]
 Place = int | str | tuple[str, int]
-"""Of an instance: the number of a document that is there, `new`, or `("new", 1)`, the second of `create_many`."""
+"""Names an instance: the number of an existing document, `new` for a created one, or `("new", 1)` for the second
+one that `create_many` created."""
 
 
 def key(number: int) -> ObjectId:
@@ -45,7 +46,7 @@ def key(number: int) -> ObjectId:
 
 
 def is_numbered(id_: ObjectId) -> bool:
-    """Whether the id has this form."""
+    """Whether the id is one of `key`."""
     return not any(id_.binary[:11])
 
 
@@ -141,7 +142,7 @@ class Call(ABC):
 
 @dataclass(frozen=True)
 class Create(Call):
-    """The method: `create save objects`."""
+    """Creates a document. `how` is one of `create`, `save` and `objects`."""
 
     how: str
     values: Values
@@ -238,7 +239,7 @@ class Delete(Call):
 
 @dataclass(frozen=True)
 class CreateMany(Call):
-    """The method: `create_many bulk_create document`."""
+    """Creates documents. `how` is one of `create_many`, `bulk_create` and `document`."""
 
     how: str
     models: tuple[Values, ...]
@@ -259,7 +260,7 @@ class CreateMany(Call):
 
 @dataclass(frozen=True)
 class UpdateMany(Call):
-    """The method: `update update_many bulk_update update_count`."""
+    """Updates by a query. `how` is the method: `update`, `update_many`, `bulk_update` or `update_count`."""
 
     how: str
     selected: Query
@@ -323,9 +324,9 @@ class Foreign:
     """Another client's write of one document.
 
     Attributes:
-        kind: `set inc unset replace insert delete`.
+        kind: one of `set`, `inc`, `unset`, `replace`, `insert` and `delete`.
         number: of the document.
-        values: the values to set, add or insert; the names to remove.
+        values: the values to set, add or insert. `unset` removes the fields with these names.
     """
 
     kind: str
@@ -358,7 +359,7 @@ class Scene:
         kind: of the documents.
         rows: the initial documents by number.
         calls: in sequence.
-        within: None, or a transaction: `committed aborted`.
+        within: `committed` or `aborted` if the calls are in a transaction, otherwise None.
         foreign: another client's write.
         at: the number of the command that follows the other client's write.
     """

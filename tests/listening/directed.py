@@ -61,7 +61,7 @@ _ONCE: Final = [
     Scene("Bare", _rows({}, {}), (DeleteMany(_ALL),)),
 ]
 
-# Receivers get the instance as its own call wrote it.
+# The receivers of each call get the instance as this call wrote it.
 _WRITTEN_TWICE: Final = [
     _committed(Update(1, {"n": 3}), Update(1, {"n": 4})),
     _committed(Save(1, {"s": "b"}), Update(1, {}, _PUSH), Save(1, {"s": "c"})),
@@ -89,7 +89,7 @@ _VALIDATORS: Final = [
     Scene("Deriving", _rows({}, {}), (UpdateMany("update", _ALL, {}, _INC),)),
 ]
 
-# Another client wrote them.
+# Another client wrote these documents.
 _MISFITS: Final = [
     Scene("Bare", _rows({}, {"n": "not a number"}), (UpdateMany("update", _ALL, {"s": "b"}),)),
     Scene("Bounded", _rows({"s": "long"}, {"n": 7}), (UpdateMany("update_many", _ALL, {"m": 3}, _PUSH),)),
@@ -108,7 +108,7 @@ _MOVES_OUT: Final = [
         DeleteMany(_ANY_A),
     )
     for scene in _beside("Bare", _rows({}, {}), call, Foreign("set", 2, {"n": 2, "s": "b"}), 1, 2, 3)
-] + [  # the last read of a batch of one is another command
+] + [  # with a batch of one document, the last read is another command
     *_beside("Bare", _rows({}), UpdateMany("update", _ONES, {"m": 0}), Foreign("set", 1, {"n": 2}), 2, 3),
     *_beside("Bare", _rows({}), UpdateMany("update_many", _ANY_A, {"m": 0}), Foreign("set", 1, {"s": "b"}), 2, 3),
     *_beside("Bare", _rows({}), DeleteMany(_ANY_A), Foreign("set", 1, {"s": "b"}), 2, 3),

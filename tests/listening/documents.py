@@ -111,7 +111,7 @@ def make(registry: mongoz.Registry, database: str) -> dict[str, Any]:
 
 
 def fits(kind: str, row: dict[str, Any]) -> bool:
-    """Whether a row is valid for this kind, and in the form that it writes."""
+    """Whether a row is valid for this kind, and has the form that documents of this kind write."""
     row = {**DEFAULTS, **row}
     if not isinstance(row["n"], int):
         return False

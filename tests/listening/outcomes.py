@@ -111,7 +111,7 @@ def seen_result(result: Any) -> Any:
 
 
 def seen_error(error: Exception) -> Any:
-    """The common parts of two errors with the same meaning for the caller."""
+    """The parts of an error that are equal if two errors have the same meaning for the caller."""
     kind = type(error).__name__
     if isinstance(error, ValidationError):
         return kind, [(line["type"], line["loc"], line["msg"]) for line in error.errors(include_url=False)]

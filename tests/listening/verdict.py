@@ -58,7 +58,7 @@ async def _check_with_foreign_write(world: World, scene: Scene) -> AsyncIterator
 
 
 async def _results_per_document(world: World, scene: Scene) -> list[Outcome]:
-    """The possible results per document with a skip or a limit, because the selection precedes the write."""
+    """The outcomes without the skip and the limit of the call, because such a call selects before it writes."""
     call = scene.calls[0]
     if not isinstance(call, UpdateMany | DeleteMany) or not (call.selected.skip or call.selected.limit):
         return []
@@ -70,7 +70,7 @@ async def _results_per_document(world: World, scene: Scene) -> list[Outcome]:
 def _disagreements(scene: Scene, silent: Outcome, outcome: Outcome) -> Iterator[str]:
     names = ["error", "results", "instances"]
     if not (silent.error and any(call.query and call.query.sort for call in scene.calls)):
-        # Otherwise the server has its own order, so other documents precede the refused one.
+        # If a sorted call fails, the server's own order decides which documents precede the refused one.
         names.append("documents")
     for name in names:
         expected, found = getattr(silent, name), getattr(outcome, name)
@@ -93,7 +93,7 @@ def _shown(found: Any, expected: list[Any]) -> str:
 
 
 def _inconsistent_results(allowed: Sequence[Outcome], outcome: Outcome) -> Iterator[str]:
-    """Results that fit neither a foreign write before the call nor one after it."""
+    """Documents that fit neither a foreign write before the call nor a foreign write after the call."""
     for id_ in sorted({*outcome.documents, *(id_ for each in allowed for id_ in each.documents)}, key=str):
         found = outcome.documents.get(id_)
         possible = [each.documents.get(id_) for each in allowed]
@@ -143,7 +143,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-# Signals equal the writes
+# Signals agree with the writes
 
 
 def _wrong_signals(scene: Scene, outcome: Outcome) -> Iterator[str]:
@@ -262,7 +262,7 @@ def _is_no_change(told: Told, known: list[Row]) -> bool:
 
 
 def _wrong_counts(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
-    """The number of deliveries equals the written counts of the calls."""
+    """Signals whose number of deliveries differs from the results of the calls."""
     if outcome.error is not None or scene.within == "aborted":
         return
     for signal in ("post_update", "post_delete"):

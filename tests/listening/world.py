@@ -92,7 +92,7 @@ class World:
         Args:
             way: the kind of receivers.
             scene: the calls.
-            when: the time of the other client's write: `never before between after`.
+            when: the time of the other client's write: `never`, `before`, `between` or `after`.
         """
         outcome, foreign = Outcome(way), _Write(self._database, scene.foreign)
         begin = self._set(scene.rows)
@@ -154,7 +154,7 @@ class World:
             )
 
     def _changes(self, begin: Timestamp, theirs: Timestamp | None) -> Iterator[Change]:
-        """The server's later events, without those of the other client and of stamps only."""
+        """The server's events after `begin`, without the other client's and without those of stamps only."""
         markers: dict[ObjectId, Any] = {}
         for event in self._stream:
             if event["clusterTime"] <= begin or event["clusterTime"] == theirs:
@@ -208,7 +208,7 @@ class _Write:
             answer = self._database.command(command)
         except ExecutionTimeout:
             return
-        if answer["n"] and answer.get("nModified", 1):  # otherwise it is the time of another write
+        if answer["n"] and answer.get("nModified", 1):  # otherwise the answer has the time of another write
             self.time = answer["operationTime"]
         self.row = self._database[COLLECTION].find_one({"_id": key(self._foreign.number)})
         self.done = True
@@ -225,7 +225,7 @@ class _Between(CommandListener):
         self._errors: list[Exception] = []  # the driver only prints errors of a listener
 
     def start(self, at: int | None, action: Callable[[], None]) -> None:
-        """Counts the commands, and runs the action before the one with this number."""
+        """Counts the commands, and runs the action before the command with this number."""
         self._seen, self._at, self._action = 0, at, action
 
     def end(self) -> bool:

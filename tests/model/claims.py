@@ -1,16 +1,16 @@
 """Simulates writing processes with claims, their documents and dispatchers, with faults. Each seed is one run.
 
-Each claim is of one write with one receiver. The faults:
+Each claim is for one write with one receiver. The faults:
 
-    beats         land late, out of order, never, without an answer, or with a late one
+    beats         land late, out of order, never, without an answer, or with a late answer
     processes     are killed, stopped for a while (their clocks go on), cut off from the state
     writes        do not take effect, or have an unknown outcome; calls are torn by the end of their event loop
-    dispatchers   are killed, and forget what they saw; fence after having been stopped
+    dispatchers   are killed, and forget what they saw; are stopped before they fence
     documents     disappear
 
 Afterwards all faults end. `Simulation.run` returns the differences from the promise: a claimed delivery that the
-process did not finish is taken over, none starts in the process after its takeover, and none is made twice unless
-the process had a fault.
+process did not finish is taken over, no delivery starts in the process after its takeover, and no delivery is made
+twice unless the process had a fault.
 """
 
 import heapq
@@ -42,7 +42,7 @@ def accepts_fence(document: dict[str, Any], seen: int) -> bool:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of processes and dispatchers. The defaults are the right ones; tests replace one of them.
+    """The rules of processes and dispatchers. The defaults are right; a test replaces one of them by a wrong rule.
 
     Attributes:
         book: the class of books.
@@ -51,9 +51,9 @@ class Rules:
         fence: whether a document accepts a fence.
         valid_since: the time from which a beat is valid: its sending or its acknowledgement.
         patience: the part of the timeout after which a dispatcher fences.
-        clock_stops: the clock of a process stops with the process.
-        checks: a process checks before each receiver whether its book is valid.
-        releases: a torn call releases its claim.
+        clock_stops: whether the clock of a process stops with the process.
+        checks: whether a process checks before each receiver that its book is valid.
+        releases: whether a torn call releases its claim.
     """
 
     book: type[Book] = Book
@@ -103,7 +103,7 @@ class Beat(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """A stamped write. `claim` is None once its call has ended; `fenced` is a decision of a fenced book."""
+    """A stamped write. `claim` is None once its call has ended. `fenced` is the decision of its fenced book."""
 
     process: "Process"
     incarnation: bytes
@@ -132,7 +132,7 @@ class Process:
 
 @dataclass(slots=True, eq=False)
 class Dispatcher:
-    """A dispatcher, with what it saw."""
+    """A dispatcher, with the books as it has seen them."""
 
     sightings: Sightings
     seen: dict[bytes, BookState | None] = field(default_factory=dict)
@@ -145,8 +145,8 @@ class Simulation:
     """One run.
 
     Attributes:
-        findings: the differences from the promise: `"lost"`, `"started after the takeover"`, `"twice"`,
-            `"not final"`: two decisions about a claim contradict each other, and `"stuck"`.
+        findings: the differences from the promise: `"lost"`, `"started after the takeover"`, `"twice"`, `"stuck"`,
+            and `"not final"`: two decisions about one claim contradict each other.
     """
 
     def __init__(self, seed: int, rules: Rules | None = None) -> None:
@@ -233,7 +233,7 @@ class Simulation:
                 self.faults.answers_lost += 1
             elif self.random.random() < 0.1:
                 back += self.random.uniform(0, 12)
-        if delay + back > 1:  # a fault that makes a book invalid
+        if delay + back > 1:  # such a delay makes a book invalid
             process.has_fault = True
         beat = Beat(
             process, process.book, process.beat, process.book.snapshot(), self._clock_of(process), is_answered

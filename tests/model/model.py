@@ -67,7 +67,7 @@ _NATURAL: Final[Mapping[str, tuple[str, bool | None]]] = {
 
 
 class Listening(NamedTuple):
-    """A receiver, connected to all `post_*` signals, unless it asks for fields: then to `post_update`.
+    """A receiver. It is connected to all `post_*` signals; if it asks for fields, only to `post_update`.
 
     Attributes:
         name: its name.
@@ -94,12 +94,12 @@ class Listening(NamedTuple):
         return not self.fields or bool(self.fields & changed)
 
     def wants(self, row: Row | None) -> bool:
-        """Whether it gets a change of this document; an unknown document counts."""
+        """Whether it gets a change of this document. It gets the changes of an unknown document."""
         return self.least is None or row is None or row.get("n", self.least - 1) >= self.least
 
 
 LAST: Final = "last"
-"""The receiver that is told of every write and connected last: once it was, all others were."""
+"""The receiver that gets every write and is connected last. When it was called, all others were called."""
 
 RECEIVERS: Final[Mapping[str, tuple[Listening, ...]]] = {
     "items": (
@@ -133,7 +133,7 @@ class Client(NamedTuple):
         name: for messages.
         group: the group of dispatchers for its stamps: ours, another one, or none.
         knows: the names of the receivers that it imports; None means all.
-        is_old: it uses the former names of receivers.
+        is_old: whether it uses the former names of receivers.
         delay: the seconds between its stamps and its writes, because it or the server stalls.
     """
 
@@ -163,8 +163,9 @@ CLIENTS: Final[Mapping[str, Client]] = {
 
 
 FATES: Final[tuple[Fate, ...]] = ("ends before", "ends between", "dies")
-"""The fates of a writing process: its book ends before its receivers start, or after the first claimed one; or it
-dies after they have run, before this is recorded. Then a dispatcher takes the claimed receivers over."""
+"""The fates of a writing process. Its book ends before its receivers start, or after the first claimed receiver.
+Or the process dies after the receivers have run, before this is recorded. Then a dispatcher takes the claimed
+receivers over."""
 
 
 _TIMELY: Final = 11
@@ -183,8 +184,8 @@ class Told(NamedTuple):
         instance: the instance; None where it depends on the time of the lookup.
         previous: the previous instance, in the same form.
         image: of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without post image.
-        is_known: receivers in the writing process had the same `delivery.id`.
-        is_taken: a dispatcher makes the delivery in the place of the writing process.
+        is_known: whether receivers in the writing process had the same `delivery.id`.
+        is_taken: whether a dispatcher makes the delivery in the place of the writing process.
     """
 
     receiver: str
@@ -198,7 +199,7 @@ class Told(NamedTuple):
     is_taken: bool = False
 
     def as_superseded(self) -> "Told":
-        """The takeover, if a later write may have reached its receiver: its instance depends on the time."""
+        """The takeover after a later write may have reached its receiver: the instance depends on the time."""
         return self._replace(instance=None, image="superseded")
 
 
@@ -207,7 +208,7 @@ class Event(NamedTuple):
 
     Attributes:
         operation: its type.
-        names: the changed fields of an update. A pipeline that moves a field changes it.
+        names: the changed fields of an update. A field that a pipeline only moves has changed, too.
         in_transaction: whether it was written in a transaction; the ODM may choose this.
     """
 
@@ -220,20 +221,20 @@ class Change(NamedTuple):
     """One committed write of one document, as the server reports it.
 
     Attributes:
-        operation: of the event; only the server knows that of a pipeline update.
+        operation: of the event. Only the server knows the operation of a pipeline update.
         before: the document before the change.
         after: the document after the change.
-        group: the group of its stamp; for other groups it is foreign.
+        group: the group of its stamp. For other groups, the change is foreign.
         call: the call, if a stamp names it: a signal and `created`.
         ran: the receivers named in the stamp.
-        muted: whether the stamp says so.
-        is_known: receivers in the writing process had the token of its stamp.
+        muted: whether the stamp says that the write is muted.
+        is_known: whether receivers in the writing process had the token of its stamp.
         delay: the age of the stamp in seconds.
         names: the changed fields of a pipeline update, as reported by the server.
-        is_claimed: the process has claimed these receivers.
-        is_taken: it has not finished the claim, so a dispatcher takes them over.
-        is_partly_claimed: the stamp names receivers without a claim, too.
-        is_late: all its deliveries have the token of its stamp.
+        is_claimed: whether the process has claimed the receivers named in the stamp.
+        is_taken: whether the process has not finished the claim, so that a dispatcher takes these receivers over.
+        is_partly_claimed: whether the process ran further receivers, without a claim.
+        is_late: whether all its deliveries have the token of its stamp.
     """
 
     operation: Operation
@@ -320,12 +321,12 @@ class Model:
     # Writes of clients without the ODM, and raw calls of the ODM
 
     def foreign(self, key: Key, after: Row | None, operation: Operation) -> None:
-        """A write of a client without stamps, which may copy stamps.
+        """A write of a client that makes no stamps. It may copy stamps.
 
         Args:
             key: of the document.
             after: the document afterwards; None if it was deleted.
-            operation: of the server's event. An update without a change has none.
+            operation: of the server's event. An update without a change has no event.
         """
         before = self.documents.get(key)
         if before == after:

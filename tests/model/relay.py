@@ -7,7 +7,7 @@ Each seed is one run. The faults:
     the lease    is not renewed in time, or is taken while its holder does not know it
 
 Afterwards all faults end. `RelaySimulation.run` requires that readers deliver every event once, in order, with the
-stamp of its marker; and, at every save, that readers have accepted all records that the position passed.
+stamp of its marker. At every save it requires that readers have accepted all records that the position passed.
 """
 
 import asyncio
@@ -65,8 +65,8 @@ class Event(NamedTuple):
     """A change, as the simulation knows it.
 
     Attributes:
-        published: whether a reader must get it: not a delete marker.
-        stamp: that its record must have.
+        published: whether a reader must get it. Readers do not get delete markers.
+        stamp: the stamp that its record must have.
     """
 
     token: str
@@ -183,7 +183,7 @@ class Producer:
             sent, offset = self.answers.pop(0)
             if offset is None:
                 sent.report(SimpleNamespace(name=lambda: "_MSG_TIMED_OUT", str=lambda: "given up"), None)
-            else:  # the client found out that the broker has the record, without its offset
+            else:  # "lost": the client knows that the broker has the record, but not its offset
                 known = None if offset == "lost" else offset
                 sent.report(None, SimpleNamespace(offset=lambda known=known: known))
             self._simulation.answers_left -= 1
@@ -384,7 +384,7 @@ class RelaySimulation:
 
     @property
     def _is_published(self) -> bool:
-        """Returns whether the position is behind all events, and no record is on its way."""
+        """Returns whether the position has passed all events, and no record is on its way."""
         queued = any(queue for one in self.producers for queue in one.queues)
         return self.state.position.token >= self.events[-1].token and not queued
 
@@ -455,7 +455,7 @@ class RelaySimulation:
                             self.faults.answer_lost += 1
                             answer = choose.choice((None, "lost"))
                         producer.answers.append((sent, answer))
-                    else:  # given up: the later ones land first, or this one never lands
+                    else:  # given up: later records land first, or this record never lands
                         self.faults.given_up += 1
                         sent = queue.pop(choose.randrange(len(queue)))
                         producer.answers.append((sent, None))
@@ -473,7 +473,7 @@ class RelaySimulation:
     # -- readers -------------------------------------------------------------------------------------------
 
     def require_accepted(self, position: RelayPosition) -> None:
-        """Readers have accepted every record that the relay's position passed."""
+        """Require that readers have accepted every record that the relay's position passed."""
         for partition, mark in enumerate(position.marks):
             reached = BEGINNING
             accepted = []
@@ -486,7 +486,7 @@ class RelaySimulation:
             expected = [one.token for one in self._published(partition) if one.token <= position.token]
             assert [one for one in accepted if one <= position.token] == expected, "the position passed an event"
         between = [one for one in self.events if not one.published and one.token <= position.token]
-        for marker in between:  # its delete is the one with the same place among the deletes
+        for marker in between:  # the deletes of its transaction
             deletes = [one for one in self.events if one.stamp and one.token[:18] == marker.token[:18]]
             assert all(one.token <= position.token for one in deletes), "between a marker and its delete"
 
@@ -494,7 +494,7 @@ class RelaySimulation:
         return [one for one in self.events if one.published and one.partition == partition]
 
     def _require_complete(self, begin: RelayPosition) -> None:
-        """A group that begins at a position of the relay gets every later event once, in order."""
+        """Require that a group that begins at a position of the relay gets every later event once, in order."""
         for partition, log in enumerate(self.logs):
             position: LogPosition = begin.of(partition)
             got = []
@@ -538,7 +538,7 @@ async def _topic(*_: Any, **__: Any) -> TopicFacts:
 
 
 def patched(patch: pytest.MonkeyPatch) -> None:
-    """The relay uses the simulation, and never waits for a time."""
+    """Make the relay use the simulation, and never wait for a time."""
 
     def stream(_client: Any, _scope: Any, *, stats: Stats, **_: Any) -> Stream:
         return Stream(*next(one for one in _running if cast("Any", one[1].work)._parts.stats is stats))

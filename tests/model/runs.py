@@ -43,7 +43,7 @@ async def judge(world: World, steps: Sequence[Step]) -> Verdict:
 
 
 async def _end(run: Run, key: Key) -> None:
-    """A last write per document: its delivery shows that all others are finished, because lanes are FIFO."""
+    """Makes a last write to a document. Its delivery is the last one, because a lane delivers in order."""
     existed = run.row(key) is not None
     run.model.foreign(key, dict(_END), "replace" if existed else "insert")
     await run.world.raw(key[0]).replace_one({"_id": run.id_of(key)}, dict(_END), upsert=True)
@@ -74,7 +74,7 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         for word in seen.unsteady_ids(group):
             verdict.wrong += 1
             verdict.words.append(f"{key}, {group}: {word}")
-    if not in_time and verdict.agrees:  # no expected delivery is missing, so it is a write without deliveries
+    if not in_time and verdict.agrees:  # only a write without deliveries can be open
         verdict.words.append(f"{key}: a dispatcher did not come to an end in time")
     seen.closed = True
     return verdict
@@ -102,7 +102,7 @@ def _with_superseded(each: list[list[Told]], seen: list[Told], changes: Sequence
 
 
 def _in_process(run: Run, key: Key) -> Verdict:
-    """Each client's receivers, each in its caller's order."""
+    """Compares the calls of receivers in the writing processes."""
     seen = run.world.seen((key[0], run.id_of(key)))
     verdict = compare(run.model.in_process[key], seen.in_process, f"{key}, in process")
     for word in seen.oddities:

@@ -45,7 +45,7 @@ _SPELLINGS: Final[tuple[Callable[[int], Any], ...]] = (
     lambda number: Decimal128(str(number)),
     lambda number: Decimal128(f"{number}.0"),
 )
-"""Numbers that MongoDB holds to be equal."""
+"""Types of numbers. MongoDB considers a number equal in all of them."""
 _WRITERS: Final = ("foreign", *CLIENTS)
 _CLAIMING: Final = tuple(client.name for client in CLIENTS.values() if client.group is not None)
 _MEMORY: Final = ("", 0)
@@ -60,7 +60,7 @@ class Run:
         model: of the sequence.
         ids: of its documents: an ObjectId, or a number that each command writes in another type.
         session: of the transaction of raw writes.
-        theirs: of a transaction of the driver with calls of the ODM.
+        theirs: the session of a transaction that the driver opened, with calls of the ODM.
         memory: a row that a client read and kept: from the server, and from the model.
     """
 
@@ -74,7 +74,7 @@ class Run:
 
     @classmethod
     def begin(cls, world: World, model: Model, *, numbers: bool) -> "Run":
-        """Begins a sequence whose `_id`s are numbers or not."""
+        """Begins a sequence. The `_id`s of its documents are numbers or ObjectIds."""
         return cls(world, model, {n: world.number() if numbers else ObjectId() for n in _NUMBERS})
 
     def id_of(self, key: Key) -> Any:
@@ -108,7 +108,7 @@ class Step(ABC):
 
     @property
     def keys(self) -> frozenset[Key]:
-        """The documents of the step; without any it must run alone."""
+        """The documents of the step. A step without documents must run alone."""
         return frozenset()
 
 
@@ -172,7 +172,7 @@ class Write:
         return UpdateOne({"_id": id_}, [{"$unset": STAMP}] if pipeline else {"$unset": {STAMP: 1}})
 
     def _of_nothing(self, run: Run, id_: Any, full: Row) -> Any:
-        """The document is missing."""
+        """Like `foretell`, for a missing document."""
         if self.kind == "insert":
             run.model.foreign(self.key, full, "insert")
             return InsertOne({"_id": id_, **full})
@@ -258,7 +258,7 @@ class Copy(Step):
         source: the document that it reads first; None means the kept one.
         key: of the written document.
         how: the kind of write: `insert set replace merge merge-replace`.
-        by: the sender of the pipeline, for the last two.
+        by: for the two merges, the sender of the pipeline.
     """
 
     source: Key | None
@@ -288,7 +288,7 @@ class Copy(Step):
         run.model.foreign(self.key, after, operation)  # type: ignore[arg-type]
         collection = run.world.raw(self.key[0])
         if merges:
-            there = await collection.find_one({"_id": id_}, {"_id": 1})  # a replace would change its type
+            there = await collection.find_one({"_id": id_}, {"_id": 1})  # a replace would change the type of `_id`
             await self._merge(run, found[0]["_id"], id_ if there is None else there["_id"])
         elif self.how == "insert":
             await collection.insert_one({"_id": id_, **raw}, session=run.session)
@@ -316,7 +316,7 @@ class Copy(Step):
 
 @dataclass(frozen=True)
 class Own(Step):
-    """A call on an instance that it loads first.
+    """A call on an instance that the client loads first.
 
     Attributes:
         by: the client.
@@ -460,7 +460,7 @@ class Transaction(Step):
 
     Attributes:
         by: `foreign`, or a client of the ODM.
-        steps: of the transaction. Steps of other clients count as steps of this one.
+        steps: of the transaction, all by this client.
         commits: whether it commits.
         theirs: whether the driver opened it, so the ODM does not see its end.
     """
@@ -570,10 +570,10 @@ class Fated(Step):
 
 @dataclass(frozen=True)
 class Held(Step):
-    """The last receiver of a call in process waits while others go on. Then it ends, or its process dies.
+    """The last receiver of a call waits while other clients go on. Then it ends, or its process dies.
 
     Attributes:
-        then: steps of others.
+        then: the steps of other clients meanwhile.
     """
 
     by: str

@@ -33,18 +33,18 @@ def distinct_token(event: int) -> str:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rules of readers and relays. The defaults are the right ones; tests replace one of them.
+    """The rules of readers and relays. The defaults are right; a test replaces one of them by a wrong rule.
 
     Attributes:
         accept: the decision of a reader.
         restored: the position that a reader restores from what it saved.
         first: the position of a group's first start, from the relay's and the first offset that the log holds.
         token_of: the token of an event.
-        waits_for_all: the relay's position passes an event only behind acknowledged ones.
-        marks_at_position: the offset and number in the relay's position belong to the last record that it passed;
-            else to the last acknowledged record.
+        waits_for_all: the relay's position passes an event only if this and all earlier ones are acknowledged.
+        marks_at_position: the offset and number in the relay's position belong to the last record that this
+            position passed; else to the last acknowledged record.
         save_is_fenced: a relay saves its position only while no higher term exists.
-        term_is_fenced: after a failed record, a relay begins a new term only while no higher one exists.
+        term_is_fenced: after a failed record, a relay begins a new term only while no higher term exists.
         lands_in_order: acknowledged records of a producer land in the order of their numbers.
         renews: after a failed record, a relay begins a new term; else it only goes on.
     """
@@ -216,7 +216,7 @@ class Simulation:
     # Relays
 
     def _take_over(self) -> None:
-        """A new relay begins. The earlier ones do not know it, if they are alive."""
+        """A new relay begins. Earlier relays that are alive do not know this."""
         if self.relays and self.random.random() < 0.5:
             self.relays[-1].alive = False
         self.faults.zombies += any(relay.alive for relay in self.relays)
@@ -231,7 +231,7 @@ class Simulation:
         return relay
 
     def _one(self, relays: list[Relay]) -> Relay | None:
-        """A relay for a step. For some steps one of them is quick, be it the newest or a zombie."""
+        """A relay for a step. For some steps one relay is quick: it is chosen often, even if it is a zombie."""
         if self.random.random() < 0.1:
             self._quick = self.random.choice(self.relays)
         if self._quick in relays and self.random.random() < self._quickness:
@@ -325,7 +325,7 @@ class Simulation:
                 relay.late.append(message)
 
     def _advance(self, relay: Relay) -> None:
-        """Move the position of a relay behind acknowledged messages."""
+        """Move the position of a relay past acknowledged messages."""
         end = relay.passed
         while end < len(relay.sent) and relay.sent[end].acknowledged:
             end += 1
@@ -433,7 +433,7 @@ class Simulation:
         reader.saved.append(reader.position)
 
     def _kill_reader(self) -> None:
-        """A reader is killed. Another process goes on; in rare cases an older position is the last saved one."""
+        """A reader is killed. Another process goes on at the last saved position, or sometimes at an older one."""
         reader = self.random.choice(self.readers)
         if self.random.random() < 0.3:
             del reader.saved[self.random.randrange(len(reader.saved)) + 1 :]
@@ -444,7 +444,7 @@ class Simulation:
     # The end
 
     def _end(self) -> None:
-        """All faults end: what is on its way lands or does not, a relay publishes all, and readers read all."""
+        """All faults end. A relay publishes all events, and readers read all records."""
         for relay in self.relays:
             if relay is not self.relays[-1] and self.random.random() < 0.7:
                 relay.alive = False
@@ -470,7 +470,7 @@ class Simulation:
             self._judge(reader)
 
     def _settle(self, relay: Relay) -> None:
-        """All that is on its way lands, except for a part of what a dead relay sent."""
+        """Messages on their way land, except for some of a dead relay, and some that were given up."""
         for queue in relay.queues:
             while queue:
                 message = queue.pop(0 if self.rules.lands_in_order else self.random.randrange(len(queue)))

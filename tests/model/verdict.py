@@ -24,8 +24,8 @@ class Verdict:
         doubled: repeated deliveries, and deliveries to a wrong receiver.
         disordered: deliveries in another order.
         wrong: deliveries with other keywords.
-        unforeseen: documents whose changes differ between the server and the model. Then the test is
-        wrong, or an unknown client wrote.
+        unforeseen: documents whose changes differ between the server and the model. Then the test is wrong, or an
+            unknown client wrote.
         words: a description of the differences.
     """
 
@@ -64,7 +64,7 @@ def compare(expected: Sequence[Told], seen: Sequence[Told], where: str, waiting:
     verdict = Verdict(expected=len(expected), seen=len(seen))
     missing, surplus = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)
     for told in list(surplus.elements()):
-        # An unexpected delivery: it is a missing delivery of its receiver with other keywords.
+        # An unexpected delivery counts as a missing delivery of the same receiver, with wrong keywords.
         twin = next((one for one in missing.elements() if one.receiver == told.receiver), None)
         if told not in expected and twin is not None:
             missing[twin] -= 1
@@ -85,7 +85,7 @@ def compare(expected: Sequence[Told], seen: Sequence[Told], where: str, waiting:
 
 
 def _orders_of(told: Sequence[Told], waiting: Collection[str]) -> dict[str, list[Told]]:
-    """The deliveries of each order: one of each waiting receiver, and one of all others."""
+    """The deliveries in several orders: one order for each waiting receiver, and one for all other receivers."""
     orders = defaultdict(list)
     for one in told:
         orders[one.receiver if one.receiver in waiting else ""].append(one)

@@ -58,7 +58,7 @@ _PACE: Final = 0.02
 
 
 class Clock(ServerClock):
-    """The clock of a client that stalls between the making of a stamp and its write."""
+    """The clock of a client that stalls after it has made a stamp, before it writes."""
 
     __slots__ = ("delay",)
 
@@ -74,7 +74,7 @@ class DrivenClaims(Claims):
     """The claims of a client. They are recorded when the test says so, and they end when it says so.
 
     Attributes:
-        ends: after the next claim, or after its first receiver, the book is over.
+        ends: the fate of the process: the book ends after the next claim, or after its first receiver.
     """
 
     def __init__(self, client: Client, url: str, group: str, state: str, receivers: Callable[[], Any]) -> None:
@@ -137,7 +137,7 @@ class Seen:
         in_process: calls in the writing process, in order.
         events: the server's, in order.
         oddities: errors in calls, in words.
-        closed: whether it is judged, so further calls are errors.
+        closed: whether the document is judged, so that further calls are errors.
     """
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ class Seen:
         self._ids_in_process: set[str] = set()
 
     async def ended(self) -> bool:
-        """Waits until both are complete; False after the deadline."""
+        """Waits for the last write: its event and its deliveries. Returns False after the deadline."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 await self._reported.wait()
@@ -163,7 +163,7 @@ class Seen:
         return True
 
     async def has(self, number: int, group: Group) -> bool:
-        """Waits for a number of deliveries; False after the deadline."""
+        """Waits for a number of deliveries. Returns False after the deadline."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
                 while len(self.by_dispatcher[group]) < number:
@@ -197,12 +197,12 @@ class Seen:
             self._delivered[group].set()
 
     def told_by(self, group: Group) -> list[Told]:
-        """The calls in the dispatcher of a group, after all ids of calls in process are known."""
+        """The calls in the dispatcher of a group. All ids of calls in process must be known before."""
         pairs = zip(self.by_dispatcher[group], self._deliveries[group], strict=True)
         return [told._replace(is_known=id_ in self._ids_in_process) for told, (_, id_, _) in pairs]
 
     def unsteady_ids(self, group: Group) -> list[str]:
-        """Errors in delivery ids: each write must have its own id, the same for all receivers."""
+        """Errors in deliveries: a receiver must get each id once, with cluster times that do not go back."""
         words, times = [], defaultdict(list)
         for cluster_time, _, receiver in self._deliveries[group]:
             times[receiver].append(cluster_time)
@@ -244,7 +244,7 @@ class World:
 
     Args:
         url: of the server.
-        database: used only here; the state has another one.
+        database: of the documents. Nothing else uses it; the state has a database of its own.
         park_after: seconds after which deliveries that wait for claims are parked.
     """
 
@@ -380,7 +380,7 @@ class World:
         """Starts the dispatcher, unless it runs.
 
         Raises:
-            Exception: the reason of its own end.
+            Exception: the error that ended the dispatcher.
         """
         running = self._running[group]
         if running is not None and not running.task.done():
@@ -399,7 +399,7 @@ class World:
         """Stops the dispatcher, if it runs.
 
         Raises:
-            Exception: the reason of its own end.
+            Exception: the error that ended the dispatcher.
         """
         running, self._running[group] = self._running[group], None
         if running is not None:

@@ -1,4 +1,4 @@
-"""Our side of reading and writing, and the bare driver's: in one process, on one loop, through one client."""
+"""Our side of reading and writing, and the bare driver's. Both use one process, one event loop and one client."""
 
 import datetime
 import itertools
@@ -59,7 +59,7 @@ class Announced(Human):
 
 
 class Stamped(Human):
-    """The same, with stamps for a dispatcher."""
+    """Like `Announced`, with stamps for a dispatcher."""
 
     class Meta:
         collection = CREATED
@@ -67,7 +67,7 @@ class Stamped(Human):
 
 
 class Claimed(Human):
-    """The same, with claims in the stamps."""
+    """Like `Stamped`, with claims in the stamps."""
 
     class Meta:
         collection = CREATED
@@ -75,7 +75,7 @@ class Claimed(Human):
 
 
 class ClaimedHeard(Human):
-    """The same, and one receiver before a write."""
+    """Like `Claimed`, with one more receiver before a write."""
 
     class Meta:
         collection = CREATED
@@ -93,7 +93,7 @@ async def after(sender: type[Human], **kwargs: Any) -> None:
     """Do nothing."""
 
 
-# A new name, so that a side that writes only changed fields has something to write.
+# Each name is new, so that a side that writes only changed fields has something to write.
 _names = (f"Renamed Person {number}" for number in itertools.count())
 
 
@@ -103,7 +103,7 @@ async def prepare(url: str) -> Operations:
         registry.point_to(url)
     database = plain_registry.client[ODM_DATABASE]
     stored, created = database[COLLECTION], database[CREATED]
-    announced = {"partitions": 1, "group": "bench", "claims": True}  # as by a dispatcher
+    announced = {"partitions": 1, "group": "bench", "claims": True}  # as a dispatcher writes it
     await plain_registry.client[_STATE].positions.replace_one({"_id": "bench"}, announced, upsert=True)
 
     async def load(expected: int) -> Clock:
@@ -201,7 +201,7 @@ async def _made(document: type[Human], count: int) -> list[Any]:
 
 
 async def _some(times: int) -> list[Person]:
-    """One more than will be timed, see `each`."""
+    """Loaded documents: one more than will be timed, see `each`."""
     found = await Person.objects.limit(times + 1).all()
     if len(found) != times + 1:
         raise RuntimeError(f"{times + 1} documents are needed, and there are {len(found)}")

@@ -47,10 +47,11 @@ async def each(step: Callable[[Any], Awaitable[object]], inputs: Iterable[Any]) 
 async def once(load: Callable[[], Awaitable[list[Any]]], count: int) -> Clock:
     """Time loading `count` documents.
 
-    The garbage collector runs as in an application, after a collection. Freeing the documents is not timed.
+    A full garbage collection comes before, and is not timed. During the loading, the garbage collector runs as in
+    an application. Freeing the documents is not timed.
 
     Raises:
-        RuntimeError: there were more or fewer.
+        RuntimeError: there were more documents, or fewer.
     """
     gc.collect()
     with Clock() as clock:

@@ -2,7 +2,7 @@
 
     -> {"operation": "load", "count": 20000}        <- {"seconds": 0.11, "cpu_seconds": 0.1}
 
-It writes `{"ready": true}` when it is prepared, and ends with stdin, at the latest when its parent ends. All sides
+It writes `{"ready": true}` when it is prepared. It ends when stdin ends, at the latest with its parent. All sides
 run on uvloop, like the daemon. Between measurements the loop is free, so that no client has to catch up with its
 heartbeats during a measurement.
 

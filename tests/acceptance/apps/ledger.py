@@ -12,7 +12,7 @@ from mongoz.core.signals import post_delete, post_save, post_update
 registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
 ledger = Path(os.environ["LEDGER_FILE"])
 slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-# The share of calls that take up to a second longer: other calls pass them, the position must not.
+# The share of calls that take up to a second longer. Other calls may pass them; the position must not.
 stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 
 

@@ -1,4 +1,4 @@
-"""An application of two versions. Its dispatchers and writing processes record deliveries in a file.
+"""An application that runs with two versions of mongoz. All its processes record their deliveries in a file.
 
 Run `main(name)` for a writing process.
 """
@@ -33,7 +33,7 @@ class Account(mongoz.Document):
 
 
 def connect(name: str, **options: Any) -> None:
-    """Connects a receiver that records what it got, when it has come to its end."""
+    """Connects a receiver. At its end, it records the delivery."""
 
     async def receive(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
         what = str(instance.__dict__.get("what"))
@@ -56,7 +56,7 @@ if os.environ.get("VERSIONED_EXTRA"):
 
 
 async def write(name: str) -> None:
-    """Writes in every way, until the process gets a signal. `name` is in what it writes."""
+    """Writes in every way, until the process gets a signal. Each written value begins with `name`."""
     one = await Account(what=f"{name} create").create()
     for kind in ("hang", "fail hang"):
         if (directory / f"{name} {kind}").exists():

@@ -12,7 +12,7 @@ from mongoz.signals.options import Retry
 from tests.support import eventually
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.05)
-"""For receivers that are tried again soon."""
+"""The option of receivers whose failed attempts are repeated soon."""
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 

@@ -1,4 +1,4 @@
-"""Helpers for tests of the relay: a relay inside of the test, and the reading of its topic."""
+"""Helpers for tests of the relay. They run a relay inside of the test, and read its topic."""
 
 import asyncio
 import contextlib
@@ -105,7 +105,7 @@ def records_of(servers: str, topic: str) -> Iterator[tuple[int, int, bytes | Non
     config = load_config(servers)
     producer = Producer({"bootstrap.servers": servers})
     count = len(producer.list_topics(topic, PATIENCE).topics[topic].partitions)
-    # The embedded broker has wrong high watermarks, so each partition gets a last record.
+    # The embedded broker reports wrong high watermarks, so each partition gets a last record that marks its end.
     ends: dict[int, int] = {}
 
     def ended(error: Any, message: Any) -> None:
@@ -135,7 +135,8 @@ def accepted(servers: str, topic: str) -> list[Read]:
     positions: dict[int, Any] = {}
     read = []
     for partition, offset, key, envelope in sorted(records_of(servers, topic), key=lambda one: one[:2]):
-        position = positions.get(partition, BEGINNING)._replace(offset=offset)  # other tests' ends lie between
+        # `records_of` leaves out the last records of earlier reads, so offsets can be missing.
+        position = positions.get(partition, BEGINNING)._replace(offset=offset)
         place = RecordPlace(offset, envelope.term, envelope.number, token_in(envelope))
         decision, positions[partition] = accept(position, place)
         if decision is Decision.DELIVER:
@@ -158,7 +159,7 @@ def make_document(registry: mongoz.Registry, database_name: str, name: str) -> A
         Meta.registry = registry  # type: ignore[attr-defined]
 
     async def receive(sender: Any, **kwargs: Any) -> None:
-        """Never runs here."""
+        """Is never called, because no dispatcher runs."""
 
     for signal in (post_save, post_update, post_delete):
         signal(Made, name=f"of {name}")(receive)

@@ -374,7 +374,7 @@ async def test_an_error_of_one_receiver_does_not_stop_the_others(User, foreign):
 # -- stamps ------------------------------------------------------------------------------------------
 
 
-async def test_bulk_writes_have_one_stamp_per_document_if_needed(dispatched, database, foreign):
+async def test_a_bulk_write_stamps_each_document_if_a_receiver_runs_or_it_is_muted(dispatched, database, foreign):
     User = make(dispatched, database)
     await User.create_many([User(name="a"), User(name="b")])
     await User.objects.update_count(age=1)
@@ -391,7 +391,7 @@ async def test_bulk_writes_have_one_stamp_per_document_if_needed(dispatched, dat
 # -- get_or_create -----------------------------------------------------------------------------------
 
 
-async def test_get_or_create(User, foreign):
+async def test_get_or_create_finds_one_document_or_creates_it(User, foreign):
     made = await User.objects.filter(name="a", **{"address.city": "Bonn"}).get_or_create(
         {User.age: 4, "nick": "n"}
     )
@@ -422,14 +422,14 @@ async def test_get_or_create_is_atomic_with_a_unique_index(User, foreign):
     assert saved == [made[0].id]
 
 
-async def test_a_duplicate_of_another_field_is_an_error(User, foreign):
+async def test_get_or_create_raises_a_duplicate_key_error_of_another_field(User, foreign):
     foreign.users.create_index("age", unique=True)
     await User.objects.create(name="a", age=1)
     with pytest.raises(DuplicateKeyError):
         await User.objects.get_or_create({"age": 1}, name="b")
 
 
-async def test_a_collection_may_be_ours_or_of_the_driver(User, foreign):
+async def test_a_collection_may_be_an_object_of_mongoz_or_of_the_driver(User, foreign):
     elsewhere = User.meta.database.get_collection("elsewhere")
     await User(name="a").create(elsewhere)
     await User.create_many([User(name="b")], collection=elsewhere._collection)

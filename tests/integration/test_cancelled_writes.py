@@ -21,9 +21,10 @@ WRITES = 300
 AT_ONCE = 10
 END = ObjectId()
 
-# PyMongo leaves a connection open when its task is cancelled at the wrong instant: in `Pool.connect` while it
-# waits for the pool's lock or notes the cluster time (both outside of the `try` that closes the connection), and
-# while it closes one in `Pool.checkin`. No object refers to it then. `collected` keeps the warning in these tests.
+# PyMongo leaves a connection open if the task is cancelled at one of these points: `Pool.connect` waits for the
+# lock of the pool, `Pool.connect` notes the cluster time (both are outside of the `try` that closes the
+# connection), or `Pool.checkin` closes a connection. No object refers to the connection then, so Python warns when
+# it is collected. `collected` keeps the warning in these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 
 
@@ -128,7 +129,7 @@ def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
         else:
             names = set(event["updateDescription"]["updatedFields"])
             call = event["updateDescription"]["updatedFields"].get(FIELD, b"\0\0")[1]
-            if names != {FIELD}:  # otherwise it is the marker of a delete
+            if names != {FIELD}:  # otherwise the update is a delete marker
                 expected[id_, "post_save" if call == 2 else "post_update", False if call == 2 else None] += 1
     return expected
 

@@ -60,7 +60,7 @@ async def test_a_correct_deployment_has_no_findings(dispatched, database, foreig
     assert set(foreign.client.list_database_names()) == before  # the check changes nothing
 
 
-async def test_an_edited_position(dispatched, database, foreign, look):
+async def test_a_position_that_is_no_resume_token_is_named(dispatched, database, foreign, look):
     make_user(dispatched, database)
     remember(foreign, 1, token="nonsense")
     (found,) = about(await look(), "position")

@@ -55,7 +55,7 @@ async def test_claims_in_another_database_are_named(mongo, database, look, caplo
     assert "claims.elsewhere" in capsys.readouterr().out
 
 
-async def test_nothing_is_said_without_receivers_in_process(mongo, database):
+async def test_check_says_nothing_of_claims_if_only_dispatchers_run_receivers(mongo, database):
     registry = mongoz.Registry(mongo.url, dispatched=database)
     user = make_user(registry, database, connects=())
 
@@ -65,7 +65,7 @@ async def test_nothing_is_said_without_receivers_in_process(mongo, database):
     assert of_claims([one async for one in check(registry, settings_for(registry))]) == []
 
 
-async def test_claims_that_are_turned_off(mongo, database, look):
+async def test_claims_that_are_turned_off_are_no_problem(mongo, database, look):
     registry = mongoz.Registry(mongo.url, dispatched=database, claims=False)
     make_user(registry, database)
     found = await look(registry)
@@ -106,7 +106,7 @@ async def test_processes_that_claim_are_counted(dispatched, database, state, loo
 
 
 async def test_a_write_without_a_claim_is_named(mongo, dispatched, database, foreign, state, look):
-    """The newest write counts: an earlier one may be from the time before claims."""
+    """The newest write counts, because an earlier write may come from a process of a version without claims."""
     user = make_user(dispatched, database)
     announce(state, database, claims=True)
     async with mongoz.Registry(mongo.url, dispatched=database, claims=False) as earlier:
@@ -124,7 +124,7 @@ async def test_a_write_without_a_claim_is_named(mongo, dispatched, database, for
     assert (found.level, found.text) == ("ok", "1 process of the application can claim now")
 
 
-async def test_writes_that_ran_nothing_that_dispatchers_run_are_ignored(mongo, dispatched, database, state, look):
+async def test_writes_whose_stamps_name_no_receivers_are_ignored(mongo, dispatched, database, state, look):
     user = make_user(dispatched, database)
     announce(state, database, claims=True)
     with mongoz.signals.muted():
@@ -169,7 +169,7 @@ async def test_the_printed_role_is_enough_to_claim(guarded, database):
 
 
 @pytest.mark.parametrize("lacking", ["positions find", "members find", "claims insert", "claims update"])
-async def test_without_one_of_its_rights_writes_work_and_the_log_names_the_remedy(
+async def test_without_a_right_of_the_printed_role_writes_work_and_the_log_names_the_remedy(
     guarded, database, caplog, lacking
 ):
     announce(guarded[f"{database}_state"], database, claims=True)

@@ -55,7 +55,7 @@ def claiming(url: str, database: str, **options: Any) -> mongoz.Registry:
 
 @pytest.fixture
 async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
-    """A registry that claims, in the place of the writing process."""
+    """A registry that claims. It stands for the writing process."""
     async with claiming(mongo.url, database) as made:
         yield made
 
@@ -68,7 +68,7 @@ def state(foreign: Any, database: str) -> Any:
 
 @pytest.fixture
 def announced(state: Any, database: str) -> None:
-    """The group takes over claims, although no dispatcher runs."""
+    """The state says that the group takes over claims, although no dispatcher runs."""
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
 
 
@@ -219,8 +219,8 @@ async def test_claims_of_a_transaction_stay_open_until_their_receivers_end(regis
     assert registry.claims.book.snapshot() == (2, (), ())
 
 
-async def test_a_torn_call_releases_its_claim(mongo, database, announced):
-    """The end of an event loop cancels the receiver."""
+async def test_a_call_that_the_end_of_its_event_loop_tears_releases_its_claim(mongo, database, announced):
+    """The end of the event loop cancels the receiver."""
     registry = claiming(mongo.url, database)
     entered = asyncio.Event()
 
@@ -243,9 +243,7 @@ async def test_a_torn_call_releases_its_claim(mongo, database, announced):
     await asyncio.to_thread(registry.claims.close)
 
 
-async def test_a_fenced_process_starts_no_receiver_and_begins_a_new_book(
-    registry, database, foreign, announced, state
-):
+async def test_a_process_whose_book_is_fenced_claims_in_a_new_book(registry, database, foreign, announced, state):
     told: Told = []
     Item = make(registry, database, told)
     await Item(n=1).create()
@@ -259,8 +257,10 @@ async def test_a_fenced_process_starts_no_receiver_and_begins_a_new_book(
     assert [n for _, _, n, _ in told] == [1, 2]
 
 
-async def test_receivers_of_a_book_that_is_over_are_left_to_dispatchers(registry, database, announced):
-    """Receivers that no dispatcher runs are called nevertheless."""
+async def test_a_write_after_the_end_of_the_book_is_unclaimed_and_runs_its_receivers(
+    registry, database, announced
+):
+    """An unclaimed write does not depend on the book, so the receiver `fence` stops no later receiver."""
     told: Told = []
     Item = make(registry, database, told)
 
@@ -291,7 +291,7 @@ async def test_many_released_claims_begin_a_new_book(registry, database, announc
     assert (found["open"], len(found["released"])) == ([], MOST_RELEASED + 1)
 
 
-async def test_an_orderly_end_leaves_nothing_open(mongo, database, announced, state):
+async def test_a_closed_registry_ends_its_book_without_open_claims(mongo, database, announced, state):
     async with claiming(mongo.url, database) as registry:
         await make(registry, database, [])(n=1).create()
     (book,) = state.claims.find()
@@ -410,7 +410,7 @@ async def until_passed(state: Any) -> None:
 
 
 class Held:
-    """A writing process in this process, whose receivers wait until they are let go."""
+    """Stands for a writing process. Its receivers wait until the test calls `finish`."""
 
     def __init__(self, url: str, database: str, claims: float = SECONDS) -> None:
         self.told: Told = []
@@ -422,7 +422,7 @@ class Held:
 
     @property
     def book(self) -> dict[str, str]:
-        """A filter for its document."""
+        """A filter for the document of its book."""
         assert self.registry.claims is not None
         return {"_id": self.registry.claims.book.incarnation.hex()}
 
@@ -474,7 +474,7 @@ async def test_other_receivers_do_not_wait_for_an_open_claim(registry, database,
     assert [one for one in served if one[:3] == ("post_save", "any", 1)] == []
 
 
-async def test_open_claims_do_not_stop_the_reading(registry, database, foreign, state, held):
+async def test_open_claims_do_not_stop_the_reading_of_the_stream(registry, database, foreign, state, held):
     """A process that writes much has more open claims than the queue has places."""
     served: Told = []
     make(registry, database, served)
@@ -494,7 +494,7 @@ async def test_open_claims_do_not_stop_the_reading(registry, database, foreign, 
         await until_passed(state)
 
 
-async def test_a_delivery_behind_a_claim_does_not_wait_for_the_regular_beat_and_read(
+async def test_a_delivery_that_waits_for_a_claim_makes_the_next_beat_and_read_come_early(
     registry, mongo, database, foreign, state, monkeypatch
 ):
     monkeypatch.setattr("mongoz.claims.beats.pause_after", lambda *_, **__: BeatPause(0.0, 0.0, 3_600.0))
@@ -514,7 +514,9 @@ async def test_a_delivery_behind_a_claim_does_not_wait_for_the_regular_beat_and_
         await until_passed(state)
 
 
-async def test_an_own_receiver_can_wait_for_a_dispatcher_receiver_of_its_write(registry, database, state, held):
+async def test_a_receiver_of_the_process_can_wait_for_a_receiver_of_the_dispatcher(
+    registry, database, state, held
+):
     served: Told = []
     make(registry, database, served)
     async with dispatching(registry):
@@ -589,15 +591,13 @@ async def test_an_open_claim_that_holds_the_position_does_not_stop_the_stream(
     assert len(served) == 48
 
 
-async def test_claims_of_a_backlog_are_decided_when_they_are_read(
-    registry, mongo, database, state, announced, foreign
-):
+async def test_done_claims_in_a_backlog_are_not_taken_over(registry, mongo, database, state, announced, foreign):
     told: Told = []
     served: Told = []
     make(registry, database, served, others=False)
     async with claiming(mongo.url, database) as writing:
         Item = make(writing, database, told)
-        async with dispatching(registry):  # the group begins here
+        async with dispatching(registry):  # the group announces takeovers
             await until_announced(state)
         await Item.objects.create_many([Item(n=number) for number in range(300)])
     async with dispatching(registry):
@@ -605,10 +605,10 @@ async def test_claims_of_a_backlog_are_decided_when_they_are_read(
     assert (len(told), served) == (300, [])
 
 
-async def test_a_takeover_gets_the_current_document_if_a_later_write_was_told(
+async def test_a_takeover_gets_the_current_document_if_a_later_write_of_the_odm_is_done(
     registry, mongo, database, state, foreign, held
 ):
-    """The index must not go back to an older document."""
+    """The receiver keeps an index. A takeover must not put an older document into the index."""
     index: dict[Any, Any] = {}
     seen: list[tuple[str, bool, str]] = []
 
@@ -677,10 +677,10 @@ asyncio.run(main())
     assert [one for one in served if one[2] == 2] == [("post_save", "any", 2, "takeover")]
 
 
-async def test_a_receiver_that_the_dispatcher_lacks_is_parked_until_another_one_has_it(
+async def test_a_receiver_that_the_dispatcher_lacks_is_parked_until_a_dispatcher_has_it(
     registry, mongo, database, state, foreign, held
 ):
-    """The application was deployed before the dispatcher."""
+    """The application is deployed before the dispatcher, so at first only the application has the receiver."""
     served: Told = []
     make(registry, database, served)
     foreign.create_collection("items")
@@ -710,9 +710,7 @@ async def test_a_receiver_that_the_dispatcher_lacks_is_parked_until_another_one_
             await eventually(lambda: ("post_save", "new", 1, "takeover") in served, what="the orphan is delivered")
 
 
-async def test_a_dead_letter_of_a_takeover_keeps_the_token_and_its_origin(
-    registry, database, state, foreign, held
-):
+async def test_a_dead_letter_of_a_takeover_keeps_its_id_and_its_origin(registry, database, state, foreign, held):
     origins: list[tuple[str, str, bool]] = []
 
     async def fail(name: str, instance: Any, delivery: Any) -> None:

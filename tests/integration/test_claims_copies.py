@@ -46,7 +46,7 @@ def aged(document: dict[str, Any], seconds: int) -> dict[str, Any]:
 async def test_a_restored_copy_is_delivered_although_its_claim_is_done(
     seconds, registry, mongo, database, foreign, state
 ):
-    """Another client restores the document with its stamp. The copy is a write of its own, with its own id."""
+    """Another client restores the document with its stamp. The copy is a new write with a delivery of its own."""
     served: Told = []
     ids: dict[str, list[str]] = {"any": [], "durable": []}
 
@@ -104,7 +104,7 @@ async def test_a_copy_of_an_open_claim_is_delivered_after_the_takeover(registry,
 async def test_a_takeover_gets_only_the_id_of_a_document_that_another_process_has_deleted(
     registry, mongo, database, foreign, state, held
 ):
-    """The index must not get the document back."""
+    """The receiver keeps an index. A takeover must not put the deleted document back into the index."""
     index: dict[Any, Any] = {}
     seen: list[tuple[str, str, bool, str]] = []
 
@@ -132,7 +132,7 @@ async def test_a_takeover_gets_only_the_id_of_a_document_that_another_process_ha
 async def test_the_claims_of_one_document_are_taken_over_in_the_order_of_its_writes(
     registry, database, foreign, state, held
 ):
-    """Two writes of one process wait; a foreign write follows them."""
+    """The receivers of two writes of one process wait. A foreign write follows the two writes."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")

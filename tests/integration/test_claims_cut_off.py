@@ -1,4 +1,4 @@
-"""The state database is cut off from a writing process while its data is reachable."""
+"""A writing process can't reach the state database, but can reach its documents."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ from tests.support import dispatching, eventually
 
 
 class Beats(CommandListener):
-    """The commands of the thread that records claims."""
+    """Collects the commands of the thread that records claims."""
 
     def __init__(self) -> None:
         self.commands: list[Any] = []
@@ -37,14 +37,14 @@ class Beats(CommandListener):
 
 @pytest.fixture
 async def proxy(mongo: Any) -> AsyncIterator[Proxy]:
-    """Between writing processes and the state database."""
+    """A proxy between writing processes and the state database."""
     async with proxied(mongo.url) as made:
         yield made
 
 
 @pytest.fixture
 def beats(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Beats:
-    """The claims of registries are recorded through the proxy; documents are written without it."""
+    """Registries record their claims through the proxy. They write documents without the proxy."""
     made = Beats()
 
     def connect(deployment: Deployment) -> Any:
@@ -150,10 +150,10 @@ def stamp_of(foreign: Any, n: int) -> Stamp:
     return stamp
 
 
-async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_here(
+async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_its_receivers(
     world, registry, writing, foreign, state, proxy, monkeypatch, caplog
 ):
-    """The write waits for the first beat, for a short time."""
+    """The write waits for the first beat, but only for a short time."""
     monkeypatch.setattr(claims_module, "_FIRST_BEAT", 0.2)
     proxy.refuse()
     async with dispatching(registry):
@@ -174,7 +174,7 @@ async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_here(
 async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
     world, registry, writing, foreign, state, proxy
 ):
-    """The receiver that runs may be repeated, under the same id. The next one must not start here."""
+    """The dispatcher may repeat the running receiver, under the same id. The process must start no further one."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)
         task = await held_write(world, 1)
@@ -198,7 +198,9 @@ async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [12.0])
-async def test_a_short_cut_changes_nothing(world, registry, writing, state, proxy, foreign):
+async def test_a_cut_that_is_shorter_than_the_timeout_changes_nothing(
+    world, registry, writing, state, proxy, foreign
+):
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)
         task = await held_write(world, 1)
@@ -217,7 +219,7 @@ async def test_a_short_cut_changes_nothing(world, registry, writing, state, prox
 async def test_a_beat_whose_answer_is_lost_counts_when_the_next_one_is_answered(
     world, registry, writing, state, proxy, foreign
 ):
-    """The driver repeats a beat once, so two answers are lost. The first beat inserts the document."""
+    """The driver repeats a beat once, so two answers must get lost. They answer the beat that inserts the book."""
     proxy.cut_after_request("update", times=2)
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)
@@ -233,7 +235,7 @@ async def test_a_beat_whose_answer_is_lost_counts_when_the_next_one_is_answered(
 
 @pytest.mark.slow
 async def test_a_beat_that_lands_after_the_fence_changes_nothing(world, registry, writing, state, proxy, foreign):
-    """The beat is on its way, or its primary is cut off, while the dispatcher takes the claims over."""
+    """The network holds the beat back while the dispatcher takes the claims over."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)
         task = await held_write(world, 1)
@@ -253,7 +255,7 @@ async def test_a_beat_that_lands_after_the_fence_changes_nothing(world, registry
 
 
 @pytest.mark.slow
-async def test_a_process_whose_document_disappears_is_taken_over_after_one_timeout(
+async def test_a_process_whose_book_is_deleted_is_taken_over_after_one_timeout(
     world, registry, writing, state, foreign
 ):
     async with dispatching(registry, claim_timeout=1.0):
@@ -271,7 +273,7 @@ async def test_a_process_whose_document_disappears_is_taken_over_after_one_timeo
 
 
 async def test_beats_are_acknowledged_by_a_majority(world, registry, writing, state, beats):
-    """A primary that is cut off accepts beats, and its majority never sees them."""
+    """A primary that is cut off from its replica set accepts beats, but the majority never sees these beats."""
     async with dispatching(registry):
         await until_announced(state)
         await world.Item(n=1).create()
@@ -281,7 +283,7 @@ async def test_beats_are_acknowledged_by_a_majority(world, registry, writing, st
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_beats_are_frequent_while_claims_are_open(is_open, mongo, database, state):
+def test_beats_are_frequent_only_while_claims_are_open(is_open, mongo, database, state):
     state.positions.insert_one({"_id": database, "claims": True})
     recorded = SimpleNamespace(book=Book(SECONDS), refusal=None)
     recorder = BookRecorder(database, f"{database}_state", lambda: pymongo.MongoClient(mongo.url), lambda: ())

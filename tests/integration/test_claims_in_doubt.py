@@ -1,4 +1,8 @@
-"""A claim is done only if it is certain: in each other case dispatchers look at the stream, so nothing is lost."""
+"""A process marks a claim as done only if the outcome of the write is certain.
+
+Otherwise it releases the claim. Then dispatchers read from the stream whether the write took effect, so no
+delivery is lost.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -27,7 +31,7 @@ _UNAUTHORIZED = 13
 
 @pytest.fixture(autouse=True)
 def announced(foreign: Any, database: str) -> None:
-    """The group takes over claims, although no dispatcher runs."""
+    """The state says that the group takes over claims, although no dispatcher runs."""
     state = foreign.client[f"{database}_state"]
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
 
@@ -40,7 +44,7 @@ async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
 
 @pytest.fixture
 async def Item(registry: mongoz.Registry, database: str) -> Any:
-    """The documents; the first write has the number 1, and is done."""
+    """The document class. One document is written already: its claim has the number 1, and is done."""
     made = make(registry, database, [], others=False)
     await made(n=1).create()
     return made
@@ -84,8 +88,10 @@ async def test_an_unacknowledged_update_is_left_to_dispatchers(mongo, database, 
         assert claims_of(registry) == (2, (), (2,))
 
 
-async def test_a_lookup_that_finds_nothing_is_no_proof(mongo, database, foreign, monkeypatch):
-    """Without access to the change stream, a later write of another client can hide a write."""
+async def test_a_lookup_that_finds_no_write_does_not_prove_that_there_was_none(
+    mongo, database, foreign, monkeypatch
+):
+    """Without access to the change stream, the ODM can't see a write that another client has overwritten."""
 
     async def find_nothing(*args: Any) -> None: ...
 
@@ -99,8 +105,8 @@ async def test_a_lookup_that_finds_nothing_is_no_proof(mongo, database, foreign,
         assert claims_of(registry) == (2, (), (2,))
 
 
-async def test_a_missing_document_is_no_write_also_in_a_transaction(registry, Item, foreign):
-    """A transaction may have thousands of these, and commit."""
+async def test_the_claim_of_an_update_of_a_missing_document_is_done_also_in_a_transaction(registry, Item, foreign):
+    """A transaction may have thousands of such updates, and commit."""
     one = await Item.objects.get(n=1)
     foreign.items.delete_one({})
     async with registry.transaction():
@@ -112,21 +118,21 @@ async def test_a_missing_document_is_no_write_also_in_a_transaction(registry, It
 # -- bulk calls
 
 
-async def test_a_batch_that_was_refused_is_done(registry, Item, foreign):
+async def test_claims_of_a_refused_batch_are_done(registry, Item, foreign):
     with failing(foreign, "insert", _UNAUTHORIZED), pytest.raises(OperationFailure):
         await Item.objects.create_many([Item(n=2), Item(n=3)])
     assert claims_of(registry) == (3, (), ())
 
 
-async def test_a_large_batch_that_was_refused_is_left_to_dispatchers(registry, Item, foreign, monkeypatch):
-    """The driver sends it in several commands, and the first of them may have taken effect."""
+async def test_claims_of_a_refused_large_batch_are_left_to_dispatchers(registry, Item, foreign, monkeypatch):
+    """The driver sends the batch in several commands, and the first command may have taken effect."""
     monkeypatch.setattr(bulk_insert, "_ONE_COMMAND", 1)
     with failing(foreign, "insert", _UNAUTHORIZED), pytest.raises(OperationFailure):
         await Item.objects.create_many([Item(n=2), Item(n=3)])
     assert claims_of(registry) == (3, (), (2, 3))
 
 
-async def test_documents_that_no_lookup_finds_are_left_to_dispatchers(mongo, database, monkeypatch):
+async def test_claims_of_inserts_that_no_lookup_finds_are_left_to_dispatchers(mongo, database, monkeypatch):
     async def find_nothing(*args: Any) -> tuple[int, ...]:
         return ()
 
@@ -144,8 +150,8 @@ TRANSIENT = ("TransientTransactionError",)
 
 
 @pytest.mark.parametrize("command", ["update", "delete"])
-async def test_repeated_deletes_of_many_documents_release_nothing(registry, Item, foreign, command):
-    """Each attempt claims anew. Above 1,000 released claims the process would begin a new book."""
+async def test_a_repeated_delete_of_many_documents_releases_no_claim(registry, Item, foreign, command):
+    """Each attempt makes new claims. A book with more than 1,000 released claims would end."""
     await Item.objects.create_many([Item(n=2), Item(n=3)])
     with failing(foreign, command, _WRITE_CONFLICT, labels=TRANSIENT):
         await Item.objects.delete()
@@ -154,15 +160,15 @@ async def test_repeated_deletes_of_many_documents_release_nothing(registry, Item
 
 
 @pytest.mark.parametrize("command", ["update", "delete"])
-async def test_a_repeated_delete_releases_nothing(registry, Item, foreign, command):
+async def test_a_repeated_delete_of_one_document_releases_no_claim(registry, Item, foreign, command):
     one = await Item.objects.get(n=1)
     with failing(foreign, command, _WRITE_CONFLICT, labels=TRANSIENT):
         await one.delete()
     assert claims_of(registry) == (3, (), ())
 
 
-async def test_a_batch_of_updates_that_was_aborted_is_done(registry, Item, foreign):
-    """The documents are then updated one by one."""
+async def test_claims_of_an_aborted_batch_of_updates_are_done(registry, Item, foreign):
+    """After the abort the ODM updates the documents one by one."""
     with failing(foreign, "update", _WRITE_CONFLICT, labels=TRANSIENT):
         await Item.objects.update_many(n=2)
     assert foreign.items.find_one()["n"] == 2
@@ -193,7 +199,7 @@ def named(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("error", DOUBTS, ids=named)
-async def test_claims_of_a_torn_commit_are_left_to_dispatchers(registry, Item, foreign, monkeypatch, error):
+async def test_claims_of_a_commit_in_doubt_are_left_to_dispatchers(registry, Item, foreign, monkeypatch, error):
     after_the_commit(monkeypatch, error)
     with pytest.raises(type(error)):
         async with registry.transaction():
@@ -204,7 +210,9 @@ async def test_claims_of_a_torn_commit_are_left_to_dispatchers(registry, Item, f
 
 @pytest.mark.parametrize("error", DOUBTS, ids=named)
 @pytest.mark.parametrize("many", [False, True])
-async def test_claims_of_a_torn_delete_are_left_to_dispatchers(registry, Item, foreign, monkeypatch, error, many):
+async def test_claims_of_a_delete_in_doubt_are_left_to_dispatchers(
+    registry, Item, foreign, monkeypatch, error, many
+):
     one = await Item.objects.get(n=1)
     after_the_commit(monkeypatch, error)
     with suppress(PyMongoError, asyncio.CancelledError):
@@ -214,7 +222,7 @@ async def test_claims_of_a_torn_delete_are_left_to_dispatchers(registry, Item, f
 
 
 @pytest.mark.parametrize("error", DOUBTS[1:], ids=named)
-async def test_claims_of_a_torn_batch_of_updates_are_left_to_dispatchers(
+async def test_claims_of_a_batch_of_updates_in_doubt_are_left_to_dispatchers(
     registry, Item, foreign, monkeypatch, error
 ):
     after_the_commit(monkeypatch, error)
@@ -247,7 +255,7 @@ async def test_claims_of_a_refused_commit_are_done(registry, Item, foreign, monk
 
 @pytest.fixture
 def unknown_commit(monkeypatch: pytest.MonkeyPatch) -> AutoReconnect:
-    """The error of commits, whose outcome stays unknown."""
+    """Each commit has this error, and its outcome stays unknown."""
     error = AutoReconnect("no answer")
     error._add_error_label("UnknownTransactionCommitResult")
 
@@ -273,14 +281,15 @@ async def test_claims_of_an_unknown_commit_stay_open_until_the_search_ends(regis
         await write()
     await asyncio.sleep(0)
     assert claims_of(registry) == (2, (2, 2), ())
-    for task in registry._unsettled:  # the end of the registry, or of the event loop
+    for task in registry._unsettled:  # as the end of the registry or of the event loop does
         task.cancel()
     await eventually(lambda: claims_of(registry) == (2, (), (2,)), what="the claim is released")
-    assert unknown_commit.__traceback__ is not None  # an error that the application keeps holds no claim
+    # The application may keep the error. Its traceback must not keep the claim alive.
+    assert unknown_commit.__traceback__ is not None
 
 
 @pytest.mark.parametrize("call", ["delete", "delete_many", "update_many"])
-async def test_claims_of_other_calls_of_unknown_outcome_are_left_to_dispatchers(
+async def test_claims_of_calls_whose_own_commit_is_unknown_are_left_to_dispatchers(
     registry, Item, unknown_commit, call
 ):
     one = await Item.objects.get(n=1)

@@ -1,4 +1,7 @@
-"""A process is killed, stopped or torn at each await of each call: every claimed delivery runs to its end."""
+"""A process is killed, is stopped, or loses its event loop at each await of each call.
+
+Every claimed delivery runs to its end nevertheless.
+"""
 
 import asyncio
 import time
@@ -82,7 +85,10 @@ class World:
         await eventually(is_complete, what="all deliveries run")
 
     def check(self) -> None:
-        """Each delivery ran to its end, under one id, not more than once in each process, and for real writes."""
+        """The deliveries of each write that took effect are correct, and other writes have no deliveries.
+
+        A delivery is correct if it ran to its end, under one id, and at most once in each process.
+        """
         everywhere = [one for one in (*self.ledger, *self.served) if self.numbers.get(one.key) == one.signal]
         ended = {(one.receiver, one.signal, one.key) for one in everywhere if one.what == "end"}
         wanted = self.wanted
@@ -129,7 +135,7 @@ async def test_a_process_that_is_killed_at_any_await_loses_no_delivery(world, re
 async def test_a_process_that_is_stopped_at_any_await_starts_nothing_after_its_takeover(
     world, registry, mongo, database, tmp_path
 ):
-    """It is stopped for longer than its timeout. Only the receiver in which it is stopped may run twice."""
+    """The stop is longer than the timeout of the process. Only the receiver that it interrupts may run twice."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(world.state)
         with family(mongo.url, database, world.call, "stop", tmp_path / "ledger") as processes:
@@ -151,7 +157,7 @@ async def test_a_process_that_is_stopped_at_any_await_starts_nothing_after_its_t
 async def test_a_loop_that_ends_at_any_await_leaves_its_deliveries_to_dispatchers_at_once(
     world, registry, mongo, database, tmp_path
 ):
-    """The process goes on in a second loop. Its book is not fenced, so nothing else is repeated."""
+    """The process goes on in a second loop. No dispatcher fences its book, so no other delivery is repeated."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(world.state)
         with family(mongo.url, database, world.call, "tear", tmp_path / "ledger") as processes:

@@ -1,4 +1,4 @@
-"""Claims of processes that fork, block their event loop, die in numbers, or differ in their version."""
+"""Claims of processes that fork, that block their event loop, of which several die, or whose versions differ."""
 
 import asyncio
 import os
@@ -109,7 +109,7 @@ asyncio.run(main())
 async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
     registry, mongo, database, state, foreign
 ):
-    """The child writes in an incarnation of its own. The parent finishes its claim, and dies in the next one."""
+    """The child writes with a new book. The parent finishes its open claim, and dies during its next claim."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")
@@ -146,7 +146,7 @@ asyncio.run(main())
 async def test_a_receiver_that_blocks_its_loop_for_longer_than_the_timeout_keeps_its_claim(
     registry, mongo, database, state, foreign
 ):
-    """Beats come from a thread."""
+    """A thread makes the beats, so a blocked event loop does not stop them."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")
@@ -187,7 +187,7 @@ asyncio.run(main())
 async def test_writes_of_three_dead_processes_are_delivered_after_a_time_without_dispatchers(
     registry, mongo, database, state, foreign
 ):
-    """Only deliveries after the last beat of a process may run twice."""
+    """Only deliveries that ended after the last beat of their process may run twice."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")
@@ -214,9 +214,9 @@ async def test_writes_of_three_dead_processes_are_delivered_after_a_time_without
 
 
 async def test_a_receiver_that_is_connected_later_is_taken_over(registry, mongo, database, state, foreign):
-    """The dispatcher has read the document of the process before the process named the receiver.
+    """The dispatcher has read the book of the process before the process named the receiver in it.
 
-    A later change of the document arrives before the dispatcher reads the claims again.
+    A later change of the written document arrives before the dispatcher reads the book again.
     """
     served: Told = []
     waits = asyncio.Event()
@@ -254,7 +254,7 @@ async def test_a_receiver_that_is_connected_later_is_taken_over(registry, mongo,
 
 
 async def test_a_receiver_that_is_disconnected_later_is_taken_over(registry, mongo, database, state, foreign):
-    """The process has claimed it, so its later documents name it, too."""
+    """The process has an open claim to the receiver, so its later beats name the receiver, too."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")
@@ -284,7 +284,7 @@ async def test_a_receiver_that_is_disconnected_later_is_taken_over(registry, mon
 async def test_an_older_dispatcher_never_finishes_the_delivery_of_a_new_receiver(
     registry, mongo, database, state, foreign
 ):
-    """It is started several times. The newer dispatcher then delivers, under the id of the write."""
+    """The older dispatcher starts several times. Then a newer one makes the delivery with the id of the write."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")

@@ -37,7 +37,7 @@ def state(foreign: Any, database: str) -> Any:
 
 @pytest.fixture
 def announced(state: Any, database: str) -> None:
-    """The group takes over claims, although no dispatcher runs."""
+    """The state says that the group takes over claims, although no dispatcher runs."""
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
 
 
@@ -50,7 +50,7 @@ async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
 
 
 class TimePasses(CommandListener):
-    """The clock of the process goes on by a second before and after each beat lands."""
+    """A clock that goes forward by a second when a command is sent, and by another second when it is answered."""
 
     def __init__(self) -> None:
         self.time = 1_000.0
@@ -64,8 +64,8 @@ class TimePasses(CommandListener):
     def failed(self, event: Any) -> None: ...
 
 
-def test_a_beat_is_valid_from_the_time_of_its_sending(mongo, database, announced, monkeypatch):
-    """A dispatcher may see it at once, and begins to count then."""
+def test_the_validity_of_a_book_counts_from_the_sending_of_its_beat(mongo, database, announced, monkeypatch):
+    """A dispatcher may see the beat as soon as it is sent, and counts the timeout from then on."""
     clock = TimePasses()
     monkeypatch.setattr(beats_module, "now", lambda: clock.time)
     recorder = BookRecorder(
@@ -83,7 +83,9 @@ def test_a_beat_is_valid_from_the_time_of_its_sending(mongo, database, announced
     recorder.finish()
 
 
-async def test_a_fence_needs_the_beat_that_was_seen(registry, database, foreign, announced, state, mongo):
+async def test_a_fence_fails_if_the_book_has_another_beat_than_was_seen(
+    registry, database, foreign, announced, state, mongo
+):
     await make(registry, database, [])(n=1).create()
     async with AsyncMongoClient(mongo.url) as client:
         store = ClaimStore(group_of(client, database))
@@ -96,8 +98,8 @@ async def test_a_fence_needs_the_beat_that_was_seen(registry, database, foreign,
         assert await store.fence(incarnation, state.claims.find_one()["beat"]) is None, "it is fenced already"
 
 
-async def test_an_earlier_beat_changes_nothing(registry, database, announced, state):
-    """It was on its way for long."""
+async def test_a_beat_that_is_lower_than_the_recorded_one_changes_nothing(registry, database, announced, state):
+    """The book on the server already has a later beat, so the beat of the process does not match it."""
     await make(registry, database, [])(n=1).create()
     state.claims.update_one({}, {"$set": {"beat": 1_000_000}})
     book = registry.claims.book
@@ -118,8 +120,8 @@ async def test_claims_of_a_bulk_call_end_one_by_one(registry, database, announce
     assert open_ == [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)]
 
 
-async def test_a_failed_attempt_of_a_bulk_delete_releases_nothing(registry, database, announced, foreign):
-    """Another transaction holds one of the documents. The attempt certainly did not take effect."""
+async def test_a_failed_attempt_of_a_bulk_delete_releases_no_claim(registry, database, announced, foreign):
+    """Another transaction holds one of the documents, so the attempt certainly has no effect."""
     Item = make(registry, database, [])
     await Item.objects.create_many([Item(n=n) for n in range(3)])
     client = foreign.client
@@ -140,7 +142,7 @@ def unknown_commit() -> AutoReconnect:
 
 
 async def test_an_unknown_commit_leaves_its_claims_open(registry, database, announced, monkeypatch):
-    """They are done, or their receivers run, when the outcome is known."""
+    """When the outcome is known, the claims are done, after their receivers have run if the commit took effect."""
     told: Told = []
     Item = make(registry, database, told)
     answers = asyncio.Event()
@@ -165,7 +167,7 @@ async def test_an_unknown_commit_leaves_its_claims_open(registry, database, anno
 
 
 async def test_a_commit_that_the_end_of_the_loop_interrupts_releases_its_claims(registry, database, announced):
-    """It may have taken effect."""
+    """The commit may have taken effect."""
     Item = make(registry, database, [])
 
     async def write() -> None:
@@ -203,7 +205,7 @@ async def test_a_client_that_is_closed_during_a_commit_releases_the_claims(regis
 
 
 async def test_a_replay_does_not_wait_for_claims(registry, database, foreign, state, held):
-    """It gives its deliveries ids of their own."""
+    """The deliveries of a replay have ids of their own, so a claim does not concern them."""
     told: list[tuple[str, str, bool]] = []
 
     async def note(name: str, instance: Any, delivery: Any) -> None:
@@ -223,8 +225,8 @@ async def test_a_replay_does_not_wait_for_claims(registry, database, foreign, st
     assert id_ != str(stamp.token)
 
 
-async def test_the_server_removes_old_documents(registry, database, foreign, state):
-    """They outlive the oplog window, since they are kept as long as the records of deliveries."""
+async def test_the_server_removes_old_books(registry, database, foreign, state):
+    """Books are kept as long as the records of deliveries, so they outlive the oplog window."""
     make(registry, database, [])
     foreign.create_collection("items")
     async with dispatching(registry, delivery_retention=2.0):
@@ -233,10 +235,10 @@ async def test_the_server_removes_old_documents(registry, database, foreign, sta
     assert (dict(index["key"]), index["expireAfterSeconds"]) == ({"beat_at": 1}, 2 * 86_400)
 
 
-async def test_receivers_of_another_signal_of_the_same_name_wait_for_a_claim_of_their_document_only(
+async def test_an_open_claim_holds_back_only_receivers_of_its_name_for_its_document(
     registry, database, foreign, state, held
 ):
-    """An open claim holds back the same receiver and the same document."""
+    """The open claim is to the receiver `any` of `post_save`. Only `any` of `post_update` has to wait for it."""
     served: Told = []
     Item = make(registry, database, served, others=False)
 

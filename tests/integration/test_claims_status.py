@@ -1,4 +1,4 @@
-"""Operators see the claims of writing processes, and can release them by hand."""
+"""Operators see the claims of writing processes, and can release the claims with a command."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -51,12 +51,12 @@ async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
 # -- the status
 
 
-async def test_open_claims_are_those_of_books_that_have_not_ended(group, state, database):
+async def test_the_status_counts_open_claims_only_of_books_that_have_not_ended(group, state, database):
     state.claims.insert_many(
         [
             book(database, 1, released=[7]),
             book(database, 2, silent=7_200, open=[1, 1, 5, 9]),
-            book(database, 3, silent=7_200, open=[]),  # it was killed while it was idle
+            book(database, 3, silent=7_200, open=[]),  # this process was killed without an open claim
             book(database, 4, **FENCED),
             book("another", 5),
         ]
@@ -98,7 +98,7 @@ async def test_a_delivery_that_waits_is_shown_with_its_process(registry, group, 
     async with dispatching(registry, lease=1.0) as running:
         await until_announced(state)
         await held.begin(held.Item(n=1).create())
-        foreign.items.update_one({}, {"$set": {"n": 2}})  # this delivery waits behind the claim
+        foreign.items.update_one({}, {"$set": {"n": 2}})  # the delivery of this change waits for the claim
         claims = await claims_when(group, lambda found: found.waiting == 2)
         process = held.book["_id"]
         assert [(one.process, one.waiting) for one in claims.books] == [(process, 2)]
@@ -110,7 +110,7 @@ async def test_a_delivery_that_waits_is_shown_with_its_process(registry, group, 
         assert (claims.oldest_seconds, claims.taken_over) == (0.0, 0)
 
 
-# -- a release by hand
+# -- a release by an operator
 
 
 async def test_a_released_process_goes_on_with_a_new_book(registry, group, mongo, database, foreign, state, held):

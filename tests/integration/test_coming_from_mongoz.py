@@ -48,7 +48,9 @@ def test_every_line_is_proven_and_every_proof_is_a_line() -> None:
 
 
 @pytest.mark.parametrize("begins", list(PROOFS) or lines_of_the_page())
-async def test_a_line(begins: str, registry: mongoz.Registry, database: str, foreign: Any) -> None:
+async def test_a_line_of_the_table_is_true(
+    begins: str, registry: mongoz.Registry, database: str, foreign: Any
+) -> None:
     await PROOFS[begins](registry, database, foreign)
 
 

@@ -113,10 +113,10 @@ async def test_the_same_process_with_another_term_is_another_owner(fenced):
 
 
 class Shared:
-    """Three partitions: the first process holds them, and then the second one takes the partition 1.
+    """A group with three partitions. The first process holds all of them. Then the second one takes partition 1.
 
     Attributes:
-        leases: of the first process.
+        leases: the leases of the first process.
         sent: the commands of the first process.
     """
 
@@ -153,7 +153,7 @@ async def shared(client: Any, mongo: Any, database: str) -> AsyncIterator[Shared
         yield made
 
 
-async def test_one_command_renews_the_leases_of_a_process_and_only_those_still_held(shared):
+async def test_one_command_renews_all_leases_that_a_process_still_holds_and_no_others(shared):
     before = (await shared.second.load()).positions
     assert await shared.first.renew(shared.leases) == [True, False, True]
     assert shared.sent.names == ["update", "find"]
@@ -164,7 +164,7 @@ async def test_one_command_renews_the_leases_of_a_process_and_only_those_still_h
     assert shared.sent.names == ["update"]
 
 
-async def test_one_command_saves_the_positions_of_a_process_and_only_those_still_held(shared):
+async def test_one_command_saves_all_positions_that_a_process_still_holds_and_no_others(shared):
     assert await shared.save() == [True, False, True]
     assert shared.sent.names == ["update", "find"]
     saved = (await shared.second.load()).positions
@@ -192,7 +192,7 @@ async def test_a_position_that_the_server_refuses_does_not_affect_the_others(sha
     assert renewed[1:] == [False, True]
 
 
-async def test_one_command_saves_all_partitions_of_a_process(shared):
+async def test_one_command_saves_the_positions_of_256_partitions(shared):
     leases = [Lease(number, MOST_PARTITIONS, 1, seconds=1.0, sent=now()) for number in range(MOST_PARTITIONS)]
     saves = [shared.first.save(lease, LATER, "f", b"", LATER) for lease in leases]
     assert (await asyncio.gather(*saves)).count(True) == 2
@@ -200,7 +200,7 @@ async def test_one_command_saves_all_partitions_of_a_process(shared):
 
 
 async def test_a_position_without_a_term_is_lost_and_does_not_affect_the_others(shared, foreign, database):
-    """It was edited by hand."""
+    """Somebody has edited the position by hand."""
     positions = foreign.client[f"{database}_state"]["positions"]
     assert positions.update_one({"_id": f"{database}:0"}, {"$unset": {"term": ""}}).matched_count
     assert await shared.first.renew(shared.leases) == [False, False, True]
@@ -288,10 +288,10 @@ async def test_a_member_that_loses_its_partition_logs_it_and_becomes_a_standby(
         taken = {"$set": {"owner": "elsewhere", "boot": None}, "$inc": {"term": 1, "beat": 1}}
         positions.update_one({"partition": 0}, taken)
         await eventually(lambda: not running.service.held)
-        # It wrote nothing after the loss.
+        # The member has written nothing since the loss.
         assert positions.find_one({"partition": 0})["token"] == before
         assert not running.task.done()
-        # The other lease is not renewed, so the member claims the partition again and repeats unsaved deliveries.
+        # `elsewhere` renews no lease, so the member claims the partition again and repeats unsaved deliveries.
         await eventually(lambda: running.service.held)
         await seen.wait(2)
     assert names(seen) == ["1", "1"]
@@ -372,7 +372,10 @@ async def test_four_partitions_are_shared_evenly(user, seen, foreign, dispatched
 async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
     user, seen, dispatched, database, capsys
 ):
-    """It does not know the newer state. A process started later may claim them; this is the downgrade."""
+    """A process of the older version does not know the newer state.
+
+    In a downgrade, processes of the older version start after the newer ones. These may claim the partitions.
+    """
     async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
         twin = make_user(newer, database)
         for name in ("watcher", "added in the new version"):
@@ -391,7 +394,7 @@ async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
 
 
 async def test_a_removed_member_counts_as_alive_again_with_its_next_heartbeat(client, database):
-    """Else a member that stalls after its first heartbeat would never get a share."""
+    """Otherwise a member that stalls after its first heartbeat would never get partitions."""
     member, seen = Members(group_of(client, database), {"version": "v", "lease_seconds": 1.0}), Heartbeats()
 
     async def age(at: float) -> float:
@@ -411,7 +414,7 @@ async def test_a_removed_member_counts_as_alive_again_with_its_next_heartbeat(cl
 async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
     user, seen, dispatched, database, foreign, capsys
 ):
-    """It can't read held deliveries. It is named, and can't claim free partitions."""
+    """Such a dispatcher can't read held deliveries. The log names it, and it can't claim free partitions."""
     state = foreign.client[f"{database}_state"]
     alive = {
         "_id": "0" * 24,
@@ -435,7 +438,7 @@ async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
         member = state.members.find_one({"_id": running.service.member_id})
         assert member["format"] == 2
         for position in state.positions.find({"partition": {"$exists": True}}):
-            # What an earlier version goes by: this one was started later than any of its processes.
+            # A process of an earlier version claims only if it has started after this time, so it never claims.
             assert position["version_started"] == datetime(9999, 12, 31)
             assert position["version_since"] == member["started_at"]
     said = capsys.readouterr()

@@ -88,9 +88,7 @@ class Page:
         requests = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Any:
-            return (
-                requests.pop() if requests else await asyncio.Event().wait()
-            )  # the client stays connected connected
+            return requests.pop() if requests else await asyncio.Event().wait()  # the client stays connected
 
         async def send(message: Any) -> None:
             messages.append(message)
@@ -224,7 +222,7 @@ async def test_the_state_has_the_group_and_a_sample_of_its_counters(page, state,
     assert told["sample"]["members"]["m1"]["lag_seconds"] == 7.5
     assert told["sample"]["members"]["m1"]["delivered"] == 5
     assert told["members"][0]["host"] == "elsewhere"
-    assert len(told["members"]) == 2  # with this process
+    assert len(told["members"]) == 2  # the other member is this process
     (partition,) = told["partitions"]
     assert (partition["where"], partition["term"], partition["lag_changes"]) == ("elsewhere, pid 7", 4, 3)
     (receiver,) = told["receivers"]
@@ -356,7 +354,7 @@ async def test_long_parts_are_shown_by_their_size_only(page, state, database):
 # -- access ------------------------------------------------------------------------------------------
 
 
-async def test_on_other_addresses_only_documents_need_the_token(abroad, state, database):
+async def test_other_machines_see_the_state_without_the_token_but_no_documents(abroad, state, database):
     stored = letter(database, 1)
     state.held.insert_one(stored)
     told = (await abroad.get("state", None)).json
@@ -371,7 +369,7 @@ async def test_on_other_addresses_only_documents_need_the_token(abroad, state, d
     assert (await abroad.get("state", TOKEN)).json["may_change"] is True
 
 
-async def test_with_a_token_documents_need_it_on_this_machine_too(page, client, state, database):
+async def test_if_a_token_is_set_documents_need_it_also_on_this_machine(page, client, state, database):
     """A proxy on this machine connects from the loopback address for every client."""
     stored = letter(database, 1)
     state.held.insert_one(stored)

@@ -111,7 +111,9 @@ async def test_a_dead_letter_keeps_the_looked_up_document(account, foreign, disp
     assert decoded(letter["parts"]["document"]) == {"_id": id_, "name": "Ada", "amount": 7}
 
 
-async def test_a_repetition_after_a_crash_overwrites_its_dead_letter(account, foreign, dispatched, state):
+async def test_a_delivery_that_is_repeated_after_a_crash_overwrites_its_dead_letter(
+    account, foreign, dispatched, state
+):
     got = break_on(account, post_save)
     async with dispatching(dispatched):
         before = state.token

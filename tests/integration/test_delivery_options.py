@@ -98,8 +98,8 @@ async def test_a_hanging_receiver_delays_only_its_document(account, foreign, dis
     assert "longer than 0.2 s" in letter["error"]["message"]
 
 
-async def test_a_pause_before_a_retry_occupies_no_place(account, foreign, dispatched):
-    """There is a single place. A waiting retry does not delay another document."""
+async def test_a_pause_before_a_retry_occupies_no_worker(account, foreign, dispatched):
+    """There is only one worker. A delivery that waits for its next attempt does not delay other documents."""
     calls: list[tuple[str, int]] = []
     released = False
 

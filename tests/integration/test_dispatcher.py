@@ -97,7 +97,7 @@ async def test_every_kind_of_foreign_write_is_delivered(user, seen, foreign, dis
     inserted, updated, replaced, deleted = seen.of(a)
     assert all(call.sender is user and isinstance(call.instance, user) for call in seen)
     assert inserted.instance.name == "Ada"
-    # The name of the attribute, not the stored one; a removed array is a change too.
+    # `nick` is the name of the attribute; the stored name is `nickname`. The document had no tags to remove.
     assert updated.update_fields == {"age", "nick"}
     assert replaced.instance.name == "Ada Lovelace"
     assert deleted.delivery.image == "key"
@@ -139,7 +139,7 @@ async def test_without_images_the_current_document_is_looked_up(user, seen, fore
     kept, gone = ObjectId(), ObjectId()
     foreign["users"].insert_many([{"_id": kept, "name": "Ada"}, {"_id": gone, "name": "Bob"}])
     async with dispatching(dispatched):
-        # One command, so both updates are committed before the daemon looks up the document.
+        # One command makes both updates, so both are committed before the lookup of the document.
         foreign["users"].bulk_write(
             [
                 UpdateOne({"_id": kept}, {"$set": {"age": 1}}),
@@ -375,8 +375,10 @@ async def test_an_idle_stream_saves_its_position(user, seen, foreign, dispatched
     }
 
 
-async def test_another_scope_starts_at_the_time_of_the_position(user, seen, foreign, dispatched, database):
-    """A document class is added: the old one has no loss or repetition, the new one begins at the position."""
+async def test_a_start_with_a_further_document_class_continues_at_the_position(
+    user, seen, foreign, dispatched, database
+):
+    """Receivers of the old class miss and repeat nothing. Receivers of the new class begin at the position."""
     foreign["orders"].insert_one({"name": "before"})
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "1"})
@@ -457,7 +459,7 @@ async def test_a_start_fails_with_permanent_errors(user, seen, foreign, dispatch
 
 
 async def test_a_clock_that_differs_by_an_hour_is_named(user, seen, foreign, dispatched, monkeypatch, capsys):
-    """Leases and due times use the server's clock. The lag uses ours, and corrects the difference."""
+    """Leases and due times use the server's clock. The lag uses the clock of this machine, and corrects it."""
     monkeypatch.setattr("dispatcher.core.oplog.time", lambda: time.time() - 3_600)
     monkeypatch.setattr("dispatcher.operate.observer.time", lambda: time.time() - 3_600)
     said = actions(capsys)
@@ -533,7 +535,8 @@ async def test_a_permanent_error_ends_the_dispatcher(
     """The next start delivers the unfinished change."""
     admin = foreign.client.admin
     id_ = foreign["users"].insert_one({"name": "before"}).inserted_id
-    # A write in a new session makes the server run an internal find, so the lease can't be released either.
+    # A write in a new session makes the server run an internal find. If `find` fails, the dispatcher can't release
+    # its lease, so the lease must end soon.
     async with dispatching(dispatched, lease=1) as running:
         admin.command(
             "configureFailPoint",
@@ -587,7 +590,7 @@ async def test_the_number_of_changes_finished_ahead_of_a_slow_document_is_bounde
 
 
 async def test_the_memory_of_changes_finished_ahead_is_bounded_with_long_ids(foreign, dispatched, database):
-    """A resume token contains the _id."""
+    """A resume token contains the `_id`, so it is as long."""
     gate, calls = asyncio.Event(), []
 
     class Page(mongoz.Document):
@@ -610,7 +613,7 @@ async def test_the_memory_of_changes_finished_ahead_is_bounded_with_long_ids(for
         foreign["pages"].insert_many([{"_id": name * 50_000} for name in names])
         await eventually(lambda: running.service.held and running.service.held[0]._checkpoint.is_far_ahead)
         await eventually(lambda: len(calls) > 25)
-        assert len(calls) <= 31  # of 200 kB each; 6 MB are allowed
+        assert len(calls) <= 31  # each token has 200 kB, and 6 MB are allowed
     ahead = {*calls} - {"00"}
     calls.clear()
     gate.set()

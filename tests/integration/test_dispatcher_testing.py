@@ -63,8 +63,8 @@ def welcomed(User: Any) -> list[str]:
 # -- until_idle --------------------------------------------------------------------------------------------------
 
 
-async def test_a_parked_delivery_continues_its_record(dispatched, User, foreign):
-    """`until_idle` reports a blocked delivery as failed; its retries continue."""
+async def test_later_attempts_of_a_parked_delivery_update_its_record(dispatched, User, foreign):
+    """`until_idle` reports a blocked delivery as failed, but its attempts continue."""
     fails = True
 
     @post_save(User, name="strict", on_failure="block", retry=Retry(1, base=0.01, cap=0.02))
@@ -104,7 +104,7 @@ async def test_until_idle_is_fast_without_changes(dispatched, User, welcomed):
             began = time.monotonic()
             await dispatcher.until_idle()
             took.append(time.monotonic() - began)
-        assert min(took) < 0.5  # less than the second after which an idle stream answers
+        assert min(took) < 0.5  # an idle stream answers only after a second
     assert dispatcher.deliveries == ()
 
 
@@ -261,7 +261,7 @@ async def test_a_timeout_lists_the_changes_and_deliveries(dispatched, User, welc
         assert f"Delivered:\n  post_save of {database}.users {SEVEN!r} to welcome: delivered" in str(caught.value)
 
 
-async def test_targets_that_can_not_be_waited_for(dispatched, User, welcomed):
+async def test_targets_that_can_not_be_waited_for_are_refused(dispatched, User, welcomed):
     async with Dispatcher(dispatched) as dispatcher:
         with pytest.raises(SignalError, match=r"No dispatcher delivers 'pre_save'"):
             await dispatcher.delivered((User, ONE), "pre_save")
@@ -332,7 +332,7 @@ async def test_failures_are_ignored_on_request(dispatched, User, failing, foreig
     assert isinstance(failure.error, ValueError)
 
 
-async def test_the_tests_own_exception_is_not_hidden(dispatched, User, failing, foreign):
+async def test_an_exception_of_the_test_itself_is_raised_instead_of_failures(dispatched, User, failing, foreign):
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block raises
         async with Dispatcher(dispatched) as dispatcher:
             foreign["users"].insert_one({"_id": ONE, "name": "bad"})
@@ -379,7 +379,7 @@ async def test_a_receiver_that_is_too_slow_has_failed(dispatched, User, foreign)
     assert isinstance(caught.value.exceptions[0], TimeoutError)
 
 
-async def test_deliveries_that_the_end_cancels_have_not_failed(dispatched, User, foreign):
+async def test_deliveries_that_are_cancelled_at_the_end_have_not_failed(dispatched, User, foreign):
     @post_save(User, name="slow")
     async def slow(sender: Any, **kwargs: Any) -> None:
         await asyncio.Event().wait()
@@ -486,7 +486,7 @@ def _history_lost(foreign: Any) -> Iterator[None]:
 
 
 async def test_a_second_dispatcher_on_the_same_state_is_refused(dispatched, User, welcomed, foreign, database):
-    """It would stay a standby of the first one."""
+    """The second dispatcher would stay a standby of the first one."""
     settings = Settings(state_database=f"{database}_state", connect_timeout=0.5)
     async with Dispatcher(dispatched, settings):
         with pytest.raises(DeliveryTimeout, match=f"Another dispatcher .* {database} .* this state database"):
@@ -552,7 +552,7 @@ async def test_a_receiver_gets_the_same_arguments_as_from_a_dispatcher(offline, 
     assert (inserted["delivery"].origin, inserted["delivery"].receiver) == ("stream", "watcher")
 
 
-async def test_images_other_than_the_post_image(offline, calls):
+async def test_a_hand_made_change_may_have_any_image(offline, calls):
     await deliver(offline, delete(ONE))
     await deliver(offline, update({"_id": TWO, "name": "Ada"}, changed=["name"], image="current"))
     await deliver(offline, update({"_id": THREE}, changed=["name"], image="key"))
@@ -562,7 +562,7 @@ async def test_images_other_than_the_post_image(offline, calls):
         _ = calls[2]["instance"].name
 
 
-async def test_instances_and_ids(offline, calls):
+async def test_a_hand_made_insert_takes_an_instance_or_a_dict_and_gets_an_id(offline, calls):
     await deliver(offline, insert(offline(name="Ada", nick="A")))
     await deliver(offline, insert({"name": "Bea"}))
     assert [(call["instance"].name, call["instance"].nick) for call in calls] == [("Ada", "A"), ("Bea", None)]
@@ -617,7 +617,7 @@ async def test_a_hanging_receiver_times_out(offline):
         await deliver(offline, insert({"name": "Ada"}), timeout=0.05)
 
 
-async def test_documents_and_receivers_that_are_refused(offline):
+async def test_documents_without_receivers_and_wrong_receivers_are_refused(offline):
     async def stranger(sender: Any, **kwargs: Any) -> None: ...
 
     with pytest.raises(SignalError, match="User has no post_save, post_update or post_delete receiver"):

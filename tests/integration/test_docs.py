@@ -265,7 +265,11 @@ def section(page: str, heading: str) -> str:
 
 
 def named(page: str, heading: str, start: str = "") -> set[str]:
-    """The names in code in the first column of a section's tables; "Q." as `start` finds `eq` in `Q.eq(f, v)`."""
+    """The names in code style in the first column of a section's tables.
+
+    Args:
+        start: the text before each name. With "Q." the name in `Q.eq(f, v)` is `eq`.
+    """
     rows = [line for line in section(page, heading).splitlines() if line.startswith("|")]
     cells = " ".join(row.split("|")[1] for row in rows)
     return set(re.findall(rf"`{re.escape(start)}(\w+)", cells))

@@ -123,7 +123,7 @@ async def test_create_read_save_update_delete(mongo: Any, database: str, foreign
 
 
 @pytest.mark.parametrize("bad", ["", "abc", "x" * 24, 3, None, {"$gt": ""}, ["65f0c0ffee0123456789abcd"]])
-async def test_an_id_that_is_none_is_an_invalid_key(Order: Any, bad: Any) -> None:
+async def test_a_malformed_id_is_an_invalid_key(Order: Any, bad: Any) -> None:
     await Order(title="a").create()
     with pytest.raises(InvalidKeyError):
         await Order.get_document_by_id(bad)
@@ -145,7 +145,9 @@ async def test_an_instance_has_no_id_after_a_failed_create(Order: Any) -> None:
     assert order.id is None
 
 
-async def test_save_without_an_id_creates_and_resetting_it_copies(Order: Any, foreign: Any) -> None:
+async def test_a_save_without_an_id_creates_a_document_and_after_a_reset_of_the_id_a_copy(
+    Order: Any, foreign: Any
+) -> None:
     order = await Order(title="a", undeclared=[1]).save()
     first = order.id
     order.id = None
@@ -208,13 +210,13 @@ async def test_another_clients_change_of_another_field_survives_a_save(Order: An
         ("tags", None, ["theirs"]),
     ],
 )  # fmt: skip
-async def test_loading_and_saving_keeps_a_foreign_representation(
+async def test_a_save_keeps_the_value_and_type_that_another_client_stored_in_another_field(
     Order: Any, foreign: Any, field: str, stored: Any, theirs: Any
 ) -> None:
     row = {"title": "a", field: stored}
-    if stored is None:  # a field with a default that this row does not have
+    if stored is None:  # the row lacks this field, which has a default
         del row[field]
-    if field == "day":  # a Date refuses a time of day, which would be lost
+    if field == "day":  # a Date field refuses a time of day, because the time would be lost
         row[field] = stored.replace(hour=0)
     foreign.orders.insert_one(row)
     order = await Order.objects.get()
@@ -225,7 +227,7 @@ async def test_loading_and_saving_keeps_a_foreign_representation(
     assert found[field] == theirs
     assert type(found[field]) is type(theirs)
     assert set(found) == {"_id", "title", field}
-    # Again, from the result of the first save.
+    # The second save compares with the snapshot that the first save made.
     order.title = "again"
     await order.save()
     assert foreign.orders.find_one()[field] == theirs
@@ -249,7 +251,7 @@ async def test_a_nested_change_is_always_written(Order: Any, foreign: Any) -> No
     values = {**full(), "undeclared": {"deep": [[1], {"a": 1}]}}
     created = await Order(**values).create()
     for order in (created, await Order.objects.get()):
-        for _ in range(2):  # the second time against the snapshot of the first save
+        for _ in range(2):  # the second save compares with the snapshot that the first save made
             order.payload["a"][4]["b"] += "!"
             order.payload["a"].append(1)
             order.tags.append("z")
@@ -262,7 +264,7 @@ async def test_a_nested_change_is_always_written(Order: Any, foreign: Any) -> No
             await order.save()
             assert await Order.objects.get() == order
     row = foreign.orders.find_one()
-    # Both began with the same row, so the second save prevails.
+    # Both instances began with the same row, so the values of the second instance prevail.
     assert row["undeclared"] == {"deep": [[1, 2, 2], {"a": 3}]}
     assert (row["item"]["labels"], row["item"]["count"]) == (["l", "m", "m"], 3)
 
@@ -458,7 +460,9 @@ async def test_loading_checks_types_and_not_all_rules(Order: Any, foreign: Any) 
         await Order.objects.get(title="b")
 
 
-async def test_auto_now_and_auto_now_add(registry: mongoz.Registry, database: str, foreign: Any) -> None:
+async def test_auto_now_is_set_by_each_write_and_auto_now_add_by_the_insert(
+    registry: mongoz.Registry, database: str, foreign: Any
+) -> None:
     options = {"registry": registry, "database": database}
     long_ago = datetime.datetime(2001, 1, 1)
 

@@ -1,4 +1,7 @@
-"""Processes with claims next to dispatchers of versions without claims, which deliver again what is claimed."""
+"""Processes claim nothing while a dispatcher of a version without claims runs.
+
+Such a dispatcher would deliver claimed changes again.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +14,7 @@ from tests.integration.test_claims import claim_in, claiming, make
 from tests.support import eventually
 
 EARLIER = {"_id": "earlier", "host": "db-3", "pid": 7, "beat": 0, "format": 2}
-"""The document of a dispatcher, without `claims`."""
+"""The document of a dispatcher of an earlier version: it has no field `claims`."""
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
 
 @pytest.fixture
 def state(foreign: Any, database: str) -> Any:
-    """The state of a group that takes claims over."""
+    """The state of a group that takes over claims."""
     state = foreign.client[f"{database}_state"]
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
     state.members.insert_one({"_id": "present", "group": database, "claims": True})
@@ -47,7 +50,7 @@ async def test_nothing_is_claimed_while_a_dispatcher_of_an_earlier_version_runs(
     assert claim_in(foreign.items.find_one({"n": 2})) is not None
 
 
-async def test_open_claims_go_on_after_a_dispatcher_of_an_earlier_version_has_joined(
+async def test_open_claims_stay_valid_after_a_dispatcher_of_an_earlier_version_has_joined(
     registry, database, foreign, state
 ):
     Item = make(registry, database, [])

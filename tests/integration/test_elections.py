@@ -119,7 +119,7 @@ async def test_a_write_during_an_election_fails_like_a_lost_connection(User, tol
     told.clear()
     elect(proxy)
     writing = asyncio.create_task(write(User, user))
-    if write not in (delete, delete_many):  # they repeat their own transaction until the election ends
+    if write not in (delete, delete_many):  # deletes repeat their own transaction until the election ends
         with pytest.raises(AutoReconnect):
             await writing
     proxy.electing = False
@@ -131,7 +131,7 @@ async def test_a_write_during_an_election_fails_like_a_lost_connection(User, tol
     assert told == [WRITES[write][1]]
 
 
-async def test_a_whole_transaction_is_repeated(User, told, proxy, registry):
+async def test_run_transaction_repeats_the_whole_transaction_during_an_election(User, told, proxy, registry):
     user = await User.objects.create(name="Ada")
     told.clear()
     elect(proxy)

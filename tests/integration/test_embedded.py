@@ -332,7 +332,7 @@ def test_no_helper_outlives_mongod_under_a_parent_that_ignores_signals(ignored_s
         server.stop()
 
 
-def test_stop_does_not_depend_on_the_pipe_having_no_other_holder() -> None:
+def test_stop_works_although_the_pipe_to_the_guardian_is_also_open_elsewhere() -> None:
     server = start_embedded(replica_set=False)
     copy = os.dup(server._guardian.pipe.fileno())
     try:
@@ -340,7 +340,7 @@ def test_stop_does_not_depend_on_the_pipe_having_no_other_holder() -> None:
     finally:
         os.close(copy)
 
-    # A clean stop, not the kill that follows a timeout.
+    # The guardian has stopped in order. It was not killed after a timeout.
     assert server._guardian.process.returncode == 0
 
 
@@ -429,7 +429,9 @@ def test_a_mongod_that_is_not_ready_in_time_is_an_error(tmp_path: Path, scratch:
     assert not list(scratch.iterdir())
 
 
-def test_a_set_without_a_primary_in_time(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_set_without_a_primary_in_time_is_an_error(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wait = embedded_server._wait_until_primary
     monkeypatch.setattr(embedded_server, "_configure", lambda *_: None)
     # The deadline begins when mongod listens, which may take long on a busy machine.

@@ -1,6 +1,6 @@
 """The private Kafka broker starts fast, explains a failed start, and leaves nothing behind.
 
-It shares its guardian with the private mongod: `test_embedded.py` has more tests of the end.
+It uses the same guardian as the private mongod. `test_embedded.py` has more tests of the end.
 """
 
 import importlib.util
@@ -76,7 +76,7 @@ def test_stop_ends_the_processes_and_removes_the_directory_and_may_be_repeated(
     assert len(family) == 3
     eventually_sync(lambda: all(has_ended(each) for each in family))
     assert not list(scratch.iterdir())
-    assert server._guardian.process.returncode == 0  # not the kill that follows a timeout
+    assert server._guardian.process.returncode == 0  # the guardian was not killed after a timeout
 
 
 def test_nothing_remains_after_the_parent_is_killed(broker: EmbeddedBroker) -> None:

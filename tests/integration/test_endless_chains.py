@@ -12,7 +12,7 @@ from mongoz.signals import muted
 
 DEEPEST = 16
 PATIENCE = 20.0
-"""Seconds; only what hangs takes so long."""
+"""In seconds. Only a call that hangs takes so long."""
 
 
 @pytest.fixture(params=["plain", "dispatched"])
@@ -136,7 +136,7 @@ async def test_nesting_up_to_the_limit_is_allowed(documents: Any) -> None:
         if instance.n:
             await Order.objects.create(n=instance.n - 1)
         else:
-            await Invoice.objects.create()  # there is no receiver, so this ends by itself
+            await Invoice.objects.create()  # Invoice has no receiver, so the chain ends here
 
     await Order.objects.create(n=DEEPEST)
     assert await Order.objects.count() == DEEPEST + 1
@@ -176,7 +176,7 @@ async def test_concurrent_writes_are_not_a_chain(documents: Any) -> None:
     assert heard == 3 * DEEPEST
 
 
-async def test_the_branches_of_a_chain_end_with_it(documents: Any) -> None:
+async def test_a_chain_that_branches_ends_in_all_branches(documents: Any) -> None:
     Order, _ = documents
     runs = 0
 

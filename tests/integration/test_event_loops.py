@@ -69,7 +69,7 @@ def test_a_hundred_loops_leave_no_socket_behind(
     assert registry._clients == {}
     # Motor's monitors are threads that close their sockets within half a second.
     eventually_sync(lambda: connections_of(server, database) == 0, what="the server's connections are closed")
-    # The monitors of the fixtures' clients open some connections; a leak has a hundred.
+    # The monitors of the fixtures' clients open some connections. A leak would leave a hundred.
     eventually_sync(lambda: sockets() < before + 10, what=f"about {before} sockets, as before")
 
 
@@ -142,7 +142,7 @@ print(json.dumps([counts, sockets, len(registry._clients)]))
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_loops_may_be_closed_without_a_shutdown(mongo: Any, database: str, driver: str, kind: str) -> None:
-    # In a separate process, because asyncio warns of the pending tasks of these loops.
+    # The loops run in a separate process, because asyncio warns of their pending tasks.
     arguments = [mongo.url, database, driver, kind]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CARELESS, *arguments],

@@ -110,7 +110,7 @@ everything = st.fixed_dictionaries(
 
 
 def kind_of(value: Any) -> type:
-    """Without a declared type, the driver returns the stored type of a large integer."""
+    """The type of a value. Int64 counts as int, because the driver loads large undeclared integers as Int64."""
     return int if isinstance(value, bson.Int64) else type(value)
 
 

@@ -134,7 +134,7 @@ async def test_the_position_does_not_pass_an_unrecorded_gap(foreign, dispatched,
             dropped_at = hello["$clusterTime"]["clusterTime"]
             foreign["accounts"].insert_one({"name": "2"})
             said = actions(capsys)
-            # The pauses between the attempts are longer than those between two saves.
+            # The pauses between these attempts are longer than the pauses between two saves of the position.
             await eventually(lambda: said().count("gap.not_recorded") >= 3)
             assert state.database["positions"].find_one({"partition": 0})["cluster_time"] < dropped_at
             assert gaps(state) == []

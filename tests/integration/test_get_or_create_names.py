@@ -1,4 +1,4 @@
-"""`get_or_create` stores undeclared keys of any name like `create`."""
+"""`get_or_create` and `create` store undeclared keys of any name in the same way."""
 
 import asyncio
 from typing import Any

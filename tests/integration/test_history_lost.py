@@ -123,7 +123,7 @@ def account(dispatched, database) -> Any:
 
 
 async def test_a_live_stream_can_lose_its_history(foreign, dispatched, account, database):
-    """Error 136; changes read before are delivered."""
+    """The server reports error 136. Changes that were read before are delivered."""
     told = listen(account)
     async with dispatching(dispatched, on_history_lost="resume") as running:
         foreign["accounts"].insert_one({"name": "1"})
@@ -168,7 +168,7 @@ async def test_an_interrupted_backfill_continues_at_the_next_start(
     async with dispatching(dispatched, on_history_lost="backfill"):
         await eventually(lambda: {one["status"] for one in runs.find({"kind": "run"})} == {"finished"})
     again = [call for call in told if call.delivery.replayed]
-    # All documents of the partitions without history, and no others.
+    # The backfill has delivered all documents of the partitions that lost history, and no others.
     lost = {gap["partition"] for gap in State(foreign).database["gaps"].find()}
     hashed = foreign["accounts"].aggregate([{"$project": {"hash": {"$toHashedIndexKey": "$_id"}}}])
     ours = {row["_id"] for row in hashed if partition_of(row["hash"], partitions) in lost}

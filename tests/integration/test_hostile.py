@@ -155,7 +155,7 @@ def test_different_ids_do_not_share_a_lane():
 
 
 async def test_changes_of_one_document_share_no_instance(Thing, foreign, dispatched):
-    """Without post images one lookup serves several changes."""
+    """Without post images, several changes get their document from one lookup."""
     found: list[dict[str, Any]] = []
 
     @post_update(Thing, name="changes")
@@ -211,7 +211,7 @@ async def hang() -> None:
 
 @pytest.mark.parametrize("deed", [cancel_myself, cancel_and_leave, cancel_and_swallow, raise_odd, interrupt])
 async def test_receivers_can_not_harm_the_task_of_the_worker(Thing, seen, foreign, dispatched, deed):
-    """There is one worker: the next delivery must work, and a hanging one must still time out."""
+    """There is one worker. It must still make the next delivery, and must still end a delivery that hangs."""
 
     @post_save(Thing, name="harmful")
     async def harmful(sender, instance, **kwargs):
@@ -267,7 +267,7 @@ async def test_changes_finished_ahead_stay_finished_over_two_restarts(Thing, for
 
 
 async def test_changes_finished_ahead_stay_finished_if_the_next_process_is_killed(Thing, foreign, dispatched):
-    """The killed process read these changes again and finished another one; the position was still before them."""
+    """The killed process has read these changes again and finished another one. The position precedes them all."""
     calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})

@@ -117,7 +117,7 @@ async def test_conditions_of_get_or_create_are_values(Thing: Any, things: Any, v
     if value == "else":
         assert found.name == "bystander"
         return
-    if value is None or isinstance(value, list):  # MongoDB's equality is wider there
+    if value is None or isinstance(value, list):  # for these values MongoDB also finds unequal documents
         return
     row = written(things)
     assert row is not None, "another document does not match"

@@ -28,7 +28,7 @@ PARTITIONS = 4
 
 @pytest.fixture
 def gate() -> asyncio.Event:
-    """The receiver waits for it."""
+    """The receiver waits for this event."""
     return asyncio.Event()
 
 
@@ -81,7 +81,7 @@ async def test_fetched_records_count_against_the_bound_and_wait_at_the_broker(
 
         topic = running.service.held[0]._source._topic._log._topic
         await eventually(lambda: topic.prefetched > 0, what="the client reports its queue")
-        # The half of the bound is for changes in delivery.
+        # Fetched records have half of the bound. The other half is for changes in delivery.
         assert 0 < buffered() <= 8_000_000 * 1.25
         gate.set()
         seen = 0

@@ -87,7 +87,7 @@ async def test_the_events_of_a_topic_are_delivered_in_order_and_the_position_fol
     assert got == [9]
 
 
-async def test_a_second_worker_takes_over_at_the_saved_place(account, dispatched, foreign, publisher, got):
+async def test_a_second_dispatcher_takes_over_at_the_saved_place(account, dispatched, foreign, publisher, got):
     async with reading(dispatched, publisher) as first:
         publisher.insert(id_of(1))
         await eventually(lambda: got == [1], what="the first worker delivers")
@@ -97,7 +97,7 @@ async def test_a_second_worker_takes_over_at_the_saved_place(account, dispatched
             await eventually(lambda: got == [1, 2], what="the second worker delivers")
 
 
-async def test_events_of_a_second_term_are_dropped_and_those_of_a_zombie_refused(
+async def test_events_that_a_second_term_repeats_are_dropped_and_those_of_a_zombie_refused(
     account, dispatched, foreign, publisher, got
 ):
     async with reading(dispatched, publisher, concurrency=1):
@@ -153,7 +153,7 @@ async def test_a_malformed_state_of_the_relay_ends_the_dispatcher(account, dispa
 
 
 async def test_events_of_other_collections_are_not_delivered(account, dispatched, foreign, publisher, got):
-    """Neither is the drop of a collection of another application a gap."""
+    """The drop of a collection of another application is no gap."""
     async with reading(dispatched, publisher):
         place, publisher.place = publisher.place, "elsewhere.accounts"
         publisher.insert(id_of(1))
@@ -180,7 +180,7 @@ async def test_all_partitions_of_a_topic_are_read(account, dispatched, foreign, 
 
 
 @pytest.mark.slow
-async def test_256_partitions_are_read_and_shared_by_two_workers(
+async def test_two_dispatchers_share_and_read_256_partitions(
     account, dispatched, kafka_server, client, database, got
 ):
     publisher = Publisher(kafka_server.address, f"{database}.accounts", partitions=MOST_PARTITIONS)
@@ -211,7 +211,7 @@ async def test_setup_records_the_position_of_the_relay(account, dispatched, fore
 async def test_a_full_partition_does_not_stop_the_others_and_loses_nothing(
     account, dispatched, broker, client, database, monkeypatch
 ):
-    """The queues of the full partition are bounded; its reading goes on when there is room."""
+    """The queues of the full partition are bounded. The reading of this partition goes on when there is room."""
     got: list[int] = []
     gate = asyncio.Event()
     logs: list[TopicLog] = []
@@ -349,7 +349,7 @@ def positions(foreign: Any) -> list[dict[str, Any]]:
 # -- refused ------------------------------------------------------------------------------------------------
 
 
-async def test_another_source_is_refused(account, dispatched, publisher, got):
+async def test_a_group_that_reads_from_a_topic_is_refused_on_change_streams(account, dispatched, publisher, got):
     async with reading(dispatched, publisher):
         pass
     with pytest.raises(PositionError, match="reads from change streams") as caught:
@@ -358,7 +358,7 @@ async def test_another_source_is_refused(account, dispatched, publisher, got):
     assert f"--kafka-topic {publisher.topic}" in caught.value.remedy
 
 
-async def test_a_group_of_change_streams_is_refused(account, dispatched, publisher, got):
+async def test_a_group_that_reads_from_change_streams_is_refused_on_a_topic(account, dispatched, publisher, got):
     async with dispatching(dispatched):
         pass
     with pytest.raises(PositionError, match=f"reads from the topic '{publisher.topic}' of the Kafka cluster"):
@@ -433,7 +433,9 @@ def short_oplog(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: ListSource([late], forgets=True))
 
 
-async def test_retention_below_the_position_is_lost_history(account, dispatched, foreign, real, got, short_oplog):
+async def test_undelivered_records_that_retention_removed_are_lost_history(
+    account, dispatched, foreign, real, got, short_oplog
+):
     async with reading(dispatched, real):
         real.insert(id_of(1))
         await eventually(lambda: got == [1], what="the first is delivered")
@@ -453,7 +455,7 @@ async def test_retention_below_the_position_is_lost_history(account, dispatched,
     assert real.topic in gap["text"]
 
 
-async def test_a_quiet_partition_that_retention_emptied_is_no_lost_history(
+async def test_a_quiet_partition_that_retention_emptied_has_lost_no_history(
     account, dispatched, foreign, real, got
 ):
     async with reading(dispatched, real):
@@ -467,10 +469,10 @@ async def test_a_quiet_partition_that_retention_emptied_is_no_lost_history(
     assert not list(State(foreign).database["gaps"].find())
 
 
-async def test_changes_that_retention_removed_under_the_lag_come_from_the_oplog(
+async def test_undelivered_changes_that_retention_removed_come_from_the_oplog(
     account, dispatched, foreign, real, got, monkeypatch
 ):
-    """Also after a restart in the middle."""
+    """A restart in the middle loses and repeats nothing."""
     async with reading(dispatched, real):
         real.insert(id_of(1))
         await eventually(lambda: got == [1], what="the first is delivered")

@@ -1,4 +1,4 @@
-"""A process is killed during a marked delete: a committed delete is delivered as in the contract."""
+"""A process is killed during a marked delete. If the delete is committed, all its receivers run."""
 
 import os
 import signal

@@ -47,7 +47,7 @@ async def test_a_file_is_written_once(files: LargeEvents, state: State) -> None:
 
 async def test_a_file_that_a_killed_process_has_begun_is_written_anew(files: LargeEvents, state: State) -> None:
     large = await files.add(TOKEN, EVENT)
-    await state.database["relayed.files"].delete_many({})  # the driver writes it last
+    await state.database["relayed.files"].delete_many({})  # the driver writes this document last
     assert await files.read(large) is None
     assert await files.add(TOKEN, EVENT) == large
     assert await files.read(large) == EVENT
@@ -75,7 +75,7 @@ async def test_files_are_deleted_a_day_after_the_retention_of_the_topic(
 
 
 async def test_an_old_file_that_a_new_record_names_is_kept(files: LargeEvents, state: State, client: Any) -> None:
-    """The brokers were not there for long: the record is published long after its file was written."""
+    """The brokers were away for a long time, so the record is published long after its file was written."""
     large, at = await files.add(TOKEN, EVENT), await now(client)
     await dated(state, at - timedelta(days=9))
     await files.add(TOKEN, EVENT)

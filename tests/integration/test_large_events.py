@@ -71,7 +71,7 @@ def large(letter: str) -> str:
 
 
 async def test_an_event_too_large_with_its_images_is_delivered(foreign, dispatched, Thing, seen, splits, capsys):
-    """Other changes come once and in order, with images; the large one comes with the available data."""
+    """Other changes are delivered once and in order, with images. Large changes have the data that is there."""
     things = foreign.create_collection("things", **IMAGES)
     things.insert_many([{"_id": "large", "data": large("a")}, {"_id": "small"}])
     async with dispatching(dispatched) as running:
@@ -89,7 +89,8 @@ async def test_an_event_too_large_with_its_images_is_delivered(foreign, dispatch
     assert [call.n for call in small] == [*range(1, 11)]
     assert {(call.image, call.previous is not None) for call in small} == {("post", True)}
     first, second, third, deleted = [call for call in seen if call.id == "large"]
-    # Without the pre image the first is still over 16 MB; the lookup may return any later version.
+    # The first event is over 16 MB even without its pre image. Its document is looked up, and the lookup may
+    # return any later version.
     assert first.names == {"data"}
     assert (second.n, second.first, second.image) == (1, "b", "post")
     assert second.names == {"n"}
@@ -105,7 +106,7 @@ async def test_an_event_too_large_with_its_images_is_delivered(foreign, dispatch
     assert len(seen) == 14
 
 
-async def test_a_dispatcher_resumes_behind_a_large_event(foreign, dispatched, Thing, seen):
+async def test_a_dispatcher_resumes_after_a_large_event(foreign, dispatched, Thing, seen):
     things = foreign.create_collection("things", **IMAGES)
     things.insert_one({"_id": "large", "data": large("a")})
     async with dispatching(dispatched):
@@ -125,7 +126,7 @@ async def test_a_dispatcher_resumes_behind_a_large_event(foreign, dispatched, Th
 
 
 async def test_an_event_with_a_large_key_has_no_document(foreign, dispatched, Thing, seen):
-    """The event has the key four times. The dead letter has the place of the write."""
+    """The event has the key four times, so the server can't send it. The dead letter has the key."""
     key = "k" * 4_500_000
     async with dispatching(dispatched) as running:
         foreign["things"].insert_one({"_id": key})
@@ -141,7 +142,7 @@ async def test_an_event_with_a_large_key_has_no_document(foreign, dispatched, Th
 
 
 async def test_an_event_with_a_very_large_key_is_a_gap(foreign, dispatched, Thing, seen):
-    """The server can't send the event, not even its token. It is a gap."""
+    """The server can't even send the token of the event, so the event becomes a gap."""
     async with dispatching(dispatched) as running:
         foreign["things"].insert_one({"_id": "before"})
         foreign["things"].insert_one({"_id": "k" * 6_000_000})
@@ -157,7 +158,7 @@ async def test_an_event_with_a_very_large_key_is_a_gap(foreign, dispatched, Thin
 
 
 async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispatched, Thing, seen):
-    """The second request returns it unchanged."""
+    """The second request returns the event unchanged."""
     point = {"failCommands": ["getMore"], "errorCode": 10334, "appName": "mongoz-dispatcher"}
     async with dispatching(dispatched) as running:
         foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=point)
@@ -168,7 +169,7 @@ async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispat
 
 
 async def test_a_missing_required_image_is_handled(foreign, dispatched, Thing, seen, monkeypatch, capsys):
-    """The dispatcher requires no image. The error of required images (47) is handled like a large event."""
+    """The dispatcher requires no image. If a required image is missing (error 47), the event counts as large."""
     required = {"fullDocument": "required", "fullDocumentBeforeChange": "whenAvailable"}
     for shape in ("WHOLE", "SINGLY", "SPLIT"):
         shaped = getattr(large_events, shape)._replace(options=required)
@@ -192,7 +193,7 @@ async def test_a_missing_required_image_is_handled(foreign, dispatched, Thing, s
         ("post_update", 3, "current"),  # the version at the time of the lookup
         ("post_update", 3, "post"),
     ]
-    # The server may read the event once more when a stream resumes behind it.
+    # The server may read the event once more when a stream resumes after it.
     assert actions(capsys)().count("event.too_large") in (1, 2)
 
 
@@ -205,10 +206,10 @@ def bytes_of_events() -> int:
 
 
 async def test_a_large_event_does_not_stay_in_memory(foreign, dispatched, Thing, seen):
-    """Also not in reference cycles of errors and frames."""
+    """Reference cycles of errors and frames do not keep the event either."""
     things = foreign.create_collection("things", **IMAGES)
     gc.collect()
-    before = bytes_of_events()  # of earlier tests
+    before = bytes_of_events()  # these events are left from earlier tests
     gc.disable()
     try:
         async with dispatching(dispatched):
@@ -233,7 +234,7 @@ def event(token: str, **fields: Any) -> RawBSONDocument:
     return RawBSONDocument(bson.encode({"_id": {"_data": token}, **fields}))
 
 
-async def test_fragments_become_one_event_with_the_token_of_the_whole():
+async def test_the_split_stream_ends_if_there_is_nothing_to_split():
     ended = []
 
     async def stream():
@@ -247,12 +248,12 @@ async def test_fragments_become_one_event_with_the_token_of_the_whole():
         finally:
             ended.append(True)
 
-    # An empty batch first: there is nothing to split.
+    # The first batch is empty, so there is nothing to split.
     assert [batch async for batch in joined(stream())] == []
     assert ended == [True]
 
 
-async def test_the_split_stream_ends_behind_a_whole_event():
+async def test_fragments_become_one_event_and_the_split_stream_ends_after_a_whole_event():
     async def stream():
         yield Batch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
         yield Batch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")

@@ -108,7 +108,7 @@ async def test_lookups_of_strings(Movie: Any) -> None:
 
 
 async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
-    """As in a URL or in JSON; a text that is not a date matches nothing."""
+    """A URL or a JSON document has dates as ISO strings. A text that is not a date matches nothing."""
     moments = [datetime.datetime(2024, 5, day, 12, 30) for day in (1, 2, 3)]
     await fill(Movie, made=moments)
     assert await found(Movie.objects.filter(made="2024-05-02T12:30:00"), "made") == [moments[1]]
@@ -121,7 +121,7 @@ async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
     await fill(Movie, shown=days)
     assert await found(Movie.objects.filter(shown="2024-05-02"), "shown") == days[1:]
     assert await found(Movie.query(Q.lt(Movie.shown, "2024-05-02")), "shown") == days[:1]
-    # For an attribute of both types, a text stays a text.
+    # If an attribute can hold both dates and texts, a text is compared as a text.
     await Movie.objects.delete()
     await fill(Movie, data=["2024-05-02"])
     assert await found(Movie.objects.filter(data="2024-05-02"), "data") == ["2024-05-02"]

@@ -155,14 +155,16 @@ async def test_a_malformed_position_ends_a_running_dispatcher_with_an_error_that
 async def test_a_malformed_token_ends_the_dispatcher_that_claims_the_partition(
     steady, foreign, dispatched, database
 ):
-    """The holder of the partition knows its position, and does not read it."""
+    """The holder of a partition knows the position, so it does not read the malformed token."""
     positions = foreign.client[f"{database}_state"]["positions"]
     async with dispatching(dispatched, partitions=2, lease=1) as running:
         lease = running.service.held[1]._checkpoint.lease
         elsewhere = {"owner": "elsewhere", "boot": None, "token": "nonsense"}
         positions.update_one({"_id": f"{database}:1"}, {"$set": elsewhere, "$inc": {"term": 1}})
         await eventually(lease.lost.is_set)
-        await eventually(running.task.done)  # the other lease ends, and this dispatcher claims the partition
+        await eventually(
+            running.task.done
+        )  # the lease of `elsewhere` ends, and this dispatcher claims the partition
         with pytest.raises(PositionError, match=f"'{database}:1'.*'nonsense' as token, not a resume token"):
             await running.task
 

@@ -96,7 +96,7 @@ async def test_all_terminals_use_the_base_query(User: Any) -> None:
     assert await names(User.objects) == "B"
 
 
-def test_the_types_of_managers(registry: mongoz.Registry) -> None:
+def test_managers_and_their_queries_keep_their_class(registry: mongoz.Registry) -> None:
     User = make(registry, "never_connected")
     assert isinstance(User.objects, Manager)
     assert isinstance(User.adults, Adults)

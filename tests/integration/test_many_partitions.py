@@ -173,7 +173,7 @@ def is_shared(members: list[Member]) -> bool:
 
 @pytest.mark.slow
 async def test_a_member_sends_at_most_five_commands_a_second(together, foreign, database):
-    """Under load: each position is saved once a second. The commands of changes and deliveries come on top."""
+    """Each position is saved once a second, as under load. There are no commands for changes and deliveries."""
     positions = foreign.client[f"{database}_state"]["positions"]
     async with together(4, Settings(), lambda _lease: None) as made:
         members = [member for member, _ in made]
@@ -218,13 +218,14 @@ async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_
         took = now() - silent
         assert early == []
         assert all(second.leases[number] is lease for number, lease in kept.items())
-        # The lease, the reads of the group before and after its end, and the claims on a busy machine.
+        # This covers the lease, the reads of the group before and after the end of the lease, and the claims of
+        # partitions on a busy machine.
         assert took < TAKEN * seconds + 2 * seconds / 10 + 10
 
 
 @pytest.mark.slow
 async def test_a_member_whose_claims_take_long_stays_in_touch_with_its_group(together, foreign, database):
-    """All claims together take longer than the lease: a far server answers each of them late."""
+    """All claims of partitions together take longer than the lease, because a far server answers each one late."""
     seconds = 2.0
     members = foreign.client[f"{database}_state"]["members"]
     async with together(1, Settings(lease=seconds), lambda _lease: None) as made:

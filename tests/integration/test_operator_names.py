@@ -128,7 +128,7 @@ def test_receivers_are_known_from_members_former_names_dead_letters_and_lanes(gr
     assert f"{name} is paused" in ran.output
 
 
-def test_the_json_output_has_the_id(group):
+def test_the_json_output_has_the_short_id_and_the_whole_id(group):
     (told,) = json.loads(invoke(["dead-letters", "list", "--json"], "", group).output)
     assert (told["id"], told["_id"]) == (short_id(id_of(1)), id_of(1))
     assert "short_id" not in told

@@ -81,7 +81,7 @@ class World:
         self.users.update_one({"_id": id_}, {"$set": {FIELD: stamp}}, session=session)
 
     def delete(self, id_: Any, session: Any, *names: str, **more: Any) -> None:
-        """A delete of the application's: a marker, then the delete itself."""
+        """A delete as the application makes it: a marker, then the delete itself."""
         self.mark(id_, session, *names, **more)
         self.users.delete_one({"_id": id_}, session=session)
 
@@ -101,7 +101,7 @@ def world(dispatched: mongoz.Registry, database: str, foreign: Any) -> World:
     return World(dispatched, database, foreign.client)
 
 
-async def test_an_own_write_is_silent(world):
+async def test_an_own_write_is_not_delivered(world):
     id_ = ObjectId()
     async with dispatching(world.registry):
         world.insert(id_, name="Ada")
@@ -113,7 +113,7 @@ async def test_an_own_write_is_silent(world):
 
 @pytest.mark.parametrize("how", ["inserted again", "replaced", "set whole", "merged"])
 async def test_a_copy_is_delivered(world, how):
-    """Within milliseconds of the original, with the same stamp."""
+    """The copy has the stamp of the original, and follows within milliseconds."""
     id_ = ObjectId()
     expected = {
         "inserted again": ["post_delete", "post_save"],
@@ -160,7 +160,7 @@ async def test_a_document_restored_to_another_collection_is_delivered(world, dis
 
     id_, other = ObjectId(), ObjectId()
     async with dispatching(world.registry):
-        # New stamps of another document.
+        # The stamp is new, but it was made for the document `id_` in the collection `users`.
         stray = {"name": "Ada", FIELD: world.stamp(Call.CREATED, id_, "watcher", muted=True)}
         world.users.insert_one({"_id": other, **stray})
         world.users.database["copys"].insert_one({"_id": id_, **stray})
@@ -170,7 +170,7 @@ async def test_a_document_restored_to_another_collection_is_delivered(world, dis
 
 @pytest.mark.parametrize("age", [3600, 90, 30, -30, -3600])
 async def test_writes_with_an_old_or_a_future_stamp_are_delivered(world, age):
-    """A late but certainly new stamp gives its token to the deliveries."""
+    """A stamp that is late but certainly new gives its token to the deliveries as their id."""
     id_ = ObjectId()
     async with dispatching(world.registry) as running:
         stamp = world.stamp(Call.CREATED, id_, "watcher", age=age)
@@ -196,7 +196,7 @@ async def test_a_late_save_is_delivered_as_a_save_and_its_copy_as_an_update(worl
 
 
 async def test_a_failed_late_delivery_keeps_its_id(world, database):
-    """In each attempt, and in the retry of a dead letter."""
+    """Each attempt has the same id, and so has the retry of the dead letter."""
     ids: list[str] = []
 
     async def fails(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
@@ -261,7 +261,7 @@ async def test_suppressed_changes_are_counted_by_reason(world):
     }
 
 
-async def test_stamps_of_a_long_transaction_count(world):
+async def test_an_old_stamp_counts_in_a_transaction_and_not_outside_of_one(world):
     alone, together = ObjectId(), ObjectId()
     async with dispatching(world.registry):
         for id_ in (alone, together):
@@ -310,7 +310,7 @@ async def test_stamps_of_other_groups_are_ignored(world):
 async def test_a_copy_is_delivered_although_its_original_was_read_before_a_restart(world, first_start):
     id_ = ObjectId()
     if first_start:
-        row = world.insert(id_, name="Ada")  # a collection that was never watched
+        row = world.insert(id_, name="Ada")  # no dispatcher has watched the collection yet
     else:
         async with dispatching(world.registry):
             row = world.insert(id_, name="Ada")
@@ -322,7 +322,7 @@ async def test_a_copy_is_delivered_although_its_original_was_read_before_a_resta
 
 
 async def test_a_copy_is_delivered_although_the_database_was_dropped_in_between(world):
-    """A stream ends at the drop; the read of earlier stamps continues."""
+    """A change stream ends at the drop. The read of earlier stamps continues after the drop."""
     id_ = ObjectId()
     world.users.database["other"].insert_one({})
     async with dispatching(world.registry):
@@ -366,7 +366,7 @@ async def test_a_dispatcher_starts_without_earlier_stamps_if_they_are_unreadable
 
 
 async def test_the_read_of_earlier_stamps_stops_at_the_position(world):
-    """Changes behind the position are delivered as usual."""
+    """Changes after the position are delivered as usual."""
     id_ = ObjectId()
     async with dispatching(world.registry):
         assert await world.told(id_) == []
@@ -380,7 +380,7 @@ async def test_the_read_of_earlier_stamps_stops_at_the_position(world):
     assert not world.calls
 
 
-async def test_a_start_without_a_past_takes_no_time(world):
+async def test_a_start_without_earlier_changes_does_not_wait_for_a_change(world):
     async with dispatching(world.registry):
         pass
     took = []
@@ -428,7 +428,7 @@ async def test_the_stamp_is_not_on_the_instance_of_a_delete(world):
 
 
 async def test_many_markers_then_many_deletes(world):
-    """More than the capacity of the lanes and the span of the position; no marker occupies either."""
+    """There are more markers than the lanes and the span of the position have room for. A marker takes no room."""
     ids = [ObjectId() for _ in range(60)]
     world.users.insert_many([{"_id": id_} for id_ in ids])
     async with dispatching(world.registry, max_queued=5, concurrency=2, batch_size=7):
@@ -460,7 +460,7 @@ async def test_many_writes_of_one_document_in_a_transaction(world):
         assert await world.told(id_) == ["post_save", "post_delete"]
 
 
-async def test_a_marker_claims_the_delete_behind_other_changes(world):
+async def test_a_marker_belongs_to_the_delete_although_other_changes_lie_between(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_})
     async with dispatching(world.registry):
@@ -472,7 +472,7 @@ async def test_a_marker_claims_the_delete_behind_other_changes(world):
 
 
 async def test_a_marker_at_the_end_of_the_stream_is_no_change(world):
-    """No event follows in the whole stream, and the position passes the marker."""
+    """No event follows the marker in the whole stream. The position passes the marker nevertheless."""
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -510,7 +510,7 @@ async def test_a_marker_outside_of_a_transaction_is_no_change(world):
         assert await world.told(id_) == ["post_delete"]
 
 
-async def test_a_marker_counts_once(world):
+async def test_a_copy_of_a_marker_does_not_suppress_a_second_delete(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_})
     async with dispatching(world.registry):
@@ -524,7 +524,7 @@ async def test_a_marker_counts_once(world):
 
 
 async def test_a_restart_during_a_marked_delete_repeats_marker_and_delete(world, database):
-    """One delete of a transaction hangs: the position stays before its markers. Only this delete is repeated."""
+    """One delete of a transaction hangs, so the position stays before the markers. Only this one is repeated."""
     ids, hanging = [ObjectId() for _ in range(5)], True
     deleted: list[Any] = []
 
@@ -568,7 +568,7 @@ async def test_a_renamed_receiver_is_recognized_by_its_earlier_names(world):
         assert await world.told(id_) == []
 
 
-async def test_a_stamp_with_hops_goes_to_all_with_the_signal_of_the_call(world):
+async def test_a_write_with_hops_reaches_all_receivers_with_the_signal_of_its_call(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -579,7 +579,7 @@ async def test_a_stamp_with_hops_goes_to_all_with_the_signal_of_the_call(world):
         assert await world.told(id_) == ["post_save", "post_delete"]
 
 
-async def test_the_fields_option_applies(world):
+async def test_a_receiver_with_the_option_fields_gets_only_changes_of_these_fields(world):
     id_ = ObjectId()
     world.user.signals.post_update.disconnect(world.user.signals.post_update.receivers[0].function)
     world.listen("picky", post_update, fields="nick")
@@ -591,8 +591,8 @@ async def test_the_fields_option_applies(world):
         assert await world.told(id_) == ["post_update"] * 3
 
 
-async def test_the_odm_and_the_dispatcher_agree(world):
-    """Stamps of the ODM: a transaction writes, deletes and writes one document again."""
+async def test_the_dispatcher_recognizes_the_stamps_of_the_odm_in_a_transaction(world):
+    """The ODM makes the stamps. A transaction creates, deletes and creates one document again."""
     id_ = ObjectId()
     world.listen("there", delivery="dispatcher")
     async with dispatching(world.registry):

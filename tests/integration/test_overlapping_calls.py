@@ -14,11 +14,11 @@ from mongoz.core.signals import post_save, pre_save
 from mongoz.persistence import turns
 
 PATIENCE = 20.0
-"""Seconds; only what hangs takes so long."""
+"""In seconds. Only a call that hangs takes so long."""
 
 
 class Switch(mongoz.Document):
-    """At module level, because one test pickles it."""
+    """A class at module level, because pickle finds classes by name."""
 
     on: bool = mongoz.Boolean()
     n: int = mongoz.Integer(default=0)

@@ -215,7 +215,7 @@ async def test_own_writes_are_recognized_after_a_clock_change(User, told, foreig
 
 
 async def test_copies_of_an_own_document_are_delivered(User, told, foreign, dispatched):
-    """In the same millisecond, with the stamp of the ODM: each copy is delivered, the original is not."""
+    """The copies have the stamp of the ODM, from the same millisecond. They are delivered, the original is not."""
     id_, other = ObjectId(), ObjectId()
     async with dispatching(dispatched):
         await User.objects.create(id=id_, name="Ada")
@@ -247,7 +247,7 @@ async def test_a_restored_whole_document_is_delivered(User, told, foreign, dispa
 
 
 async def test_two_applications_on_one_database_see_each_others_writes(User, told, foreign, dispatched, database):
-    """Each runs its own receivers in process, and its dispatcher delivers the other's writes."""
+    """Each application runs its receivers in process. Its dispatcher delivers the writes of the other one."""
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
         Theirs, told_theirs = make_user(theirs, database), Told()
         told_theirs.listen(Theirs)
@@ -263,7 +263,7 @@ async def test_two_applications_on_one_database_see_each_others_writes(User, tol
             expected = ["post_save", "post_update", "post_update", "post_delete", "post_save"]
             await eventually(lambda: len(told_theirs.of(mine)) >= len(expected), what="theirs")
             await eventually(lambda: len(told.of(other)) >= 2, what="mine")
-            # It waits for the claims of the own writes of this document.
+            # This delivery waits for the claims of the application's own writes to this document.
             await eventually(lambda: ("watcher", "stream", "post_save") in told.of(mine), what="the last one")
         assert [name for _, _, name in told_theirs.of(mine)] == expected
         assert {origin for _, origin, _ in told_theirs.of(mine)} == {"stream"}
@@ -275,7 +275,7 @@ async def test_two_applications_on_one_database_see_each_others_writes(User, tol
 async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_groups(
     User, told, dispatched, database
 ):
-    """Muting and hops affect only their own group."""
+    """Muting and hops count only in the group of the writing application."""
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
         Theirs, told_theirs = make_user(theirs, database), Told()
         told_theirs.listen(Theirs)
@@ -320,7 +320,7 @@ async def test_a_process_may_import_only_some_of_the_receivers(User, told, forei
     ]
 
 
-async def test_a_receiver_of_two_classes_on_one_collection(dispatched, database, foreign):
+async def test_a_receiver_of_two_classes_on_one_collection_runs_once_for_each_class(dispatched, database, foreign):
     """The receiver runs in process for the writing class, and in the dispatcher for the other class."""
 
     class Base(mongoz.Document):
@@ -357,7 +357,7 @@ async def test_a_receiver_of_two_classes_on_one_collection(dispatched, database,
 
 
 async def test_keywords_are_the_same_in_process_and_in_the_dispatcher(User, dispatched, foreign):
-    """The keywords of one receiver in both places."""
+    """A receiver in the process and a receiver in the dispatcher get the same writes."""
     here, there = Told(), Told()
     here.listen(User, "here", delivery="process")
     there.listen(User, "there", delivery="dispatcher")
@@ -382,7 +382,7 @@ async def test_keywords_are_the_same_in_process_and_in_the_dispatcher(User, disp
 
 
 async def test_writes_during_a_downtime_are_delivered_once(User, told, foreign, dispatched):
-    """Interleaved writes of many tasks while no dispatcher runs."""
+    """Many tasks write at the same time while no dispatcher runs."""
     told.listen(User, "later", delivery="dispatcher")
     ids = [ObjectId() for _ in range(20)]
     async with dispatching(dispatched):

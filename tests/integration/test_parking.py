@@ -34,7 +34,7 @@ def state(foreign: Any) -> Parked:
 async def test_a_blocked_document_holds_neither_memory_nor_the_position(
     account, foreign, dispatched, state, capsys
 ):
-    """Its deliveries are parked, the position and other documents move on; then all come in order."""
+    """The deliveries of the document are parked and keep their order. The position and other documents move on."""
     said = actions(capsys)
     seen: list[str] = []
     strict = Strict(account, refuses=lambda instance: instance.amount == 1)
@@ -92,7 +92,7 @@ async def test_waiting_deliveries_leave_room_for_others(account, foreign, dispat
 async def test_a_delivery_that_is_searched_during_its_write_is_not_lost(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """Repeated searches find nothing yet; the delivery is made afterwards."""
+    """The worker searches twice while the delivery is being parked. It finds nothing, and delivers afterwards."""
     looked = 0
     due, put = HeldStore.due, HeldStore.put
 
@@ -118,7 +118,7 @@ async def test_a_delivery_that_is_searched_during_its_write_is_not_lost(
 
 
 async def test_attempts_continue_after_a_restart(account, foreign, dispatched, state):
-    """They end in a dead letter with the total number of attempts."""
+    """The attempts of both processes end in a dead letter with their total number."""
     strict = Strict(account, retry=Retry(4, base=0.2, cap=0.2), on_failure="dead_letter")
     id_ = ObjectId()
     async with dispatching(dispatched, park_after=0.0):
@@ -135,7 +135,7 @@ async def test_attempts_continue_after_a_restart(account, foreign, dispatched, s
 
 
 async def test_a_parked_delivery_has_the_same_keywords_as_a_live_one(account, foreign, dispatched, state):
-    """With images, names, and a new instance."""
+    """A parked delivery has the images, the changed names, and an instance of its own, too."""
     foreign.create_collection("accounts", **IMAGES)
     got: list[tuple[str, dict[str, Any]]] = []
     mended = False
@@ -172,7 +172,7 @@ async def test_a_parked_delivery_has_the_same_keywords_as_a_live_one(account, fo
 
 
 async def test_thousands_of_followers_keep_their_order(account, foreign, dispatched, state):
-    """Followers queued before, during and after the parking of the first delivery."""
+    """Some followers arrive before the first delivery is parked, some meanwhile, and some afterwards."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
     total = 2_000
@@ -251,12 +251,12 @@ async def test_after_a_restart_followers_are_still_followers(account, foreign, d
     assert [name for name in strict.got if name.isdigit()] == ["0", "1", "2", "3"]
 
 
-async def test_a_parked_delivery_that_the_stream_repeats_is_not_delivered_before(
+async def test_a_parked_delivery_is_not_made_before_the_stream_has_repeated_it(
     account, foreign, dispatched, state, capsys
 ):
-    """As after SIGKILL: the position is older than the parked deliveries, and the stream is slow.
+    """As after SIGKILL, the position is older than the parked deliveries. The stream repeats them, but slowly.
 
-    An earlier delivery would be repeated, possibly behind its followers.
+    If a parked delivery were made before that, it would be made twice, and possibly after its followers.
     """
     said = actions(capsys)
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
@@ -285,7 +285,7 @@ async def test_a_parked_delivery_that_the_stream_repeats_is_not_delivered_before
 
 
 async def test_partitions_deliver_their_own_parked_deliveries(account, foreign, dispatched, state):
-    """Once and in order, also after a repartition."""
+    """Each parked delivery is made once and in order, also after a repartition."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     ids = [ObjectId() for _ in range(20)]
     async with dispatching(dispatched, partitions=2) as running:
@@ -387,13 +387,13 @@ STEPS: Any = {
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_crash_between_two_writes_loses_nothing(account, foreign, dispatched, state, step, monkeypatch):
-    """A command on this collection is refused, then the process is killed."""
-    monkeypatch.setattr("dispatcher.delivery.lanes._TO_WRITE", 0.05)  # its pending writes are discarded
+    """The server refuses one command for held deliveries, and then the process is killed."""
+    monkeypatch.setattr("dispatcher.delivery.lanes._TO_WRITE", 0.05)  # the killed process discards pending writes
     command, delivered, on_failure = STEPS[step]
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
     admin = foreign.client.admin
-    # By namespace, because the number of other commands, such as lease renewals, varies.
+    # The server refuses commands for one collection only, because it must accept others, such as lease renewals.
     failing = {"failCommands": [command], "errorCode": 11600, "namespace": f"{foreign.name}_state.held"}
 
     def stop_at(command_mode: Any) -> None:
@@ -458,13 +458,13 @@ async def test_many_parked_deliveries_are_made_with_constant_memory(account, for
             tracemalloc.stop()
         await eventually(lambda: state.empty)
     assert most > 5
-    assert peak < 5_000_000  # of 12 MB parked
+    assert peak < 5_000_000  # 12 MB are parked
 
 
 async def test_followers_are_not_overtaken_when_a_former_owner_deletes_their_head(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """Its last command arrives after the takeover: the lane has no head, so nothing of the receiver is due."""
+    """The last command of the former owner arrives after the takeover. The lane has no head, so nothing is due."""
     looks = 0
     due = HeldStore.due
 
@@ -491,10 +491,10 @@ async def test_followers_are_not_overtaken_when_a_former_owner_deletes_their_hea
     assert strict.got == ["1", "2"]
 
 
-async def test_a_delivery_that_finds_a_lane_without_a_head_is_made_at_once(
+async def test_a_further_delivery_for_a_lane_without_a_head_makes_the_lane_deliver_at_once(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """It becomes the head, and the worker does not wait for its next query."""
+    """The worker delivers the whole lane, and does not wait for its next query."""
     monkeypatch.setattr(worker, "_RARELY", 3_600.0)
     monkeypatch.setattr(worker, "_SOON", 3_600.0)
     hours = Retry(1, base=7_200.0, cap=7_200.0)
@@ -515,7 +515,7 @@ async def test_a_delivery_that_finds_a_lane_without_a_head_is_made_at_once(
 async def test_deliveries_that_wait_for_their_next_attempt_cost_no_queries(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """The worker knows when the next one is due, and queries then."""
+    """The worker knows when the next delivery is due, and queries only then."""
     due, queries = HeldStore.due, 0
 
     async def counted(*args: Any) -> Any:
@@ -530,6 +530,6 @@ async def test_deliveries_that_wait_for_their_next_attempt_cost_no_queries(
         await eventually(lambda: len(state.heads) == 30)
         before = -1
         async with asyncio.timeout(PATIENCE):
-            while queries != before:  # at first, until the queries after the last attempts are over
+            while queries != before:  # a few queries follow the last attempts, then there are none
                 before = queries
                 await asyncio.sleep(2.5)

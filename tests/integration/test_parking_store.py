@@ -100,7 +100,7 @@ async def test_followers_wait_for_a_waiting_head(store, held):
 
 
 async def test_of_two_heads_the_first_one_counts(store, held):
-    """As after a crash between two writes. The other one becomes a follower and keeps its attempts."""
+    """A crash between two writes can leave two heads. The later head becomes a follower and keeps its attempts."""
     await put(store, "lane", 2, 3)
     held.update_one({"_id": "d00002"}, {"$set": {"attempts": 7, "due_at": PAST}})
     await store.put(record(store.group, 1), "lane", Waiting("retrying", 3_600.0))
@@ -199,7 +199,7 @@ async def test_lanes_that_end_during_a_query_do_not_hide_the_lanes_after_them(st
 
 
 async def test_a_delivery_whose_lane_is_no_text_waits_and_does_not_hide_the_next_one(store, held):
-    """It was edited by hand."""
+    """Somebody has edited the record by hand."""
     await put(store, "lane 0", 0)
     await put(store, "lane 1", 1)
     held.update_one({"_id": "d00000"}, {"$set": {"lane": [], "due_at": PAST}})
@@ -232,7 +232,7 @@ async def test_a_head_that_is_read_again_stays_the_head(store, held):
 
 
 async def test_no_query_reads_more_than_it_returns(store, held):
-    """A lane with 10,000 followers, and 2,000 lanes of another receiver."""
+    """The state has a lane with 10,000 followers, 2,000 lanes of another receiver, and 20,000 dead letters."""
     await put(store, "lane", 0)
     row = held.find_one()
     more = {**row, "state": "following"}
@@ -303,7 +303,7 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
 
 
 async def test_malformed_heads_do_not_hide_the_lanes_behind_them(store, held):
-    """They are looked at again later, as somebody may have fixed them; until then something is left."""
+    """Malformed heads are read again later, as somebody may fix them. Until then `due` says that work is left."""
     for number in range(5):
         await put(store, f"lane {number}", number)
     held.update_many({"_id": {"$lt": "d00004"}}, {"$set": {"state": 7, "due_at": PAST}})
@@ -318,8 +318,8 @@ async def test_malformed_heads_do_not_hide_the_lanes_behind_them(store, held):
     assert sorted(await worked_off(store)) == [f"d{number:05}" for number in range(4)]
 
 
-async def test_a_repeated_dead_letter_becomes_a_mere_follower(store, letters, held):
-    """Its change is read again after a crash, and others of its document wait now."""
+async def test_a_dead_letter_whose_change_is_repeated_becomes_a_follower(store, letters, held):
+    """The change of the dead letter is read again after a crash. Other deliveries of its document wait now."""
     await letters.keep(Record({**record(store.group, 1).fields, "reason": "failed", "attempts": 5}, {}))
     await put(store, "lane", 2)
     await store.put(record(store.group, 1), "lane", None)
@@ -327,8 +327,8 @@ async def test_a_repeated_dead_letter_becomes_a_mere_follower(store, letters, he
     assert await worked_off(store) == ["d00001", "d00002"]
 
 
-async def test_a_mark_does_not_move_from_a_dead_letter(store, letters, held):
-    """Between the look and the move, another process made the marked delivery a dead letter."""
+async def test_the_repair_of_two_heads_changes_no_delivery_that_became_a_dead_letter(store, letters, held):
+    """Another process makes the later head a dead letter after `due` has read it, and before `due` writes."""
     await put(store, "lane", 2)
     await store.put(record(store.group, 1), "lane", Waiting("retrying", 3_600.0))
     bulk_write = store._held.bulk_write

@@ -46,7 +46,7 @@ def group(client: Any, database: str, state: Parked) -> Any:
 
 
 async def test_a_resumed_receiver_gets_all_deliveries_in_order(account, foreign, dispatched, state, group, capsys):
-    """Others get their deliveries at once, the position moves, and a restart changes nothing."""
+    """Other receivers get their deliveries at once, the position moves, and a restart changes nothing."""
     said = actions(capsys)
     strict = Strict(account)
     strict.mended = True
@@ -91,7 +91,7 @@ async def test_a_resumed_receiver_gets_all_deliveries_in_order(account, foreign,
 
 
 async def test_a_paused_receiver_gets_no_retries(account, foreign, dispatched, state, group):
-    """Retries in memory and of parked deliveries stop. The count of attempts continues."""
+    """Retries of deliveries in memory and of parked deliveries stop. After the pause, attempts are counted on."""
     strict = Strict(account, retry=Retry(1000, base=0.02, cap=0.02))
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "first"})

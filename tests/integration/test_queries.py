@@ -96,7 +96,7 @@ LOOKUPS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_lookups(User: Any) -> None:
+async def test_each_lookup_finds_the_matching_documents(User: Any) -> None:
     for lookups, found in LOOKUPS:
         assert await names(User.objects.filter(**lookups).sort("name")) == found, lookups
         assert await names(User.query.filter(**lookups).sort("name")) == found, lookups
@@ -196,7 +196,7 @@ async def test_a_dict_is_found_where_it_is_stored(User: Any, foreign: Any) -> No
 # -- expressions -------------------------------------------------------------------------------------
 
 
-async def test_field_expressions(User: Any) -> None:
+async def test_each_field_expression_finds_the_matching_documents(User: Any) -> None:
     cases = [
         (User.age >= 3, "C"), (User.age > 1, "BC"), (User.age < 2, "A"), (User.age <= 2, "AB"),
         (User.name == "Bob", "B"), (User.name != "Bob", "ACD"), (User.age == None, "D"),  # noqa: E711 - a condition
@@ -229,7 +229,7 @@ async def test_an_expression_has_no_truth_value(User: Any) -> None:
 # -- builders ----------------------------------------------------------------------------------------
 
 
-async def test_sorting(User: Any) -> None:
+async def test_documents_come_in_the_order_of_all_sort_keys(User: Any) -> None:
     cases = [
         (User.objects.sort("age", Order.DESCENDING), "CBAD"),
         (User.objects.sort("age"), "DABC"),
@@ -255,7 +255,7 @@ def test_invalid_sort_keys_are_refused(registry: mongoz.Registry, arguments: Any
         User.objects.sort(*arguments, **lookups)
 
 
-async def test_limit_and_skip(User: Any) -> None:
+async def test_limit_and_skip_apply_to_every_terminal(User: Any) -> None:
     ordered = User.objects.sort("name")
     assert await names(ordered.limit(2)) == "AB"
     assert await names(ordered.skip(1).limit(2)) == "BC"
@@ -300,7 +300,7 @@ async def test_both_spellings_give_the_same_query(User: Any) -> None:
 # -- terminals ---------------------------------------------------------------------------------------
 
 
-async def test_first_get_and_all(User: Any) -> None:
+async def test_first_get_and_all_return_instances_or_name_what_is_missing(User: Any) -> None:
     assert (await User.objects.sort("name").first()).name == "Ada"
     assert await User.objects.filter(name="Eve").first() is None
     assert (await User.objects.get(name="Bob")).age == 2

@@ -118,7 +118,7 @@ async def test_joins_through_two_documents_attach_both(models: Any) -> None:
     assert [country.code for country in movie.countries] == ["de"]
 
 
-async def test_values_of_referenced_documents(models: Any) -> None:
+async def test_values_may_contain_fields_of_referenced_documents(models: Any) -> None:
     Movie = models["Movie"]
     for start in (Movie.objects, Movie.objects.filter(producer_id__movie_types__in=["drama", "crime"])):
         query = start.sort("name").limit(3)
@@ -152,7 +152,9 @@ async def test_only_and_defer_apply_to_a_join(models: Any) -> None:
         assert set(movie.__dict__) == {"id", "name"}
 
 
-async def test_joins_across_databases(models: Any, database: str, foreign: Any) -> None:
+async def test_a_join_after_using_reads_both_collections_in_the_other_database(
+    models: Any, database: str, foreign: Any
+) -> None:
     Movie, Producer = models["Movie"], models["Producer"]
     other = f"{database}_other"
     try:

@@ -99,7 +99,7 @@ async def test_every_terminal_returns_partial_instances(Person: Any) -> None:
         assert set(row.__dict__) == {"id", "name"}
 
 
-async def test_the_class_of_partial_instances(Person: Any) -> None:
+async def test_partial_instances_have_a_subclass_that_the_registry_does_not_list(Person: Any) -> None:
     proxy = Person.proxy_document
     assert proxy is Person.proxy_document is proxy.proxy_document
     assert issubclass(proxy, Person)
@@ -170,7 +170,7 @@ async def test_save_writes_the_assigned_fields(Person: Any, foreign: Any) -> Non
     assert foreign.persons.find_one({"_id": row.id})["age"] == 70
 
 
-async def test_update_and_delete(Person: Any, foreign: Any) -> None:
+async def test_partial_instances_can_be_updated_and_deleted(Person: Any, foreign: Any) -> None:
     row = await Person.objects.defer("tags", "seen").get(name="Ada")
     await row.update(age=5, family="A")
     assert (row.age, row.family) == (5, "A")
@@ -203,7 +203,7 @@ async def test_a_partial_instance_can_not_become_a_new_document(Person: Any) -> 
     assert await Person.objects.count() == 2
 
 
-async def test_signals_are_those_of_the_document(Person: Any) -> None:
+async def test_partial_instances_send_the_signals_of_their_document(Person: Any) -> None:
     seen: list[Any] = []
 
     @pre_save(Person)
@@ -220,7 +220,7 @@ async def test_signals_are_those_of_the_document(Person: Any) -> None:
     assert seen == [(Person, "Eve"), (Person, "Ada")]
 
 
-async def test_copies_and_equality(Person: Any) -> None:
+async def test_a_copy_of_a_partial_instance_is_partial_and_equal(Person: Any) -> None:
     query = Person.objects.only("name", "tags")
     row, again = await query.get(name="Ada"), await query.get(name="Ada")
     assert row == again
@@ -253,7 +253,7 @@ async def test_names_may_have_every_spelling(Person: Any) -> None:
     assert set((await Person.objects.only("name").only("age").first()).__dict__) == {"id", "age"}
 
 
-async def test_undeclared_keys(Person: Any, foreign: Any) -> None:
+async def test_defer_loads_undeclared_keys_and_only_does_not(Person: Any, foreign: Any) -> None:
     foreign.persons.insert_one({"name": "Mal", "age": 3, "nickname": "M"})
     assert (await Person.objects.defer("tags").get(name="Mal")).nickname == "M"
     row = await Person.objects.only("name").get(name="Mal")

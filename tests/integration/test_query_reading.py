@@ -129,7 +129,7 @@ async def test_exclude_omits_documents_that_match_all_conditions(Movie: Any) -> 
         ordered.exclude(nope=1)
 
 
-async def test_query_and_raw(Movie: Any) -> None:
+async def test_query_and_raw_take_mongodb_queries_and_expressions(Movie: Any) -> None:
     ordered = Movie.objects.sort("name")
     for build in (ordered.query, ordered.raw, Movie.query.sort("name").raw, Movie.query().sort("name").query):
         assert await names(build({"name": {"$in": ["A", "B"]}}, Movie.year == 2000)) == "AB"
@@ -141,7 +141,7 @@ async def test_query_and_raw(Movie: Any) -> None:
     assert await names(ordered.raw({"name": {"$gt": "A"}}).raw({"name": {"$lt": "C"}}).filter(year=2000)) == "B"
 
 
-async def test_sort_on_inherited_and_embedded_names(Movie: Any) -> None:
+async def test_queries_can_be_sorted_by_inherited_and_embedded_names(Movie: Any) -> None:
     assert await names(Movie.objects.sort("best.by", -1)) == "EDCBA"
     assert await names(Movie.objects.sort(Movie.best.by, -1)) == "EDCBA"
     assert await names(Movie.objects.sort("year", -1).sort("name")) == "ECDAB"
@@ -150,7 +150,7 @@ async def test_sort_on_inherited_and_embedded_names(Movie: Any) -> None:
     assert await names(Movie.objects.filter(name__desc=True)) == "EDCBA"
 
 
-async def test_where(Movie: Any, commands: Commands) -> None:
+async def test_where_filters_by_javascript(Movie: Any, commands: Commands) -> None:
     condition = "this.year > 2000"
     for javascript in (condition, bson.Code(condition), f"function() {{ return {condition} }}"):
         query = Movie.objects.where(javascript).sort("name")
@@ -221,7 +221,7 @@ async def test_a_query_is_not_a_list_before_it_is_awaited(Movie: Any) -> None:
 # -- using, sessions, options ------------------------------------------------------------------------
 
 
-async def test_using_another_database(Movie: Any, database: str, foreign: Any) -> None:
+async def test_using_reads_and_writes_in_another_database(Movie: Any, database: str, foreign: Any) -> None:
     other = f"{database}_other"
     copies = foreign.client[other].movies
     try:
@@ -366,7 +366,7 @@ async def test_get_honours_the_window(Movie: Any, commands: Commands) -> None:
         await ordered.get_or_none()
 
 
-async def test_get_document_by_id(Movie: Any) -> None:
+async def test_get_document_by_id_finds_the_document_or_raises(Movie: Any) -> None:
     a = await Movie.objects.get(name="A")
     for id_ in (a.id, str(a.id)):
         assert await Movie.objects.get_document_by_id(id_) == a
@@ -380,7 +380,7 @@ async def test_get_document_by_id(Movie: Any) -> None:
             await Movie.objects.get_document_by_id(wrong)
 
 
-async def test_count_and_exists(Movie: Any, commands: Commands) -> None:
+async def test_count_honours_the_window_and_exists_reads_one_document(Movie: Any, commands: Commands) -> None:
     assert await Movie.objects.count() == 5
     assert await Movie.objects.skip(1).limit(3).count() == 3
     assert await Movie.objects.skip(4).limit(3).count() == 1
@@ -392,7 +392,7 @@ async def test_count_and_exists(Movie: Any, commands: Commands) -> None:
     assert await Movie.objects.skip(5).exists() is False
 
 
-async def test_distinct_values(Movie: Any) -> None:
+async def test_distinct_values_have_the_types_of_their_fields(Movie: Any) -> None:
     assert await Movie.objects.distinct_values("year") == [2000, 2001, 2002]
     assert await Movie.objects.filter(name="A").distinct_values(Movie.tags) == ["A", "all"]
     assert await Movie.objects.distinct_values("best.by") == ["A", "B", "C", "D", "E"]
@@ -417,7 +417,7 @@ async def test_distinct_values_of_another_type_are_returned_unchanged(Movie: Any
     assert sorted(found, key=repr) == ["expensive", None]
 
 
-async def test_explain(Movie: Any, commands: Commands) -> None:
+async def test_explain_returns_the_plan_of_the_server(Movie: Any, commands: Commands) -> None:
     explained = await Movie.objects.filter(name="A").sort("year").explain()
     assert explained["queryPlanner"]["parsedQuery"] == {"name": {"$eq": "A"}}
     assert explained["executionStats"]["nReturned"] == 1
@@ -442,7 +442,7 @@ async def test_iteration_reads_batches(Movie: Any, commands: Commands) -> None:
 # -- values ------------------------------------------------------------------------------------------
 
 
-async def test_values(Movie: Any, commands: Commands) -> None:
+async def test_values_are_dicts_of_the_selected_fields(Movie: Any, commands: Commands) -> None:
     ordered = Movie.objects.sort("name")
     a = await ordered.first()
     everything = {
@@ -467,7 +467,7 @@ async def test_values(Movie: Any, commands: Commands) -> None:
     assert "name" not in (await ordered.defer("name").values())[0]
 
 
-async def test_values_without_none(Movie: Any, foreign: Any) -> None:
+async def test_exclude_none_omits_missing_values(Movie: Any, foreign: Any) -> None:
     foreign.movies.insert_one({"name": "X", "undeclared": {"a": [1]}})
     query = Movie.objects.filter(name="X")
     [row] = await query.values(exclude_none=True)
@@ -481,7 +481,7 @@ async def test_values_without_none(Movie: Any, foreign: Any) -> None:
     assert await query.values_list("year", exclude_none=True, flat=True) == []
 
 
-async def test_values_list(Movie: Any) -> None:
+async def test_values_list_returns_tuples_or_single_values(Movie: Any) -> None:
     ordered = Movie.objects.sort("name").limit(2)
     a, b = await ordered
     assert await ordered.values_list(["name", "year", "id"]) == [(a.id, 2000, "A"), (b.id, 2000, "B")]

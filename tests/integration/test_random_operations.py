@@ -20,7 +20,7 @@ from mongoz.core.signals import post_save
 from tests.integration.deliveries import IMAGES, QUICK, Parked, make_account
 from tests.support import Running, dispatching, eventually, group_of
 
-# The duration of a release.
+# The number of operations during a release.
 _STEPS = 7
 
 
@@ -47,7 +47,7 @@ class Role:
         self._connected: Any = None
 
     def release(self, *, rename: bool) -> None:
-        """Connects it as in the next release of the application."""
+        """Connects the receiver as the next release of the application does."""
         if self._connected is not None:
             self._document.signals.post_save.disconnect(self._connected)
         if rename:
@@ -72,7 +72,7 @@ class Role:
 
     @property
     def got(self) -> dict[ObjectId, list[int]]:
-        """The numbers that it received, by document."""
+        """The received numbers of each document."""
         if self._effects is None:
             return dict(self._got)
         got: dict[ObjectId, list[int]] = defaultdict(list)
@@ -116,7 +116,7 @@ class Life:
 
         Args:
             registry: the registry of the dispatchers.
-            kills: whether they may end as after SIGKILL.
+            kills: whether the dispatchers may end as after SIGKILL.
         """
         async with AsyncExitStack() as stack:
             # On a busy machine a short lease may expire, and then deliveries are repeated.
@@ -133,7 +133,7 @@ class Life:
                     await self.kill(daemon)
 
     async def kill(self, daemon: Running) -> None:
-        """Its writes no longer reach the server; its leases expire."""
+        """Ends a dispatcher as SIGKILL does: its writes no longer reach the server, and its leases expire."""
         self.did.append("kill")
         await daemon.service._coordinator._store._client.close()
         with suppress(PyMongoError, DispatcherError):

@@ -1,4 +1,4 @@
-"""Retries of dead letters: in order, with new attempts, and with an outcome each."""
+"""Retries of dead letters keep the order of changes, have new attempts, and report an outcome each."""
 
 import asyncio
 import contextlib
@@ -169,7 +169,7 @@ async def test_a_dead_letter_joins_deliveries_parked_under_an_earlier_name(
     load = Parking.load
 
     async def slow_load(self: Any) -> None:
-        with contextlib.suppress(AssertionError):  # in the correct order
+        with contextlib.suppress(AssertionError):  # in the correct order there is only one row so far
             await eventually(lambda: len(state.rows) == 2, within=0.3)
         await load(self)
 
@@ -228,7 +228,7 @@ async def test_a_retry_succeeds_after_the_model_accepts_the_document(
 async def test_a_retry_succeeds_after_the_event_can_be_decoded(
     account, foreign, dispatched, state, retry, client, database
 ):
-    """It becomes a dead letter per receiver, and these are retried."""
+    """The event becomes a dead letter for each receiver, and these dead letters are retried."""
     strict = strict_on(account)
     strict.mended = True
     broken = strict_on(account, name="broken")

@@ -1,4 +1,4 @@
-"""Documents whose collection refuses a stamp: deletes work without it, other errors have a remedy."""
+"""The server refuses stamps in some documents. Deletes work without a marker, and other errors have a remedy."""
 
 import asyncio
 from typing import Any
@@ -62,7 +62,7 @@ def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, databa
     too_large = request.param == "its size"
     blob = bytes(16 * 1024 * 1024 - 50) if too_large else b""
     foreign.create_collection("refusing")
-    if too_large:  # else: "transaction is too large and will not fit in the storage engine cache" (388)
+    if too_large:  # with less cache: "transaction is too large and will not fit in the storage engine cache" (388)
         foreign.client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1GB")
     foreign.refusing.insert_many([{"name": name, **({"blob": blob} if too_large else {})} for name in "abcd"])
     if not too_large:
@@ -76,7 +76,7 @@ def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, databa
 async def test_a_delete_without_a_marker_is_delivered_once(
     refusing: Any, foreign: Any, dispatched: mongoz.Registry
 ) -> None:
-    """By the dispatcher, because it does not know the receivers of this process."""
+    """The dispatcher makes the delivery, because no stamp names the receivers of this process."""
     told: list[tuple[ObjectId, str]] = []
 
     @post_delete(refusing, name="heard")
@@ -94,8 +94,8 @@ async def test_a_delete_without_a_marker_is_delivered_once(
 
 
 @pytest.mark.parametrize("of", ["an instance", "a query"])
-async def test_receivers_of_only_this_process_run_here(refusing: Any, foreign: Any, of: str) -> None:
-    """A dispatcher never runs them."""
+async def test_receivers_that_only_the_process_runs_run_there(refusing: Any, foreign: Any, of: str) -> None:
+    """A dispatcher never runs receivers with `delivery="process"`."""
     told: list[str] = []
 
     @post_delete(refusing, name="heard", delivery="process")

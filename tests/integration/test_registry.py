@@ -105,7 +105,9 @@ def test_a_client_belongs_to_one_loop(mongo: Any, database: str, kind: str) -> N
     asyncio.run(second())
 
 
-async def test_databases_and_collections(registry: mongoz.Registry, database: str, foreign: Any) -> None:
+async def test_databases_and_collections_are_listed_and_dropped(
+    registry: mongoz.Registry, database: str, foreign: Any
+) -> None:
     foreign.b.insert_one({})
     foreign.a.insert_one({})
     found = registry.get_database(database)
@@ -128,15 +130,17 @@ async def test_the_registry_returns_objects_of_the_driver(registry: mongoz.Regis
 
 
 async def test_a_server_selection_error_is_the_error_of_the_driver(mongo: Any, database: str) -> None:
-    # Another replica set instead of no server: PyMongo leaves a socket open if its client is
-    # closed while it connects, and the warning would appear in another test.
+    # The URL names another replica set, not another port. PyMongo leaves a socket open if its client is closed
+    # while it connects, and the warning would appear in another test.
     url = f"mongodb://127.0.0.1:{mongo.port}/?replicaSet=other&serverSelectionTimeoutMS=50"
     async with mongoz.Registry(url) as registry:
         with pytest.raises(ServerSelectionTimeoutError):  # the driver's errors pass unwrapped
             await make(registry, database).objects.count()
 
 
-async def test_ids_of_other_types_are_read(registry: mongoz.Registry, database: str, foreign: Any) -> None:
+async def test_ids_of_other_types_are_written_and_read(
+    registry: mongoz.Registry, database: str, foreign: Any
+) -> None:
     options = {"registry": registry, "database": database}
 
     class Counter(mongoz.Document):

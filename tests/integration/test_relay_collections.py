@@ -46,7 +46,7 @@ async def test_nothing_is_lost_when_a_collection_is_added(
     assert len({one for one in wanted["customers"] if one > since}) >= 20
 
 
-async def test_a_collection_that_is_left_out_and_added_again_counts_from_the_second_time(
+async def test_a_collection_that_is_left_out_and_added_again_is_published_from_the_second_time(
     order, dispatched, mongo, foreign, broker: EmbeddedBroker, client, database, name
 ) -> None:
     collection = f"{database}.orders"
@@ -88,7 +88,7 @@ async def test_the_relay_goes_on_when_collections_are_renamed_and_dropped(
     assert {one.partition for one in whole} == {0}
     found = {str(one.event["documentKey"]["_id"]) for one in read if one.event["operationType"] == "insert"}
     assert found == {"0", "1", "2", "3", "last"}
-    assert relay.stats.gaps == 0  # readers decide about them
+    assert relay.stats.gaps == 0  # readers decide whether these events are gaps
 
 
 async def test_a_topic_can_have_256_partitions(

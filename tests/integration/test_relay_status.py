@@ -30,7 +30,7 @@ from tests.kafka.publisher import Publisher
 
 @pytest.fixture
 def gate(dispatched: mongoz.Registry, database: str) -> asyncio.Event:
-    """The receiver waits for it."""
+    """The receiver waits for this event."""
     account, opened = make_account(dispatched, database), asyncio.Event()
 
     @post_save(account, name="saved", timeout=100)
@@ -62,7 +62,9 @@ def seeing(client: AsyncMongoClient[Any], database: str) -> Seeing:
     return Seeing(client, database)
 
 
-async def test_the_three_lags_are_apart(gate, dispatched, foreign, client, database, broker, seeing):
+async def test_the_lags_of_the_relay_the_broker_and_the_deliveries_are_separate(
+    gate, dispatched, foreign, client, database, broker, seeing
+):
     name = relay_name()
     topic = f"mongoz.{name}"
     async with relaying(dispatched, broker.address, name) as relay:
@@ -108,7 +110,9 @@ async def test_a_group_is_behind_without_a_relay(gate, dispatched, foreign, brok
         assert "no relay is alive" in seen.health.why
 
 
-async def test_a_failed_record_is_a_new_term_with_its_cause(gate, dispatched, foreign, client, database, broker):
+async def test_a_failed_record_begins_a_new_term_and_its_cause_is_counted(
+    gate, dispatched, foreign, client, database, broker
+):
     async with relaying(dispatched, broker.address, relay_name()) as relay:
         (held,) = relay.service._coordinator.held.values()
         held.work._term.ledger.fail("the broker has not acknowledged it")
@@ -175,7 +179,7 @@ async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, c
                 assert any("of the topic can't be read" in one for one in running.service.observer.not_ready())
                 assert any("acknowledged no record" in one for one in relay.service.observer.not_ready())
                 lag = running.service.gauges()[0].lag_seconds
-                assert lag > 5  # what can't be read may be late
+                assert lag > 5  # changes that can't be read may be late
                 assert running.service.observer.must_restart() == relay.service.observer.must_restart() == []
             finally:
                 os.kill(own.pid, signal.SIGCONT)

@@ -35,7 +35,9 @@ def start(
         yield lambda: stack.enter_context(process(tmp_path, mongo, database, broker.address, name))
 
 
-def test_during_the_start(start: Callable[[], RelayProcess], mongo: EmbeddedMongo) -> None:
+def test_sigterm_during_the_start_ends_a_relay_in_order(
+    start: Callable[[], RelayProcess], mongo: EmbeddedMongo
+) -> None:
     for action in ("topic.created", "topic.weak", "relay.started", "relay.term"):
         relay = start()
         eventually_sync(lambda relay=relay, action=action: action in relay.log)
@@ -43,7 +45,9 @@ def test_during_the_start(start: Callable[[], RelayProcess], mongo: EmbeddedMong
         assert relay.lines("relay.stopped"), relay.log
 
 
-def test_while_no_broker_answers(start: Callable[[], RelayProcess], broker: EmbeddedBroker) -> None:
+def test_sigterm_while_no_broker_answers_ends_a_relay_in_order(
+    start: Callable[[], RelayProcess], broker: EmbeddedBroker
+) -> None:
     first = start()
     first.wait_started()
     assert first.terminate() == ExitCode.OK
@@ -54,12 +58,12 @@ def test_while_no_broker_answers(start: Callable[[], RelayProcess], broker: Embe
 
 
 def relay_is_asking(relay: RelayProcess) -> bool:
-    """Returns whether a process has connected to a broker: it has threads of the client of Kafka."""
+    """Whether a process asks for a broker: it has threads of the client of Kafka."""
     tasks = Path(f"/proc/{relay.process.pid}/task")
     return any((one / "comm").read_text().startswith("rdk:") for one in tasks.iterdir())
 
 
-def test_with_a_full_queue(
+def test_sigterm_with_a_full_queue_ends_a_relay_in_order_and_loses_nothing(
     start: Callable[[], RelayProcess],
     broker: EmbeddedBroker,
     client: MongoClient[Any],  # noqa: F811

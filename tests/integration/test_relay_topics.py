@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def short(tmp_path: Path) -> Path:
-    """Properties with which a producer gives records up soon."""
+    """A file with properties: a producer gives up a record soon if no broker acknowledges it."""
     path = tmp_path / "kafka.properties"
     path.write_text("message.timeout.ms = 1500\n")
     return path
@@ -77,7 +77,7 @@ def ids(servers: str, topic: str) -> list[int]:
 
 
 @pytest.mark.parametrize("again", [True, False])
-async def test_a_topic_that_is_deleted_under_a_relay_is_a_gap_and_the_rest_is_in_the_new_one(
+async def test_a_topic_that_is_deleted_under_a_relay_is_a_gap_and_later_changes_are_in_a_new_topic(
     order, dispatched, foreign, client, database, name, short, kafka_server: KafkaServer, again: bool
 ) -> None:
     servers, topic, writes = kafka_server.address, f"mongoz.{name}", Writes(foreign)

@@ -1,4 +1,4 @@
-"""Relay processes with full queues: stopped beyond their leases and resumed, killed inside of a bulk delete."""
+"""Relays with full queues are stopped beyond their leases and resumed, or are killed inside of a bulk delete."""
 
 import contextlib
 import os
@@ -79,7 +79,8 @@ def test_two_relays_that_were_stopped_with_full_queues_do_no_harm(
             relays.wait_for_progress()
             with silent(broker):
                 before = {one.process.pid: events_read(state, one) for one in relays.processes}
-                # More than the client sends at once: five requests of a megabyte, and random bytes stay that long.
+                # The client sends at most five requests of a megabyte at once, so most of these records stay in
+                # its queue. Random bytes can't be compressed.
                 orders.insert_many([{"_id": f"{round_}/{i}", "data": os.urandom(200_000)} for i in range(100)])
                 eventually_sync(
                     lambda before=before: events_read(state, relays.owner) > before[relays.owner.process.pid] + 50
@@ -112,7 +113,7 @@ async def test_relays_that_are_killed_inside_of_a_bulk_delete_lose_no_delete_and
 ) -> None:
     order, state, count = make_document(dispatched, database, "orders"), client[f"{database}_state"], 1_000
     await order.objects.bulk_create([order(number=number) for number in range(count)])
-    for share in (700, 400, 0):  # the rest after each bulk delete
+    for share in (700, 400, 0):  # the number of documents that each bulk delete leaves
         all_published(relays, client[database]["orders"])
         owner = relays.owner
         with silent(broker):

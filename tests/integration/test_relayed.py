@@ -69,7 +69,7 @@ async def test_foreign_writes_are_delivered_and_own_ones_are_not(account, dispat
 
 
 async def test_changes_that_the_topic_has_lost_come_from_the_oplog(account, dispatched, foreign, kafka_server):
-    """Own deletes are not delivered: their markers are in the oplog."""
+    """Own deletes are not delivered, because the oplog has their markers, too."""
     got: list[tuple[str, str | None]] = []
 
     @post_save(account, name="saved")
@@ -112,7 +112,7 @@ def time_token(foreign: Any) -> str:
 async def test_a_backfill_after_lost_history_delivers_no_older_state_after_a_newer_one(
     account, dispatched, foreign, kafka_server, client, monkeypatch
 ):
-    """Although the relay publishes the changes before the backfill reads the document only later."""
+    """The document changes twice before the backfill. The relay publishes these two changes after the backfill."""
     got: list[tuple[str, bool]] = []
 
     async def receiver(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:

@@ -28,7 +28,13 @@ FIRST, SECOND, THIRD = (f"826B03E05E{number:08X}2B0229296E04" for number in (1, 
 
 
 class Heard:
-    """The names received per document, in order; the receiver hangs on some names until it is cancelled."""
+    """The received names of each document, in order. The receiver hangs on some ids until it is cancelled.
+
+    Attributes:
+        names: the received names, by id.
+        terms: the terms of the deliveries, by id.
+        hangs: the ids on which the receiver hangs.
+    """
 
     def __init__(self) -> None:
         self.names: dict[Any, list[str]] = defaultdict(list)
@@ -145,7 +151,7 @@ async def ids_in(client: Any, partition: int, count: int) -> list[ObjectId]:
 
 
 async def test_a_partition_without_progress_keeps_its_position(heard, dispatched, client, database):
-    """Its position is still a token of another partition, unknown to its own stream."""
+    """Its position is the token of a change of another partition. Its own stream does not have this change."""
     (elsewhere,) = await ids_in(client, 1, 1)
     stuck, flows = await ids_in(client, 0, 2)
     heard.hangs.add(stuck)
@@ -183,7 +189,7 @@ async def test_a_repartition_waits_for_deliveries_in_flight(heard, dispatched, c
             await eventually(lambda: heard.names[hanging] == ["slow"])
 
 
-async def test_the_last_request_counts(heard, dispatched, client, database):
+async def test_the_last_request_for_a_repartition_counts(heard, dispatched, client, database):
     store = PositionStore(group_of(client, database), "somebody")
     async with dispatching(dispatched, lease=1) as running:
         await divide_into(store, 3)
@@ -212,7 +218,7 @@ async def claim(store: PositionStore, partition: int) -> Any:
     return claimed[0]
 
 
-async def test_the_new_positions(store):
+async def test_new_positions_begin_at_the_earliest_position_and_inherit_finished_changes(store):
     for partition, token in enumerate((SECOND, THIRD)):
         lease = await claim(store, partition)
         await store.save(lease, token, "f", b"", token)
@@ -223,12 +229,12 @@ async def test_the_new_positions(store):
     assert (saved.layout.partitions, saved.layout.wanted) == (3, None)
     for position in saved.positions.values():
         assert (position.token, position.term, position.owner, position.version) == (SECOND, 2, None, "v")
-        # No change finished by the first partition is behind the new position.
+        # The first partition has finished no change after the new position, so only the second one has a fact.
         assert position.inherited == (Fact(2, 1, THIRD, THIRD, b""),)
 
 
 async def test_the_number_of_commands_does_not_grow_with_the_number_of_partitions(mongo, database):
-    """One after another they would take longer than a lease if the server is far, and no attempt would succeed."""
+    """If the server is far, a command for each partition takes longer than a lease, and no attempt succeeds."""
 
     async def nothing(_session: Any) -> None:
         """Writes nothing more."""
@@ -318,7 +324,7 @@ async def test_a_claim_based_on_an_old_position_fails(store):
     assert await store.claim(old.positions[0], 2, seconds=1.0, version="v", started=datetime.now(UTC)) is None
 
 
-async def test_a_repaired_position_belongs_to_the_current_layout(store, foreign, database):
+async def test_no_position_of_an_earlier_layout_is_repaired(store, foreign, database):
     positions = foreign.client[f"{database}_state"]["positions"]
     await store.request(await store.load(), 1)
     assert await store.divide(await store.load())

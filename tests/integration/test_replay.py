@@ -43,7 +43,7 @@ def signals(calls: list[SimpleNamespace]) -> list[tuple[str, str | None]]:
 
 
 def behind(foreign: Any) -> Timestamp:
-    """The first cluster time behind all writes."""
+    """The first cluster time after all writes."""
     latest = foreign.client.admin.command("hello")["operationTime"]
     return Timestamp(latest.time, latest.inc + 1)
 
@@ -59,7 +59,7 @@ async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None,
 
 
 async def test_a_replay_delivers_past_changes_with_their_signals(foreign, dispatched, account):
-    """Foreign and own changes, except muted ones; deletes have their markers."""
+    """It delivers foreign and own changes, except muted ones. Own deletes have the stamps of their markers."""
     foreign.create_collection("accounts", **IMAGES)
     begin = behind(foreign)
     calls = listen(account, "watcher")

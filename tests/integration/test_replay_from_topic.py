@@ -1,4 +1,4 @@
-"""Replays of past changes from the topic of a relay, and from the oplog what the topic does not hold."""
+"""Replays of past changes from the topic of a relay. Changes that the topic does not hold come from the oplog."""
 
 import asyncio
 import contextlib
@@ -107,7 +107,7 @@ def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
 async def test_a_replay_from_a_topic_delivers_past_changes_with_their_signals(
     foreign, dispatched, account, topic, calls, no_oplog
 ):
-    """Foreign and own changes of all partitions, except muted ones; deletes have the stamps of their markers."""
+    """It delivers foreign and own changes of all partitions, except muted ones. Own deletes have their stamps."""
     await asyncio.to_thread(foreign.create_collection, "accounts", **IMAGES)
     foreign["accounts"].insert_one({"name": "too early"})
     begin = behind(foreign)
@@ -140,7 +140,7 @@ async def test_a_replay_from_a_topic_delivers_past_changes_with_their_signals(
     assert no_oplog == []
 
 
-async def test_what_the_topic_does_not_hold_comes_from_the_oplog(
+async def test_changes_that_the_topic_does_not_hold_come_from_the_oplog(
     foreign, dispatched, account, topic, calls, no_oplog
 ):
     begin = behind(foreign)
@@ -156,7 +156,7 @@ async def test_what_the_topic_does_not_hold_comes_from_the_oplog(
 async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_its_place(
     foreign, dispatched, account, topic, calls, no_oplog
 ):
-    """As after SIGKILL: the deliveries since the last save are repeated, under the same ids."""
+    """The stop is in order, so no delivery is repeated."""
     begin = behind(foreign)
     foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(120)])
     stop = asyncio.Event()
@@ -173,7 +173,9 @@ async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_i
     assert no_oplog[0].cluster_time > begin
 
 
-async def test_a_replay_that_nothing_holds_is_refused_and_names_both(foreign, dispatched, account, topic):
+async def test_a_replay_that_neither_topic_nor_oplog_holds_is_refused_and_names_both(
+    foreign, dispatched, account, topic
+):
     foreign["accounts"].insert_one({"name": "first"})
     begin = behind(foreign)
     foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(30)])
@@ -193,7 +195,7 @@ async def test_a_replay_that_nothing_holds_is_refused_and_names_both(foreign, di
 async def test_a_replay_that_meets_retention_names_the_run_and_the_time(
     foreign, dispatched, account, topic, calls, monkeypatch
 ):
-    """It has delivered the changes before."""
+    """The replay has delivered the changes before the missing records."""
     begin = behind(foreign)
     foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(120)])
     await topic.relay.published(token_at(behind(foreign)))

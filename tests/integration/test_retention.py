@@ -40,7 +40,7 @@ async def test_old_dead_letters_expire(dispatched, database, foreign, monkeypatc
 
 
 async def test_a_letter_that_failed_again_is_not_old(client, database):
-    """Its retry fails between the search for old letters and the deletion."""
+    """Its retry fails after the search for old dead letters, and before their deletion."""
     group = group_of(client, database)
     held, now = group.state.held, datetime.now(UTC)
     await held.insert_one({"_id": "a", "group": database, "reason": "failed", "last_attempt_at": now})

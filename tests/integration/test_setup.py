@@ -184,7 +184,7 @@ async def test_a_missing_right_is_named(guarded, database, actions, exists, want
     assert "--no-images" in caught.value.remedy
     assert "secret" not in caught.value.message
     assert position_of(guarded[database]) is None
-    # With the privilege the setup succeeds.
+    # Without images the setup succeeds. It also succeeds with the privilege.
     assert (await set_up(registry, settings_for(registry), images=False)).position == "recorded"
     missing = wanted.split()[1]
     right = {"resource": {"db": database, "collection": ""}, "actions": [missing]}
@@ -230,7 +230,7 @@ async def test_an_error_of_the_server_is_passed_on(dispatched, database, foreign
     assert caught.value.remedy
 
 
-async def test_applications_that_can_not_be_set_up(mongo, registry, database):
+async def test_applications_that_can_not_be_set_up_are_refused(mongo, registry, database):
     make_user(registry, database)
     with pytest.raises(ApplicationError, match="not dispatched"):
         await set_up(registry, settings_for(registry))
@@ -252,7 +252,7 @@ async def test_a_group_belongs_to_one_application(dispatched, database, foreign)
     with pytest.raises(GroupTaken, match="and this application is 'crm:registry'") as caught:
         await set_up(dispatched, settings, "crm:registry", images=False)
     assert "--adopt" in caught.value.remedy
-    # Only a named application is checked, and a renamed one may give its former name.
+    # Only a named application is checked. With `adopt`, a renamed application keeps the group.
     await set_up(dispatched, settings)
     await set_up(dispatched, settings_for(dispatched, adopt=True), "shop:registry")
     with pytest.raises(GroupTaken, match=r"'shop:registry', and this application is 'shop\.models:registry'"):
@@ -324,7 +324,7 @@ async def test_a_validator_that_refuses_the_stamp_is_named(dispatched, database,
     assert "validator refuses '_mongoz'" in several.value.__notes__[0]
 
 
-async def test_a_start_does_not_need_the_right_to_list(guarded, database, capsys):
+async def test_a_start_does_not_need_the_right_to_list_collections(guarded, database, capsys):
     registry = allowed(guarded, database, *WATCHING)
     user = make_user(registry, database)
     async with dispatching(registry):

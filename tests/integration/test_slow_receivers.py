@@ -50,7 +50,7 @@ def state(foreign: Any) -> Parked:
 
 
 async def test_a_slow_receiver_is_logged_now_and_then(account, foreign, dispatched, capsys):
-    """While it still runs; quick receivers are not logged."""
+    """The receiver is logged while it still runs. Quick receivers are not logged."""
     said = actions(capsys)
     gate = asyncio.Event()
     quick = Strict(account, name="quick")
@@ -129,7 +129,7 @@ class Refusing:
 async def test_a_new_worker_replaces_one_whose_receiver_ignores_cancellation(
     account, foreign, dispatched, state, capsys
 ):
-    """With a single place: other deliveries continue, the position moves, and the document waits until its end."""
+    """There is one worker. Other deliveries continue, the position moves, and only the document waits."""
     said = actions(capsys)
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     after: list[str] = []
@@ -152,14 +152,16 @@ async def test_a_new_worker_replaces_one_whose_receiver_ignores_cancellation(
         assert running.service.held[0]._capacity.in_flight == 0
         refusing.gate.set()
         await eventually(lambda: state.empty)
-    # The late result is discarded: the delivery is repeated, and then the next one follows.
+    # The late result is discarded, so the delivery is repeated. Then the next delivery of the document follows.
     assert refusing.done[5:] == ["bad", "bad", "behind"]
     assert refusing.calls[-2:] == [("bad", 2), ("behind", 1)]
     assert "delivery.stuck" in said()
 
 
-async def test_the_receiver_of_a_parked_delivery_ignores_cancellation(account, foreign, dispatched, state):
-    """Its worker is replaced, and a document has one delivery at a time."""
+async def test_a_parked_delivery_waits_for_its_receiver_that_ignores_cancellation(
+    account, foreign, dispatched, state
+):
+    """The worker of the receiver is replaced. The document still has one delivery at a time."""
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     id_ = ObjectId()
     async with dispatching(dispatched, concurrency=2, park_after=0.0) as running:
@@ -182,7 +184,7 @@ async def test_the_receiver_of_a_parked_delivery_ignores_cancellation(account, f
 async def test_a_backfill_continues_beside_a_receiver_that_ignores_cancellation(
     account, foreign, dispatched, state
 ):
-    """Its document waits, parked; other documents and the stream do not."""
+    """The delivery of its document is parked. Other documents and the stream do not wait."""
     foreign["accounts"].insert_one({"_id": ObjectId(), "name": "bad"})
     foreign["accounts"].insert_many([{"name": f"good{n}"} for n in range(5)])
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))

@@ -41,7 +41,7 @@ def id_of(number: int) -> ObjectId:
 
 
 class Writer:
-    """Adds events to a source, behind all events of the server."""
+    """Adds events to a source. Their times are later than all events of the server."""
 
     def __init__(self, source: ListSource, place: str) -> None:
         self._source = source
@@ -131,7 +131,9 @@ async def test_an_event_that_can_not_be_decoded_becomes_a_dead_letter(
     assert letter["token"] == token
 
 
-async def test_history_that_a_list_does_not_hold_is_bridged(account, dispatched, foreign, source, writer):
+async def test_history_that_a_list_does_not_hold_is_a_gap_and_the_dispatcher_goes_on(
+    account, dispatched, foreign, source, writer
+):
     got: list[int] = []
 
     @post_save(account, name="listed")
@@ -150,7 +152,7 @@ async def test_history_that_a_list_does_not_hold_is_bridged(account, dispatched,
 
 
 @pytest.mark.parametrize(("count", "requested"), [(300, 2), (50, 1)], ids=["full", "small"])
-async def test_behind_a_full_batch_the_next_one_is_requested_at_once(
+async def test_after_a_full_batch_the_next_batch_is_requested_at_once(
     account, dispatched, foreign, source, writer, count, requested
 ):
     """A small batch is delivered before the next one is requested."""

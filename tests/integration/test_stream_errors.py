@@ -48,7 +48,7 @@ def failing(client: MongoClient, *commands: str, mode: Any = "alwaysOn", **data:
 
 @pytest.mark.parametrize("code", [43, 222, 11600, 999_999])
 async def test_a_stream_is_reopened_after_transient_errors(foreign, dispatched, names, code):
-    """The process is not ready meanwhile; afterwards every change comes once."""
+    """The process is not ready meanwhile. Afterwards each change is delivered once."""
     async with dispatching(dispatched) as running:
         with failing(foreign.client, "getMore", "aggregate", errorCode=code):
             await eventually(lambda: not running.service.ready and running.stats.reconnects >= 2)
@@ -107,7 +107,7 @@ async def proxy(mongo):
 
 @pytest.fixture
 def behind(proxy, database) -> mongoz.Registry:
-    """A registry behind the proxy."""
+    """A registry that connects through the proxy."""
     return mongoz.Registry(proxy.url, dispatched=database)
 
 
@@ -127,7 +127,7 @@ async def test_a_silent_connection_is_abandoned(foreign, behind, proxy, database
 
 
 async def test_a_network_without_answers_is_survived(foreign, behind, proxy, database, monkeypatch):
-    """The driver notices it long before the stream's own time limit."""
+    """The driver notices the silence long before the time limit of the stream ends."""
     monkeypatch.setattr("dispatcher.core.clients._CONNECT_TIMEOUT_MS", 300)
     monkeypatch.setattr("dispatcher.core.clients._HEARTBEAT_MS", 500)
     monkeypatch.setattr("dispatcher.core.clients._SELECTION_TIMEOUT_MS", 300)
@@ -168,7 +168,7 @@ async def test_the_time_limit_of_the_stream_grows_with_each_attempt(foreign, dis
     monkeypatch.setattr("dispatcher.stream.cursor._PATIENCE", 0.1)
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "1"})
-        # An idle stream answers after a second; with a limit of a tenth this takes a few attempts.
+        # An idle stream answers after a second. The time limit begins at 0.1 s, so a few attempts are needed.
         await eventually(lambda: names == ["1"])
         await eventually(lambda: running.stats.reconnects >= 3)
         await eventually(lambda: running.service.ready)
@@ -194,7 +194,7 @@ async def test_reconnecting_leaves_nothing_behind(foreign, dispatched, names, mo
 
 
 async def test_an_unknown_token_ends_the_dispatcher(foreign, dispatched, names, database):
-    """Error 280, as if the state came from another deployment."""
+    """The server answers with error 280, as if the state came from another deployment."""
     with foreign.watch([]) as everything:
         foreign["nobody_watches"].insert_one({})
         token = everything.next()["_id"]["_data"]
@@ -210,7 +210,7 @@ async def test_an_unknown_token_ends_the_dispatcher(foreign, dispatched, names, 
 
 
 async def test_a_token_of_an_invalidate_event_ends_the_dispatcher(foreign, dispatched, names, database):
-    """Only streams of one collection have this event; here the token was edited into the state."""
+    """Only streams of one collection have this event. Here the test writes its token into the state."""
     foreign.create_collection("gone")
     async with dispatching(dispatched):
         pass
@@ -223,7 +223,7 @@ async def test_a_token_of_an_invalidate_event_ends_the_dispatcher(foreign, dispa
     assert refused.value.code == 260
     State(foreign).rewind(event["_id"]["_data"])
     foreign["accounts"].insert_one({"name": "1"})
-    for _ in range(2):  # it ends each time, and loses nothing, until the position is repaired
+    for _ in range(2):  # each start ends, and nothing is lost, until the position is repaired
         with pytest.raises(PositionError, match="does not accept the saved position") as caught:
             await asyncio.wait_for(Service(dispatched, settings_for(dispatched)).run(asyncio.Event()), PATIENCE)
         assert "position reset" in caught.value.remedy

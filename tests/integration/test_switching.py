@@ -24,15 +24,15 @@ pytestmark = pytest.mark.slow
 
 
 class Deliveries:
-    """What receivers got.
+    """The deliveries that the receivers have finished.
 
     Attributes:
-        numbers: of the finished deliveries of inserts.
-        ids: of these deliveries.
-        deleted: the number of deliveries of deletes.
-        updates: by document, the values of finished deliveries in order.
+        numbers: the numbers of the inserted documents.
+        ids: the ids of the deliveries of inserts.
+        deleted: the ids of the deleted documents.
+        updates: the values of each document in the order of its updates.
         slow: the numbers of documents whose receivers wait for `gate`.
-        waiting: the numbers of documents whose receivers have waited for it.
+        waiting: the numbers of documents whose receivers have begun to wait for `gate`.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class Writer:
 
 @pytest.fixture
 async def writer(mongo: Any, foreign: Any, database: str) -> AsyncIterator[Writer]:
-    """It has a registry of its own, since a dispatcher replaces the client of its registry at its start."""
+    """The writer has a registry of its own, because a dispatcher replaces the client of its registry."""
     async with mongoz.Registry(mongo.url, dispatched=database) as application:
         yield Writer(foreign, make_account(application, database))
 
@@ -124,7 +124,7 @@ async def writer(mongo: Any, foreign: Any, database: str) -> AsyncIterator[Write
 async def test_a_group_that_switches_under_load_loses_and_repeats_nothing(
     writer, dispatched, foreign, broker, client, database, got
 ):
-    """In both directions, with changes that are finished ahead of the position."""
+    """It switches in both directions, while some changes are finished ahead of the position."""
     await client[database].create_collection("accounts", changeStreamPreAndPostImages={"enabled": True})
     name = relay_name()
     options = {"kafka": broker.address, "kafka_topic": f"mongoz.{name}"}

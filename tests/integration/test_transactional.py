@@ -49,7 +49,7 @@ async def add(total: Any, instance: Any) -> None:
 
 
 async def test_a_repeated_delivery_has_no_effect(either, database, foreign, state):
-    """As after a crash between the commit and the save of the position, on each driver."""
+    """The position is older than the commit, as after a crash between the commit and the save of the position."""
     account, total = make_account(either, database), make_account(either, database, "totals")
     foreign["totals"].insert_one({"name": "all"})
     once: list[str] = []
@@ -203,7 +203,7 @@ async def test_a_commit_without_an_answer_is_resolved(account, total, foreign, d
     """The record shows whether the server committed."""
     admin = foreign.client.admin
     runs: list[int] = []
-    # An error code replaces the commit, a write concern error follows it.
+    # With an error code the server does not commit. With a write concern error it commits first.
     concern = {"writeConcernError": {"code": 64, "errmsg": "no majority in time"}}
     fault = concern if committed else {"errorCode": 50}
 
@@ -236,13 +236,13 @@ async def test_a_transaction_ends_at_the_time_limit(account, total, foreign, dis
         foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
         letter = await state.letter()
         assert "longer than 0.2 s" in letter["error"]["message"]
-        # Its transaction holds no locks.
+        # The transaction holds no locks any more.
         foreign["totals"].update_one({"name": "all"}, {"$inc": {"amount": 1}})
     assert foreign["totals"].find_one()["amount"] == 1
 
 
 async def test_two_classes_on_a_collection_have_separate_effects(dispatched, database, foreign, state):
-    """A receiver of an abstract document has one id, and is called for both."""
+    """A receiver of an abstract document has one id, and is called for both classes."""
 
     class Base(mongoz.Document):
         name: str = mongoz.String()
@@ -284,7 +284,7 @@ async def test_records_are_kept_as_long_as_the_setting_says(account, foreign, di
             assert (dict(index["key"]), index["expireAfterSeconds"]) == ({"at": 1}, seconds)
 
 
-async def test_no_records_without_transactional_receivers(account, foreign, dispatched, state):
+async def test_no_deliveries_are_recorded_without_transactional_receivers(account, foreign, dispatched, state):
     post_save(account, name="watching")(lambda_of([]))
     async with dispatching(dispatched):
         assert "deliveries" not in state.database.list_collection_names()

@@ -110,7 +110,7 @@ async def test_an_abort_drops_signals_and_resets_instances(registry, Account, fi
     assert fired == [("post_save", "ada"), ("post_save", "new")]
 
 
-async def test_only_the_task_that_entered_joins(registry, Account, foreign):
+async def test_only_the_task_that_begins_a_transaction_joins_it(registry, Account, foreign):
     async def elsewhere():
         await Account.objects.create(name="other task")
 

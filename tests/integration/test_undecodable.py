@@ -90,7 +90,9 @@ PLACES = ("_id", "data", "unknown", "last", "_mongoz")
 
 
 @pytest.mark.slow
-async def test_500_histories_of_malformed_documents(heard, foreign, dispatched, state):
+async def test_each_change_of_500_malformed_histories_has_a_delivery_or_a_dead_letter(
+    heard, foreign, dispatched, state
+):
     tales = list(stories(random.Random(SEED), 500))
     async with dispatching(dispatched) as running:
         changes = write(foreign, tales).total()
@@ -110,7 +112,7 @@ async def test_500_histories_of_malformed_documents(heard, foreign, dispatched, 
             assert said in letter["error"]["message"]
 
 
-async def test_a_dispatcher_restarts_behind_malformed_documents(heard, foreign, dispatched, state):
+async def test_a_dispatcher_restarts_and_reads_malformed_documents_again(heard, foreign, dispatched, state):
     """A start reads earlier stamps and unfinished changes."""
     tales = list(stories(random.Random(SEED + 1), 150))
     async with dispatching(dispatched):
@@ -206,7 +208,7 @@ async def retried(registry: Any, database: str, *ids: str) -> list[tuple[str, st
 async def test_dead_letters_of_malformed_documents_are_listed_and_shown(
     mongo, heard, foreign, dispatched, database, state
 ):
-    """On a terminal, as JSON, by their key, and on the dashboard."""
+    """The commands print them as text and as JSON, and the dashboard shows them."""
     tales = [one for one in stories(random.Random(SEED + 4), 60) if one.collection == WITH_IMAGES]
     async with dispatching(dispatched):
         changes = write(foreign, tales).total()
@@ -267,7 +269,7 @@ async def test_partly_decodable_ids_are_parked_and_delivered(mongo, foreign, dat
 
 
 async def test_ids_with_unnumbered_arrays_are_looked_up(heard, foreign, dispatched):
-    """MongoDB 6.0 scans its index without end for a query of this _id and another one."""
+    """MongoDB 6.0 scans its index without end if one query asks for this `_id` and for another `_id`."""
     numbered = bson.encode({"_id": {"n": 1, "v": [None, None]}, "name": "odd"})
     odd_one = RawBSONDocument(numbered.replace(b"\x0a1\0", b"\x0ax\0"))
     foreign[IMAGELESS].insert_one(odd_one)

@@ -159,7 +159,7 @@ def stands(foreign: Any, before: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("executed", [True, False])
-async def test_a_retry_of_the_driver_fires_once(User, told, proxy, write, executed):
+async def test_receivers_run_once_although_the_driver_repeats_the_write(User, told, proxy, write, executed):
     user = await written(User, told)
     command, signal, count = WRITES[write]
     lose(proxy, command, 1, executed=executed)
@@ -184,7 +184,7 @@ async def test_receivers_run_exactly_if_the_write_is_committed(
     with pytest.raises(PyMongoError) as caught:
         await write(User, user)
     assert proxy.lost == times
-    if command == "commitTransaction":  # a commit sent once more than expected
+    if command == "commitTransaction":  # the search for the outcome sends the commit again, and it takes effect
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
     elif executed and count == 1:
@@ -199,7 +199,7 @@ async def test_receivers_run_exactly_if_the_write_is_committed(
 
 @pytest.mark.parametrize("driver", ["motor"], indirect=True)
 @pytest.mark.parametrize("write", [create, delete, update_many], indirect=True)
-async def test_receivers_run_exactly_if_the_write_is_committed_on_both_drivers(
+async def test_receivers_run_exactly_if_the_write_is_committed_with_motor(
     User, told, proxy, write, foreign, registry
 ):
     await test_receivers_run_exactly_if_the_write_is_committed(User, told, proxy, write, True, foreign, registry)
@@ -218,9 +218,9 @@ async def test_receivers_run_later_if_the_server_is_away(User, told, proxy, writ
     assert told == []
     assert stands(foreign, before) is executed
     if write in (update, operate):
-        assert user.age == 0  # reset
+        assert user.age == 0  # the instance is reset
     if command == "commitTransaction" and not executed:
-        foreign.client.admin.command("killAllSessions", [])  # as after the server's limit of a minute
+        foreign.client.admin.command("killAllSessions", [])  # the server would end the transaction after a minute
     proxy.accept()
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert [name for name, *_ in told] == [signal] * count * executed
@@ -273,7 +273,7 @@ async def test_receivers_that_run_later_get_a_copy_of_the_instance(User, told, p
     assert sorted(told) == sorted([("post_save", second, 3), ("post_save", first, 3)])
 
 
-async def test_the_stamp_of_an_earlier_write_is_no_proof(User, told, proxy, foreign):
+async def test_the_stamp_of_an_earlier_write_does_not_prove_a_later_one(User, told, proxy, foreign):
     """Both writes happen in one second, in one process."""
     for n in range(2):
         user = await written(User, told)
@@ -298,7 +298,7 @@ async def test_existing_documents_do_not_count_as_inserted(User, told, proxy, fo
 
 
 @pytest.mark.parametrize("write", [create, update, save, operate, create_many, update_alone])
-async def test_an_unsatisfied_write_concern_is_an_unknown_outcome(
+async def test_receivers_run_although_the_write_concern_is_not_satisfied(
     User, told, proxy, foreign, driver, database, write, registry
 ):
     user = await written(User, told)
@@ -406,7 +406,9 @@ async def test_the_change_stream_finds_names_that_look_like_regular_expressions(
 
 @AWAY
 @pytest.mark.parametrize("write", [update, update_many])
-async def test_a_later_own_write_is_no_proof(User, told, proxy, write, foreign, registry, mongo, database):
+async def test_a_later_write_of_the_odm_does_not_prove_an_earlier_one(
+    User, told, proxy, write, foreign, registry, mongo, database
+):
     user = await written(User, told)
     lose(proxy, "update", 1, executed=False, then_refuse=True)
     with pytest.raises(PyMongoError):
@@ -432,7 +434,7 @@ async def test_a_later_own_write_is_no_proof(User, told, proxy, write, foreign, 
 @pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("executed", [True, False])
 async def test_a_delete_without_a_marker_is_resolved(User, proxy, foreign, registry, many, executed):
-    """Its receivers run only here, without a dispatcher."""
+    """Only this process runs the receiver, so the ODM writes no marker."""
     told = []
 
     async def receive(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -563,7 +565,7 @@ async def test_an_unknown_commit_without_receivers_is_not_resolved(User, proxy, 
 
 
 def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_ones(foreign, mongo):
-    # With a separate client: sessions are reused, and their next numbers would be too low.
+    # The client is a separate one, because clients reuse sessions, and the next numbers would be too low.
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session:
 
         def send(number: int, command: dict[str, Any]) -> Any:

@@ -40,7 +40,7 @@ async def taken_over(group: Group, *partition: int) -> HeldStore:
 
 
 def lanes(state: Any) -> dict[str, list[str]]:
-    """The tokens of each lane in order, with the state of its first delivery."""
+    """The tokens of each lane in order, under the state of its first delivery."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in state.held.find({"lane": {"$exists": True}}).sort([("lane", 1), ("token", 1), ("run", 1)]):
         found.setdefault(row["lane"], []).append(row)
@@ -115,7 +115,7 @@ async def test_an_interrupted_upgrade_continues(group, state, foreign, refused):
 
 
 async def test_a_held_delivery_is_not_overwritten(group, state):
-    """An earlier version writes late, while this delivery is being made."""
+    """A process of an earlier version writes the delivery late, when it is already in the new collection."""
     row = captured()["parked"][0]
     id_ = f"{row['delivery_id']}:{row['receiver_id']}:{row['document']}"
     state.held.insert_one({"_id": id_, "group": GROUP, "lane": row["lane"], "state": "blocked", "attempts": 100})
@@ -142,7 +142,7 @@ async def test_large_deliveries_move_with_their_files(group, state):
 
 
 async def test_leftovers_of_earlier_crashes_are_moved(group, state):
-    """A lane without deliveries, a delivery without a lane, a dead letter without its retry."""
+    """The state has a lane without deliveries, a delivery without a lane, and a dead letter without its retry."""
     lane, row = (
         state.parked_lanes.find_one({"receiver": "resting"}),
         state.parked.find_one({"receiver": "blocking"}),

@@ -137,7 +137,7 @@ async def test_a_read_preference_does_not_prevent_the_connection(database):
     assert "econdary" not in str(caught.value)
 
 
-def test_srv_options_need_an_srv_url():
+def test_an_srv_url_may_have_srv_options():
     url = "mongodb+srv://ada:s3cret@cluster.example.com/shop?srvMaxHosts=2&srvServiceName=db&retryWrites=true"
     assert first_seed(url) == ("cluster.example.com", None)
 

@@ -324,7 +324,7 @@ async def test_without_images_every_delivery_names_its_source(dispatched, databa
     make_user(dispatched, database, seen)
     id_ = foreign["users"].insert_one({"name": "Ada", "age": 1}).inserted_id
     async with dispatching(dispatched):
-        # In one command, so both are committed before the lookup of the document.
+        # One command makes both updates, so both are committed before the lookup of the document.
         foreign["users"].bulk_write(
             [UpdateOne({"_id": id_}, {"$set": {"name": "Bea"}}), UpdateOne({"_id": id_}, {"$set": {"age": 2}})]
         )

@@ -78,7 +78,7 @@ async def test_a_condition_sees_only_the_document(account, foreign, dispatched):
     )
     odd = wanting(account, {"name": "$$ROOT"}, name="odd")
     async with dispatching(dispatched):
-        # Stamped, because a receiver in process makes the ODM add a stamp.
+        # The write has a stamp, because a receiver runs in process.
         post_save(account, name="here")(_ignore)
         await account.objects.create(name="own")
         foreign["accounts"].insert_one({"name": "too few fields"})
@@ -105,7 +105,7 @@ async def test_receivers_without_a_condition_get_everything(account, foreign, di
     assert sorted(some) == sorted(f"n{i}" for i in range(300) if i % 3 == 1)
 
 
-async def test_an_unknown_image_is_delivered(account, foreign, dispatched):
+async def test_a_change_whose_document_is_unknown_is_delivered(account, foreign, dispatched):
     """Without pre images the deleted document is unknown."""
     got = wanting(account, {"amount": 1}, post_delete)
     id_ = foreign["accounts"].insert_one({"name": "gone", "amount": 2}).inserted_id
@@ -116,7 +116,7 @@ async def test_an_unknown_image_is_delivered(account, foreign, dispatched):
 
 
 async def test_where_applies_to_large_documents(account, foreign, dispatched):
-    """Documents that need several commands, one that nearly fills a command, and one that does not fit."""
+    """Some documents need several commands. One document nearly fills a command, and may not fit into it."""
     got = wanting(account, {"amount": 1})
     other = wanting(account, {"name": {"$in": ["x" * 1_000_000, "end"]}}, name="other")
     async with dispatching(dispatched):
@@ -127,7 +127,8 @@ async def test_where_applies_to_large_documents(account, foreign, dispatched):
         foreign["accounts"].insert_one({"name": "end", "amount": 1})
         await eventually(lambda: "end" in got and "end" in other)
     assert sorted(got) == ["end", "n1", "n3", "n5"]
-    assert sorted(other) in (["end"], ["end", "no"])  # 15 MB and a match of 1 MB: delivered because it may match
+    # 15 MB and a condition of 1 MB may not fit into a command. Then the change is delivered, because it may match.
+    assert sorted(other) in (["end"], ["end", "no"])
 
 
 async def test_a_document_with_a_failing_condition_is_delivered_and_others_are_filtered(
@@ -185,7 +186,7 @@ async def test_a_condition_is_evaluated_again_after_an_outage(account, foreign, 
 
 
 async def test_conditions_are_evaluated_in_few_commands(account, foreign, dispatched):
-    """One command for a hundred changes and any number of receivers."""
+    """One command evaluates the conditions of all receivers for up to a hundred changes."""
     got = [wanting(account, {"amount": n}, name=f"n{n}") for n in range(4)]
     database = foreign.client[f"{foreign.name}_state"]
     database.command("profile", 2)

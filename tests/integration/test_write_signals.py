@@ -473,7 +473,9 @@ async def test_save_is_always_stamped_since_the_server_sees_an_update(
     assert not stamp.muted
 
 
-async def test_the_stamp_names_who_runs_in_this_process(Stamped: Any, foreign: Any, database: str) -> None:
+async def test_the_stamp_names_the_receivers_that_this_process_runs(
+    Stamped: Any, foreign: Any, database: str
+) -> None:
     log = Log(Stamped)
 
     @post_save(Stamped, delivery="process", name="here")
@@ -510,7 +512,7 @@ async def test_the_stamp_names_who_runs_in_this_process(Stamped: Any, foreign: A
     assert len(tokens) == 3
 
 
-async def test_muted_writes_say_so(Stamped: Any, foreign: Any) -> None:
+async def test_the_stamp_of_a_muted_write_says_that_it_is_muted(Stamped: Any, foreign: Any) -> None:
     Log(Stamped)
     with muted():
         user = await Stamped.objects.create(name="Ada")
@@ -534,7 +536,7 @@ async def test_a_mute_of_other_signals_does_not_silence_this_one(Stamped: Any, f
     assert len(stamp.receivers) == 1
 
 
-async def test_the_stamp_is_never_seen(Stamped: Any, foreign: Any) -> None:
+async def test_no_instance_shows_the_stamp(Stamped: Any, foreign: Any) -> None:
     log = Log(Stamped)
     created = await Stamped.objects.create(name="Ada")
     await created.update(age=1)

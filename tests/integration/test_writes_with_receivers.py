@@ -57,7 +57,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def place(kind: str, registry: Any, dispatched: Any, database: str) -> Any:
-    """A Meta."""
+    """The Meta of a document class."""
     where = dispatched if kind in ("muted", "dispatched") else registry
     return type("Meta", (), {"registry": where, "database": database})
 
@@ -156,7 +156,7 @@ async def test_a_document_that_no_longer_matches_is_not_deleted(place, kind, hea
     assert [stock.name for stock in heard.told] == (["b"] if tells(kind) else [])
 
 
-async def test_thirty_deletes_delete_each_document_once(place, kind, heard, foreign):
+async def test_ten_concurrent_deletes_delete_each_document_once(place, kind, heard, foreign):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     await Stock.create_many([Stock(name=f"s{n}") for n in range(10)])
@@ -173,7 +173,7 @@ async def test_thirty_deletes_delete_each_document_once(place, kind, heard, fore
     )
 
 
-async def test_in_a_transaction(place, kind, heard, foreign):
+async def test_bulk_writes_in_a_transaction_run_their_receivers_after_the_commit(place, kind, heard, foreign):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     await Stock.create_many([Stock(name="a"), Stock(name="b", left=0)])
@@ -192,7 +192,7 @@ async def test_in_a_transaction(place, kind, heard, foreign):
 
 
 async def test_a_receiver_sees_the_document_that_its_write_replaces(registry, database, foreign):
-    """Another client changes the document while the receiver runs, so it is read again."""
+    """Another client changes the document while the receiver runs, so the ODM reads the document again."""
     Meta = type("Meta", (), {"registry": registry, "database": database})
     Stock = make_stock(Meta)
     await Stock.objects.create(name="a")
@@ -240,7 +240,9 @@ async def test_receivers_see_the_stored_document(registry, database, foreign, he
     assert [(stock.name, stock.left) for stock in heard.told] == [("theirs", 1)]
 
 
-async def test_a_duplicate_key_error_stops_at_the_same_document(place, kind, heard, foreign):
+async def test_a_duplicate_key_error_stops_at_the_same_document_with_and_without_receivers(
+    place, kind, heard, foreign
+):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     await Stock.create_many([Stock(name=name) for name in "abc"])
@@ -253,7 +255,9 @@ async def test_a_duplicate_key_error_stops_at_the_same_document(place, kind, hea
 
 
 @pytest.mark.parametrize("transaction", [False, True])
-async def test_an_error_of_the_server_is_the_same(place, kind, heard, foreign, transaction):
+async def test_an_error_of_the_server_is_the_same_with_and_without_receivers(
+    place, kind, heard, foreign, transaction
+):
     Stock = make_stock(place)
     heard.connect(Stock, kind)
     foreign.stocks.insert_one({"name": "a", "left": "many"})
@@ -520,7 +524,7 @@ async def test_no_batch_is_written_if_a_document_of_a_later_one_is_at_its_limit(
 
 
 async def test_a_foreign_write_before_the_load_is_no_error(place, kind, heard, foreign):
-    """Without receivers `update` reads the ids, writes, and loads."""
+    """Without receivers `update` reads the ids, writes, and then loads the documents."""
     Limited = make_limited(place)
     heard.connect(Limited, kind)
     foreign.limiteds.insert_one({"positive": 5})

@@ -23,7 +23,7 @@ EMPTY = BookSnapshot(released=frozenset())
 
 
 class Server:
-    """The state database. It is its own client, database and collection.
+    """Stands for the state database, and also for its client and its collections.
 
     Attributes:
         layout: the layout of the group.
@@ -109,7 +109,7 @@ class Clock:
 
 
 class Process:
-    """The claims of a process, and the recorder of them."""
+    """A writing process: its book, and the recorder of the book."""
 
     def __init__(self, server: Server, clock: Clock) -> None:
         self.server = server
@@ -274,7 +274,7 @@ def test_nothing_is_claimed_before_a_group_announces_takeovers(process, server):
     assert process.book.is_valid
 
 
-def test_the_announcement_is_read_until_it_is_there(process, server):
+def test_the_announcement_is_read_only_until_it_is_there(process, server):
     process.beat()
     process.beat()
     assert server.looks == 1
@@ -294,7 +294,7 @@ def test_a_missing_right_is_a_cause_of_its_own(process, server, command):
 
 
 @pytest.mark.parametrize("error", [AutoReconnect("gone"), OperationFailure("odd", 1), RuntimeError("no thread")])
-def test_any_error_is_tried_again(process, server, error):
+def test_a_beat_is_tried_again_after_any_error(process, server, error):
     def fail(command: str) -> None:
         raise error
 
@@ -307,14 +307,14 @@ def test_any_error_is_tried_again(process, server, error):
     assert process.refusal is None
 
 
-def test_a_client_that_can_not_be_opened_is_an_error_like_others(process, clock):
+def test_a_client_that_can_not_be_opened_counts_as_a_failed_beat(process, clock):
     process.recorder = BookRecorder("shop", "state", lambda: go_away("connect"), list)
     process.beat()
     assert process.refusal.name == "no beat"
     process.recorder.finish()
 
 
-def test_a_refused_beat_does_not_extend_a_book(process, server, clock):
+def test_a_refused_beat_does_not_extend_the_validity_of_a_book(process, server, clock):
     process.beat()
     claim = process.claim()
     server.fails = go_away
@@ -325,7 +325,7 @@ def test_a_refused_beat_does_not_extend_a_book(process, server, clock):
     assert not claim.may_start
 
 
-def test_a_receiver_that_only_a_refused_beat_has_named_is_not_named(process, server):
+def test_a_receiver_counts_as_named_only_after_an_answered_beat(process, server):
     process.beat()
     process.receivers.append(named("index"))
     server.fails = go_away
@@ -339,7 +339,7 @@ def test_a_receiver_that_only_a_refused_beat_has_named_is_not_named(process, ser
 # -- answers that get lost or come late
 
 
-def test_a_lost_answer_does_not_extend_a_book(process, server, clock):
+def test_a_lost_answer_does_not_extend_the_validity_of_a_book(process, server, clock):
     process.beat()
     clock.time += 0.7 * SECONDS
     server.loses = 1
@@ -358,7 +358,7 @@ def test_a_lost_answer_to_the_first_beat_does_no_harm(process, server):
     assert BookState.read(process.document).beat == 2
 
 
-def test_a_book_that_was_fenced_after_a_lost_first_answer_is_over(process, server):
+def test_a_book_that_is_fenced_after_a_lost_first_answer_is_over(process, server):
     server.loses = 1
     process.beat()
     before = process.book
@@ -399,7 +399,7 @@ def test_a_beat_that_arrives_after_the_fence_changes_nothing(process, server):
     assert not claim.may_start
 
 
-def test_validity_counts_from_before_the_beat_was_sent(process, server, clock):
+def test_validity_counts_from_the_time_before_a_beat_is_sent(process, server, clock):
     def take_long(command: str) -> None:
         clock.time += 0.5 * SECONDS
 
@@ -432,7 +432,7 @@ def test_a_fenced_book_is_replaced_within_the_same_beat(process):
     assert process.refusal is None
 
 
-def test_a_book_whose_document_is_gone_is_replaced(process, server):
+def test_a_book_whose_document_is_deleted_is_replaced(process, server):
     process.beat()
     before = process.book
     server.claims.clear()
@@ -442,7 +442,7 @@ def test_a_book_whose_document_is_gone_is_replaced(process, server):
 
 
 def test_an_expired_book_is_fenced_with_its_open_claims(process, server, clock):
-    """A machine that slept, for example."""
+    """For example, the machine has slept."""
     process.beat()
     before, open_ = process.book, process.claim()
     clock.time += SECONDS
@@ -548,7 +548,7 @@ async def test_many_first_writes_start_one_thread(made):
     assert len([one for one in threading.enumerate() if isinstance(one, BeatThread)]) == 1
 
 
-async def test_closing_records_the_end_and_a_later_write_begins_anew(made, server):
+async def test_closing_records_the_end_of_the_book_and_a_later_write_begins_a_new_book(made, server):
     await made.prepare()
     before = made.book
     await asyncio.to_thread(made.close)
@@ -560,7 +560,7 @@ async def test_closing_records_the_end_and_a_later_write_begins_anew(made, serve
     assert made.claim(frozenset({"mail"}), is_whole=True) is not None
 
 
-async def test_the_thread_ends_with_its_claims(server):
+async def test_the_thread_ends_when_its_claims_are_garbage(server):
     claims = Claims("shop", "state", lambda: server, lambda: [named("mail")], 0.3)
     await claims.prepare()
     incarnation = claims.book.incarnation.hex()
@@ -570,13 +570,13 @@ async def test_the_thread_ends_with_its_claims(server):
     assert server.claims[incarnation]["fenced_by"] == "process"
 
 
-async def test_the_end_of_the_interpreter_records_the_end(made, server):
+async def test_the_end_of_the_interpreter_records_the_end_of_the_book(made, server):
     await made.prepare()
     await asyncio.to_thread(claims_module._close_all)
     assert server.claims[made.book.incarnation.hex()]["fenced_by"] == "process"
 
 
-async def test_a_forked_child_begins_anew_and_leaves_the_claims_to_its_parent(made, server):
+async def test_a_forked_child_begins_a_new_book_and_leaves_the_claims_to_its_parent(made, server):
     await made.prepare()
     before, claim = made.book, made.claim(frozenset({"mail"}), is_whole=True)
     parent = made._thread

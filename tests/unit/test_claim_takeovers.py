@@ -46,7 +46,7 @@ def test_a_process_beats_more_often_while_dispatchers_wait_for_it(is_waiting, mo
 
 
 class Beats:
-    """A recorder without a server, in the place of the claims as well."""
+    """Stands for the recorder and for the claims. It counts beats, and has no server."""
 
     def __init__(self, pause: BeatPause) -> None:
         self.pause = pause
@@ -72,15 +72,15 @@ class Beats:
         assert not self.thread.is_alive()
 
 
-def test_news_bring_a_beat_before_its_time():
+def test_a_changed_claim_brings_the_next_beat_before_its_time():
     with Beats(BeatPause(0.0, 0.0, 3_600.0)) as made:
         for _ in range(3):
             made.bell.ring()
             assert made.beats.acquire(timeout=60)
 
 
-def test_much_news_does_not_bring_more_beats():
-    """The gaps are longer on a busy machine, and never shorter."""
+def test_many_changed_claims_do_not_shorten_the_pause_between_beats():
+    """The pauses may be longer on a busy machine, but never shorter."""
     with Beats(BeatPause(0.2, 0.0, 3_600.0)) as made:
         while len(made.began) < 4:
             made.bell.ring()
@@ -88,7 +88,7 @@ def test_much_news_does_not_bring_more_beats():
     assert all(b - a >= 0.19 for a, b in pairwise(made.began))
 
 
-def test_the_end_does_not_wait_for_the_next_beat():
+def test_the_end_of_the_thread_does_not_wait_for_the_next_beat():
     with Beats(BeatPause(3_600.0, 3_600.0, 3_600.0)):
         pass
 
@@ -97,7 +97,7 @@ def test_the_end_does_not_wait_for_the_next_beat():
 
 
 @pytest.mark.parametrize("seconds", [0, 11, 12, 60, 74])
-def test_a_late_first_seen_claim_counts(seconds):
+def test_a_late_claim_counts_if_it_is_seen_for_the_first_time(seconds):
     """The claim tells what has run, so nothing is in doubt."""
     made = claiming()
     judged = Origins(GROUP).judge(change("insert", made, wall=NOW + seconds))
@@ -145,7 +145,7 @@ def test_a_takeover_has_the_token_of_the_write_as_its_id():
 
 @pytest.mark.parametrize("by", ["its own stamp", "no stamp"])
 def test_a_takeover_gets_the_document_of_its_write_if_no_later_write_of_the_odm_is_known(by):
-    """Writes of other clients leave the stamp, or remove it. Receivers get them afterwards, in order."""
+    """Writes of other clients leave the stamp, or remove it. Receivers get these writes afterwards, in order."""
     one = taken()
     assert superseded(one, row(one.origin if by == "its own stamp" else None, n=9), CODEC_OPTIONS) == one
 
@@ -165,7 +165,7 @@ def test_a_takeover_gets_the_id_of_a_document_that_is_gone():
 @pytest.mark.parametrize(
     ("raw", "is_superseded"),
     [(None, False), (row(None), False), (row(stamp(Call.CREATED)), True)],
-    ids=["gone", "unstamped", "stamped"],  # the same in each process of a parallel run
+    ids=["gone", "unstamped", "stamped"],  # each process of a parallel test run needs the same ids
 )
 def test_a_takeover_of_a_delete_tells_whether_the_document_exists_again(raw, is_superseded):
     found = superseded(taken("delete", Call.DELETED), raw, CODEC_OPTIONS)
@@ -194,7 +194,7 @@ def test_a_takeover_survives_parking(is_superseded):
 # -- parts of a change
 
 
-def test_a_change_is_finished_when_all_its_parts_are():
+def test_a_change_is_finished_when_all_its_parts_are_finished():
     tracker = Tracker("")
     job = Job("01", change(), (Calls(None, "post_save", True, ()),))
     job.parts = 3
@@ -337,7 +337,7 @@ async def test_books_are_read_more_often_while_a_decision_is_urgent(monkeypatch)
     await watch.discard(waiting)
 
 
-async def test_a_claim_that_is_done_needs_one_read():
+async def test_a_claim_that_is_done_needs_one_read_of_its_book():
     store = Store(book(5, ()))
     watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
     await watch.load([taken()])
@@ -353,7 +353,7 @@ async def test_only_named_receivers_are_taken_over():
 
 
 async def test_a_book_is_read_again_for_a_receiver_that_it_named_later():
-    """Otherwise the delivery would be lost: the process names a receiver before it claims it."""
+    """Otherwise the delivery would be lost. A process names a receiver in its book before it claims it."""
     store = Store(book(ids=frozenset()))
     watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
     earlier = claiming(receivers=frozenset())._replace(claim=CLAIM._replace(receivers=frozenset()))
@@ -366,8 +366,8 @@ async def test_a_book_is_read_again_for_a_receiver_that_it_named_later():
     assert store.reads == 2
 
 
-async def test_a_book_is_read_as_of_its_last_claim():
-    """The majority snapshot of a new primary may not have the book yet."""
+async def test_a_book_is_read_as_of_the_latest_change_that_claims():
+    """Without this time, a new primary may answer from a snapshot that does not have the book yet."""
     store = Store(book())
     watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
     late, early = taken(time=5), taken(time=3)

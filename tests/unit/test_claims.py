@@ -82,7 +82,7 @@ def test_a_claim_is_open_until_it_is_done(book: Book) -> None:
     assert book.snapshot() == BookSnapshot(2, (), ())
 
 
-def test_the_end_of_the_last_open_claim_is_told_once_until_the_next_snapshot(clock: Clock) -> None:
+def test_the_end_of_the_last_open_claim_is_reported_once_until_the_next_snapshot(clock: Clock) -> None:
     told: list[str] = []
     book = Book(15.0, clock, lambda: told.append("news"))
     book.acknowledge(clock.time, frozenset())
@@ -98,7 +98,7 @@ def test_the_end_of_the_last_open_claim_is_told_once_until_the_next_snapshot(clo
     assert told == ["news"] * 2
 
 
-def test_a_release_is_told_while_other_claims_are_open(clock: Clock) -> None:
+def test_a_release_is_reported_while_other_claims_are_open(clock: Clock) -> None:
     told: list[str] = []
     book = Book(15.0, clock, lambda: told.append("news"))
     book.acknowledge(clock.time, frozenset())
@@ -148,7 +148,7 @@ def test_a_book_is_valid_for_three_quarters_of_its_timeout_after_the_sending_of_
 
 
 def test_a_late_acknowledgement_does_not_revive_a_book(book: Book, clock: Clock) -> None:
-    """Its claims may have been left to dispatchers already."""
+    """Dispatchers may have taken over its claims already."""
     clock.time += 12.0
     book.acknowledge(clock.time - 0.1, frozenset())
     assert book.is_over
@@ -168,7 +168,7 @@ def test_an_answer_to_an_earlier_beat_does_not_shorten_the_validity(book: Book, 
     assert book.is_valid
 
 
-def test_an_ended_book_starts_nothing(book: Book) -> None:
+def test_an_ended_book_starts_no_receiver_and_makes_no_claim(book: Book) -> None:
     one = claim(book)
     book.end()
     assert not one.may_start
@@ -184,7 +184,7 @@ def test_a_book_with_many_open_claims_makes_no_further_one(book: Book) -> None:
     assert book.claim() is not None
 
 
-def test_a_forked_child_starts_nothing_even_if_a_thread_held_the_lock(book: Book) -> None:
+def test_a_forked_child_starts_no_receiver_even_if_a_thread_held_the_lock(book: Book) -> None:
     one = claim(book)
     assert book._lock.acquire()
     book.leave_to_parent()
@@ -222,7 +222,7 @@ class _SnapshotMeanwhile(set[int]):
 
     def add(self, number: int) -> None:
         self.thread.start()
-        self.thread.join(0.1)  # it waits for the lock
+        self.thread.join(0.1)  # the thread waits for the lock
         super().add(number)
 
 
@@ -274,7 +274,7 @@ def test_a_claim_is_done_if_it_has_a_number_and_is_neither_open_nor_released(
         assert found is (ClaimVerdict.TAKE if fenced else ClaimVerdict.WAIT)
 
 
-def test_a_claim_without_a_document_waits_until_its_process_counts_as_dead() -> None:
+def test_a_claim_without_a_book_waits_until_its_process_counts_as_dead() -> None:
     assert verdict_of(None, 1) is ClaimVerdict.WAIT
     assert verdict_of(None, 1, is_dead=True) is ClaimVerdict.TAKE
 
@@ -296,7 +296,7 @@ def test_a_book_is_silent_without_a_new_beat(document: BookState | None, timeout
     assert sightings.is_silent(b"one", 100.0 + seconds)
 
 
-def test_a_new_beat_begins_the_time_again() -> None:
+def test_a_new_beat_begins_the_timeout_again() -> None:
     sightings = Sightings(0.0)
     sightings.note(b"one", state(beat=1), 100.0)
     sightings.note(b"one", state(beat=2), 110.0)
@@ -304,7 +304,7 @@ def test_a_new_beat_begins_the_time_again() -> None:
     assert sightings.is_silent(b"one", 122.0)
 
 
-def test_a_document_that_disappears_begins_the_time_again_with_the_timeout_of_its_process() -> None:
+def test_a_book_that_disappears_begins_the_timeout_of_its_process_again() -> None:
     sightings = Sightings(5.0)
     sightings.note(b"one", state(), 100.0)
     sightings.note(b"one", None, 111.0)
@@ -322,7 +322,7 @@ def test_an_unknown_book_is_not_silent() -> None:
 GOOD = {"beat": 3, "seconds": 15, "high": 9, "open": [2, 4], "released": [7], "receivers": []}
 
 
-def test_a_document_is_read() -> None:
+def test_the_document_of_a_book_is_read() -> None:
     assert BookState.read(GOOD) == BookState(3, 15.0, BookSnapshot(9, (2, 4), frozenset({7})))
 
 

@@ -1,4 +1,4 @@
-"""The offset of the server's clock is known more closely than one round trip says."""
+"""The offset of the server's clock is known more precisely than from a single round trip."""
 
 import pytest
 from hypothesis import given

@@ -99,7 +99,7 @@ async def test_an_error_of_the_receiver_ends_the_attempt():
     assert len(runs.instances) == 2
 
 
-async def test_endless_conflicts_release_the_place_for_other_deliveries():
+async def test_an_attempt_with_endless_conflicts_ends_at_its_time_limit():
     conflict = transient(112)
     runs = Runs(conflict, None)
     assert await runs.attempt(timeout=0.0) is conflict

@@ -95,7 +95,7 @@ def routed(document: Any, raw: RawBSONDocument) -> list[tuple[str, bool, list[st
         (event("delete"), "post_delete", False),
     ],
 )
-def test_foreign_changes_lead_to_their_natural_signal(thing, raw, signal, created):
+def test_a_foreign_change_has_the_signal_of_its_operation(thing, raw, signal, created):
     assert routed(thing, raw) == [(signal, created, ["first", "second"])]
 
 
@@ -185,7 +185,7 @@ def test_fields_are_compared_by_their_stored_names(thing, changed, names):
     assert routed(thing, removed) == [("post_update", False, names)]
 
 
-def test_delivery_modes(thing):
+def test_a_dispatcher_calls_no_receiver_with_delivery_process(thing):
     @post_save(thing, name="here", delivery="process")
     async def here(sender, **kwargs): ...
 
@@ -197,7 +197,7 @@ def test_delivery_modes(thing):
 
 
 def claimed(document: Any, call: Call, raw: RawBSONDocument, *some: bytes) -> list[tuple[str, bool, list[str]]]:
-    """The receivers of a change that a claim lists."""
+    """The receivers that get a change because a claim lists them."""
     change = decode(raw, CODEC_OPTIONS)
     origin = Stamp(GROUP, call, TOKEN, b"12345678", frozenset(some), claim=Claim(b"incarnat", 1, frozenset(some)))
     calls = Routes([document], GROUP).claimed(change._replace(origin=origin), frozenset(some))
@@ -221,7 +221,7 @@ def test_claimed_receivers_get_the_signal_of_the_call(thing, call, raw, signal, 
     ]
 
 
-def test_claims_and_other_receivers_together_are_all_receivers(thing):
+def test_claimed_and_other_receivers_together_are_all_receivers_of_a_change(thing):
     (first,) = ids(thing, "post_save", "first")
     inserted = event(fullDocument={"_id": ID, FIELD: stamp(Call.CREATED, first)})
     assert claimed(thing, Call.CREATED, inserted, first) == [("post_save", True, ["first"])]
@@ -251,7 +251,7 @@ def test_a_renamed_receiver_is_claimed_by_its_earlier_name(thing):
 
 
 @pytest.mark.parametrize(("delivery", "names"), [("dispatcher", ["moved"]), ("process", [])])
-def test_a_claimed_receiver_may_have_another_mode_since(thing, delivery, names):
+def test_a_claimed_receiver_runs_unless_it_has_delivery_process_now(thing, delivery, names):
     async def moved(sender, **kwargs): ...
 
     post_save(thing, name="moved", delivery=delivery)(moved)
@@ -269,7 +269,7 @@ def test_changed_fields_are_top_level_names_without_the_stamp():
     assert decode(raw, CODEC_OPTIONS).names == {"a", "d", "e", "g", "h"}
 
 
-def test_an_undecodable_event_names_its_value():
+def test_an_undecodable_event_names_the_value_that_can_not_be_decoded():
     raw = bytearray(event(fullDocument={"_id": ID, "when": datetime.datetime(2026, 1, 1)}).raw)
     at = raw.index(b"when\0") + len(b"when\0")
     raw[at : at + 8] = (10**16).to_bytes(8, "little")  # the year 318857
@@ -288,7 +288,7 @@ def broken(raw: RawBSONDocument, text: bytes) -> RawBSONDocument:
     return RawBSONDocument(data.replace(text, b"\xff" + text[1:]))
 
 
-def test_a_document_that_can_not_be_decoded_is_of_no_harm_to_the_stamp():
+def test_the_stamp_of_a_document_that_can_not_be_decoded_is_read():
     packed = stamp(Call.DELETED)
     description = {"updatedFields": {FIELD: packed}, "removedFields": [], "truncatedArrays": []}
     document = {"_id": ID, "name": "broken", FIELD: packed}
@@ -369,7 +369,7 @@ def test_the_fingerprint_depends_on_the_namespaces_and_not_on_their_order():
         (None, {"a": 1}, "replace"),
     ],
 )
-def test_the_pre_image_shows_that_a_replace_changes_only_the_stamp(before, after, operation):
+def test_the_pre_image_shows_whether_a_replace_changes_only_the_stamp(before, after, operation):
     images = {"fullDocument": {"_id": 1, **after}}
     if before is not None:
         images["fullDocumentBeforeChange"] = {"_id": 1, **before}

@@ -71,7 +71,7 @@ def test_a_dead_letter_can_hold_any_error(error):
     assert letter.fields["error"]["message"].startswith(type(error).__name__)
 
 
-def test_a_change_returns_its_documents_repeatedly():
+def test_a_change_keeps_its_original_documents_although_receivers_change_them():
     one = change(fullDocument={"_id": 1, "tags": ["a"]}, fullDocumentBeforeChange={"_id": 1})
     assert one.document is not None
     one.document["tags"].append("b")

@@ -191,7 +191,7 @@ async def test_defining_documents_opens_nothing(registry: mongoz.Registry) -> No
 # -- instances ---------------------------------------------------------------------------------------
 
 
-def test_dump_repr_and_equality() -> None:
+def test_instances_are_compared_by_value_and_shown_by_id() -> None:
     user, id_ = define(), mongoz.ObjectId()
     one, two = hydrate(user, {"_id": id_, "title": "a"}), hydrate(user, {"_id": id_, "title": "a", "_mongoz": b""})
     assert one == two == user(id=id_, title="a") == user(_id=id_, title="a")
@@ -364,7 +364,7 @@ def test_an_id_that_a_base_class_declares_is_stored_as_the_id(bases):
     check_id(define("Own", *bases, fields={"name": mongoz.String(default="")}))
 
 
-def test_string_annotations_of_local_classes():
+def test_string_annotations_of_local_classes_are_resolved():
     class LocalPart(mongoz.EmbeddedDocument):
         number: int = mongoz.Integer(default=1)
 

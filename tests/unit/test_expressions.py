@@ -94,7 +94,7 @@ def test_q_where_is_javascript() -> None:
             Q.where("age", wrong)
 
 
-def test_q_sorts() -> None:
+def test_q_asc_and_desc_are_sort_expressions() -> None:
     assert Q.asc("name") == SortExpression("name", Order.ASCENDING)
     assert Q.desc(Person.name) == SortExpression(Person.name, Order.DESCENDING)
 

@@ -92,7 +92,7 @@ def test_choices_are_accepted_in_every_form() -> None:
     movie.medium = "unknown"
 
 
-def test_labels() -> None:
+def test_the_display_method_returns_the_label_of_the_value() -> None:
     movie = Movie(movie_type="K1", medium="dvd", lead=Role(kind="S1"))
     assert movie.get_movie_type_display() == "Feature"
     assert movie.get_medium_display() == "DVD"

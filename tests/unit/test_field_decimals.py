@@ -128,7 +128,7 @@ def test_copies_still_equal_a_decimal128(again: Any) -> None:
     assert again(Movie(price="28.50").price) == Decimal128("28.5")
 
 
-def test_dumps() -> None:
+def test_a_dump_has_a_decimal128_and_json_has_a_string() -> None:
     movie = Movie(price="28.50", fees=["1.25"])
     dumped = movie.model_dump()
     assert type(dumped["price"]) is Decimal128
@@ -157,7 +157,7 @@ def test_a_default_is_converted() -> None:
 
 
 @pytest.mark.parametrize("mode", ["validation", "serialization"])
-def test_json_schemas(mode: Any) -> None:
+def test_a_decimal_field_has_a_json_schema(mode: Any) -> None:
     assert Movie.model_json_schema(mode=mode)["properties"]["price"]
 
 

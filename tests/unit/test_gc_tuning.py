@@ -23,7 +23,7 @@ async def test_cycles_are_collected_by_the_clock(monkeypatch):
         await eventually(lambda: new() is None)
         old = Cycle()
         seen = weakref.ref(old)
-        gc.collect()  # moves it to the oldest generation
+        gc.collect()  # moves the cycle to the oldest generation
         del old
         await eventually(lambda: seen() is None)
     assert gc.get_threshold() == thresholds

@@ -235,7 +235,7 @@ def of_topic(*members: MemberStatus, of: RelayStatus, is_relay: bool = False) ->
     return health_of(status)
 
 
-def test_a_group_is_behind_if_its_relay_is():
+def test_a_group_is_behind_if_its_relay_is_behind():
     assert of_topic(member(a=GOOD), of=relay()).health == "delivering"
     late = of_topic(member(a=GOOD), of=relay(lag=12.0))
     assert (late.health, late.why) == ("behind", "the relay is 12 s behind")

@@ -35,7 +35,7 @@ class Group:
         self.finished |= numbers & set(self.mine(partition))
 
     def position(self, partition: int) -> tuple[int, list[int]]:
-        """The position of a partition, and the finished changes behind it."""
+        """The position of a partition, and the finished changes after it."""
         begin, _ = self.begins[partition]
         mine = [n for n in self.mine(partition) if n > begin]
         for number in mine:
@@ -76,7 +76,7 @@ def test_after_repartitions_exactly_the_finished_changes_are_skipped(changes, ro
 
 
 @given(changes, rounds)
-def test_nothing_is_inherited_once_all_changes_are_finished(changes, rounds):
+def test_no_fact_is_inherited_any_more_once_all_changes_are_finished(changes, rounds):
     group = Group(changes)
     for partitions, worked in rounds:
         for partition in range(group.partitions):

@@ -1,4 +1,4 @@
-"""Changes behind delete markers: each keeps its place, and the position passes no unfinished change."""
+"""Changes after a delete marker keep their place in the stream, and the position passes no unfinished change."""
 
 import random
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ def change(number: int, operation: str, id_: int, time: int, transaction: int | 
 
 
 class Progress:
-    """The order of a stream, and its changes finished by earlier processes."""
+    """The order of a stream, and the changes that earlier processes have finished."""
 
     def __init__(self) -> None:
         self.tracker = Tracker("")
@@ -63,7 +63,7 @@ def make() -> Entered:
     return Entered(intake, progress.tracker, lanes)
 
 
-# Transactions of some operations on some documents; 0 is the time between two transactions.
+# Each transaction has some operations on three documents.
 OPERATIONS = st.tuples(st.sampled_from(["marker", "delete", "update", "untouched", "finished"]), st.integers(1, 3))
 TRANSACTIONS = st.lists(st.lists(OPERATIONS, min_size=1, max_size=8), min_size=1, max_size=5)
 
@@ -129,7 +129,7 @@ def test_the_position_passes_nothing_unfinished_and_never_lies_between_a_marker_
         assert tokens == sorted(tokens)
 
 
-def test_a_change_behind_a_marker_delays_no_change_of_another_document():
+def test_a_change_that_waits_behind_a_marker_delays_no_change_of_another_document():
     entered, markers = make(), DeleteMarkers()
     for one in markers.settle(
         [change(1, "marker", 1, 1, 1), change(2, "update", 1, 1, 1), change(3, "update", 2, 1, 1)]

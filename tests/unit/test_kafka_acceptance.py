@@ -81,7 +81,7 @@ def test_a_group_starts_in_the_middle_of_a_term_and_accepts_its_next_number() ->
     assert accept(start, place(5, 8))[0] is Decision.DELIVER
 
 
-def test_a_reader_continues_at_the_position_of_the_relay_if_that_passed_lost_records() -> None:
+def test_a_reader_continues_at_the_position_of_the_relay_if_the_relay_passed_lost_records() -> None:
     behind = LogPosition(2, 5, 0, "c")
     assert resume(behind, READER, beginning=4) == READER
     assert resume(behind, READER, beginning=12) == READER._replace(offset=12)

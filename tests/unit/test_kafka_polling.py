@@ -28,7 +28,7 @@ class Client:
         return self._next(self._polls, None)
 
     def consume(self, _most: int, _timeout: float) -> Any:
-        """The messages after it."""
+        """The messages after the polled one."""
         return self._next(self._rests, [])
 
     @staticmethod

@@ -62,10 +62,10 @@ class MemoryLog:
     """A partition in memory.
 
     Attributes:
-        records: with their offsets.
-        term: of the relay, as the last look knows it.
-        next_term: of the relay now.
-        is_open: whether it is read.
+        records: the records with their offsets.
+        term: the highest term of the relay, as the last look has found it.
+        next_term: the highest term of the relay, as the next look finds it.
+        is_open: whether a source reads the partition.
     """
 
     name = "partition 0 of the topic 'test'"
@@ -157,7 +157,7 @@ def source_of(
 
 
 async def batches_of(log: MemoryLog, start: Start = FIRST, **options: Any) -> list[Batch]:
-    """All batches up to the end of the log, and an empty one."""
+    """All batches up to the end of the log, and the empty batch after it."""
     source, found = source_of(log, start, **options), []
     async with aclosing(source.batches(start)) as batches:
         async for batch in batches:
@@ -190,13 +190,13 @@ async def test_the_tools_of_kafka_see_the_saved_offset_of_this_topic(topic_id: s
     assert log.committed == committed
 
 
-async def test_a_second_term_repeats_events_and_a_zombie_is_refused() -> None:
+async def test_events_that_a_second_term_repeats_come_once_and_a_zombie_is_refused() -> None:
     log = MemoryLog(
         encode(3, 0, made(1)),
         encode(3, 1, made(2)),
         encode(4, 0, made(2)),
         encode(4, 1, made(3)),
-        encode(3, 2, made(3)),  # of the zombie
+        encode(3, 2, made(3)),  # a record of the zombie
         encode(4, 2, made(4)),
     )
     batches = await batches_of(log)
@@ -240,7 +240,7 @@ async def test_an_idle_partition_gets_the_token_of_the_relay() -> None:
     batches = await batches_of(log)
     assert batches[-1].token == token(7)
     log.add(encode(3, 1, made(2)))
-    log.relay = LogPosition(2, 3, 1, token(8))  # it is still to be read
+    log.relay = LogPosition(2, 3, 1, token(8))  # the record before this position is still to be read
     assert (await batches_of(log, Start(token=token(1), place=place(1, 3, 0))))[0].token == token(2)
 
 
@@ -281,7 +281,7 @@ async def test_an_emptied_quiet_partition_is_no_lost_history() -> None:
     assert batches[-1].place == place(1, 3, 0)
 
 
-async def test_removed_refused_records_are_no_lost_history() -> None:
+async def test_refused_records_that_retention_removed_are_no_lost_history() -> None:
     log = MemoryLog(encode(3, 0, made(1)), *(encode(2, i, made(i + 1)) for i in range(4)), encode(3, 1, made(2)))
     log.relay = LogPosition(1, 3, 0, token(1))
     log.retain(4)
@@ -316,7 +316,7 @@ async def test_a_log_that_ends_before_the_position_is_lost_history() -> None:
     assert after.place == place(1, 3, 2)
 
 
-async def test_history_that_the_relay_lost_is_lost_for_readers_and_they_continue_behind_it() -> None:
+async def test_history_that_the_relay_lost_is_lost_for_readers_which_continue_after_it() -> None:
     gap = GapNotice(token(3), "history_lost", token(1), token(3), "resume")
     log = MemoryLog(encode(3, 0, made(1)), encode_gap(3, 1, gap), encode(3, 2, made(4)))
     _, after = await lost(log)
@@ -324,7 +324,7 @@ async def test_history_that_the_relay_lost_is_lost_for_readers_and_they_continue
     assert tokens(await batches_of(log, after)) == [token(4)]
 
 
-async def test_a_gap_of_one_event_keeps_its_place() -> None:
+async def test_a_gap_of_one_event_comes_in_the_order_of_the_events() -> None:
     gap = GapNotice(token(2), "oversize", token(1), token(2))
     log = MemoryLog(encode(3, 0, made(1)), encode_gap(3, 1, gap), encode(3, 2, made(3)))
     first, lost_one, last, _ = await batches_of(log)
@@ -367,7 +367,7 @@ def completed(
 
 
 async def events_of(source: CompletedTopic, start: Start, log: MemoryLog, most: int = 1_000) -> list[Batch]:
-    """All batches up to the end of the log, and an empty one; at most this number."""
+    """All batches up to the end of the log, and the empty batch after it, but at most `most` batches."""
     found: list[Batch] = []
     async with aclosing(source.batches(start)) as batches:
         async for batch in batches:
@@ -411,7 +411,7 @@ async def test_history_that_the_relay_skipped_comes_from_the_oplog() -> None:
 
 @pytest.mark.parametrize("count", range(1, 6))
 async def test_a_process_that_ends_while_it_reads_the_oplog_continues_after_its_token(count: int) -> None:
-    """The saved place is the one from before."""
+    """The saved place is still the place before the oplog was read."""
     log, oplog = retained(), [made(i) for i in range(1, 9)]
     first = await events_of(completed(log, *oplog), FIRST, log, most=count)
     start = Start(token=first[-1].token, place=first[-1].place or FIRST.place)
@@ -443,7 +443,7 @@ async def test_one_change_stream_waits_for_another_one() -> None:
 
 @pytest.mark.parametrize("known", [0, 1, 2])
 async def test_a_delete_from_the_oplog_has_the_stamp_of_its_marker(known: int) -> None:
-    """Also if the position lies between the two. The marker is not delivered."""
+    """This holds if the position lies between marker and delete, too. The marker itself is not delivered."""
     own = [stamp(Call.DELETED, 1), stamp(Call.DELETED, 1)]
     oplog = [marker(1, own[0]), deleted(2), made(3)]
     log = MemoryLog(encode(3, 0, deleted(2), own[0].pack()), encode(3, 1, made(3)), encode(3, 2, made(4)))
@@ -512,7 +512,7 @@ async def test_a_partition_that_has_lost_the_start_is_not_open() -> None:
     since=st.integers(0, 30),
 )
 def test_merged_partitions_come_in_the_order_of_their_tokens(where: list[int], size: int, since: int) -> None:
-    """Partition 3 may be empty. No token is later than a change that follows."""
+    """Partition 3 may be empty. No token of a batch is later than a change in a following batch."""
     logs, numbers = [MemoryLog() for _ in range(4)], [0] * 4
     for number, partition in enumerate(where, 1):
         logs[partition].add(encode(3, numbers[partition], made(number)))
@@ -616,7 +616,7 @@ def deleted(number: int) -> bytes:
 
 
 async def changes_of(log: MemoryLog, start: Start = FIRST) -> list[Change]:
-    """The changes that a reader makes of a log, behind its start."""
+    """The changes that a reader makes of a log, after its start."""
     source = source_of(log, start)
     reader, changes = reader_of(source), []
     assert start.token is not None
@@ -647,7 +647,7 @@ async def test_a_position_between_a_marker_and_its_delete_keeps_the_stamp() -> N
     assert delete.origin == own
 
 
-async def test_a_repeated_event_does_not_use_up_its_stamp() -> None:
+async def test_a_repeated_event_does_not_affect_the_stamp_of_a_later_event() -> None:
     own = stamp(Call.CREATED, 1)
     log = MemoryLog(encode(3, 0, made(1)), encode(4, 0, made(1)), encode(4, 1, inserted(2, own)))
     changes = await changes_of(log)
@@ -665,7 +665,7 @@ async def test_a_repetition_that_is_read_together_with_its_event_does_not_use_up
     "start", [Start(token=token(1), place=place(1, 3, 0)), Start(token=token(1), place=place(0, 0, -1))]
 )
 async def test_the_stamps_before_a_position_are_read_again(start: Start) -> None:
-    """Also between the saved place and the saved token."""
+    """The stamps between the saved place and the saved token are read, too."""
     own = stamp(Call.CREATED, 1)
     log = MemoryLog(encode(3, 0, inserted(1, own)), encode(3, 1, inserted(2, own)))
     (copy,) = await changes_of(log, start)
@@ -676,7 +676,7 @@ async def test_a_zombies_later_events_do_not_count_as_seen() -> None:
     own = stamp(Call.CREATED, 1)
     log = MemoryLog(
         encode(4, 0, made(1)),
-        encode(3, 5, inserted(2, own)),  # of the zombie
+        encode(3, 5, inserted(2, own)),  # a record of the zombie
         encode(4, 1, inserted(2, own)),
     )
     changes = await changes_of(log, Start(token=token(1), place=place(2, 4, 0)))
@@ -751,7 +751,7 @@ def test_the_quick_look_leaves_each_other_record_to_the_rule(record: tuple[int, 
 def test_a_saved_token_and_place_lose_and_repeat_nothing(
     terms: list[int], size: int, order: Any, kill: int
 ) -> None:
-    """Each term begins again at an earlier event; some changes are finished before a kill."""
+    """A term may repeat the last events of the term before. Some changes are finished before a kill."""
     values, event_number = [], 0
     for term, count in enumerate(terms, 1):
         event_number = max(0, event_number - order.randint(0, 2))

@@ -214,7 +214,7 @@ async def test_the_event_loop_runs_other_tasks_under_load():
     keys=st.integers(1, 20),
     concurrency=st.integers(1, 4),
 )
-def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrency):
+def test_jobs_that_pause_keep_their_order_and_the_limit_of_concurrent_jobs(pauses, keys, concurrency):
     """During a pause of a job, jobs of other keys run within the limit."""
     seen: dict[int, list[int]] = defaultdict(list)
     busy: set[int] = set()
@@ -254,8 +254,8 @@ def test_jobs_that_pause_keep_their_order_and_the_bound(pauses, keys, concurrenc
     assert most <= concurrency
 
 
-async def test_a_pausing_job_gives_its_place_to_another():
-    """With a single place. A job whose pause is over gets the place before new jobs."""
+async def test_another_job_runs_while_a_job_pauses():
+    """Only one job runs at a time. A job whose pause is over continues before new jobs begin."""
     order: list[str] = []
 
     async def work(one: Job) -> None:
@@ -275,7 +275,7 @@ async def test_a_pausing_job_gives_its_place_to_another():
 
 
 async def test_after_the_grace_period_receivers_are_cancelled_and_writes_finish():
-    """The result of a delivery is recorded."""
+    """So the result of a finished delivery is recorded."""
     calling: set[asyncio.Task] = set()
     written, finished = asyncio.Event(), []
 
@@ -347,7 +347,7 @@ async def test_a_stop_interrupts_pauses_at_once():
     assert made.capacity.in_flight == 0
 
 
-def test_deliveries_that_wait_for_claims_take_bytes_of_the_queue_and_no_places():
+def test_deliveries_that_wait_for_claims_take_bytes_but_no_places_of_the_queue():
     capacity = Capacity(Bounds(concurrency=1, max_queued=10, max_bytes=1_000))
     capacity.waiting, capacity.queued_bytes = 500, 900
     assert not capacity.full

@@ -53,7 +53,7 @@ def test_with_a_registry_there_must_be_a_database(registry: mongoz.Registry) -> 
     assert define(Base, database="shop").meta.database.name == "shop"
 
 
-def test_inheritance(registry: mongoz.Registry) -> None:
+def test_subclasses_inherit_all_options_except_abstract_and_collection(registry: mongoz.Registry) -> None:
     Base = define(registry=registry, database="shop", abstract=True, autogenerate_index=True, name="Base")
     Movie = define(Base)
     assert Movie.meta.registry is registry
@@ -90,7 +90,7 @@ def test_a_class_without_fields_is_abstract(registry: mongoz.Registry) -> None:
         Base.get_collection()
 
 
-async def test_without_a_registry() -> None:
+async def test_calls_without_a_registry_are_errors() -> None:
     Movie = define()
     movie = Movie(name="Up")
     assert (Movie.meta.registry, Movie.meta.database, Movie.meta.collection) == (None, None, None)
@@ -99,7 +99,7 @@ async def test_without_a_registry() -> None:
             await call()
 
 
-def test_several_classes_of_one_name(registry: mongoz.Registry) -> None:
+def test_a_name_stands_for_its_latest_class_and_all_classes_are_listed(registry: mongoz.Registry) -> None:
     first = define(registry=registry, database="shop")
     second = define(registry=registry, database="shop", collection="x")
     define(registry=registry, database="shop", abstract=True)

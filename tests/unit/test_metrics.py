@@ -259,7 +259,7 @@ def test_a_silent_stream_is_lag():
     assert lag.seconds(30.0, 1_020.0, None) == 20
 
 
-def test_seconds_of_dates():
+def test_dates_become_seconds_since_the_epoch():
     moment = datetime(2024, 2, 29, 12, 0, 0, 500_000, tzinfo=UTC)
     assert seconds_of(moment) == moment.timestamp()
     assert seconds_of(moment.replace(tzinfo=None)) == moment.timestamp()

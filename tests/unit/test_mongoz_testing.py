@@ -162,7 +162,7 @@ async def test_a_single_signal_can_be_captured(User):
         captured.assert_fired("post_sav")
 
 
-async def test_a_custom_signal_without_a_document():
+async def test_a_custom_signal_without_a_document_can_be_captured():
     paid = Signal()
     with capture(paid) as captured:
         await paid.send("shop", amount=5)

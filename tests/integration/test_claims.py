@@ -219,7 +219,7 @@ async def test_claims_of_a_transaction_stay_open_until_their_receivers_end(regis
     assert registry.claims.book.snapshot() == (2, (), ())
 
 
-async def test_a_call_that_the_end_of_its_event_loop_tears_releases_its_claim(mongo, database, announced):
+async def test_a_call_that_ends_with_its_event_loop_releases_its_claim(mongo, database, announced):
     """The end of the event loop cancels the receiver."""
     registry = claiming(mongo.url, database)
     entered = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Claims of processes that fork, that block their event loop, of which several die, or whose versions differ."""
+"""Claims of processes that fork, block their event loop, die together, or have different receivers."""
 
 import asyncio
 import os

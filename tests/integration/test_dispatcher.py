@@ -590,7 +590,7 @@ async def test_the_number_of_changes_finished_ahead_of_a_slow_document_is_bounde
 
 
 async def test_the_memory_of_changes_finished_ahead_is_bounded_with_long_ids(foreign, dispatched, database):
-    """A resume token contains the `_id`, so it is as long."""
+    """A resume token contains the `_id`, so a long `_id` makes a long token."""
     gate, calls = asyncio.Event(), []
 
     class Page(mongoz.Document):

@@ -162,9 +162,8 @@ async def test_a_malformed_token_ends_the_dispatcher_that_claims_the_partition(
         elsewhere = {"owner": "elsewhere", "boot": None, "token": "nonsense"}
         positions.update_one({"_id": f"{database}:1"}, {"$set": elsewhere, "$inc": {"term": 1}})
         await eventually(lease.lost.is_set)
-        await eventually(
-            running.task.done
-        )  # the lease of `elsewhere` ends, and this dispatcher claims the partition
+        # The lease of `elsewhere` ends, and this dispatcher claims the partition.
+        await eventually(running.task.done)
         with pytest.raises(PositionError, match=f"'{database}:1'.*'nonsense' as token, not a resume token"):
             await running.task
 

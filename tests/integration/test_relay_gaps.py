@@ -50,9 +50,8 @@ async def test_lost_history_ends_the_relay_or_is_a_gap_in_every_partition(
             async with relaying(registry, broker.address, name) as relay:
                 await relay.published("9")
         async with relaying(registry, broker.address, name, on_history_lost="resume") as relay:
-            await relay.published(
-                directly_after(before.position.token)
-            )  # the gap is published, the stream goes on
+            # The gap is published, and the stream goes on.
+            await relay.published(directly_after(before.position.token))
             foreign["orders"].insert_one({"_id": 2})
             await relay.published(await last_token(foreign, client, database))
     read = accepted(broker.address, f"mongoz.{name}")

@@ -28,7 +28,7 @@ async def either(request: Any, mongo: Any, database: str) -> Any:
 
 
 async def test_a_transaction_of_a_dead_member_is_ended(dispatched, database, foreign, client, opened):
-    """A SIGKILL leaves a transaction open. Its locks would stay for a minute and block a repetition."""
+    """A SIGKILL leaves a transaction open. If nobody ends it, its locks block a repetition for a minute."""
     account, booked = make_account(dispatched, database), []
     foreign["totals"].insert_one({"_id": 1, "n": 0})
 

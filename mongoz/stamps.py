@@ -192,7 +192,7 @@ def claiming_form(group: str, call: Call, receivers: frozenset[bytes], claimed: 
         group: as in `Stamp`.
         call: as in `Stamp`.
         receivers: all receivers that the process runs.
-        claimed: the claimed ones of them.
+        claimed: the receivers among them that the process claims.
 
     Raises:
         ValueError: the group's name is longer than 255 bytes.

@@ -1,6 +1,6 @@
 """Claimed receivers that this application does not have: an older version runs, or the receiver was removed.
 
-Their deliveries are parked and never finished, until a dispatcher with the receiver starts.
+Their deliveries stay parked until a dispatcher with the receiver starts.
 """
 
 from functools import cache
@@ -13,7 +13,7 @@ from mongoz.signals.receivers import Receiver
 
 @cache
 def calls_of_orphan(named: NamedReceiver, *, created: bool) -> Calls:
-    """The call of a receiver of which only the names are known. It can be parked, but not made."""
+    """The call of a receiver that is known only by its names. The call can be parked, but not made."""
     module, _, name = named.sender.rpartition(".")
     document = type(name, (), {"__module__": module})
     receiver = Receiver(_absent, named.name, 0, id=named.id, former_ids=named.former)

@@ -39,15 +39,15 @@ class ClaimStore:
 
         Args:
             incarnations: of the books.
-            since: the books have at least the beats that were acknowledged before this time of the server. After
-                an election, the majority snapshot of the new primary may be older.
+            since: a time of the server. The read sees all beats that were acknowledged before. Without this time,
+                it may miss beats after an election, because the majority snapshot of the new primary may be older.
         """
         try:
             return await self._read(incarnations, since)
         except OperationFailure as error:
             if since is None or error.code != _INVALID_OPTIONS:
                 raise
-            # The time is later than the server's: a topic has changes of an earlier deployment.
+            # `since` is later than the server's present time: a topic has changes of an earlier deployment.
             return await self._read(incarnations, None)
 
     async def _read(
@@ -67,7 +67,7 @@ class ClaimStore:
         """End a book, if its document still has this beat. No beat changes it afterwards.
 
         Returns:
-            The fenced book; None if the process was quicker.
+            The fenced book; None if its document was changed or fenced before.
         """
         condition: dict[str, Any] = {_ID: incarnation.hex(), "beat": beat, "fenced_at": {"$exists": False}}
         change = {"$set": {"fenced_by": by}, "$currentDate": {"fenced_at": True}}

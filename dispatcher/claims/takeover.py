@@ -58,13 +58,13 @@ class Takeovers:
 
 
 def claimed(change: Change) -> Change:
-    """The change for the claimed receivers, to whom the token of the write is the id of the delivery."""
+    """The change for the claimed receivers. They get the token of the write as `delivery.id`."""
     assert change.origin is not None
     return change._replace(delivery_id=str(change.origin.token), is_claimed=True)
 
 
 def superseded(change: Change, raw: bytes | None, codec_options: CodecOptions[Any]) -> Change:
-    """The change with the current document, if a later write of the ODM may have been told to the same receivers.
+    """The change with the current document, if the same receivers may have got a later write of the ODM.
 
     Args:
         change: a change that is taken over.

@@ -78,13 +78,16 @@ class Sightings:
         before = self._seen.get(incarnation)
         if state is not None:
             beat, seconds = state.beat, max(state.seconds, self._timeout)
-        else:  # its own timeout may be known from before
+        else:  # an earlier read may have shown the timeout of the book
             beat, seconds = None, self._timeout if before is None else before.seconds
         if before is None or before.beat != beat:
             self._seen[incarnation] = _Sighting(beat, seconds, at)
 
     def is_silent(self, incarnation: bytes, now: float) -> bool:
-        """Whether a book may be fenced. A book whose document is missing counts as fenced from then on."""
+        """Whether a book has had no new beat for so long that it may be fenced.
+
+        A silent book without a document can't be fenced. Its process counts as dead.
+        """
         seen = self._seen.get(incarnation)
         if seen is None:
             return False

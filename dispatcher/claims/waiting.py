@@ -1,11 +1,12 @@
-"""The claimed deliveries of one partition that wait for their process, and the deliveries that wait for them.
+"""The waiting deliveries of one partition.
 
-A claim does not occupy the lane of its document: other receivers get later changes of the document meanwhile. Only
-later deliveries of the same document to the same receiver wait. They and the claim form a chain. When the process
-has finished the claim, the chain goes on; when the process is dead, the dispatcher makes the delivery first.
+A claimed delivery waits for the process that wrote. A claim does not occupy the lane of its document: other
+receivers get later changes of the document meanwhile. Only later deliveries of the same document to the same
+receiver wait. They and the claimed delivery form a chain. When the process has finished the claim, the chain goes
+on. When the process is dead, the dispatcher makes the claimed delivery, and then the chain goes on.
 
-Nearly all claims are done a second later, and nothing waits for them. So a claim becomes chains, one for each
-receiver, only if a delivery waits for it, or if it is taken over.
+Nearly all claims are done within a second, and nothing waits for them. So a claim becomes chains, one for each
+receiver, only if a delivery waits for the claim, or if the claim is taken over or parked.
 
 A chain that waits for long is parked as a whole: its deliveries then wait in the database.
 """
@@ -68,7 +69,7 @@ class _UndecidedDocument:
 
     Attributes:
         claims: in the order of the stream.
-        receivers: the ids of their receivers, and of those of finished ones.
+        receivers: the ids of the claimed receivers. Claims that are done meanwhile leave their ids here.
     """
 
     claims: list[_UndecidedClaim]
@@ -76,10 +77,10 @@ class _UndecidedDocument:
 
 
 class _WaitingPart(NamedTuple):
-    """A delivery of a job that waits.
+    """A waiting delivery: one part of a job.
 
     Attributes:
-        job: of the change. It is finished when all its parts are.
+        job: of the change. The job is finished when all its parts are finished.
         calls: of one receiver.
         claim: the claim of the process to this delivery; None if the delivery only waits for earlier ones.
         since: the time since which it waits.
@@ -162,7 +163,7 @@ class WaitingClaims:
         self._deliver = deliver
         self._deliver_parked = deliver_held
         self._on_finished = on_finished
-        # In the order of the stream; and the same by document.
+        # The undecided claims: in the order of the stream, and by document.
         self._open: dict[Job, _UndecidedClaim] = {}
         self._open_of: dict[Hashable, _UndecidedDocument] = {}
         # By document, then by the name of the receiver.
@@ -199,7 +200,7 @@ class WaitingClaims:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether deliveries wait for claims, or claims take much room."""
+        """Whether deliveries wait for claims, or waiting deliveries should leave the memory."""
         return self._followers > 0 or self._is_crowded()
 
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
@@ -221,9 +222,9 @@ class WaitingClaims:
         """Let the claimed deliveries of a change wait, or take them over at once.
 
         Args:
-            job: of the change. These deliveries are one of its parts.
+            job: of the change. The claimed deliveries together are one part of the job.
             change: the change.
-            verdict: about the claim. The claim is not done.
+            verdict: about the claim: it is not done.
         """
         assert change.origin is not None
         assert change.origin.claim is not None
@@ -450,7 +451,7 @@ class WaitingClaims:
         return await self._takeovers.prepare(change)
 
     def _end_parked(self, key: Hashable, name: str) -> None:
-        """Go on with what has joined a chain since it was parked."""
+        """Go on with the deliveries that have joined a chain while its others were parked."""
         self._chains[key][name].runs = False
         self._advance(key, name)
 
@@ -466,7 +467,8 @@ class WaitingClaims:
         """Finish the first delivery of a chain.
 
         Args:
-            is_awaited: a claim counts in `Job.awaited` until now. A delivery that was made here does not.
+            is_awaited: whether a claimed delivery still counts in `Job.awaited`. A delivery that was made here
+                does not count any more.
         """
         part = chain.parts.popleft()
         if part.claim is None:

@@ -26,7 +26,7 @@ from mongoz.stamps import Claim
 # Seconds between two reads of the books that claims wait for.
 _PACE: Final = 1.0
 
-# The same while deliveries wait for these claims.
+# The same while a decision is urgent.
 _URGENT_PACE: Final = 0.25
 
 _EARLIEST: Final = Timestamp(0, 0)
@@ -40,14 +40,14 @@ class FollowedClaims(Protocol):
 
     @property
     def incarnations(self) -> Collection[bytes]:
-        """The books that they wait for."""
+        """The books that the claims wait for."""
 
     @property
     def is_urgent(self) -> bool:
         """Whether a decision is urgent."""
 
     def decide(self) -> None:
-        """Decide about them: the books were read again."""
+        """Decide about the claims, after the books were read again."""
 
 
 class ClaimWatch:
@@ -97,7 +97,8 @@ class ClaimWatch:
     def _is_unknown(self, claim: Claim) -> bool:
         """Whether the book of a claim must be read.
 
-        A beat names the receivers before a claim lists them. So a book without one of the names was read earlier.
+        A beat names a receiver before a claim lists it. So if a known book lacks a claimed receiver, that book was
+        read before this beat.
         """
         incarnation = claim.incarnation
         if incarnation not in self._states:

@@ -178,7 +178,7 @@ def _lag(name: str, seconds: float | None, more: str = "") -> _Fact:
 
 
 def _brokers(overview: "GroupStatus") -> _Fact:
-    """What the live processes say of the brokers. This command does not ask the brokers itself."""
+    """The report of the live processes about the brokers. This command does not ask the brokers itself."""
     if overview.broker_troubles:
         return "brokers", "; ".join(overview.broker_troubles), "bold red"
     if overview.alive or (overview.relay is not None and overview.relay.alive):
@@ -253,7 +253,7 @@ def _relay_summary(overview: "GroupStatus") -> list[_Fact]:
 
 
 def _claims_summary(overview: "GroupStatus") -> list[_Fact]:
-    """The facts about claims: what is open, what waits, and what dispatchers have taken over."""
+    """The facts about claims: open claims, deliveries that wait for them, and takeovers."""
     claims = overview.claims
     processes = f"{claims.processes} process{'' if claims.processes == 1 else 'es'}"
     facts = [("claims", f"{_counted('claims', claims.open, overview)} open, {processes}", "")]

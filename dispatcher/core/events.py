@@ -60,7 +60,7 @@ class Start(NamedTuple):
     """The start of a source: after a token, at a time, or now if both are None.
 
     Attributes:
-        place: for a topic, a place whose accepted records are all finished; None if it is unknown.
+        place: for a topic, a place up to which all accepted records are finished; None if it is unknown.
     """
 
     token: str | None = None
@@ -230,7 +230,7 @@ class Job:
         parts: the number of parts that are not finished: the calls together are one, and each delivery that waits
             for a claim is one, see `claims/waiting.py`.
         has_ended_part: whether a delivery that waited for a claim was made or parked.
-        awaited: the number of parts that are up to the writing process: its claim is not decided yet.
+        awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
     """
 
     __slots__ = (

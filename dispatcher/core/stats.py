@@ -265,9 +265,10 @@ class ClaimGauges(NamedTuple):
     """The deliveries of one pipeline that wait in memory for the processes that wrote.
 
     Attributes:
-        waiting: their number: claimed deliveries, and later ones of the same documents to the same receivers.
+        waiting: the number of these deliveries: claimed ones, and later ones of the same documents to the same
+            receivers.
         oldest_seconds: how long ago the oldest of these writes was committed; 0 if there is none.
-        processes: their number by the book of the process, for the books with the most of them.
+        processes: the number of deliveries that wait for each book, for the books with the highest numbers.
     """
 
     waiting: int = 0

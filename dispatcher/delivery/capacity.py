@@ -42,8 +42,8 @@ class Capacity:
         away: number of jobs in a pause.
         queued: number of jobs in the lanes that are not finished.
         queued_bytes: bytes of the events of these jobs and of the waiting deliveries.
-        waiting: number of deliveries that wait for a claim. They are many if an application writes much, and a
-            short time later they end without work, so only their bytes are limited.
+        waiting: number of deliveries that wait for a claim. An application that writes much causes many of them,
+            but nearly all soon end without work. So only their bytes are limited.
         returning: jobs whose pause is over. They wait for a place.
         watched: a future that is resolved when a job is finished; None if no task waits for it.
         stopping: True if no further job begins.

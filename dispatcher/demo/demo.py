@@ -101,7 +101,7 @@ class Demo:
         )
 
     def faults(self) -> Sequence[ScheduledFault]:
-        """What the demo breaks, in this order."""
+        """The faults of the demo, in their order."""
         return ()
 
     def add(self, name: str, command: Sequence[str]) -> Child:

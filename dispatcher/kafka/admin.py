@@ -133,7 +133,7 @@ class Admin:
         return self._failure is not None and self._failure.name in _REFUSED_USER
 
     def _note(self, error: Any) -> None:
-        """Note a failure. A failure with a reason stays, also if others follow."""
+        """Note a failure. A failure without a reason does not replace an earlier failure."""
         if error.name() == _NO_CONNECTION:
             self._failure = self._failure or _LostConnection(_NO_CONNECTION, "", "")
             return
@@ -181,7 +181,7 @@ class Admin:
 
 
 def code_of(error: KafkaError) -> str:
-    """The name of the broker's error; empty if it is an error of ours."""
+    """The name of the broker's error; empty if the error comes from this program."""
     cause: Any = error.__cause__
     return "" if cause is None else str(cause.args[0].name())
 

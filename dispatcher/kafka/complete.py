@@ -90,7 +90,7 @@ class CompletedTopic:
             except HistoryLost as error:
                 lost = error
             start = await self._topic.now()
-            assert start.token is not None  # the present position has one
+            assert start.token is not None  # the result of `now` has a token
             try:
                 async with aclosing(self._missing(after, start.token)) as batches:
                     async for batch in batches:

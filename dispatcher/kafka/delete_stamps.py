@@ -4,7 +4,7 @@ A deleted document has no field for a stamp. So the ODM stamps the document and 
 stream has an update, which is the marker, and then the delete. The relay copies the stamp of the marker to the
 record of the delete, whatever its group. It does not publish the marker, which changes nothing but the stamp.
 
-Readers then need not wait for the end of a transaction.
+So readers need not wait for the end of a transaction.
 """
 
 from typing import Any, Final
@@ -23,7 +23,7 @@ Key = tuple[bytes, ...]
 class DeleteStamps:
     """The stamps of the transaction that is being read.
 
-    `take` need not see the events that are no markers while no stamp is open.
+    While no stamp is open, it is enough if `take` sees the markers.
 
     Attributes:
         open: the stamps whose deletes have not come.

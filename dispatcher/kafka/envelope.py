@@ -110,7 +110,7 @@ class GapNotice(NamedTuple):
 
 
 class MalformedRecord(ValueError):
-    """A record does not have the form of this module. The text of the error says how it begins."""
+    """A record does not have the form of this module. The text of the error says how the record begins."""
 
 
 def encode(term: int, number: int, event: bytes, stamp: bytes = b"") -> bytes:

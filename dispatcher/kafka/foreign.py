@@ -1,4 +1,4 @@
-"""Records of a topic that another program has written, or a relay with another state: the errors, and a search."""
+"""Finds records that another program, or a relay with another state, has written to a topic. Makes the errors."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -55,7 +55,7 @@ def foreign_term(place: str, term: int, highest: int) -> TopicError:
 async def last_records(
     config: KafkaConfig, topic: str, offsets: Mapping[int, int]
 ) -> dict[int, tuple[int, bytes]]:
-    """Read one record of each partition. A partition without an answer in time is missing.
+    """Read one record of each partition. If a partition does not answer in time, the result lacks it.
 
     Args:
         offsets: of the records, by partition.

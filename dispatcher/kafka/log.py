@@ -1,9 +1,9 @@
 """Reads the partitions of a topic: one consumer for all partitions of a process.
 
 A thread polls the consumer, and hands the messages to the event loop. The loop sorts them into the queues of the
-partitions. The thread polls again when the loop has done so, and a queue has room: so memory is bounded even if a
-receiver blocks the loop. If one queue is full while another one has room, its partition is paused. If all of them
-are full for some seconds, all partitions are paused.
+partitions. The thread polls again when the loop has done so, and a queue has room. So memory is bounded even if a
+receiver blocks the loop. If a queue is full while another queue has room, the partition of the full queue is
+paused. If all queues are full for some seconds, all partitions are paused.
 """
 
 import asyncio
@@ -32,23 +32,23 @@ from dispatcher.settings import Settings
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
-# The shares of `--max-queued-mb` that librdkafka and the queues of the partitions may use.
+# librdkafka may use a quarter of `--max-queued-mb`, and the queues of the partitions another quarter.
 _FETCHED: Final = 4
 _QUEUED: Final = 4
 
-# Maximum number of messages that are taken at once. Large ones are taken in several batches, so that the queues
-# do not grow far beyond their bounds.
+# Maximum number of messages that are taken at once. Of large messages, only about an eighth of the bytes of the
+# queues is taken at once, so that the queues do not grow far beyond their bounds.
 _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
-# The answers of brokers are compressed: some become twenty times as large. So librdkafka stops to fetch when it
-# has half of its share. An answer has at most this part of the share, or a small number of bytes. A larger record
+# The answers of brokers are compressed: some become twenty times as large. So librdkafka stops fetching when it
+# has half of its share. An answer has at most a 25th of the share, or a small number of bytes. A larger record
 # comes alone.
 _ANSWER: Final = 25
 _SMALLEST_ANSWER: Final = 64_000
 
-# Milliseconds until librdkafka fetches again after its queue was full. Its own default, a second, would empty the
-# queue.
+# Milliseconds until librdkafka fetches again after its queue was full. With its own default, a second, the queue
+# would become empty meanwhile.
 _BACKOFF_MS: Final = 10
 
 # Milliseconds between two reports of librdkafka about its queue.
@@ -60,7 +60,7 @@ _STREAMS: Final = 2
 # Seconds for which a reader waits for a record, and between two commits of offsets.
 _EVERY: Final = 1.0
 
-# Calls of `poll` may be further apart than Kafka expects: receivers decide about it. This is the largest value.
+# Maximum milliseconds between two calls of `poll`. Slow receivers delay the calls. This is the largest value.
 _DAY_MS: Final = 86_400_000
 
 
@@ -119,7 +119,7 @@ class TopicLog:
     # -- beginning and end ---------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to read. `watch` is open."""
+        """Begin to read. The caller has opened `watch`."""
         share = self._megabytes * 1_000_000 // _FETCHED
         answer = max(_SMALLEST_ANSWER, share // _ANSWER)
         consumer = self._config.consumer(
@@ -191,7 +191,7 @@ class TopicLog:
             polling.paused.discard(feed.number)
 
         def begin() -> None:
-            # All messages of the former place are sorted in, and none of the new place.
+            # Now all messages from the former offset are in the queue, and none from the new offset.
             feed.clear()
             self._open[feed.number] = feed
             self._share()
@@ -215,7 +215,7 @@ class TopicLog:
                 del self._open[feed.number]
                 self._share()
 
-        # The commands run in their order: it also ends a cancelled `seek` that has not begun yet.
+        # The commands run in their order. So this command also undoes a cancelled `seek` that has not run yet.
         await self._polling.run(unassign, forget)
 
     def commit(self, partition: int, offset: int) -> None:
@@ -302,7 +302,7 @@ class TopicLog:
         polling.order(change)
 
     def _note_report(self, report: str) -> None:
-        """Note the size of the queue of librdkafka. Its partitions share one queue, and each reports its size."""
+        """Note the size of the queue of librdkafka. All partitions share one queue, and each reports its size."""
         topic = json.loads(report)["topics"].get(self.topic)
         partitions = topic["partitions"].values() if topic is not None else ()
         self.prefetched = max((one["fetchq_size"] for one in partitions), default=0)

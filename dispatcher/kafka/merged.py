@@ -48,8 +48,8 @@ class _Partition:
 class MergedTopic:
     """All partitions of a topic as one source.
 
-    An event is yielded when no partition can have an earlier one. A partition without records has the token of the
-    relay's position, so it stops the others for about a second.
+    An event is yielded when no partition can have an earlier event. The token of a partition without records moves
+    with the relay's position, so the events of other partitions wait about a second for it.
 
     Args:
         partitions: of the topic.

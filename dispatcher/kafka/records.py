@@ -29,8 +29,8 @@ def take_plain(
 ) -> tuple[LogPosition, TopicRecord | None]:
     """Accept plain events, up to the first other record. This is the hot path of a reader.
 
-    Each is the next record of the term, and has a later token: for these, `accept` decides the same. It stops at
-    malformed records too; `decode` and `token_in` read what it leaves.
+    Each of them is the next record of the term, and has a later token. `accept` would deliver the same records.
+    This function also stops at malformed records: `decode` and `token_in` then report them.
 
     Args:
         events: gets the events.
@@ -74,7 +74,7 @@ def event_of(envelope: Envelope) -> RawEvent:
 
 
 def remember_stamp(envelope: Envelope, remember: RememberStamp) -> None:
-    """Pass the stamp of a record to `remember`. That of a marker belongs to its delete, which has it too."""
+    """Pass the stamp of a record to `remember`, except that of a marker: the record of its delete has it, too."""
     event = RawEvent(envelope.event)
     if envelope.stamp:
         remember(Stamp.unpack(envelope.stamp), event.get("wallTime"))

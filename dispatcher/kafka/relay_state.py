@@ -50,7 +50,7 @@ class RelayPosition(NamedTuple):
     marks: tuple[Mark, ...]
 
     def of(self, partition: int) -> LogPosition:
-        """The position of a reader that has read one partition exactly so far."""
+        """The position of a reader that has read one partition exactly up to this position."""
         return LogPosition(*self.marks[partition], self.token)
 
 

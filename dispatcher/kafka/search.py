@@ -23,7 +23,7 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    Any record up to the token is a valid base: all records of its term before it have tokens before its own.
+    The reader may begin after any record up to the token: all earlier records of its term have earlier tokens.
 
     Raises:
         TopicError: a record is not one of a relay.

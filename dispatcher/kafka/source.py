@@ -38,7 +38,7 @@ from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import Stamp
 
-# Number of reads without a record, from which on the log counts as shorter than expected.
+# After this number of reads without a record, one after another, the log counts as shorter than expected.
 _MOST_EMPTY: Final = 10
 
 
@@ -64,8 +64,9 @@ class _Halt(NamedTuple):
     """A record that needs more than a decision.
 
     Attributes:
-        decision: `JUMP`, or `DELIVER` for a gap or a large event; None if its term may not be one of a relay.
-        after: the position after it.
+        decision: `JUMP`, or `DELIVER` for a gap or a large event; None if it is unknown whether a relay has taken
+            the term of the record.
+        after: the position after the record.
     """
 
     decision: Decision | None
@@ -206,7 +207,8 @@ class KafkaSource:
                 return events, position, _Halt(decision, record, envelope, after)
             else:
                 self._figures.dropped[decision] += 1
-                # The reader itself remembers the stamps of the events after the start. It may see them only later.
+                # `Reader` remembers the stamps of the events after the start, maybe later than this. If it found
+                # such a stamp remembered already, it would take the original for a copy.
                 if decision is Decision.DUPLICATE and token <= self._began:
                     remember_stamp(envelope, self._remember)
             position = after
@@ -238,8 +240,8 @@ class KafkaSource:
         """Compare the position with the last look at the topic. Returns the position at which to continue.
 
         Args:
-            jump: the offset of the next record, if records before it are missing; the own offset if it is out of
-                range; otherwise -1.
+            jump: the offset of the next record, if records before it are missing; the offset of the position, if
+                this offset is out of range; otherwise -1.
 
         Raises:
             HistoryLost: the log does not hold all changes after the position.
@@ -254,7 +256,7 @@ class KafkaSource:
         if jump < 0 and look.beginning <= position.offset:
             if relay[1:3] <= place:  # all that the relay's position passed is accepted
                 return position._replace(token=max(position.token, relay.token))
-            if relay.offset > position.offset:  # it is still to be read
+            if relay.offset > position.offset:  # the records up to it are still to be read
                 return position
         resumed = resume(position, relay, max(look.beginning, jump))
         if resumed[1:3] != place:
@@ -366,7 +368,7 @@ class KafkaSource:
         begin = max(found, look.beginning)
         if found < 0 or begin >= end:
             return since
-        if begin == look.beginning > 0:  # the log may be shorter
+        if begin == look.beginning > 0:  # the log may not reach back to `since`
             since = float(time)
         empty = 0
         try:

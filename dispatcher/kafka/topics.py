@@ -27,7 +27,7 @@ _LOOK: Final = 60.0
 _LEAST_LARGEST: Final = 20_000
 _USUAL_LARGEST: Final = 1_048_588
 
-# Fewer replicas than this, or fewer of them in sync, lose changes together with a broker.
+# With fewer replicas than this, or fewer of them in sync, changes can be lost together with a broker.
 _REPLICAS: Final = 3
 _IN_SYNC: Final = 2
 
@@ -37,7 +37,7 @@ _MS: Final = 1_000
 
 
 class TopicLayout(NamedTuple):
-    """A topic as the state knows it: another one with the same name has other values.
+    """A topic as the state knows it. Another topic with the same name has another cluster or id.
 
     Attributes:
         cluster: the id of the Kafka cluster.
@@ -187,7 +187,7 @@ async def read_offsets(
     Args:
         since: only records that were appended since this time count, in seconds since 1970. Without such
             a record, the offset is -1.
-        end: the offsets after the last records instead.
+        end: return the offsets after the last records instead.
 
     Raises:
         KafkaError: no broker answers, or it refuses the request.

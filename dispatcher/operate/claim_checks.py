@@ -31,7 +31,7 @@ _CAUSES: Final = (
     "the first start of a dispatcher with claims."
 )
 
-# Documents of a collection whose stamps are read, and the number of collections.
+# Maximum number of documents whose stamps are read in one collection, and maximum number of these collections.
 _SAMPLE: Final = 100
 _MOST_COLLECTIONS: Final = 50
 

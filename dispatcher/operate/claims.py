@@ -24,7 +24,8 @@ from dispatcher.operate.status_model import BookStatus, ClaimsStatus, GroupStatu
 _MOST_BOOKS: Final = 1_000
 _SHOWN: Final = 20
 
-# A status leaves out books without open claims whose last beat is older, in seconds. No timeout is longer.
+# A status leaves out a book without open claims if its last beat is older than this, in seconds. No timeout is
+# longer.
 _RECENT: Final = 3_600.0
 
 # Receivers take most of the bytes of a book.

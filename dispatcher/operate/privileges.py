@@ -73,7 +73,7 @@ def needed(scope: Scope, state_database: str, *, streams: bool = True) -> list[R
 
 
 def useful_to_run(scope: Scope, *, streams: bool) -> list[Right]:
-    """The optional privileges of a dispatcher. The argument is that of `needed`."""
+    """The optional privileges of a dispatcher. `streams` has the same meaning as in `needed`."""
     changes = Right(scope.database or "", "", ("changeStream",), "to read changes that a topic has lost")
     cores = Right(None, "", ("hostInfo",), "to tell how many change streams its CPU bears")
     return [cores if streams else changes, *useful(scope)]

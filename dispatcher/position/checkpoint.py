@@ -123,7 +123,7 @@ class Checkpoint:
 
     @property
     def is_crowded(self) -> bool:
-        """Returns whether three quarters of the way to this limit are taken."""
+        """Returns whether the changes after the position have reached three quarters of one of these limits."""
         return self.tracker.span >= _LONGEST_SPAN * 3 // 4 or self.tracker.weight >= _HEAVIEST_SPAN * 3 // 4
 
     # -- saving ----------------------------------------------------------------------------------------------

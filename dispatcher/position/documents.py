@@ -132,7 +132,7 @@ class Position(NamedTuple):
         until: sorts after the tokens of all changes in `ahead`.
         ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
-        place: for a topic, a place whose accepted records are all finished; None if it is unknown.
+        place: for a topic, a place up to which all accepted records are finished; None if it is unknown.
     """
 
     partition: int
@@ -254,7 +254,7 @@ def recorded(
         fingerprint: of the stream that the token belongs to. If it is empty, only the time of the token is used.
         ahead: hashes of the tokens of finished changes after `token`.
         until: sorts after these tokens; empty if there are none.
-        place: for a topic, a place whose accepted records are all finished.
+        place: for a topic, a place up to which all accepted records are finished.
     """
     values = {
         "token": token,

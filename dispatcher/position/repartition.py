@@ -31,12 +31,11 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
 
 
 def switched(saved: SavedPositions, group: str, partitions: int) -> list[dict[str, Any]]:
-    """The documents of the positions of a group that gets another source. Finished changes stay finished.
+    """The new documents of all positions, for a group that gets another source. Finished changes stay finished.
 
     Args:
         saved: all positions, each with a token and without facts of earlier layouts.
-        partitions: a multiple of the present number, so the documents of each new partition come from one of the
-            present ones.
+        partitions: a multiple of the present number. So all documents of a new partition are in one partition now.
     """
     positions = saved.positions.values()
     documents = []

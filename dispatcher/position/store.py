@@ -347,7 +347,7 @@ class PositionStore:
 
         Args:
             inherited: the facts about finished changes of earlier layouts, if they have changed.
-            place: for a topic, a place whose accepted records are all finished.
+            place: for a topic, a place up to which all accepted records are finished.
         """
         values = recorded(token, fingerprint, ahead, until, place)
         if inherited is not None:

@@ -84,7 +84,7 @@ class Tracker:
     def undelivered(self) -> tuple[Job | None, int]:
         """The oldest change that this process has yet to deliver, and the number of changes from it on.
 
-        A change whose deliveries are all up to the writing process does not count: its claim is not decided yet.
+        A change does not count while only the writing process may make its deliveries: the claim is not decided.
         """
         for place, job in enumerate(self._open):
             if job.change is not None and job.parts > job.awaited:

@@ -1,4 +1,4 @@
-"""Admits a process to a relay: it must know the relay's applications, and its topic must be its own.
+"""Admits a process to a relay: it must know the relay's applications, and no other relay may use the topic.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -29,7 +29,7 @@ def application_of(apps: Iterable[str]) -> str:
 async def admit_relay(store: PositionStore, application: str, *, adopt: bool) -> None:
     """Require that this process knows all applications of the relay. It may know further ones.
 
-    A process with fewer of them would end the publishing of the others' collections when it takes over.
+    When a process takes over that lacks an application, nobody publishes the collections of this application.
 
     Args:
         application: see `application_of`.
@@ -73,7 +73,7 @@ def require_applications(group: str, before: str, application: str, *, adopt: bo
 
 
 def _apps_in(application: str, group: str) -> set[str]:
-    """The applications in a name. Earlier versions wrote the group in their place."""
+    """The applications in a name. Earlier versions wrote the name of the group instead."""
     return set(application.removeprefix(_KIND).split(_BETWEEN)) - {"", group}
 
 

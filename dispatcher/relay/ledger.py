@@ -1,9 +1,10 @@
 """Keeps account of the records of one term: which of them are acknowledged, and how far the position may move.
 
-The position passes an event only if all earlier events, in all partitions, are acknowledged. It holds the place of
-the last record at or before it in each partition, not that of the last acknowledged record.
+The position passes an event only if this event and all earlier events, in all partitions, are acknowledged. For
+each partition, the position holds the place of the last record that it has passed. Later records may be
+acknowledged already.
 
-Events are counted by span: the events of one batch of the change stream. No I/O.
+Events are counted by span. A span is the events of one batch of the change stream. No I/O.
 """
 
 from collections import deque
@@ -19,7 +20,7 @@ class Part(NamedTuple):
 
     Attributes:
         records: their number.
-        last: the number of the last one in its term.
+        last: the number of the last of these records.
     """
 
     partition: int
@@ -72,7 +73,7 @@ class Span:
         token: all events of the span are up to it.
         records: their number.
         size: bytes of its records.
-        is_end: whether the position may lie behind the span.
+        is_end: whether the position may be at the end of the span.
         reports: for each of its parts.
         left: the number of parts with unacknowledged records.
     """
@@ -101,7 +102,7 @@ class RecordLedger:
         records: the number of records in the spans that are not acknowledged.
         size: their bytes.
         failure: the text of the first error; empty if there is none. After it the position does not move.
-        mixed: the partitions with records of other producers between its own. The caller clears it.
+        mixed: the partitions with records of other producers between those of this term. The caller clears it.
     """
 
     def __init__(
@@ -114,8 +115,9 @@ class RecordLedger:
         self._token_fingerprint = position.fingerprint
         self._fingerprint = fingerprint
         self._marks = list(position.marks)  # of the records up to `_token`
-        self._passed: dict[int, Mark] = {}  # of the acknowledged spans after it that are no end
-        # The records of a term follow each other, so the difference of offset and number stays the same.
+        self._passed: dict[int, Mark] = {}  # of acknowledged spans after it, at whose end it may not be
+        # By partition: the offset minus the number of a record. As long as no other producer writes between the
+        # records of the term, the difference stays the same.
         self._between: dict[int, int] = {}
         self.mixed: set[int] = set()
         self.records = 0
@@ -149,7 +151,7 @@ class RecordLedger:
             token: the stream is read up to it.
             parts: of its records.
             size: bytes of its records.
-            is_end: whether the position may lie behind the span: not between a delete marker and its delete.
+            is_end: whether the position may be at the end of the span: not between a delete marker and its delete.
 
         Returns:
             The report of each part: each record must call it with its answer.
@@ -175,7 +177,7 @@ class RecordLedger:
         self.failure = self.failure or text
 
     def _move(self) -> None:
-        """Move the position behind the spans whose predecessors are all acknowledged."""
+        """Move the position past each span that is acknowledged, as long as all earlier spans are, too."""
         spans = self._spans
         while spans and not spans[0].left and self._follows(spans[0]):
             span = spans.popleft()
@@ -194,7 +196,10 @@ class RecordLedger:
                 self._pass_to(span.token)
 
     def _follows(self, span: Span) -> bool:
-        """Returns whether the records of a span lie behind all earlier ones. If not, they are in another topic."""
+        """Returns whether the records of a span have higher offsets than all earlier records.
+
+        If not, the records are in another topic.
+        """
         for one in span.reports:
             before = self._passed.get(one.partition, self._marks[one.partition])
             if one.offset <= before.offset:

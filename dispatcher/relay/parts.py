@@ -1,4 +1,4 @@
-"""What the work of a relay needs of its process."""
+"""The objects that the work of a relay gets from its process."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ class RelayParts(NamedTuple):
         scope: the published collections, with hashes.
         names: the published collections and patterns, by their names in the state.
         partitions: the requested number of partitions of the topic; None for the present one, or the default.
-        weaknesses: logs those of the topic.
+        weaknesses: logs the weaknesses of the topic.
     """
 
     group: Group

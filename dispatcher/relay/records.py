@@ -35,7 +35,7 @@ _HASH: Final = b"\x12" + HASH.encode() + b"\0"
 _LAST: Final = _TAIL.size - 1  # bytes of the field
 _SIZE: Final = Struct("<i")
 
-# Events of these operations are published. The end of the stream is no event.
+# Events of these operations are published. An `invalidate` event only ends the stream.
 _PUBLISHED: Final = frozenset({*DELIVERABLE, "drop", "dropDatabase", "rename"})
 
 # Events of these operations are no delete markers. Nearly all events begin with their token and their operation.
@@ -176,7 +176,7 @@ class Packer:
 
 
 def event_of(event: Undecoded) -> bytes:
-    """The bytes of an event as the server sends it without the hash."""
+    """The bytes of an event without the hash, which the pipeline has added."""
     return _without_hash(bytes(event.raw))
 
 

@@ -37,7 +37,7 @@ from mongoz import Registry
 
 
 class RelayTarget(NamedTuple):
-    """Where a relay publishes.
+    """The destination of a relay, and the names of its applications.
 
     Attributes:
         name: of the relay.

@@ -32,7 +32,7 @@ from dispatcher.relay.saver import PositionSaver
 from dispatcher.stream.read_ahead import batches_ahead
 from dispatcher.stream.source import Source
 
-# Seconds between two looks at the answers of the brokers: while records are on their way, and at rest.
+# Seconds between two looks at the answers of the brokers: while records are on their way, and otherwise.
 _SOON: Final = 0.003
 _LATER: Final = 0.5
 
@@ -225,7 +225,7 @@ class Term:
                 log.warning(error.message, action="kafka.not_reached", remedy=error.remedy)
 
     async def _note(self, facts: TopicFacts) -> None:
-        """Note the facts of the topic, and record another retention."""
+        """Note the facts of the topic. If the retention has changed, record it in the state."""
         before, self._facts = self._facts, facts
         if facts.retention_limit != before.retention_limit:
             report = partial(
@@ -312,12 +312,12 @@ class Term:
             raise lost
         report = partial(log.warning, "the stream can't be opened now", action="history.not_bridged")
         token = (await retry(self._source.now, report, address=self._parts.group.state.address)).token
-        assert token is not None  # the present position has one
+        assert token is not None  # the present position has a token
         await self._publish_gap("history_lost", token)
         return token
 
     async def _publish_gap(self, kind: Literal["history_lost", "position_set"], until: str) -> None:
-        """Publish in every partition that all changes up to a token are missing, and record it."""
+        """Publish in every partition that all changes up to a token are missing, and record the gap."""
         after = self._after
         since, to = token_time(after), token_time(until)
         why = (
@@ -334,7 +334,10 @@ class Term:
         await self._send(self._packer.pack_gap(notice, range(self._facts.layout.partitions)), until)
 
     async def _publish_lost_event(self, after: str, before: str) -> None:
-        """Publish that the server can't send an event. Its partition is unknown, so it is in the first one."""
+        """Publish that the server can't send an event.
+
+        The partition of the event is unknown, so the record is in the first partition.
+        """
         text = "the server can't send a change whose _id has several megabytes, so it is not published"
         await self._gaps.record(Gap("oversize", after, text, None, token_time(after), token_time(before)))
         notice = GapNotice(after_shortened(after), "oversize", shortened(after), shortened(before))

@@ -28,7 +28,7 @@ from dispatcher.relay.term import Term, TermStart
 from dispatcher.stream.change_stream import ChangeStreamSource
 from mongoz.signals.options import Retry
 
-# Pauses between requests to the brokers. Each request waits for an answer for some seconds, so they are short.
+# Pauses between requests to the brokers. They are short, because each request waits some seconds for an answer.
 _ASK_AGAIN: Final = Retry(base=0.1, cap=1.0)
 
 # Seconds beyond the time of grace for the last save.
@@ -205,7 +205,7 @@ class RelayWork:
     ) -> dict[str, str]:
         """The token since which each collection is published.
 
-        For a new one that is a token later than all events that were published so far: readers drop earlier ones.
+        For a new collection, the token is later than those of all published events: readers drop earlier events.
         """
         names = self._parts.names
         since = {name: saved.since[name] for name in names if name in saved.since}

@@ -153,7 +153,7 @@ class Pipeline:
                         after = batch.token
             except HistoryLost as lost:
                 start = await self._history.bridge(after, lost)
-                assert start.token is not None  # the end of a gap has one
+                assert start.token is not None  # the end of a gap has a token
                 after = start.token
                 self._reader.skip_to(float(self._source.time_of(after).time))
                 self._backfill.wake()
@@ -185,7 +185,7 @@ class Pipeline:
         for change, calls in routed:
             if self._capacity.full:
                 await self._capacity.room()
-            # Otherwise only markers are unfinished. Their deletes are not read yet, so don't wait.
+            # If only markers are unfinished, don't wait, because their deletes are not read yet.
             while self._checkpoint.is_far_ahead and self._capacity.has_unfinished:
                 await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:

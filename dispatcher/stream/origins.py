@@ -131,7 +131,7 @@ class Origins:
             return change._replace(operation=operation, origin=stamp)
         if latest < wall - made <= HORIZON and made >= self.since:
             claimed = _NO_RECEIVERS if stamp.claim is None else stamp.claim.receivers
-            if claimed and claimed == stamp.receivers:  # the claim tells what has run
+            if claimed and claimed == stamp.receivers:  # the claim tells whether they have run
                 return change._replace(operation=operation, origin=stamp)
             in_doubt = stamp._replace(receivers=claimed, muted=False)
             return change._replace(operation=operation, origin=in_doubt, delivery_id=str(stamp.token))

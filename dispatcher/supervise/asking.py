@@ -58,7 +58,7 @@ async def ask(
         target: the path of the request with its query.
 
     Raises:
-        BlockingIOError: the process does not accept connections, and too many of them wait already.
+        BlockingIOError: the process does not accept connections, and too many connections wait already.
         OSError: the process does not listen.
         h11.RemoteProtocolError: the process closed the connection before the end of the answer.
     """
@@ -82,7 +82,10 @@ async def ask(
 
 
 def _connected(path: str) -> socket.socket:
-    """Connect without the event loop, which would hide why it failed. A Unix socket connects or fails at once."""
+    """Connect without the event loop, which would hide the reason of a failure.
+
+    A Unix socket connects or fails at once.
+    """
     made = socket.socket(socket.AF_UNIX)
     try:
         made.setblocking(False)

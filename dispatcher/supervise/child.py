@@ -34,7 +34,7 @@ _LONGEST_LINE: Final = 1_000_000
 
 
 class Backoff:
-    """The pauses before a process is started again. They double as long as it ends soon after each start."""
+    """The pauses before a process is started again. While it ends soon after each start, the pauses double."""
 
     def __init__(self) -> None:
         self._next = _FIRST_PAUSE

@@ -1,11 +1,11 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
-A beat comes at a fixed pace, and also soon after the last open claim is done: until then, dispatchers hold
-later changes of the document back. Two beats are at least a thirtieth of the timeout apart, so the rate of writes
-does not matter.
+Beats come at a regular pace. A further beat comes soon after the last open claim is done or a claim is released,
+because dispatchers may hold deliveries back until they see that. Two beats are at least a thirtieth of the timeout
+apart, so many writes do not cause many beats.
 
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
-beats it has only a weak reference to the claims, so it ends together with their registry.
+beats the thread has only a weak reference to the claims, so the thread ends when their registry is gone.
 """
 
 import os
@@ -35,10 +35,10 @@ _POSITIONS: Final = "positions"  # with the layout of the group
 _MEMBERS: Final = "members"
 _UNAUTHORIZED: Final = 13
 
-# Ended books whose end is still to be recorded. Without the record, dispatchers notice the end by the timeout.
+# Maximum number of ended books whose end is not recorded yet. Dispatchers notice an unrecorded end by the timeout.
 _MOST_ENDED: Final = 10
 
-# Maximum seconds for the record of the end when the process exits.
+# Maximum seconds for recording the end of the last book.
 _LAST_BEAT: Final = 2.0
 
 
@@ -69,8 +69,8 @@ class BeatPause(NamedTuple):
 
     Attributes:
         least: no beat comes earlier.
-        settled: from news to its beat, since more news often follows at once.
-        most: without news, the beat comes then.
+        settled: after news, the beat waits this long, because more news often follows at once.
+        most: without news, the beat comes after this time.
     """
 
     least: float
@@ -89,7 +89,10 @@ def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
 
 
 class Bell:
-    """Wakes the thread of the beats. Finalizers may ring it at any time, so it has no lock in Python."""
+    """Wakes the thread of the beats.
+
+    A finalizer may ring the bell at any time, even while its thread is ringing. So the bell has no lock in Python.
+    """
 
     def __init__(self) -> None:
         self._rung: SimpleQueue[None] = SimpleQueue()
@@ -173,7 +176,7 @@ class BookRecorder:
         """Record the end of the last book, and close the client."""
         if self._book is not None:
             self._book.end()
-            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # else the timeout shows the end
+            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # on errors the timeout shows it
                 self._write_end(self._book)
         if self._client is not None:
             self._client.close()
@@ -194,7 +197,11 @@ class BookRecorder:
         return self._client[self._state]
 
     def _look_at_dispatchers(self) -> ClaimRefusal | None:
-        """Why nothing may be claimed now: dispatchers of earlier versions would deliver again what is claimed."""
+        """The reason why nothing may be claimed now, or None.
+
+        Before a dispatcher has announced takeovers, nobody takes claims over. A dispatcher of an earlier version
+        would deliver a claimed change again.
+        """
         if not self._is_announced:
             layout = self._newest_of(_POSITIONS).find_one({"_id": self._group}, {"claims": 1})
             self._is_announced = layout is not None and bool(layout.get("claims"))
@@ -232,7 +239,7 @@ class BookRecorder:
         condition = {"_id": id_, "fenced_at": {"$exists": False}, "beat": {"$lt": self._beat}}
         try:
             result = self._collection.update_one(condition, update, upsert=not book.is_known)
-        except DuplicateKeyError:  # it was fenced after a beat whose answer got lost
+        except DuplicateKeyError:  # the answer to the first beat got lost, and then the book was fenced
             book.end()
             return
         if not (result.matched_count or result.upserted_id):
@@ -242,7 +249,7 @@ class BookRecorder:
         book.acknowledge(sent, frozenset(id_ for one in receivers for id_ in one.ids))
 
     def _write_end(self, book: Book) -> None:
-        """Fence a book of this process: dispatchers take over at once what is not done."""
+        """Fence a book of this process, so that dispatchers take its unfinished claims over at once."""
         taken = book.snapshot()
         fields = {"high": taken.high, "open": list(taken.open), "released": list(taken.released)}
         condition = {"_id": book.incarnation.hex(), "fenced_at": {"$exists": False}}
@@ -336,7 +343,7 @@ class BeatThread(threading.Thread):
 
         Args:
             began: the time at which the last beat began.
-            pause: from then on.
+            pause: the time from then until the next beat.
         """
         self._stopping.wait(max(0.0, began + pause.least - now()))
         if self._bell.wait(began + pause.most - now()):
@@ -349,7 +356,7 @@ class BeatThread(threading.Thread):
             wake()
 
     def stop(self) -> None:
-        """Record the end of the book, and end. Waits a short time for that."""
+        """Make the thread record the end of the book, and end. Wait a short time for the thread."""
         self._stopping.set()
         self._bell.ring()
         self.join(_LAST_BEAT + 0.5)

@@ -25,10 +25,10 @@ HELD: Final = 0.75
 """The part of the timeout for which a beat is valid, counted from before it was sent."""
 
 MOST_RELEASED: Final = 1_000
-"""Released claims are never forgotten, so a book with more of them ends."""
+"""Maximum number of released claims. A book never forgets them, so a book with more of them ends."""
 
 MOST_OPEN: Final = 100_000
-"""A document must hold the intervals of all open claims."""
+"""Maximum number of open claims. One document must have room for the intervals of all of them."""
 
 
 class Book:
@@ -38,8 +38,8 @@ class Book:
         seconds: the timeout.
         clock: seconds by a clock that can't be set, and that counts the time in which the machine sleeps.
         on_news: called when a beat would tell dispatchers something that they may wait for: the last open claim is
-            done, or a claim is released. It is called once until the next snapshot, by any thread, and by
-            finalizers.
+            done, or a claim is released. Between two snapshots it is called once at most. Any thread or finalizer
+            may make the call.
 
     Attributes:
         incarnation: eight random bytes.
@@ -84,7 +84,7 @@ class Book:
 
     @property
     def is_valid(self) -> bool:
-        """Whether receivers may start now. A book that was not valid once, after its first beat, is over."""
+        """Whether receivers may start now. A book that is found invalid after its first beat is over for ever."""
         if self.is_over:
             return False
         if self._clock() < self._valid_until:
@@ -139,12 +139,12 @@ class Book:
         return OpenClaim(self, number, covered)
 
     def snapshot(self) -> BookSnapshot:
-        """The claims now, from any thread."""
+        """The claims now. Any thread may ask."""
         self._has_told = self._on_news is None  # before the claims are read, so that no news is missed
         with self._lock:
             high, open_ = self._high, list(self._open)
-        # Read after the open claims: a claim that is released meanwhile is then in both. A copy, because making a
-        # tuple may run finalizers, which append.
+        # The released claims are read after the open ones, so a claim that is released meanwhile is in both. The
+        # deque is copied first, because making a tuple may run finalizers, which append to the deque.
         return BookSnapshot(high, intervals_of(open_), tuple(self._released.copy()))
 
     def end(self) -> None:
@@ -201,13 +201,13 @@ class OpenClaim:
         return not self._is_ended and self.book.is_valid
 
     def done(self) -> None:
-        """The receivers have run, or the write certainly did not take effect."""
+        """End the claim: the receivers have run, or the write certainly did not take effect."""
         if not self._is_ended:
             self._is_ended = True
             self.book.finish(self.number)
 
     def release(self) -> None:
-        """Leave the rest to dispatchers."""
+        """Leave the claimed receivers to dispatchers, unless the claim has ended."""
         if not self._is_ended:
             self._is_ended = True
             self.book.release(self.number)

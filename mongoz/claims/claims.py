@@ -1,4 +1,4 @@
-"""The claims of one registry: the present book, the thread that records it, and what goes unclaimed.
+"""The claims of one registry: the present book, the thread that records it, and the count of unclaimed writes.
 
 A process begins to claim at its first stamped write. This write waits for the first beat, so that even the only
 write of a script is claimed. Later writes never wait.
@@ -119,7 +119,7 @@ class Claims:
 
         Args:
             covered: the receivers that a beat has named.
-            is_whole: there are no further receivers that dispatchers can take over.
+            is_whole: `covered` has all receivers of the write that dispatchers can take over.
         """
         claim = self.book.claim(covered) if covered else None
         if claim is None:

@@ -142,7 +142,10 @@ class Transaction:
         raise_together(errors, f"{len(errors)} writes of a transaction have receivers that raised")
 
     def leave_claims(self) -> None:
-        """Leave the claimed receivers to dispatchers, unless they have run. The stream tells what is committed."""
+        """Leave the claimed receivers to dispatchers, unless they have run.
+
+        The stream shows only committed writes, so dispatchers deliver nothing of an aborted transaction.
+        """
         _by_session.pop(_key(self.session), None)
         for claim in self._claims:
             claim.release()

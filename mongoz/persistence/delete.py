@@ -182,7 +182,7 @@ class _Deletion:
     async def took_effect(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.
 
-        A delete by another client in this time counts as ours, too.
+        A delete by another client in this time counts, too.
 
         Args:
             session: the session of the delete.

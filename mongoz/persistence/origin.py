@@ -95,7 +95,7 @@ class Originator:
                 self._prepare_claims(claims, call, ids)
 
     def _prepare_claims(self, claims: Claims, call: Call, ids: frozenset[bytes]) -> None:
-        """Claim the receivers that dispatchers can take over, as far as a beat has named them."""
+        """Plan to claim the receivers that dispatchers can take over and that a beat has named."""
         (_, receivers, *_), group, named = self._firing, self._target.group or "", claims.book.named
         signal = self._firing.signal
         plan: _ClaimPlan | None = signal.cached_claims

@@ -192,7 +192,7 @@ function until(due, now) {
   return seconds > 0 ? `in ${duration(seconds)}` : "due";
 }
 
-// How much waits for writing processes, and what dispatchers have done in their place.
+// How long deliveries have waited for writing processes, and how many were taken over or have no receiver.
 const claimFacts = (claims) =>
   [
     claims.waiting || claims.parked ? `the oldest waits for ${duration(claims.oldest_seconds)}` : "",

@@ -247,7 +247,8 @@ class WaitingClaims:
         """Let a delivery wait if earlier ones of its document to its receiver wait. Returns whether it waits.
 
         Changes enter before the lane of their document reaches them, so claims of later changes may wait already.
-        Deliveries of replays and backfills don't wait: their progress does not depend on the position.
+        Deliveries of replays and backfills don't wait: a crash would lose them, because the progress of a run is
+        saved apart from the position.
         """
         if calls.run or job in self._running:
             return False

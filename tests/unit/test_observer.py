@@ -72,7 +72,7 @@ async def test_a_process_that_can_not_use_its_topic_is_not_ready_and_a_restart_d
     assert reading.stats_document()["trouble"] == "no broker answers"
 
 
-async def test_a_relay_says_that_it_is_one():
+async def test_the_reasons_and_the_report_of_a_relay_show_that_it_is_a_relay():
     relay = Observer(Stats(relay=RelayFigures(term=7)), group="g", settings=Settings(), gauges=lambda: {0: WELL})
     assert relay.not_ready() == ["the relay is starting"]
     told = relay.stats_document()["relay"]
@@ -140,7 +140,7 @@ async def test_without_an_answer_of_the_server_metrics_keep_the_last_values(monk
     assert watching.snapshot().status.parked_deliveries == 3
 
 
-async def test_without_an_answer_of_the_server_a_relay_is_still_a_relay(monkeypatch):
+async def test_without_an_answer_of_the_server_the_status_still_shows_a_relay(monkeypatch):
     def relay(group: Group, myself: MemberStatus | None) -> GroupStatus:
         return replace(seen(group, myself), is_relay=True, source=SourceStatus("t", "c"))
 

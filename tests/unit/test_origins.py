@@ -79,7 +79,7 @@ def test_a_stamp_fits_its_kind_of_event(operation, call, fits):
 
 @pytest.mark.parametrize("transaction", [{}, TRANSACTION], ids=["alone", "transaction"])
 @given(st.integers(-100_000, 200_000))
-def test_a_stamp_counts_about_its_own_time_only(transaction, milliseconds):
+def test_a_stamp_counts_only_near_its_own_time(transaction, milliseconds):
     late, own = milliseconds / 1000, stamp(receivers=frozenset([b"12345678"]))
     judged = Origins(GROUP).judge(change(by=own, wall=NOW + late, **transaction))
     timely = -10 <= late <= (71 if transaction else 11)
@@ -95,7 +95,7 @@ def test_a_stamp_counts_about_its_own_time_only(transaction, milliseconds):
 
 
 def late(origins: Origins, by: Stamp, seconds: float = 20, **more: Any) -> str:
-    """The delivery id of a write with a late stamp; None if the stamp does not belong to the write."""
+    """The delivery id of a write with a late stamp; "" if the stamp does not count."""
     return origins.judge(change(by=by, wall=NOW + seconds, **more)).delivery_id
 
 
@@ -111,14 +111,14 @@ def test_only_the_first_write_of_the_document_gets_the_token_of_a_late_stamp():
     assert late(origins, timely) == ""
 
 
-def test_a_late_stamp_older_than_the_memory_may_be_a_copy():
+def test_a_late_stamp_from_before_the_remembered_tokens_does_not_count():
     origins, own, younger = Origins(GROUP), stamp(at=NOW), stamp(at=NOW + 10)
     origins.since = NOW + 5
     assert late(origins, own) == ""
     assert late(origins, younger, 30) == str(younger.token)
 
 
-def test_a_late_mute_is_doubtful():
+def test_a_late_stamp_does_not_mute_its_write():
     judged = Origins(GROUP).judge(change(by=stamp(muted=True), wall=NOW + 20))
     assert judged.origin is not None
     assert not judged.origin.muted
@@ -143,7 +143,7 @@ def test_a_stamp_counts_once():
     assert counts(change(by=stamp()), origins)
 
 
-def test_an_invalid_occurrence_of_a_stamp_uses_it_up():
+def test_a_stamp_that_was_seen_at_a_wrong_time_never_counts_afterwards():
     origins, own = Origins(GROUP), stamp()
     assert not counts(change(by=own, wall=NOW - 30), origins)
     assert not counts(change(by=own), origins)
@@ -196,7 +196,7 @@ def test_the_wall_time_is_read_with_every_codec(wall):
 
 
 @pytest.mark.parametrize("wall", [None, "noon"])
-def test_a_stamp_without_a_wall_time_is_doubtful(wall):
+def test_a_stamp_does_not_count_if_its_change_has_no_wall_time(wall):
     assert not counts(change(by=stamp())._replace(wall_time=wall))
 
 
@@ -211,7 +211,7 @@ def test_tokens_are_remembered_while_they_are_valid(pauses):
         assert not any(seen.add(other.binary, wall) for made, other in written if wall - made <= 86)
 
 
-def test_the_memory_is_bounded_by_time_and_by_number(monkeypatch):
+def test_remembered_tokens_are_bounded_in_time_and_in_number(monkeypatch):
     seen = SeenTokens()
     for second in range(2_000):
         assert seen.add(token(NOW + second).binary, NOW + second)
@@ -225,7 +225,7 @@ def test_the_memory_is_bounded_by_time_and_by_number(monkeypatch):
     assert not seen.add(first.binary, NOW + 100)  # forgotten, so it may be a repetition
 
 
-def test_a_clock_set_back_leaves_no_doubtful_stamps(monkeypatch):
+def test_new_stamps_count_after_the_clock_was_set_back(monkeypatch):
     monkeypatch.setattr("dispatcher.stream.origins._MOST", 2)
     seen = SeenTokens()
     for wall in [NOW + 3600] * 8:
@@ -293,7 +293,7 @@ def test_changes_without_markers_are_the_same_list():
     assert DeleteMarkers().settle(changes) is changes
 
 
-def test_ids_are_compared_as_the_server_does():
+def test_ids_are_compared_as_the_server_compares_them():
     _, boolean, number = DeleteMarkers().settle([marker(id_=1), delete(id_=True), delete(id_=1.0)])
     assert boolean.origin is None
     assert number.origin is not None

@@ -1,4 +1,4 @@
-"""When the worker of parked deliveries queries again."""
+"""The worker of parked deliveries queries again when the next delivery is due."""
 
 import asyncio
 from time import monotonic
@@ -48,8 +48,8 @@ OWN, PASSED, AHEAD = ({"by": by, "token": token} for by, token in (("me", "z"), 
         (([], 400.0), {}, worker._RARELY),
         (([LANE], None), OWN, worker._RARELY),
         (([LANE], 4.0), PASSED, 4.0),
-        (([LANE], None), AHEAD, worker._AGAIN),  # the position has not passed it yet
-        (([LANE], None), {}, worker._AGAIN),  # it has just been deleted
+        (([LANE], None), AHEAD, worker._AGAIN),  # the position has not passed the delivery yet
+        (([LANE], None), {}, worker._AGAIN),  # the delivery has just been deleted
     ],
 )
 async def test_the_next_query_comes_when_the_next_delivery_is_due(due, first, seconds):

@@ -22,7 +22,7 @@ def test_conditions_are_merged_into_one_filter() -> None:
     assert Plan((a, b)).filter == {"$and": [a, b]}
 
 
-def test_matching_adds_and_keeps_a_join_once() -> None:
+def test_matching_adds_conditions_joins_and_order_and_keeps_each_join_once() -> None:
     join = Join("producer", None, "producers")
     plan = Plan(conditions=({"a": 1},), joins=(join,), order=(("a", 1),))
     more = plan.matching([{"b": 2}], [join, Join("writer", None, "writers")], [("b", -1)])
@@ -73,7 +73,7 @@ def test_conditions_without_joins_are_matched_before_the_join() -> None:
     ]  # fmt: skip
 
 
-def test_the_last_of_a_window() -> None:
+def test_the_stages_that_find_the_last_row_after_a_skip() -> None:
     assert last_row_stages(Plan(skip=1))[0] == {"$sort": {"_id": -1}}
     assert last_row_stages(Plan(order=(("a", 1),), skip=1))[-1] == {"$replaceRoot": {"newRoot": "$row"}}
 

@@ -48,7 +48,7 @@ def test_a_saved_position_is_read():
 
 
 def test_the_position_of_an_earlier_version_is_read():
-    """It has no lease and no layout."""
+    """The position has no lease, and its group has no layout."""
     saved = SavedPositions.read([position(owner="me", host="h", pid=1)], "shop", "state")
     assert saved.layout is None
     assert (saved.positions[0].owner, saved.positions[0].beat, saved.positions[0].lease) == ("me", 0, None)
@@ -63,7 +63,7 @@ def test_the_position_of_an_earlier_version_is_read():
     ],
 )
 def test_positions_of_another_layout_are_refused(wrong, said):
-    """Ignoring such a position loses changes, reading it delivers some twice."""
+    """A process that ignored such a position would lose changes, and one that read it would repeat some."""
     with pytest.raises(
         PositionError, match=f"'{wrong['_id']}' in state.positions {said}, but the .* 2 part"
     ) as caught:

@@ -56,7 +56,7 @@ def test_events_are_decoded_one_by_one_after_a_decoding_error():
     assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]
 
 
-def test_decoded_events_are_taken_over():
+def test_a_change_is_the_same_if_its_event_is_decoded_already():
     insert = {
         "_id": TOKEN, "operationType": "insert", "clusterTime": bson.Timestamp(1, 1), "fullDocument": {"_id": 1},
         "ns": {"db": "shop", "coll": "users"}, "documentKey": {"_id": 1},

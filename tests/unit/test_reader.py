@@ -92,8 +92,8 @@ async def test_a_stamp_from_before_the_position_does_not_count():
     assert copy.origin is None
 
 
-async def test_a_deferred_change_delays_no_other_and_comes_before_the_delete():
-    """The batches have three events."""
+async def test_a_deferred_change_delays_no_other_change_and_comes_before_the_delete():
+    """Each batch has three events."""
     read = await everything(ListSource([marked(1, 1), updated(2, 1), updated(3, 2), updated(4, 3), deleted(5, 1)]))
     assert described(read) == [
         ("marker", 1),
@@ -110,7 +110,10 @@ async def test_a_deferred_change_delays_no_other_and_comes_before_the_delete():
 
 @pytest.mark.parametrize(("finished", "markers"), [([1, 2], [""]), ([1, 2, 3], [""]), ([1], [""]), ([1, 4], [])])
 async def test_a_delete_has_the_stamp_of_a_finished_marker(finished, markers):
-    """A process that read a topic may have ended between the two. A change between them is not deferred."""
+    """A process that read a topic may have ended between a marker and its delete.
+
+    A change between the two is not deferred.
+    """
     events = [marked(1, 1), updated(2, 1), inserted(3, 3, **TRANSACTION), deleted(4, 1)]
     tokens = {token_of(RawEvent(events[number - 1])) for number in finished}
     read = await everything(ListSource(events), is_finished=tokens.__contains__)
@@ -159,7 +162,7 @@ async def test_a_lost_event_comes_before_its_batch():
 
 
 @pytest.mark.parametrize("finished", [[1, 2, 3], [2], []])
-async def test_a_change_finished_by_an_earlier_process_only_keeps_its_place(finished):
+async def test_a_change_that_an_earlier_process_finished_is_not_delivered_and_keeps_its_place(finished):
     """The dead letter of an undecodable event exists already."""
     events = [inserted(1, 1), UNREADABLE, inserted(3, 3)]
     tokens = {token_of(RawEvent(events[number - 1])) for number in finished}
@@ -170,7 +173,7 @@ async def test_a_change_finished_by_an_earlier_process_only_keeps_its_place(fini
     assert len(read) == (2 if 2 in finished else 3)
 
 
-async def test_a_finished_delete_claims_no_marker():
+async def test_a_finished_delete_needs_no_marker():
     events = [marked(1, 1), deleted(2, 1)]
     tokens = {token_of(RawEvent(one)) for one in events}
     read = await everything(ListSource(events), is_finished=tokens.__contains__)

@@ -111,7 +111,7 @@ def test_databases_and_collections_are_got_by_name() -> None:
     assert len({database, registry.get_database("shop"), users, database.get_collection("users")}) == 2
 
 
-def test_point_to_before_the_first_use_only() -> None:
+def test_point_to_works_before_the_first_use() -> None:
     registry = mongoz.Registry("mongodb://one")
     registry.point_to("mongodb://two:5")
     assert registry.address == "two:5"

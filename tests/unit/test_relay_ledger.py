@@ -1,4 +1,4 @@
-"""The position of a relay passes an event only behind acknowledged ones."""
+"""The position of a relay passes an event only when this event and all earlier ones are acknowledged."""
 
 import random
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def test_the_position_waits_for_all_earlier_records() -> None:
     assert (one.records, one.size, one.oldest, one.is_empty) == (0, 0, None, True)
 
 
-def test_the_marks_are_of_the_last_records_at_the_position_not_of_the_last_acknowledged_ones() -> None:
+def test_the_marks_are_those_of_the_last_records_that_the_position_has_passed() -> None:
     one = ledger()
     [first] = one.add("b", [Part(0, 1, 0)])
     one.add("c", [Part(1, 1, 0)])
@@ -90,7 +90,7 @@ def test_an_error_stops_the_position_before_its_record() -> None:
     assert one.position == BEGIN
 
 
-def test_offsets_that_begin_again_are_of_another_topic() -> None:
+def test_if_offsets_begin_again_the_records_are_in_another_topic() -> None:
     one = ledger()
     [first] = one.add("b", [Part(1, 1, 0)])
     answer(first, 5)
@@ -113,7 +113,7 @@ def test_an_answer_without_an_offset_is_an_error() -> None:
 
 @given(st.integers(0, 2**32))
 def test_no_order_of_answers_moves_the_position_too_far(seed: int) -> None:
-    """A model: the position is behind the last span whose predecessors are all acknowledged."""
+    """A model computes the position: the last possible end before which all spans are acknowledged."""
     choose = random.Random(seed)
     one, numbers, offsets = ledger(), [0] * 3, [0, 5, 0]
     waiting: list[tuple[int, Report, list[int]]] = []
@@ -150,7 +150,7 @@ def test_no_order_of_answers_moves_the_position_too_far(seed: int) -> None:
             assert one.position == expected
 
 
-def test_records_of_another_producer_between_its_own_are_noticed() -> None:
+def test_records_of_another_producer_between_those_of_the_term_are_noticed() -> None:
     one = ledger()
     for number, offset in enumerate((10, 11, 13, 14)):
         [report] = one.add(f"c{number}", [Part(0, 1, number)])

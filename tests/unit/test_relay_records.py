@@ -94,7 +94,7 @@ def test_a_hash_that_is_not_at_the_end_counts_too() -> None:
     assert [one.event for one in envelopes(packed, 1)] == [bson.encode(moved)]
 
 
-def test_events_of_collections_are_in_partition_0_and_the_end_of_a_stream_is_no_event() -> None:
+def test_events_of_collections_are_in_partition_0_and_an_invalidate_event_is_not_published() -> None:
     some = [event(name, hashed=None) for name in ("drop", "rename", "dropDatabase", "invalidate")]
     packed = packer().pack(some, {})
     assert [bson.decode(one.event)["operationType"] for one in envelopes(packed)] == [
@@ -158,7 +158,7 @@ def test_the_stamp_of_another_transaction_or_document_does_not_count() -> None:
     assert [bool(each.stamp) for each in envelopes(packed)] == [False, False, True]
 
 
-def test_a_large_event_is_named_by_its_file() -> None:
+def test_the_record_of_a_large_event_names_its_file() -> None:
     one = packer(largest=3_000)
     small, big = event("insert", fullDocument={"a": "x" * 500}), event("insert", fullDocument={"a": "x" * 5_000})
     assert one.large_among([small, big]) == [big]
@@ -169,7 +169,7 @@ def test_a_large_event_is_named_by_its_file() -> None:
     assert large_event_in(second) == file
 
 
-def test_a_delete_that_fits_only_without_its_stamp_is_named_by_its_file() -> None:
+def test_the_record_of_a_delete_that_fits_only_without_its_stamp_names_its_file() -> None:
     many = frozenset(number.to_bytes(8, "big") for number in range(1_000))
     stamped = Stamp("any", Call.DELETED, ObjectId(), b"k" * 8, receivers=many).pack()
     announced = event(
@@ -204,7 +204,7 @@ def test_a_gap_is_a_numbered_record_in_each_partition() -> None:
         ("", b'""'),
     ],
 )
-def test_the_key_is_for_people(id_: Any, key: bytes | None) -> None:
+def test_the_key_of_a_record_is_readable(id_: Any, key: bytes | None) -> None:
     assert key_of(event_of(event("delete", id_))) == key
 
 

@@ -33,7 +33,7 @@ def test_the_digests_hold_exactly_the_given_tokens(inside, others):
 
 
 @given(tokens, tokens)
-def test_time_after_sorts_behind_every_token_of_its_time(token, other):
+def test_time_after_sorts_after_every_token_of_its_time(token, other):
     after = time_after(token)
     assert token_time(after) == token_time(token)
     assert (other < after) is (token_time(other) <= token_time(token))

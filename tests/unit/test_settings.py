@@ -57,7 +57,7 @@ def test_an_unknown_lookup_is_refused() -> None:
         mongoz.settings.get_operator("exacd")
 
 
-def test_two_settings_share_no_table() -> None:
+def test_two_settings_objects_share_no_table_of_operators() -> None:
     assert mongoz.MongozSettings().filter_operators is not mongoz.MongozSettings().filter_operators
 
 

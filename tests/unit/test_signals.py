@@ -257,7 +257,7 @@ async def test_decorators_return_the_function_and_connect_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("through", ["class", "meta", "instance", "instance.meta"])
-def test_disconnect_says_whether_it_was_connected(through: str) -> None:
+def test_disconnect_returns_whether_the_receiver_was_connected(through: str) -> None:
     user = document()
     signals = {
         "class": user.signals,
@@ -428,7 +428,7 @@ async def test_a_custom_signal_of_an_abstract_document_is_found_on_its_subclasse
     assert after.signals.post_verify is post_verify
 
 
-def test_a_custom_signal_of_a_concrete_document_is_its_own() -> None:
+def test_subclasses_do_not_get_a_custom_signal_of_a_concrete_document() -> None:
     user = document()
     user.signals.on_verify = Signal()
     assert document("Admin", user).signals.on_verify is not user.signals.on_verify
@@ -506,7 +506,7 @@ async def test_document_itself_is_an_abstract_sender() -> None:
         mongoz.Document.signals.post_save.disconnect(module_level)
 
 
-async def test_a_concrete_parent_does_not_fire_for_its_subclasses() -> None:
+async def test_a_receiver_of_a_concrete_parent_does_not_run_for_its_subclasses() -> None:
     user = document()
     admin = document("Admin", user)
     post_save(user)(module_level)
@@ -626,7 +626,7 @@ def test_two_receivers_of_one_name_are_an_error() -> None:
 
 
 def test_two_receivers_whose_ids_collide_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The probability is 2**-64; a stamp can not distinguish the two."""
+    """A collision has a probability of 2**-64. A stamp could not distinguish the two receivers."""
     monkeypatch.setattr("mongoz.signals.receivers.receiver_id", lambda parts: bytes(8))
     user = dispatched_document()
     post_save(user, name="mine")(module_level)

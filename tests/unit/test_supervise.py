@@ -84,7 +84,7 @@ def test_a_process_that_crashed_or_was_killed_is_started_again(code):
 
 
 @pytest.mark.parametrize("code", [ExitCode.CANNOT_CONNECT, ExitCode.TOO_MANY_FILES])
-def test_an_error_that_may_pass_ends_all_only_at_the_start(code):
+def test_an_error_that_may_pass_ends_all_processes_only_at_the_start(code):
     assert is_restarted(code, joined=True)
     assert not is_restarted(code, joined=False)
 
@@ -106,12 +106,12 @@ def test_an_error_that_may_pass_ends_all_only_at_the_start(code):
     ],
 )
 @pytest.mark.parametrize("joined", [True, False])
-def test_an_error_that_remains_ends_all(code, joined):
+def test_after_an_error_that_remains_no_process_is_started_again(code, joined):
     assert not is_restarted(code, joined=joined)
 
 
 @pytest.mark.parametrize("code", [1, 3, ExitCode.CRASHED, 137])
-def test_a_first_process_that_can_not_start_ends_all(code):
+def test_a_first_process_that_can_not_start_is_not_started_again(code):
     assert not is_restarted(code, joined=False)
 
 
@@ -196,7 +196,10 @@ async def test_lines_of_several_processes_never_mix(capfd):
 
 
 async def test_the_wait_for_last_lines_has_one_limit_for_both_streams(monkeypatch):
-    """A process that it started may keep both open. Each wait shortens what the supervisor has for its own end."""
+    """A process that the ended process has started may keep both streams open.
+
+    Each wait shortens the time that the supervisor has for its own end.
+    """
     waited = 0.0
 
     def join(_thread: threading.Thread, seconds: float) -> None:
@@ -297,11 +300,11 @@ assert os.read(0, 1)
     assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (ExitCode.OK, [1, 4])
 
 
-async def test_the_others_never_start_if_the_first_process_can_not(monkeypatch, tmp_path):
+async def test_the_other_processes_never_start_if_the_first_process_can_not_start(monkeypatch, tmp_path):
     assert await supervised(monkeypatch, tmp_path, "sys.exit(12)") == (ExitCode.CANNOT_CONNECT, [1, 0])
 
 
-async def test_a_process_that_fails_while_it_stops_gives_its_code(monkeypatch, tmp_path):
+async def test_the_exit_code_is_that_of_a_process_that_fails_while_it_stops(monkeypatch, tmp_path):
     script = "os.write(0, b'2')\nopen('ready-' + name, 'w')\nassert os.read(0, 1)\nsys.exit(int(name) - 1)"
     assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (1, [1, 1])
 
@@ -363,7 +366,7 @@ def test_exit_codes_are_right_if_the_parent_ignores_the_end_of_children():
     assert ended.returncode == ExitCode.APPLICATION, ended.stderr
 
 
-async def test_spare_processes_are_named_once(monkeypatch, tmp_path, capsys):
+async def test_the_log_mentions_spare_processes_once(monkeypatch, tmp_path, capsys):
     script = "os.write(0, b'1')\nopen('ready-' + name, 'w')\nassert os.read(0, 1)"
     assert await supervised(monkeypatch, tmp_path, script, stop_at=2) == (ExitCode.OK, [1, 1])
     logged = capsys.readouterr().out

@@ -40,7 +40,7 @@ def test_the_position_is_the_token_before_the_first_unfinished_change(count, see
     assert tracker.token == jobs[-1].token
 
 
-def test_a_change_that_is_up_to_its_process_is_not_undelivered():
+def test_a_change_that_only_its_process_may_deliver_does_not_count_as_undelivered():
     tracker, jobs = Tracker(""), [open_job(number) for number in range(4)]
     for job in jobs:
         tracker.add(job)

@@ -72,7 +72,7 @@ def test_a_retry_and_its_dead_letter_become_one_record():
     assert ("reason" in alone, alone["_id"]) == (False, letter["_id"])
 
 
-def test_a_blocked_delivery_behind_a_retry_keeps_its_attempts():
+def test_a_blocked_delivery_after_a_retry_keeps_its_attempts():
     first, second, _ = rows("blocking")
     second["lane_document"] = [{**LANES[first["lane"]], "token": second["token"]}]
     made = upgraded(second, head=False)

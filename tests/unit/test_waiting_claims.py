@@ -28,7 +28,7 @@ INDEX = Receiver(receive, "index", 2, id=b"index678")
 
 
 class Scene:
-    """Waiting claims with everything around them, and what happened."""
+    """Waiting claims with substitutes for the objects around them. It records what happens."""
 
     def __init__(self, park_after: float = 60.0) -> None:
         self.verdicts: dict[int, ClaimVerdict] = {}
@@ -153,7 +153,7 @@ async def test_a_claim_that_is_taken_over_is_delivered():
     assert scene.delivered == [(token(1), "mail", True), (token(1), "index", True)]
 
 
-async def test_later_deliveries_of_the_document_to_the_receiver_wait_behind_a_claim():
+async def test_later_deliveries_of_the_document_to_the_receiver_wait_for_a_claim():
     scene = Scene()
     scene.write(1, MAIL)
     assert [scene.foreign(2, MAIL)[1], scene.foreign(3, MAIL)[1]] == [True, True]
@@ -203,7 +203,7 @@ async def test_only_deliveries_that_wait_for_a_claim_are_urgent():
 
 @pytest.mark.parametrize("follows", [False, True])
 @pytest.mark.parametrize("verdict", [ClaimVerdict.DONE, ClaimVerdict.TAKE])
-async def test_a_change_is_up_to_its_process_until_its_claim_is_decided(follows, verdict):
+async def test_only_its_process_may_deliver_a_change_until_its_claim_is_decided(follows, verdict):
     scene = Scene()
     job = scene.write(1, MAIL, INDEX)
     if follows:
@@ -225,7 +225,7 @@ async def test_a_claim_without_receivers_here_ends_with_its_decision():
     assert not scene.claims.has(change("insert", id_=1).key)
 
 
-async def test_a_claim_behind_an_open_claim_is_taken_over_after_it():
+async def test_a_claim_is_taken_over_after_an_earlier_open_claim_of_its_document_and_receiver():
     scene = Scene()
     scene.write(1, MAIL)
     scene.verdicts[2] = ClaimVerdict.TAKE
@@ -342,7 +342,7 @@ async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delive
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])
 def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
-    """After a restart it is judged, then a read of its book finds that it is silent, and it is judged again."""
+    """After a restart the claim is judged. A read of its book finds the book silent. Then it is judged again."""
     longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE + waiting_module._AGAIN
     assert longest <= seconds + 5
 
@@ -390,12 +390,12 @@ async def test_the_gauges_count_the_deliveries_that_wait_for_each_process():
     assert scene.claims.gauges(NOW) == ClaimGauges()
 
 
-async def test_a_delivery_behind_a_claim_that_is_done_does_not_wait_for_a_process():
+async def test_a_delivery_after_a_claim_that_is_done_does_not_wait_for_a_process():
     scene = Scene()
     scene.write(1, MAIL)
     scene.foreign(2, MAIL)
     scene.decide(1, ClaimVerdict.DONE)
-    assert scene.claims.gauges(NOW) == ClaimGauges()  # it is in the lane of its document
+    assert scene.claims.gauges(NOW) == ClaimGauges()  # the delivery is in the lane of its document
 
 
 async def test_the_gauges_name_few_processes():

@@ -224,7 +224,7 @@ class WaitingClaims:
         Args:
             job: of the change. The claimed deliveries together are one part of the job.
             change: the change.
-            verdict: about the claim: it is not done.
+            verdict: about the claim: `WAIT` or `TAKE`.
         """
         assert change.origin is not None
         assert change.origin.claim is not None

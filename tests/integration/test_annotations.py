@@ -338,7 +338,7 @@ async def test_attributes_that_are_not_fields_are_never_stored(
     assert calls[0] == "a"
 
 
-async def test_a_foreign_key_named_like_a_cached_property_is_kept(
+async def test_an_undeclared_key_named_like_a_cached_property_is_kept(
     registry: Registry, database: str, foreign: Any
 ) -> None:
     here = registry.get_database(database)
@@ -397,7 +397,7 @@ async def test_a_future_date_is_readable_after_that_date(registry: Registry, dat
     await loaded.update(n=3)
 
 
-async def test_undeclared_values_keep_their_type_or_are_refused(registry: Registry, database: str) -> None:
+async def test_undeclared_values_without_a_bson_type_are_refused(registry: Registry, database: str) -> None:
     Thing = document(registry, database, dict[str, Any])
     for value in (pathlib.Path("x"), datetime.timedelta(1), ipaddress.ip_address("::1"), {1: "a"}):
         with pytest.raises(bson.errors.InvalidDocument) as caught:
@@ -408,7 +408,7 @@ async def test_undeclared_values_keep_their_type_or_are_refused(registry: Regist
 
 @pytest.mark.parametrize("listening", [False, True])
 @pytest.mark.parametrize("value", [pathlib.Path("x"), datetime.timedelta(1)])
-async def test_updates_keep_the_type_of_undeclared_values_or_refuse_them(
+async def test_updates_refuse_undeclared_values_without_a_bson_type(
     registry: Registry, database: str, value: Any, listening: bool
 ) -> None:
     Thing = document(registry, database, Any)

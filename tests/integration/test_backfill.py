@@ -208,7 +208,7 @@ async def test_a_run_of_another_live_process_is_refused(foreign, dispatched, Thi
     runs.update_one({"run": outcome.run}, {"$set": {"status": "running", "host": "elsewhere", "pid": 1}})
     with pytest.raises(Busy, match="Process 1 on elsewhere"):
         await run(dispatched, "watcher", resume=outcome.run)
-    # Its heartbeat is too old.
+    # The heartbeat of that process is too old now.
     runs.update_one({"run": outcome.run}, [{"$set": {"beat_at": {"$subtract": ["$$NOW", 20_000]}}}])
     assert (await run(dispatched, "watcher", resume=outcome.run)).finished
 

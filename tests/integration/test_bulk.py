@@ -160,7 +160,7 @@ async def test_unknown_names_are_ignored_with_a_warning(User, foreign):
     assert set(foreign.users.find_one()) == {"_id", "name", "age", "tags", "nickname", "address", "seen"}
 
 
-async def test_aliases_dicts_and_auto_now(User, foreign):
+async def test_update_count_takes_aliases_and_dicts_and_sets_auto_now(User, foreign):
     await User.objects.create(name="a")
     before = foreign.users.find_one()["seen"]
     foreign.users.update_one({}, {"$set": {"seen": before.replace(year=2000)}})
@@ -173,7 +173,7 @@ async def test_aliases_dicts_and_auto_now(User, foreign):
 
 
 @pytest.mark.parametrize("heard", [False, True])
-async def test_operations(User, foreign, heard):
+async def test_operations_change_all_documents_of_a_query(User, foreign, heard):
     if heard:
         User.signals.post_update.connect(ignore)
     await User.create_many([User(name="a", age=1, tags=["x", "y", "x"]), User(name="b", age=5, tags=["z"])])
@@ -191,7 +191,7 @@ async def test_operations(User, foreign, heard):
     assert (row["tags"], row["age"]) == (["y", "p", "new"], 9)
 
 
-async def test_operations_on_an_instance(User, foreign):
+async def test_operations_change_the_stored_values_and_the_instance(User, foreign):
     told = []
 
     async def updated(sender: Any, instance: Any, update_fields: Any, **kwargs: Any) -> None:
@@ -318,7 +318,7 @@ async def test_a_lost_connection_reports_the_written_documents(victim, foreign):
     async def saved(sender: Any, instance: Any, **kwargs: Any) -> None:
         told.append(instance.name)
         if len(told) == BATCH:
-            lose_connections(foreign, "insert", 2)  # the driver sends it twice
+            lose_connections(foreign, "insert", 2)  # the driver sends the insert twice
 
     victim.signals.post_save.connect(saved)
     models = [victim(name=f"u{n}") for n in range(BATCH + 5)]

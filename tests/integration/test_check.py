@@ -117,7 +117,7 @@ async def test_disabled_images_are_named(dispatched, database, foreign, look):
     assert any(f"{database}.missing does not exist yet" in text for text in texts)
 
 
-async def test_unused_images_are_named(dispatched, database, foreign, look):
+async def test_missing_images_that_no_receiver_needs_are_not_named(dispatched, database, foreign, look):
     make_user(dispatched, database, connects=(post_save,))
     foreign.create_collection("users")
     assert about(await look(), "images") == []

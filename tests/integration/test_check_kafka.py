@@ -84,7 +84,7 @@ async def test_the_embedded_broker_is_for_development_only(
         (warned,) = texts(one, "topic", "warning")
         assert "for development only" in warned
         assert [each for each in one if each.level == "error"] == []
-    assert texts(found, "position") == []  # it does not know the ends of its logs
+    assert texts(found, "position") == []  # the embedded broker does not know the ends of its logs
 
 
 async def test_a_healthy_topic_is_described(

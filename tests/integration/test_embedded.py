@@ -106,7 +106,7 @@ def test_the_handle_names_the_process_and_the_directory(server: EmbeddedMongo) -
         server.port = 1  # type: ignore[misc]
 
 
-def test_starts_quickly(server: EmbeddedMongo) -> None:
+def test_the_server_starts_quickly(server: EmbeddedMongo) -> None:
     # The module's server has warmed the page cache. 0.5 s is usual; a busy machine takes many times that.
     started = time.monotonic()
     with embedded_mongo() as another:
@@ -157,7 +157,7 @@ def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_pa
         client.shop.orders.insert_one({"_id": "kept"})
 
     with socket.socket() as occupied:
-        # Bound, so the second run gets another port.
+        # The port is bound, so the second run gets another one.
         occupied.bind(("127.0.0.1", first.port))
         with embedded_mongo(directory=data) as second, connected(second.url) as client:
             assert second.port != first.port
@@ -212,7 +212,7 @@ def test_stop_ends_the_processes_and_removes_the_directory_and_may_be_repeated()
 
 
 @pytest.mark.slow
-def test_stop_after_mongod_was_killed() -> None:
+def test_stop_works_after_mongod_was_killed() -> None:
     server = start_embedded(replica_set=False)
     os.kill(server.pid, signal.SIGKILL)
     eventually(lambda: not server.directory.exists())
@@ -222,7 +222,7 @@ def test_stop_after_mongod_was_killed() -> None:
     assert not psutil.pid_exists(server.pid)
 
 
-def test_stop_after_the_guardian_was_killed() -> None:
+def test_stop_works_after_the_guardian_was_killed() -> None:
     server = start_embedded(replica_set=False)
     mongod = psutil.Process(server.pid)
     mongod.parents()[0].kill()

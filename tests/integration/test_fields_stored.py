@@ -242,7 +242,7 @@ async def test_loaded_decimals_can_be_used_in_queries(registry: mongoz.Registry,
         assert await query.count() == 1
 
 
-async def test_embedded_documents_keep_foreign_keys(
+async def test_embedded_documents_keep_undeclared_keys_of_other_clients(
     registry: mongoz.Registry, database: str, foreign: Any
 ) -> None:
     document = thing(registry, database)

@@ -101,7 +101,9 @@ JOINS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("lookups", "expected"), JOINS, ids=str)
-async def test_lookups_on_references(Movie: Any, lookups: Any, expected: str) -> None:
+async def test_lookups_through_references_find_the_matching_documents(
+    Movie: Any, lookups: Any, expected: str
+) -> None:
     assert await names(Movie.objects.filter(**lookups)) == expected
     assert await names(Movie.query.filter(**lookups)) == expected
     assert await Movie.objects.filter(**lookups).count() == len(expected)
@@ -114,7 +116,7 @@ async def test_lookups_on_references(Movie: Any, lookups: Any, expected: str) ->
     assert await names(one_by_one) == expected
 
 
-async def test_references_are_values(Movie: Any, models: Any) -> None:
+async def test_a_reference_is_compared_with_instances_and_ids_without_a_join(Movie: Any, models: Any) -> None:
     _, Producer, _ = models
     ada = await Producer.objects.get(name="Ada")
     bob = await Producer.objects.get(name="Bob")

@@ -85,7 +85,7 @@ async def test_own_writes_to_foreign_documents_are_recognized(dispatched, databa
             things.insert_one({"_id": theirs, "name": "Ada"})
             await eventually(lambda: told and told[-1].name == "Ada" and told[-1].signal == "post_save")
             thing = await Thing.objects.get(id=own)
-            thing.id = own  # as in an application that has not read the document
+            thing.id = own  # an application that has not read the document has this id
             told.clear()
             await call(thing)
             things.replace_one({"_id": theirs}, {"name": "end"}, upsert=True)

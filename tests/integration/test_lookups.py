@@ -90,7 +90,7 @@ TEXT = [
 ]  # fmt: skip
 
 
-async def test_lookups_of_strings(Movie: Any) -> None:
+async def test_each_lookup_of_strings_finds_the_matching_documents(Movie: Any) -> None:
     await fill(Movie, name=STRINGS)
     for lookup, operator, value, expected in TEXT:
         queries = [
@@ -128,7 +128,7 @@ async def test_dates_are_also_found_by_their_iso_strings(Movie: Any) -> None:
 
 
 @pytest.mark.usefixtures("javascript_allowed")
-async def test_lookups_of_numbers_and_missing_values(Movie: Any, foreign: Any) -> None:
+async def test_lookups_find_numbers_and_missing_values(Movie: Any, foreign: Any) -> None:
     await fill(Movie, year=[1, 2, 3, None])
     foreign.movies.insert_one({"name": "4"})
     for lookups, expected in [
@@ -192,7 +192,7 @@ async def test_a_list_contains_its_items(Movie: Any) -> None:
     assert await found(Movie.query(Q.pattern(Movie.tags[0], "^RE")), "name") == ["1"]
 
 
-async def test_a_date_is_a_whole_day(Movie: Any) -> None:
+async def test_the_lookup_date_matches_a_whole_day(Movie: Any) -> None:
     minute = datetime.timedelta(minutes=1)
     start = datetime.datetime(2024, 2, 29)
     instants = [start - minute, start, start + 600 * minute, start + 1440 * minute - minute, start + 1440 * minute]

@@ -142,7 +142,7 @@ def test_a_factory_without_a_call_is_an_error(factory: Any, base: Any) -> None:
         type(base)("Thing", (base,), {"__module__": __name__, "name": factory})
 
 
-def test_a_document_without_all_its_fields_is_an_error(registry: mongoz.Registry, database: str) -> None:
+def test_a_document_class_without_fields_is_an_error(registry: mongoz.Registry, database: str) -> None:
     class Empty(mongoz.Document):
         Meta = type("Meta", (), {"registry": registry, "database": database})
 
@@ -150,7 +150,7 @@ def test_a_document_without_all_its_fields_is_an_error(registry: mongoz.Registry
         Empty.get_collection()
 
 
-async def test_a_deleted_document_is_an_error(User: Any, database: str, foreign: Any) -> None:
+async def test_a_call_on_a_deleted_document_is_an_error(User: Any, database: str, foreign: Any) -> None:
     user = await User.objects.create(name="Ada", email="ada@example.org")
     foreign.users.delete_many({})
     for write in (user.save, lambda: user.update(age=1), user.delete, user.refresh):

@@ -300,7 +300,7 @@ def test_instances_can_be_copied_and_pickled_during_a_call(mongo: Any, database:
 
 
 @pytest.mark.parametrize("first", ["save", "create_many"])
-async def test_create_many_waits_for_its_instances(Lamp: Any, first: str) -> None:
+async def test_create_many_waits_for_earlier_calls_of_its_instances(Lamp: Any, first: str) -> None:
     lamp, other = Lamp(), Lamp()
     calls = {"save": lamp.save, "create_many": lambda: Lamp.create_many([other, lamp])}
     second = next(name for name in calls if name != first)
@@ -319,7 +319,7 @@ async def test_create_many_refuses_the_same_instance_twice(Lamp: Any) -> None:
     assert await Lamp.create_many([lamp, other]) == [lamp, other]
 
 
-async def test_two_create_many_of_the_same_instances_end(Lamp: Any) -> None:
+async def test_two_create_many_of_the_same_instances_do_not_deadlock(Lamp: Any) -> None:
     lamps = [Lamp() for _ in range(3)]
     calls = [Lamp.create_many(lamps), Lamp.create_many(lamps[::-1]), lamps[1].save()]
     results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
@@ -342,7 +342,7 @@ async def test_receivers_of_create_many_may_write_its_instances(Lamp: Any) -> No
     assert {(await found_again(lamp)).n for lamp in lamps} == {3}
 
 
-async def test_create_many_and_a_receiver_that_waits_for_it_end(Lamp: Any) -> None:
+async def test_create_many_and_a_receiver_that_waits_for_it_do_not_deadlock(Lamp: Any) -> None:
     one, other = Lamp(), Lamp()
 
     async def hear(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from mongoz.core.signals import post_delete, post_save, post_update, pre_delete,
 from mongoz.exceptions import DocumentNotFound, SignalError
 
 
-async def test_the_guide_from_top_to_bottom(registry: mongoz.Registry, database: str) -> None:
+async def test_all_examples_of_the_guide_work_in_one_application(registry: mongoz.Registry, database: str) -> None:
     # A class body can't read a local name of this function that it assigns.
     our_registry, our_database, said = registry, database, []
 

@@ -27,7 +27,7 @@ LIGHT = StreamLoad({"a": 1}, 1_000, 100.0, 2)
         (LIGHT._replace(streams={"a": 64, "b": 16}, allowed=100), True),
         (LIGHT._replace(streams={"a": 64, "b": 15}, allowed=100), False),
         (LIGHT._replace(streams={"a": 4}, rate=None, cores=None, allowed=None), False),
-        (LIGHT._replace(rate=1e6), False),  # a relay has one stream too
+        (LIGHT._replace(rate=1e6), False),  # one stream is never too many, because a relay needs one, too
     ],
 )
 def test_the_load_is_high_near_the_limit_or_if_it_takes_half_of_the_cores(load: StreamLoad, is_high: bool) -> None:

@@ -231,7 +231,7 @@ def test_the_changes_turn_the_snapshot_into_the_row(before: dict[str, Any], row:
     before, row = {**before, "_id": 1}, {**row, "_id": 1}
     changed, removed = find_changes(before, row)
     after = {name: value for name, value in {**before, **changed}.items() if name not in removed}
-    # As bytes, because 1 == True == 1.0 in Python.
+    # The values are compared as bytes, because 1 == True == 1.0 in Python.
     assert {name: bson.encode({"": value}) for name, value in after.items()} == {
         name: bson.encode({"": value}) for name, value in row.items()
     }

@@ -148,7 +148,7 @@ def test_the_length_of_a_line_is_bounded(capsys):
     assert json.loads(said)["error"].startswith("xxx")
 
 
-def test_each_error_of_a_circular_chain_is_described_once():
+def test_the_search_in_a_circular_chain_of_errors_ends():
     assert not is_transient(in_a_circle())
     assert not is_transient(Untruthful())
 

@@ -85,7 +85,7 @@ def test_a_reference_refuses_other_values(value: Any) -> None:
         ("studio", Producer(id=ID, name="P"), r"Input should be a .*\.Studio or its ObjectId, not a Producer"),
     ],
 )
-def test_an_instance_without_an_id_is_refused(field: str, value: Any, message: str) -> None:
+def test_an_instance_without_an_id_or_of_another_class_is_refused(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Movie(**{"producer": ID, field: value})
 

@@ -48,7 +48,7 @@ def test_the_producer_of_a_relay_is_idempotent_and_waits_for_all_replicas(monkey
     [values] = made
     wanted = {"enable.idempotence": True, "acks": "all", "compression.type": "lz4", "message.max.bytes": 10**9}
     assert values | wanted == values
-    assert "message.timeout.ms" not in values  # five minutes
+    assert "message.timeout.ms" not in values  # the client's default is five minutes
 
 
 @pytest.mark.parametrize(

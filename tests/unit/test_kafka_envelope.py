@@ -133,7 +133,7 @@ def test_a_later_version_is_named() -> None:
     "document",
     [{}, {"token": 5, "kind": "oversize", "after": "", "until": "", "policy": ""}],
 )
-def test_the_document_of_a_gap_has_all_fields(document: dict[str, object]) -> None:
+def test_a_gap_without_all_its_fields_is_refused(document: dict[str, object]) -> None:
     value = bson.encode({"v": 1, "term": bson.Int64(1), "n": bson.Int64(0), "gap": document})
     with pytest.raises(MalformedRecord):
         gap_in(decode(value))

@@ -69,7 +69,7 @@ def _saved_position(assignment: Assignment, positions: Collection[dict[str, Any]
 def _our_turn(assignment: Assignment, positions: Collection[dict[str, Any]], position: dict[str, Any]) -> Measured:
     positions.replace_one(
         {"_id": position["_id"]}, position | {"owner": None}
-    )  # released, so that nothing waits for a lease
+    )  # without an owner, so the daemon does not wait for a lease
     with daemon(assignment, _STATE) as process:
         measured = process.measured()
         (stopped,) = (line for line in process.end() if line.get("action") == "dispatcher.stopped")

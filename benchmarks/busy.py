@@ -24,7 +24,7 @@ __all__ = ["Busy", "Heard", "Point", "measure_busy"]
 _DATABASE, _STATE = "busy", "busy_state"
 _PATIENCE_SECONDS = 90.0
 _AT_ONCE = 1_000
-_TIMED, _RATE = 200, 100.0  # writes whose latency is measured, and how many a second
+_TIMED, _RATE = 200, 100.0  # the number of timed writes, and writes per second
 
 
 @dataclass(frozen=True, slots=True)

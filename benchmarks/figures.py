@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Ours to the peer's."""
+        """Our result divided by the peer's."""
         return self.ours / self.peer
 
 

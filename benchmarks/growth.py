@@ -16,10 +16,10 @@ class Dimension(NamedTuple):
     Attributes:
         key: stable name, for machines and files.
         title: for people.
-        axis: its unit.
+        axis: the unit of the quantity.
         says: the measurement, in a sentence.
-        values: of the quantity.
-        busy: the measurement for each value.
+        values: the measured values of the quantity.
+        busy: makes the measurement for a value.
     """
 
     key: str

@@ -10,18 +10,18 @@ class Plan:
     """The size of a run.
 
     Attributes:
-        rounds: pairs of every row; a round measures both sides once.
+        rounds: the number of rounds; a round measures both sides of a row once.
         changes: length of the backlog.
         writes: timed writes per side and round, for latency.
-        documents: in the loaded collection.
-        loads: of the collection per side and round.
+        documents: the number of documents in the loaded collection.
+        loads: loads of this collection per side and round.
         operations: single creates, saves and updates per side and round.
-        sends: of a signal per side and round.
+        sends: sent signals per side and round.
         long: changes of the backlog for memory; also the writes for the memory of a process that claims them.
         claimed: writes of this process per side and round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
-        members, partitions: of the group whose commands are counted.
+        members, partitions: their numbers in the group whose commands are counted.
         counted: seconds for which the commands are counted.
         rate: writes per second for latency.
     """

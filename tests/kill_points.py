@@ -51,7 +51,7 @@ class Ran(NamedTuple):
         signal: the name of the signal.
         key: the number of the document.
         id: `delivery.id`.
-        resumed: the process was stopped before.
+        resumed: whether the process was stopped before.
         origin: `delivery.origin`.
     """
 
@@ -72,7 +72,7 @@ def make(registry: mongoz.Registry, database: str, note: Note, *, pause: bool = 
 
     Args:
         note: gets `"begin"` or `"end"`, the instance, and the delivery.
-        pause: the receivers wait once between begin and end.
+        pause: whether the receivers wait once between begin and end.
     """
 
     class Item(mongoz.Document):
@@ -230,7 +230,7 @@ class Points:
     """Counts awaits, and causes the fault at one of them.
 
     Args:
-        left: the number of the await.
+        left: the number of the await with the fault, from 1.
         fault: causes the fault.
     """
 

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     receiver: str = ""
     pid: int = 0
     began: int = 0
-    """The begin of the call, as `time.monotonic_ns()`."""
+    """The start of the call, as `time.monotonic_ns()`."""
 
     @property
     def write(self) -> tuple[str, int]:

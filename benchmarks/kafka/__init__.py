@@ -2,7 +2,7 @@
 
 suite.py       starts the broker, and runs the measurements
 stage.py       the servers of a run, and the processes around them
-topic.py       how far a topic is written
+topic.py       how many records a topic has
 server_cpu.py  row: processor time of mongod, Kafka against a change stream
 relay.py       rows: the relay against a bare loop that publishes
 latency.py     row: the time that Kafka adds between a write and its receiver

@@ -165,7 +165,7 @@ async def _count_deliveries() -> None:
                 await pipeline._capacity.idle()
 
     await deliver(events[_TIMES:])
-    # Times are observed at most a thousand times a second. Under valgrind this would be each delivery.
+    # Durations are observed at most a thousand times a second. Under valgrind, this would be at each delivery.
     for figures in pipeline._stats.receivers.values():
         figures.due = float("inf")
     with counted(f"deliver {_TIMES}"):

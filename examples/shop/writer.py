@@ -136,7 +136,7 @@ class Client:
     # Several writes in one call, and upserts
 
     def import_users(self) -> list[Change]:
-        """Insert some, then change, replace and delete one of them, in a single bulk write."""
+        """Insert some users, then change one, replace one and delete one, in a single bulk write."""
         first, second, third, *rest = (self.new_user() for _ in range(self.random.randint(4, 8)))
         visited = {**first, "visits": 1}
         renamed = {**second, "name": "Alan", "visits": 1}

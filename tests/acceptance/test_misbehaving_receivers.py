@@ -188,7 +188,7 @@ def test_a_receiver_that_cancels_the_tasks_of_the_dispatcher_has_failed(
         assert running.terminate(within=60) == ExitCode.OK
     (letter,) = foreign.client[f"{database}_state"]["held"].find()
     assert "is the dispatcher's" in letter["error"]["message"]
-    assert letter["attempts"] == 1  # the receiver asks for its own cancellation
+    assert letter["attempts"] == 1  # the cancellation counts as a failed attempt
 
 
 def test_a_receiver_may_cancel_its_own_tasks(tmp_path, mongo, database, foreign):

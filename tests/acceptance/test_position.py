@@ -197,7 +197,7 @@ def test_a_position_moves_only_if_it_exists_and_the_operator_confirms(position, 
     for arguments in (("set", "--at", "now"), ("reset",)):
         ran = dispatcher("position", *arguments)
         assert (ran.code, "--yes" in ran.error) == (ExitCode.USAGE, True)
-    assert dispatcher("position", "set", "--yes").code == ExitCode.USAGE  # the position is missing
+    assert dispatcher("position", "set", "--yes").code == ExitCode.USAGE  # --at is missing
     other = dispatcher("position", "reset", "--yes", "--group", "nobodys")
     assert other.code == ExitCode.NOT_FOUND
     assert state.positions.find_one({"_id": position["_id"]}) == position

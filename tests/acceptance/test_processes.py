@@ -229,7 +229,7 @@ def test_a_wrong_number_of_processes_is_an_error(tmp_path, value):
 
 
 @pytest.mark.slow
-def test_an_existing_layout_stays_and_spare_processes_are_named(environment, foreign, tmp_path):
+def test_an_existing_number_of_partitions_stays_and_spare_processes_are_named(environment, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     with daemon(APP, cwd=tmp_path, **environment) as running:
         running.wait_started()

@@ -48,7 +48,7 @@ def test_the_only_group_is_found_beside_a_relay(dispatcher, billing):
     assert dispatcher("position", "show", "--json").json[0]["position"] == "billing:0"
 
 
-def test_a_relay_is_found_by_its_name_and_if_it_is_alone(dispatcher, state):
+def test_a_relay_is_found_by_its_name_or_because_it_is_alone(dispatcher, state):
     assert dispatcher("status", "--json").json["group"] == RELAY
     state.positions.insert_one({"_id": "billing:0", "group": "billing", "partition": 0})
     assert dispatcher("status", "--group", RELAY, "--json").json["group"] == RELAY
@@ -104,7 +104,7 @@ def fact(out: str, name: str) -> str:
     return found[1]
 
 
-def test_status_shows_the_topic_and_its_lags_while_nobody_lives(dispatcher, reading):
+def test_status_shows_the_topic_and_its_lags_while_no_process_is_alive(dispatcher, reading):
     shown = dispatcher("status")
     assert fact(shown.out, "source") == f"the topic {RELAY} of the Kafka cluster c1"
     assert fact(shown.out, "relay") == "0 alive"

@@ -99,7 +99,7 @@ def test_a_standby_takes_over_immediately_from_a_stopped_or_killed_daemon(ledger
 
 @pytest.mark.slow
 def test_the_lease_of_a_lost_machine_must_expire(ledger, foreign, two):
-    """Other machines do not know that the process is dead: the standby waits exactly for the lease."""
+    """Other machines do not know that the process is dead. So the standby waits until the lease expires."""
     first, second = two
     write(foreign, ledger, 1)
     state = foreign.client[f"{foreign.name}_state"]

@@ -298,7 +298,7 @@ def test_an_earlier_dispatcher_that_joins_makes_the_application_claim_nothing(wo
 
 
 def test_a_return_to_an_earlier_dispatcher_delivers_all_open_claims(world):
-    """Some claims are parked, one has failed as takeover, and one has no receiver in the dispatcher."""
+    """Some claims are parked, one takeover has failed, and one claim has no receiver in the dispatcher."""
     with world.dispatcher("new") as new:
         world.touch("lost fail hang")
         writer = world.writer("new", "lost", VERSIONED_EXTRA="1")

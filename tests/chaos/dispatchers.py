@@ -1,8 +1,8 @@
 """Three daemons share several partitions. Some are killed, suspended or terminated; others join or repartition.
 
 A process that is suspended for longer than its lease resumes with partitions that others have taken over.
-It may finish its running deliveries. It may begin at most one: if it was suspended between the check of its
-lease and the call of the receiver.
+It may finish its running deliveries. It may begin at most one delivery: if it was suspended between the check of
+its lease and the call of the receiver.
 """
 
 from collections.abc import Callable

@@ -92,7 +92,7 @@ class Evidence:
 
     @property
     def orders(self) -> dict[str, list[int]]:
-        """The writes of all clients: the numbers of a document increase, so they are its order."""
+        """The writes of all clients, by document. The numbers of a document increase with each write."""
         names = {*self.foreign, *self.own}
         return {name: sorted([*self.foreign.get(name, ()), *self.own.get(name, ())]) for name in names}
 
@@ -113,8 +113,8 @@ def figures(
         evidence: of the run.
         faults: the name of the faults.
         tolerated: names of figures without limits, because the faults affect them.
-        memory: MB of a daemon, at most.
-        stall: seconds without a delivery, at most.
+        memory: the maximum memory of a daemon in MB.
+        stall: the maximum time without a delivery in seconds.
         late: the maximum number of deliveries that begin in an outdated term.
         harmless: kinds of faults that must not cause a repetition.
     """
@@ -274,7 +274,7 @@ def outdated(entries: Sequence[Entry]) -> int:
 
 
 def _renamed(entries: Sequence[Entry]) -> int:
-    """Writes with several delivery ids, and ids with several writes."""
+    """The number of writes with several delivery ids, and of ids with several writes."""
     ids, writes = defaultdict(set), defaultdict(set)
     for entry in entries:
         ids[entry.write, entry.origin].add(entry.delivery)

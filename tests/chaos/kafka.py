@@ -45,7 +45,8 @@ _AHEAD: Final = 500
 # The limits of a batch of records: the usual one, and the lowest one that a relay accepts.
 _BATCH_BYTES: Final = (1_048_588, 20_000)
 
-# Seconds without a delivery. A broker that was killed starts in five seconds, on a busy machine in half a minute.
+# The maximum time without a delivery. A broker that was killed starts in five seconds, on a busy machine in half a
+# minute.
 _STALL_SECONDS: Final = 60.0
 
 # A process ends if no broker answers at its start. It is started again, as by a supervisor.

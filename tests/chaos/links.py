@@ -1,4 +1,4 @@
-"""TCP links between clients and a server that can be broken, for any protocol.
+"""TCP links between clients and a server, for any protocol. The links can be broken.
 
 All links run in one thread. Any other thread can break them.
 """
@@ -73,7 +73,7 @@ class Link:
         """Resets connections; returns their number.
 
         Args:
-            share: decides for each connection.
+            share: decides whether a connection is reset.
         """
         return self._do(self._reset, share)
 
@@ -81,7 +81,7 @@ class Link:
         """Silently loses all data of present connections; returns their number. New connections work.
 
         Args:
-            share: decides for each connection.
+            share: decides whether a connection is silenced.
         """
         return self._do(self._silence, share)
 

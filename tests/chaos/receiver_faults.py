@@ -20,7 +20,7 @@ __all__ = ["CRASH", "RECEIVERS", "RETRY", "TIMEOUT", "doomed", "faults_enabled",
 
 RECEIVERS = ("note", "book", "hold")
 CRASH = 77
-"""The exit code of a process ended by a receiver."""
+"""The exit code of a process that a receiver has ended."""
 TIMEOUT = 4.0
 """The timeout of receivers in seconds, in the scenario with hangs."""
 
@@ -29,7 +29,7 @@ RETRY = Retry(attempts=7, base=0.05, cap=1.0) if faults_enabled else None
 
 _RAISES = 0.04
 _HANGS = 0.002
-_DOOMED = 200  # one in this many writes
+_DOOMED = 200  # one in this many writes is doomed
 
 _directory = Path(os.environ.get("FAULT_DIRECTORY", "."))
 _salt = os.environ.get("FAULT_SALT", "")

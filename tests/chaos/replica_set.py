@@ -45,7 +45,7 @@ class Member:
         self._directory.mkdir()
         self.link: Link = links.to(self._port, who)
         self.address = f"{_HOST}:{self.link.port}"
-        # Our own client, without the link.
+        # The client of the test, which does not use the link.
         self.client: MongoClient[dict[str, Any]] = MongoClient(
             _HOST,
             self._port,

@@ -66,12 +66,12 @@ class Scenario(NamedTuple):
 
     Attributes:
         name: on the command line.
-        title: a sentence for people, without a dot.
+        title: for people, in a few words.
         faults: the name of its faults, in the plural.
         full: the size of `make chaos`.
         short: the size of the selection that CI runs.
         run: runs a plan.
-        says: a size, in words.
+        says: describes a size in words; a template for `str.format`.
         missing: tells what is missing on this machine, with the command that installs it; empty if all is there.
     """
 

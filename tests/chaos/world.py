@@ -243,7 +243,7 @@ class World:
             process = self._resources.setdefault(daemon.process.pid, psutil.Process(daemon.process.pid))
             self.peak_mb = max(self.peak_mb, process.memory_info().rss / 1e6)
         except psutil.NoSuchProcess:
-            pass  # it has just ended
+            pass  # the daemon has just ended
 
     def observe_for(self, seconds: float) -> None:
         """Observes for some time."""

@@ -76,7 +76,7 @@ class Faults:
         return writer
 
     def _end(self, writer: Writer) -> None:
-        """Ends a fault, some time after the process runs again."""
+        """Notes the end of a fault, some time after the process runs again."""
 
         def end() -> None:
             if writer.has_started or writer.process.poll() is not None:

@@ -1,6 +1,6 @@
 """The figures of the scenario with writing processes, and their limits. Pure.
 
-A delivery is one write to one receiver. The stamp of a write tells which receivers its process has claimed.
+A delivery is one write for one receiver. The stamp of a write tells which receivers its process has claimed.
 """
 
 from bisect import bisect_right
@@ -297,7 +297,7 @@ class _Judge:
         return found
 
     def out_of_order(self) -> int:
-        """The number of first deliveries by dispatchers that began before that of an earlier write."""
+        """The number of first deliveries by dispatchers that began before the first one of an earlier write."""
         began: dict[tuple[str, str], list[int]] = defaultdict(list)
         for commit in self._evidence.commits:
             for receiver in (*RECEIVERS, AUDIT):

@@ -356,7 +356,7 @@ class Fleet:
 
     def _terminate(self, daemon: ChaosDaemon) -> None:
         """Sends SIGTERM, as soon as the dispatcher has installed its signal handlers."""
-        with suppress(AssertionError, subprocess.TimeoutExpired):  # it does not start, or does not end
+        with suppress(AssertionError, subprocess.TimeoutExpired):  # the dispatcher does not start, or does not end
             daemon.wait_started()
             daemon.terminate()
         if daemon.process.poll() != ExitCode.OK:

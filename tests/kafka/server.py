@@ -45,7 +45,7 @@ class KafkaServer(NamedTuple):
 
     Attributes:
         address: for clients, as `bootstrap.servers`.
-        cluster_id: no other server has the same one.
+        cluster_id: each cluster has an id of its own.
         pid: of the Java process, e.g. to send it a SIGSTOP.
     """
 

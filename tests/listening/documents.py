@@ -23,7 +23,7 @@ class Way(NamedTuple):
         dispatched: whether the registry is dispatched.
         delivery: of the `post_*` receivers.
         muted: whether calls are muted.
-        transactions: whether the server has the transactions of bulk calls.
+        transactions: whether the server lets bulk calls use transactions.
     """
 
     name: str
@@ -128,6 +128,6 @@ def fits(kind: str, row: dict[str, Any]) -> bool:
 
 
 def as_loaded(kind: str, row: dict[str, Any]) -> dict[str, Any]:
-    """The instance that a document of this kind loads from a row."""
+    """The values of an instance that a document class of this kind loads from a row."""
     n = row.get("n", DEFAULTS["n"])
     return {**row, "m": 2 * n} if kind == "Deriving" and isinstance(n, int) else row

@@ -85,7 +85,7 @@ def plain(instance: Any) -> Row:
 
 
 def stripped(row: Row) -> Row:
-    """Without the stamp, and without the id."""
+    """The row without its stamp and its id."""
     return {name: seen(value) for name, value in row.items() if name not in ("_id", FIELD)}
 
 

@@ -179,7 +179,7 @@ def _missing_pre_signals(pres: list[Told], outcome: Outcome) -> Iterator[str]:
 
 
 def _wrong_post_signals(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
-    """Each change has one delivery with the written values, and there are no others."""
+    """Errors: each change must have one delivery with the written values, and there must be no others."""
     left, states = list(outcome.changes), _states(scene, outcome)
     for told in posts:
         known = states.get(told.id, [])

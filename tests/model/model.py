@@ -209,7 +209,7 @@ class Event(NamedTuple):
     Attributes:
         operation: its type.
         names: the changed fields of an update. A field that a pipeline only moves has changed, too.
-        in_transaction: whether it was written in a transaction; the ODM may choose this.
+        in_transaction: whether it was written in a transaction; the ODM may choose to use one.
     """
 
     operation: str
@@ -430,7 +430,7 @@ class Model:
         finally:
             self.somebody_elses = False
         if not commits:
-            told = self.in_process  # immediately, if the ODM does not see the end of the transaction
+            told = self.in_process  # the ODM has called them, if it does not see the end of the transaction
             self.documents, self.changes, self.in_process, self.writes = saved
             if somebody_elses:
                 self.in_process = told

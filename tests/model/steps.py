@@ -144,7 +144,7 @@ class Write:
             run.model.foreign(self.key, None, "delete")
             return DeleteOne({"_id": id_})
         if "replace" in self.kind:
-            if {**before, STAMP: None} == {**full, STAMP: None}:  # the order of its fields would decide the result
+            if {**before, STAMP: None} == {**full, STAMP: None}:  # the order of the fields would decide
                 return None
             if self.kind == "replace":
                 run.model.foreign(self.key, full, "replace")

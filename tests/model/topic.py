@@ -37,8 +37,8 @@ class Rules:
 
     Attributes:
         accept: the decision of a reader.
-        restored: the position that a reader restores from what it saved.
-        first: the position of a group's first start, from the relay's and the first offset that the log holds.
+        restored: the position of a new reader, from the saved position.
+        first: the position of a group at its first start, from the relay's position and the log's first offset.
         token_of: the token of an event.
         waits_for_all: the relay's position passes an event only if this and all earlier ones are acknowledged.
         marks_at_position: the offset and number in the relay's position belong to the last record that this

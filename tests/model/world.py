@@ -240,7 +240,7 @@ def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:
 
 
 class World:
-    """The shared environment of sequences. They share no documents.
+    """The environment that all sequences share. They share no documents.
 
     Args:
         url: of the server.

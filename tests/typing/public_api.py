@@ -22,7 +22,7 @@ class Address(EmbeddedDocument):
 
 
 class Adults(mongoz.Manager["User"]):
-    """A manager of the application's own."""
+    """A manager that the application defines."""
 
 
 class User(Document):

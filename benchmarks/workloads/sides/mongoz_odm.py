@@ -196,7 +196,7 @@ def _deleting_many(document: type[Human]) -> Operation:
 
 
 async def _made(document: type[Human], count: int) -> list[Any]:
-    """Documents to delete."""
+    """Create documents, to delete them."""
     return await document.create_many([document(**person(number)) for number in range(count)])
 
 

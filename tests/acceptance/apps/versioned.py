@@ -76,5 +76,5 @@ async def write(name: str) -> None:
 
 
 def main(name: str) -> None:
-    """A writing process."""
+    """Runs a writing process."""
     asyncio.run(write(name))

@@ -11,7 +11,7 @@ class ParkingGate(Protocol):
     """Parks deliveries, see `parking/gate.py`."""
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Write a delivery to the database if it must wait for others. Returns whether it must wait."""
+        """Write a delivery to the database if it must wait for other deliveries. Returns whether it must wait."""
 
     async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
-        """Write a delivery that waits. When this returns, it survives a failover."""
+        """Write a delivery that waits. After this call, the delivery survives a failover."""

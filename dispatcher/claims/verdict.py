@@ -21,13 +21,13 @@ class ClaimVerdict(StrEnum):
     """The decision about one claim."""
 
     DONE = "done"
-    """The process has finished its deliveries."""
+    """The process has finished the deliveries."""
 
     WAIT = "wait"
-    """The process may still make them."""
+    """The process may still make the deliveries."""
 
     TAKE = "take"
-    """The process does not start them any more: a dispatcher makes them."""
+    """The process starts none of the deliveries any more. A dispatcher makes them."""
 
 
 def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -> ClaimVerdict:

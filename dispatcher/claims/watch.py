@@ -54,7 +54,8 @@ class ClaimWatch:
     """The books of the writing processes, as far as this process has read them.
 
     Args:
-        timeout: seconds after which a process without a beat counts as dead, if its own timeout is shorter.
+        timeout: seconds after which a process without a beat counts as dead. If the timeout of the process is
+            longer, that one holds.
     """
 
     def __init__(self, store: ClaimStore, timeout: float) -> None:

@@ -14,10 +14,10 @@ from dispatcher.core.tasks import Interrupted
 from mongoz import uptime
 
 HELD: Final = 0.75
-"""The part of a lease during which its holder acts, counted from before its last renewal."""
+"""The part of a lease during which its holder acts, counted from the moment before the last renewal was sent."""
 
 TAKEN: Final = 0.8
-"""The part of a lease after which other processes take over, counted from when they saw its last renewal."""
+"""The part of a lease after which others take over, counted from the moment at which they saw its last renewal."""
 
 
 now: Final = uptime.now

@@ -183,7 +183,7 @@ class Deliverer:
             return
 
     async def _waits(self, held: HeldDeliveries, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Park a delivery if it must wait for others. Returns whether it is parked now."""
+        """Park a delivery if it must wait for other deliveries. Returns whether it is parked now."""
         return receiver.name in held.watched and await held.holds(change, calls, receiver)
 
     def _choose_steps(self, receiver: Receiver, signal: str) -> Target:

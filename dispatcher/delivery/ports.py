@@ -21,7 +21,7 @@ class HeldDeliveries(Protocol):
         """Returns whether an operator paused a receiver."""
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Write a delivery to the database if it must wait for others. Returns whether it must wait."""
+        """Write a delivery to the database if it must wait for other deliveries. Returns whether it must wait."""
 
     async def park(
         self,
@@ -32,7 +32,7 @@ class HeldDeliveries(Protocol):
         *,
         after: "asyncio.Task[Any] | None" = None,
     ) -> None:
-        """Write a delivery that waits. When this returns, it survives a failover.
+        """Write a delivery that waits. After this call, the delivery survives a failover.
 
         Args:
             after: the task of the last attempt, if it still runs. The next attempt begins after its end.
@@ -69,7 +69,7 @@ class DeadLetters(Protocol):
         term: int,
         pause: Pause,
     ) -> None:
-        """Write a dead letter. When this returns, it survives a failover.
+        """Write a dead letter. After this call, the dead letter survives a failover.
 
         Args:
             retried: the dead letter that this delivery repeats; the new one replaces it.

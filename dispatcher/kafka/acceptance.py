@@ -33,7 +33,7 @@ Decisions for special cases:
 * A reader accepts the next number of its own term even if a higher term exists already: up to this record, no
   record of the term is missing.
 * The relay's saved position has, for each partition, the offset, the term and the number of the last record that
-  it passed. This is the position of a reader that has read exactly so far. So a group that starts for the first
+  it passed. This is the position of a reader that has read up to this record. So a group that starts for the first
   time in the middle of a term copies this position, and expects the next number. Without the number, a reader
   would have to wait for the next term, or would have to trust the first record that it finds.
 * Retention that removes number 0 of a term does no harm to a reader that has accepted it. For other readers, the

@@ -2,7 +2,7 @@
 
 A deleted document has no field for a stamp. So the ODM stamps the document and deletes it, in one transaction: the
 stream has an update, which is the marker, and then the delete. The relay copies the stamp of the marker to the
-record of the delete, whatever its group. It does not publish the marker, which changes nothing but the stamp.
+record of the delete, for all groups. It does not publish the marker, which changes nothing but the stamp.
 
 So readers need not wait for the end of a transaction.
 """

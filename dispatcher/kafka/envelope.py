@@ -67,7 +67,7 @@ class Envelope(NamedTuple):
 
     Attributes:
         stamp: of the marker of a delete; empty for all other changes.
-        event: the change event; for another kind its document, see `large_event_in` and `gap_in`.
+        event: the change event; for another kind of record its document, see `large_event_in` and `gap_in`.
     """
 
     term: int

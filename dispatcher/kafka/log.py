@@ -65,7 +65,7 @@ _DAY_MS: Final = 86_400_000
 
 
 TopicRecord = tuple[int, bytes | None]
-"""The offset and the value of a message. There are many, so it has no class."""
+"""The offset and the value of a message. A class would take too long, because there are many messages."""
 
 
 _PARTITION: Final = methodcaller("partition")

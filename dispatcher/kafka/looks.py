@@ -1,7 +1,7 @@
 """Looks at a topic and at the relay's saved position about once a second.
 
-Some changes of a topic show up in no message: its end, a new topic with the same name, the removal of the records
-of a quiet partition.
+Some changes of a topic show up in no message: its deletion, a new topic with the same name, the removal of records
+from a quiet partition.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Merges the partitions of a topic to one source, in the order of their tokens."""
+"""Merges the events of all partitions of a topic into one source, in the order of their tokens."""
 
 import asyncio
 from collections import deque

@@ -32,7 +32,7 @@ class RecordLog(Protocol):
         """Stop reading."""
 
     async def read(self, most: int) -> list[TopicRecord]:
-        """The next records; without one within a second, none."""
+        """The next records. If none comes within a second, the list is empty."""
 
     def newest(self) -> Look:
         """The last look at the topic and at the relay's position."""

@@ -99,7 +99,7 @@ def recall_stamp(value: bytes | None, before: str, remember: RememberStamp, sinc
     try:
         envelope = decode(value)
         token = token_in(envelope)
-    except MalformedRecord:  # no dispatcher reads it any more
+    except MalformedRecord:  # no dispatcher reads this record any more
         return since
     if token <= before and envelope.kind is RecordKind.EVENT:
         remember_stamp(envelope, remember)

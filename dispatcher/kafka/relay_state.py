@@ -103,13 +103,14 @@ class RelayStore:
         term: int | None = None,
         position: RelayPosition | None = None,
     ) -> RelayState | None:
-        """Take the next term, and return the state with it: the new term begins at its position.
+        """Take the next term, and return the state with this term. The term begins at the position of this state.
 
         The term is at least the cluster time in seconds, so it also grows if the document was deleted.
 
         Args:
             since: as in `RelayState`.
-            term: the present term; the update does nothing if there is another one. None takes over from any.
+            term: the present term; the update does nothing if there is another term. None takes over from every
+                term.
             position: to save with the same update; None keeps the saved one.
 
         Returns:

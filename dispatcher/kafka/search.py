@@ -23,10 +23,10 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    The reader may begin after any record up to the token: all earlier records of its term have earlier tokens.
+    The reader may begin after any record up to the token: all earlier records of that term have earlier tokens.
 
     Raises:
-        TopicError: a record is not one of a relay.
+        TopicError: a record does not come from a relay.
     """
     relay = resume(BEGINNING, look.relay, look.beginning)
     if token >= relay.token:
@@ -43,7 +43,7 @@ async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition |
 
 
 async def _scan(log: RecordLog, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
-    """The position of a token: at the first record after it. None if no record before that is known."""
+    """The position of a token: at the first record after it. None if no earlier record is known."""
     base, offset = BEGINNING if begin == 0 else None, begin
     await log.seek(begin)
     try:

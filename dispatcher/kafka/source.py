@@ -1,8 +1,8 @@
-"""Reads the change events of one partition from a topic. It takes the place of a change stream.
+"""Reads the change events of one partition from a topic, instead of from a change stream.
 
-Each record goes through three checks, in this order: `accept` decides whether it counts; events up to the
-high-water mark are dropped, since they were read before; the first-seen stamp of an event counts, see
-`stream/origins.py`. The stamps of events before the start are remembered when they are dropped.
+Each record goes through three checks, in this order: `accept` decides whether the record counts; an event up to
+the high-water mark is dropped, because it was read before; a stamp counts when it is seen for the first time, see
+`stream/origins.py`. When an event from before the start is dropped, its stamp is remembered.
 
 The relay has copied the stamp of a delete marker to its delete. So readers ignore markers, and never wait for the
 end of a transaction.
@@ -80,9 +80,9 @@ class KafkaSource:
 
     Args:
         partition: of the topic.
-        start: where the dispatcher continues.
+        start: the place where the dispatcher continues.
         batch_size: maximum number of events per batch.
-        read_large: reads a large event. By default, all of them are missing.
+        read_large: reads a large event. By default, all large events count as missing.
         saved: returns the saved place, for the tools of Kafka.
         figures: counts the records.
     """
@@ -232,7 +232,7 @@ class KafkaSource:
         if event is None:
             return self._batch([], after)._replace(lost_after=before.token)
         whole = event_of(envelope._replace(event=event))
-        return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # the record may shorten it
+        return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # in full length
 
     # -- the log and the relay's position ------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class KafkaSource:
         return resumed
 
     async def _require_known(self, term: int) -> None:
-        """Require that a relay has taken a term: it does so before it publishes.
+        """Require that a relay has taken a term. A relay takes its term before it publishes.
 
         Raises:
             TopicError: another program writes to the topic.
@@ -286,7 +286,7 @@ class KafkaSource:
         return self._lost("The topic was deleted, and created again", position, relay)
 
     def _lost(self, reason: str, position: LogPosition, continues: LogPosition) -> HistoryLost:
-        """The error about lost history. `now` returns the end of it."""
+        """The error about lost history. `now` returns the end of the lost history."""
         self._next = _start_of(continues, self._topic_id)
         begin, end = (token_time(one.token).as_datetime().isoformat() for one in (position, continues))
         return HistoryLost(
@@ -301,7 +301,7 @@ class KafkaSource:
         """The position of a start.
 
         Raises:
-            HistoryLost: the log does not hold the changes after it.
+            HistoryLost: the log does not hold the changes after the start.
         """
         if self._found is not None and self._found[0] == start:
             return self._found[1]
@@ -354,7 +354,7 @@ class KafkaSource:
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        The stamps between the saved place and `before` follow in `batches`, when it drops their events.
+        The stamps between the saved place and `before` follow later, when `batches` drops their events.
 
         Raises:
             HistoryLost: the log does not hold the changes after the position.

@@ -324,7 +324,7 @@ def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> No
     """Require that a topic keeps all its records for a time, and that the user may use it.
 
     Args:
-        operation: what the user needs.
+        operation: the operation that the user needs.
 
     Raises:
         TopicError: it is compacted, or does not take records of the relay's size.

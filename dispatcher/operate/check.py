@@ -81,7 +81,8 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 def role_for(registry: Registry, settings: Settings) -> str:
     """The commands for mongosh that create roles with the least privileges.
 
-    One is for dispatchers. The other lets the application claim receivers; it is absent if claims are turned off.
+    The first role is for dispatchers. The second role lets the application claim receivers. It is absent if claims
+    are turned off.
     With `--kafka`, the commands for the rights on Kafka follow in a comment.
     """
     group = group_of(registry, settings)

@@ -125,7 +125,7 @@ async def resolve(group: Group, process: str, now: datetime) -> BookStatus:
         now: by the server's clock.
 
     Raises:
-        NotFound: no book has this id, or several begin like this.
+        NotFound: no book has this id, or the ids of several books begin with the text.
         DispatcherError: the document is malformed.
     """
     begins = {"$gte": process.lower(), "$lt": f"{process.lower()}\U0010ffff"}

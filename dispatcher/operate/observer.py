@@ -29,8 +29,8 @@ Phase = Literal["starting", "delivering", "stopping"]
 _BETWEEN_CHECKS: Final = 10.0
 _PATIENCE: Final = 5.0
 
-# Seconds between two reads of the status, for each member of the group. All members read the status of all, so in
-# a large group each one reads it less often.
+# Seconds between two reads of the status, for each member of the group. Every member reads the status of all
+# members. So in a large group each member reads less often.
 _PER_MEMBER: Final = 2.0
 
 # Seconds between two measurements of the event loop, and the number of kept measurements.

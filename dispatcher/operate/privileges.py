@@ -164,7 +164,7 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
     Comments in the command list the data that the role can read.
 
     Args:
-        rights: all privileges. Those on the state database are left out of the list, because `readWrite` has them.
+        rights: all privileges. The list leaves out privileges on the state database, because `readWrite` has them.
         state_database: the database of the dispatcher's state. The role gets `readWrite` on it.
     """
     others = [right for right in rights if right.database != state_database]

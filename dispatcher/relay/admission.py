@@ -86,12 +86,12 @@ async def require_own_topic(config: KafkaConfig, facts: TopicFacts, store: Posit
     Raises:
         TopicError: it has records, so another relay writes to it.
     """
-    if facts.is_of_development_broker:  # it has wrong high watermarks
+    if facts.is_of_development_broker:  # it does not know the ends of its logs
         return
     admin, topic = config.admin(), facts.layout.topic
     first = await read_offsets(admin, topic, range(facts.layout.partitions))
     last = await read_offsets(admin, topic, range(facts.layout.partitions), end=True)
-    # Another process of this relay may have begun meanwhile: it has recorded the layout before its first record.
+    # Another process of this relay may have begun meanwhile. A process records the layout before its first record.
     if first != last and (await store.load()).layout is None:
         raise TopicError(
             f"The topic {topic!r} has records, but the state in {database!r} knows no relay that wrote them: "

@@ -100,8 +100,8 @@ class RecordLedger:
 
     Attributes:
         records: the number of records in the spans that are not acknowledged.
-        size: their bytes.
-        failure: the text of the first error; empty if there is none. After it the position does not move.
+        size: the bytes of these records.
+        failure: the text of the first error; empty if there is none. After an error the position does not move.
         mixed: the partitions with records of other producers between those of this term. The caller clears it.
     """
 
@@ -115,7 +115,8 @@ class RecordLedger:
         self._token_fingerprint = position.fingerprint
         self._fingerprint = fingerprint
         self._marks = list(position.marks)  # of the records up to `_token`
-        self._passed: dict[int, Mark] = {}  # of acknowledged spans after it, at whose end it may not be
+        # The marks of acknowledged spans after `_token`, as long as the position may not be at their end.
+        self._passed: dict[int, Mark] = {}
         # By partition: the offset minus the number of a record. As long as no other producer writes between the
         # records of the term, the difference stays the same.
         self._between: dict[int, int] = {}

@@ -17,7 +17,7 @@ class RelayParts(NamedTuple):
     """The deployment, the brokers and the settings of a relay.
 
     Attributes:
-        group: the relay as a group of one partition. It has the name of the topic.
+        group: the relay as a group of one partition. The group has the name of the topic.
         watching: the client for change streams, opened for the running loop.
         scope: the published collections, with hashes.
         names: the published collections and patterns, by their names in the state.

@@ -51,7 +51,7 @@ _OBJECT_ID: Final = 7
 _STRING: Final = 2
 
 LONGEST_KEY: Final = 1_000
-"""Maximum bytes of the key of a record. Keys are for people; a longer one is left out."""
+"""Maximum bytes of the key of a record. Keys are for people; a longer key is left out."""
 
 _FRAME: Final = 200
 """Maximum bytes that a record has beside its event, its stamp and its key."""

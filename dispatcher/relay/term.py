@@ -286,7 +286,7 @@ class Term:
     async def _send(self, packed: Packed, token: str) -> None:
         """Send records while the lease holds, and wait until there is room for the next ones.
 
-        After a failure it waits for ever: no record may follow.
+        After a failure this call waits for ever, because no record may follow.
         """
         await self._lease.held()
         reports = self.ledger.add(token, packed.parts, packed.size, is_end=not self._packer.stamps.open)

@@ -1,6 +1,6 @@
 """The work of a relay while it holds its lease: reads the change stream, and publishes the events to the topic.
 
-The work is divided into terms. Each has a producer of its own, and begins at the saved position. A record that is
+The work is divided into terms. Each term has its own producer, and begins at the saved position. A record that is
 not acknowledged ends the term, and so does a lease that can't be renewed in time.
 """
 
@@ -82,7 +82,7 @@ class RelayWork:
             except Interrupted:
                 return
             term = await self._next_term(before, cause)
-            if term is None:  # another process has begun a term; as the lease holds, this one takes over
+            if term is None:  # another process has begun a term; as the lease holds, this process takes over
                 before, cause = None, "replaced"
                 continue
             saver = PositionSaver(self._parts, self._relays, self._store, self._lease, term.number, term.ledger)

@@ -30,7 +30,7 @@ _RESOLUTION: Final = 1
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""A start reads the tokens of this many seconds before the position again. If clocks agree, no earlier tokens are
+"""A start first reads the tokens of this many seconds before the position. If clocks agree, no earlier tokens are
 needed: the stamp of a copy that is made more than `HORIZON` seconds after the original does not count."""
 
 # A token matters until 75 s after its own time. By the server's clock, its write may be 10 s older than the token.

@@ -100,7 +100,8 @@ def _front(roles: list[Role], hosts: "tuple[str, ...] | None") -> object:
 class Supervisor:
     """Several processes that run the same command.
 
-    The first one starts alone, so that an error of the start appears once. The others start when it has joined.
+    The first process starts alone, so that an error of the start appears once. When the first process has joined
+    the group, the other processes start.
 
     Attributes:
         code: the first nonzero exit code.

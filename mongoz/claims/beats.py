@@ -61,7 +61,7 @@ class Recorded(Protocol):
     refusal: ClaimRefusal | None
 
     def replace_book(self) -> Book:
-        """Begin a new incarnation; returns the book of the earlier one, which is over."""
+        """Begin a new incarnation; returns the book of the earlier incarnation, which is over."""
 
 
 class BeatPause(NamedTuple):

@@ -143,7 +143,7 @@ class Claims:
             _log.warning("receivers of writes are not protected against the death of this process: %s", cause.text)
 
     def replace_book(self) -> Book:
-        """Begin a new incarnation; returns the book of the earlier one, which is over."""
+        """Begin a new incarnation; returns the book of the earlier incarnation, which is over."""
         before, self.book = self.book, self._new_book()
         before.end()
         return before

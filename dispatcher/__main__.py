@@ -3,8 +3,9 @@
 import sys
 
 from dispatcher.core.file_descriptors import require_descriptors
+from dispatcher.core.installation import require_own_mongoz
 from dispatcher.core.output.streams import open_streams
-from dispatcher.exceptions import TooManyFiles
+from dispatcher.exceptions import NotInstalled, TooManyFiles
 
 
 def main() -> None:
@@ -12,12 +13,13 @@ def main() -> None:
     open_streams()
     try:
         require_descriptors()
+        require_own_mongoz()
         from dispatcher.cli import main as command_line  # noqa: PLC0415 - Ctrl-C can come while it loads
 
         command_line()
     except KeyboardInterrupt:
         sys.exit(130)
-    except TooManyFiles as error:
+    except (TooManyFiles, NotInstalled) as error:
         sys.stderr.write(f"error: {error.message}\nremedy: {error.remedy}\n")  # no module for output is loaded
         sys.exit(error.exit_code)
 

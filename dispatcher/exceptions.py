@@ -22,7 +22,7 @@
     ├── CannotListen              the address for HTTP is in use, or not an address of this machine
     ├── Cancelled                 a thread cancelled the dispatcher's own tasks
     ├── TooManyProcesses          a new group for so many processes requires --partitions
-    ├── NotInstalled              a required extra is not installed
+    ├── NotInstalled              a required extra is not installed, or another package replaces ours
     ├── CannotWrite               the results can't be written to stdout
     ├── TooManyFiles              no file or connection can be opened any more
     ├── EmbeddedError             no private mongod could be started
@@ -225,7 +225,7 @@ class CannotListen(DispatcherError):
 
 
 class NotInstalled(DispatcherError):
-    """A required extra is not installed."""
+    """A required extra is not installed, or another package called `mongoz` is mixed with this one."""
 
     exit_code = ExitCode.NOT_INSTALLED
 

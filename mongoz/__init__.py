@@ -11,6 +11,9 @@ Examples:
     ...         database = "shop"
 """
 
+import mongoz.installation  # noqa: F401 - the first import: it refuses a mixed installation
+
+# isort: split
 from mongoz import fields
 from mongoz.connection import Collection, Database, Registry
 from mongoz.documents import Document, EmbeddedDocument, Index, IndexType

@@ -1,0 +1,34 @@
+"""Requires that `import mongoz` finds the package of this dispatcher.
+
+Another package is called `mongoz`, too. It has files of the same names, and can be found instead, or be mixed in.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from dispatcher.exceptions import NotInstalled
+
+# A module that only the package of this dispatcher has.
+_OWN: Final = "installation.py"
+
+
+def require_own_mongoz() -> None:
+    """Require the package `mongoz` of this dispatcher, without importing it.
+
+    Raises:
+        NotInstalled: another package is found, or its files are mixed with those of this one.
+    """
+    found = find_spec("mongoz")
+    if found is None or not found.submodule_search_locations:
+        raise NotInstalled("There is no package mongoz.", remedy="Install mongoz-dispatcher again.")
+    directory = Path(found.submodule_search_locations[0])
+    record = next(directory.parent.glob("mongoz-*.dist-info"), None)
+    if record is not None or not (directory / _OWN).is_file():
+        name = "mongoz" if record is None else record.name
+        raise NotInstalled(
+            f"In {directory} are files of another package, {name}. It is imported under the same name as the "
+            "mongoz of this dispatcher.",
+            remedy="Uninstall both with `pip uninstall mongoz mongoz-dispatcher`, and install mongoz-dispatcher "
+            "again.",
+        )

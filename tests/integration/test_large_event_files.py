@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 from bson import Binary
+from pymongo import AsyncMongoClient
+from pymongo.monitoring import CommandListener
 
 from dispatcher.core.resume_tokens import directly_after
 from dispatcher.core.state import State
@@ -27,6 +29,24 @@ def files(state: State) -> LargeEvents:
     return LargeEvents(state, TOPIC)
 
 
+class Writes(CommandListener):
+    """The write concerns of all writes to files of large events."""
+
+    def __init__(self) -> None:
+        self.concerns: list[Any] = []
+
+    def started(self, event: Any) -> None:
+        if event.command_name in {"insert", "update", "delete"}:
+            assert event.command[event.command_name].startswith("relayed.")
+            self.concerns.append(event.command.get("writeConcern"))
+
+    def succeeded(self, event: Any) -> None:
+        pass
+
+    def failed(self, event: Any) -> None:
+        pass
+
+
 async def now(client: Any) -> datetime:
     return (await client.admin.command("hello"))["localTime"]
 
@@ -43,6 +63,15 @@ async def test_a_file_is_written_once(files: LargeEvents, state: State) -> None:
     assert await state.database["relayed.files"].count_documents({}) == 1
     other = await files.add(directly_after(TOKEN), EVENT[:100])
     assert (await files.read(large), await files.read(other)) == (EVENT, EVENT[:100])
+
+
+async def test_a_file_is_on_a_majority_before_its_record_is_published(mongo: Any, database: str) -> None:
+    """Otherwise an election removes the file of a record that the brokers keep."""
+    writes = Writes()
+    async with AsyncMongoClient(mongo.url, event_listeners=[writes]) as client:
+        await LargeEvents(State(client, f"{database}_state"), TOPIC).add(TOKEN, EVENT)
+    assert len(writes.concerns) >= 3  # the chunks, the file, and its date
+    assert {concern["w"] for concern in writes.concerns} == {"majority"}
 
 
 async def test_a_file_that_a_killed_process_has_begun_is_written_anew(files: LargeEvents, state: State) -> None:

@@ -1,5 +1,6 @@
 """The command line: flags and environment become settings, errors become one line and an exit code."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from dispatcher.cli import (
 )
 from dispatcher.cli.options import Commands, command
 from dispatcher.cli.output import complain, err
+from dispatcher.cli.secret_files import read_secret_files
 from dispatcher.core.error_text import trace_of
 from dispatcher.core.file_descriptors import lack_in
 from dispatcher.core.output.streams import restore_streams
@@ -96,9 +98,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),  # noqa: ARG001 - read by its callback
 ) -> None:
     """Options of all commands."""
+    read_secret_files(os.environ)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import typer
@@ -13,6 +14,7 @@ import yaml
 from starlette.routing import Route
 
 from dispatcher.cli import app
+from dispatcher.cli.secret_files import SECRETS
 from dispatcher.core.stats import Stats
 from dispatcher.exceptions import ExitCode
 from dispatcher.kafka.config import load_config
@@ -102,7 +104,8 @@ def test_both_units_are_hardened_alike():
 def variables(command: str = "run") -> set[str]:
     """Every environment variable of a command."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # it is a group
-    return {str(one.envvar) for one in commands[command].params if one.envvar} | {"DISPATCHER_HTTP_TOKEN"}
+    named = {str(one.envvar) for one in commands[command].params if one.envvar}
+    return {*named, "DISPATCHER_HTTP_TOKEN", *(f"{secret}_FILE" for secret in SECRETS)}
 
 
 @pytest.mark.parametrize(("name", "command"), [("dispatcher.env", "run"), ("relay.env", "relay")])
@@ -117,7 +120,22 @@ def test_the_manifests_name_variables_that_exist():
     assert {one["name"] for one in container()["env"]} <= variables()
     assert {one["name"] for one in container("workers")["env"]} <= variables()
     assert {one["name"] for one in container("relay")["env"]} <= variables("relay")
-    assert set(manifest("secret")["stringData"]) <= variables() & variables("relay")
+
+
+@pytest.mark.parametrize("name", ["deployment", "relay"])
+def test_the_secrets_of_pods_are_files_of_the_secret(name: str):
+    (mount,) = [one for one in container(name)["volumeMounts"] if one["name"] == "secret"]
+    (volume,) = [one for one in pod(name)["spec"]["volumes"] if one["name"] == "secret"]
+    secret = manifest("secret")
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    files = {one["name"]: one["value"] for one in container(name)["env"] if one["name"].endswith("_FILE")}
+    assert set(files) == {f"{secret}_FILE" for secret in SECRETS}
+    url = secret["stringData"]["url"]
+    authority = parse_qs(urlsplit(url).query)["tlsCAFile"]
+    mounted = {f"{mount['mountPath']}/{key}" for key in secret["stringData"]}
+    assert mounted == {*files.values(), *authority}
+    assert "tls=true" in url
+    assert " " not in url
 
 
 def test_the_properties_of_kafka_are_accepted(tmp_path: Path):
@@ -198,6 +216,16 @@ def test_pods_are_unprivileged_and_may_drain(name: str):
     }
 
 
+@pytest.mark.parametrize(("name", "pods"), [("network-policy", "deployment"), ("relay-network-policy", "relay")])
+def test_only_prometheus_may_connect_to_the_pods(name: str, pods: str):
+    policy = manifest(name)["spec"]
+    assert policy["podSelector"]["matchLabels"] == pod(pods)["metadata"]["labels"]
+    assert policy["policyTypes"] == ["Ingress"]
+    (rule,) = policy["ingress"]
+    assert [list(one) for one in rule["from"]] == [["namespaceSelector"]]
+    assert rule["ports"] == [{"port": "http"}]
+
+
 def test_one_pod_stays_available_when_nodes_are_drained():
     assert manifest("pod-disruption-budget")["spec"]["minAvailable"] < manifest("deployment")["spec"]["replicas"]
 
@@ -271,8 +299,9 @@ def test_relay_and_workers_are_the_same_application_with_the_same_brokers():
     of_relay, of_workers = ({one["name"]: one for one in container(name)["env"]} for name in ("relay", "workers"))
     for name in ("DISPATCHER_KAFKA", "DISPATCHER_KAFKA_CONFIG"):
         assert of_relay[name] == of_workers[name]
-    assert container("relay")["volumeMounts"] == container("workers")["volumeMounts"]
-    assert pod("relay")["spec"]["volumes"] == pod("workers")["spec"]["volumes"]
+    mounts = [*container()["volumeMounts"], *container("workers")["volumeMounts"]]
+    assert container("relay")["volumeMounts"] == mounts
+    assert pod("relay")["spec"]["volumes"] == [*pod()["spec"]["volumes"], *pod("workers")["spec"]["volumes"]]
     (made,) = KAFKA_MANIFESTS["kustomization"]["configMapGenerator"]
     keys = {one.partition("=")[0] for one in made["literals"]} | set(made["files"])
     assert keys == {"brokers", "kafka.properties"}

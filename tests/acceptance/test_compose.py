@@ -75,6 +75,14 @@ def test_services_do_not_run_as_root(name: str):
     assert user not in ("", "0", "root")
 
 
+@pytest.mark.parametrize("name", ["dispatcher", "relay", "worker", "writer"])
+def test_our_services_have_no_rights_on_their_machine(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
 def test_the_image_itself_does_not_run_as_root():
     (user,) = re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE)
     assert user == SERVICES["dispatcher"]["user"]

@@ -251,7 +251,7 @@ def test_the_health_check_initiates_the_replica_set(tmp_path: Path, mongo: Embed
     with uninitiated_mongod(tmp_path) as port:
         if shutil.which("mongosh"):
             until_healthy(script.replace(member["host"], f"127.0.0.1:{port}"), port)
-        with MongoClient("127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=10_000) as client:
+        with MongoClient("127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=60_000) as client:
             if not shutil.which("mongosh"):
                 member["host"] = f"127.0.0.1:{port}"
                 client.admin.command("replSetInitiate", config)

@@ -9,8 +9,8 @@ def raise_together(errors: Sequence[Exception], message: str) -> None:
     """Raise a single exception unchanged, several as a group.
 
     Raises:
-        Exception: there is one.
-        ExceptionGroup: there are several; with this message.
+        Exception: `errors` has one error.
+        ExceptionGroup: `errors` has several errors. The group has this message.
     """
     if len(errors) == 1:
         raise errors[0]

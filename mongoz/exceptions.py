@@ -89,7 +89,7 @@ class OperatorInvalid(MongozException):
 
 
 class IndexError(MongozException):
-    """Indexes of a document contradict each other. Not in `mongoz.__all__`: it would hide the built-in one."""
+    """Indexes of a document contradict each other. Not in `mongoz.__all__`: it would hide Python's IndexError."""
 
 
 class TransactionError(MongozException):

@@ -1,7 +1,7 @@
 """Makes ids like `bson.ObjectId()`, at a fifth of the cost.
 
-A write needs up to two: the `_id` of its document, and the token of its stamp. In the writing process the token is
-also the id of the deliveries.
+A write of a document needs two ids at most: the `_id` of the document, and the token of the stamp. In the writing
+process the token is also the id of the deliveries.
 """
 
 import os
@@ -22,7 +22,7 @@ _counter = count(secrets.randbelow(_COUNTED))  # shared by all threads: taking t
 
 
 class _ProcessBytes:
-    """Five random bytes that distinguish the ids of this process; followed by three bytes of the counter."""
+    """Five random bytes that distinguish the ids of this process, and three empty bytes for the counter."""
 
     __slots__ = ("first",)
 

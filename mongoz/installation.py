@@ -1,6 +1,6 @@
 """Refuses an installation into which another package has written: the one called `mongoz`.
 
-Both packages have files of the same names. In one directory, each hides or replaces some of the other's.
+Both packages have files of the same names. In one directory, each package hides or replaces files of the other.
 """
 
 from pathlib import Path
@@ -16,7 +16,8 @@ _REMEDY: Final = (
 def _refuse_other_package(directory: Path) -> None:
     """Raise `ImportError` if a package called `mongoz` is installed into a directory.
 
-    The name of its record is `mongoz-<version>.dist-info`. This package's begins with `mongoz_dispatcher`.
+    The record of that package is named `mongoz-<version>.dist-info`. The name of the record of this package begins
+    with `mongoz_dispatcher`.
     """
     for record in directory.glob("mongoz-*.dist-info"):
         raise ImportError(

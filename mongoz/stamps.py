@@ -64,7 +64,7 @@ class Claim(NamedTuple):
 
     Attributes:
         incarnation: eight random bytes, which identify the book of claims.
-        number: of the claim in this book.
+        number: the number of the claim in this book.
         receivers: ids of the claimed receivers. If the process dies, a dispatcher takes them over.
     """
 
@@ -162,7 +162,7 @@ class Form(NamedTuple):
         """The stored stamp of one write.
 
         Args:
-            token: of the write.
+            token: the token of the write.
             key: `key_hash` of the written document.
             claim: incarnation and number, if the form claims receivers.
         """

@@ -1,1 +1,1 @@
-"""Claims: the deliveries that this process runs itself, recorded so that a dispatcher can take them over."""
+"""Claims: a process records which receivers it runs itself, so that a dispatcher can take them over."""

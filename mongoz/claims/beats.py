@@ -1,11 +1,13 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
-Beats come at a regular pace. A further beat comes soon after the last open claim is done or a claim is released,
+A beat comes every fifth of the timeout. It comes every fifteenth while claims are open, or while dispatchers can't
+know yet that they are done. A further beat comes soon after the last open claim is done or a claim is released,
 because dispatchers may hold deliveries back until they see that. Two beats are at least a thirtieth of the timeout
 apart, so many writes do not cause many beats.
 
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
-beats the thread has only a weak reference to the claims, so the thread ends when their registry is gone.
+beats the thread has only a weak reference to the claims, so the thread ends when the registry of the claims is
+gone.
 """
 
 import os
@@ -65,12 +67,12 @@ class Recorded(Protocol):
 
 
 class BeatPause(NamedTuple):
-    """The time until the next beat, in seconds from the start of the last one.
+    """The limits of the time until the next beat, in seconds.
 
     Attributes:
-        least: no beat comes earlier.
-        settled: after news, the beat waits this long, because more news often follows at once.
-        most: without news, the beat comes after this time.
+        least: counted from the start of the last beat: no beat comes earlier.
+        settled: counted from news: the beat waits this long, because more news often follows at once.
+        most: counted from the start of the last beat: without news, the beat comes then.
     """
 
     least: float
@@ -79,11 +81,11 @@ class BeatPause(NamedTuple):
 
 
 def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
-    """The time until the next beat.
+    """The limits of the time until the next beat.
 
     Args:
         seconds: the timeout.
-        is_waiting: claims are open, or a dispatcher can't know yet that they are done.
+        is_waiting: claims are open, or dispatchers can't know yet that they are done.
     """
     return BeatPause(seconds / 30, seconds / 300, seconds / (15 if is_waiting else 5))
 
@@ -91,7 +93,8 @@ def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
 class Bell:
     """Wakes the thread of the beats.
 
-    A finalizer may ring the bell at any time, even while its thread is ringing. So the bell has no lock in Python.
+    A finalizer may ring the bell at any time, even while its own thread is ringing the bell. So the bell has no
+    lock in Python.
     """
 
     def __init__(self) -> None:
@@ -176,7 +179,7 @@ class BookRecorder:
         """Record the end of the last book, and close the client."""
         if self._book is not None:
             self._book.end()
-            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # on errors the timeout shows it
+            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # after an error, the timeout shows the end
                 self._write_end(self._book)
         if self._client is not None:
             self._client.close()
@@ -199,8 +202,8 @@ class BookRecorder:
     def _look_at_dispatchers(self) -> ClaimRefusal | None:
         """The reason why nothing may be claimed now, or None.
 
-        Before a dispatcher has announced takeovers, nobody takes claims over. A dispatcher of an earlier version
-        would deliver a claimed change again.
+        Before a dispatcher has announced takeovers, no dispatcher takes claims over. A dispatcher of a version
+        without claims would deliver a claimed change again.
         """
         if not self._is_announced:
             layout = self._newest_of(_POSITIONS).find_one({"_id": self._group}, {"claims": 1})
@@ -318,7 +321,7 @@ class BeatThread(threading.Thread):
         self._guard = threading.Lock()
 
     def on_first_beat(self, wake: Callable[[], None]) -> None:
-        """Call `wake`, in this thread or in the caller's, when the first beat was tried."""
+        """Call `wake` after the attempt at the first beat: in this thread, or at once if the attempt is over."""
         with self._guard:
             if not self._has_begun:
                 self._waiting.append(wake)
@@ -343,7 +346,7 @@ class BeatThread(threading.Thread):
 
         Args:
             began: the time at which the last beat began.
-            pause: the time from then until the next beat.
+            pause: the limits of the time until the next beat.
         """
         self._stopping.wait(max(0.0, began + pause.least - now()))
         if self._bell.wait(began + pause.most - now()):
@@ -356,7 +359,7 @@ class BeatThread(threading.Thread):
             wake()
 
     def stop(self) -> None:
-        """Make the thread record the end of the book, and end. Wait a short time for the thread."""
+        """Make the thread record the end of the book and then end. Wait a short time for the thread."""
         self._stopping.set()
         self._bell.ring()
         self.join(_LAST_BEAT + 0.5)

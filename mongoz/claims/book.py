@@ -1,13 +1,15 @@
 """A book: the claims of one incarnation of this process, their numbers, and how they end. No I/O.
 
-A claim is *done* when its receivers have run, or when its write certainly did not take effect. Otherwise it is
-*released*: dispatchers deliver it at once. A claim that is dropped without an end is released, too: an exception,
-a closed event loop or a forgotten case can't make a claim disappear.
+A claim is open until it ends. It ends as *done* when its receivers have run, or when its write certainly did not
+take effect. In all other cases it ends as *released*: dispatchers then run its receivers at once. If Python
+deletes the object of an open claim, the claim is released, too. So an exception, a closed event loop or a
+forgotten case can't make a claim disappear.
 
 The process records its book in the state database from time to time (a beat). A book is *valid* for three quarters
 of its timeout, counted from the moment before its last acknowledged beat was sent. When dispatchers see no beat
 for four fifths of the timeout, they take the open claims over. They count from the moment at which they saw the
-last beat, which is later. So no receiver starts here after a dispatcher has taken it over.
+last beat, and that is after the process sent it. So no receiver starts in this process after a dispatcher has
+taken the claim over.
 """
 
 import secrets
@@ -22,13 +24,13 @@ from mongoz.uptime import now
 __all__ = ["HELD", "MOST_OPEN", "MOST_RELEASED", "Book", "OpenClaim"]
 
 HELD: Final = 0.75
-"""The part of the timeout for which a beat is valid, counted from before it was sent."""
+"""The part of the timeout for which a beat is valid, counted from the moment before the beat was sent."""
 
 MOST_RELEASED: Final = 1_000
-"""Maximum number of released claims. A book never forgets them, so a book with more of them ends."""
+"""Maximum number of released claims. A book never forgets a released claim. A book with more of them ends."""
 
 MOST_OPEN: Final = 100_000
-"""Maximum number of open claims. One document must have room for the intervals of all of them."""
+"""Maximum number of open claims. The intervals of their numbers must fit into one document."""
 
 
 class Book:
@@ -36,14 +38,14 @@ class Book:
 
     Args:
         seconds: the timeout.
-        clock: seconds by a clock that can't be set, and that counts the time in which the machine sleeps.
+        clock: returns seconds. The clock can't be set, and also counts the time in which the machine sleeps.
         on_news: called when a beat would tell dispatchers something that they may wait for: the last open claim is
             done, or a claim is released. Between two snapshots it is called once at most. Any thread or finalizer
             may make the call.
 
     Attributes:
         incarnation: eight random bytes.
-        named: the ids of the receivers that an acknowledged beat has named.
+        named: the ids of the receivers that the last acknowledged beat has named.
         is_over: no receiver of this incarnation starts any more.
         is_paused: no further claim begins. The present claims go on.
     """
@@ -77,14 +79,17 @@ class Book:
         self._lock = Lock()
         self._high = 0
         self._open: set[int] = set()
-        # Appended by finalizers, which run at any time, even while this thread holds the lock.
+        # Appended without the lock: a finalizer can append while its own thread holds the lock.
         self._released: deque[int] = deque()
         self._on_news = on_news
         self._has_told = on_news is None
 
     @property
     def is_valid(self) -> bool:
-        """Whether receivers may start now. A book that is found invalid after its first beat is over for ever."""
+        """Whether receivers may start now.
+
+        If a book with an acknowledged beat is found invalid, it is over for ever.
+        """
         if self.is_over:
             return False
         if self._clock() < self._valid_until:
@@ -104,7 +109,7 @@ class Book:
 
     @property
     def high(self) -> int:
-        """The highest number."""
+        """The number of the newest claim; 0 if there was none."""
         return self._high
 
     @property
@@ -117,11 +122,12 @@ class Book:
 
         Args:
             sent: the time before the beat was sent.
-            named: the ids of the receivers that it named.
+            named: the ids of the receivers that the beat named.
         """
-        if self.is_known and not self.is_valid:  # too late: claims may have been left to dispatchers
+        if self.is_known and not self.is_valid:  # too late: dispatchers may have taken the claims over
             return
-        if named != self.named:  # forms of stamps are cached for the identical set
+        if named != self.named:
+            # An equal set stays the same object, because `persistence/origin.py` compares it with `is`.
             self.named = named
         self._valid_until = max(self._valid_until, sent + HELD * self.seconds)
 
@@ -133,18 +139,19 @@ class Book:
         """
         if self.is_paused or not self.is_valid or len(self._open) >= MOST_OPEN:
             return None
-        with self._lock:  # a snapshot must see the number as open as soon as it sees it at all
+        with self._lock:  # a snapshot with this number in `high` must also have it in `open`
             self._high = number = self._high + 1
             self._open.add(number)
         return OpenClaim(self, number, covered)
 
     def snapshot(self) -> BookSnapshot:
-        """The claims now. Any thread may ask."""
-        self._has_told = self._on_news is None  # before the claims are read, so that no news is missed
+        """The claims now. Any thread may call this."""
+        self._has_told = self._on_news is None  # reset before the claims are read, so that no news is missed
         with self._lock:
             high, open_ = self._high, list(self._open)
-        # The released claims are read after the open ones, so a claim that is released meanwhile is in both. The
-        # deque is copied first, because making a tuple may run finalizers, which append to the deque.
+        # The released claims are read after the open claims. So a claim that is released between the two reads is
+        # in both, not in none. The deque is copied first, because making a tuple may run finalizers, which append
+        # to it.
         return BookSnapshot(high, intervals_of(open_), tuple(self._released.copy()))
 
     def end(self) -> None:
@@ -176,7 +183,7 @@ class Book:
 
 
 class OpenClaim:
-    """One claim, from its number to its end. Dropping it releases it.
+    """One claim, from its number to its end. If Python deletes the object before the end, the claim is released.
 
     Attributes:
         covered: the claimed receivers. Other receivers of the same write are not taken over.
@@ -197,7 +204,7 @@ class OpenClaim:
 
     @property
     def may_start(self) -> bool:
-        """Whether a receiver of this claim may start here. Otherwise a dispatcher runs it."""
+        """Whether a receiver of this claim may start in this process. Otherwise a dispatcher runs the receiver."""
         return not self._is_ended and self.book.is_valid
 
     def done(self) -> None:

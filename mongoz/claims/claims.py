@@ -1,7 +1,8 @@
 """The claims of one registry: the present book, the thread that records it, and the count of unclaimed writes.
 
-A process begins to claim at its first stamped write. This write waits for the first beat, so that even the only
-write of a script is claimed. Later writes never wait.
+A process begins to claim at its first stamped write. This write waits for the first beat, two seconds at most, so
+that even the only write of a script is claimed. Later writes do not wait, except the first write after a fork or
+after `close`.
 """
 
 import asyncio
@@ -118,7 +119,7 @@ class Claims:
         """A new claim; None if the process can't claim now. If receivers stay unclaimed, the cause is counted.
 
         Args:
-            covered: the receivers that a beat has named.
+            covered: the receivers of the write that a beat has named.
             is_whole: `covered` has all receivers of the write that dispatchers can take over.
         """
         claim = self.book.claim(covered) if covered else None
@@ -136,7 +137,7 @@ class Claims:
         return ClaimRefusal("no beat", "the state database has not acknowledged a beat in time")
 
     def _note_unclaimed(self, cause: ClaimRefusal) -> None:
-        """Count a write whose receivers are lost if this process dies. The log names each cause once."""
+        """Count a write with receivers that are lost if this process dies. The log names each cause once."""
         self.unclaimed[cause.name] += 1
         if cause.name not in self._logged:
             self._logged.add(cause.name)

@@ -29,11 +29,11 @@ CLAIMS: Final = "claims"
 
 
 class NamedReceiver(NamedTuple):
-    """A receiver that runs in this process, and that a dispatcher can take over.
+    """A receiver that runs in the writing process, and that a dispatcher can take over.
 
     Attributes:
         id: the id in stamps.
-        former: the ids by earlier names.
+        former: the ids that the receiver had under earlier names.
         sender: the name of the document class.
         signal: the name of the signal.
         name: the name of the receiver.
@@ -55,7 +55,7 @@ class BookSnapshot(NamedTuple):
     """The claims of a book at one moment.
 
     Attributes:
-        high: the highest number.
+        high: the number of the newest claim; 0 if there was none.
         open: the open claims: first and last number of each interval, one after another.
         released: the released claims.
     """

@@ -13,7 +13,7 @@ T = TypeVar("T")
 def uninterrupted(unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
     """Await a coroutine to its end, even if the caller is cancelled meanwhile; then raise the cancellation.
 
-    Only the end of the event loop, which cancels every task, interrupts it.
+    Only the end of the event loop, which cancels every task, interrupts the coroutine.
 
     Args:
         unit: the coroutine. It runs in a task of its own, so that timeouts inside of it work.
@@ -73,6 +73,6 @@ _current: ContextVar[_Uninterrupted[Any] | None] = ContextVar("mongoz_unit", def
 
 
 def is_caller_cancelled() -> bool:
-    """Whether this code runs inside of a unit whose caller was cancelled and still waits for its end."""
+    """Whether this code runs in a unit whose caller was cancelled and still waits for the end of the unit."""
     unit = _current.get()
     return unit is not None and unit.is_caller_cancelled

@@ -15,7 +15,7 @@ from pymongo.errors import PyMongoError
 __all__ = ["ServerClock"]
 
 _FRESH_SECONDS: Final = 300.0  # a measurement is valid for this time
-_PROMPT_SECONDS: Final = 1.0  # a slower measurement (it opened a connection first) is repeated
+_PROMPT_SECONDS: Final = 1.0  # a slower measurement is repeated: it may have opened a connection first
 _ATTEMPTS: Final = 3
 _STEP_SECONDS: Final = 1.0  # a larger step of this machine's clock invalidates the measurement
 
@@ -23,7 +23,7 @@ _STEP_SECONDS: Final = 1.0  # a larger step of this machine's clock invalidates 
 class ServerClock:
     """The server's time.
 
-    It has no thread or task: a write that needs the time measures it if the last measurement is old.
+    Nothing measures it in the background: a write that needs the time measures it if the last measurement is old.
     """
 
     __slots__ = ("_compared_at", "_measurements", "_offset", "_origin")
@@ -47,7 +47,7 @@ class ServerClock:
         return time() + self._offset
 
     async def compare(self, client: Any) -> None:
-        """Measure the server's time; once for all callers that wait at the same time.
+        """Measure the server's time. Callers in one event loop that wait at the same time share the measurement.
 
         If the server does not answer, the last measurement stays.
 
@@ -68,7 +68,7 @@ class ServerClock:
                 return
 
     async def _measure(self, client: Any) -> float:
-        """Measure once; returns the seconds until the answer."""
+        """Measure once; returns the seconds until the answer, or 0 if there is none."""
         asked, began = time(), monotonic()
         try:
             answer: dict[str, Any] = await client.admin.command("hello")

@@ -1,4 +1,4 @@
-"""Databases and collections of a deployment: names that become the driver's objects for each event loop."""
+"""Databases and collections of a deployment: names, with the driver's objects for the running event loop."""
 
 from typing import Any
 

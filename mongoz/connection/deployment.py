@@ -30,7 +30,7 @@ DEFAULT_STATE: Final = "mongoz_dispatcher"
 
 _MOST_SECONDS: Final = 3_600
 
-# Seconds that closing a client may take: it reports the ended sessions to the server, which may be unreachable.
+# Maximum seconds for closing a client: the client reports ended sessions to the server, which may be unreachable.
 _CLOSE_TIMEOUT: Final = 1.0
 
 _NO_RETRIES: Final = (
@@ -53,7 +53,7 @@ class Deployment:
     Args:
         url: a MongoDB URL, or an existing asynchronous client.
         driver: the name of the driver that opens a URL; None is PyMongo, or the driver of the given client.
-        dispatched: the group of dispatchers that serves it; True is the group "default".
+        dispatched: the group of dispatchers that serves the deployment; True is the group "default".
         state: the database with the state of the dispatchers.
         claims: whether this process claims the receivers that it runs; a number is the timeout in seconds.
 
@@ -61,7 +61,7 @@ class Deployment:
         adapter: the differences between the drivers.
         dispatched: the name of the group, or None.
         clock: the server's clock.
-        claims: the claims of this process; None without a group of dispatchers, or if they are turned off.
+        claims: the claims of this process; None without a group of dispatchers, or if claims are turned off.
         indexed: the documents whose indexes this process created, each with the names of its database and
             collection.
 
@@ -140,7 +140,7 @@ class Deployment:
 
     @property
     def url(self) -> str | None:
-        """The URL it was made from, credentials included; None if it was made from a client."""
+        """The URL of the deployment, credentials included; None if the deployment was made from a client."""
         return self._url
 
     @property

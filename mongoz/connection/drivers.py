@@ -167,7 +167,7 @@ def adapter_named(name: str) -> DriverAdapter:
     """The adapter of the driver with this name.
 
     Raises:
-        ImproperlyConfigured: there is none.
+        ImproperlyConfigured: no driver has this name.
     """
     if name not in _ADAPTERS:
         raise ImproperlyConfigured(f"driver={name!r} is unknown; valid are {', '.join(sorted(_ADAPTERS))}.")

@@ -40,7 +40,7 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -> E | AutoReconnect:
-    """The error itself. An error of an election becomes an AutoReconnect, as after a lost connection.
+    """The error itself; for an error of an election, an AutoReconnect as after a lost connection.
 
     Args:
         error: the error of a command in a session.

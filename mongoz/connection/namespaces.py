@@ -103,8 +103,8 @@ def _escaped(text: str) -> str:
 def is_misread(name: str) -> bool:
     """Whether change streams misread the name of a database or collection as a regular expression.
 
-    MongoDB builds a regular expression from each name and does not escape braces: `log{2024}` matches 2,024 times
-    the letter g. A stream on a collection or database with this name misses all changes.
+    MongoDB builds a regular expression from each name and does not escape braces: `log{2024}` matches "lo" and
+    then 2,024 times the letter g. A stream on a collection or database with this name misses all changes.
     """
     return "{" in name
 

@@ -34,7 +34,7 @@ class Registry(Deployment):
             event loop, and the application closes it.
         driver: `"pymongo"` (default) or `"motor"`: the driver that opens a URL.
         dispatched: the name of the group of dispatchers that serves this registry; True is the group "default".
-            Writes are then stamped where needed, so that nothing is delivered twice.
+            Writes are then stamped where needed, so that dispatchers do not repeat the receivers of this process.
         state: the database with the state of the dispatchers, as in `dispatcher run --state-database`. The process
             records its claims there.
         claims: whether this process claims the receivers that it runs: if it dies before they have ended, a
@@ -111,7 +111,7 @@ class Registry(Deployment):
     def transaction(self, **options: Any) -> AbstractAsyncContextManager[Any]:
         """A block whose reads and writes happen together or not at all.
 
-        Calls of the task that enters the block join the transaction. Calls of tasks that it starts don't.
+        Calls of the task that enters the block join the transaction. Calls of tasks that this task starts don't.
         `post_*` receivers of this process run after the commit, in the order of the writes. If the block raises,
         the transaction is aborted, no `post_*` receiver runs, and instances get their earlier state back.
 

@@ -1,7 +1,7 @@
-"""Transactions: a session that the calls of one task join, and the actions that wait for its commit.
+"""Transactions: a session that the calls of one task join, and the actions that wait for the commit.
 
-Calls of the task that entered `registry.transaction()` find its session by themselves. Tasks that it starts don't,
-because MongoDB refuses two concurrent commands in one session.
+Calls of the task that entered `registry.transaction()` find the session by themselves. Calls of tasks that this
+task starts don't, because MongoDB refuses two concurrent commands in one session.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ class Transaction:
     """One attempt at a transaction, and the actions of this process at its end.
 
     Attributes:
-        deployment: the deployment that it runs on.
+        deployment: the deployment on which the transaction runs.
         session: the driver's session.
         is_committed: the transaction is committed; errors of receivers don't change that.
         is_outcome_unknown: the commit got no answer yet, so the actions still wait.
@@ -151,7 +151,10 @@ class Transaction:
             claim.release()
 
     def undo_in_memory(self) -> None:
-        """Drop the actions of the transaction, and reset the instances that it wrote."""
+        """End the claims of the aborted transaction as done, and reset the instances that the transaction wrote.
+
+        The commit actions of the transaction never run.
+        """
         _by_session.pop(_key(self.session), None)
         for claim in self._claims:
             claim.done()
@@ -277,8 +280,8 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
 
     Args:
         own: the transaction.
-        held: the resources to release, among them the session. If the outcome is unknown, a background task gets
-            them.
+        held: the resources to release, among them the session. If the outcome is unknown and actions wait for it,
+            a background task gets them.
     """
     try:
         unknown = await _commit(own.session)
@@ -288,7 +291,9 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
         raise
     if unknown is not None:
         own.is_outcome_unknown = True
-        _by_session.pop(_key(own.session), None)  # the end of the background task drops the transaction
+        # From now on only the background task holds the transaction. If the task ends early, the claims are
+        # released.
+        _by_session.pop(_key(own.session), None)
         if own.is_awaited:
             unknown.add_note(_OUTCOME_UNKNOWN)
             own.deployment.run_in_background(_finish_when_known(own, held.pop_all()))
@@ -320,7 +325,7 @@ async def _abort(own: Transaction) -> None:
 async def _abort_session(session: Any) -> None:
     """Abort on the server. If the command does not arrive, the server ends the transaction by itself."""
     try:
-        await session.abort_transaction()  # the driver ignores all other errors
+        await session.abort_transaction()  # the driver ignores all errors but a ConfigurationError
     except ConfigurationError as error:
         await as_transient(error, session.client)
 
@@ -348,7 +353,7 @@ async def _commit(session: Any) -> PyMongoError | None:
 def is_aborted_after(error: BaseException) -> bool:
     """Whether a transaction was certainly not committed, after an error of one of its commands or of its commit.
 
-    A write concern that can't be satisfied is an error of a commit that took effect.
+    If the server can't satisfy the write concern, the commit raises an error although it took effect.
     """
     if not isinstance(error, PyMongoError) or error.has_error_label(_UNKNOWN_COMMIT):
         return False
@@ -363,7 +368,7 @@ async def is_committed(session: Any) -> bool:
     A second commit changes nothing. Reading the documents proves nothing: another client may have changed them.
 
     Args:
-        session: the session of the transaction, unused since.
+        session: the session of the transaction, which had no other use since the commit.
 
     Raises:
         InvalidOperation: the client was closed.

@@ -60,7 +60,7 @@ class IndexOperations:
             Their names in order. If no index is declared, no command is sent.
 
         Raises:
-            pymongo.errors.OperationFailure: the server refuses one.
+            pymongo.errors.OperationFailure: the server refuses an index.
         """
         return await create_indexes(cls.meta, cls.meta.wanted_indexes(), _target(cls.meta, collection))
 

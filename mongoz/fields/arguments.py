@@ -92,7 +92,7 @@ class Limits(Shared, total=False):
     Attributes:
         minimum: the smallest valid value.
         maximum: the largest valid value.
-        multiple_of: valid values are multiples of it.
+        multiple_of: valid values are multiples of this number.
     """
 
     minimum: Any

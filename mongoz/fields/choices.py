@@ -20,7 +20,7 @@ class Choices:
         declared: `(value, label)` pairs, groups `(label, pairs)`, or both.
 
     Raises:
-        FieldDefinitionError: an item is neither.
+        FieldDefinitionError: an item is neither a pair nor a group.
     """
 
     __slots__ = ("declared", "pairs")

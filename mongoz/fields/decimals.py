@@ -47,10 +47,10 @@ class DecimalRule(NamedTuple):
         )
 
     def cut(self, value: decimal.Decimal) -> decimal.Decimal:
-        """Cut off surplus decimals.
+        """Cut off surplus digits after the point.
 
         Raises:
-            PydanticKnownError: the value is no number, or has too many digits before the point.
+            PydanticKnownError: the value is no number, or has too many digits.
         """
         if not value.is_finite():
             _refuse("finite_number")

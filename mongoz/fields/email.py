@@ -13,8 +13,8 @@ __all__ = ["LOADING", "EmailRule", "loading_schema"]
 LOADING: Final = {"mongoz": "loading"}
 """The validation context of values from the database, and of values that were validated before.
 
-Full validation takes tens of microseconds, 90 % of the time to load a small document. A stored address was
-already validated when it was written.
+Full validation takes tens of microseconds, 90 % of the time to load a small document. The ODM validated an address
+when it wrote the address.
 """
 
 

@@ -68,8 +68,8 @@ def Email(*, null: bool = False, **arguments: Unpack[Lengths]) -> str: ...
 def Email(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:
     """A `str` that is an e-mail address; arguments and errors as for `String`.
 
-    New values are validated in full (without asking a name server); loaded values must only contain an @-sign,
-    since they were validated when they were written.
+    New values are validated in full (without asking a name server). Loaded values must only contain an @-sign,
+    because the ODM validates values in full when it writes them.
     """
     return _text(Annotated[str, EmailRule()], max_length, min_length, shared)
 
@@ -180,7 +180,7 @@ def Embed(document: Any, **shared: Any) -> Any:
     """One `EmbeddedDocument` inside of the document.
 
     Args:
-        document: its class.
+        document: the class of the embedded document.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:

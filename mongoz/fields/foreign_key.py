@@ -30,7 +30,7 @@ def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: `refer_to` is none of these.
+        FieldDefinitionError: `refer_to` is no document class, dotted path or name.
 
     Examples:
         >>> class Movie(mongoz.Document):

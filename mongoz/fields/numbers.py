@@ -28,7 +28,7 @@ def Integer(
     Args:
         minimum: the smallest valid value.
         maximum: the largest valid value.
-        multiple_of: valid values are multiples of it.
+        multiple_of: valid values are multiples of this number.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
@@ -67,7 +67,7 @@ def Double(
     Args:
         minimum: the smallest valid value.
         maximum: the largest valid value.
-        multiple_of: valid values are multiples of it.
+        multiple_of: valid values are multiples of this number.
         max_digits: the largest number of digits, before and after the point together.
         decimal_places: the largest number of digits after the point. If both are given, a value has at most
             `max_digits - decimal_places` digits before the point.
@@ -105,11 +105,12 @@ def Decimal(
             digits are counted. Mandatory.
         minimum: the smallest valid value.
         maximum: the largest valid value.
-        multiple_of: valid values are multiples of it.
+        multiple_of: valid values are multiples of this number.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
-        FieldDefinitionError: max_digits or decimal_places is missing or invalid, or minimum is above maximum.
+        FieldDefinitionError: max_digits or decimal_places is missing or invalid, a limit is invalid, or minimum is
+            above maximum.
 
     Examples:
         >>> price: decimal.Decimal = mongoz.Decimal(max_digits=5, decimal_places=2)  # up to 999.99

@@ -1,7 +1,7 @@
 """Schemas for stored values, made from the schema of a class.
 
 BSON has fewer types than Python. A decimal is read as a Decimal128, a pattern as a Regex, a set as a list. A
-strict model, or one that requires a future date, would refuse its own stored values.
+strict model, or a model that requires a future date, would refuse its own stored values.
 """
 
 import datetime

@@ -110,7 +110,7 @@ def _display_method(name: str, qualname: str, module: str) -> Callable[[Any], An
 
 
 def _merge_in_order(annotations: dict[str, Any], declared: dict[str, Any]) -> dict[str, Any]:
-    """Merge both in the order of the class body. A field without a factory is in `annotations` only."""
+    """Merge both dicts in the order of the class body. A field without a factory is in `annotations` only."""
     merged: dict[str, Any] = {}
     remaining = iter(declared.items())
     for name, annotation in annotations.items():
@@ -125,8 +125,8 @@ def _merge_in_order(annotations: dict[str, Any], declared: dict[str, Any]) -> di
 
 
 def _annotations(body: dict[str, Any]) -> dict[str, Any]:
-    if sys.version_info >= (3, 14):  # there the body has a function that makes the annotations
-        import annotationlib  # noqa: PLC0415 - does not exist before
+    if sys.version_info >= (3, 14):  # since then the class body has a function that makes the annotations
+        import annotationlib  # noqa: PLC0415 - does not exist before 3.14
 
         function = annotationlib.get_annotate_from_class_namespace(body)
         if function is not None:

@@ -43,7 +43,7 @@ class Path(NamedTuple):
 
     @property
     def is_id(self) -> bool:
-        """Whether its values are ObjectIds: a primary key or a reference."""
+        """Whether the field holds no lists, and can hold an ObjectId, as a primary key or a reference does."""
         return not self.shape.depth and self.shape.holds(bson.ObjectId)
 
     @property

@@ -30,7 +30,7 @@ def pickled_state(instance: Any) -> dict[str, Any]:
     """The state of an instance besides its fields, in a form that can be pickled.
 
     Raises:
-        pickle.PicklingError: another process could not find its collection.
+        pickle.PicklingError: another process could not find the collection of the instance.
     """
     state = loaded(instance)
     return {

@@ -17,7 +17,7 @@ class Loaded(NamedTuple):
     Attributes:
         snapshot: the last known row in the database, None if there was none. A dict that shares nothing
             with the instance, or BSON if a dict would share values.
-        collection: the collection it was loaded from or written to; None means the document's own.
+        collection: the collection of the last load or write of the instance; None means the document's own.
     """
 
     snapshot: dict[str, Any] | bytes | None = None

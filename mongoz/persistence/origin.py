@@ -49,15 +49,15 @@ NO_ORIGIN: Final = Origin()
 
 
 class _ClaimPlan(NamedTuple):
-    """The claimed receivers of a firing, and the form of its stamps. Cached.
+    """The claimed receivers of a firing, and the form of the stamps. The signal caches it.
 
     Attributes:
-        receivers: of the firing.
+        receivers: the receivers of the firing.
         named: the ids that a beat has named.
-        group: of dispatchers.
+        group: the group of dispatchers.
         call: the called method.
         covered: the claimed receivers.
-        form: of the stamps.
+        form: the form of the stamps.
         is_whole: all receivers that dispatchers can take over are claimed.
     """
 
@@ -152,7 +152,8 @@ def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
 async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, natural: bool) -> Originator:
     """Make the originator of some writes.
 
-    If the writes need stamps and the last measurement of the server's time is old, the time is measured first.
+    If the writes need stamps and the last measurement of the server's time is old, the time is measured first. If
+    receivers can be claimed and no beat was tried yet, the first beat is awaited for a short time.
 
     Args:
         firing: the receivers of this process.

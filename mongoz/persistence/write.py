@@ -37,7 +37,7 @@ class Write(NamedTuple):
     Attributes:
         target: the target.
         firing: the receivers of this process.
-        origin: the token of the write, and its stamp if it has one.
+        origin: the token of the write, and the stamp and the claim if the write has them.
         instance: the instance.
         id: the `_id` of the document.
         send: sends the command in the given session; returns the fields that the server computed.

@@ -72,12 +72,12 @@ class U:
 
     @staticmethod
     def min(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
-        """Set a field to the value if the value is less than the current one."""
+        """Set a field to the value if the value is less than the current one, or if the field is missing."""
         return UpdateOperator("$min", _merged(field, value, values))
 
     @staticmethod
     def max(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
-        """Set a field to the value if the value is greater than the current one."""
+        """Set a field to the value if the value is greater than the current one, or if the field is missing."""
         return UpdateOperator("$max", _merged(field, value, values))
 
 

@@ -70,8 +70,8 @@ class Signal:
         self._in_process_ids: frozenset[bytes] | None = None
         self._claimable_ids: frozenset[bytes] | None = None
         self._taps: tuple[Tap, ...] = ()  # while there are taps, receivers and firings are not cached
-        self.cached_claims: Any = None  # of `persistence/origin.py`
-        self.cached_firing: Any = None  # of `post_signals.plan_firing`
+        self.cached_claims: Any = None  # `persistence/origin.py` uses it
+        self.cached_firing: Any = None  # `post_signals.plan_firing` uses it
 
     def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
         """Make this the signal `name` of one document. The document's Broadcaster calls it.

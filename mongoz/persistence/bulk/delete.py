@@ -1,6 +1,6 @@
 """Deletes many documents.
 
-If dispatchers need it, each document gets a marker before it is deleted: see `mongoz.persistence.delete`.
+If dispatchers need markers, each document gets a marker before it is deleted: see `mongoz.persistence.delete`.
 """
 
 from collections.abc import Mapping
@@ -126,7 +126,7 @@ async def _delete_without_receivers(
 async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, originator: Originator) -> "_Deleted":
     """Delete the given documents that still match.
 
-    Each delete gets a marker if dispatchers need it and the server accepts it.
+    Each delete gets a marker, if dispatchers need markers and the server accepts them.
 
     Raises:
         _DeleteOutcomeUnknown: the outcome is unknown at present, and receivers depend on it.
@@ -234,7 +234,7 @@ class _Deleted(NamedTuple):
 
     Attributes:
         number: the number of deleted documents.
-        tokens: their tokens, by `id_key`.
+        tokens: the tokens of the deletes, by `id_key`; empty if one `delete_many` deleted the documents.
         firing: the receivers to run.
         failure: the error that stopped the batch.
         claims: the claims of the deletes, by `id_key`.

@@ -218,8 +218,8 @@ async def _find_inserted(
     Without stamps an existing document counts as inserted.
 
     Raises:
-        _InsertOutcomeUnknown: the server does not answer, and the rows are stamped: dispatchers leave
-            receivers to this process.
+        _InsertOutcomeUnknown: the server does not answer, and the rows are stamped, so dispatchers leave receivers
+            to this process.
     """
     ids = [row["_id"] for row in sent]
     stamped = any(origin.stamp for origin in origins)

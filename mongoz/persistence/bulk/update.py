@@ -286,7 +286,7 @@ class _BulkUpdate(Generic[D]):
         """
         kept = copy.deepcopy(row) if self._loads else row
         instance = hydrate_leniently(self.document, kept, self.other_collection)
-        if update.instance is not None:  # `pre_update` receivers got this instance
+        if update.instance is not None:  # `pre_update` receivers, if there are any, got this instance
             instance = _replace_values(update.instance, instance)
         return WrittenDocument(instance, origin.token, self._keywords(update), update.firing, origin.claim)
 

@@ -32,7 +32,7 @@ class DocumentUpdate(NamedTuple):
         changes: the fields to set and remove.
         operations: the changes that the server computes.
         firing: the receivers.
-        instance: the instance of the `pre_update` receivers, if there are any.
+        instance: the prepared instance, which `pre_update` receivers get; None if the update is not prepared.
         encoded: the BSON of the row, if the update is valid only while the document has not changed; else None.
     """
 

@@ -1,7 +1,8 @@
 """The outcome of a write whose answer got lost.
 
-A stamp tells dispatchers that the receivers of a write ran here. So if the network or a write concern leaves the
-outcome of a stamped write unknown, this process must find it out: no other process would run the receivers.
+A stamp tells dispatchers that the writing process runs the receivers. So if the network or a write concern leaves
+the outcome of a stamped write unknown, this process must find it out: no other process would run receivers that
+are not claimed.
 """
 
 from collections.abc import Iterable

@@ -25,7 +25,7 @@
     ├── NotInstalled              a required extra is not installed, or another package replaces ours
     ├── CannotWrite               the results can't be written to stdout
     ├── TooManyFiles              no file or connection can be opened any more
-    ├── EmbeddedError             no private mongod could be started
+    ├── EmbeddedError             no private mongod or Kafka broker could be started
     └── DemoFailed                the demo lost a change
 
 The message of an error names the problem and its place; its `remedy` tells the fix.
@@ -173,13 +173,13 @@ class HistoryLost(PositionError):
 
 
 class KafkaError(DispatcherError):
-    """Kafka cannot be used: no broker answers, or a property of the client is wrong."""
+    """Kafka cannot be used: no broker answers, a broker refuses the client, or a client property is wrong."""
 
     exit_code = ExitCode.KAFKA
 
 
 class TopicError(KafkaError):
-    """The topic cannot be used: it is missing, it is another one, or it holds foreign records."""
+    """The topic cannot be used: for example it is missing, has another id, or holds records of other programs."""
 
     exit_code = ExitCode.TOPIC
 
@@ -237,13 +237,13 @@ class CannotWrite(DispatcherError):
 
 
 class TooManyFiles(DispatcherError):
-    """The process has no free file descriptors, so it can open no further file or connection."""
+    """The process or the machine has no free file descriptors, so no file or connection can be opened."""
 
     exit_code = ExitCode.TOO_MANY_FILES
 
 
 class EmbeddedError(DispatcherError):
-    """No private mongod could be started."""
+    """No private mongod or Kafka broker could be started."""
 
     exit_code = ExitCode.EMBEDDED
 

@@ -1,6 +1,7 @@
-"""Claimed receivers that this application does not have: an older version runs, or the receiver was removed.
+"""Claimed receivers that the application of this dispatcher does not have.
 
-Their deliveries stay parked until a dispatcher with the receiver starts.
+The application is an older version than that of the process that wrote, or the receiver was removed. Deliveries
+for such a receiver stay parked until a dispatcher with the receiver starts.
 """
 
 from functools import cache

@@ -40,7 +40,7 @@ _LONG_WAIT: Final = 3.0
 
 _ORPHANED: Final = Waiting("orphaned", 300.0)
 
-# Seconds until a parked claim is judged again. A takeover may take the timeout and five seconds.
+# Seconds until a parked claim is judged again. So a takeover can come some seconds later than the timeout.
 _AGAIN: Final = 2.0
 
 # Maximum number of processes that the gauges name.
@@ -99,7 +99,8 @@ class _WaitingChain:
 
     Attributes:
         parts: the first one waits for its process, or runs.
-        runs: the first one is in the lane of its document.
+        runs: an errand of the chain is in the lane of the document. It makes the first delivery, or parks the
+            chain.
     """
 
     parts: deque[_WaitingPart]
@@ -369,7 +370,7 @@ class WaitingClaims:
     async def park_begun(self) -> None:
         """At the end: park the waiting deliveries of changes whose other receivers have run.
 
-        The next owner reads the other changes again.
+        Later deliveries of the same chains are parked, too. The next owner reads the other changes again.
 
         Raises:
             Interrupted: the process ends, and a write has not succeeded.

@@ -29,7 +29,7 @@ _SIZE: Final = Struct("<i")
 
 # By type: the size of values of fixed length, in bytes.
 _FIXED: Final = {1: 8, 6: 0, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8, 19: 16, 127: 0, 255: 0}
-# By type: values with a length prefix, and the number of bytes that this prefix does not count.
+# By type, for values with a length prefix: the number of bytes that this prefix does not count.
 _MEASURED: Final = {2: 4, 3: 0, 4: 0, 5: 5, 12: 16, 13: 4, 14: 4, 15: 0}
 _REGEX: Final = 11
 
@@ -135,7 +135,7 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
 
 
 def _fix_old_binaries(raw: bytes, fixed: bytearray, begin: int) -> None:
-    """Change old binary values to subtype 0. An old value holds its length twice, and the two may disagree."""
+    """Change old binary values to subtype 0. An old value holds two lengths, which may disagree."""
     for one in elements(raw):
         at = begin + one.at
         if one.kind == _BINARY and one.value[4] == _OLD_BINARY:

@@ -163,9 +163,9 @@ class Clients:
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
-        """If the server is a standalone, raise an error that says so.
+        """Raise `NotAReplicaSet` if the server is a standalone, or if its replica set is not initiated.
 
-        The driver does not use a standalone if the URL has replicaSet=, and reports only that no server answers.
+        If the URL has replicaSet=, the driver does not use such a server, and reports only that no server answers.
         """
         options: dict[str, Any] = {
             "serverSelectionTimeoutMS": 1_000,
@@ -213,7 +213,7 @@ def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
     """A client for the dispatcher's own work, for the running loop.
 
     Options of the URL that concern the application's reads and writes are ignored: the dispatcher reads from the
-    primary, writes with majority, and takes as many connections as it has streams.
+    primary, writes with majority, and has limits of its own for connections.
     """
     return _attempt_client(without_options(url, _OF_APPLICATIONS), address, **{"w": "majority", **options})
 

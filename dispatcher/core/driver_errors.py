@@ -30,7 +30,7 @@ class Kind(StrEnum):
     HISTORY_LOST = "history_lost"
     """The oplog no longer holds the changes after the position."""
     BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
-    """The position belongs to another deployment."""
+    """The server does not accept the position: it is malformed, or it belongs to another deployment."""
     NO_ACCESS = "no_access"
     """The user lacks privileges."""
     NOT_LET_IN = "not_let_in"

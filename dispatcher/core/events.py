@@ -69,7 +69,7 @@ class Start(NamedTuple):
 
     @property
     def after(self) -> str:
-        """All changes of this start sort after this text, and no others. It is empty for a start now."""
+        """The source gives only changes whose tokens sort after this text. For a start now, the text is empty."""
         if self.token is not None:
             return self.token
         return "" if self.cluster_time is None else token_at(self.cluster_time)

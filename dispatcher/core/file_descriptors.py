@@ -36,7 +36,8 @@ def lack_in(error: BaseException) -> TooManyFiles | None:
         if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
             return TooManyFiles(
                 f"Too many open files: this process may have {_limit()} of them, sockets included.",
-                remedy="Raise the limit: `ulimit -n 1024` in a shell, LimitNOFILE=1024 in a systemd unit.",
+                remedy="Raise the limit above this number: `ulimit -n` in a shell, LimitNOFILE= in a systemd "
+                "unit.",
             )
         if number == errno.ENFILE or os.strerror(errno.ENFILE) in text:
             return TooManyFiles(

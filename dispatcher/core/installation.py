@@ -17,7 +17,7 @@ def require_own_mongoz() -> None:
     """Require the package `mongoz` of this dispatcher, without importing it.
 
     Raises:
-        NotInstalled: another package is found, or its files are mixed with those of this one.
+        NotInstalled: no package `mongoz` is found, another one is found, or the files of both are mixed.
     """
     found = find_spec("mongoz")
     if found is None or not found.submodule_search_locations:

@@ -95,7 +95,10 @@ async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
 
 
 async def oplog_window(client: AsyncMongoClient[Any]) -> float | None:
-    """Seconds of the past that the oplog holds; None if this is unknown now. It raises no error of the driver."""
+    """Seconds of the past that the oplog holds; None if this is unknown now.
+
+    The function raises no error of the driver.
+    """
     try:
         oplog = await look_at_oplog(client)
     except PyMongoError:

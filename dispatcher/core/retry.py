@@ -50,7 +50,7 @@ async def retry(
     pause: Pause = asyncio.sleep,
     within: float = inf,
 ) -> T:
-    """Run a command until it succeeds. The number of attempts has no limit.
+    """Run a command until it succeeds. The number of attempts has no limit; `within` can limit the time.
 
     Args:
         command: may run twice: after some errors it is unknown whether the server has executed it.

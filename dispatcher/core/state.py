@@ -7,7 +7,7 @@ docs/reference/state.md lists the fields of the documents.
     held          one document per delivery that waits, or that failed for good: see `parking/store.py`
     held.files, held.chunks     the parts of these documents that do not fit, in GridFS
     controls      requests of operators to running dispatchers, and runs (replays and backfills)
-    gaps          one document per gap: changes that can't be delivered
+    gaps          one document per gap: changes that are not delivered one by one
     deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction
     claims        one document per incarnation of a writing process, see `mongoz/claims/document.py`
     sessions      one document per session in which a process runs transactional receivers
@@ -132,7 +132,7 @@ class State:
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
-        """Create the indexes by which held deliveries, and books of claims that have not ended, are found."""
+        """Create the indexes of held deliveries, and an index of claims that finds books without a fence."""
         await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
         for name, fields, present in (
             ("due", ("group", "receiver", "due_at"), "due_at"),

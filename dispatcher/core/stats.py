@@ -267,7 +267,7 @@ class ClaimGauges(NamedTuple):
     Attributes:
         waiting: the number of these deliveries: claimed ones, and later ones of the same documents to the same
             receivers.
-        oldest_seconds: how long ago the oldest of these writes was committed; 0 if there is none.
+        oldest_seconds: how long ago the oldest change of these deliveries was committed; 0 if there is none.
         processes: the number of deliveries that wait for each book, for the books with the highest numbers.
     """
 

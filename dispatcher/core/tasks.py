@@ -51,7 +51,11 @@ class Abandoned(BaseException):
 
 
 async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """Run a coroutine unless an event is set before its end: then cancel it. Returns its result, or else None."""
+    """Run a coroutine. Cancel it if an event is set before it ends.
+
+    Returns:
+        The result of the coroutine; None if it was cancelled.
+    """
     working = asyncio.create_task(work, name="work")
     stopped = asyncio.create_task(stop.wait(), name="wait-for-stop")
     try:

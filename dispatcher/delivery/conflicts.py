@@ -25,7 +25,7 @@ class Conflicts:
     """The step that repeats a transaction within its attempt, as long as the server reports a transient error.
 
     Each run may take the receiver's whole time limit, because the receiver did not cause the conflict. When this
-    time has passed since the begin of the first run, a failed run is not repeated.
+    time has passed since the beginning of the first run, a failed run is not repeated.
     """
 
     def __init__(self, codec_options: CodecOptions[Any], pause: Pause) -> None:

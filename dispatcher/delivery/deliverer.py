@@ -1,7 +1,7 @@
 """Delivers a change: makes its instance, calls its receivers in order, and repeats failed attempts.
 
 A delivery is finished in four cases: its receiver returned, its dead letter is written, the receiver's options
-drop it, or it is written as a held delivery, to be made later.
+drop the delivery, or the delivery is written to the state, to be made later.
 """
 
 import asyncio

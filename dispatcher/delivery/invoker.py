@@ -70,7 +70,7 @@ class Invoker:
     """Runs receivers, as the step with the time limit.
 
     Args:
-        lease: the lease of the partition. No attempt begins without it.
+        lease: the lease of the partition. No attempt begins while the lease is not valid.
     """
 
     def __init__(self, policy: Policy, capacity: Capacity, lease: Lease) -> None:

@@ -25,7 +25,7 @@ _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """A worker. `at` is the pair of its current job: the key, and the job."""
+    """A worker. `at` has the key of its current job, and the job."""
 
     __slots__ = ("at",)
 

@@ -14,7 +14,7 @@ Undelivered = Literal["change.invalid", "change.too_many_hops", "change.undecoda
 """The `action` of the log line if no receiver can be called for a change."""
 
 End = Literal["blocked", "dropped", "dead_lettered"]
-"""The state of a delivery after its last attempt."""
+"""The state of a delivery after the last attempt that its options allow."""
 
 
 def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
@@ -69,7 +69,7 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """Log that the last attempt of a delivery failed."""
+    """Log that the last attempt of a delivery failed. Only a blocked delivery gets further attempts."""
     log.error(
         what,
         action=f"delivery.{how}",

@@ -43,7 +43,11 @@ class OpenClaims(Protocol):
     """Claims of writing processes that are not decided yet."""
 
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Let a delivery wait if an earlier one to its receiver waits for a claim. Returns whether it waits."""
+        """Let a delivery wait if an earlier one of its document to its receiver waits.
+
+        Returns:
+            Whether the delivery waits.
+        """
 
 
 class _NoClaims:

@@ -151,7 +151,10 @@ class Routes:
         return tuple(self._listeners)
 
     async def prepare(self, conditions: Conditions) -> bool:
-        """Let the server check every `where`, and apply them from now on. Returns whether any receiver has one.
+        """Let the server check every `where`. From now on, `resolve` applies them.
+
+        Returns:
+            Whether any receiver has a `where`.
 
         Raises:
             ApplicationError: the server rejects a `where`.

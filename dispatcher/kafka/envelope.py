@@ -132,7 +132,7 @@ def encode_without(last: int, head: bytes, number: int, event: bytes) -> bytes:
     """Return the record of a change event without its last field. This is the hot path of the relay.
 
     Args:
-        last: bytes of the last field, with its type and name.
+        last: the number of bytes of the last field, with its type and name.
         head: of the term.
     """
     size = len(event) - last

@@ -42,8 +42,8 @@ _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
 # The answers of brokers are compressed: some become twenty times as large. So librdkafka stops fetching when it
-# has half of its share. An answer has at most a 25th of the share, or a small number of bytes. A larger record
-# comes alone.
+# has half of its share. An answer has at most a 25th of the share, or `_SMALLEST_ANSWER` bytes if that is more. A
+# larger record comes alone.
 _ANSWER: Final = 25
 _SMALLEST_ANSWER: Final = 64_000
 
@@ -349,7 +349,7 @@ class PartitionLog:
 
     Attributes:
         number: of the partition.
-        most: maximum bytes of the queue; only the last record may exceed it.
+        most: bytes at which no further records are fetched. The messages of the last poll may exceed this number.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
         paused: whether the consumer was told to pause, and not to resume since. Only the loop changes it.
         is_out_of_range: whether the log does not hold the next offset.

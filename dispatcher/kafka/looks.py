@@ -1,4 +1,4 @@
-"""Looks at a topic and at the relay's saved position about once a second.
+"""Looks at a topic and at the relay's saved position every two seconds.
 
 Some changes of a topic show up in no message: its deletion, a new topic with the same name, the removal of records
 from a quiet partition.

@@ -49,7 +49,7 @@ class MergedTopic:
     """All partitions of a topic as one source.
 
     An event is yielded when no partition can have an earlier event. The token of a partition without records moves
-    with the relay's position, so the events of other partitions wait about a second for it.
+    with the relay's position, so the events of other partitions wait for some seconds.
 
     Args:
         partitions: of the topic.

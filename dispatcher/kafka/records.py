@@ -12,8 +12,9 @@ from dispatcher.kafka.log import TopicRecord
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import FIELD, Call, Stamp
 
-# A plain event: the size of the record, the head of its term, its number, the field `event`, and the beginning of
-# the event, which is its token: {_id: {_data: "..."}}. The lengths of documents and of the text stand before them.
+# A plain event: the size of the record, the bytes that all records of its term share (`head_of_term`), the number
+# of the record, the field `event`, and the beginning of the event, which is its token: {_id: {_data: "..."}}. Each
+# document begins with its length, and so does the text.
 _PLAIN: Final = Struct("<i24sq7si5si7si")
 _EVENT: Final = b"\x03event\0"
 _ID: Final = b"\x03_id\0"
@@ -29,14 +30,15 @@ def take_plain(
 ) -> tuple[LogPosition, TopicRecord | None]:
     """Accept plain events, up to the first other record. This is the hot path of a reader.
 
-    Each of them is the next record of the term, and has a later token. `accept` would deliver the same records.
-    This function also stops at malformed records: `decode` and `token_in` then report them.
+    Each of these records is the next one of the term, and has a later token than the record before. `accept` would
+    deliver the same records. This function also stops at malformed records: `decode` and `token_in` then report
+    them.
 
     Args:
         events: gets the events.
 
     Returns:
-        The position after the events, and the record at which it has stopped.
+        The position after the events, and the record at which the function stopped; None if it took all records.
     """
     offset, term, number, before = position
     head, token, unpack, smallest = head_of_term(term), before.encode(), _PLAIN.unpack_from, _PLAIN.size
@@ -91,7 +93,7 @@ def remember_stamp(envelope: Envelope, remember: RememberStamp) -> None:
 
 
 def recall_stamp(value: bytes | None, before: str, remember: RememberStamp, since: float) -> float:
-    """Remember the stamp of a record up to a token.
+    """Pass the stamp of a record to `remember`, if the token of the record is not after `before`.
 
     Returns:
         The time of the record, in seconds since 1970; `since` if it is unknown.

@@ -39,7 +39,7 @@ async def read_books(group: Group, status: GroupStatus, reader: StateReader) -> 
     """The books that have not ended, and those that deliveries wait for. The latter come first.
 
     Args:
-        status: with its time and its members. `at_least` is completed.
+        status: with its time and its members. This function completes its `at_least`.
         reader: collects malformed documents.
     """
     waiting = _waiting(status.members)

@@ -153,7 +153,7 @@ class Observer:
             self._check_error = ""
 
     def _note_clocks(self, offset: float) -> None:
-        """Warn once if the clocks differ. Leases do not depend on the clocks, but times in logs do."""
+        """Warn when the clocks begin to differ. Leases do not depend on the clocks, but times in logs do."""
         self.stats.clock_offset = offset
         skewed = abs(offset) > MOST_SKEW
         if skewed and not self._skewed:

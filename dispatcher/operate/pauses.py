@@ -89,7 +89,7 @@ async def resume(
     *,
     known: Collection[str] = (),
 ) -> bool:
-    """Resume a receiver of a group, or everything. Receivers that are paused by name then stay paused.
+    """Resume a receiver of a group, or everything. A resume of everything does not resume receivers by name.
 
     Args:
         receiver: its name; None for everything.

@@ -152,7 +152,7 @@ class Mover:
         """Require that the oplog reaches back to a token.
 
         Args:
-            in_topic: why the topic does not; empty without a topic.
+            in_topic: why the topic does not reach back to the token; empty without a topic.
         """
         # A change stream on any collection shows how far back the oplog reaches. The user of this connection may
         # read the positions, so the stream is on the positions.
@@ -232,7 +232,7 @@ class Mover:
         return {number: LogPlace(relay.topic.id, *mark) for number, mark in marks}
 
     async def _places(self, topic: Topic, token: str, settings: Settings) -> dict[int, LogPlace]:
-        """The places of a token in a topic. None, if only the oplog reaches back to the token.
+        """The places of a token in a topic; empty if only the oplog reaches back to the token.
 
         Raises:
             HistoryLost: neither of them reaches back to the token.

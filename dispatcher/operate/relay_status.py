@@ -34,7 +34,7 @@ class RelayLog(NamedTuple):
 
     Attributes:
         topic_id: distinguishes the topic from an earlier one with the same name.
-        offsets: for each partition, the one after the last record up to the position.
+        offsets: for each partition, the offset after the last record up to the position.
         retention: seconds for which the topic keeps a record; None if they are unknown, or without a limit.
     """
 
@@ -59,7 +59,11 @@ class RelayLog(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """The server's clock, and what else is needed to read."""
+    """The values with which the status of a relay is read.
+
+    Attributes:
+        now: by the server's clock, in seconds since 1970.
+    """
 
     state: State
     now: float

@@ -138,7 +138,7 @@ async def _read_source(
     server: ServerTimes,
     reader: StateReader,
 ) -> None:
-    """Add the source of the group, and the relay: of the topic that it reads from, or that it publishes to."""
+    """Add the source of the group, and the relay of the topic that the group reads from or publishes to."""
     status.source = _source(layout)
     found = await read_relay(group.state, status.source.topic or group.name, server, reader)
     if found is None or status.source.cluster not in (None, found[0].cluster):

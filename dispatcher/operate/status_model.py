@@ -122,7 +122,8 @@ class PartitionStatus:
         delivery_lag_seconds: the age of the oldest change that is read and not delivered, if a live owner reports
             it.
         broker_lag: the number of records of the topic, up to the relay's position, that are not read. Without a
-            live owner: that are not finished. None if it is unknown, and without a topic.
+            live owner, the number of those that are not finished. None if the number is unknown, and without a
+            topic.
     """
 
     number: int
@@ -196,7 +197,7 @@ class RelayStatus:
         partitions: of the topic.
         term: of its producer.
         alive: host and process id of its live processes.
-        owner: the one that publishes; None if none is alive.
+        owner: host and process id of the process that publishes; None if no such process is alive.
         position_at: the time up to which everything is published.
         position_age_seconds: the seconds since `position_at`, by the server's clock.
         saved_seconds: the seconds since the last save of the position.

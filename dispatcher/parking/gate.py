@@ -78,7 +78,7 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter joined after the last errand of the lane. Their first delivery may be new."""
+        """Lanes that a dead letter joined after the last errand of the lane. It may be the first delivery now."""
         self._paused_names: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""

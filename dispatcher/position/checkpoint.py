@@ -123,7 +123,7 @@ class Checkpoint:
 
     @property
     def is_crowded(self) -> bool:
-        """Returns whether the changes after the position have reached three quarters of such a limit."""
+        """Returns whether the changes after the position have reached three quarters of one of the limits."""
         return self.tracker.span >= _LONGEST_SPAN * 3 // 4 or self.tracker.weight >= _HEAVIEST_SPAN * 3 // 4
 
     # -- saving ----------------------------------------------------------------------------------------------

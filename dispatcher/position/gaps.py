@@ -1,8 +1,10 @@
-"""Records gaps: changes that can't be delivered, because the server has no events for them or lost the events.
+"""Records gaps: changes that are not delivered one by one.
+
+The server has no events for them, or has lost the events, or an operator has moved the position past them.
 
 docs/reference/state.md lists the fields of a gap.
 
-MongoDB commands raise the `PyMongoError` of the driver.
+`Gaps.note` raises the `PyMongoError` of the driver.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,7 +60,11 @@ class Gaps:
         self._partition = partition
 
     async def record(self, gap: Gap) -> None:
-        """Record a gap so that it survives a failover. Failed writes are repeated without a limit."""
+        """Record a gap so that it survives a failover.
+
+        A write that failed is repeated until it succeeds, or until a permanent error: that is raised as a
+        `DispatcherError`.
+        """
         report = partial(
             log.warning, "a gap could not be recorded; trying again", action="gap.not_recorded", kind=gap.kind
         )
@@ -126,5 +132,5 @@ def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterat
             yield Gap("rename", change.token, text, source, time, time)
         if is_watched(target):
             what = "$out wrote" if out else f"{name} was renamed to"
-            text = f"{what} {onto}: the server sent no events for its present documents"
+            text = f"{what} {onto}: the server sent no events for the documents that {onto} has got this way"
             yield Gap("out" if out else "rename", change.token, text, target, time, time)

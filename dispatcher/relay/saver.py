@@ -54,7 +54,11 @@ class PositionSaver:
         self.saved_seconds = monotonic()
 
     async def save_regularly(self, ending: asyncio.Event) -> None:
-        """Save at the ticks of the settings, until `ending` is set or another term has begun."""
+        """Save regularly, until `ending` is set or another term has begun.
+
+        The position is saved at the next tick of `save_interval`. While nothing is read, it is saved about every
+        `idle_save_interval`.
+        """
         settings, clock, stats = self._parts.settings, asyncio.get_running_loop().time, self._parts.stats
         read, idle_until = stats.read, 0.0
         while await wait_for_tick(settings.save_interval, unless=ending):

@@ -239,7 +239,7 @@ class Term:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Follow the change stream until the lease is lost. Continue after history that it no longer holds."""
+        """Follow the change stream until the lease is lost. Continue after lost history."""
         with suppress(Interrupted):
             if self._moved_to is not None:
                 await self._publish_gap("position_set", self._moved_to)

@@ -139,7 +139,7 @@ class LiveBackfill:
             while not self._capacity.may_begin():  # noqa: ASYNC110 - a pause lasts for minutes or hours
                 await asyncio.sleep(1.0)
             too_old: list[bytes] = []
-            # The changes between the two tokens are the gap. The documents must contain them.
+            # The gap ends at the token of the run. The documents must contain the changes of the gap.
             time = token_time(max(self._read(), run.token or ""))
             finished = []
             for key in keys:

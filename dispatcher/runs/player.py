@@ -149,12 +149,12 @@ class Playback:
 
     @property
     def delivered(self) -> int:
-        """Number of deliveries so far, including earlier processes."""
+        """Number of deliveries so far whose receiver returned, including those of earlier processes."""
         return self.run.delivered + self.stats.delivered
 
     @property
     def failed(self) -> int:
-        """Number of deliveries so far that were given up or could not be made, including earlier processes."""
+        """Number of deliveries so far that failed for good, or could not be made, as in `delivered`."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
     async def work(self, steps: AsyncIterator[RunStep], stop: asyncio.Event) -> RunOutcome:

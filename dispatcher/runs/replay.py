@@ -1,7 +1,7 @@
 """Delivers past changes again, to chosen receivers. The position of the group does not move.
 
-The changes come from the oplog. With a topic of Kafka, they come from there, and from the oplog only what the
-topic does not hold.
+The changes come from the oplog. With `--kafka` they come from the topic of a relay, and only the changes that the
+topic does not hold come from the oplog.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -169,7 +169,7 @@ def _covers(topic: TopicLog, scope: Scope, begin: str) -> bool:
 
 
 async def _too_far_back(place: Workplace, since: Timestamp, in_topic: str = "") -> HistoryLost:
-    """The error about changes that nothing holds.
+    """The error about changes that neither the oplog nor the topic holds.
 
     Args:
         in_topic: why the topic does not hold them; empty without a topic.

@@ -21,7 +21,8 @@ from dispatcher.core.state_checks import StateReader
 from dispatcher.exceptions import DispatcherError, UnknownRun
 from mongoz.synonyms import nearest
 
-# Seconds without a heartbeat after which a process on another machine counts as dead.
+# Seconds without a heartbeat after which a process counts as dead. On the same machine, a process that has ended
+# counts as dead at once.
 _DEAD_AFTER: Final = 15
 
 # Days for which finished runs are kept.
@@ -58,7 +59,7 @@ class Run(NamedTuple):
 
 
 class Runs:
-    """The runs of a group. This process works on one of them."""
+    """The runs of a group. This process works on some of them."""
 
     def __init__(self, group: Group) -> None:
         self._runs = group.state.controls

@@ -35,7 +35,8 @@ class Intake:
         self._claims = claims
         self._stats = stats
         # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. The first arrival of a change
-        # registers its job. The second arrival of the change, or the delete of its marker, settles the job.
+        # registers its job. The second arrival of the change settles the job. The delete of a marker also settles
+        # the job of the marker.
         self._unsettled: dict[str, Job] = {}
         self._late_logged = float("-inf")
 

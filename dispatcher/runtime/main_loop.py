@@ -37,7 +37,7 @@ _FORCING: Final = frozenset(_STOPPING) - {getattr(signal, "SIGHUP", None)}
 
 
 def run(service: Service, loop: str = "auto", *, within: float | None = None, forceable: bool = True) -> None:
-    """Run a service until SIGINT, SIGTERM, SIGQUIT or SIGHUP; a second one ends the process at once.
+    """Run a service until SIGINT, SIGTERM, SIGQUIT or SIGHUP. A second signal, except SIGHUP, ends the process.
 
     Args:
         service: called with an event. It runs until a signal sets this event.

@@ -326,7 +326,7 @@ class Pipeline:
 
     @property
     def connected(self) -> bool:
-        """Whether the change stream is open now."""
+        """Whether the source is open, and answers."""
         return self._source.connected
 
     def resize(self, part: int, parts: int) -> None:

@@ -80,7 +80,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether this is a healthy member: in touch with the group, with all its change streams open.
+        """Whether this is a healthy member: in touch with the group, with all its sources open.
 
         A hot standby is ready. While a newer version of the application runs, this process must not claim
         partitions, so it is not ready.

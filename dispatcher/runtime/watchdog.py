@@ -110,7 +110,7 @@ class Watchdog:
 
 
 def _stack(frame: FrameType | None) -> str:
-    """The innermost frames, as text. If a receiver runs, only the frames of the receiver."""
+    """The innermost frames, as text. If a receiver runs, the text has only the frames of the receiver."""
     frames: list[FrameType] = []
     while frame is not None and frame.f_globals.get("__name__") != invoker.__name__:
         frames.append(frame)

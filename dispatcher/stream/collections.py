@@ -118,7 +118,7 @@ async def _collections(
     client: AsyncMongoClient[Any], database: str, named: Iterable[str], scope: Scope
 ) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """The kinds and options of the existing watched collections of a database, by name."""
-    # A database may have thousands of collections: ask for the named ones only.
+    # A database may have thousands of collections. Without patterns, ask for the named ones only.
     wanted = None if scope.patterns else {"name": {"$in": sorted(named)}}
     return {
         entry["name"]: (entry["type"], entry.get("options", {}))

@@ -17,7 +17,8 @@ _MOST_DEFERRED: Final = 100
 
 FINISHED_MARKER: Final = "finished marker"
 """The operation of a marker that an earlier process has finished. The earlier process has maybe not finished the
-delete: a process that reads a topic may end between the two, and a later process may read a change stream."""
+delete: a process that reads a topic may end between the marker and the delete, and a later process may read a
+change stream."""
 
 _MARKERS: Final = frozenset({"marker", FINISHED_MARKER})
 
@@ -82,7 +83,7 @@ class DeleteMarkers:
             yield change._replace(operation="deferred")
 
     def _without_delete(self, key: Hashable, change: Change) -> Iterator[Change]:
-        """Release the markers for which this change proves that no delete follows.
+        """Release the markers for which this change proves that no delete follows, or that have too many changes.
 
         The changes of a transaction follow each other and have the same cluster time, so a change with another
         cluster time comes after the end of the transaction. If a document has two markers, the later one counts.

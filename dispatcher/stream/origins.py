@@ -7,8 +7,8 @@ resume token). It begins with the time at which the stamp was made.
 
 A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
 the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
-can't be a copy. The write is delivered to all receivers under the same delivery id. So receivers that ran in the
-writing process get it again.
+can't be a copy. The write is then delivered to all receivers that the stamp does not claim, and the delivery id
+comes from the stamp. So receivers that ran in the writing process without a claim get the write again.
 
 Only the times in the events decide; the clock of this machine does not.
 """
@@ -26,7 +26,8 @@ _WINDOW: Final = 10
 # The resolution of a token, in seconds.
 _RESOLUTION: Final = 1
 
-# Maximum seconds of a transaction: the server ends it then. Its writes have the time of its commit.
+# Maximum seconds of a transaction: the server aborts a longer one. The writes of a transaction have the time of
+# its commit.
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75

@@ -31,7 +31,7 @@ class UnreadableEvent(NamedTuple):
 
 
 class LostEvent(NamedTuple):
-    """The server can't send an event that lies between two tokens."""
+    """An event between two tokens, which the server can't send."""
 
     after: str
     before: str

@@ -38,7 +38,7 @@ class Source(Protocol):
         """The current gauges of the topic; None if the source is no topic."""
 
     async def now(self) -> Start:
-        """The present position: all later changes can be read from it. It has a token."""
+        """The present position: all later changes can be read from it. The result has a token."""
 
     def time_of(self, position: str) -> Timestamp:
         """The cluster time of a position."""

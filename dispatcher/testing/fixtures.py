@@ -11,7 +11,7 @@ In the outermost `conftest.py`:
 | `mongodb_database` | function | the name of a database that no other test uses, dropped after the test |
 
 If the environment variable `MONGOZ_TEST_URL` names a server, the tests use it instead of an embedded one. It must
-be a replica set. Without a `mongod`, tests that need one are skipped. They fail if the environment has `CI`.
+be a replica set. Without a `mongod`, tests that need one are skipped. They fail if the variable `CI` is set.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Limits repeated log lines to one per name and minute. Each line counts the omitted lines before it."""
+"""Limits repeated log lines to one per minute for each name, e.g. of a receiver.
+
+Each written line has the number of lines omitted since the one before.
+"""
 
 from collections import Counter
 from collections.abc import Hashable
@@ -23,7 +26,10 @@ class Throttle:
         self._kept_back: Counter[Hashable] = Counter()
 
     def due(self, name: Hashable) -> int | None:
-        """Return None to omit this line; otherwise the number of omitted lines of this name before it."""
+        """Return None if this line must be omitted.
+
+        Otherwise return the number of lines of this name that were omitted since the last written one.
+        """
         now = monotonic()
         if now - self._logged.get(name, -_BETWEEN) < _BETWEEN:
             self._kept_back[name] += 1

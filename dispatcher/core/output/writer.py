@@ -81,7 +81,7 @@ class Writer:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, or nothing can be written."""
+        """Wait until everything is written, or nothing can be written, for at most five seconds."""
         end = monotonic() + _LONGEST_END
         with self._changed:
             while self._waiting or self._since is not None:
@@ -212,7 +212,7 @@ class _Stream(io.TextIOWrapper):
         atexit.register(self.finish)
 
     def finish(self) -> None:
-        """Wait until everything is written, or nothing can be written."""
+        """Wait as `Writer.flush` does."""
         self.flush()
         self.writer.flush()
 
@@ -240,7 +240,7 @@ def dropped_lines() -> int:
 
 
 def finish() -> None:
-    """Wait until everything is written, or until nothing can be written. Call it before `os._exit`."""
+    """Wait as `Writer.flush` does, for each replaced stream. Call this function before `os._exit`."""
     for stream in (*_streams, sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.finish() if isinstance(stream, _Stream) else stream.flush()

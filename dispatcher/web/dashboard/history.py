@@ -1,6 +1,7 @@
 """The last six hours of a group: each minute a sample of its members' counters. The page computes rates from them.
 
-Counters grow from the start of a member. A rate is the difference of two samples, divided by the seconds between.
+Counters grow from the start of a member. A rate is the difference of two samples, divided by the seconds between
+them.
 """
 
 import asyncio

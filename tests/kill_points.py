@@ -51,7 +51,7 @@ class Ran(NamedTuple):
         signal: the name of the signal.
         key: the number of the document.
         id: `delivery.id`.
-        resumed: whether the process was stopped before.
+        resumed: whether the process has had its fault already.
         origin: `delivery.origin`.
     """
 

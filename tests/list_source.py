@@ -107,7 +107,7 @@ class ListSource:
                 await asyncio.sleep(0.01)
 
     async def recall(self, before: str, remember: RememberStamp) -> float:
-        """Returns all known stamps."""
+        """Passes all known stamps to `remember`."""
         for stamp, wall_time in self._stamps:
             remember(stamp, wall_time)
         return 0.0

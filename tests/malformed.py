@@ -190,7 +190,7 @@ def _story(chance: Chance, number: int, kind: str) -> Story:
 
 
 def _id(chance: Chance, number: int, kind: str) -> Value:
-    """A new `_id`. In one of four stories it is malformed, and has further bytes that make it unique."""
+    """A new `_id`. In one of four stories it has a value of this kind, if the server allows that in an `_id`."""
     unique = struct.pack(">i", number)
     if chance.random() >= 0.25:
         return Value(7, ObjectId(chance.randbytes(8) + unique).binary)
@@ -227,7 +227,7 @@ def _whole(chance: Chance, id_: Value, kind: str) -> bytes:
 
 
 def _placed(chance: Chance, value: Value) -> list[tuple[bytes, Value]]:
-    """Places the value in a field of the model, in an unknown field, in an array, or deeper."""
+    """Places the value in a field of the model, an unknown field, an array, a document, or the stamp's field."""
     if value.raw.count(b"d\0") > 100:  # a deeper place would exceed the maximum depth
         return [(b"data", value)]
     places: tuple[Callable[[], list[tuple[bytes, Value]]], ...] = (

@@ -29,7 +29,7 @@ Dispatcher = Callable[..., Ran]
 
 
 def run_command(*arguments: str, **options: Any) -> Ran:
-    """Runs a command in this process; `main` turns an error into the same code and text."""
+    """Runs a command in this process. A `DispatcherError` becomes an exit code and a text, as in `main`."""
     result = CliRunner().invoke(app, arguments, **options)
     error = result.exception
     if isinstance(error, DispatcherError):

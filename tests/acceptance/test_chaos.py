@@ -1,4 +1,4 @@
-"""A very short `make chaos` per scenario, and tests of its judgement."""
+"""Very short runs of some chaos scenarios, and tests of how the chaos tests judge a run."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tests.chaos.figures import Event, Evidence, causes, figures
 from tests.ledger import Entry
 from tests.support import ROOT
 
-# The other scenarios take longer: CI runs them with `make chaos`.
+# `model` and `reconnects` have tests of their own below. The other scenarios take longer: CI runs `make chaos`.
 SMALL = {
     "kills": ("--seed", "11", "--faults", "2", "--writes", "500"),
     "hostile": ("--seed", "11", "--faults", "10", "--writes", "400"),
@@ -72,7 +72,9 @@ def test_an_unknown_scenario_is_an_error():
 
 
 @pytest.mark.parametrize(("arguments", "ci", "why"), [((), "", "make it"), ((), "1", ""), (("kafka",), "", "")])
-def test_a_scenario_that_lacks_a_program_is_skipped_unless_it_is_asked_for(monkeypatch, arguments, ci, why):
+def test_a_scenario_that_lacks_a_program_is_skipped_unless_it_is_asked_for_or_ci_runs_it(
+    monkeypatch, arguments, ci, why
+):
     monkeypatch.setenv("CI", ci)
     lacking = SCENARIOS["kafka"]._replace(missing=lambda: "make it")
     assert why_skipped(lacking, parse(arguments)) == why

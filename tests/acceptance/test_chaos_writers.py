@@ -113,7 +113,7 @@ def test_unclaimed_deliveries_may_be_lost_if_the_state_was_cut_off():
     assert values["deliveries lost while unclaimed"] == values["  the state was cut off"] == 1
 
 
-def test_a_process_may_begin_one_delivery_for_each_stop():
+def test_a_process_may_begin_one_late_delivery_for_each_stop():
     stopped = Fault("stopped for longer than the timeout", WRITER, 12 * SECOND, 30 * SECOND)
     late = (*GOOD, call(DELETED, "work", at=30))
     assert values_of(late, writer_faults=(KILLED, stopped))[0] == {}

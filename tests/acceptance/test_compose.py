@@ -1,7 +1,7 @@
 """The compose file is well-formed, pinned and unprivileged, and its commands work.
 
 The tests need no container engine. `docker-compose config` reads the file. The commands of the services run on an
-embedded server. Except for the address of the server, they get the environment of their services.
+embedded server. Except for addresses, the commands get the environment of their services.
 """
 
 import json

@@ -16,7 +16,8 @@ APP = "tests.acceptance.apps.dashboard:registry"
 TOKEN = "sixteen letters or more"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
-# Counts the filled pixels of a plot. They are below its first line, so a line at zero has none.
+# Counts the filled pixels of a plot. They are below the first line of the plot, so a line at zero has no filled
+# pixels.
 FILLED = """id => {
   const canvas = document.querySelector(`#${id} canvas`);
   const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -220,7 +221,7 @@ def test_a_late_answer_to_a_request_before_unlocking_does_not_lock_the_page(brow
 
 
 @pytest.mark.slow
-def test_a_link_with_a_malformed_token_opens_the_page_locked(browser, shown):
+def test_a_link_without_a_valid_token_opens_the_page_locked(browser, shown):
     for token in ("%E0%A4%A", "%", "", "wrong"):
         watched = Watched(browser, f"{url_of(shown)}#token={token}")
         page = watched.page

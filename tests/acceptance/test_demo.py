@@ -144,7 +144,7 @@ def test_a_demo_fails_with_an_error_if_its_dispatcher_dies(family: Family) -> No
     _, err = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 1
     assert "The dispatcher ended while changes were written (exit code -9)" in err
-    assert "dispatcher.started" in err  # its last lines
+    assert "dispatcher.started" in err  # the last lines of the dispatcher
     assert family.members() == []
 
 

@@ -24,7 +24,7 @@ ADDED_LABELS = {"group", "instance", "job", "le", "process"}
 
 
 def exposed() -> dict[str, set[str]]:
-    """Names of series and their labels."""
+    """The names of all series, with the labels of each."""
     series: dict[str, set[str]] = {}
     for metric in METRICS:
         endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)

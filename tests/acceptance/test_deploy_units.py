@@ -226,7 +226,7 @@ def test_only_prometheus_may_connect_to_the_pods(name: str, pods: str):
     assert rule["ports"] == [{"port": "http"}]
 
 
-def test_one_pod_stays_available_when_nodes_are_drained():
+def test_the_disruption_budget_of_the_pods_lets_nodes_be_drained():
     assert manifest("pod-disruption-budget")["spec"]["minAvailable"] < manifest("deployment")["spec"]["replicas"]
 
 

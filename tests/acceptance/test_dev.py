@@ -161,7 +161,7 @@ def test_a_killed_dev_leaves_no_process(dev: Dev) -> None:
 
 
 def test_installed_packages_are_not_watched_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any name of the virtual environment. Otherwise pip would restart the dispatcher for each file."""
+    """This holds for any name of the virtual environment. Otherwise pip would restart `dev` for each file."""
     installed = tmp_path / "venv" / "bin"
     installed.mkdir(parents=True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))

@@ -135,7 +135,9 @@ EVERYTHING = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1"])
-def test_every_command_writes_in_any_encoding(encoding, app, environment, tmp_path, mongo, database):
+def test_commands_write_in_an_encoding_that_lacks_some_characters(
+    encoding, app, environment, tmp_path, mongo, database
+):
     for command in EVERYTHING:
         ended = run(*command, cwd=tmp_path, **environment, PYTHONIOENCODING=encoding)
         said = ended.stdout + ended.stderr

@@ -108,7 +108,7 @@ def test_a_daemon_answers_probes_metrics_and_status(running, foreign):
     assert "Traceback" not in running.log
 
 
-def test_answers_are_safe_and_only_for_this_machine(running):
+def test_answers_have_security_headers_and_a_foreign_host_name_is_refused(running):
     host = urllib.parse.urlsplit(address_of(running)).netloc
     connection = http.client.HTTPConnection(host, timeout=PATIENCE)
     connection.request("GET", "/status.json")

@@ -193,7 +193,7 @@ async def test_a_stopped_worker_starts_none_of_its_queued_jobs_after_its_lease(
         first.process.send_signal(signal.SIGCONT)
     await eventually(lambda: len(first.lines("lease.lost")) == PARTITIONS, what="the first one notices")
     assert first.terminate() == ExitCode.OK
-    # A receiver that was running may end. No further receiver starts.
+    # Receivers that were running may end. No further receiver starts.
     late = [one for one in ledger()[count:] if one.term <= term]
     assert len(late) <= 3
     assert sorted({one.n for one in ledger()}) == list(range(600))

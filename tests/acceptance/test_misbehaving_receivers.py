@@ -151,7 +151,7 @@ LEFT_BEHIND = {
 def test_leftovers_of_a_receiver_are_named_and_do_not_prevent_the_end(deed, tmp_path, mongo, database, foreign):
     with unruly(tmp_path, mongo.url, database) as running:
         do(deed, tmp_path, foreign)
-        time.sleep(1)  # the receiver is running now
+        time.sleep(1)  # now the thread or the task is running
         assert running.terminate(within=60) == ExitCode.OK
     (line,) = running.lines("dispatcher.left_behind")
     named = str(line[LEFT_BEHIND[deed]])

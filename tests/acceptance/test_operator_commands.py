@@ -234,7 +234,7 @@ def test_an_impossible_retry_changes_nothing(running, letters, dispatcher, forei
 
 
 def test_dead_letters_are_shown_listed_and_dropped_after_a_confirmation(running, letters, dispatcher, foreign):
-    """In one test, because a daemon takes a second to start."""
+    """This is one test, because a daemon takes a second to start."""
     is_shown(letters, dispatcher, foreign)
     are_listed(letters, dispatcher)
     is_unwell(dispatcher)

@@ -24,14 +24,14 @@ def installed(tmp_path: Path) -> Path:
 
 
 def python(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a directory, whose packages it finds first."""
+    """Runs Python in a directory. Python finds the packages of this directory first."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=directory, capture_output=True, text=True, timeout=110, check=False
     )
 
 
 def other_was_installed(directory: Path, *, last: bool) -> None:
-    """Adds the files of the other package. If it was installed last, its files replace those of this one."""
+    """Adds files of the other package. If `last`, a file of the other package replaces one of this project."""
     (directory / "mongoz-9.9.dist-info").mkdir()
     (directory / "mongoz" / "core" / "signals").mkdir()
     (directory / "mongoz" / "core" / "signals" / "__init__.py").touch()

@@ -87,7 +87,7 @@ class Terminals:
         assert set(self.printed()) == {self.delivered}
 
     def printed(self) -> list[int]:
-        """How often receivers have printed each line."""
+        """How often receivers have printed each text of `OUTPUT`."""
         lines = [line for log in self._logs for line in log.read_text().splitlines()]
         return [sum(text in line for line in lines) for text in OUTPUT]
 
@@ -105,7 +105,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def terminals(tmp_path: Path) -> Iterator[Terminals]:
-    """servers.py runs; app.py and client.py use its server."""
+    """servers.py runs. app.py and client.py use the MongoDB of servers.py."""
     mongo, broker = free_port(), free_port()
     files = {one.title: one.text for page in ("docs/quickstart.md", PAGE) for one in blocks(page) if one.title}
     for name in ("app.py", "client.py", "servers.py"):

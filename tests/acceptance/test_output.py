@@ -136,7 +136,7 @@ def test_a_full_pipe_delays_neither_deliveries_nor_the_end(running):
 
 
 @pytest.mark.slow
-def test_dropped_lines_are_counted_once_the_pipe_is_read(running):
+def test_dropped_lines_are_reported_one_time_when_the_pipe_is_read(running):
     with full_pipe() as (theirs, ours), running(stderr=ours, stdout=subprocess.DEVNULL) as started:
         eventually_sync(lambda: started.dropped() > 0, within=60)
         read = read_until(theirs, b"log lines were dropped").decode()

@@ -44,13 +44,13 @@ def wait_for(ledger: Ledger, *numbers: int) -> None:
 
 
 def saved(running: Daemon, state: Any, group: str) -> None:
-    """Waits until nothing is in flight, stops the daemon, and checks that no lease is held."""
+    """Stops the daemon in order, and checks that no lease is held."""
     assert running.terminate() == ExitCode.OK
     assert [one["owner"] for one in state.positions.find({"group": group, "partition": {"$exists": 1}})] == [None]
 
 
 def just_now() -> str:
-    """A time before all writes of a test. Large writes of earlier tests may have removed the oplog before it."""
+    """A time just before all writes of a test. Large writes of earlier tests may have removed older history."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -60,7 +60,7 @@ def all_pids(running: Daemon) -> list[int]:
 
 
 def held_by(foreign) -> set[int]:
-    """The process ids that hold partitions."""
+    """The ids of the processes that hold partitions; with None if a partition has no holder."""
     positions = foreign.client[f"{foreign.name}_state"]["positions"]
     return {
         one.get("pid") if one.get("owner") else None for one in positions.find({"partition": {"$exists": True}})

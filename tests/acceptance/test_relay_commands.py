@@ -98,7 +98,7 @@ def reading(state) -> Database:
 
 
 def fact(out: str, name: str) -> str:
-    """The first line with this name."""
+    """The value in the first line with this name."""
     found = re.search(rf"^{name}  +(.*?) *$", out, re.MULTILINE)
     assert found is not None, out
     return found[1]

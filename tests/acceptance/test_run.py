@@ -168,7 +168,7 @@ def test_an_unusable_app_is_an_error(app, says, code):
 
 
 def assert_one_error(result: subprocess.CompletedProcess[str], says: str) -> None:
-    """One line with the error, one with the remedy, and no traceback."""
+    """Apart from log lines, stderr has exactly one line with the error, and one with the remedy."""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 2, result.stderr
     assert lines[0].startswith("error: ")
@@ -312,7 +312,7 @@ def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, databas
 
 @pytest.mark.slow
 def test_sigterm_does_not_wait_for_receivers_that_ignore_cancellation(tmp_path, mongo, database, foreign):
-    """asyncio itself waits for them without a limit."""
+    """asyncio itself waits for its tasks without a limit."""
     receiver = (
         "import asyncio, pathlib\n"
         "@post_save(Thing)\n"

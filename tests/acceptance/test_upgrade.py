@@ -1,4 +1,7 @@
-"""Dispatchers of an earlier version and of this one run side by side. Nothing is lost; only a kill repeats."""
+"""Dispatchers of an earlier version and of this one run side by side.
+
+No delivery is lost. Deliveries are repeated only after a kill.
+"""
 
 import threading
 import time
@@ -33,7 +36,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Load:
-    """Another client that writes the documents repeatedly, each with its next number."""
+    """A foreign client that writes all documents in rounds, with the number of the round."""
 
     def __init__(self, collection: Any) -> None:
         self.documents = {f"{name} {n}": ObjectId() for name in (*RECEIVERS, "steady") for n in range(LOAD)}
@@ -151,8 +154,8 @@ def in_order(key: str, numbers: list[int]) -> list[int]:
     return numbers
 
 
-def test_the_new_version_starts_before_the_old_one_ends(world):
-    """Each version takes over partitions of the other; no delivery is repeated or out of order."""
+def test_nothing_is_lost_or_repeated_if_the_new_version_starts_before_the_old_one_ends(world):
+    """The new version gets the partitions one by one; an old version that joins later gets none."""
     with world.old() as old:
         old.wait_started()
         world.begin()
@@ -177,7 +180,7 @@ def test_the_new_version_starts_before_the_old_one_ends(world):
         assert in_order(key, numbers) == [*range(world.load.written)], key
 
 
-def test_the_old_version_ends_before_the_new_one_starts(world):
+def test_nothing_is_lost_if_the_old_version_ends_before_the_new_one_starts(world):
     """An old version that joins later gets no partition, even if it is alone. The changes wait."""
     with world.old() as old:
         old.wait_started()
@@ -192,7 +195,7 @@ def test_the_old_version_ends_before_the_new_one_starts(world):
             eventually_sync(lambda: late.lines("lease.outdated"), what="it notices")
             eventually_sync(lambda: new.lines("members.older"), what="it is noticed")
             new.kill()
-            world.load.write_on(15)  # longer than a lease
+            world.load.write_on(15)  # some seconds: the death of a process on the same machine is known at once
             assert not late.lines("lease.claimed")
             world.state.dead_letters.insert_one(
                 {"_id": "late", "group": world._group, "receiver": None, "reason": "undecodable", "chunked": {}}

@@ -149,7 +149,7 @@ class World:
         self.killed.append(name)
 
     def write_foreign(self, number: int) -> None:
-        """Writes of another client."""
+        """Makes the writes of a foreign client: an insert, an update and a delete."""
         id_ = self.accounts.insert_one({"what": f"foreign create {number}"}).inserted_id
         self.accounts.update_one({"_id": id_}, {"$set": {"what": f"foreign update {number}"}})
         self.accounts.delete_one({"_id": id_})

@@ -1,7 +1,7 @@
 """The application of the daemons. The records of its receivers survive a kill of their process.
 
 note   a plain receiver: writes a line to a file per call
-book   a transactional receiver: pushes the number of the write to its own document
+book   a transactional receiver: pushes the number of the write to a list; each account has a list in `books`
 hold   a plain receiver with on_failure="block"; only in the scenario of failing receivers
 
 SIGUSR1 blocks the event loop for LEDGER_BLOCKED seconds.

@@ -87,7 +87,11 @@ class Backlog:
         return (self._plan.directory / receiver).read_bytes()
 
     def watch(self, receiver: str, done: Callable[[], bool]) -> list[float]:
-        """Waits until a receiver has got everything; returns samples of the daemon's memory in MB."""
+        """Waits until `done`, or until a receiver gets nothing for long.
+
+        Returns:
+            Samples of the memory of the daemon in MB.
+        """
         process, seen = psutil.Process(self.daemon.process.pid), []
         before, progress = -1, time.monotonic()
         while not done() and self.daemon.process.poll() is None:

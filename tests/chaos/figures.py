@@ -260,7 +260,7 @@ def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collecti
 def outdated(entries: Sequence[Entry]) -> int:
     """The number of deliveries that began in an outdated term.
 
-    A change of the document was already delivered in a later term.
+    When the delivery began, a change of the document was already delivered in a later term.
 
     Args:
         entries: of one receiver, in order.

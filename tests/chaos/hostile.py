@@ -58,7 +58,7 @@ class HostileWrites:
         self.cases: dict[str, _Case] = {}
 
     def fault(self) -> None:
-        """Writes one hostile document; all kinds are equally frequent."""
+        """Writes a hostile document, and malformed ones. All kinds of hostile documents are equally frequent."""
         if not self._next:
             kinds = [("odds", kind) for kind in DOCUMENTS] + [("preys", kind) for kind in BEHAVIOURS]
             self._next = self._world.chance.sample(kinds, len(kinds))
@@ -147,7 +147,10 @@ def run(plan: Plan) -> Report:
             return missing + sum(known.missing(digest, case) for digest, case in writes.cases.items())
 
         def told() -> set[str]:
-            """The malformed changes that the reader got, or that have a dead letter with the malformed value."""
+            """The malformed changes that the reader got, or that have a dead letter.
+
+            The dead letter of an undecodable change must name the malformed value and a remedy.
+            """
             return {*readings.read_text().split(), *world.held.distinct("delivery_id", _UNREADABLE)}
 
         world.break_at_random(writes.fault, delay=0.05)

@@ -154,7 +154,7 @@ class Plant:
         self._world.observe_for(_BLOCKED_SECONDS)
 
     def _stop_both(self, kind: str) -> None:
-        """The second relay is stopped when it has taken over. Both continue at the same time."""
+        """The second relay is stopped one to two leases after the first one. Both continue at the same time."""
         first = self._publisher()
         both = [first, *(one for one in self._relays() if one is not first)]
         for one in both:

@@ -36,8 +36,8 @@ class Broker:
     Args:
         directory: for its data.
         ports: of its listeners for the clients.
-        links: to these listeners.
-        proxies: which can lose produce requests.
+        links: the links of the clients, in the order of `ports`.
+        proxies: the proxies that can lose produce requests, one per relay.
     """
 
     def __init__(

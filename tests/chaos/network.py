@@ -1,4 +1,7 @@
-"""The network between a daemon and its server is slow, cut, half open, or closed late. Clients do not use it."""
+"""The network between a daemon and its server is slow, cut, half open, or closed late.
+
+The writers do not use this network.
+"""
 
 from collections.abc import Callable
 from functools import partial

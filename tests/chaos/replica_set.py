@@ -79,7 +79,7 @@ class Member:
         self.process.wait()
 
     def has_open(self, port: int) -> bool:
-        """Whether its process has a connection with this local port."""
+        """Whether the process of this member has a connection with this local port."""
         with contextlib.suppress(psutil.Error):
             connections = psutil.Process(self.process.pid).net_connections("tcp4")
             return any(one.laddr.port == port and one.raddr for one in connections)
@@ -118,7 +118,7 @@ class ReplicaSet:
         self.wait_until_whole()
 
     def primary(self) -> Member:
-        """Waits for the primary that all members agree on."""
+        """Waits for a primary that at least two of the three members agree on."""
         return _eventually(self._primary, "no primary")
 
     def _primary(self) -> Member | None:

@@ -252,7 +252,10 @@ class World:
             self.observe(min(left, 0.01))
 
     def until(self, condition: Callable[[], bool], patience: float = _PATIENCE_SECONDS) -> bool:
-        """Observes until a condition is true. Returns False after this number of seconds without a delivery."""
+        """Observes until a condition is true.
+
+        Returns False after this number of seconds without a delivery, or if the writer or many daemons failed.
+        """
         while not condition():
             hopeless = self.writer.failure is not None or len(self.deaths) > _MOST_DEATHS
             if hopeless or time.monotonic() > self._progress_at + patience:

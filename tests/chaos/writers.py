@@ -1,4 +1,4 @@
-"""Web-like processes write and call receivers, and some of them die. Two dispatchers take their deliveries over.
+"""Web-like processes write and call receivers, and some of them die. Two dispatchers take over their deliveries.
 
 Writing processes are killed, stopped, terminated, and cut off from the data, from the state of the dispatchers, or
 from both. Dispatchers are killed and stopped.
@@ -35,7 +35,7 @@ _PARAMETERS: Final = ("--setParameter", "transactionLifetimeLimitSeconds=5")
 
 
 class Faults:
-    """Injects faults. A process has at most one fault at a time."""
+    """Injects faults. A writing process has at most one fault at a time."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet

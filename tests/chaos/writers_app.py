@@ -28,7 +28,7 @@ _RAISES = 0.02
 _BLOCKS = 0.0005
 _BLOCKED_SECONDS = (0.2, 6.0)
 _SHORTEST = 0.001
-# One call in a hundred takes longer than a second.
+# Fewer than one call in a hundred take longer than a second.
 _STEEPNESS = 50
 
 ledger = os.open(os.environ["WRITERS_LEDGER"], os.O_WRONLY | os.O_APPEND)
@@ -83,7 +83,7 @@ def for_orders(**options):
 
 @pre_delete(Order)
 async def deleting(sender, instance, **kwargs):
-    """Writes a line before each delete. It names the author of a delete even if no receiver was called."""
+    """Writes a line before each delete. The line names the author of the delete even if no receiver is called."""
     write_down("deleting", instance, "-", "pre_delete", "process", 0)
 
 

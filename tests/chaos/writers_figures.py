@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
     Attributes:
         id: `delivery.id`.
-        n: the value in the document; -1 if the receiver got only its id.
+        n: the value in the document; -1 if the receiver got only the id of the document.
         began, ended: as `time.monotonic_ns()`.
     """
 
@@ -297,7 +297,10 @@ class _Judge:
         return found
 
     def out_of_order(self) -> int:
-        """The number of first deliveries by dispatchers that began before the first one of an earlier write."""
+        """The number of first deliveries by dispatchers that began too early.
+
+        Such a delivery began before the first delivery of an earlier write of the document to the same receiver.
+        """
         began: dict[tuple[str, str], list[int]] = defaultdict(list)
         for commit in self._evidence.commits:
             for receiver in (*RECEIVERS, AUDIT):
@@ -317,7 +320,7 @@ class _Judge:
         )
 
     def _cause(self, commit: Commit, before: Call, again: Call) -> str:
-        """The last fault of a process that has made the delivery, or the fence of the claim.
+        """The last fault of a process that has made the delivery, or else the fence of the book with the claim.
 
         A fault of a writing process long after the delivery explains nothing: the claim was done by then.
         """

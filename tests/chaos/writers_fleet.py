@@ -287,7 +287,7 @@ class Fleet:
             self._progress_at = time.monotonic()
 
     def _write(self) -> None:
-        """A write of a foreign client."""
+        """Makes a write of a foreign client."""
         self._foreign += 1
         place = self.chance.randrange(self.plan.size.documents)
         # The transaction of a dead process may lock the document.

@@ -81,7 +81,7 @@ def kafka_proxied(port: int, own_port: int) -> Iterator[KafkaProxy]:
 
     Args:
         port: of the broker, which may start later.
-        own_port: of the proxy. The broker must advertise it.
+        own_port: of the proxy. The broker must advertise this port, or a port that forwards to it.
     """
     proxy, started = KafkaProxy(port), threading.Event()
     stop: list[Callable[[], object]] = []

@@ -1,4 +1,6 @@
-"""An Apache Kafka of one node, in a temporary directory. It can't outlive the process that started it.
+"""Runs Apache Kafka: one node, or a cluster of several nodes. By default, the data is in a temporary directory.
+
+No server can outlive the process that started it.
 
 `make kafka` fetches Apache Kafka. It needs Java 17.
 """
@@ -76,10 +78,11 @@ def running(
     Args:
         properties: of the broker, e.g. `{"message.max.bytes": 100_000}`. The listener of clients is `CLIENTS`.
         client: the properties of librdkafka that a client needs to connect.
-        port: a free one by default.
+        port: the port of the listener `CLIENTS`; a free port by default.
         directory: keeps the data between runs. By default, a temporary directory that is removed at the end.
-        listeners: the ports of further listeners, by name. The properties must name their protocols.
-        node: if the server belongs to a cluster of several nodes, see `running_cluster`.
+        listeners: the ports of further listeners, by name. `properties` must name the protocol of each.
+        node: the node that this server is, in a cluster of several nodes (see `running_cluster`); None for a
+            single server.
     """
     if trouble := missing():
         raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)
@@ -117,14 +120,17 @@ class Node(NamedTuple):
 
     @property
     def properties(self) -> dict[str, object]:
-        """The properties of its server."""
+        """The properties of the server of this node."""
         voters = {"controller.quorum.voters": f"1@{HOST}:{self.controller}", "node.id": self.number}
         return voters if self.number == 1 else {**voters, "process.roles": "broker"}
 
 
 @contextmanager
 def running_cluster(nodes: int = 3) -> Iterator[list[KafkaServer]]:
-    """Run a cluster during a `with` block. All nodes but the first one may end."""
+    """Run a cluster during a `with` block.
+
+    A test may kill each node but the first one, which is the controller.
+    """
     cluster_id, controller = _new_id(), free_port()
     with ExitStack() as stack:
         yield [
@@ -149,7 +155,11 @@ def _cluster_in(directory: Path | None) -> str | None:
 def _prepare(
     directory: Path, listeners: Mapping[str, int], cluster_id: str, properties: Mapping[str, object]
 ) -> None:
-    """Write the properties of a server. A new server also gets a copy of the formatted storage, with a new id."""
+    """Write the properties of a server.
+
+    A new server also gets a copy of the formatted storage, with its cluster id, its node id and a new
+    directory id.
+    """
     data = directory / "data"
     if _cluster_in(directory) is None:
         shutil.copytree(_FORMATTED, data)

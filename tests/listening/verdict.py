@@ -58,7 +58,10 @@ async def _check_with_foreign_write(world: World, scene: Scene) -> AsyncIterator
 
 
 async def _results_per_document(world: World, scene: Scene) -> list[Outcome]:
-    """The outcomes without the skip and the limit of the call, because such a call selects before it writes."""
+    """The outcomes of the call without its skip and limit.
+
+    A call with a skip or a limit selects its documents first, and then writes each of them.
+    """
     call = scene.calls[0]
     if not isinstance(call, UpdateMany | DeleteMany) or not (call.selected.skip or call.selected.limit):
         return []

@@ -28,7 +28,7 @@ _THEN: Final = datetime.datetime(2020, 1, 1)
 
 
 class World:
-    """A collection, its documents with all kinds of receivers, and another client.
+    """A collection, its document classes with all kinds of receivers, and another client.
 
     Args:
         client: the other client.
@@ -229,7 +229,7 @@ class _Between(CommandListener):
         self._seen, self._at, self._action = 0, at, action
 
     def end(self) -> bool:
-        """Stops; returns whether this number was reached."""
+        """Stops counting; returns whether the command with the number was sent."""
         at, self._at = self._at, None
         if self._errors:
             raise self._errors.pop()

@@ -8,7 +8,7 @@
 
     topic.py     relays, a broker and readers of a topic, simulated with faults; it needs no server
     relay.py     the real relay, with a simulated stream, brokers and state, and faults; it needs no server
-    claims.py    processes that claim their writes, and dispatchers, simulated with faults; it needs no server
+    claims.py    processes that write with claims, and dispatchers, simulated with faults; it needs no server
 
 The model follows only the contract. If it disagrees with the code, the code or the contract is wrong.
 """

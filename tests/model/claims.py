@@ -1,4 +1,6 @@
-"""Simulates writing processes with claims, their documents and dispatchers, with faults. Each seed is one run.
+"""Simulates processes that write with claims, the documents of their books, and the dispatchers, all with faults.
+
+Each seed is one run.
 
 Each claim is for one write with one receiver. The faults:
 
@@ -6,9 +8,9 @@ Each claim is for one write with one receiver. The faults:
     processes     are killed, stopped for a while (their clocks go on), cut off from the state
     writes        do not take effect, or have an unknown outcome; calls are torn by the end of their event loop
     dispatchers   are killed, and forget what they saw; are stopped before they fence
-    documents     disappear
+    books         disappear: their documents in the state are removed
 
-Afterwards all faults end. `Simulation.run` returns the differences from the promise: a claimed delivery that the
+Afterwards all faults end. `Simulation.run` returns every violation of this promise: a claimed delivery that the
 process did not finish is taken over, no delivery starts in the process after its takeover, and no delivery is made
 twice unless the process had a fault.
 """
@@ -50,7 +52,7 @@ class Rules:
         beat: whether a document accepts a beat.
         fence: whether a document accepts a fence.
         valid_since: the time from which a beat is valid: its sending or its acknowledgement.
-        patience: the part of the timeout after which a dispatcher fences.
+        patience: 1.0 for the right moment of a fence; 0.6 fences earlier, by 0.4 of the timeout.
         clock_stops: whether the clock of a process stops with the process.
         checks: whether a process checks before each receiver that its book is valid.
         releases: whether a torn call releases its claim.
@@ -103,7 +105,12 @@ class Beat(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Write:
-    """A stamped write. `claim` is None once its call has ended. `fenced` is the decision of its fenced book."""
+    """A stamped write.
+
+    Attributes:
+        claim: None when the call of the write has ended, or has left its receiver to a dispatcher.
+        fenced: what a dispatcher decided last about the claim after its book was fenced; None before.
+    """
 
     process: "Process"
     incarnation: bytes
@@ -145,7 +152,7 @@ class Simulation:
     """One run.
 
     Attributes:
-        findings: the differences from the promise: `"lost"`, `"started after the takeover"`, `"twice"`, `"stuck"`,
+        findings: the violations of the promise: `"lost"`, `"started after the takeover"`, `"twice"`, `"stuck"`,
             and `"not final"`: two decisions about one claim contradict each other.
     """
 
@@ -233,7 +240,7 @@ class Simulation:
                 self.faults.answers_lost += 1
             elif self.random.random() < 0.1:
                 back += self.random.uniform(0, 12)
-        if delay + back > 1:  # such a delay makes a book invalid
+        if delay + back > 1:  # a longer delay can make the book invalid
             process.has_fault = True
         beat = Beat(
             process, process.book, process.beat, process.book.snapshot(), self._clock_of(process), is_answered

@@ -199,7 +199,7 @@ class Told(NamedTuple):
     is_taken: bool = False
 
     def as_superseded(self) -> "Told":
-        """The takeover after a later write may have reached its receiver: the instance depends on the time."""
+        """This takeover, superseded by a later write: then the instance depends on the time of the takeover."""
         return self._replace(instance=None, image="superseded")
 
 
@@ -299,7 +299,7 @@ def _without_stamp(row: Row | None) -> Row:
 
 
 def visible(row: Row | None) -> Visible | None:
-    """The document as its instance has it."""
+    """The values of the instance that a document gives; None without a document."""
     if row is None:
         return None
     full = {**DEFAULTS, **row}

@@ -486,7 +486,7 @@ class RelaySimulation:
             expected = [one.token for one in self._published(partition) if one.token <= position.token]
             assert [one for one in accepted if one <= position.token] == expected, "the position passed an event"
         between = [one for one in self.events if not one.published and one.token <= position.token]
-        for marker in between:  # the deletes of its transaction
+        for marker in between:  # the position must have passed the deletes of its transaction, too
             deletes = [one for one in self.events if one.stamp and one.token[:18] == marker.token[:18]]
             assert all(one.token <= position.token for one in deletes), "between a marker and its delete"
 

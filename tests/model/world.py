@@ -240,7 +240,7 @@ def _oddities(told: Told, kwargs: dict[str, Any]) -> Iterator[str]:
 
 
 class World:
-    """The environment that all sequences share. They share no documents.
+    """The environment that all sequences share. The sequences share no documents.
 
     Args:
         url: of the server.
@@ -334,7 +334,7 @@ class World:
                 connect(document, **options)(receive)
 
     async def start(self) -> None:
-        """Creates the collections, and starts the observer."""
+        """Creates the collections, and starts the observer and the dispatchers."""
         for module, name in ((watch, "_PACE"), (waiting, "_AGAIN")):
             self._patched.enter_context(mock.patch.object(module, name, _PACE))
         database = self.client[self._database]
@@ -412,7 +412,7 @@ class World:
                 await claims.beat()
 
     async def kill(self, client: str) -> None:
-        """A client dies without a further beat, a dispatcher fences its claims, and a new process begins."""
+        """A client dies without a further beat, its book is fenced as by a dispatcher; a new process begins."""
         claims = self.claims[client]
         store = ClaimStore(GroupState(State(self.client, self._state), claims.group))
         incarnation = claims.book.incarnation
@@ -445,7 +445,7 @@ class World:
 
 
 def _documents(registry: mongoz.Registry, database: str) -> dict[str, Any]:
-    """The application's documents, by collection."""
+    """The document classes of an application, by collection."""
 
     class Item(mongoz.Document):
         id: Any = mongoz.Object(alias="_id", null=True)

@@ -34,7 +34,7 @@ def mypy(scratch: Path, *, plugins: str = "") -> Found:
 
 
 def mypy_with_pydantics_plugin(scratch: Path) -> Found:
-    """As in applications with pydantic models. Errors about fields without an annotation do not count."""
+    """Mypy with the plugin that applications with pydantic use. Errors about missing annotations do not count."""
     found = mypy(scratch, plugins="pydantic.mypy")
     return {place: message for place, message in found.items() if not message.endswith("[pydantic-field]")}
 

@@ -14,7 +14,7 @@ owned = st.lists(st.sampled_from([*MEMBERS, None]), min_size=1, max_size=9).map(
 
 
 def settle(owners, members, capped=()):
-    """Applies each member's decisions until nothing changes; returns the result and the number of rounds."""
+    """Applies each member's decisions until nothing changes; returns the result and the number of releases."""
     owners = {number: owner if owner in members else None for number, owner in owners.items()}
     changes = 0
     for _ in range(20):
@@ -55,7 +55,7 @@ def test_partitions_move_only_if_needed(owners, members):
 
 
 @given(owned, groups, st.sets(st.sampled_from(MEMBERS)))
-def test_a_member_at_its_maximum_gets_no_partition(owners, members, capped):
+def test_a_member_at_its_maximum_gets_no_further_partition(owners, members, capped):
     capped = capped & set(members)
     before = Counter(owners.values())
     settled, _ = settle(owners, members, capped)
@@ -70,7 +70,7 @@ def test_a_second_member_of_one_partition_is_a_standby():
     assert moves("a", {0: "b"}, ["a", "b"]) == ((), ())
 
 
-def test_the_shares_of_four_partitions():
+def test_members_release_the_partitions_above_an_even_share():
     everything = dict.fromkeys(range(4), "a")
     assert moves("a", everything, ["a", "b"]).release == (2, 3)
     assert moves("a", everything, ["a", "b", "c"]).release == (2, 3)
@@ -78,6 +78,6 @@ def test_the_shares_of_four_partitions():
     assert [moves(one, half, ["a", "b", "c"]).release for one in "abc"] == [(), (3,), ()]
 
 
-def test_a_leaving_member_does_not_delay_the_takeover_of_its_partitions():
+def test_a_free_partition_is_claimed_at_once_and_a_leaving_member_releases_its_partitions():
     assert moves("b", {0: None, 1: "a"}, ["b"]).claim == (0,)
     assert moves("a", {0: None, 1: "a"}, ["b"]) == ((), (1,))

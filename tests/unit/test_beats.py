@@ -314,7 +314,7 @@ def test_a_client_that_can_not_be_opened_counts_as_a_failed_beat(process, clock)
     process.recorder.finish()
 
 
-def test_a_refused_beat_does_not_extend_the_validity_of_a_book(process, server, clock):
+def test_a_failed_beat_does_not_extend_the_validity_of_a_book(process, server, clock):
     process.beat()
     claim = process.claim()
     server.fails = go_away
@@ -442,7 +442,7 @@ def test_a_book_whose_document_is_deleted_is_replaced(process, server):
 
 
 def test_an_expired_book_is_fenced_with_its_open_claims(process, server, clock):
-    """For example, the machine has slept."""
+    """A book expires, for example, while the machine sleeps."""
     process.beat()
     before, open_ = process.book, process.claim()
     clock.time += SECONDS

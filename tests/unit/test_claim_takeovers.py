@@ -41,7 +41,7 @@ def claiming(call: Call = Call.CREATED, **more: Any) -> Stamp:
 
 
 @pytest.mark.parametrize(("is_waiting", "most"), [(True, 1.0), (False, 3.0)])
-def test_a_process_beats_more_often_while_dispatchers_wait_for_it(is_waiting, most):
+def test_a_process_beats_more_often_while_claims_are_open_or_their_end_is_not_recorded(is_waiting, most):
     assert pause_after(15.0, is_waiting=is_waiting) == BeatPause(least=0.5, settled=0.05, most=most)
 
 
@@ -353,7 +353,7 @@ async def test_only_named_receivers_are_taken_over():
 
 
 async def test_a_book_is_read_again_for_a_receiver_that_it_named_later():
-    """Otherwise the delivery would be lost. A process names a receiver in its book before it claims it."""
+    """Otherwise the delivery would be lost. A book names a receiver before its process claims the receiver."""
     store = Store(book(ids=frozenset()))
     watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]
     earlier = claiming(receivers=frozenset())._replace(claim=CLAIM._replace(receivers=frozenset()))

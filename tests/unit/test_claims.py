@@ -155,8 +155,8 @@ def test_a_late_acknowledgement_does_not_revive_a_book(book: Book, clock: Clock)
     assert book.claim() is None
 
 
-def test_a_late_first_acknowledgement_does_no_harm(clock: Clock) -> None:
-    """No claim was made yet, so the next beat may make the book valid."""
+def test_a_late_first_acknowledgement_does_not_make_a_book_valid(clock: Clock) -> None:
+    """A later beat may make the book valid, because no claim was made yet."""
     late = Book(15.0, clock)
     late.acknowledge(clock.time - 14.0, frozenset())
     assert late.claim() is None
@@ -262,7 +262,7 @@ def test_the_clock_counts_the_time_in_which_the_machine_sleeps() -> None:
 
 
 @given(st.integers(0, 60), numbers, numbers, st.booleans(), st.integers(1, 61))
-def test_a_claim_is_done_if_it_has_a_number_and_is_neither_open_nor_released(
+def test_a_claim_is_done_if_the_book_counts_it_and_it_is_neither_open_nor_released(
     high: int, open_: frozenset[int], released: frozenset[int], fenced: bool, number: int
 ) -> None:
     found = verdict_of(state(high, intervals_of(open_), tuple(released), fenced=fenced), number)

@@ -28,7 +28,7 @@ def test_the_help_loads_neither_the_driver_nor_the_documents():
     assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
-def test_run_has_a_flag_for_each_setting_except_secrets():
+def test_run_has_a_flag_for_each_setting_except_the_http_token():
     assert Settings.model_fields.keys() - flags_of("run").keys() == {"http_token"}
 
 

@@ -78,7 +78,7 @@ class Runs:
 
 
 async def test_each_run_calls_the_receiver_with_a_new_instance():
-    """Each run has the receiver's whole time limit."""
+    """The receiver runs again after a pause."""
     runs = Runs(transient(112), hidden(transient(24)), None)
     assert await runs.attempt() is None
     assert len({*map(id, runs.instances)}) == 3

@@ -1,4 +1,4 @@
-"""The samples behind the plots of the dashboard."""
+"""The samples that the plots of the dashboard show."""
 
 import json
 from collections import deque
@@ -36,7 +36,7 @@ def test_a_member_without_a_report_has_no_lag():
 
 
 class Observed:
-    """Returns the given statuses in order, then stops the sampling."""
+    """Returns this number of statuses in order. Then it raises an error, which ends the sampling."""
 
     def __init__(self, count: int) -> None:
         self.left = deque(range(count))

@@ -1,4 +1,4 @@
-"""The terms of a delivery come from the receiver's options, then from the settings."""
+"""Retries, time limit and `on_failure` of a delivery come from the receiver's options, else from the settings."""
 
 from datetime import UTC, datetime
 
@@ -35,7 +35,7 @@ def test_on_failure_block_means_dead_letter_where_blocking_is_impossible():
     assert Policy(7, 1.0, blocking=False).terms_of(Options(on_failure="block")).on_failure == "dead_letter"
 
 
-def test_delivery_once_has_one_attempt():
+def test_with_once_a_delivery_has_one_attempt_and_a_failure_is_dropped():
     terms = Policy(7, 1.0, once=True).terms_of(Options(retry=Retry(9), on_failure="block"))
     assert (terms.retry.attempts, terms.on_failure) == (1, "drop")
 

@@ -1,4 +1,4 @@
-"""Facts about the documentation that need no server: its length, and the files that it names."""
+"""Facts about the documentation: the length of a guide, the files that pages name, and the public names."""
 
 import importlib
 import re

@@ -269,7 +269,7 @@ def test_a_changed_key_with_a_dot_or_a_dollar_is_refused(key: str, before: Any, 
     assert find_changes({key: 1}, {key: 1}) == ({}, ())
 
 
-def test_the_id_is_shown_despite_exclude():
+def test_show_id_shows_the_id_despite_exclude():
     class Shown(mongoz.Document):
         name: str = mongoz.String()
 

@@ -98,7 +98,7 @@ def test_a_transient_error_is_tried_again(code):
         ExecutionTimeout("late", 50, {"code": 50}),
     ],
 )
-def test_error_classes_of_the_driver_are_classified(error):
+def test_errors_of_the_classes_of_the_driver_are_transient(error):
     assert kind_of(error) is Kind.PASSING
     assert fatal(error, "db:27017") is None
 
@@ -119,6 +119,6 @@ def test_an_unknown_error_is_tried_again():
     ],
 )
 def test_a_configuration_error_of_the_driver_is_transient(text):
-    """The driver means the discovered servers, not the URL."""
+    """The error is about the discovered servers, not about the URL."""
     assert kind_of(ConfigurationError(text)) is Kind.PASSING
     assert fatal(ConfigurationError(text), "db:27017") is None

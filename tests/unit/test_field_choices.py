@@ -85,7 +85,7 @@ def test_assignment_and_loading_raise_validation_errors() -> None:
     assert (movie.movie_type, movie.lead, role.kind) == ("K1", None, "K1")
 
 
-def test_choices_are_accepted_in_every_form() -> None:
+def test_a_value_of_any_list_or_group_of_choices_is_accepted() -> None:
     movie = Movie(type="S1", medium="cd", year="2")
     assert (movie.movie_type, movie.medium, movie.year) == ("S1", "cd", 2)
     movie.medium = None

@@ -89,7 +89,9 @@ QUIET = dict.fromkeys(GOOD, 0)
         (QUIET, ("interrupted",), "idle"),
     ],
 )
-def test_the_health_of_a_receiver(recent: dict[str, int], lanes: tuple[str, ...], word: str):
+def test_the_health_of_a_receiver_follows_from_its_counters_and_parked_deliveries(
+    recent: dict[str, int], lanes: tuple[str, ...], word: str
+):
     found = health(member(shop_mail=recent), lanes=tuple(parked("shop.mail", reason) for reason in lanes))
     assert found.receivers[0][:3] == ("shop.mail", "post_save", word)
     assert found.health == word
@@ -246,7 +248,7 @@ def test_a_group_is_behind_if_its_relay_is_behind():
     assert of_topic(of=relay(lag=12.0)).health == "down"
 
 
-def test_the_health_of_a_relay():
+def test_the_health_of_a_relay_follows_from_its_changes_its_lag_and_its_trouble():
     at_work = member()
     at_work.stats["per_second"] = {"changes": 3.0}
     assert of_topic(member(), of=relay(), is_relay=True).health == "idle"

@@ -15,7 +15,7 @@ def names(document: Any) -> list[str]:
     return [index.name for index in document.meta.indexes]
 
 
-def test_an_index_of_one_key() -> None:
+def test_an_index_of_one_key_has_the_name_of_the_key_and_default_options() -> None:
     index = Index("name")
     assert (index.key, index.keys, index.name) == ("name", [("name", pymongo.ASCENDING)], "name")
     assert (index.unique, index.sparse, index.background) == (False, False, False)
@@ -23,7 +23,7 @@ def test_an_index_of_one_key() -> None:
     assert isinstance(index, pymongo.IndexModel)
 
 
-def test_an_index_of_several_keys_of_all_kinds() -> None:
+def test_an_index_may_have_several_keys_and_all_kinds_of_keys() -> None:
     index = Index(keys=[("year", Order.DESCENDING), ("genre", Order.ASCENDING)])
     assert index.name == "year_genre"
     assert list(index.document["key"].items()) == [("year", -1), ("genre", 1)]
@@ -218,7 +218,7 @@ def test_items_that_are_not_an_index_are_refused(value: Any) -> None:
             Meta = type("Meta", (), options)
 
 
-def test_stored_names_for_the_driver() -> None:
+def test_the_driver_gets_stored_names() -> None:
     class Address(mongoz.EmbeddedDocument):
         city: str = mongoz.String(alias="c")
 

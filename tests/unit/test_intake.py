@@ -129,7 +129,7 @@ def test_the_position_passes_nothing_unfinished_and_never_lies_between_a_marker_
         assert tokens == sorted(tokens)
 
 
-def test_a_change_that_waits_behind_a_marker_delays_no_change_of_another_document():
+def test_a_change_that_waits_because_of_a_marker_delays_no_change_of_another_document():
     entered, markers = make(), DeleteMarkers()
     for one in markers.settle(
         [change(1, "marker", 1, 1, 1), change(2, "update", 1, 1, 1), change(3, "update", 2, 1, 1)]

@@ -1,4 +1,4 @@
-"""The source of a topic, on a log in memory: accepted records, saved places, lost history, stamps."""
+"""The source that reads a topic, on a log in memory: accepted records, saved places, lost history, stamps."""
 
 import asyncio
 import contextlib
@@ -254,7 +254,7 @@ async def test_the_relays_token_does_not_pass_records_that_are_still_to_be_read(
 
 
 async def lost(log: MemoryLog, start: Start = FIRST) -> tuple[HistoryLost, Start]:
-    """The error about lost history, and the place after it."""
+    """The error about lost history, and the start after the lost changes."""
     source = source_of(log, start)
     async with aclosing(source.batches(start)) as batches:
         with pytest.raises(HistoryLost) as caught:
@@ -355,7 +355,7 @@ async def test_a_large_event_with_a_long_key_moves_the_position_to_its_whole_tok
     assert [one.token for one in batches] == [token(1), long, token(3), token(3)]
 
 
-# -- changes that the topic has lost, and the oplog has ---------------------------------------------------------
+# -- changes that the topic has lost, but the oplog still holds ---------------------------------------------------
 
 
 def completed(
@@ -512,7 +512,7 @@ async def test_a_partition_that_has_lost_the_start_is_not_open() -> None:
     since=st.integers(0, 30),
 )
 def test_merged_partitions_come_in_the_order_of_their_tokens(where: list[int], size: int, since: int) -> None:
-    """Partition 3 may be empty. No token of a batch is later than a change in a following batch."""
+    """Some partitions may be empty. The token of a batch is never later than a change in a following batch."""
     logs, numbers = [MemoryLog() for _ in range(4)], [0] * 4
     for number, partition in enumerate(where, 1):
         logs[partition].add(encode(3, numbers[partition], made(number)))
@@ -616,7 +616,7 @@ def deleted(number: int) -> bytes:
 
 
 async def changes_of(log: MemoryLog, start: Start = FIRST) -> list[Change]:
-    """The changes that a reader makes of a log, after its start."""
+    """The changes that a reader makes of a log, after the position `start`."""
     source = source_of(log, start)
     reader, changes = reader_of(source), []
     assert start.token is not None
@@ -658,7 +658,8 @@ async def test_a_repetition_that_is_read_together_with_its_event_does_not_use_up
     own = stamp(Call.CREATED, 1)
     log = MemoryLog(encode(3, 0, inserted(1, own)), encode(4, 0, inserted(1, own)), encode(4, 1, inserted(2, own)))
     changes = await changes_of(log)
-    assert [one.origin for one in changes] == [own, None]  # the second event is a copy
+    # Event 2 has the stamp of event 1: another client has copied the document.
+    assert [one.origin for one in changes] == [own, None]
 
 
 @pytest.mark.parametrize(
@@ -695,9 +696,7 @@ async def test_a_zombies_later_events_do_not_count_as_seen() -> None:
     cut=st.integers(0, 3),
     changed=st.none() | st.tuples(st.integers(0, 99), st.integers(0, 255)),
 )
-def test_the_quick_look_at_a_record_agrees_with_the_decoder(
-    value: bytes, cut: int, changed: tuple[int, int] | None
-) -> None:
+def test_take_plain_agrees_with_the_decoder(value: bytes, cut: int, changed: tuple[int, int] | None) -> None:
     value = value[: len(value) - cut]
     if changed is not None and changed[0] < len(value):
         value = value[: changed[0]] + bytes([changed[1]]) + value[changed[0] + 1 :]
@@ -713,7 +712,7 @@ def test_the_quick_look_at_a_record_agrees_with_the_decoder(
         assert token_in(envelope) == position.token
 
 
-def test_the_quick_look_is_enough_for_usual_records() -> None:
+def test_take_plain_accepts_usual_records() -> None:
     records = [(4 + n, encode(3, 7 + n, made(1 + n))) for n in range(3)]
     events: list[RawEvent] = []
     position, stopped = take_plain(iter(records), LogPosition(4, 3, 6, token(0)), events)
@@ -731,7 +730,7 @@ def test_the_quick_look_is_enough_for_usual_records() -> None:
         (4, None),
     ],
 )
-def test_the_quick_look_leaves_each_other_record_to_the_rule(record: tuple[int, bytes | None]) -> None:
+def test_take_plain_leaves_every_record_that_is_not_plain_to_accept(record: tuple[int, bytes | None]) -> None:
     events: list[RawEvent] = []
     records = iter([(3, encode(3, 7, made(1))), record, (5, encode(3, 9, made(3)))])
     position, stopped = take_plain(records, LogPosition(3, 3, 6, token(0)), events)

@@ -89,7 +89,7 @@ def test_weaknesses_are_warned_about(facts: TopicFacts, text: str) -> None:
     require_usable(facts, "WRITE")
 
 
-def test_a_topic_may_keep_records_for_ever() -> None:
+def test_retention_for_ever_and_an_oplog_of_unknown_length_are_no_weakness() -> None:
     assert list(weaknesses(SAFE._replace(retention=float("inf")), oplog_seconds=DAY)) == []
     assert list(weaknesses(SAFE._replace(retention=60.0), oplog_seconds=None)) == []
 

@@ -1,4 +1,4 @@
-"""Two keys have the same bytes exactly if the server considers them equal."""
+"""The keys of two values have the same bytes exactly if the server considers the values equal."""
 
 import decimal
 import math

@@ -46,7 +46,7 @@ lanes = Made
     concurrency=st.integers(1, 8),
 )
 def test_jobs_of_one_key_run_in_order_and_one_at_a_time(keys, turns, concurrency):
-    """Receivers wait for 0 to 3 turns of the loop, mixed at random."""
+    """Jobs wait for 0 to 3 turns of the loop, mixed at random."""
     seen: dict[int, list[int]] = defaultdict(list)
     busy: set[int] = set()
     most = 0

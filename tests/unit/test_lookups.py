@@ -139,7 +139,7 @@ TABLE: list[tuple[str, Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("keyword", "value", "condition"), TABLE, ids=lambda value: str(value)[:30])
-def test_every_lookup(keyword: str, value: Any, condition: Any) -> None:
+def test_a_lookup_compiles_to_its_condition(keyword: str, value: Any, condition: Any) -> None:
     assert one(**{keyword: value}) == condition
 
 
@@ -174,7 +174,7 @@ def test_asc_and_desc_only_sort() -> None:
         ("places__0__city", {"places.0.c": {"$eq": 1}}),
         ("places.0.stays.1.since__gt", {"places.0.stays.1.since": {"$gt": 1}}),
         ("places__stays__since__gt", {"places.stays.since": {"$gt": 1}}),
-        ("place__date", {"place.date": {"$eq": 1}}),  # a field goes before a lookup of the same name
+        ("place__date", {"place.date": {"$eq": 1}}),  # a field takes precedence over a lookup of the same name
         ("payload.a.b.c", {"payload.a.b.c": {"$eq": 1}}),
         ("payload.a.b.c__gt", {"payload.a.b.c": {"$gt": 1}}),
         ("payload.a__b__exact", {"payload.a__b": {"$eq": 1}}),

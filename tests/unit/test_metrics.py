@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, and their number."""
+"""Metrics for Prometheus: their values, their names, and the bounded number of series."""
 
 import re
 from dataclasses import replace

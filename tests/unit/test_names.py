@@ -20,7 +20,7 @@ SUFFIXES = {".css", ".env", ".html", ".js", ".json", ".md", ".py", ".service", "
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Every file for users, with its name."""
+    """The path and the text of every file whose names the tests check."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     found += [path for path in ROOT.iterdir() if path.suffix in {".md", ".yml"} or path.name == "Dockerfile"]
     for path in found:
@@ -42,7 +42,7 @@ FLAGS = {opt for command in COMMANDS.values() for parameter in command.params fo
 FLAGS |= {"--help", "--version", "--install-completion", "--show-completion"}
 
 
-def test_every_named_variable_is_a_setting():
+def test_every_named_variable_of_the_dispatcher_exists():
     known = {f"DISPATCHER_{name.upper()}" for name in Settings.model_fields}
     for command in COMMANDS.values():
         for parameter in command.params:
@@ -79,7 +79,8 @@ def test_every_pip_command_names_a_folder_and_an_existing_extra():
 
 
 @pytest.mark.parametrize("name", [PROJECT["name"], "mongoz"])
-def test_no_text_names_an_extra_of_a_package_in_a_registry(name: str):
+def test_no_text_installs_an_extra_by_the_name_of_the_project(name: str):
+    # As in `pip install mongoz[extra]`: no registry has the project.
     assert [place for place, text in TEXTS.items() if re.search(rf"(?<![/\w-]){re.escape(name)}\[\w", text)] == []
 
 

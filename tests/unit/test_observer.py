@@ -79,7 +79,7 @@ async def test_the_reasons_and_the_report_of_a_relay_show_that_it_is_a_relay():
     assert told == {"records": 0, "bytes": 0, "large_events": 0, "term": 7, "in_flight": 0}
 
 
-def test_the_report_to_other_members():
+def test_the_report_to_other_members_has_counters_lags_and_rates():
     stats = Stats(read=3)
     told = Observer(stats, group="g", settings=Settings(), gauges=lambda: {2: WELL}).stats_document()
     assert told["read"] == 3
@@ -247,7 +247,7 @@ def test_addresses_are_parsed():
 
 @pytest.mark.parametrize(("members", "reads"), [(4, 3), (20, 1)])
 async def test_members_of_a_large_group_read_its_status_less_often(monkeypatch, members, reads):
-    """So the commands of all members grow with their number, and not with its square."""
+    """So the number of commands of all members grows with the number of members, not with its square."""
     looks: list[Group] = []
     checks, now = [], [1_000.0]
 

@@ -105,7 +105,7 @@ def test_only_the_first_write_of_the_document_gets_the_token_of_a_late_stamp():
     assert late(origins, own) == ""  # a copy
     assert late(origins, stamp(id_=7)) == ""
     assert late(Origins("others"), stamp()) == ""
-    assert late(origins, stamp(Call.UPDATED)) == ""  # of an insert
+    assert late(origins, stamp(Call.UPDATED)) == ""  # the stamp of an update, in an insert
     timely = stamp()
     assert counts(change(by=timely), origins)
     assert late(origins, timely) == ""
@@ -288,7 +288,7 @@ def test_a_delete_is_delivered_under_the_id_of_its_late_marker():
     assert ours.delivery_id == "late"
 
 
-def test_changes_without_markers_are_the_same_list():
+def test_a_list_of_changes_without_markers_is_returned_itself():
     changes = [change(), update(), delete()]
     assert DeleteMarkers().settle(changes) is changes
 

@@ -18,7 +18,7 @@ def named(count: int) -> str:
 
 
 class Pipe:
-    """A pipe with its written and read data."""
+    """A pipe, and the data that was read from it."""
 
     def __init__(self) -> None:
         self.theirs, self.ours = os.pipe()

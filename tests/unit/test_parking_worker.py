@@ -19,7 +19,10 @@ LANE = Lane("lane", "blocked", None, "first", 10)
 
 
 def worker_with(due: tuple[list[Lane], float | None], first: dict[str, Any]) -> ParkingWorker:
-    """A worker whose position is "m". The query finds these lanes and seconds, and this first delivery."""
+    """A worker whose position is "m".
+
+    The query finds the lanes and the seconds in `due`, and the lane has the delivery `first`.
+    """
     held = Mock(due=AsyncMock(return_value=due), read=AsyncMock(return_value={"first": first} if first else {}))
     parking = Mock(busy=("r",), stuck=set(), own_id="me")
     made = ParkingWorker(

@@ -42,7 +42,7 @@ def test_reversal_reverses_the_order() -> None:
     assert Plan().reversed_order == (("_id", -1),)
 
 
-def test_the_arguments_of_find() -> None:
+def test_a_plan_becomes_the_arguments_of_find() -> None:
     plan = Plan(({"a": 1},), order=(("a", -1),), limit=2, skip=3, options={"hint": "a_1", "batch_size": 5})
     assert find_arguments(plan, {"a": 1}) == {
         "filter": {"a": 1}, "projection": {"a": 1}, "sort": [("a", -1)], "skip": 3, "limit": 2,
@@ -73,12 +73,12 @@ def test_conditions_without_joins_are_matched_before_the_join() -> None:
     ]  # fmt: skip
 
 
-def test_the_stages_that_find_the_last_row_after_a_skip() -> None:
+def test_stages_find_the_last_row_after_a_skip() -> None:
     assert last_row_stages(Plan(skip=1))[0] == {"$sort": {"_id": -1}}
     assert last_row_stages(Plan(order=(("a", 1),), skip=1))[-1] == {"$replaceRoot": {"newRoot": "$row"}}
 
 
-def test_conditions_that_only_find_accepts() -> None:
+def test_conditions_that_only_find_accepts_are_recognized() -> None:
     assert is_for_find_only(({"a": 1}, {"$and": [{"$where": "true"}]}))
     assert is_for_find_only({"place": {"$near": [1, 2]}})
     assert not is_for_find_only(({"a": {"$gt": 1}}, {"b": "$where"}))

@@ -63,7 +63,7 @@ def test_the_position_of_an_earlier_version_is_read():
     ],
 )
 def test_positions_of_another_layout_are_refused(wrong, said):
-    """A process that ignored such a position would lose changes, and one that read it would repeat some."""
+    """A process that ignores such a position loses changes. A process that reads such a position repeats some."""
     with pytest.raises(
         PositionError, match=f"'{wrong['_id']}' in state.positions {said}, but the .* 2 part"
     ) as caught:

@@ -31,7 +31,7 @@ def test_the_events_equal_the_sent_ones(count, first):
 
 def test_an_array_with_unusual_indexes_is_read():
     raw = bytearray(answer([event(1), event(2)]).raw)
-    at = raw.index(b"\x031\x00")  # the index of the second
+    at = raw.index(b"\x031\x00")  # the index of the second event
     raw[at : at + 3] = b"\x03ab"[:2] + b"b"
     raw[at + 3 : at + 3] = b"\x00"
     for begin in (0, 4 + len(b"\x04nextBatch\x00")):  # the sizes of the document and of the array
@@ -50,7 +50,7 @@ def test_a_field_of_an_event_can_be_read_without_decoding():
     assert set(found) == {"_id", "n", "text", "lsid"}
 
 
-def test_events_are_decoded_one_by_one_after_a_decoding_error():
+def test_no_event_is_decoded_together_with_an_undecodable_one():
     good, broken = RawEvent(bson.encode(event(1))), RawEvent(b"\x05\x00\x00\x00\x01")
     assert [one and one["n"] for one in decoded_together([good, good], CODEC_OPTIONS)] == [1, 1]
     assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]

@@ -32,7 +32,7 @@ NotSettings = 5
 """
 
 
-def test_the_defaults_of_the_settings() -> None:
+def test_settings_have_defaults_and_list_the_lookups() -> None:
     settings = mongoz.MongozSettings()
     assert set(settings.parsed_ids) == {"id", "_id", "pk"}
     assert settings.lookup_prefix == "__"
@@ -83,7 +83,7 @@ def run(code: str, folder: Path, module: str | None) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         timeout=60,
-        check=False,  # the caller reads them
+        check=False,  # the caller reads the exit code
     )
 
 

@@ -305,7 +305,7 @@ async def test_a_receiver_connected_while_sending_runs_the_next_time() -> None:
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-async def test_one_receiver_for_several_documents(kind: type) -> None:
+async def test_one_receiver_may_be_connected_to_several_documents(kind: type) -> None:
     user, order = document("User"), document("Order")
     senders = []
 
@@ -448,7 +448,7 @@ async def test_send_stops_at_the_first_exception() -> None:
     assert log == [1, 2]
 
 
-async def test_send_robust_runs_them_all_and_returns_the_exceptions() -> None:
+async def test_send_robust_runs_all_receivers_and_returns_the_exceptions() -> None:
     log: list[Any] = []
     error = ZeroDivisionError()
     signal = Signal()

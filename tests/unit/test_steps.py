@@ -80,7 +80,7 @@ async def test_a_plain_receiver_is_called_directly():
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, 30.0), ({"timeout": 4.0}, 4.0)])
-async def test_the_steps_depend_on_the_terms_of_the_receiver(options, expected):
+async def test_the_time_limit_is_that_of_the_receiver_or_of_the_settings(options, expected):
     assert steps().target(receiver_of(print, **options), "post_save").terms.timeout == expected
 
 

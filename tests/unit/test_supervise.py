@@ -64,7 +64,7 @@ def test_the_lowest_limit_of_a_control_group_and_its_parents_counts(tmp_path: Pa
     assert cpu_limit(tmp_path, tmp_path / "missing") == float("inf")
 
 
-def test_a_new_group_gets_a_partition_for_each_of_four_processes():
+def test_a_new_group_gets_a_partition_for_each_process_up_to_four():
     assert [partitions_for(number, "shop") for number in (1, 2, 4)] == [1, 2, 4]
     with pytest.raises(TooManyProcesses, match="--processes is 5, and the new group 'shop'") as refused:
         partitions_for(5, "shop")
@@ -116,7 +116,7 @@ def test_a_first_process_that_can_not_start_is_not_started_again(code):
 
 
 def text_of(**counts: int) -> str:
-    """The metrics of a process that has read these changes, and called one receiver once."""
+    """The metrics of a process with these counters. It has called one receiver once."""
     stats = Stats(**counts)
     stats.figures_of("shop.mail", "post_save").duration.observe(0.02)
     gauges = Gauges(True, 3, 7, 900, 1.5, 12.0, 990.0, 40.0)

@@ -1,4 +1,4 @@
-"""The HTTP address of a supervisor, in front of processes that are busy, stopped or starting."""
+"""The HTTP server of a supervisor passes requests to its processes. Some of them hang, or do not run."""
 
 import asyncio
 import json

@@ -35,7 +35,7 @@ async def test_a_task_that_ignores_every_cancellation_is_left_after_the_deadline
 
 
 async def test_a_caller_that_is_cancelled_again_still_waits_for_the_tasks():
-    """Otherwise it would close an async generator that a task still runs."""
+    """Otherwise the caller would close an async generator that a task still runs."""
     slow = asyncio.create_task(ends_slowly())
     await asyncio.sleep(0)
     caller = asyncio.create_task(end([slow]))

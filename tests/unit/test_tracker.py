@@ -40,12 +40,12 @@ def test_the_position_is_the_token_before_the_first_unfinished_change(count, see
     assert tracker.token == jobs[-1].token
 
 
-def test_a_change_that_only_its_process_may_deliver_does_not_count_as_undelivered():
+def test_a_change_that_only_the_writing_process_may_deliver_does_not_count_as_undelivered():
     tracker, jobs = Tracker(""), [open_job(number) for number in range(4)]
     for job in jobs:
         tracker.add(job)
-    jobs[0].awaited = 1  # a claim only
-    jobs[1].parts, jobs[1].awaited = 2, 1  # a claim, and a delivery of this process
+    jobs[0].awaited = 1  # the only part waits for a claim
+    jobs[1].parts, jobs[1].awaited = 2, 1  # one part waits for a claim, the dispatcher may make the other part
     assert tracker.undelivered() == (jobs[1], 3)
     jobs[1].parts = 1
     tracker.finished(jobs[2])
@@ -105,13 +105,13 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
         tracker.finished(job)
         assert not any(marker <= tracker.token < delete for marker, delete in pairs)
         assert tracker.weight == sum(len(other.token) for other in jobs if other.token > tracker.token)
-        for marker, delete in pairs:  # together, because a restart reads both again
+        for marker, delete in pairs:  # both count as finished, or neither: a restart before the marker reads both
             finished = {*(j.token for j in tracker.ahead), *(j.token for j in jobs if j.token <= tracker.token)}
             assert (marker in finished) == (delete in finished)
     assert (tracker.token, tracker.ahead, tracker.span) == (jobs[-1].token, [], 0)
 
 
-def test_a_marker_without_a_delete_is_finished_by_itself():
+def test_a_marker_is_finished_alone_if_no_delete_follows():
     tracker = Tracker("0")
     job = open_job(1)
     job.announces = True
@@ -141,7 +141,7 @@ def test_an_invalid_token_is_named(token):
         token_time(token)
 
 
-def test_another_pipeline_starts_at_the_time_of_the_position():
+def test_a_change_stream_with_another_fingerprint_starts_at_the_time_of_the_position():
     document = {"_id": "shop:0", "token": "826B03E05E000000122B0229296E04", "fingerprint": "same"}
     position = SavedPositions.read([document], "shop", "state").positions[0]
     assert position.start("same").token == position.token

@@ -22,7 +22,9 @@ TOO_LARGE = 10_334
 
 
 @pytest.mark.parametrize("start", [Start(token=token_at(TIME)), Start(cluster_time=TIME)])
-async def test_the_first_event_of_a_stream_can_be_lost(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_first_event_that_can_not_be_sent_is_reported_as_lost(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def read(_self: Cursors, _start: Start, shape: EventShape, *_: Any) -> AsyncGenerator[Batch]:
         if shape is not WITHOUT:
             raise OperationFailure("BSONObj size is invalid", TOO_LARGE)

@@ -203,7 +203,7 @@ async def test_only_deliveries_that_wait_for_a_claim_are_urgent():
 
 @pytest.mark.parametrize("follows", [False, True])
 @pytest.mark.parametrize("verdict", [ClaimVerdict.DONE, ClaimVerdict.TAKE])
-async def test_only_its_process_may_deliver_a_change_until_its_claim_is_decided(follows, verdict):
+async def test_only_the_writing_process_may_deliver_a_change_until_its_claim_is_decided(follows, verdict):
     scene = Scene()
     job = scene.write(1, MAIL, INDEX)
     if follows:
@@ -342,7 +342,7 @@ async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delive
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])
 def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
-    """After a restart the claim is judged. A read of its book finds the book silent. Then it is judged again."""
+    """After a restart the claim is judged, a read of its book finds the book silent, and it is judged again."""
     longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE + waiting_module._AGAIN
     assert longest <= seconds + 5
 

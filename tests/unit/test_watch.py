@@ -53,7 +53,7 @@ def registry() -> mongoz.Registry:
         ("Ünï*.ß*", ["Ünïx.ßx"], ["Unix.ss"]),
     ],
 )
-def test_the_namespaces_of_a_pattern(text: str, matching: list[str], others: list[str]) -> None:
+def test_a_pattern_matches_exactly_its_namespaces(text: str, matching: list[str], others: list[str]) -> None:
     pattern = parse_pattern(text).within("people")
     for namespace in matching + others:
         database, _, collection = namespace.partition(".")
@@ -178,7 +178,7 @@ def test_collections_of_another_deployment_are_not_watched(registry: mongoz.Regi
 # -- the dispatcher ----------------------------------------------------------------------------------
 
 
-def test_the_scope_of_patterns() -> None:
+def test_the_scope_is_one_database_only_if_all_patterns_are_in_it() -> None:
     one = Scope.of([("shop", "users")], [NamespacePattern("shop", "users_*")])
     assert one.database == "shop"
     assert Scope.of([], [NamespacePattern("shop", "u*")]).database == "shop"
@@ -203,7 +203,7 @@ def test_patterns_change_the_fingerprint_and_their_order_does_not() -> None:
     assert Scope.of([], [a], apart_from="state").fingerprint == Scope.of([], [a]).fingerprint
 
 
-def test_the_pipeline_of_patterns() -> None:
+def test_the_pipeline_has_the_conditions_of_all_patterns() -> None:
     scope = Scope.of([("shop", "users")], [NamespacePattern("t_*", "users"), NamespacePattern("shop", "u.*")])
     (stage,) = scope.pipeline()
     kinds = stage["$match"]["$or"]
@@ -223,7 +223,7 @@ def insert_into(namespace: Namespace) -> Change:
     )
 
 
-def test_the_receivers_of_a_namespace(registry: mongoz.Registry) -> None:
+def test_a_namespace_has_the_receivers_of_all_documents_that_watch_it(registry: mongoz.Registry) -> None:
     user = define(registry, watch=["tenant_*", "archive.users"])
     log = define(registry, name="Log", collection="logs", watch=["tenant_*.users", "state.users"])
     for document in (user, log):

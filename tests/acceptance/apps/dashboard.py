@@ -1,4 +1,4 @@
-"""An application for the dashboard: a receiver that works, and one that fails until a file exists."""
+"""An application for the dashboard. One receiver fails for names that begin with `<`, until a file exists."""
 
 import os
 from pathlib import Path

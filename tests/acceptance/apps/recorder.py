@@ -1,4 +1,4 @@
-"""An application whose receiver records its keywords, as one JSON document per call."""
+"""An application whose receivers record their keywords, as one JSON document per call."""
 
 import json
 import os

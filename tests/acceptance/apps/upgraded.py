@@ -1,4 +1,4 @@
-"""An application for dispatchers of two versions; its receivers fail until a file exists."""
+"""An application for dispatchers of two versions; some of its deliveries fail until a file exists."""
 
 import os
 from pathlib import Path

@@ -33,7 +33,7 @@ class Account(mongoz.Document):
 
 
 def connect(name: str, **options: Any) -> None:
-    """Connects a receiver. At its end, it records the delivery."""
+    """Connects a receiver to three signals. The receiver records a delivery at the end of the call."""
 
     async def receive(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
         what = str(instance.__dict__.get("what"))
@@ -56,7 +56,7 @@ if os.environ.get("VERSIONED_EXTRA"):
 
 
 async def write(name: str) -> None:
-    """Writes in every way, until the process gets a signal. Each written value begins with `name`."""
+    """Writes in many ways, until the process gets a signal. Each written value begins with `name`."""
     one = await Account(what=f"{name} create").create()
     for kind in ("hang", "fail hang"):
         if (directory / f"{name} {kind}").exists():

@@ -32,11 +32,11 @@ class Busy:
     """One measurement.
 
     Attributes:
-        shape: of the application.
+        shape: the shape of the application.
         changes: the number of writes, as fast as possible.
         padding: additional characters in each document.
         documents: the number of updated documents; 0 inserts one for each change.
-        concurrency: of each dispatcher.
+        concurrency: the maximum number of deliveries at once, for each dispatcher.
         dispatchers: the number of dispatcher processes, and of partitions.
         timed: whether the latency is measured too.
         backlog: whether all changes are written before the first delivery.
@@ -59,7 +59,7 @@ class Point(NamedTuple):
         rate: changes per second.
         p50, p99: milliseconds from sending a write to the end of its last receiver, at 100 writes/s; None if not
             measured.
-        memory_mb: the maximum for one process.
+        memory_mb: the memory of the largest process, at most.
     """
 
     rate: float
@@ -84,7 +84,7 @@ class Heard:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that have delivered."""
+        """The process ids of the processes that have delivered."""
         return [*self._spreads]
 
     @property
@@ -102,7 +102,7 @@ class Heard:
         """Read reports until a condition holds.
 
         Raises:
-            BenchmarkFailed: it does not hold in time.
+            BenchmarkFailed: the condition does not hold in time.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not is_over():

@@ -35,11 +35,11 @@ class Contestant:
     """A process that writes lines of JSON, and is ended at the end of the block.
 
     Args:
-        name: for messages.
+        name: the name of the process, for messages.
         command: arguments for our Python interpreter.
         assignment: the measurement.
         is_ready: returns whether a line means that the process watches its stream.
-        shape: of the busy application.
+        shape: the shape of the busy application; None for other applications.
     """
 
     def __init__(

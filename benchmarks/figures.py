@@ -55,12 +55,12 @@ class Row:
 
     Attributes:
         key: stable name, for machines.
-        what: for people, in a few words.
-        about: for people, in a sentence.
+        what: the measured thing in a few words, for people.
+        about: the measured thing in a sentence, for people.
         peer: the other side.
-        unit: of the samples.
-        pairs: one per round.
-        target: for the median of the ratios; None for a row without a target.
+        unit: the unit of the samples.
+        pairs: the results, one pair for each round.
+        target: the target for the median of the ratios; None for a row without a target.
         details: further results by name, for the JSON.
     """
 

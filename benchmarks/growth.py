@@ -15,7 +15,7 @@ class Dimension(NamedTuple):
 
     Attributes:
         key: stable name, for machines and files.
-        title: for people.
+        title: the quantity in a few words, for people.
         axis: the unit of the quantity.
         says: the measurement, in a sentence.
         values: the measured values of the quantity.
@@ -114,7 +114,7 @@ def measure_growth(url: str, say: Callable[[str], None], *, quick: bool = False)
     """Measure all dimensions.
 
     Args:
-        url: of a server for this run only.
+        url: the URL of a server for this run only.
         say: gets the progress.
         quick: a tenth of the changes.
 

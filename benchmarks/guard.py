@@ -1,8 +1,8 @@
 """A guard against regressions of speed: it counts instructions with valgrind's callgrind.
 
-Each operation is counted next to a bare reference in the same interpreter, and their ratio is compared. So the
-machine, its load and the build of Python do not matter. guard.json has the recorded ratios. A ratio that exceeds
-its record by more than 15 % fails.
+Each operation is counted next to a bare reference in the same interpreter. The ratio of the two counts is compared
+with a recorded ratio. So the machine, its load and the build of Python do not matter. guard.json has the recorded
+ratios. A ratio that exceeds its record by more than 15 % fails.
 
     python -m benchmarks.guard              compare
     python -m benchmarks.guard --record     record the present ratios
@@ -52,9 +52,9 @@ class Verdict(NamedTuple):
     """One operation.
 
     Attributes:
-        name: of the operation.
-        instructions: per operation.
-        ratio: to the reference.
+        name: the name of the operation.
+        instructions: the number of instructions of one operation.
+        ratio: this number divided by the number of the reference.
         record: the recorded ratio; None if it is new.
     """
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def judge(counts: dict[str, float], records: dict[str, float]) -> list[Verdict]:
-    """Compare.
+    """Compare the ratios with their records.
 
     Args:
         counts: instructions per operation, references included.
@@ -128,7 +128,7 @@ def _count() -> dict[str, float]:
     """Instructions per operation, by the name of the operation.
 
     Raises:
-        RuntimeError: valgrind failed, or the program that it ran.
+        RuntimeError: valgrind failed, or the program failed that valgrind ran.
     """
     with tempfile.TemporaryDirectory(prefix="mongoz-guard-") as directory:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]

@@ -21,7 +21,7 @@ class _Page(NamedTuple):
     """A page with a table of ratios.
 
     Attributes:
-        name: of the files.
+        name: the name of the files.
         plot: the name of the plot.
         prefix: the page has the rows whose keys begin with this text.
     """

@@ -36,7 +36,7 @@ class Peers:
     """Environments that are complete.
 
     Attributes:
-        versions: of all packages in the environment of a peer, by peer and package.
+        versions: the versions of all installed packages, by peer and package.
     """
 
     def __init__(self, directory: Path) -> None:

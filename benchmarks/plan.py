@@ -18,10 +18,10 @@ class Plan:
         operations: single creates, saves and updates per side and round.
         sends: sent signals per side and round.
         long: changes of the backlog for memory; also the writes for the memory of a process that claims them.
-        claimed: writes of this process per side and round.
+        claimed: writes with claims, and as many without claims, per round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
-        members, partitions: their numbers in the group whose commands are counted.
+        members, partitions: the numbers of members and partitions in the group whose commands are counted.
         counted: seconds for which the commands are counted.
         rate: writes per second for latency.
     """

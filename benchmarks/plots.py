@@ -19,8 +19,8 @@ class Line(NamedTuple):
     """One line of a plot.
 
     Attributes:
-        name: in the legend.
-        points: (x, y).
+        name: the name in the legend.
+        points: the points, as (x, y).
     """
 
     name: str

@@ -14,7 +14,7 @@ class Setting:
     """A run.
 
     Attributes:
-        url: of a server for this run only.
+        url: the URL of a server for this run only.
         plan: the size of the run.
         peers: the environments of the peers; None leaves out the rows against them.
         say: gets the progress.

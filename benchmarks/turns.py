@@ -25,9 +25,9 @@ class Side(NamedTuple):
     """A side: an operation and the environment that runs it.
 
     Attributes:
-        module: in `workloads.sides`.
-        operation: of the module.
-        peer: the name of its environment; empty for ours.
+        module: the name of the module in `workloads.sides`.
+        operation: the name of the operation of this module.
+        peer: the name of the environment; empty for ours.
     """
 
     module: str
@@ -40,14 +40,14 @@ class Comparison(NamedTuple):
 
     Attributes:
         key: stable name, for machines.
-        what: for people, in a few words.
-        about: for people, in a sentence.
-        peer: for people, the other side.
+        what: the measured thing in a few words, for people.
+        about: the measured thing in a sentence, for people.
+        peer: the other side, for people.
         ours: our side.
         theirs: the other side.
         unit: `"/s"` to compare rates, `"us"` to compare times, `"us CPU"` to compare processor times of the
             processes. Times are those of one document, write or signal.
-        target: for the ratio; None for a row without one.
+        target: the target for the ratio; None for a row without a target.
     """
 
     key: str
@@ -64,7 +64,7 @@ def measured_rows(setting: Setting, comparisons: Sequence[Comparison], *, portio
     """Measure the sides of all comparisons together.
 
     Args:
-        setting: of the run. Without peers, comparisons with them are left out.
+        setting: the arguments of the run. If it has no peers, comparisons with peers are left out.
         comparisons: the planned rows.
         portions: turns of each side in a round.
         count: operations in a turn.

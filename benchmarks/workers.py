@@ -27,9 +27,9 @@ class Worker:
     """A process that measures the operations of one module, and is ended at the end of the block.
 
     Args:
-        python: its interpreter.
-        module: of the side.
-        url: of the server.
+        python: the interpreter of the process.
+        module: the name of the module of the side.
+        url: the URL of the server.
     """
 
     def __init__(self, python: str, module: str, url: str) -> None:

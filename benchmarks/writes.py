@@ -17,7 +17,8 @@ from benchmarks.turns import Comparison, Side, measured_rows
 
 __all__ = ["measure_writes"]
 
-# Short, so that both sides of a round see the same machine; long enough to outweigh the first step.
+# Operations in a turn: few, so that both sides of a round see the same machine, but enough to outweigh the first
+# step.
 _PORTION = 50
 
 

@@ -42,7 +42,7 @@ class Fired:
     """One signal that fired.
 
     Attributes:
-        signal: its name.
+        signal: the name of the signal.
         sender: the document class, or the sender of a custom signal.
         instance: the instance in its present state; None if a custom signal was sent without one.
         kwargs: the keywords of the receivers, without `sender`.

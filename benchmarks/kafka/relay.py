@@ -1,8 +1,8 @@
 """The relay against a bare loop that reads the same change stream and publishes with `produce_batch`.
 
 Both processes run all the time, each with a topic of its own. They are stopped (SIGSTOP) while a backlog is
-written. Then they continue one after the other, so each has the machine for itself. The time is measured until
-the broker has written the last record. The order changes from round to round.
+written. Then they continue one after the other, so each has the machine for itself. The time of a side is measured
+until the broker has written the last record. The order of the sides changes from round to round.
 """
 
 import os

@@ -43,9 +43,10 @@ class Stage(NamedTuple):
     """The servers.
 
     Attributes:
-        client: of the MongoDB server.
+        setting: the arguments of the run.
+        client: a client of the MongoDB server.
         brokers: the address of Kafka.
-        mongod, broker: process ids.
+        mongod, broker: the process ids of the two servers.
     """
 
     setting: Setting

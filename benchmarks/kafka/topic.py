@@ -24,8 +24,9 @@ class Topic:
     """A topic.
 
     Args:
-        brokers: to connect to.
-        partitions: their number.
+        brokers: the addresses of brokers.
+        name: the name of the topic.
+        partitions: the number of partitions.
     """
 
     def __init__(self, brokers: str, name: str, partitions: int) -> None:
@@ -51,7 +52,7 @@ class Topic:
 
     @property
     def records(self) -> int:
-        """The number of its records."""
+        """The number of records in the topic."""
         return sum(int(info.offset) for info in self._ask(_SPEC.latest()))
 
     @property
@@ -63,7 +64,7 @@ class Topic:
         """Wait until the topic has this number of records.
 
         Raises:
-            BenchmarkFailed: it does not have them in time.
+            BenchmarkFailed: the topic does not have them in time.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while (found := self.records) < records:

@@ -25,7 +25,7 @@ async def watch(assignment: Assignment, token: str | None) -> None:
 
     Args:
         assignment: the measurement.
-        token: start after it; by default now.
+        token: the resume token to start after; None starts now.
     """
     meter, left = make_meter(assignment), assignment.expected
     pipeline = Scope.of([(assignment.database, COLLECTION)]).pipeline()

@@ -15,7 +15,7 @@ from benchmarks.workloads.meters import rss_mb, say
 from benchmarks.workloads.shape import CLAIMED, CLAIMS_STATE
 from mongoz.core.signals import post_save
 
-# Documents of one call of `create_many`.
+# The number of documents in one call of `create_many`.
 _AT_ONCE = 100
 
 # Maximum number of single writes at the same time.
@@ -50,7 +50,7 @@ async def write(rate: float | None) -> None:
         rate: writes per second; None writes as fast as possible, in portions.
     """
     async with registry:
-        await Item(number=0).create()  # the first beat
+        await Item(number=0).create()  # this write waits for the first beat
         before, memory = await _beats(), list[float]()
         began, began_cpu = monotonic(), process_time()
         if rate is None:

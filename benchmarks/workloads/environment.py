@@ -19,9 +19,9 @@ class Assignment:
     """One measurement.
 
     Attributes:
-        url: of the server.
-        database: for the writes.
-        expected: changes after which the measurement is complete.
+        url: the URL of the server.
+        database: the database for the writes.
+        expected: the number of changes after which the measurement is complete.
         meter: the kind of the meter.
     """
 

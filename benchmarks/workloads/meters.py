@@ -1,7 +1,7 @@
 """Meters: the user's code of both sides calls them once for each change, and does nothing else.
 
-They report with a line of JSON on stdout, `{"measured": {...}}`, after the last expected change. Times are
-`time.monotonic_ns()`, the same clock for all processes of a machine.
+`Pace` and `Arrivals` report with a line of JSON on stdout, `{"measured": {...}}`, after the last expected change.
+`Spread` reports regularly. Times are `time.monotonic_ns()`, the same clock for all processes of a machine.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Meter(Protocol):
 
 
 class Pace:
-    """From the first change to the last: seconds, processor time, and the memory after each tenth."""
+    """Measures seconds and processor time from the first change to the last, and the memory after each tenth."""
 
     def __init__(self, expected: int) -> None:
         self._left = self._expected = expected
@@ -57,7 +57,7 @@ class Pace:
 
 
 class Arrivals:
-    """The time of each change, by its number."""
+    """Notes the time of each change, by the number of the change."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -70,7 +70,7 @@ class Arrivals:
 
 
 class Spread:
-    """The changes of this process with their times, reported regularly.
+    """Counts the changes of this process, and notes their times.
 
     This meter is for several processes that share the changes, because none of them knows when all changes have
     arrived. It needs a running event loop.

@@ -20,7 +20,7 @@ class Shape:
     """An application.
 
     Attributes:
-        receivers: of each change.
+        receivers: the number of receivers of each change.
         collections: the number of watched collections.
         wait_ms: waiting time of each receiver, as if it called a service.
         compute_ms: processor time of each receiver.

@@ -48,8 +48,8 @@ class ClaimRefusal(NamedTuple):
     """A reason why this process claims nothing now.
 
     Attributes:
-        name: for counters.
-        text: for people.
+        name: the name of the reason, for counters.
+        text: the reason in a sentence, for people.
     """
 
     name: str

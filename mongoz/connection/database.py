@@ -13,7 +13,7 @@ class Database:
     """A database of a registry. It can be created without a running loop, and used from any loop.
 
     Attributes:
-        name: its name.
+        name: the name of the database.
         deployment: the deployment of the registry.
     """
 
@@ -59,8 +59,8 @@ class Collection:
     """A collection of a database.
 
     Attributes:
-        name: its name, without the database.
-        database: its database.
+        name: the name of the collection, without the database.
+        database: the database of the collection.
         write_target: the target of writes outside of any session. Only `mongoz.persistence.target` uses it.
     """
 

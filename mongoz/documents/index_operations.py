@@ -31,7 +31,7 @@ class IndexOperations:
         """Create one of the declared indexes.
 
         Args:
-            name: its name; the index of a field has the name of the field.
+            name: the name of the index; the index of a field has the name of the field.
             collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
@@ -69,7 +69,7 @@ class IndexOperations:
         """Drop an index, declared or not. A missing index is no error.
 
         Args:
-            name: its name.
+            name: the name of the index.
             collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:

@@ -20,12 +20,12 @@ class Shared(TypedDict, total=False):
         choices: the accepted values: `(value, label)` pairs, or groups of them as `(label, pairs)`.
         name: a name for readers; by default the attribute's name.
         alias: the stored name; by default the attribute's name.
-        title: for JSON schemas.
-        description: for JSON schemas.
-        comment: for readers.
-        owner: for readers.
-        help_text: for readers; also the description if there is none.
-        read_only: for readers and JSON schemas.
+        title: a title, for JSON schemas.
+        description: a description, for JSON schemas.
+        comment: a comment, for readers of the code.
+        owner: the owner of the field, for readers of the code.
+        help_text: a help text, for readers of the code; also the description if there is none.
+        read_only: says in JSON schemas that the field is read-only; the ODM does not enforce it.
         pattern: a regular expression that must match a part of the value, or of `str(value)` if it is no string.
 
     The other arguments are passed to `pydantic.Field`.

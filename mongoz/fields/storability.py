@@ -104,7 +104,7 @@ def check_storable(owner: str, name: str, annotation: Any, metadata: Iterable[An
     Args:
         owner: the name of the class.
         name: the name of the field.
-        annotation: its type.
+        annotation: the type of the field.
         metadata: the other arguments of `Annotated`.
 
     Raises:

@@ -38,21 +38,21 @@ class Person(Human):
 
 
 class Silent(Human):
-    """Without receivers."""
+    """Has no receivers."""
 
     class Meta:
         collection = CREATED
 
 
 class Heard(Human):
-    """One receiver before a write and one after it."""
+    """Has one receiver before a write and one after it."""
 
     class Meta:
         collection = CREATED
 
 
 class Announced(Human):
-    """One receiver after a write."""
+    """Has one receiver after a write."""
 
     class Meta:
         collection = CREATED

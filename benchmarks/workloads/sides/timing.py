@@ -13,8 +13,8 @@ class Clock:
     """Measures a `with` block.
 
     Attributes:
-        seconds: of elapsed time.
-        cpu_seconds: of processor time of this process.
+        seconds: the elapsed time.
+        cpu_seconds: the processor time of this process.
     """
 
     seconds = cpu_seconds = 0.0

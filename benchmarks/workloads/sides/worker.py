@@ -25,8 +25,8 @@ async def work(module: str, url: str) -> None:
     """Measure on request, until stdin ends.
 
     Args:
-        module: of the side, in this package.
-        url: of the server.
+        module: the name of the module of the side, in this package.
+        url: the URL of the server.
     """
     operations: Operations = await importlib.import_module(f"{__package__}.{module}").prepare(url)
     print(json.dumps({"ready": True}), flush=True)

@@ -18,7 +18,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def name() -> str:
-    """A name of a relay that no other test uses."""
+    """A relay name that no other test uses."""
     return relay_name()
 
 

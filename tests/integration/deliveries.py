@@ -12,7 +12,7 @@ from mongoz.signals.options import Retry
 from tests.support import eventually
 
 QUICK = Retry(attempts=2, base=0.01, cap=0.05)
-"""The option of receivers whose failed attempts are repeated soon."""
+"""The option `retry` of receivers whose failed attempt is repeated soon."""
 
 IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
@@ -36,7 +36,7 @@ def make_account(registry: mongoz.Registry, database: str, name: str = "accounts
 
 
 class State:
-    """The state database of a test's dispatchers, read through another client."""
+    """The state database of a test's dispatchers, through another client."""
 
     def __init__(self, foreign: Any) -> None:
         self.database = foreign.client[f"{foreign.name}_state"]
@@ -53,7 +53,7 @@ class State:
         return found
 
     async def wait(self, count: int) -> list[dict[str, Any]]:
-        """Waits for this number of dead letters."""
+        """Waits for at least this number of dead letters, and returns all."""
         return await eventually(
             lambda: letters if len(letters := self.letters) >= count else None, what=f"{count} letters"
         )
@@ -75,7 +75,7 @@ class Parked(State):
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """The first delivery of each lane."""
+        """The first parked delivery of each lane."""
         return list(self._held.find(self.HEADS))
 
     @property
@@ -89,7 +89,7 @@ class Parked(State):
 
 
 class Strict:
-    """A receiver that refuses some documents until the test repairs it."""
+    """A receiver that refuses all documents, or those that `refuses` selects, until the test sets `mended`."""
 
     def __init__(self, document: Any, *signals: Any, refuses: Any = None, **options: Any) -> None:
         self.refuses = refuses or (lambda instance: True)
@@ -114,7 +114,7 @@ def decoded(data: bytes) -> dict[str, Any]:
 
 
 def actions(capsys: Any) -> Callable[[], str]:
-    """The captured log lines of the whole test."""
+    """Returns a function that returns the whole output of the test so far."""
     said: list[str] = []
 
     def read() -> str:

@@ -135,7 +135,7 @@ def accepted(servers: str, topic: str) -> list[Read]:
     positions: dict[int, Any] = {}
     read = []
     for partition, offset, key, envelope in sorted(records_of(servers, topic), key=lambda one: one[:2]):
-        # `records_of` leaves out the last records of earlier reads, so offsets can be missing.
+        # `records_of` leaves out the end records of earlier calls, so offsets can be missing.
         position = positions.get(partition, BEGINNING)._replace(offset=offset)
         place = RecordPlace(offset, envelope.term, envelope.number, token_in(envelope))
         decision, positions[partition] = accept(position, place)
@@ -159,7 +159,7 @@ def make_document(registry: mongoz.Registry, database_name: str, name: str) -> A
         Meta.registry = registry  # type: ignore[attr-defined]
 
     async def receive(sender: Any, **kwargs: Any) -> None:
-        """Is never called, because no dispatcher runs."""
+        """Does nothing."""
 
     for signal in (post_save, post_update, post_delete):
         signal(Made, name=f"of {name}")(receive)

@@ -190,7 +190,7 @@ KEPT: list[tuple[Any, Any, Any]] = [
 
 
 def document(registry: Registry, database: str, annotation: Any, **more: Any) -> Any:
-    """A document with one field of this type."""
+    """A document class with a field `value` of this type, and a number `n`."""
     here = registry.get_database(database)
     namespace = {"__module__": __name__, "__annotations__": {"value": annotation, "n": int}, "n": 0, **more}
     namespace["Meta"] = type("Meta", (), {"registry": registry, "database": here, "collection": "things"})
@@ -371,7 +371,7 @@ async def test_an_undeclared_key_named_like_a_cached_property_is_kept(
     ],
     ids=str,
 )  # fmt: skip
-async def test_names_and_options_of_pydantic_keep_values(
+async def test_values_of_fields_with_pydantic_aliases_and_options_are_kept(
     registry: Registry, database: str, foreign: Any, options: Any
 ) -> None:
     Thing = document(registry, database, int, value=Field(**options))

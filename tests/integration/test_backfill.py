@@ -201,7 +201,7 @@ async def test_unknown_receivers_and_runs_are_refused(foreign, dispatched, Thing
     assert State(foreign).database["controls"].count_documents({"kind": "run"}) == 0
 
 
-async def test_a_run_of_another_live_process_is_refused(foreign, dispatched, Thing, seen):
+async def test_a_run_of_another_live_process_is_not_resumed(foreign, dispatched, Thing, seen):
     foreign["things"].insert_many([{"_id": n} for n in range(3)])
     outcome = await run(dispatched, "watcher")
     runs = State(foreign).database["controls"]
@@ -223,7 +223,7 @@ async def moment(client: Any) -> Timestamp:
 
 @pytest.mark.parametrize("capped", [False, True])
 async def test_a_document_is_read_as_it_was_at_a_time(client, database, capped):
-    """A capped collection has no past: its document is read as it is."""
+    """A capped collection has no past: its document is read as it is now."""
     options = {"capped": True, "size": 4096} if capped else {}
     things = await client[database].create_collection("things", **options)
     await things.insert_one({"_id": 1, "n": 1})
@@ -236,7 +236,7 @@ async def test_a_document_is_read_as_it_was_at_a_time(client, database, capped):
     assert await document(client, (database, "things"), bson.encode({"": 2}), time) is None
 
 
-async def test_a_document_of_a_time_that_the_server_has_forgotten_is_not_read(client, database):
+async def test_reading_a_document_as_of_a_time_that_the_server_has_forgotten_fails(client, database):
     await client[database]["things"].insert_one({"_id": 1})
     point = {"failCommands": ["find"], "errorCode": 239, "namespace": f"{database}.things"}
     await client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=point)

@@ -247,7 +247,7 @@ async def test_values_of_operations_are_literal(registry, database, foreign, val
 
 
 @pytest.mark.parametrize("heard", [False, True])
-async def test_a_duplicate_key_error_has_the_written_documents(User, foreign, heard):
+async def test_a_duplicate_key_error_has_the_number_of_written_documents(User, foreign, heard):
     told = []
 
     async def saved(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -312,7 +312,7 @@ async def victim(mongo: Any, database: str, foreign: Any) -> Any:
     foreign.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_a_lost_connection_reports_the_written_documents(victim, foreign):
+async def test_an_error_of_a_lost_connection_has_the_number_of_written_documents(victim, foreign):
     told = []
 
     async def saved(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -357,7 +357,7 @@ async def test_a_cursor_closed_by_the_server_is_opened_again(victim, foreign):
     assert foreign.users.count_documents({"age": 1}) == len(ids)
 
 
-async def test_an_error_of_one_receiver_does_not_stop_the_others(User, foreign):
+async def test_an_error_of_a_receiver_does_not_stop_its_calls_for_other_documents(User, foreign):
     told = []
 
     async def fail(sender: Any, instance: Any, **kwargs: Any) -> None:
@@ -374,7 +374,9 @@ async def test_an_error_of_one_receiver_does_not_stop_the_others(User, foreign):
 # -- stamps ------------------------------------------------------------------------------------------
 
 
-async def test_a_bulk_write_stamps_each_document_if_a_receiver_runs_or_it_is_muted(dispatched, database, foreign):
+async def test_a_bulk_write_stamps_each_document_if_a_receiver_runs_or_the_write_is_muted(
+    dispatched, database, foreign
+):
     User = make(dispatched, database)
     await User.create_many([User(name="a"), User(name="b")])
     await User.objects.update_count(age=1)

@@ -92,7 +92,7 @@ def listen(told: Counter[Any]) -> Any:
 
 
 async def cancelled_at_random(User: Any, monkeypatch: Any) -> int:
-    """Starts the calls, cancels each at a random point, and returns the number of cancelled ones."""
+    """Starts the calls, cancels each at a random point, and returns how many had not ended before."""
     monkeypatch.setattr(bulk, "BATCH", 2)
     monkeypatch.setattr(selection, "BATCH", 2)
     loop, chance, cut = asyncio.get_running_loop(), random.Random(), 0
@@ -135,14 +135,17 @@ def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
 
 
 @pytest.mark.slow
-async def test_cancelled_writes_with_a_dispatcher(dispatched, database, foreign, told, listen, monkeypatch):
+async def test_committed_writes_of_cancelled_calls_are_delivered_once_with_a_dispatcher(
+    dispatched, database, foreign, told, listen, monkeypatch
+):
     foreign.create_collection("users")
     User = make_user(dispatched, database)
     listen(User)
     with foreign.users.watch() as stream:
         async with dispatching(dispatched):
             cut = await cancelled_at_random(User, monkeypatch)
-            # All receivers in process have ended; the dispatcher delivers the rest before this change.
+            # All receivers in process have ended. The dispatcher delivers the rest. `committed` counts up to this
+            # change.
             foreign.users.insert_one({"_id": END, "name": "end"})
             await eventually(lambda: told[END, "post_save", True], what="the end")
             expected = committed(stream)
@@ -152,7 +155,9 @@ async def test_cancelled_writes_with_a_dispatcher(dispatched, database, foreign,
 
 
 @pytest.mark.slow
-async def test_cancelled_writes_without_a_dispatcher(registry, database, foreign, told, listen, monkeypatch):
+async def test_committed_writes_of_cancelled_calls_are_delivered_once_without_a_dispatcher(
+    registry, database, foreign, told, listen, monkeypatch
+):
     foreign.create_collection("users")
     User = make_user(registry, database)
     listen(User)
@@ -161,7 +166,7 @@ async def test_cancelled_writes_without_a_dispatcher(registry, database, foreign
         foreign.users.insert_one({"_id": END, "name": "end"})
         told[END, "post_save", True] += 1
         expected = committed(stream)
-    # Without stamps the server does not know the signal of the call.
+    # Without stamps the change of a `save` looks like the change of an `update`.
     by_call = Counter(told)
     for (id_, signal, created), count in told.items():
         if (signal, created) == ("post_save", False):

@@ -37,7 +37,7 @@ def about(findings: list[Finding], topic: str, level: str = "") -> list[Finding]
 
 
 def remember(foreign: Any, seconds_back: int, **fields: Any) -> None:
-    """A saved position of this age."""
+    """Saves a position of this age."""
     newest = foreign.client.local["oplog.rs"].find_one(sort=[("$natural", -1)])["ts"]
     time = Timestamp(newest.time - seconds_back, 1)
     token = f"82{time.time:08X}{time.inc:08X}2B"
@@ -142,7 +142,11 @@ async def test_images_that_expire_before_their_delivery_are_named(dispatched, da
 @pytest.mark.parametrize(
     ("spare", "level", "says"),
     [
-        (15_000_000.0, "warning", "too short for the lag"),  # the position is lost before it reaches this age
+        (
+            15_000_000.0,
+            "warning",
+            "too short for the lag",
+        ),  # the oplog holds the position for less than twice its age
         (0.0, "error", "the changes in between are lost"),
         (60_000_000.0, "ok", "the oplog holds it for another"),
     ],
@@ -351,7 +355,7 @@ def roles_in(printed: str) -> dict[str, dict[str, Any]]:
 
 
 def grant(guarded: MongoClient, database: str, printed: str) -> None:
-    """Creates a user named like the database, as mongosh does."""
+    """Creates the printed role, and a user with this role, named like the database. mongosh would do the same."""
     command = roles_in(printed)[role_name(database)]
     guarded.admin.command("createRole", role_name(database), **command)
     guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])

@@ -1,4 +1,4 @@
-"""`check` says whether processes of the application claim their receivers, and prints the rights for that."""
+"""`check` says whether processes of the application claim their receivers, and prints the rights for claims."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

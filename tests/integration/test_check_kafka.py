@@ -119,7 +119,7 @@ async def test_a_healthy_topic_is_described(
     ("begins", "level", "text"),
     [(0.0, "warning", "does not hold all records"), (4e9, "error", "does not hold all records")],
 )
-async def test_lost_records_are_named_and_the_oplog_decides_about_them(
+async def test_lost_records_are_an_error_only_if_the_oplog_has_lost_the_changes_too(
     account, dispatched, database, client: AsyncMongoClient[Any], kafka_server, monkeypatch, begins, level, text
 ) -> None:
     publisher = Publisher(kafka_server.address, f"{database}.accounts")
@@ -142,7 +142,9 @@ async def test_lost_records_are_named_and_the_oplog_decides_about_them(
     assert text in lost
 
 
-async def test_a_group_of_change_streams_is_named(account, dispatched, broker: EmbeddedBroker, name) -> None:
+async def test_a_group_that_reads_from_change_streams_is_named(
+    account, dispatched, broker: EmbeddedBroker, name
+) -> None:
     async with dispatching(dispatched):
         pass
     async with relaying(dispatched, broker.address, name):
@@ -170,7 +172,7 @@ async def test_a_relay_warns_of_another_producer(
 
 
 @pytest.mark.slow
-def test_relay_and_several_apps_need_each_other(tmp_path: Any) -> None:
+def test_several_apps_need_the_flag_relay_and_relay_needs_the_flag_kafka(tmp_path: Any) -> None:
     two = command("check", "a:b", "c:d", cwd=tmp_path)
     assert (two.returncode, "--relay" in two.stderr) == (ExitCode.USAGE, True)
     alone = command("check", "a:b", "--relay", cwd=tmp_path)

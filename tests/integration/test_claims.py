@@ -1,4 +1,4 @@
-"""Receivers outlive the process that wrote: a dispatcher takes over what the process did not finish."""
+"""A dispatcher takes over the claimed deliveries that the writing process did not finish."""
 
 import asyncio
 import os
@@ -55,7 +55,7 @@ def claiming(url: str, database: str, **options: Any) -> mongoz.Registry:
 
 @pytest.fixture
 async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
-    """A registry that claims. It stands for the writing process."""
+    """A registry that claims: of the dispatcher, or of the writing process if no dispatcher runs."""
     async with claiming(mongo.url, database) as made:
         yield made
 
@@ -129,7 +129,7 @@ async def test_a_receiver_that_no_beat_has_named_is_not_claimed(registry, databa
     assert registry.claims.unclaimed == {"new receiver": 1}
 
 
-async def test_a_client_of_the_application_claims_too(mongo, driver, database, foreign, announced):
+async def test_a_registry_with_a_client_of_the_application_claims(mongo, driver, database, foreign, announced):
     import motor.motor_asyncio
     from pymongo import AsyncMongoClient
 
@@ -148,7 +148,7 @@ async def raising(name: str, instance: Any, delivery: Any) -> None:
 
 
 async def write_all(Item: Any) -> None:
-    """Writes in every way that has receivers."""
+    """Makes every kind of call that runs receivers."""
     one = await Item(n=1).create()
     one.n = 2
     await one.save()
@@ -291,7 +291,7 @@ async def test_many_released_claims_begin_a_new_book(registry, database, announc
     assert (found["open"], len(found["released"])) == ([], MOST_RELEASED + 1)
 
 
-async def test_a_closed_registry_ends_its_book_without_open_claims(mongo, database, announced, state):
+async def test_closing_a_registry_ends_its_book(mongo, database, announced, state):
     async with claiming(mongo.url, database) as registry:
         await make(registry, database, [])(n=1).create()
     (book,) = state.claims.find()
@@ -422,7 +422,7 @@ class Held:
 
     @property
     def book(self) -> dict[str, str]:
-        """A filter for the document of its book."""
+        """A filter for the book of the process."""
         assert self.registry.claims is not None
         return {"_id": self.registry.claims.book.incarnation.hex()}
 
@@ -431,7 +431,7 @@ class Held:
         await self.go.wait()
 
     async def begin(self, write: Any) -> None:
-        """Writes, and returns when the receiver waits."""
+        """Starts a write, and returns when a receiver waits."""
         self.entered.clear()
         self.writes.append(asyncio.ensure_future(write))
         await self.entered.wait()
@@ -475,7 +475,7 @@ async def test_other_receivers_do_not_wait_for_an_open_claim(registry, database,
 
 
 async def test_open_claims_do_not_stop_the_reading_of_the_stream(registry, database, foreign, state, held):
-    """A process that writes much has more open claims than the queue has places."""
+    """A process that writes much can have more open claims than the queue has places."""
     served: Told = []
     make(registry, database, served)
     foreign.create_collection("items")
@@ -529,7 +529,9 @@ async def test_a_receiver_of_the_process_can_wait_for_a_receiver_of_the_dispatch
 
 
 @pytest.mark.parametrize("outcome", ["the process finishes", "the process is fenced"])
-async def test_a_restart_repeats_nothing_while_a_claim_is_open(outcome, registry, database, state, foreign, held):
+async def test_a_restart_repeats_no_other_receiver_of_a_change_with_an_open_claim(
+    outcome, registry, database, state, foreign, held
+):
     served: Told = []
     make(registry, database, served)
     async with dispatching(registry):
@@ -549,7 +551,7 @@ async def test_a_restart_repeats_nothing_while_a_claim_is_open(outcome, registry
 
 
 @pytest.mark.parametrize("finishes", [True, False])
-async def test_a_claim_that_waits_for_long_is_parked_with_its_followers(
+async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followers(
     finishes, registry, database, state, foreign, held
 ):
     served: Told = []
@@ -680,7 +682,10 @@ asyncio.run(main())
 async def test_a_receiver_that_the_dispatcher_lacks_is_parked_until_a_dispatcher_has_it(
     registry, mongo, database, state, foreign, held
 ):
-    """The application is deployed before the dispatcher, so at first only the application has the receiver."""
+    """The new version of the application is deployed before that of the dispatcher.
+
+    So at first only the application has the receiver.
+    """
     served: Told = []
     make(registry, database, served)
     foreign.create_collection("items")

@@ -1,4 +1,4 @@
-"""A writing process can't reach the state database, but can reach its documents."""
+"""A writing process can't reach the state database, but can write documents."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -81,7 +81,7 @@ async def writing(mongo: Any, database: str, beats: Beats, seconds: float) -> As
 
 
 class World:
-    """Receivers in the writing process and in the dispatcher. The receiver `first` can be held.
+    """Receivers in the writing process and in the dispatcher. A test can hold `first` in the writing process.
 
     Attributes:
         told: receiver, value of `n`, id, and origin of each delivery that has begun.
@@ -119,7 +119,7 @@ class World:
         self.go.clear()
 
     def told_of(self, n: int) -> list[tuple[str, str]]:
-        """Receiver and origin of each delivery of a document, in any order."""
+        """Receiver and origin of each delivery of a document, sorted."""
         return sorted((name, origin) for name, number, _, origin in self.told if number == n)
 
     def ids_of(self, n: int) -> set[str]:
@@ -137,7 +137,7 @@ TAKEN = [("first", "takeover"), ("second", "takeover")]
 
 
 async def held_write(world: World, n: int) -> "asyncio.Task[Any]":
-    """A write whose first receiver waits in the writing process."""
+    """Starts a write, and returns when the receiver `first` waits in the writing process."""
     world.hold()
     task = asyncio.create_task(world.Item(n=n).create())
     await world.entered.wait()
@@ -174,7 +174,7 @@ async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_its_receivers(
 async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
     world, registry, writing, foreign, state, proxy
 ):
-    """The dispatcher may repeat the running receiver, under the same id. The process must start no further one."""
+    """The dispatcher may repeat the running receiver, under the same id. The process must start no other one."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)
         task = await held_write(world, 1)
@@ -183,7 +183,7 @@ async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
         await eventually(lambda: len(world.told) == 3, what="the takeover")
         world.go.set()
         await task
-        await world.Item(n=2).create()  # unclaimed, so it runs here
+        await world.Item(n=2).create()  # unclaimed, so its receivers run here
         assert stamp_of(foreign, 2).claim is None
         assert writing.claims.unclaimed["no beat"] == 1
         proxy.accept()

@@ -59,7 +59,7 @@ def claims_of(registry: mongoz.Registry) -> BookSnapshot:
 def failing(
     foreign: Any, command: str, code: int, *, times: int = 1, labels: tuple[str, ...] = ()
 ) -> Iterator[None]:
-    """The server refuses a command for the documents."""
+    """The server refuses the next command of this name for the documents."""
     data = {
         "failCommands": [command],
         "errorCode": code,
@@ -88,7 +88,7 @@ async def test_an_unacknowledged_update_is_left_to_dispatchers(mongo, database, 
         assert claims_of(registry) == (2, (), (2,))
 
 
-async def test_a_lookup_that_finds_no_write_does_not_prove_that_there_was_none(
+async def test_the_claim_of_a_write_that_no_lookup_finds_is_left_to_dispatchers(
     mongo, database, foreign, monkeypatch
 ):
     """Without access to the change stream, the ODM can't see a write that another client has overwritten."""
@@ -255,7 +255,7 @@ async def test_claims_of_a_refused_commit_are_done(registry, Item, foreign, monk
 
 @pytest.fixture
 def unknown_commit(monkeypatch: pytest.MonkeyPatch) -> AutoReconnect:
-    """Each commit has this error, and its outcome stays unknown."""
+    """Each commit returns this error, and the outcome of the commit stays unknown."""
     error = AutoReconnect("no answer")
     error._add_error_label("UnknownTransactionCommitResult")
 

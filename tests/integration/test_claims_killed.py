@@ -73,7 +73,7 @@ class World:
         return effects(self.call, self.children, rows)
 
     async def all_ran(self, processes: Family) -> None:
-        """Waits until all deliveries of all writes have run to their ends."""
+        """Waits until all deliveries of the writes that took effect have run to their ends."""
 
         def is_complete() -> bool:
             self.ledger = processes.ledger
@@ -85,7 +85,7 @@ class World:
         await eventually(is_complete, what="all deliveries run")
 
     def check(self) -> None:
-        """The deliveries of each write that took effect are correct, and other writes have no deliveries.
+        """Checks that the deliveries of each write that took effect are correct, and that no others ended.
 
         A delivery is correct if it ran to its end, under one id, and at most once in each process.
         """
@@ -135,7 +135,7 @@ async def test_a_process_that_is_killed_at_any_await_loses_no_delivery(world, re
 async def test_a_process_that_is_stopped_at_any_await_starts_nothing_after_its_takeover(
     world, registry, mongo, database, tmp_path
 ):
-    """The stop is longer than the timeout of the process. Only the receiver that it interrupts may run twice."""
+    """The process is stopped for longer than its timeout. Only the interrupted receiver may run twice."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(world.state)
         with family(mongo.url, database, world.call, "stop", tmp_path / "ledger") as processes:
@@ -157,7 +157,7 @@ async def test_a_process_that_is_stopped_at_any_await_starts_nothing_after_its_t
 async def test_a_loop_that_ends_at_any_await_leaves_its_deliveries_to_dispatchers_at_once(
     world, registry, mongo, database, tmp_path
 ):
-    """The process goes on in a second loop. No dispatcher fences its book, so no other delivery is repeated."""
+    """The process writes again in a second loop. No dispatcher fences its book or takes over that write."""
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(world.state)
         with family(mongo.url, database, world.call, "tear", tmp_path / "ledger") as processes:

@@ -272,7 +272,7 @@ async def test_a_receiver_that_is_disconnected_later_is_taken_over(registry, mon
         post = Item.meta.signals.post_save
         post.disconnect(post.receivers[0].function)
         beat = state.claims.find_one()["beat"]
-        await eventually(lambda: state.claims.find_one()["beat"] > beat + 1, what="beats without the receiver")
+        await eventually(lambda: state.claims.find_one()["beat"] > beat + 1, what="beats after the disconnect")
         state.claims.update_one({}, {"$set": {"fenced_at": 1}})
         async with dispatching(registry):
             await eventually(lambda: served == [("post_save", "any", 1, "takeover")], what="the takeover")

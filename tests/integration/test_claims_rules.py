@@ -99,7 +99,7 @@ async def test_a_fence_fails_if_the_book_has_another_beat_than_was_seen(
 
 
 async def test_a_beat_that_is_lower_than_the_recorded_one_changes_nothing(registry, database, announced, state):
-    """The book on the server already has a later beat, so the beat of the process does not match it."""
+    """The book on the server already has a later beat, so the beat of the process does not match the book."""
     await make(registry, database, [])(n=1).create()
     state.claims.update_one({}, {"$set": {"beat": 1_000_000}})
     book = registry.claims.book
@@ -142,7 +142,7 @@ def unknown_commit() -> AutoReconnect:
 
 
 async def test_an_unknown_commit_leaves_its_claims_open(registry, database, announced, monkeypatch):
-    """When the outcome is known, the claims are done, after their receivers have run if the commit took effect."""
+    """The claims end when the outcome is known. If the commit took effect, their receivers run first."""
     told: Told = []
     Item = make(registry, database, told)
     answers = asyncio.Event()
@@ -225,7 +225,7 @@ async def test_a_replay_does_not_wait_for_claims(registry, database, foreign, st
     assert id_ != str(stamp.token)
 
 
-async def test_the_server_removes_old_books(registry, database, foreign, state):
+async def test_an_index_removes_books_after_the_delivery_retention(registry, database, foreign, state):
     """Books are kept as long as the records of deliveries, so they outlive the oplog window."""
     make(registry, database, [])
     foreign.create_collection("items")

@@ -1,4 +1,4 @@
-"""Closing clients in any state of the driver."""
+"""Closes clients whose `close` fails or hangs."""
 
 import asyncio
 

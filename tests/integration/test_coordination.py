@@ -40,7 +40,7 @@ def names(seen: Seen) -> list[str]:
 
 
 def silence(running: Running) -> None:
-    """Ends a dispatcher as SIGKILL does: it releases nothing."""
+    """From now on the dispatcher saves nothing, releases nothing and sends no heartbeat, as after SIGKILL."""
 
     async def nothing(*_: Any, **__: Any) -> bool:
         return True
@@ -54,7 +54,7 @@ def silence(running: Running) -> None:
 
 
 class Fenced:
-    """Two processes and a position held by the first one."""
+    """Two processes, and the position of one partition."""
 
     def __init__(self, client: Any, database: str) -> None:
         self.first = PositionStore(group_of(client, database), "first")
@@ -75,7 +75,7 @@ async def fenced(client: Any, database: str) -> Fenced:
     return both
 
 
-async def test_one_member_claims_a_partition(fenced):
+async def test_only_one_member_claims_a_partition(fenced):
     seen = await fenced.position()
     claims = [await fenced.claim(fenced.first, seen), await fenced.claim(fenced.second, seen)]
     assert claims[1] is None
@@ -257,7 +257,7 @@ async def test_a_standby_takes_over_from_a_silent_member(user, seen, foreign, di
 
 
 async def test_a_dispatcher_pauses_without_its_lease_and_continues_with_it(user, seen, foreign, dispatched):
-    """The server is away longer than the lease. The holder stops, and continues if its partition is free."""
+    """Renewals fail for longer than the lease. The holder stops, and continues if no other took the partition."""
     async with dispatching(dispatched, lease=1) as running:
         store, renew = running.service._coordinator._store, running.service._coordinator._store.renew
         lease = running.service.held[0]._checkpoint.lease
@@ -374,7 +374,8 @@ async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
 ):
     """A process of the older version does not know the newer state.
 
-    In a downgrade, processes of the older version start after the newer ones. These may claim the partitions.
+    In a downgrade a process of the older version starts after those of the newer version. Then it may claim the
+    partitions.
     """
     async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
         twin = make_user(newer, database)
@@ -414,7 +415,7 @@ async def test_a_removed_member_counts_as_alive_again_with_its_next_heartbeat(cl
 async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
     user, seen, dispatched, database, foreign, capsys
 ):
-    """Such a dispatcher can't read held deliveries. The log names it, and it can't claim free partitions."""
+    """A dispatcher of an earlier format can't read held deliveries. The log names this dispatcher."""
     state = foreign.client[f"{database}_state"]
     alive = {
         "_id": "0" * 24,

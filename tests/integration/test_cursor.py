@@ -23,7 +23,7 @@ async def sizes(cursors, start, shape, total):
 
 @pytest.mark.slow
 async def test_the_batch_size_grows_while_the_stream_is_behind(mongo, foreign):
-    """A server answers a large request late while other clients write."""
+    """The first batch is small, because a server answers a large request late while other clients write."""
     async with AsyncMongoClient(mongo.url) as client:
         cursors = Cursors(client, foreign.name, [], 1_000)
         start = Start(await cursors.now())

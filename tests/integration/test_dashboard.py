@@ -159,7 +159,7 @@ def letter(group: str, number: int = 0, receiver: str = "shop.mail", **changes: 
 # -- the page ----------------------------------------------------------------------------------------
 
 
-async def test_the_page_loads_nothing_from_elsewhere_and_holds_no_script(page):
+async def test_the_page_loads_nothing_from_elsewhere_and_has_no_inline_script(page):
     answer = await page.ask("GET", "/dashboard/")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = answer.headers["content-security-policy"]
@@ -369,7 +369,9 @@ async def test_other_machines_see_the_state_without_the_token_but_no_documents(a
     assert (await abroad.get("state", TOKEN)).json["may_change"] is True
 
 
-async def test_if_a_token_is_set_documents_need_it_also_on_this_machine(page, client, state, database):
+async def test_if_a_token_is_set_documents_are_shown_only_with_it_also_on_this_machine(
+    page, client, state, database
+):
     """A proxy on this machine connects from the loopback address for every client."""
     stored = letter(database, 1)
     state.held.insert_one(stored)
@@ -550,7 +552,7 @@ async def test_a_dropped_dead_letter_leaves_no_files(page, state, database):
 
 @pytest.mark.parametrize("mark", ["retry_requested_at", "retrying_since"])
 async def test_a_dead_letter_in_retry_is_not_dropped(page, state, database, mark):
-    """Its delivery may succeed, or write the dead letter again."""
+    """The retried delivery may succeed, or write the dead letter again."""
     trying = letter(database, 1, **{mark: datetime.now(UTC)})
     state.held.insert_many([trying, letter(database, 2)])
     answer = await page.post("letters/drop", {"ids": [trying["_id"]]})
@@ -589,7 +591,7 @@ async def test_a_receiver_called_by_this_process_can_be_paused(page, state):
 
 
 @pytest.mark.parametrize("what", ["retry", "drop"])
-async def test_dead_letters_of_an_unknown_receiver_are_an_error(page, state, database, what):
+async def test_a_retry_or_drop_of_the_dead_letters_of_an_unknown_receiver_is_an_error(page, state, database, what):
     state.held.insert_one(letter(database, 1))
     answer = await page.post(f"letters/{what}", {"all": True, "receiver": "shop.mial"})
     assert (answer.status, "Did you mean 'shop.mail'?" in answer.json["error"]) == (404, True)

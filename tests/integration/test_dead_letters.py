@@ -32,7 +32,7 @@ def state(foreign: Any) -> State:
 
 
 def as_stored(row: dict[str, Any]) -> dict[str, Any]:
-    """Decodes the dead letter like a client without UUID support."""
+    """The row as a client without UUID support reads it."""
     return decoded(bson.encode(row, codec_options=STANDARD))
 
 
@@ -66,7 +66,9 @@ async def test_a_dead_letter_has_no_secret_of_an_error(account, foreign, dispatc
     assert "mongodb://...@db.example.org/shop is down" in letter["error"]["traceback"]
 
 
-async def test_the_fields_of_a_dead_letter(account, foreign, dispatched, database, state, capsys):
+async def test_a_dead_letter_describes_the_change_the_receiver_and_the_error(
+    account, foreign, dispatched, database, state, capsys
+):
     said = actions(capsys)
     foreign.create_collection("accounts", **IMAGES)
     id_ = foreign["accounts"].insert_one({"name": "Ada", "amount": 1}).inserted_id
@@ -117,7 +119,7 @@ async def test_a_delivery_that_is_repeated_after_a_crash_overwrites_its_dead_let
     got = break_on(account, post_save)
     async with dispatching(dispatched):
         before = state.token
-        foreign["accounts"].insert_one({"_id": uuid.uuid4().hex, "name": "Ada"})  # does not validate
+        foreign["accounts"].insert_one({"_id": uuid.uuid4().hex, "name": "Ada"})  # invalid: the id is no ObjectId
         foreign["accounts"].insert_one({"name": "Bea"})
         await state.wait(2)
     state.rewind(before)
@@ -187,7 +189,7 @@ async def test_an_undecodable_event_is_kept_as_bytes(account, foreign, dispatche
 
 
 async def test_dead_letters_can_hold_documents_of_nearly_16_mb(account, foreign, dispatched, client, state):
-    """They are stored in chunks. A second dead letter of the same delivery removes the chunks of the first one."""
+    """The document is stored in chunks. A second dead letter of the same delivery removes these chunks."""
     break_on(account, post_save)
     row = {"_id": ObjectId(), "name": "Ada", "blob": bytes(range(256)) * (15_900_000 // 256)}
     async with dispatching(dispatched):

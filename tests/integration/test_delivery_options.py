@@ -48,7 +48,7 @@ async def test_a_receiver_has_the_number_of_attempts_of_its_option(account, fore
 
 
 async def test_a_retry_gets_a_new_instance(account, foreign, dispatched):
-    """Later receivers see the changes of successful receivers."""
+    """After a failed attempt, later receivers get a new instance too, without the changes of earlier receivers."""
     seen: list[tuple[str, list[str]]] = []
 
     def connect(name: str, fails: int = 0) -> None:
@@ -76,7 +76,7 @@ async def test_a_retry_gets_a_new_instance(account, foreign, dispatched):
 
 
 async def test_a_hanging_receiver_delays_only_its_document(account, foreign, dispatched, state):
-    """Its attempt ends at its timeout with a dead letter; other deliveries run meanwhile."""
+    """Each attempt ends at the timeout, and the last one with a dead letter. Other deliveries run meanwhile."""
     calls: list[str] = []
 
     @post_save(account, name="hanging", timeout=0.2, retry=Retry(2, base=0.01))
@@ -169,7 +169,7 @@ async def test_a_stop_does_not_wait_for_retry_pauses(account, foreign, dispatche
 
 @pytest.mark.parametrize("fails", ["raises", "hangs"])
 async def test_after_a_stop_finished_receivers_do_not_run_again(account, foreign, dispatched, state, fails):
-    """The remaining deliveries of an unfinished change are parked, and later changes of its document wait."""
+    """The remaining deliveries of an unfinished change are parked, and later changes of the document wait."""
     told: list[tuple[str, str, int]] = []
     begun, mended = asyncio.Event(), False
 
@@ -243,7 +243,7 @@ async def test_writes_of_a_receiver_are_delivered_through_the_change_stream(acco
     assert calls == [("original", "stream"), ("copy", "stream")]
 
 
-async def test_receivers_that_trigger_each_other_are_stopped(account, foreign, dispatched, state, capsys):
+async def test_a_receiver_that_triggers_itself_ends_in_a_dead_letter(account, foreign, dispatched, state, capsys):
     said = actions(capsys)
     calls: list[int] = []
 

@@ -28,7 +28,7 @@ class Seen(list[SimpleNamespace]):
         return [call for call in self if call.instance.id == id_]
 
     async def wait(self, count: int, **options: Any) -> "Seen":
-        await eventually(lambda: len(self) >= count, what=f"{count} deliveries, there are {len(self)}", **options)
+        await eventually(lambda: len(self) >= count, what=f"{count} deliveries", **options)
         return self
 
 
@@ -49,7 +49,7 @@ def make_user(registry: mongoz.Registry, database: str) -> Any:
 
 
 def listen(document: Any, seen: Seen, *, name: str = "watcher", **options: Any) -> None:
-    """Connects one receiver to all three signals."""
+    """Connects one receiver to the three `post_*` signals."""
 
     async def watcher(sender: Any, **kwargs: Any) -> None:
         seen.append(SimpleNamespace(sender=sender, **kwargs))
@@ -106,7 +106,7 @@ async def test_every_kind_of_foreign_write_is_delivered(user, seen, foreign, dis
     assert len(seen) == 10
 
 
-async def test_the_keywords_of_a_delivery(user, seen, foreign, dispatched):
+async def test_a_receiver_gets_all_keywords_of_a_delivery(user, seen, foreign, dispatched):
     async with dispatching(dispatched):
         foreign["users"].insert_one({"name": "Ada", "unknown": {"kept": 1}})
         (call,) = await seen.wait(1)
@@ -139,7 +139,7 @@ async def test_without_images_the_current_document_is_looked_up(user, seen, fore
     kept, gone = ObjectId(), ObjectId()
     foreign["users"].insert_many([{"_id": kept, "name": "Ada"}, {"_id": gone, "name": "Bob"}])
     async with dispatching(dispatched):
-        # One command makes both updates, so both are committed before the lookup of the document.
+        # One command makes all updates, so all are committed before the lookup of a document.
         foreign["users"].bulk_write(
             [
                 UpdateOne({"_id": kept}, {"$set": {"age": 1}}),
@@ -153,7 +153,7 @@ async def test_without_images_the_current_document_is_looked_up(user, seen, fore
         assert (call.delivery.image, call.instance.name) == ("current", "Ada")
     assert seen.of(kept)[-1].instance.age == 2
     assert seen.of(kept)[0].instance is not seen.of(kept)[1].instance
-    # Of a deleted document only the key may be known; the delivery says so.
+    # If the document is deleted before its lookup, only its key is known, and `delivery.image` says so.
     vanished = seen.of(gone)[0]
     if vanished.delivery.image == "key":
         with pytest.raises(AttributeError):
@@ -227,8 +227,8 @@ async def test_the_stamp_of_another_group_is_ignored(user, seen, dispatched, dat
     assert seen[0].delivery.origin == "stream"
 
 
-async def test_two_documents_on_one_collection_get_every_change(dispatched, database, foreign):
-    """Receivers run in the order of their connection."""
+async def test_two_document_classes_of_one_collection_get_every_change(dispatched, database, foreign):
+    """The receivers of a class run in the order of their connection."""
     first, second = make_user(dispatched, database), make_user(dispatched, database)
     order: list[str] = []
 
@@ -287,7 +287,7 @@ async def test_a_failing_receiver_is_retried_in_order(user, foreign, dispatched)
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "cancel", "hang", "swallow"])
-async def test_a_permanently_failing_receiver_ends_in_a_dead_letter(user, foreign, dispatched, how):
+async def test_a_receiver_that_always_fails_does_not_stop_the_next_receiver(user, foreign, dispatched, how):
     attempts: list[int] = []
     after: list[str] = []
 
@@ -507,7 +507,9 @@ async def test_the_number_of_changes_read_ahead_is_bounded(user, foreign, dispat
         await eventually(lambda: calls == 500)
 
 
-async def test_an_undispatched_registry_needs_an_explicit_flag(registry, database, foreign):
+async def test_with_deliver_everything_own_writes_of_a_plain_registry_are_delivered_too(
+    registry, database, foreign
+):
     document = make_user(registry, database)
     seen = Seen()
     listen(document, seen)
@@ -532,7 +534,7 @@ async def test_an_undispatched_registry_needs_an_explicit_flag(registry, databas
 async def test_a_permanent_error_ends_the_dispatcher(
     user, seen, foreign, dispatched, database, command, code, expected
 ):
-    """The next start delivers the unfinished change."""
+    """The next dispatcher delivers the unfinished change."""
     admin = foreign.client.admin
     id_ = foreign["users"].insert_one({"name": "before"}).inserted_id
     # A write in a new session makes the server run an internal find. If `find` fails, the dispatcher can't release

@@ -1,4 +1,4 @@
-"""`dispatcher.testing`: waiting for deliveries, hand-made changes, fixtures, and their messages."""
+"""`dispatcher.testing`: waiting for deliveries, hand-made changes, fixtures, and error messages."""
 
 import asyncio
 import contextlib
@@ -429,7 +429,7 @@ async def test_another_url_can_be_given(mongo, database, foreign):
         await dispatcher.delivered(("users", ONE))
 
 
-async def test_the_state_and_the_tasks_are_removed_at_the_end(dispatched, User, welcomed, foreign, mongo):
+async def test_the_state_is_removed_at_the_end(dispatched, User, welcomed, foreign, mongo):
     with MongoClient(mongo.url) as client:
         before = set(client.list_database_names())
         async with Dispatcher(dispatched) as dispatcher:

@@ -63,7 +63,7 @@ def localized(text: str, mongo: EmbeddedMongo, database: str) -> str:
 
 
 async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
-    """The output of the block."""
+    """Runs the block, and returns its output."""
     source = "\n" * (block.line - 1) + text
     code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     printed = io.StringIO()
@@ -75,7 +75,11 @@ async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
 
 
 async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
-    """Runs all untitled Python blocks in order and compares their output with the printed one."""
+    """Runs all untitled Python blocks in order, and compares their output with the output on the page.
+
+    Returns:
+        The number of blocks with output.
+    """
     found = blocks(page)
     module = types.ModuleType(f"docs_{database}")
     outputs = 0
@@ -89,7 +93,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     return outputs
 
 
-# Pages that run as a whole, with the number of their output blocks.
+# Pages that run as a whole, with the least number of their output blocks.
 GUIDES = {
     "docs/guide/delivery.md": 0,
     "docs/guide/dispatcher.md": 0,
@@ -200,7 +204,7 @@ def wait_for(text: str, said: Callable[[], str], seconds: float = PATIENCE) -> N
 
 @pytest.mark.parametrize("page", ["README.md", pytest.param("docs/quickstart.md", marks=pytest.mark.slow)])
 async def test_quickstarts_deliver_as_printed(page: str, mongo: EmbeddedMongo, database: str, tmp_path: Path):
-    """Writes the files, starts the daemon, writes with another client, and expects the page's output."""
+    """Writes the files of the page, starts the daemon, runs the other client, and compares the output."""
     found = blocks(page)
     for block in found:
         if block.language == "python" and block.title:

@@ -77,7 +77,9 @@ def full() -> dict[str, Any]:
 # -- the core, on both drivers -----------------------------------------------------------------------
 
 
-async def test_create_read_save_update_delete(mongo: Any, database: str, foreign: Any, driver: str) -> None:
+async def test_create_read_save_update_and_delete_work_with_each_driver(
+    mongo: Any, database: str, foreign: Any, driver: str
+) -> None:
     async with mongoz.Registry(mongo.url, driver=driver) as registry:
         Order = make(registry, database)
         order = await Order(**full()).create()

@@ -14,7 +14,7 @@ from tests.integration.test_claims import claim_in, claiming, make
 from tests.support import eventually
 
 EARLIER = {"_id": "earlier", "host": "db-3", "pid": 7, "beat": 0, "format": 2}
-"""The document of a dispatcher of an earlier version: it has no field `claims`."""
+"""The member document of a dispatcher of an earlier version. The document has no field `claims`."""
 
 
 @pytest.fixture

@@ -114,7 +114,9 @@ async def test_a_write_whose_second_attempt_meets_an_election_is_delivered(User,
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
-async def test_a_write_during_an_election_fails_like_a_lost_connection(User, told, proxy, write, registry):
+async def test_a_write_during_an_election_fails_without_a_delivery_or_is_repeated(
+    User, told, proxy, write, registry
+):
     user = await User.objects.create(name="Ada")
     told.clear()
     elect(proxy)

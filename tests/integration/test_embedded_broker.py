@@ -1,6 +1,6 @@
 """The private Kafka broker starts fast, explains a failed start, and leaves nothing behind.
 
-It uses the same guardian as the private mongod. `test_embedded.py` has more tests of the end.
+It uses the same guardian as the private mongod. `test_embedded.py` has more tests of how the processes end.
 """
 
 import importlib.util

@@ -26,7 +26,7 @@ def server(mongo: Any) -> Iterator[MongoClient[dict[str, Any]]]:
 
 @pytest.fixture
 def registry(mongo: Any, database: str, driver: str) -> mongoz.Registry:
-    """A registry of each driver; its connections on the server have the name of the database."""
+    """A registry; the test runs once with each driver. The `appName` of the registry is the database name."""
     return mongoz.Registry(f"{mongo.url}&appName={database}", driver=driver)
 
 

@@ -27,7 +27,7 @@ class Part(mongoz.EmbeddedDocument):
 
 
 def thing(registry: mongoz.Registry, name: str) -> Any:
-    """A document with a field of each kind."""
+    """A document class with a field of each kind."""
 
     class Thing(mongoz.Document):
         text: str = fields.String()

@@ -76,7 +76,7 @@ def out(db):
 async def test_an_event_of_a_collection_is_recorded_as_a_gap(
     deed, expected, foreign, dispatched, database, names, state, capsys
 ):
-    """The gap is recorded before the position passes it, and later writes are delivered."""
+    """Each gap is recorded and logged, and later writes are delivered."""
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_one({"name": "before"})
         deed(foreign)

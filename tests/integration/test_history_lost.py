@@ -1,4 +1,4 @@
-"""The oplog no longer has the position: the chosen policy applies and is logged."""
+"""The oplog no longer has the position, so the chosen policy applies."""
 
 import asyncio
 import time
@@ -100,7 +100,7 @@ async def test_a_lost_position_follows_the_chosen_policy(forgetful, policy):
     if policy == "resume":
         assert again == []
         return
-    # "after" may exist when the documents are read.
+    # The backfill may also read "after".
     names = {call.name for call in again}
     assert names - {"after"} == {*(f"before {n}" for n in range(5)), "b", "lost"}
     assert {(call.created, call.delivery.image) for call in again} == {(False, "current")}
@@ -180,7 +180,7 @@ async def test_an_interrupted_backfill_continues_at_the_next_start(
 
 
 async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreign, dispatched, account):
-    """The document changes while it waits. No receiver gets the older state after the newer one."""
+    """The document changes while its backfill waits. No receiver gets the older state after the newer one."""
     gate = asyncio.Event()
     told: list[tuple[str, bool]] = []
 
@@ -200,7 +200,7 @@ async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreig
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "second"}})
         gate.set()
         await eventually(lambda: len(told) >= 3)
-    # The document is read when the backfill enters its lane: before or after the change.
+    # The document is read when its backfill enters the lane of the document: before or after the change.
     assert told[1:] in (
         [("first", True), ("second", False)],
         [("second", False), ("second", True)],

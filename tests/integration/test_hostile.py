@@ -28,7 +28,7 @@ IMAGES = {"changeStreamPreAndPostImages": {"enabled": True}}
 
 class Seen(list[SimpleNamespace]):
     async def wait(self, count: int) -> "Seen":
-        await eventually(lambda: len(self) >= count, what=f"{count} deliveries, there are {len(self)}")
+        await eventually(lambda: len(self) >= count, what=f"{count} deliveries")
         return self
 
 
@@ -236,7 +236,7 @@ async def test_a_failing_repr_of_a_document_does_not_matter(Thing, foreign, disp
 
 
 class Sticky:
-    """A receiver that hangs on one document and accepts others."""
+    """A receiver that hangs on the document "stuck" while `holds` is true, and accepts others."""
 
     def __init__(self, document: Any) -> None:
         self.calls: list[str] = []

@@ -343,7 +343,7 @@ def test_invalid_names_are_refused(name: Any) -> None:
 
 @checked
 @given(name=st.text(alphabet=st.sampled_from("dat.$_0gin\0 "), max_size=8), value=values)
-def test_names_below_a_plain_dict_cause_no_error(things: Any, name: str, value: Any) -> None:
+def test_dotted_names_inside_a_plain_dict_cause_no_error(things: Any, name: str, value: Any) -> None:
     things.delete_many({})
     things.insert_one({"data": {"a": 1}, "name": "abc"})
     try:

@@ -110,7 +110,7 @@ async def test_instances_and_queries_store_values(Thing: Any, things: Any, value
 @example(value={"$gt": ""})
 @example(value=Regex(".*"))
 @example(value={"a": {"$ne": 1}})
-async def test_conditions_of_get_or_create_are_values(Thing: Any, things: Any, value: Any) -> None:
+async def test_conditions_of_get_or_create_are_literal(Thing: Any, things: Any, value: Any) -> None:
     prepared(things)
     things.update_one({"_id": 1}, {"$set": {"data": "else"}})
     found = await Thing.objects.get_or_create({"name": "mine"}, data=value)
@@ -161,7 +161,7 @@ async def test_operators_store_values(Thing: Any, things: Any, value: Any) -> No
 
 @checked
 @given(value=values)
-async def test_bounds_are_values(Thing: Any, things: Any, value: Any) -> None:
+async def test_values_of_min_and_max_are_stored_literally(Thing: Any, things: Any, value: Any) -> None:
     for operation in (U.min(data=value), U.max(data=value), U.min("data.a", value)):
         prepared(things)
         await Thing.objects.create(name="mine", data={"a": 1})
@@ -177,7 +177,9 @@ KEYS = ["$where", "$set", "a.b", "", "$", "a", "_mongoz_", "$$ROOT", "x.$", "nam
 
 @checked
 @given(extra=st.dictionaries(st.sampled_from(KEYS), values, max_size=3))
-async def test_keys_of_embedded_documents_are_keys(Thing: Any, things: Any, extra: dict[str, Any]) -> None:
+async def test_keys_of_embedded_documents_are_stored_literally(
+    Thing: Any, things: Any, extra: dict[str, Any]
+) -> None:
     part = {"name": "p", **extra}
     for create in (True, False):
         prepared(things)

@@ -18,14 +18,14 @@ Define = Callable[..., Any]
 
 @pytest.fixture
 async def registry(mongo: Any, driver: str) -> AsyncIterator[mongoz.Registry]:
-    """A registry of each driver."""
+    """A registry; the test runs once with each driver."""
     async with mongoz.Registry(mongo.url, driver=driver) as made:
         yield made
 
 
 @pytest.fixture
 def define(registry: mongoz.Registry, database: str) -> Define:
-    """Makes a document `Movie` in `movies`; the keywords are options of its Meta."""
+    """Makes a document class (by default `Movie`) for the collection `movies`; keywords are options of Meta."""
 
     def make(name: str = "Movie", **meta: Any) -> Any:
         options = {"registry": registry, "database": database, "collection": "movies", **meta}
@@ -177,7 +177,7 @@ async def test_a_changed_index_is_refused_or_rebuilt(define: Define) -> None:
     assert rows["year"]["unique"] is True
 
 
-async def test_two_indexes_of_the_same_keys_are_named(define: Define) -> None:
+async def test_an_error_names_two_indexes_that_have_the_same_keys(define: Define) -> None:
     Movie = define(indexes=[Index("name", name="again"), Index("year")])
     for refused in (Movie.create_indexes, lambda: Movie.check_indexes(force_drop=True)):
         with pytest.raises(OperationFailure) as caught:
@@ -288,7 +288,7 @@ async def test_the_first_write_creates_no_index_without_the_meta_option(define: 
     assert await names(Movie) == ["_id_"]
 
 
-async def test_concurrent_first_writes_create_the_indexes_once(define: Define) -> None:
+async def test_concurrent_first_writes_wait_until_the_indexes_exist(define: Define) -> None:
     Movie = define(indexes=[Index("year", unique=True)], autogenerate_index=True)
     attempts = [Movie(name="a", year=n % 2).create() for n in range(20)]
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
@@ -324,7 +324,7 @@ async def test_the_first_write_may_be_in_a_transaction(define: Define, registry:
     assert await Movie.objects.count() == 0
 
 
-async def test_a_transaction_that_already_uses_the_collection_is_an_error(
+async def test_a_first_write_in_a_transaction_that_already_uses_the_collection_fails(
     define: Define, registry: mongoz.Registry, foreign: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mongoz.persistence.indexing._TIMEOUT_IN_TRANSACTION", {"maxTimeMS": 50})

@@ -1,4 +1,4 @@
-"""After a transaction, receivers get each instance as its own call wrote it."""
+"""After a transaction, the receivers of each call get the instance as this call wrote it."""
 
 import copy
 import threading

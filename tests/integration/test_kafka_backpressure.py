@@ -46,7 +46,7 @@ def got(dispatched: mongoz.Registry, database: str, gate: asyncio.Event) -> list
 
 
 async def published(publisher: Publisher, count: int, size: int) -> list[ObjectId]:
-    """Publish many documents of this size. Compression makes them about twenty times as small."""
+    """Publish inserts of documents of this size, in bytes. Compressed they are about twenty times smaller."""
     producer = confluent_kafka.Producer(
         {"bootstrap.servers": publisher.address, "compression.type": "lz4", "linger.ms": 50, "log_level": 0}
     )

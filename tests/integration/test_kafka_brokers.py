@@ -1,4 +1,4 @@
-"""The brokers that tests run on keep what is produced, in order."""
+"""The brokers that tests run on keep all produced messages, in order."""
 
 import itertools
 import os

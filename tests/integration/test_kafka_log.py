@@ -38,7 +38,7 @@ async def topic(client: AsyncMongoClient[Any], database: str, broker: KafkaServe
 
 
 async def paused(topic: TopicLog) -> PartitionLog:
-    """The first partition. It is paused, because its queue is full and the other one has room."""
+    """Waits until partition 0 is paused, and returns it. Its queue is full, and the other queue has room."""
     full, empty = topic.partition(0), topic.partition(1)
     await full.seek(0)
     await empty.seek(0)

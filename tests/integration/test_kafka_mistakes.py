@@ -1,4 +1,4 @@
-"""Mistakes with Kafka, for each command: an error or a warning with the remedy, and nothing is lost."""
+"""Mistakes with Kafka: each command works, or its error or warning names the mistake and the remedy."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ class World:
         self.wrong: dict[str, Any] = {}
 
     async def publish(self) -> None:
-        """Let a relay publish to a new topic."""
+        """Create the topic, and the state of a relay that publishes to the topic."""
         self.publisher.create(**{"message.timestamp.type": "LogAppendTime"})
         await self.publisher.begin(self.state)
         store = PositionStore(Group(self.state, self.topic), "relay")
@@ -215,7 +215,7 @@ MISTAKES: dict[Callable[[World], Awaitable[None]], tuple[Expected, Expected, Exp
     an_unpublished_collection: (UNPUBLISHED, FINE, UNPUBLISHED, FINE),
     a_missing_topic: (
         Refused(r"does not exist at"),
-        FINE,  # it creates the topic
+        FINE,  # the relay creates the topic
         Refused(r"does not exist at"),
         FINE,
     ),

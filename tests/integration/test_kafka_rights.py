@@ -55,7 +55,7 @@ class World:
         self._directory = directory
 
     def settings(self, user: str, **properties: str | None) -> Settings:
-        """Settings of a process of a user, with some properties changed."""
+        """Settings of a process that connects as this user; a property can be replaced, or removed with None."""
         path = self._directory / f"{user}.properties"
         given = {**self.client, "sasl.username": user, **properties}
         path.write_text("".join(f"{key} = {value}\n" for key, value in given.items() if value is not None))
@@ -77,14 +77,14 @@ class World:
         return dispatching(self.registry, **settings.model_dump(exclude_unset=True))
 
     def grant(self, role: str) -> None:
-        """Run the commands that `--role` printed."""
+        """Grant the rights that the commands printed by `--role` grant."""
         admin = AdminClient({"bootstrap.servers": self.server.address, "log_level": 0, **self.client})
         acls = [acl for command in commands_in(role) for acl in bindings_of(command)]
         for granted in admin.create_acls(acls).values():
             granted.result(PATIENCE)
 
     def committed(self, group: str) -> int:
-        """The sum of the committed offsets of the dispatchers of a group."""
+        """The sum of the offsets that the dispatchers of a group have committed."""
         properties = {**self.client, "bootstrap.servers": self.server.address, "group.id": f"mongoz.{group}"}
         consumer = Consumer({**properties, "enable.auto.commit": False, "log_level": 0})
         try:
@@ -258,7 +258,7 @@ async def test_a_user_without_rights_is_named(world: World, got: list[str], comm
 async def test_a_user_who_may_only_write_is_named(world: World, got: list[str], command: Command) -> None:
     settings = world.settings("publisher")
     world.grant(relay_role([world.registry], settings))
-    await relay(world, settings)  # it creates the topic
+    await relay(world, settings)  # the relay creates the topic
     with pytest.raises(DispatcherError, match=f"may not read the topic '{world.topic}'") as raised:
         await command(world, settings)
     assert "--role" in raised.value.remedy
@@ -268,7 +268,7 @@ async def test_a_user_who_may_only_write_is_named(world: World, got: list[str], 
 async def test_a_user_who_may_only_read_is_named(world: World, got: list[str], command: Command) -> None:
     settings = world.settings("publisher")
     world.grant(relay_role([world.registry], settings))
-    await relay(world, settings)  # it creates the topic
+    await relay(world, settings)  # the relay creates the topic
     reading = world.settings("reader")
     world.grant(role_for(world.registry, reading))
     with pytest.raises(DispatcherError, match=f"may not write the topic '{world.topic}'") as raised:

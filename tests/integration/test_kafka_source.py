@@ -312,7 +312,7 @@ async def test_a_group_switches_to_a_topic_and_back_and_repeats_nothing(
     assert sorted(got) == list(range(1, 9))
 
 
-async def test_a_switch_is_refused_while_a_dispatcher_runs_or_without_an_effect(
+async def test_a_switch_is_refused_while_a_dispatcher_runs_or_if_it_would_change_nothing(
     account, dispatched, publisher, client, database, got
 ):
     state = state_module.State(client, f"{database}_state")

@@ -66,7 +66,7 @@ async def test_a_file_is_written_once(files: LargeEvents, state: State) -> None:
 
 
 async def test_a_file_is_on_a_majority_before_its_record_is_published(mongo: Any, database: str) -> None:
-    """Otherwise an election removes the file of a record that the brokers keep."""
+    """Otherwise an election could remove the file of a record that the brokers keep."""
     writes = Writes()
     async with AsyncMongoClient(mongo.url, event_listeners=[writes]) as client:
         await LargeEvents(State(client, f"{database}_state"), TOPIC).add(TOKEN, EVENT)

@@ -1,4 +1,6 @@
-"""Change events over 16 MB: the server can't send them whole; the dispatcher neither stops nor loses changes.
+"""Change events over 16 MB: the server can't send them whole, but the dispatcher does not stop.
+
+The change is delivered, or becomes a dead letter, or is recorded as a gap.
 
 The expectation depends on the server: 6.0.9 and later split events, the embedded 6.0.5 does not.
 """
@@ -71,7 +73,7 @@ def large(letter: str) -> str:
 
 
 async def test_an_event_too_large_with_its_images_is_delivered(foreign, dispatched, Thing, seen, splits, capsys):
-    """Other changes are delivered once and in order, with images. Large changes have the data that is there."""
+    """Other changes are delivered once and in order, with images. Large changes have what the server can send."""
     things = foreign.create_collection("things", **IMAGES)
     things.insert_many([{"_id": "large", "data": large("a")}, {"_id": "small"}])
     async with dispatching(dispatched) as running:
@@ -125,7 +127,7 @@ async def test_a_dispatcher_resumes_after_a_large_event(foreign, dispatched, Thi
     ]
 
 
-async def test_an_event_with_a_large_key_has_no_document(foreign, dispatched, Thing, seen):
+async def test_an_event_with_a_large_key_becomes_a_dead_letter_with_the_key(foreign, dispatched, Thing, seen):
     """The event has the key four times, so the server can't send it. The dead letter has the key."""
     key = "k" * 4_500_000
     async with dispatching(dispatched) as running:
@@ -168,8 +170,10 @@ async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispat
     assert [call.id for call in seen] == [*range(5)]
 
 
-async def test_a_missing_required_image_is_handled(foreign, dispatched, Thing, seen, monkeypatch, capsys):
-    """The dispatcher requires no image. If a required image is missing (error 47), the event counts as large."""
+async def test_a_change_whose_required_image_is_missing_is_delivered(
+    foreign, dispatched, Thing, seen, monkeypatch, capsys
+):
+    """Only in this test the stream requires images. If one is missing (error 47), the event counts as large."""
     required = {"fullDocument": "required", "fullDocumentBeforeChange": "whenAvailable"}
     for shape in ("WHOLE", "SINGLY", "SPLIT"):
         shaped = getattr(large_events, shape)._replace(options=required)

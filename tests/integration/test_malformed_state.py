@@ -1,4 +1,4 @@
-"""Malformed documents of the state are skipped and named; nothing stops or fails."""
+"""Malformed documents of the state are skipped and named. Only a malformed position ends a dispatcher."""
 
 import asyncio
 import json

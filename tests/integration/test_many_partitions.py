@@ -1,4 +1,4 @@
-"""A group with 256 partitions: what its members cost MongoDB, and takeovers. The work has no change streams."""
+"""A group with 256 partitions: the commands of its members, and takeovers. No member reads a change stream."""
 
 import asyncio
 from collections import Counter
@@ -64,7 +64,7 @@ class Member:
     """A process of the group, inside of the test.
 
     Args:
-        claimed: called with each lease that it gets.
+        claimed: called with each lease that the member gets.
     """
 
     def __init__(self, client: Any, database: str, settings: Settings, claimed: Callable[[Lease], None]) -> None:
@@ -126,7 +126,7 @@ class Member:
         self._stop.set()
 
     def silence(self) -> None:
-        """Ends as after SIGKILL: it writes nothing more."""
+        """Ends the member as SIGKILL does: the member saves nothing more, and releases no lease."""
 
         async def nothing(*_: Any, **__: Any) -> bool:
             return True

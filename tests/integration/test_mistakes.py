@@ -122,7 +122,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("code", "error", "says"), MISTAKES)
-async def test_the_message_of_a_mistake(User: Any, code: str, error: type[Exception], says: str) -> None:
+async def test_the_message_of_a_mistake_names_the_mistake(
+    User: Any, code: str, error: type[Exception], says: str
+) -> None:
     names = {**globals(), "User": User, "Base": User.__base__}
 
     async def make() -> None:

@@ -73,7 +73,7 @@ def test_every_receiver_gets_the_deliveries_of_the_model(world: World, runner: a
         assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
 
     agrees()
-    # If a delivery comes after the last change of its document was finished, it is a repetition or late.
+    # A delivery that comes after the last change of its document was finished is repeated or late.
     for group in GROUPS:
         runner.run(world.stop_dispatcher(group))
     assert world.late == []

@@ -93,7 +93,7 @@ async def UserOfEachDriver(mongo, driver, database) -> Any:
 
 
 class Told(dict[str, list[Any]]):
-    """The calls of each signal's receiver, with their keywords."""
+    """For each signal, the value of `created` in each call of its receiver; None without this keyword."""
 
     def __init__(self, document: Any) -> None:
         self.keywords: dict[str, set[str]] = {}
@@ -111,7 +111,7 @@ class Told(dict[str, list[Any]]):
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_the_signals_of_each_write(UserOfEachDriver, call, expected):
+async def test_each_write_fires_the_signals_of_the_matrix(UserOfEachDriver, call, expected):
     User = UserOfEachDriver
     ada = await User.objects.create(name="Ada", age=1)
     await User.objects.create(name="Bob", age=2)
@@ -123,7 +123,7 @@ async def test_the_signals_of_each_write(UserOfEachDriver, call, expected):
 
 
 @pytest.mark.parametrize(("call", "expected"), CASES)
-async def test_a_muted_call_fires_nothing_and_writes_the_same(request, User, foreign, call, expected):
+async def test_a_muted_call_fires_nothing_and_still_writes(request, User, foreign, call, expected):
     ada = await User.objects.create(name="Ada", age=1)
     await User.objects.create(name="Bob", age=2)
     told = Told(User)
@@ -137,7 +137,7 @@ async def test_a_muted_call_fires_nothing_and_writes_the_same(request, User, for
 
 
 @pytest.mark.parametrize(("call", "expected"), [case for case in CASES if case.values[1]])
-async def test_a_raising_pre_receiver_aborts(User, foreign, call, expected):
+async def test_a_raising_pre_receiver_prevents_the_write(User, foreign, call, expected):
     kind = next(name for name in expected if name.startswith("pre_"))
     ada = await User.objects.create(name="Ada", age=1)
     await User.objects.create(name="Bob", age=2)

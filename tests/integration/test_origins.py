@@ -44,7 +44,7 @@ class World:
         self.registry, self.group, self.client = registry, database, client
         self.users = client[database]["users"]
         self.user = make_user(registry, database)
-        client[database].create_collection("users", **IMAGES)  # each instance has the result of its write
+        client[database].create_collection("users", **IMAGES)  # so each instance has the result of its own write
         self.calls: list[SimpleNamespace] = []
         self.listen("watcher")
 
@@ -58,7 +58,7 @@ class World:
     def stamp(
         self, call: Call, id_: Any, *names: str, age: float = 0, group: str = "", **more: Any
     ) -> bson.Binary:
-        """A stamp as the application makes it; `names` are the receivers that it runs itself."""
+        """A stamp as the application makes it; `names` are the receivers that the application runs itself."""
         signal = {Call.UPDATED: "post_update", Call.DELETED: "post_delete"}.get(call, "post_save")
         ids = frozenset(r.id for r in getattr(self.user.signals, signal).receivers if r.name in names)
         token = ObjectId(int(time.time() - age).to_bytes(4, "big") + ObjectId().binary[4:])
@@ -86,7 +86,7 @@ class World:
         self.users.delete_one({"_id": id_}, session=session)
 
     async def told(self, id_: Any) -> list[str]:
-        """The deliveries of a document so far."""
+        """Waits for the deliveries of a document so far, forgets them, and returns their signals."""
         end = f"end-{ObjectId()}"
         self.users.replace_one({"_id": id_}, {"name": end}, upsert=True)
         await eventually(lambda: any(getattr(c.instance, "name", None) == end for c in self.calls), what=end)
@@ -427,7 +427,7 @@ async def test_the_stamp_is_not_on_the_instance_of_a_delete(world):
         assert FIELD not in call.instance.model_dump()
 
 
-async def test_many_markers_then_many_deletes(world):
+async def test_each_of_many_markers_is_joined_with_its_delete(world):
     """There are more markers than the lanes and the span of the position have room for. A marker takes no room."""
     ids = [ObjectId() for _ in range(60)]
     world.users.insert_many([{"_id": id_} for id_ in ids])
@@ -444,7 +444,7 @@ async def test_many_markers_then_many_deletes(world):
     assert not world.calls
 
 
-async def test_many_writes_of_one_document_in_a_transaction(world):
+async def test_of_many_writes_of_one_document_in_a_transaction_only_foreign_ones_are_delivered(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -524,7 +524,7 @@ async def test_a_copy_of_a_marker_does_not_suppress_a_second_delete(world):
 
 
 async def test_a_restart_during_a_marked_delete_repeats_marker_and_delete(world, database):
-    """One delete of a transaction hangs, so the position stays before the markers. Only this one is repeated."""
+    """One delete of a transaction hangs, so the position stays before all markers. Only this delete is repeated."""
     ids, hanging = [ObjectId() for _ in range(5)], True
     deleted: list[Any] = []
 
@@ -592,7 +592,7 @@ async def test_a_receiver_with_the_option_fields_gets_only_changes_of_these_fiel
 
 
 async def test_the_dispatcher_recognizes_the_stamps_of_the_odm_in_a_transaction(world):
-    """The ODM makes the stamps. A transaction creates, deletes and creates one document again."""
+    """The ODM makes the stamps. A transaction creates a document, deletes it, and creates it again."""
     id_ = ObjectId()
     world.listen("there", delivery="dispatcher")
     async with dispatching(world.registry):

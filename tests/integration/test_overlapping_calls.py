@@ -356,7 +356,7 @@ async def test_create_many_and_a_receiver_that_waits_for_it_do_not_deadlock(Lamp
     assert await Lamp.objects.count() == 2
 
 
-async def test_calls_between_and_after_create_many_keep_their_order(Lamp: Any) -> None:
+async def test_deletes_wait_for_an_earlier_save_or_create_many_of_their_instances(Lamp: Any) -> None:
     lamps = [Lamp(n=n) for n in range(4)]
     seen: list[tuple[str, int]] = []
 

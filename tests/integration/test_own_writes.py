@@ -150,7 +150,7 @@ class Told(list[Any]):
         return [(c.by, c.delivery.origin, c.delivery.signal) for c in self if c.instance.id == id_]
 
     async def up_to_now(self, users: Any, id_: Any) -> list[tuple[str, str, str]]:
-        """The deliveries of a document, after all earlier changes were finished."""
+        """The deliveries of a document, after all earlier changes were finished. Forgets all calls so far."""
         end = f"end-{ObjectId()}"
         users.replace_one({"_id": id_}, {"name": end}, upsert=True)
         await eventually(lambda: any(getattr(c.instance, "name", None) == end for c in self), what=end)
@@ -215,7 +215,7 @@ async def test_own_writes_are_recognized_after_a_clock_change(User, told, foreig
 
 
 async def test_copies_of_an_own_document_are_delivered(User, told, foreign, dispatched):
-    """The copies have the stamp of the ODM, from the same millisecond. They are delivered, the original is not."""
+    """The copies have the stamp of the ODM. The dispatcher delivers the copies, but not the original."""
     id_, other = ObjectId(), ObjectId()
     async with dispatching(dispatched):
         await User.objects.create(id=id_, name="Ada")

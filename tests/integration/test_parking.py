@@ -1,4 +1,4 @@
-"""Long-waiting deliveries are parked in MongoDB: they hold no memory and no position, and keep their order."""
+"""Deliveries that wait for long are parked. They hold neither memory nor the position, and keep their order."""
 
 import asyncio
 import random
@@ -89,7 +89,7 @@ async def test_waiting_deliveries_leave_room_for_others(account, foreign, dispat
         assert len(state.heads) >= 20
 
 
-async def test_a_delivery_that_is_searched_during_its_write_is_not_lost(
+async def test_a_delivery_that_the_worker_searches_before_it_is_written_is_not_lost(
     account, foreign, dispatched, state, monkeypatch
 ):
     """The worker searches twice while the delivery is being parked. It finds nothing, and delivers afterwards."""
@@ -155,7 +155,9 @@ async def test_a_parked_delivery_has_the_same_keywords_as_a_live_one(account, fo
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "Bea", "tags": ["b"]}})
         foreign["accounts"].delete_one({"_id": id_})
         await eventually(lambda: len(state.rows) == 3)
-        assert {signal for signal, _ in got} == {"post_save"}  # each receiver gets one document in order
+        assert {signal for signal, _ in got} == {
+            "post_save"
+        }  # each receiver gets the changes of one document in order
         mended = True
         await eventually(lambda: state.empty)
     first = got[0][1]
@@ -193,8 +195,8 @@ def bson_replace(id_: Any, row: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
-async def test_order_across_parking_and_live_traffic(account, foreign, dispatched, state, seed):
-    """Receivers fail at random and are parked soon. Each gets each change once and in order."""
+async def test_the_order_is_kept_across_parking_and_live_changes(account, foreign, dispatched, state, seed):
+    """Receivers fail at random, and deliveries are parked soon. Each receiver gets each change once, in order."""
     chance = random.Random(seed)
     got: dict[tuple[str, Any], list[int]] = defaultdict(list)
     flaky = True
@@ -285,7 +287,7 @@ async def test_a_parked_delivery_is_not_made_before_the_stream_has_repeated_it(
 
 
 async def test_partitions_deliver_their_own_parked_deliveries(account, foreign, dispatched, state):
-    """Each parked delivery is made once and in order, also after a repartition."""
+    """Each parked delivery is made once and in order."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     ids = [ObjectId() for _ in range(20)]
     async with dispatching(dispatched, partitions=2) as running:
@@ -434,7 +436,7 @@ async def test_a_crash_between_two_writes_loses_nothing(account, foreign, dispat
 
 @pytest.mark.slow
 async def test_many_parked_deliveries_are_made_with_constant_memory(account, foreign, dispatched, state):
-    """More deliveries are parked than the memory limit; neither lanes nor documents accumulate."""
+    """600 deliveries with 12 MB are parked. While they are made, neither lanes nor documents accumulate."""
     strict = Strict(account, retry=Retry(1, base=0.3, cap=0.3))
     total, blob = 600, bytes(20_000)
     most = 0

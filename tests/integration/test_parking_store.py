@@ -56,13 +56,13 @@ def record(group: str, number: int, *, receiver: str = "r", size: int = 10, **pa
 
 
 async def put(store: HeldStore, lane: str, *numbers: int, state: Any = "blocked") -> None:
-    """A lane with a head and followers."""
+    """Puts a head and its followers into a lane."""
     for number in numbers:
         await store.put(record(store.group, number), lane, Waiting(state) if number == numbers[0] else None)
 
 
 async def worked_off(store: HeldStore, *, most: int = 10) -> list[str]:
-    """The due deliveries of all lanes, in the order of delivery."""
+    """Works off the due lanes, and returns their deliveries in the order of delivery."""
     made: list[str] = []
     while True:
         lanes, seconds = await store.due("r", most, [])
@@ -113,7 +113,7 @@ async def test_of_two_heads_the_first_one_counts(store, held):
 
 
 async def test_a_lane_without_a_head_is_repaired(store, held):
-    """Another process deleted the head, or died before it marked the next one."""
+    """Another process deleted the head, or died before it marked the next head."""
     await put(store, "lane", 1, 2, 3)
     held.delete_one({"_id": "d00001"})
     assert await store.is_headed("lane") is False
@@ -231,7 +231,7 @@ async def test_a_head_that_is_read_again_stays_the_head(store, held):
     assert (follower["state"], "due_at" in follower, follower["by"]) == ("following", False, "me")
 
 
-async def test_no_query_reads_more_than_it_returns(store, held):
+async def test_each_query_reads_at_most_50_records(store, held):
     """The state has a lane with 10,000 followers, 2,000 lanes of another receiver, and 20,000 dead letters."""
     await put(store, "lane", 0)
     row = held.find_one()
@@ -302,8 +302,8 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
     assert {one["_id"] for one in held.database["held.files"].find()} == {file["_id"], new}
 
 
-async def test_malformed_heads_do_not_hide_the_lanes_behind_them(store, held):
-    """Malformed heads are read again later, as somebody may fix them. Until then `due` says that work is left."""
+async def test_malformed_heads_do_not_hide_the_lanes_that_are_due_later(store, held):
+    """Malformed heads are read again later, because somebody may fix them. `due` says that work is left."""
     for number in range(5):
         await put(store, f"lane {number}", number)
     held.update_many({"_id": {"$lt": "d00004"}}, {"$set": {"state": 7, "due_at": PAST}})

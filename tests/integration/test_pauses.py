@@ -91,7 +91,7 @@ async def test_a_resumed_receiver_gets_all_deliveries_in_order(account, foreign,
 
 
 async def test_a_paused_receiver_gets_no_retries(account, foreign, dispatched, state, group):
-    """Retries of deliveries in memory and of parked deliveries stop. After the pause, attempts are counted on."""
+    """Retries of deliveries in memory and of parked deliveries stop. After the pause the attempt numbers go on."""
     strict = Strict(account, retry=Retry(1000, base=0.02, cap=0.02))
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"name": "first"})
@@ -141,7 +141,7 @@ async def test_all_receivers_can_be_paused(account, foreign, dispatched, state, 
 
 
 async def test_a_pause_survives_the_renaming_of_its_receiver(account, foreign, dispatched, state, group):
-    """A new release renames the receiver. It stays paused, and can be resumed by either name."""
+    """A new release renames the receiver. The receiver stays paused, and can be resumed by the new name."""
     id_ = ObjectId()
     old = Strict(account, name="old")
     old.mended = True

@@ -8,7 +8,7 @@ import pytest
 import mongoz
 from tests.conftest import DRIVER
 
-# At module level, because pickle finds classes by name; each test gives them its own database.
+# At module level, because pickle finds classes by name. The fixture `pets` gives them the database of the test.
 
 
 class Home(mongoz.EmbeddedDocument):
@@ -86,7 +86,9 @@ async def test_a_pickle_keeps_the_collection_and_attached_instances(
     assert pets.find_one() is None
 
 
-async def test_a_pickle_of_another_registry_is_refused(pets: Any, mongo: Any, database: str) -> None:
+async def test_an_instance_from_a_collection_of_another_registry_is_not_pickled(
+    pets: Any, mongo: Any, database: str
+) -> None:
     async with mongoz.Registry(mongo.url, driver=DRIVER) as other:
         pet = await Pet(name="Rex").create(other.get_database(database).get_collection("dogs"))
         with pytest.raises(pickle.PicklingError, match=rf"'{database}\.dogs' of another registry"):

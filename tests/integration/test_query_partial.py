@@ -117,7 +117,7 @@ async def test_partial_instances_have_a_subclass_that_the_registry_does_not_list
     assert "more" in Child.proxy_document.model_fields
 
 
-async def test_the_server_sends_only_the_fields(Person: Any, foreign: Any) -> None:
+async def test_the_server_sends_only_the_selected_fields(Person: Any, foreign: Any) -> None:
     foreign.persons.insert_one({"name": "Mal", "age": "no number"})
     assert [row.name for row in await Person.objects.only("name").sort("name")] == ["Ada", "Bob", "Mal"]
     assert len(await Person.objects.defer("age")) == 3
@@ -183,7 +183,7 @@ async def test_partial_instances_can_be_updated_and_deleted(Person: Any, foreign
     assert await Person.objects.count() == 1
 
 
-async def test_refresh_loads_the_rest(Person: Any) -> None:
+async def test_refresh_loads_the_missing_fields(Person: Any) -> None:
     row = await Person.objects.only("name").get(name="Ada")
     await row.refresh()
     assert (row.age, row.tags, row.city.name) == (1, ["a"], "Bonn")
@@ -263,7 +263,7 @@ async def test_defer_loads_undeclared_keys_and_only_does_not(Person: Any, foreig
     assert foreign.persons.find_one({"name": "Mel"})["nickname"] == "M"
 
 
-async def test_an_empty_partial_instance_has_the_same_errors(Person: Any) -> None:
+async def test_an_instance_with_only_an_id_says_that_other_fields_were_not_loaded(Person: Any) -> None:
     from mongoz.persistence.rows.hydration import make_bare_instance
 
     with pytest.raises(AttributeError, match=r"Person.age was not loaded"):

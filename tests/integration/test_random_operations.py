@@ -1,7 +1,7 @@
 """Random releases, pauses, failures, retries and repartitions of one application.
 
-In the end each receiver has got each change: once if no process was killed,
-and in order if it blocks.
+In the end each receiver has got each change: once if no process was killed, and in order if the receiver blocks.
+The transactional receiver has got each change once even if processes were killed.
 """
 
 import random
@@ -31,10 +31,10 @@ class Role:
     """A receiver, which may have another name in each release.
 
     Args:
-        document: its sender.
-        name: its name in the first release.
-        effects: the collection of its committed writes, if it is transactional.
-        options: its options on connect.
+        document: the document class whose saves the receiver gets.
+        name: the name of the receiver in the first release.
+        effects: the collection that a transactional receiver writes to; None for other receivers.
+        options: the options of the receiver.
     """
 
     def __init__(self, document: Any, name: str, effects: Any = None, **options: Any) -> None:
@@ -140,7 +140,7 @@ class Life:
             await daemon.stop()
 
     async def step(self) -> None:
-        """One random operation."""
+        """Does one random operation."""
         role = self.random.choice(self.roles)
         match self.random.choice(["write"] * 5 + ["refuse", "mend", "pause", "pause", "resume", "retry"]):
             case "write":
@@ -211,7 +211,10 @@ class Life:
         return sum(self.written.values()) * len(self.roles)
 
     def judge(self, *, kills: bool) -> None:
-        """Each change once, and in order if promised; after a kill repetitions are allowed."""
+        """Checks that each receiver got each change once, and in order if it blocks.
+
+        After a kill, receivers that are not transactional may have got a change again.
+        """
         wanted = {id_: list(range(1, last + 1)) for id_, last in self.written.items() if last}
         assert self.once.got == wanted
         one, other = self.blocks.got, self.letters.got
@@ -230,7 +233,7 @@ async def test_each_change_is_delivered_once_under_random_operations(
     life = Life(seed, make_account(dispatched, database), foreign, client, database)
     try:
         with monkeypatch.context() as patched:
-            # Two dispatchers of one process share the registry: the first one to end must not close it.
+            # Two dispatchers of one process share the registry. The first one to end must not close the registry.
             patched.setattr(mongoz.Registry, "close", nothing)
             for _ in range(4):
                 await life.run_release(dispatched, kills=kills)

@@ -1,4 +1,4 @@
-"""The server refuses stamps in some documents. Deletes work without a marker, and other errors have a remedy."""
+"""The server refuses stamps in some documents. Deletes work without a marker, but not in a transaction."""
 
 import asyncio
 from typing import Any
@@ -51,7 +51,7 @@ async def test_in_a_transaction_the_error_names_the_remedy(Closed: Any, foreign:
 
 @pytest.fixture(params=["a validator", "its size"])
 def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
-    """A document class with four documents on which the server refuses a stamp."""
+    """A document class with four documents. The server refuses a stamp in each document."""
 
     class Refusing(mongoz.Document):
         name: str = mongoz.String()

@@ -41,7 +41,7 @@ def test_a_module_global_registry_serves_one_loop_after_another(mongo: Any, data
     assert counts == [1, 2, 3]
 
 
-async def test_one_client_per_loop_and_close_is_idempotent(mongo: Any, database: str) -> None:
+async def test_a_registry_has_one_client_per_loop_and_can_be_closed_twice(mongo: Any, database: str) -> None:
     registry = mongoz.Registry(mongo.url)
     assert registry._clients == {}
     first = registry.client
@@ -81,7 +81,7 @@ async def test_a_registry_can_use_a_given_client(mongo: Any, database: str, kind
     assert registry.codec_options.uuid_representation == UuidRepresentation.STANDARD
     assert await write_and_count(make(registry, database)) == 1
     await registry.close()
-    await client.admin.command("ping")  # its creator closes it
+    await client.admin.command("ping")  # the registry has not closed the given client
     await close(client)
     with pytest.raises(ImproperlyConfigured, match="driver="):
         mongoz.Registry(client, driver="motor" if kind == "pymongo" else "pymongo")

@@ -103,7 +103,7 @@ async def test_the_event_has_the_bytes_of_the_server_and_a_readable_key(
     assert [json.loads(keys[repr(id_)] or "") for id_ in ids[1:5]] == ids[1:5]
 
 
-async def test_a_delete_has_the_stamp_of_its_marker_whatever_the_group(
+async def test_a_delete_has_the_stamp_of_its_marker(
     order, dispatched, foreign, broker: EmbeddedBroker, client, database, name, mongo
 ) -> None:
     async with relaying(dispatched, broker.address, name) as relay:
@@ -167,7 +167,7 @@ async def test_a_restart_continues_at_the_position(
     assert sorted(one.event["documentKey"]["_id"] for one in read) == [1, 2, 3]
     assert second.term > first.term
     assert second.position.token > first.position.token
-    # Terms do not restart, even if the document is deleted: they begin at the server's time.
+    # Terms begin at the server's time, so they do not restart even if the document of the relay is deleted.
     assert first.term > 1_500_000_000
     for mark in second.position.marks:
         assert mark.term in (0, first.term, second.term)
@@ -266,7 +266,7 @@ async def test_operators_see_a_relay_as_a_group(
         assert relay.service.observer.snapshot().stats.read == 1
 
 
-async def test_another_process_can_not_save_or_renew_a_term(
+async def test_a_process_with_an_older_term_can_neither_save_nor_take_the_next_term(
     order, dispatched, broker: EmbeddedBroker, client, database, name
 ) -> None:
     async with relaying(dispatched, broker.address, name):
@@ -295,7 +295,9 @@ async def test_another_process_can_not_save_or_renew_a_term(
         ({"token": "x"}, "is no resume token"),
     ],
 )
-async def test_a_malformed_document_is_named(client, database, name, change: dict[str, Any], text: str) -> None:
+async def test_a_malformed_state_of_a_relay_is_named(
+    client, database, name, change: dict[str, Any], text: str
+) -> None:
     state = State(client, f"{database}_state")
     document = {
         "_id": f"mongoz.{name}",

@@ -115,7 +115,7 @@ def test_a_name_that_is_no_topic_is_refused(wrong: str) -> None:
     assert (ran.code, "letters, digits, '.', '_' and '-'" in " ".join(ran.error.split())) == (2, True), ran.error
 
 
-def test_the_help_tells_all_flags() -> None:
+def test_the_help_names_the_flags_of_the_relay() -> None:
     text = run_command("relay", "--help", env={"COLUMNS": "300"}).out
     for flag in ("--kafka", "--kafka-config", "--name", "--partitions", "--adopt", "--state-database", "--lease"):
         assert flag in text

@@ -55,7 +55,7 @@ async def test_an_event_that_does_not_fit_into_a_record_is_a_file(
     order, dispatched, foreign, client, database, name, kafka_server: KafkaServer
 ) -> None:
     servers, state = kafka_server.address, State(client, f"{database}_state")
-    # The fourth one is about as large as a record may be, and can't be compressed.
+    # The fourth text is about as large as a record may be, and can't be compressed.
     texts: list[Any] = ["a", "b" * 3_000_000, "c" * 1_048_000, os.urandom(1_046_500), "d"]
     async with relaying(dispatched, servers, name) as relay:
         for i, text in enumerate(texts):

@@ -111,7 +111,7 @@ def process(
 
 
 def require_complete(writer: Writer, servers: str, name: str) -> None:
-    """A reader of the topic delivers each event of the change stream once, and those of a document in order."""
+    """Checks that a reader of the topic gets each event once, and the events of a document in order."""
     expected: dict[Any, list[str]] = {}
     for event in writer.events:
         expected.setdefault(event["documentKey"]["_id"], []).append(event["_id"]["_data"])
@@ -241,7 +241,7 @@ def test_a_relay_that_was_stopped_beyond_its_lease_does_no_harm(
 
 
 @pytest.mark.slow
-def test_wrong_arguments_end_the_command_with_one_line_and_an_exit_code(
+def test_wrong_arguments_end_the_command_with_a_message_and_an_exit_code(
     mongo: EmbeddedMongo, broker: EmbeddedBroker, database: str, tmp_path: Path
 ) -> None:
     (tmp_path / "relayed.py").write_text(APP)

@@ -138,7 +138,7 @@ async def test_dropped_records_are_counted(gate, dispatched, client, database, b
         await publisher.take_term()
         publisher.publish(made)  # the new term begins with an event that the old one has published
         publisher.send(encode(before, 2, made))  # a zombie
-        publisher.send(encode(publisher.term, 5, made))  # records before it are missing
+        publisher.send(encode(publisher.term, 5, made))  # the records before this record are missing
         publisher.insert(ObjectId())
         figures = running.service.stats.topic
         await eventually(lambda: running.service.stats.read == 2, what="both events are read")
@@ -189,7 +189,7 @@ async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, c
 
 
 @pytest.mark.slow
-async def test_the_topic_holds_a_position_for_its_retention(
+async def test_the_headroom_of_a_group_that_reads_from_a_topic_is_the_retention_of_the_topic(
     gate, dispatched, foreign, client, database, kafka_server: KafkaServer, seeing
 ):
     gate.set()

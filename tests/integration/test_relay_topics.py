@@ -72,12 +72,12 @@ class Writes:
 
 
 def ids(servers: str, topic: str) -> list[int]:
-    """The documents whose events a reader of the topic gets."""
+    """The ids of the documents whose events a reader of the topic gets."""
     return sorted(one.event["documentKey"]["_id"] for one in accepted(servers, topic))
 
 
 @pytest.mark.parametrize("again", [True, False])
-async def test_a_topic_that_is_deleted_under_a_relay_is_a_gap_and_later_changes_are_in_a_new_topic(
+async def test_a_topic_that_is_deleted_while_a_relay_runs_is_a_gap_and_later_changes_are_in_a_new_topic(
     order, dispatched, foreign, client, database, name, short, kafka_server: KafkaServer, again: bool
 ) -> None:
     servers, topic, writes = kafka_server.address, f"mongoz.{name}", Writes(foreign)
@@ -99,7 +99,7 @@ async def test_a_topic_that_is_deleted_under_a_relay_is_a_gap_and_later_changes_
     assert ids(servers, topic) == list(range(100, writes.count))
 
 
-async def test_a_topic_that_is_deleted_under_a_relay_ends_it_by_default(
+async def test_a_topic_that_is_deleted_while_a_relay_runs_ends_the_relay_by_default(
     order, dispatched, foreign, database, name, short, kafka_server: KafkaServer
 ) -> None:
     servers, writes = kafka_server.address, Writes(foreign)
@@ -116,7 +116,7 @@ async def test_a_topic_that_is_deleted_under_a_relay_ends_it_by_default(
     assert "--on-history-lost" in error.value.remedy
 
 
-async def test_a_topic_that_is_compacted_under_a_relay_ends_it(
+async def test_a_topic_that_is_compacted_while_a_relay_runs_ends_the_relay(
     order, dispatched, foreign, name, kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(term, "_BETWEEN_CHECKS", 0.2)

@@ -1,4 +1,4 @@
-"""Relays with full queues are stopped beyond their leases and resumed, or are killed inside of a bulk delete."""
+"""Relays with full queues are stopped for longer than their leases, or are killed inside of a bulk delete."""
 
 import contextlib
 import os
@@ -41,7 +41,7 @@ def silent(broker: EmbeddedBroker) -> Iterator[None]:
 
 
 def events_read(state: Any, process: RelayProcess) -> int:
-    """The number of events that a process has read, as it tells the group."""
+    """The number of events that a process has read, as its member document says."""
     member = state["members"].find_one({"pid": process.process.pid})
     return int(member["stats"].get("read", 0)) if member else 0
 

@@ -147,7 +147,9 @@ async def test_a_backfill_after_lost_history_delivers_no_older_state_after_a_new
 
 
 @pytest.mark.slow
-async def test_existing_documents_are_backfilled_beside_a_topic(account, dispatched, foreign, broker):
+async def test_existing_documents_are_backfilled_while_a_dispatcher_reads_from_a_topic(
+    account, dispatched, foreign, broker
+):
     got: list[tuple[str, bool]] = []
 
     @post_save(account, name="saved")

@@ -28,7 +28,7 @@ FIRST, SECOND, THIRD = (f"826B03E05E{number:08X}2B0229296E04" for number in (1, 
 
 
 class Heard:
-    """The received names of each document, in order. The receiver hangs on some ids until it is cancelled.
+    """The received names of each document, in order. Calls for the ids in `hangs` hang until they are cancelled.
 
     Attributes:
         names: the received names, by id.
@@ -111,7 +111,7 @@ async def test_repartitions_from_one_to_four_to_two_under_load(heard, dispatched
     positions = list(state.find({"partition": {"$exists": True}}))
     assert sorted(one["_id"] for one in positions) == [f"{database}:0", f"{database}:1"]
     assert state.find_one({"_id": database})["partitions"] == 2
-    assert [one.get("inherited") for one in positions] == [[], []], "the positions are behind all changes"
+    assert [one.get("inherited") for one in positions] == [[], []], "the positions are after all inherited changes"
 
 
 async def test_changes_finished_ahead_are_not_repeated_under_other_layouts(heard, dispatched, client, database):
@@ -151,7 +151,7 @@ async def ids_in(client: Any, partition: int, count: int) -> list[ObjectId]:
 
 
 async def test_a_partition_without_progress_keeps_its_position(heard, dispatched, client, database):
-    """Its position is the token of a change of another partition. Its own stream does not have this change."""
+    """The position is the token of a change of another partition, which the own stream of the partition lacks."""
     (elsewhere,) = await ids_in(client, 1, 1)
     stuck, flows = await ids_in(client, 0, 2)
     heard.hangs.add(stuck)
@@ -234,7 +234,7 @@ async def test_new_positions_begin_at_the_earliest_position_and_inherit_finished
 
 
 async def test_the_number_of_commands_does_not_grow_with_the_number_of_partitions(mongo, database):
-    """If the server is far, a command for each partition takes longer than a lease, and no attempt succeeds."""
+    """With a far server, one command for each partition would take longer than a lease, so no attempt succeeds."""
 
     async def nothing(_session: Any) -> None:
         """Writes nothing more."""
@@ -291,7 +291,7 @@ async def test_a_repartition_fails_after_a_concurrent_change_of_the_state(store,
     assert await store.load() == before
 
 
-async def test_a_partition_that_is_claimed_after_the_group_was_read_is_not_divided(store, client, database):
+async def test_a_group_is_not_divided_if_a_partition_was_claimed_after_the_group_was_read(store, client, database):
     group = group_of(client, database)
     members = Members(group, {"version": "v", "lease_seconds": 1.0, "format": 2})
     coordinator = Coordinator(store, members, lease=1.0, version="v", begin=None, work=None, resized=lambda: None)
@@ -317,14 +317,14 @@ async def test_an_interrupted_repartition_changes_nothing(store, foreign):
     assert await store.divide(before)
 
 
-async def test_a_claim_based_on_an_old_position_fails(store):
+async def test_a_claim_with_a_position_that_was_read_before_a_repartition_fails(store):
     old = await store.load()
     await store.request(old, 4)
     assert await store.divide(await store.load())
     assert await store.claim(old.positions[0], 2, seconds=1.0, version="v", started=datetime.now(UTC)) is None
 
 
-async def test_no_position_of_an_earlier_layout_is_repaired(store, foreign, database):
+async def test_begin_adds_no_position_of_an_earlier_layout(store, foreign, database):
     positions = foreign.client[f"{database}_state"]["positions"]
     await store.request(await store.load(), 1)
     assert await store.divide(await store.load())

@@ -59,7 +59,7 @@ async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None,
 
 
 async def test_a_replay_delivers_past_changes_with_their_signals(foreign, dispatched, account):
-    """It delivers foreign and own changes, except muted ones. Own deletes have the stamps of their markers."""
+    """It delivers foreign and own changes, but not muted ones. Own deletes have the stamps of their markers."""
     foreign.create_collection("accounts", **IMAGES)
     begin = behind(foreign)
     calls = listen(account, "watcher")
@@ -165,7 +165,7 @@ async def test_a_stopped_replay_continues_and_transactional_effects_happen_once(
     stopping.add_done_callback(lambda _: stop.set())
     first = await run(dispatched, since=begin, stop=stop, rate=200, max_queued=10)
     assert not first.finished
-    # As after SIGKILL: the progress since the last save is lost.
+    # As after SIGKILL before the first save of the progress.
     State(foreign).database["controls"].update_one({"run": first.run}, {"$set": {"progress": {}}})
     second = await run(dispatched, since=begin)
     assert (second.run, second.finished) == (first.run, True)

@@ -91,7 +91,7 @@ def broken_oplog(foreign: Any) -> Iterator[None]:
 
 @pytest.fixture
 def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
-    """The starts of the change streams that were opened, apart from the relay's."""
+    """The starts of all change streams that replays have opened."""
     starts: list[Start] = []
 
     class Noted(ChangeStreamSource):
@@ -107,7 +107,7 @@ def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
 async def test_a_replay_from_a_topic_delivers_past_changes_with_their_signals(
     foreign, dispatched, account, topic, calls, no_oplog
 ):
-    """It delivers foreign and own changes of all partitions, except muted ones. Own deletes have their stamps."""
+    """It delivers foreign and own changes of all partitions, but not muted ones, such as the delete of `gone`."""
     await asyncio.to_thread(foreign.create_collection, "accounts", **IMAGES)
     foreign["accounts"].insert_one({"name": "too early"})
     begin = behind(foreign)

@@ -68,7 +68,7 @@ def position_of(foreign: Any) -> Any:
 
 @contextlib.contextmanager
 def failing(client: MongoClient, command: str, code: int):
-    """The server refuses one command of the dispatcher."""
+    """The server refuses every call of one command by the dispatcher."""
     data = {"failCommands": [command], "errorCode": code, "appName": "mongoz-dispatcher"}
     client.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=data)
     try:
@@ -156,7 +156,7 @@ WATCHING = ("changeStream", "find")
 
 
 def allowed(guarded: MongoClient, name: str, *actions: str, state: bool = True) -> mongoz.Registry:
-    """A registry whose user has these privileges in the database."""
+    """A registry whose user has these privileges in the database, and with `state` readWrite on the state."""
     rights = [{"resource": {"db": name, "collection": ""}, "actions": list(actions)}]
     roles = [{"role": "readWrite", "db": f"{name}_state"}] if state else []
     guarded.admin.command("createRole", name, privileges=rights, roles=roles)
@@ -286,9 +286,9 @@ async def test_collections_without_images_are_named_at_the_start(dispatched, dat
     assert "warning" in line
 
 
-@pytest.mark.parametrize("reason", ["nobody is told of updates", "they are on"])
-async def test_missing_images_that_are_not_needed_are_not_named(dispatched, database, foreign, capsys, reason):
-    user = make_user(dispatched, database, connects=(post_save,) if "nobody" in reason else None)
+@pytest.mark.parametrize("reason", ["no receiver of updates", "images are on"])
+async def test_a_start_without_need_for_a_setup_names_no_images(dispatched, database, foreign, capsys, reason):
+    user = make_user(dispatched, database, connects=(post_save,) if "receiver" in reason else None)
     foreign.create_collection("users", validator=CLOSED, **(IMAGES if "on" in reason.split() else {}))
     async with dispatching(dispatched):
         # Validators are checked after images, so this line follows any warning about images.
@@ -305,7 +305,7 @@ async def test_a_validator_that_refuses_the_stamp_is_named(dispatched, database,
     foreign.create_collection("open_1", validator={"$jsonSchema": allowed}, **IMAGES)
     foreign.create_collection("open_2", validator={"name": {"$type": "string"}}, **IMAGES)
     foreign.create_collection("warns", validator=CLOSED, validationAction="warn", **IMAGES)
-    # Only a trial write finds this validator: it is no schema, and refuses more than two fields.
+    # This validator is no schema (it refuses a third field), so only a trial on a stored document finds it.
     few = {"$expr": {"$lte": [{"$size": {"$objectToArray": "$$ROOT"}}, 2]}}
     foreign.create_collection("other", validator=few, **IMAGES)
     for name in ("users", "open_1", "open_2", "warns", "other") if rows else ():

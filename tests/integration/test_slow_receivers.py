@@ -32,7 +32,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 async def released() -> AsyncIterator[None]:
-    """Release receivers that ignore cancellation when a test fails: nothing else could end the event loop."""
+    """Releases the receivers that ignore cancellation: after a failed test, nothing else could end the loop."""
     yield
     for each in refusing_ones:
         each.hangs = False
@@ -49,7 +49,7 @@ def state(foreign: Any) -> Parked:
     return Parked(foreign)
 
 
-async def test_a_slow_receiver_is_logged_now_and_then(account, foreign, dispatched, capsys):
+async def test_three_slow_calls_of_a_receiver_are_one_log_line(account, foreign, dispatched, capsys):
     """The receiver is logged while it still runs. Quick receivers are not logged."""
     said = actions(capsys)
     gate = asyncio.Event()
@@ -129,7 +129,7 @@ class Refusing:
 async def test_a_new_worker_replaces_one_whose_receiver_ignores_cancellation(
     account, foreign, dispatched, state, capsys
 ):
-    """There is one worker. Other deliveries continue, the position moves, and only the document waits."""
+    """There is one worker. Only deliveries of the document to this receiver wait, and the position moves."""
     said = actions(capsys)
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))
     after: list[str] = []
@@ -181,10 +181,8 @@ async def test_a_parked_delivery_waits_for_its_receiver_that_ignores_cancellatio
     assert refusing.calls == [("bad", 1), ("bad", 2), ("bad", 3), ("behind", 1)]
 
 
-async def test_a_backfill_continues_beside_a_receiver_that_ignores_cancellation(
-    account, foreign, dispatched, state
-):
-    """The delivery of its document is parked. Other documents and the stream do not wait."""
+async def test_a_backfill_continues_although_a_receiver_ignores_cancellation(account, foreign, dispatched, state):
+    """The delivery to the hanging receiver is parked. Other documents and the stream do not wait."""
     foreign["accounts"].insert_one({"_id": ObjectId(), "name": "bad"})
     foreign["accounts"].insert_many([{"name": f"good{n}"} for n in range(5)])
     refusing = Refusing(account, retry=Retry(1000, base=0.01, cap=0.02))

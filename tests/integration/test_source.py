@@ -1,4 +1,4 @@
-"""The dispatcher on a source that reads a list: the protocol is sufficient."""
+"""The dispatcher needs only the protocol of a source: here the source reads a list."""
 
 import asyncio
 import time
@@ -61,7 +61,7 @@ class Writer:
         return self.write("insert", number, fullDocument={"_id": id_of(number), "name": "listed"})
 
     def mark(self, number: int, group: str) -> str:
-        """Announce a delete of the ODM."""
+        """Add the delete marker of a muted delete."""
         token = ObjectId(self._second.to_bytes(4, "big") + ObjectId().binary[4:])
         stamp = Stamp(group, Call.DELETED, token, key_hash(self._place, id_of(number)), muted=True)
         changed = {"updatedFields": {FIELD: stamp.pack()}, "removedFields": []}
@@ -74,7 +74,7 @@ def writer(source: ListSource, database: str) -> Writer:
     return Writer(source, f"{database}.accounts")
 
 
-async def test_events_of_a_list_are_delivered_in_order_and_the_position_follows(
+async def test_events_of_a_list_are_delivered_and_the_position_follows(
     account, dispatched, foreign, source, writer
 ):
     got: list[int] = []

@@ -1,4 +1,4 @@
-"""A broken stream is reopened, or ends with its reason. A real server provokes every error."""
+"""A broken stream is opened again, or ends the dispatcher with an error. A real server provokes every error."""
 
 import asyncio
 import contextlib
@@ -175,7 +175,7 @@ async def test_the_time_limit_of_the_stream_grows_with_each_attempt(foreign, dis
 
 
 @pytest.mark.slow
-async def test_reconnecting_leaves_nothing_behind(foreign, dispatched, names, monkeypatch):
+async def test_reconnecting_leaves_no_sockets_and_no_tasks(foreign, dispatched, names, monkeypatch):
     monkeypatch.setattr("dispatcher.stream.change_stream.pause_after", lambda failures: 0.0)
     process, seen = psutil.Process(), []
     async with dispatching(dispatched) as running:
@@ -223,7 +223,7 @@ async def test_a_token_of_an_invalidate_event_ends_the_dispatcher(foreign, dispa
     assert refused.value.code == 260
     State(foreign).rewind(event["_id"]["_data"])
     foreign["accounts"].insert_one({"name": "1"})
-    for _ in range(2):  # each start ends, and nothing is lost, until the position is repaired
+    for _ in range(2):  # each start ends with the error, and the position stays
         with pytest.raises(PositionError, match="does not accept the saved position") as caught:
             await asyncio.wait_for(Service(dispatched, settings_for(dispatched)).run(asyncio.Event()), PATIENCE)
         assert "position reset" in caught.value.remedy

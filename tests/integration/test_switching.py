@@ -84,7 +84,7 @@ class Writer:
         self.updates: dict[str, list[int]] = {}
 
     async def write(self) -> None:
-        """One write, at random."""
+        """Insert a document, and at random update the document, or write muted documents."""
         number, self.count = self.count, self.count + 1
         id_ = (await asyncio.to_thread(self._accounts.insert_one, {"name": f"{number}"})).inserted_id
         if random.random() < 0.3:

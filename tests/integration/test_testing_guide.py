@@ -21,7 +21,10 @@ TEXT = (ROOT / PAGE).read_text()
 
 
 def run_guide(folder: Path, mongo: EmbeddedMongo, database: str, change: tuple[str, str] = ("", "")) -> str:
-    """The output of pytest for the guide's files, changed only to use this test's database."""
+    """Runs pytest on the files of the guide, and returns the output.
+
+    The files use the database of this test. `change` replaces a text in the files.
+    """
     for block in blocks(PAGE):
         text = block.text.replace('"shop"', repr(database)).replace("dispatched=True", f"dispatched={database!r}")
         (folder / block.title).write_text(text.replace(*change) if change[0] else text)

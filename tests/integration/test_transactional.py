@@ -33,7 +33,7 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
 
 @pytest.fixture
 def total(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
-    """A collection for writes of receivers, without receivers of its own."""
+    """A document class for writes of receivers, without receivers of its own."""
     foreign["totals"].insert_one({"name": "all"})
     return make_account(dispatched, database, "totals")
 
@@ -48,7 +48,7 @@ async def add(total: Any, instance: Any) -> None:
     await total.objects.filter(name="all").update(U.inc(amount=instance.amount))
 
 
-async def test_a_repeated_delivery_has_no_effect(either, database, foreign, state):
+async def test_a_repeated_delivery_has_no_further_effect(either, database, foreign, state):
     """The position is older than the commit, as after a crash between the commit and the save of the position."""
     account, total = make_account(either, database), make_account(either, database, "totals")
     foreign["totals"].insert_one({"name": "all"})
@@ -167,7 +167,7 @@ async def test_a_write_conflict_is_no_failed_attempt(account, total, foreign, di
 
 
 async def test_a_parked_delivery_that_conflicts_has_not_failed(account, foreign, dispatched, state):
-    """Its lane has the time of the first attempt."""
+    """The conflicts of the second attempt last longer than an attempt may take."""
     attempts: list[int] = []
     conflicts = Conflicts()
 
@@ -185,7 +185,7 @@ async def test_a_parked_delivery_that_conflicts_has_not_failed(account, foreign,
 
 
 class Conflicts:
-    """Conflicts for longer than one attempt may take."""
+    """Raises conflicts for a second, which is longer than an attempt may take."""
 
     def __init__(self) -> None:
         self.until = 0.0

@@ -57,7 +57,7 @@ def fired(Account: Any) -> list[tuple[str, str]]:
     return log
 
 
-async def test_all_or_nothing_and_receivers_after_the_commit(registry, Account, fired, foreign):
+async def test_a_transaction_commits_all_writes_and_then_runs_the_receivers(registry, Account, fired, foreign):
     kept = await Account.objects.create(name="kept")
     fired.clear()
     async with registry.transaction() as session:
@@ -123,7 +123,7 @@ async def test_only_the_task_that_begins_a_transaction_joins_it(registry, Accoun
 
 
 async def test_the_session_can_be_passed_to_another_task(registry, Account, fired, foreign):
-    """Another task can use the session explicitly; its receivers wait for the commit as well."""
+    """Another task can use the session explicitly. The receivers of its writes wait for the commit, too."""
 
     async def helper(session):
         await Account(name="helper").create(session=session)
@@ -317,7 +317,7 @@ async def test_in_a_transaction_of_the_driver_receivers_are_left_to_the_dispatch
     assert stamp.receivers == frozenset()
 
 
-async def test_deleted_documents_in_a_transaction_are_an_error(registry, Account):
+async def test_a_document_that_a_transaction_has_deleted_is_not_found_afterwards(registry, Account):
     ada = await Account.objects.create(name="ada")
     async with registry.transaction():
         await ada.delete()
@@ -346,7 +346,7 @@ async def test_the_error_without_a_replica_set_names_the_remedy(standalone, driv
 
 
 class _HoldsInserts(CommandListener):
-    """Holds the thread of an insert until the abort has been sent, at most half a second."""
+    """Holds the thread of an insert until the abort is answered, at most half a second."""
 
     def __init__(self) -> None:
         self.began, self.aborted = threading.Event(), threading.Event()

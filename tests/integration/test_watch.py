@@ -22,7 +22,7 @@ class Seen(list[SimpleNamespace]):
     """The calls of the receivers, in order."""
 
     async def wait(self, count: int) -> "Seen":
-        await eventually(lambda: len(self) >= count, what=f"{count} deliveries, there are {len(self)}")
+        await eventually(lambda: len(self) >= count, what=f"{count} deliveries")
         return self
 
     async def wait_for_end(self, name: str = "end") -> None:
@@ -83,7 +83,7 @@ async def test_matching_collections_of_one_database_are_watched(dispatched, data
 async def test_matching_databases_are_watched(dispatched, database, server, seen):
     make_user(dispatched, database, seen, watch=[f"{database}_t.*", f"{database}_x*", f"{database}_arch.people"])
     async with dispatching(dispatched, state_database=f"{database}_xstate"):
-        # The pattern matches the state database, but its changes must not be delivered.
+        # The pattern matches the state database, but changes of that database must not be delivered.
         server[f"{database}_xstate"]["users"].insert_one({"name": "state"})
         server[f"{database}_y"]["users"].insert_one({"name": "another database"})
         server[f"{database}_x1"]["people"].insert_one({"name": "another collection"})
@@ -102,7 +102,7 @@ async def test_matching_databases_are_watched(dispatched, database, server, seen
     assert seen.names() == ["Ada"] * 5 + ["end"]
 
 
-async def test_a_save_of_a_receiver_goes_to_the_original_collection(dispatched, database, server, seen):
+async def test_a_save_in_a_receiver_goes_to_the_collection_of_the_change(dispatched, database, server, seen):
     user = make_user(dispatched, database, seen, watch=[f"{database}_t*"])
     own, tenant = server[database]["users"], server[f"{database}_t1"]["users"]
     id_ = ObjectId()
@@ -320,7 +320,9 @@ async def test_a_replace_has_its_pre_image(dispatched, database, foreign, seen):
     assert (replaced.instance.name, replaced.instance.age) == ("Bea", 0)
 
 
-async def test_without_images_every_delivery_names_its_source(dispatched, database, foreign, seen):
+async def test_without_pre_and_post_images_every_delivery_says_which_image_it_has(
+    dispatched, database, foreign, seen
+):
     make_user(dispatched, database, seen)
     id_ = foreign["users"].insert_one({"name": "Ada", "age": 1}).inserted_id
     async with dispatching(dispatched):
@@ -332,7 +334,7 @@ async def test_without_images_every_delivery_names_its_source(dispatched, databa
         foreign["users"].replace_one({"_id": id_}, {"name": "Cleo"})
         foreign["users"].delete_one({"_id": id_})
         first, second, replaced, deleted = await seen.wait(4)
-    # The first delivery has a later version of the document and says so; its changed fields are known.
+    # The first delivery has a later version of the document: its image is "current". Its changed fields are known.
     assert (first.update_fields, second.update_fields) == ({"name"}, {"age"})
     for call in (first, second):
         assert (call.delivery.image, call.previous) == ("current", None)
@@ -365,7 +367,9 @@ async def test_images_exist_for_changes_after_they_were_enabled(dispatched, data
     assert (updated.previous.age, updated.instance.age) == (0, 1)
 
 
-async def test_concurrent_changes_of_tenants_keep_their_collection(dispatched, database, server, seen):
+async def test_documents_with_one_id_in_two_collections_do_not_wait_for_each_other(
+    dispatched, database, server, seen
+):
     """The `_id` alone does not identify a document: changes of different collections don't wait for each other."""
     user = make_user(dispatched, database, seen, watch=[f"{database}_t*"])
     gate, waiting = asyncio.Event(), []

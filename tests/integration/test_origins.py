@@ -524,7 +524,7 @@ async def test_a_copy_of_a_marker_does_not_suppress_a_second_delete(world):
 
 
 async def test_a_restart_during_a_marked_delete_repeats_marker_and_delete(world, database):
-    """One delete of a transaction hangs, so the position stays before all markers. Only this delete is repeated."""
+    """One delete of a transaction hangs, so the position stays before the markers. Only that one is repeated."""
     ids, hanging = [ObjectId() for _ in range(5)], True
     deleted: list[Any] = []
 

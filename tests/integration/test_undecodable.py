@@ -126,7 +126,9 @@ async def test_a_dispatcher_restarts_and_reads_malformed_documents_again(heard, 
 
 
 @pytest.mark.parametrize("partitions", [3])
-async def test_partitions_share_malformed_documents(heard, foreign, dispatched, state, partitions):
+async def test_each_malformed_change_of_three_partitions_has_a_delivery_or_a_dead_letter(
+    heard, foreign, dispatched, state, partitions
+):
     tales = list(stories(random.Random(SEED + 2), 100))
     async with dispatching(dispatched, partitions=partitions):
         changes = write(foreign, tales).total()
@@ -208,7 +210,7 @@ async def retried(registry: Any, database: str, *ids: str) -> list[tuple[str, st
 async def test_dead_letters_of_malformed_documents_are_listed_and_shown(
     mongo, heard, foreign, dispatched, database, state
 ):
-    """The commands print them as text and as JSON, and the dashboard shows them."""
+    """The commands print the dead letters as text and as JSON, and the dashboard shows the dead letters."""
     tales = [one for one in stories(random.Random(SEED + 4), 60) if one.collection == WITH_IMAGES]
     async with dispatching(dispatched):
         changes = write(foreign, tales).total()
@@ -239,7 +241,7 @@ async def test_dead_letters_of_malformed_documents_are_listed_and_shown(
 
 
 @pytest.mark.parametrize("on_failure", ["dead_letter", "block"])
-async def test_partly_decodable_ids_are_parked_and_delivered(mongo, foreign, database, on_failure):
+async def test_documents_with_partly_decodable_ids_are_parked_and_delivered(mongo, foreign, database, on_failure):
     """Two ids that look alike with replacement characters stay two documents."""
     url = f"{mongo.url}&unicode_decode_error_handler=replace"
     gate = asyncio.Event()
@@ -268,7 +270,7 @@ async def test_partly_decodable_ids_are_parked_and_delivered(mongo, foreign, dat
     assert sorted(got)[1::2] == [("0", 1), ("1", 1)]
 
 
-async def test_ids_with_unnumbered_arrays_are_looked_up(heard, foreign, dispatched):
+async def test_documents_whose_ids_have_unnumbered_arrays_are_looked_up(heard, foreign, dispatched):
     """MongoDB 6.0 scans its index without end if one query asks for this `_id` and for another `_id`."""
     numbered = bson.encode({"_id": {"n": 1, "v": [None, None]}, "name": "odd"})
     odd_one = RawBSONDocument(numbered.replace(b"\x0a1\0", b"\x0ax\0"))

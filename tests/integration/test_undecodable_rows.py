@@ -132,7 +132,7 @@ ODD: dict[str, Any] = {
 
 
 def some_slow(names: Iterable[Any], quick: set[str]) -> list[Any]:
-    """All names; the short run uses one of each kind."""
+    """All names. The names that are not in `quick` are marked as slow."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 

@@ -110,7 +110,7 @@ async def update_many(User: Any, user: Any) -> None:
 
 
 async def update_alone(User: Any, user: Any) -> None:
-    """The same, on a server without transactions."""
+    """As `update_many`, on a server without transactions."""
     with without_transactions():
         await User.objects.update_count(age=1)
 

@@ -79,7 +79,7 @@ async def test_all_held_deliveries_are_moved(group, state):
 
 
 async def test_each_partition_moves_its_own_deliveries(group, state):
-    """Other partitions may still run an earlier version."""
+    """The dispatchers of other partitions may still run an earlier version."""
     await taken_over(group, 0, 2)
     first = {row["_id"] for row in state.held.find()}
     assert 0 < len(first) < 8

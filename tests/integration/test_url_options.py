@@ -17,7 +17,7 @@ from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.exceptions import ImproperlyConfigured
 from tests.support import PATIENCE, dispatching, eventually, settings_for
 
-# Options of applications that transactions do not support.
+# Options in the URLs of applications. Transactions do not support most of these options.
 HARMLESS = (
     "w=0",
     "w=1&journal=false",
@@ -104,7 +104,7 @@ def test_a_wrong_option_is_named(scheme, options, says):
 
 
 @pytest.mark.parametrize("url", ["mongodb://ada:s3c?ret=1@db/", "mongodb://ada:s3c?ret=1@db/?replicaSet=rs0"])
-def test_a_question_mark_in_a_password_does_not_begin_an_option(url):
+def test_an_error_does_not_show_the_part_of_a_password_after_a_question_mark(url):
     with pytest.raises(ImproperlyConfigured) as caught:
         first_seed(url)
     assert "ret" not in str(caught.value).replace("Write", "")
@@ -124,7 +124,7 @@ async def test_contradicting_options_are_named_at_the_start(database, options, s
     assert "options" in caught.value.remedy
 
 
-async def test_a_read_preference_does_not_prevent_the_connection(database):
+async def test_the_error_of_a_failed_connection_does_not_name_the_read_preference(database):
     registry = mongoz.Registry("mongodb://127.0.0.1:1/?readPreference=secondary", dispatched=database)
 
     @post_save(document_of(registry, database), name="told")

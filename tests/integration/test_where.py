@@ -116,7 +116,7 @@ async def test_a_change_whose_document_is_unknown_is_delivered(account, foreign,
 
 
 async def test_where_applies_to_large_documents(account, foreign, dispatched):
-    """Some documents need several commands. One document nearly fills a command, and may not fit into it."""
+    """The documents need several commands. One document nearly fills a command: a long condition may not fit."""
     got = wanting(account, {"amount": 1})
     other = wanting(account, {"name": {"$in": ["x" * 1_000_000, "end"]}}, name="other")
     async with dispatching(dispatched):

@@ -87,7 +87,7 @@ def check_delivery(delivery: Any, signal: str, image: str = "post") -> None:
     assert delivery.cluster_time is delivery.wall_time is delivery.session is None
 
 
-async def test_the_keywords_of_create(User: Any) -> None:
+async def test_create_passes_all_keywords_to_receivers(User: Any) -> None:
     log = Log(User)
     user = await User.objects.create(name="Ada")
     (before, pre), (after, post) = log
@@ -98,7 +98,7 @@ async def test_the_keywords_of_create(User: Any) -> None:
     assert pre["instance"] is post["instance"] is user
 
 
-async def test_the_keywords_of_save(User: Any) -> None:
+async def test_save_passes_all_keywords_to_receivers(User: Any) -> None:
     user = await User.objects.create(name="Ada", tags=["x"])
     log = Log(User)
     user.name = "Lovelace"
@@ -114,7 +114,7 @@ async def test_the_keywords_of_save(User: Any) -> None:
     assert post == {"sender": User, "instance": user, "created": False}
 
 
-async def test_the_keywords_of_update(User: Any) -> None:
+async def test_update_passes_all_keywords_to_receivers(User: Any) -> None:
     user = await User.objects.create(name="Ada", age=1)
     log = Log(User)
     await user.update(age=2, last_name="Lovelace")
@@ -130,7 +130,7 @@ async def test_the_keywords_of_update(User: Any) -> None:
     assert user.age == 2
 
 
-async def test_the_keywords_of_delete(User: Any) -> None:
+async def test_delete_passes_all_keywords_to_receivers(User: Any) -> None:
     user = await User.objects.create(name="Ada")
     log = Log(User)
     assert await user.delete() == 1
@@ -526,7 +526,7 @@ async def test_the_stamp_of_a_muted_write_says_that_it_is_muted(Stamped: Any, fo
     ]
 
 
-async def test_a_mute_of_other_signals_does_not_silence_this_one(Stamped: Any, foreign: Any) -> None:
+async def test_muting_other_signals_does_not_mute_post_save(Stamped: Any, foreign: Any) -> None:
     Log(Stamped)
     with muted("post_delete", "pre_save"):
         await Stamped.objects.create(name="Ada")

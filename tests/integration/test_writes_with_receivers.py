@@ -1,4 +1,4 @@
-"""A write with receivers stores, validates, raises and returns the same as without them."""
+"""A write with receivers stores, validates, raises and returns the same as a write without receivers."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,11 @@ from mongoz.stamps import FIELD
 from tests.support import without_transactions
 
 KINDS = ("silent", "post", "pre", "both", "alone", "muted", "dispatched")
-QUICK = ("both", "dispatched")  # the others are slow
+QUICK = ("both", "dispatched")  # the other kinds are marked as slow
 
 
 class Heard:
-    """The kinds of receivers of a class, and their deliveries."""
+    """Pre and post receivers, and the instances that the post receivers got."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -358,7 +358,7 @@ async def test_of_two_instances_with_one_id_the_first_is_delivered(place, kind, 
     assert foreign.items.find_one({"_id": 9})["name"] == "there"
 
 
-async def test_indexes_in_an_error_are_those_of_the_call(place, kind, heard, foreign):
+async def test_positions_in_an_error_count_from_the_first_instance_of_the_call(place, kind, heard, foreign):
     Item = make_item(place)
     heard.connect(Item, kind)
     items = [Item(id=n, name="a") for n in range(700)] + [Item(id=3, name="b")]
@@ -506,7 +506,7 @@ async def test_an_operation_up_to_a_limit_is_written(place, kind, heard, foreign
 
 @pytest.mark.parametrize("transactions", [True, False], ids=["", "without transactions"])
 @pytest.mark.parametrize("order", [None, "n"], ids=["", "in an order"])
-async def test_no_batch_is_written_if_a_document_of_a_later_one_is_at_its_limit(
+async def test_no_batch_is_written_if_a_document_of_a_later_batch_is_at_its_limit(
     place, kind, heard, foreign, transactions, order
 ):
     Limited = make_limited(place)

@@ -46,7 +46,7 @@ hypothesis_settings.load_profile("few")
 # A dispatcher without HTTP requests needs no port. Tests with requests set --http.
 os.environ.setdefault("DISPATCHER_HTTP", "off")
 
-mongoz_settings = importlib.import_module("mongoz.settings")  # the package attribute is the object, not the module
+mongoz_settings = importlib.import_module("mongoz.settings")  # `mongoz.settings` is an object, not the module
 
 _databases = itertools.count()
 

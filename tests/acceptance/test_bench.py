@@ -116,7 +116,7 @@ def test_a_run_with_peers_has_rows_against_each_peer(mongo, tmp_path):
     assert set(versions) == set(peers.PACKAGES)
     for name, packages in versions.items():
         assert f"{name} {packages[name]}" in run.stdout
-        assert peers.PACKAGES.keys() & packages.keys() == {name}  # each has its own environment
+        assert peers.PACKAGES.keys() & packages.keys() == {name}  # each peer has its own environment
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The profile `kafka` of the compose file: its broker, relay and workers deliver the changes of the writer.
 
-The test needs no container engine. Apache Kafka runs with the properties of the file. The commands of the services
+The tests need no container engine. Apache Kafka runs with the properties of the file. The commands of the services
 run with the environment of their services, except for addresses.
 """
 

@@ -19,7 +19,7 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
-# Names that Prometheus, its client, its alerting and a supervisor add.
+# The labels that Prometheus, its client, its alerting and a supervisor add.
 ADDED_LABELS = {"group", "instance", "job", "le", "process"}
 
 

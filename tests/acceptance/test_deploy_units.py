@@ -139,7 +139,7 @@ def test_the_secrets_of_pods_are_files_of_the_secret(name: str):
 
 
 def test_the_properties_of_kafka_are_accepted(tmp_path: Path):
-    """The files of the Secret and of the credentials are where the properties name them."""
+    """The properties name files that the Secret and the credentials provide."""
     pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
     conf = (SYSTEMD / "kafka.conf").read_text()
     assert re.findall(r"LoadCredential=([\w.-]+):", conf) == ["kafka.properties", "kafka-password"]

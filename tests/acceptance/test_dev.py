@@ -70,7 +70,7 @@ class Dev:
                 self.lines.put(line)
 
     def wait_for(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
-        """The next line that matches this pattern."""
+        """Waits for the next line that matches this pattern, and returns the match."""
         deadline = time.monotonic() + timeout
         with suppress(Empty):
             while (left := deadline - time.monotonic()) > 0:
@@ -112,7 +112,7 @@ def test_dev_delivers_and_reloads_saved_code_also_after_a_syntax_error(dev: Dev)
     url = dev.wait_for(r"mongodb://\S+")[0]
     shown = dev.wait_for(r"Dashboard: (http://127\.0\.0\.1:\d+)/dashboard/#token=(\S+)")
     dev.wait_for("dispatcher.started")
-    dev.wait_for(shown[1])  # its address
+    dev.wait_for(shown[1])  # the address of the dashboard
     request = urllib.request.Request(f"{shown[1]}/dashboard/api/unlock", b"{}")
     request.add_header("Authorization", f"Bearer {shown[2]}")
     request.add_header("Content-Type", "application/json")

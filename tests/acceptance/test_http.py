@@ -163,7 +163,7 @@ HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 async def test_idle_clients_do_not_keep_others_from_an_answer(served, monkeypatch):
     monkeypatch.setattr(connections, "PATIENCE", 60.0)
-    assert await ask(served) == OK  # the server is open
+    assert await ask(served) == OK  # the server answers
     idle = [await asyncio.open_connection(*served) for _ in range(connections.MOST_CONNECTIONS + 50)]
     for _, writer in idle[60:]:
         writer.write(HEAD)

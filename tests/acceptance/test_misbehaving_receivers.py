@@ -230,7 +230,7 @@ def test_other_signals_drain_like_sigterm(number, tmp_path, mongo, database):
     try:
         with unruly(tmp_path, mongo.url, database) as running:
             running.process.send_signal(number)
-            if number == signal.SIGHUP:  # terminals send several
+            if number == signal.SIGHUP:  # a terminal sends it several times
                 running.process.send_signal(number)
             assert running.process.wait(60) == ExitCode.OK
     finally:

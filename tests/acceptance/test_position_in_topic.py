@@ -124,7 +124,7 @@ async def test_a_time_is_found_in_all_partitions(position, dispatched, topic, go
 
 
 async def test_now_and_a_reset_continue_at_the_relays_position(position, dispatched, topic, got, state):
-    """Both need no broker. The skipped changes are recorded as gaps."""
+    """Neither command needs a broker. The skipped changes are recorded as gaps."""
     await delivered(dispatched, topic, got)
     later(topic, 1, 2, 3)
     await topic.save()

@@ -79,7 +79,7 @@ def test_a_killed_run_continues_without_a_loss(what, ledger, foreign, command):
     assert outcome["finished"] is True
     entries = ledger()
     assert {(e.name, e.n) for e in entries} == {(f"a{n}", n) for n in range(COUNT)}
-    # Deliveries since the last save, at most half a second, are repeated with the same ids.
+    # A run saves every half second. The deliveries since the last save are repeated with the same ids.
     assert len(entries) - COUNT <= 400
     assert len({e.delivery for e in entries}) == COUNT
     assert {e.image for e in entries} == {"post" if what == "replay" else "current"}

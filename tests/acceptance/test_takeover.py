@@ -84,7 +84,7 @@ def test_a_standby_takes_over_immediately_from_a_stopped_or_killed_daemon(ledger
     first, second = two
     write(foreign, ledger, 1)
     assert first.terminate() == ExitCode.OK
-    write(foreign, ledger, 2)  # the deadline is much shorter than the lease
+    write(foreign, ledger, 2)  # the deadline of `write` is much shorter than the lease
     third = Daemon(APP, "--lease", str(lease), cwd=tmp_path, **ledger.environment)
     try:
         third.wait_started()

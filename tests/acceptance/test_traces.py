@@ -1,4 +1,4 @@
-"""`dispatcher run --traces` sends spans over OTLP. At its end it sends the last ones."""
+"""`dispatcher run --traces` sends spans over OTLP. At its end it sends the last spans."""
 
 import threading
 from collections.abc import Iterator

@@ -188,7 +188,7 @@ class World:
         return found
 
     def lost(self) -> list[tuple[str, Written]]:
-        """Missing deliveries. Without a claim, the last deliveries of a killed process may be lost, as before."""
+        """The missing deliveries. Unclaimed deliveries of the last writes of a killed process do not count."""
         found, written = self.deliveries(), list(self.stream.written)
         lost = [
             (receiver, one) for one in written for receiver in RECEIVERS if not found[one.delivery_to(receiver)]

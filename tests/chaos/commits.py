@@ -36,7 +36,7 @@ class CommitLog(threading.Thread):
         self._stream = collection.watch(max_await_time_ms=100)
         self._markers: dict[Any, Stamp] = {}
         self._is_stopping = False
-        # The clock of all records is the monotonic one; the server is on this machine.
+        # All records have times of the monotonic clock. The server is on this machine, so its times are converted.
         self._epoch = time.time_ns() - time.monotonic_ns()
 
     def run(self) -> None:

@@ -47,12 +47,12 @@ class Figure(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether it is within its limits."""
+        """Whether the value is within the limits."""
         return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)
 
     @property
     def must(self) -> str:
-        """Its limits, in words."""
+        """The limits, in words."""
         if self.most == self.least is not None or self.most == 0:
             return f"{self.most:,.9g} {self.unit}".strip()
         least = "" if self.least is None else f"at least {self.least:,.9g} {self.unit}"

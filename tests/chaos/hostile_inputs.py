@@ -229,7 +229,7 @@ async def _hoard(**_: Any) -> None:
 
 
 async def _chase(instance: Any, **_: Any) -> None:
-    """Writes to the delivered document, which triggers the receiver again."""
+    """Writes to the delivered document. The write triggers the receiver again."""
     await instance.update(n=instance.n + 1)
 
 

@@ -39,7 +39,7 @@ _BLOCKED_SECONDS: Final = 5.0
 _TIMEOUT_SECONDS: Final = 2
 _CLIENT: Final = f"message.timeout.ms = {_TIMEOUT_SECONDS}000\nsocket.timeout.ms = {2 * _TIMEOUT_SECONDS}000\n"
 
-# The most undelivered writes. So the writer goes on for some seconds while nothing is delivered.
+# The maximum number of undelivered writes. It lets the writer go on for some seconds while nothing is delivered.
 _AHEAD: Final = 500
 
 # The limits of a batch of records: the usual one, and the lowest one that a relay accepts.
@@ -207,7 +207,7 @@ class Plant:
         """Removes the records before the saved positions of the relay and of the workers."""
         relay = self._world.state["relays"].find_one({"_id": _TOPIC})
         workers = self._world.state["positions"].find({"log": {"$exists": True}})
-        assert relay is not None  # it has published
+        assert relay is not None  # the relay has published
         ends = {
             one["partition"]: min(one["log"]["offset"], relay["partitions"][one["partition"]]["offset"])
             for one in workers

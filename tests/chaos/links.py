@@ -57,7 +57,7 @@ class Link:
     # -- faults, from any thread ---------------------------------------------------------------------
 
     def cut(self, *sources: str, way: Way = "reset") -> None:
-        """Cuts connections of these clients, now and until `mend`.
+        """Cuts the present connections of these clients, and their new ones until `mend`.
 
         Args:
             sources: names of clients, see `who`.

@@ -8,8 +8,8 @@ from tests.chaos.world import World
 
 __all__ = ["SCENARIO"]
 
-# A delivery that must wait longer for its retry is parked. Here this happens to nearly half of the deliveries
-# that fail twice.
+# A delivery is parked if its next attempt would begin more than this number of seconds after the first attempt.
+# Here this happens to each delivery that fails three times.
 _PARK_AFTER = 0.15
 
 

@@ -46,7 +46,7 @@ def key(number: int) -> ObjectId:
 
 
 def is_numbered(id_: ObjectId) -> bool:
-    """Whether the id is one of `key`."""
+    """Whether the id comes from `key`."""
     return not any(id_.binary[:11])
 
 

@@ -94,12 +94,12 @@ class Listening(NamedTuple):
         return not self.fields or bool(self.fields & changed)
 
     def wants(self, row: Row | None) -> bool:
-        """Whether it gets a change of this document. It gets the changes of an unknown document."""
+        """Whether it gets a change of this document. A receiver gets all changes whose document is unknown."""
         return self.least is None or row is None or row.get("n", self.least - 1) >= self.least
 
 
 LAST: Final = "last"
-"""The receiver that gets every write and is connected last. When it was called, all others were called."""
+"""The receiver that gets every write and is connected last. All other receivers are called before it."""
 
 RECEIVERS: Final[Mapping[str, tuple[Listening, ...]]] = {
     "items": (
@@ -117,10 +117,10 @@ RECEIVERS: Final[Mapping[str, tuple[Listening, ...]]] = {
         Listening(LAST, "dispatcher"),
     ),
 }
-"""By collection, in the order of their connection."""
+"""The receivers by collection, in the order in which they are connected."""
 
 GROUPS: Final[tuple[Group, ...]] = ("ours", "another")
-"""Each has a dispatcher, and all receivers."""
+"""The groups. Each group has a dispatcher, and all receivers."""
 
 WITH_IMAGES: Final = frozenset({"items"})
 """The collections that keep pre and post images."""

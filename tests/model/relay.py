@@ -50,7 +50,7 @@ FACTS: Final = TopicFacts(LAYOUT, 1, 1, "delete", None, None, 1, None, 1_000_000
 SCOPE: Final = Scope.of([("shop", "orders")])._replace(hashed=True)
 FIRST: Final = Timestamp(1_700_000_000, 1)
 BEFORE_ALL: Final = token_at(FIRST)
-REPORTS: Final = 3  # answers that a poll receives at most
+REPORTS: Final = 3  # the maximum number of answers that a poll receives
 
 
 class RelayFaults:
@@ -306,7 +306,7 @@ class RelaySimulation:
         self.random = random.Random(seed)
         self.faults = faults or RelayFaults()
         self.has_faults = True
-        self.answers_left = -1  # until the process is killed
+        self.answers_left = -1  # the answers until the process is killed; -1: it is not killed
         self.events = _events(self.random)
         self.now = token_time(self.events[-1].token)
         self.logs: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
@@ -543,7 +543,7 @@ def patched(patch: pytest.MonkeyPatch) -> None:
     def stream(_client: Any, _scope: Any, *, stats: Stats, **_: Any) -> Stream:
         return Stream(*next(one for one in _running if cast("Any", one[1].work)._parts.stats is stats))
 
-    patch.setattr(logs.log, "own", SimpleNamespace(info=_ignore, warning=_ignore))  # thousands of lines
+    patch.setattr(logs.log, "own", SimpleNamespace(info=_ignore, warning=_ignore))  # otherwise thousands of lines
     patch.setattr(work, "ChangeStreamSource", stream)
     patch.setattr(work, "prepared_topic", _topic)
     patch.setattr(work, "pause_after", lambda *_: 0.0)

@@ -9,7 +9,7 @@ faults:
     readers      are killed, and go on at a saved position, or at an older one
     the log      loses its beginning to retention, even records that a reader needs
 
-Afterwards all faults end. `Simulation.run` returns the differences from the promise: each event is delivered at
+Afterwards all faults end. `Simulation.run` returns every violation of this promise: each event is delivered at
 least once, in order, and not twice within a run of a reader.
 """
 
@@ -40,7 +40,7 @@ class Rules:
         restored: the position of a new reader, from the saved position.
         first: the position of a group at its first start, from the relay's position and the log's first offset.
         token_of: the token of an event.
-        waits_for_all: the relay's position passes an event only if this and all earlier ones are acknowledged.
+        waits_for_all: the relay's position passes an event only if this and all earlier events are acknowledged.
         marks_at_position: the offset and number in the relay's position belong to the last record that this
             position passed; else to the last acknowledged record.
         save_is_fenced: a relay saves its position only while no higher term exists.
@@ -156,7 +156,7 @@ class Simulation:
     """One run.
 
     Attributes:
-        findings: the differences from the promise: `"lost"`, `"out of order"`, `"twice in a run"`, and
+        findings: the violations of the promise: `"lost"`, `"out of order"`, `"twice in a run"`, and
             `"not accepted"`: the relay's position passed a record that a reader has read, but not accepted.
     """
 

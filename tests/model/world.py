@@ -109,7 +109,7 @@ class DrivenClaims(Claims):
 
     @property
     def needs_beat(self) -> bool:
-        """Whether dispatchers don't know the present claims."""
+        """Whether the state does not have the present claims yet."""
         return self.book.is_over or not self.book.is_known or self.book.snapshot() != self._recorded
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class Seen:
     Attributes:
         by_dispatcher: calls in the dispatchers, in order, by group.
         in_process: calls in the writing process, in order.
-        events: the server's, in order.
+        events: the events of the server, in order.
         oddities: errors in calls, in words.
         closed: whether the document is judged, so that further calls are errors.
     """

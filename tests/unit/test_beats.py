@@ -29,7 +29,7 @@ class Server:
         layout: the layout of the group.
         claims: the documents, by `_id`.
         fails: called with the name of each command before it runs; an error that it raises is the answer.
-        loses: the answers of this number of updates get lost: they run, and raise.
+        loses: the number of updates whose answers get lost: such an update runs, and then raises an error.
         late: updates that run later; None if they run at once.
         updates: the updates that ran.
     """
@@ -56,7 +56,7 @@ class Server:
 
     def find_one(self, filter: dict[str, Any], projection: dict[str, Any]) -> dict[str, Any] | None:
         self.fails("find")
-        if filter != {"_id": "shop"}:  # a member of an earlier version
+        if filter != {"_id": "shop"}:  # no member of an earlier version is found
             return None
         self.looks += 1
         return self.layout

@@ -69,7 +69,7 @@ async def test_conflicts_of_concurrent_transactions_count_as_one(some):
     await some.start(*range(30))
     await some.end(*list(some.running), conflict=True)
     assert some.contention.limit == pytest.approx(8 * 0.7)
-    assert len(some.running) == 5  # below the earlier limit
+    assert len(some.running) == 5  # the new limit is 5.6
     await some.end(next(iter(some.running)), conflict=True)
     assert some.contention.limit == pytest.approx(8 * 0.7**2)
 

@@ -16,7 +16,7 @@ from dispatcher.delivery.transactions import is_transient
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
-    """The configuration is global, and would write to pytest's capture file."""
+    """Resets logging after a test. Otherwise later tests would write to the capture file of that test."""
     yield
     logs.log.own = None
 

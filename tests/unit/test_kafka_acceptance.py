@@ -109,7 +109,7 @@ def test_a_reader_whose_log_lost_an_acknowledged_record_goes_on_after_it() -> No
 
 
 def finds(finding: str, rules: Rules, *, runs: int = 20_000) -> bool:
-    """Whether the simulation finds a fault. Most are found in 10 runs, the rarest in 1,300 of these seeds."""
+    """Whether the simulation finds a fault. It finds most faults in 10 runs, and the rarest in 1,300 runs."""
     return any(finding in Simulation(seed, rules).run() for seed in range(runs))
 
 

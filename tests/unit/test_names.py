@@ -48,7 +48,7 @@ def test_every_named_variable_of_the_dispatcher_exists():
         for parameter in command.params:
             variables = parameter.envvar or ()
             known |= {variables} if isinstance(variables, str) else set(variables)
-    known |= set(re.findall(r"\$\{(DISPATCHER_\w+)", TEXTS["docker-compose.yml"]))  # compose reads these itself
+    known |= set(re.findall(r"\$\{(DISPATCHER_\w+)", TEXTS["docker-compose.yml"]))  # docker compose reads these
     named = {
         (variable, place)
         for place, text in TEXTS.items()

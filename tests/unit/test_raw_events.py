@@ -1,4 +1,4 @@
-"""Events are cut out of a server's answer exactly as the driver decodes it."""
+"""The events cut out of an answer of the server equal the events that the driver decodes from it."""
 
 import bson
 import pytest

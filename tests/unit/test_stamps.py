@@ -101,7 +101,7 @@ def test_a_value_that_is_no_stamp_of_this_version_is_none(value: Any) -> None:
 
 
 def test_the_layout_is_version_1() -> None:
-    # A dispatcher reads stamps of the previous version.
+    # Dispatchers also read stamps that an earlier version of the code wrote.
     token = bson.ObjectId("0102030405060708090a0b0c")
     heard = Stamp("ab", Call.UPDATED, token, b"K" * 8, frozenset([b"R" * 8, b"Q" * 8]))
     assert bytes(heard.pack()) == b"\1\3\0" + token.binary + b"K" * 8 + b"\2ab" + b"Q" * 8 + b"R" * 8

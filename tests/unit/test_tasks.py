@@ -48,7 +48,7 @@ async def test_a_caller_that_is_cancelled_again_still_waits_for_the_tasks():
 
 
 async def ends_slowly() -> None:
-    """Its end takes several turns of the loop, as the end of a command of the driver does."""
+    """The end of this task takes several turns of the loop, as does the end of a command of the driver."""
     try:
         await asyncio.Event().wait()
     finally:

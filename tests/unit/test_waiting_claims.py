@@ -28,7 +28,7 @@ INDEX = Receiver(receive, "index", 2, id=b"index678")
 
 
 class Scene:
-    """Waiting claims with substitutes for the objects around them. It records what happens."""
+    """Waiting claims, with substitutes for other objects. The substitutes record what happens."""
 
     def __init__(self, park_after: float = 60.0) -> None:
         self.verdicts: dict[int, ClaimVerdict] = {}
@@ -277,7 +277,7 @@ async def test_a_claim_without_followers_is_not_parked_soon():
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_the_end_parks_claims_of_changes_that_other_receivers_have_got(begun):
+async def test_a_stop_parks_claims_of_changes_that_other_receivers_have_got(begun):
     scene = Scene()
     job = scene.write(1, MAIL)
     job.passed = int(begun)
@@ -286,7 +286,7 @@ async def test_the_end_parks_claims_of_changes_that_other_receivers_have_got(beg
     assert scene.finished == ([job] if begun else [])
 
 
-async def test_the_end_repeats_no_takeover_of_a_change_whose_other_claims_wait():
+async def test_a_stop_repeats_no_takeover_of_a_change_whose_other_claims_wait():
     scene = Scene()
     scene.write(1, INDEX)
     job = scene.write(2, MAIL, INDEX)
@@ -298,7 +298,7 @@ async def test_the_end_repeats_no_takeover_of_a_change_whose_other_claims_wait()
     assert scene.finished == [job]
 
 
-async def test_the_end_repeats_no_parked_claim_of_a_change_whose_other_claims_wait():
+async def test_a_stop_repeats_no_parked_claim_of_a_change_whose_other_claims_wait():
     scene = Scene(park_after=0.0)
     scene.write(1, MAIL)
     job = scene.write(2, MAIL, INDEX)
@@ -311,7 +311,7 @@ async def test_the_end_repeats_no_parked_claim_of_a_change_whose_other_claims_wa
     assert scene.finished[1:] == [job]
 
 
-async def test_the_end_parks_nothing_of_a_change_whose_process_has_finished_a_part():
+async def test_a_stop_parks_nothing_of_a_change_without_a_finished_delivery():
     scene = Scene()
     scene.write(1, MAIL, id_=1)
     scene.write(2, MAIL, INDEX, id_=1)
@@ -342,7 +342,7 @@ async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delive
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])
 def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
-    """After a restart the claim is judged, a read of its book finds the book silent, and it is judged again."""
+    """After a restart the claim is judged twice. Between the two, a read of its book finds the book silent."""
     longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE + waiting_module._AGAIN
     assert longest <= seconds + 5
 
@@ -353,7 +353,7 @@ async def test_a_delivery_does_not_wait_for_a_claim_of_a_later_change():
     scene.write(2, MAIL)
     _, waits = scene.foreign(1, MAIL)
     assert not waits
-    _, waits = scene.foreign(3, MAIL)  # forms a chain
+    _, waits = scene.foreign(3, MAIL)  # this delivery forms a chain with the claim
     assert waits
     _, waits = scene.foreign(1, MAIL)
     assert not waits

@@ -20,7 +20,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except (TooManyFiles, NotInstalled) as error:
-        sys.stderr.write(f"error: {error.message}\nremedy: {error.remedy}\n")  # no module for output is loaded
+        sys.stderr.write(f"error: {error.message}\nremedy: {error.remedy}\n")  # `cli.output` may not be loaded
         sys.exit(error.exit_code)
 
 

@@ -6,10 +6,10 @@
     │   └── GroupTaken            the group of dispatchers belongs to another application
     ├── ServerError               the MongoDB deployment cannot serve us
     │   ├── CannotConnect         no server answers at the address
-    │   ├── NotAReplicaSet        the server is a standalone and has no change streams
+    │   ├── NotAReplicaSet        the server is a standalone, or its replica set is not initiated
     │   └── AccessDenied          wrong credentials, or not enough rights
     ├── PositionError             a position cannot be used: the saved one, or a requested one
-    │   └── HistoryLost           the oplog no longer reaches back to the position
+    │   └── HistoryLost           the oplog or the topic no longer reaches back to the position
     ├── KafkaError                Kafka cannot be used
     │   └── TopicError                the topic cannot be used
     ├── NotFound                  a named object does not exist
@@ -98,8 +98,8 @@ class ExitCode(IntEnum):
     """A bug in the dispatcher: please report it with the traceback. Or a thread of a receiver or of a library has
     cancelled the dispatcher's own tasks."""
     FORCED = 130
-    """A second SIGINT, SIGTERM or SIGQUIT ended the process at once, or its orderly end took too long. Nothing is
-    lost; a few deliveries may repeat."""
+    """A second SIGINT, SIGTERM or SIGQUIT ended the process at once, or the orderly end of the process took too
+    long. Nothing is lost; a few deliveries may repeat."""
 
 
 class DispatcherError(Exception):
@@ -149,7 +149,7 @@ class CannotConnect(ServerError):
 
 
 class NotAReplicaSet(ServerError):
-    """The server is a standalone mongod, which has no change streams."""
+    """The server has no change streams: it is a standalone mongod, or its replica set is not initiated."""
 
     exit_code = ExitCode.NOT_A_REPLICA_SET
 
@@ -167,7 +167,7 @@ class PositionError(DispatcherError):
 
 
 class HistoryLost(PositionError):
-    """The oplog no longer reaches back to a position: to the saved one, or to a requested one."""
+    """The oplog or the topic no longer reaches back to a position: to the saved one, or to a requested one."""
 
     exit_code = ExitCode.HISTORY_LOST
 

@@ -1,4 +1,4 @@
-"""The settings of an operator. The CLI makes its flags from this class; the service reads nothing else."""
+"""The settings of an operator. The CLI makes its flags from this class; the service has no other settings."""
 
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -14,7 +14,7 @@ OFF: Final = "off"
 _SHORTEST_TOKEN: Final = 16
 
 MOST_PARTITIONS: Final = 256
-"""Maximum number of partitions. Each partition has a change stream, and each stream reads the whole oplog."""
+"""Maximum number of partitions. Without Kafka, each partition has a change stream that reads the whole oplog."""
 
 MOST_PROCESSES: Final = 64
 """Maximum number of processes. Each has its own connections, and one supervisor watches all of them."""

@@ -123,8 +123,8 @@ class WaitingClaims:
         routes: finds the receivers of a claim.
         parking: parks chains that wait for long.
         capacity: counts the waiting deliveries and their bytes.
-        stats: counts takeovers.
-        park_after: maximum seconds for which a delivery waits for a claim in memory.
+        stats: counts takeovers and orphaned deliveries.
+        park_after: maximum seconds for which a delivery that is not claimed waits in memory.
         is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
         add: puts an errand into the lane of a document.
         deliver: makes the deliveries of a job.
@@ -201,7 +201,7 @@ class WaitingClaims:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether deliveries wait for claims, or waiting deliveries should leave the memory."""
+        """Whether deliveries that are not claimed wait, or waiting deliveries should leave the memory."""
         return self._followers > 0 or self._is_crowded()
 
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
@@ -270,7 +270,10 @@ class WaitingClaims:
         return True
 
     def decide(self) -> None:
-        """Finish the claims that are done, and go on with each chain whose first claim is decided."""
+        """Finish the claims that are done, and go on with each chain whose first claim is decided.
+
+        Then park the chains that have waited too long.
+        """
         for one in list(self._open.values()):
             verdict = self.judge(one.claim)
             if verdict is ClaimVerdict.DONE and one.job in self._open:

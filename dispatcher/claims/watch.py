@@ -1,7 +1,7 @@
 """Follows the books of writing processes while claims wait for them. One watch serves all partitions.
 
-It reads nothing while no claim waits. In a backlog most claims are decided when their change is read, since the
-book already says that they are done.
+A watch reads books again and again only while claims wait. It also reads the unknown books of the claims in
+changes that are read. In a backlog most claims are decided then, since the book already says that they are done.
 """
 
 import asyncio
@@ -137,7 +137,7 @@ class ClaimWatch:
             await end([self._task])
 
     def wake(self) -> None:
-        """Note that a claim waits."""
+        """Begin to read the books regularly, because a claim waits."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._follow(), name="watch-claims")
 

@@ -38,7 +38,7 @@ def name_malformed(misfits: "Iterable[Misfit]") -> None:
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
-    """Ask an operator to confirm something that can't be undone.
+    """Ask an operator to confirm a command that can't be undone.
 
     Raises:
         typer.BadParameter: stdin is not a terminal.

@@ -16,7 +16,7 @@ def read_secret_files(environment: MutableMapping[str, str]) -> None:
     """Replace `<NAME>_FILE` by `<NAME>`, with the text of the file. A newline at its end does not count.
 
     Raises:
-        typer.BadParameter: both are set, or the file can't be read.
+        typer.BadParameter: both variables are set, or the file can't be read.
     """
     for name in SECRETS:
         variable = f"{name}{_FILE}"

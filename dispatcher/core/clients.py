@@ -110,7 +110,7 @@ class Clients:
         )
 
     def watching_client(self) -> AsyncMongoClient[Any]:
-        """Like `lasting_client`, for change streams. They have their own time limit, see `stream/cursor.py`.
+        """Like `lasting_client`, for change streams. Their time limit is set in `stream/cursor.py`.
 
         Each stream occupies a connection, so the number of connections is not limited.
         """
@@ -118,7 +118,7 @@ class Clients:
 
     @property
     def connections(self) -> int:
-        """The number of connections that the application's client may have; 0 is no limit."""
+        """The number of connections that the application's client may have; 0 means no limit."""
         given = named_options(self._url).get("maxpoolsize", "")
         return int(given) if given.isdecimal() else MAX_POOL_SIZE
 

@@ -224,7 +224,8 @@ class Job:
 
     Attributes:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
-        passed: the number of finished receivers. Their deliveries succeeded, wait in MongoDB, or failed for good.
+        passed: the number of finished receivers. Their deliveries succeeded, failed for good, or wait in MongoDB
+            or for a claim.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
         parts: the number of parts that are not finished: the calls together are one, and each delivery that waits

@@ -25,7 +25,7 @@ def document_key(namespace: Hashable, id_: Any) -> Hashable:
 
 
 def lane_key(id_: Any) -> bytes:
-    """The bytes of an `_id` in the names of parked lanes; equal for `_id`s that are equal to the server.
+    """The bytes of an `_id` in the names of parked lanes. `_id`s that the server considers equal have equal bytes.
 
     Earlier versions stored names of lanes with these bytes, and this version must find the stored lanes. So this
     function can't return the bytes of `canonical`.

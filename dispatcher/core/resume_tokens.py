@@ -89,16 +89,16 @@ def directly_after(token: str) -> str:
 
 
 def shortened(token: str) -> str:
-    """A text that sorts among the tokens of other changes as a token does, and has at most `_SHORT` characters.
+    """The beginning of a token: at most `_SHORT` characters. It sorts among other tokens as the whole token does.
 
     The time of a token, and the place in its transaction, precede the document's key. So tokens differ before the
-    part that this leaves out.
+    part that this function leaves out.
     """
     return token[:_SHORT]
 
 
 def after_shortened(token: str) -> str:
-    """Like `directly_after`, with at most `_SHORT` characters and one more."""
+    """Like `directly_after`, for a token that is shortened first: at most `_SHORT` + 1 characters."""
     return directly_after(token) if len(token) <= _SHORT else f"{token[:_SHORT]}{_LAST}"
 
 

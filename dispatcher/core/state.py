@@ -146,11 +146,11 @@ class State:
         await self.claims.create_index([("group", 1), ("fenced_at", 1)], name="unfinished")
 
     async def keep_deliveries_for(self, days: float) -> None:
-        """Let the server remove records of deliveries that are older than this."""
+        """Let the server remove records of deliveries that are older than this number of days."""
         await _expire(self.deliveries, "at", days)
 
     async def keep_claims_for(self, days: float) -> None:
-        """Let the server remove the claims of processes whose last beat is older than this."""
+        """Let the server remove the claims of processes whose last beat is older than this number of days."""
         await _expire(self.claims, "beat_at", days)
 
 

@@ -215,7 +215,7 @@ class Recent:
         self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque([(float("-inf"), {})])
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
-        """Sample the counters. Call it often.
+        """Sample the counters, at most once in `_STEP` seconds. Call this method often.
 
         Args:
             now: by the monotonic clock.

@@ -76,7 +76,7 @@ class Attempt:
 
     Attributes:
         calls: the document class, the signal, and the collection of the change.
-        keywords: the other keyword arguments of the receiver, such as the instance.
+        keywords: the keyword arguments of the receiver besides `sender` and `delivery`, such as the instance.
         parent: the job, or the held delivery, to which this attempt belongs.
         began: the time of the beginning, by the monotonic clock.
     """

@@ -45,7 +45,8 @@ class Capacity:
         waiting: number of deliveries that wait for a claim. An application that writes much causes many of them,
             but nearly all soon end without work. So only their bytes are limited.
         returning: jobs whose pause is over. They wait for a place.
-        watched: a future that is resolved when a job is finished; None if no task waits for it.
+        watched: a future that is resolved when a job or a waiting delivery is finished; None if no task waits for
+            it.
         stopping: True if no further job begins.
         cutting: True if the end of the process cancels receivers.
     """

@@ -24,7 +24,8 @@ class Contention:
     """The transactions of one receiver in this process.
 
     Attributes:
-        limit: maximum number of concurrent transactions. It has a fraction, which accumulates over commits.
+        limit: maximum number of concurrent transactions. The number has a fractional part, so that the small
+            raises of several commits add up.
 
     Example:
         async with contention.place() as place:

@@ -1,6 +1,7 @@
 """Selects the receivers of a change: the receivers of its document that the writing process did not run.
 
-`Routes.resolve` is the only place that selects receivers. It also applies `fields` and `where`.
+`Routes.resolve` selects them, and applies the options `fields` and `where`. `Routes.claimed` selects the receivers
+that the writing process has claimed.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -227,7 +228,7 @@ class Routes:
         return tuple(calls)
 
     def is_listed(self, namespace: Namespace, receiver: Receiver, ids: frozenset[bytes]) -> bool:
-        """Returns whether ids in the stamps of a collection's documents name a receiver, for any signal."""
+        """Returns whether one of these ids, from stamps of the collection's documents, names a receiver."""
         return any(
             other.name == receiver.name and not stamped.isdisjoint(ids)
             for one in self._found.get(namespace) or self._find(namespace)

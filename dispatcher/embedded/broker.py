@@ -36,7 +36,7 @@ class EmbeddedBroker:
         address: for clients, as `bootstrap.servers`, e.g. `127.0.0.1:41234`.
         port: the TCP port, on 127.0.0.1 only.
         cluster_id: no other broker has the same one.
-        directory: a temporary directory that holds its `broker.log`, and is removed when it ends.
+        directory: a temporary directory that holds its `broker.log`, and is removed when the broker ends.
         pid: of the broker itself, e.g. to send it a SIGSTOP in a test.
     """
 
@@ -48,7 +48,7 @@ class EmbeddedBroker:
     _guardian: Guardian = field(repr=False)
 
     def stop(self) -> None:
-        """End the broker; returns when it is gone, and its topics with it. May be called twice."""
+        """End the broker, and return when it has ended. Its topics are deleted. May be called twice."""
         self._guardian.stop()
 
 
@@ -73,8 +73,8 @@ def embedded_broker(*, port: int | None = None, timeout: float = 15.0) -> Iterat
 def start_embedded_broker(*, port: int | None = None, timeout: float = 15.0) -> EmbeddedBroker:
     """Start a private broker and wait until it answers clients, which takes less than a tenth of a second.
 
-    It ends when `stop()` is called, or when this process ends, even if it crashes. Ctrl-C does not reach it. This
-    function blocks: from a running event loop, call it in a thread.
+    The broker ends when `stop()` is called, or when this process ends, even if this process crashes. Ctrl-C does
+    not reach the broker. This function blocks: from a running event loop, call it in a thread.
 
     Args:
         port: the TCP port; a free one by default.

@@ -50,7 +50,8 @@ def moves(
     """The partitions that one member should claim and release now.
 
     Args:
-        owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving.
+        owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving, or
+            has an earlier format of the state.
     """
     held = Counter(owner for owner in owners.values() if owner is not None)
     wanted = quotas(held, members, len(owners), capped)

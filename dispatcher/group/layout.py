@@ -53,7 +53,7 @@ def taken(group: str, before: str, application: str) -> GroupTaken:
 
 
 async def require_source(store: PositionStore, origin: ChangeOrigin, scope: Scope, settings: Settings) -> None:
-    """Require that a group has this source. A new group may have any.
+    """Require that a group has this source. A new group may have any source.
 
     Raises:
         PositionError: the group has another source, or another number of partitions than the topic.

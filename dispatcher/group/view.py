@@ -1,7 +1,7 @@
 """Reads what a process must know of its group in order to share the partitions: one command, one snapshot.
 
-Every process reads it about once a second, so the server leaves out the long fields: tokens and hashes of finished
-changes, statistics, receivers.
+Every process does this about once a second, so the server leaves out the long fields: tokens and hashes of
+finished changes, statistics, receivers.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -132,8 +132,9 @@ def accept(position: LogPosition, record: RecordPlace) -> tuple[Decision, LogPos
 def resume(position: LogPosition, relay: LogPosition, beginning: int) -> LogPosition:
     """Return the position at which a reader continues when it can't simply read the next record.
 
-    Call it for the first start of a group, with `BEGINNING` as its position; when the offsets jump; and when the
-    reader refuses a record as `AHEAD` although it has read up to the offset of the relay's position.
+    Call this function in three cases: for the first start of a group, with `BEGINNING` as `position`; when the
+    offsets jump; and when the reader refuses a record as `AHEAD` although it has read up to the offset of the
+    relay's position.
 
     If the result has another term or number than `position`, the relay's position passed records that the reader
     did not accept: except for a first start, history is lost between the tokens of `position` and `relay`.

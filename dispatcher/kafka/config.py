@@ -33,7 +33,8 @@ PATIENCE: Final = 10.0
 
 _FILE: Final = "_FILE"
 
-# Properties that the dispatcher sets, each with the reason. Other values would lose or repeat changes.
+# Properties that the dispatcher sets, each with the reason. Other values of most of them would lose or repeat
+# changes.
 _OURS: Final[Mapping[str, str]] = {
     "bootstrap.servers": "--kafka sets it",
     "metadata.broker.list": "--kafka sets it",
@@ -292,7 +293,7 @@ _throttle: Final = Throttle()
 
 
 class _Count:
-    """Counts the errors of this process."""
+    """Counts the errors of the connections of this process."""
 
     errors = 0
 

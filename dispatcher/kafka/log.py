@@ -81,7 +81,7 @@ class TopicLog:
     Args:
         config: of the clients.
         topic: its name.
-        group: of dispatchers; the consumer group has this name, for tools of Kafka.
+        group: of dispatchers. The consumer group is `mongoz.<group>`, for tools of Kafka.
         relay: the state of the relay.
         megabytes: the value of `--max-queued-mb`.
         address: of the server with the state, for messages.

@@ -58,7 +58,7 @@ class _TopicLook(NamedTuple):
     """A `Look` at all partitions.
 
     Attributes:
-        asked: before the first request, by the monotonic clock.
+        asked: the time before the first request, by the monotonic clock.
     """
 
     asked: float
@@ -72,7 +72,7 @@ class _NotNow(TopicError):
 
 
 def _may_pass(error: DispatcherError) -> bool:
-    """Returns whether a later look may succeed: no broker answers, or a broker refuses a request."""
+    """Returns whether a later look may succeed: the brokers can't answer now, or the topic is being changed."""
     if isinstance(error, TopicError):
         return isinstance(error, _NotNow) or error.__cause__ is not None
     return isinstance(error, KafkaError)

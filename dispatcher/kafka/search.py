@@ -16,7 +16,7 @@ CLOCKS: Final = 60
 SEARCHED: Final = 1_000
 """Records that are read at once."""
 
-# How much further back each attempt begins than the one before.
+# The factor by which each attempt goes further back than the attempt before.
 _FURTHER: Final = 1_000
 
 

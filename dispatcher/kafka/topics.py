@@ -238,7 +238,7 @@ async def prepared_topic(
 
     Raises:
         TopicError: the topic can't be used.
-        HistoryLost: the known topic was deleted.
+        HistoryLost: the known topic was deleted, and `continues` is not set.
         KafkaError: no broker answers, or the user lacks a right.
     """
     admin = config.admin()

@@ -49,7 +49,7 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 
     Args:
         registry: the registry of the application. Its receivers are connected already.
-        application: its name, `"package.module:registry"`; empty to skip the check that it owns the group.
+        application: its name, `"package.module:registry"`; empty to skip the check that the group belongs to it.
 
     Yields:
         The findings. An error that prevents further checks is the last one.
@@ -81,9 +81,8 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 def role_for(registry: Registry, settings: Settings) -> str:
     """The commands for mongosh that create roles with the least privileges.
 
-    The first role is for dispatchers. The second role lets the application claim receivers. It is absent if claims
-    are turned off.
-    With `--kafka`, the commands for the rights on Kafka follow in a comment.
+    The first role is for dispatchers. The second role lets the application claim receivers. This role is absent if
+    claims are turned off. With `--kafka`, the commands for the rights on Kafka follow in a comment.
     """
     group = group_of(registry, settings)
     scope, streams = scope_of(routes_of(registry, settings, group)), settings.kafka is None

@@ -1,7 +1,7 @@
 """Checks whether the processes of the application claim the receivers that they run.
 
-The application may have a user of its own, so its rights can't be asked for here. But the state shows whether its
-processes have claimed, and its documents show writes without a claim.
+The application may have a user of its own, and the rights of that user can't be read here. But the state shows
+whether the processes of the application have claimed, and the documents show writes without a claim.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

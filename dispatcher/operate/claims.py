@@ -1,4 +1,4 @@
-"""Books of claims for operators: the processes that claim, and what they have not finished. See `mongoz/claims`.
+"""Books of claims for operators: which processes claim, and which claims are not done. See `mongoz/claims`.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -36,7 +36,7 @@ _LISTED: Final = 5
 
 
 async def read_books(group: Group, status: GroupStatus, reader: StateReader) -> list[BookStatus]:
-    """The books that have not ended, and those that deliveries wait for. The latter come first.
+    """The books that have not ended, and those that deliveries wait for. Books with waiting deliveries come first.
 
     Args:
         status: with its time and its members. This function completes its `at_least`.
@@ -156,7 +156,7 @@ def _malformed(group: Group, process: Any, problem: str) -> DispatcherError:
 
 
 async def release(group: Group, process: str) -> bool:
-    """End a book by hand: dispatchers take over the claims that are not done. Its process begins a new book.
+    """End a book by hand: dispatchers take over the claims that are not done. The process begins a new book.
 
     Args:
         process: the id of the book.

@@ -36,7 +36,7 @@ async def members_of(group: Group, now: float | None = None) -> list[MemberStatu
 
 
 async def read_members(group: Group, now: float, reader: StateReader) -> list[MemberStatus]:
-    """As `members_of`.
+    """Read the processes of a group, as `members_of` does.
 
     Args:
         reader: collects malformed documents.

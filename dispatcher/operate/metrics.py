@@ -145,7 +145,7 @@ def _of_claims(value: Callable[[list[ClaimGauges]], float]) -> Callable[[Snapsho
 def _in_dispatcher(
     value: Callable[[Snapshot, Gauges], float | None],
 ) -> Callable[[Snapshot, Gauges], float | None]:
-    """A relay has no such figure."""
+    """A figure of a partition in a dispatcher. A relay has no such figure."""
     return lambda shot, one: value(shot, one) if shot.stats.relay is None else None
 
 

@@ -235,7 +235,7 @@ class Mover:
         """The places of a token in a topic; empty if only the oplog reaches back to the token.
 
         Raises:
-            HistoryLost: neither of them reaches back to the token.
+            HistoryLost: neither the topic nor the oplog reaches back to the token.
         """
         await self._require_past(token)
         log = topic_of(self._group, settings.model_copy(update={"kafka_topic": topic.name}))

@@ -161,7 +161,7 @@ def _progress(found: Mapping[str, Any], log: RelayLog, now: float) -> tuple[int 
 def show_lag(one: PartitionStatus, log: RelayLog, saved: Any) -> None:
     """Complete the status of a partition that reads from the topic.
 
-    A live owner has reported the lag. Without one, it is computed from the saved place.
+    A live owner has reported the lag. Without a live owner, the lag is computed from the saved place.
 
     Args:
         saved: `log` of the position.

@@ -198,7 +198,7 @@ def _message_of(error: OperationFailure) -> str:
 
 
 async def warn_about_collections(client: AsyncMongoClient[Any], routes: Routes, *, stamped: bool) -> None:
-    """Log warnings about the watched collections. It never raises, and takes at most a few seconds.
+    """Log warnings about the watched collections. This function never raises, and takes at most a few seconds.
 
     Args:
         client: a client for the running loop.
@@ -219,7 +219,10 @@ async def warn_about_collections(client: AsyncMongoClient[Any], routes: Routes, 
 
 
 async def warn_about_streams(group: Group) -> None:
-    """Log a warning if the change streams of all groups load the server. It never raises, and ends soon."""
+    """Log a warning if the change streams of all groups load the server.
+
+    This function never raises, and takes at most a few seconds.
+    """
     try:
         async with asyncio.timeout(_PATIENCE):
             load = await stream_load(group, await look_at_oplog(group.state.client))

@@ -180,7 +180,8 @@ class ReaderStatus:
         alive: the number of its live processes.
         broker_lag: the number of records, up to the relay's position, that it has not finished; None if it is
             unknown.
-        headroom_seconds: the seconds until the topic may delete such a record; None if they are unknown.
+        headroom_seconds: the seconds until the topic may delete a record that the group has not finished; None if
+            they are unknown.
     """
 
     group: str
@@ -203,7 +204,7 @@ class RelayStatus:
         saved_seconds: the seconds since the last save of the position.
         lag_seconds: the age of the oldest change that is not acknowledged by the brokers; None without an owner.
         records_in_flight: records that are not acknowledged; None without an owner.
-        changes_per_second: that it has read; 0 without an owner.
+        changes_per_second: the number of changes that the owner reads in a second; 0 without an owner.
         trouble: the reason why the owner can't use the topic now; None if it can.
         headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown.
         retention_seconds: the seconds for which the topic keeps a record; None if they are unknown, or unlimited.
@@ -268,7 +269,7 @@ class ParkedCount:
 
 @dataclass
 class BookStatus:
-    """A book of claims: what one writing process has not finished, see docs/reference/state.md.
+    """A book of claims: the claims that one writing process has not finished, see docs/reference/state.md.
 
     Attributes:
         process: the id of the book, which stands for the process until it begins another book.
@@ -360,7 +361,7 @@ class GroupStatus:
     Attributes:
         clock_offset_seconds: the seconds by which the server's clock is ahead of ours.
         oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
-        source: where the changes come from.
+        source: the source of the changes.
         is_relay: whether the group is a relay: its processes publish changes, and deliver none.
         relay: the relay itself; in a group that reads from a topic, the relay of the topic; otherwise None.
         partition_count: the number of partitions in the layout.

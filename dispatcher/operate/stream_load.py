@@ -1,4 +1,4 @@
-"""Estimates what the change streams of all groups cost the server: each of them reads the whole oplog.
+"""Estimates how much the change streams of all groups load the server: each of them reads the whole oplog.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -40,13 +40,13 @@ _CONNECTIONS: Final = {
 
 
 class StreamLoad(NamedTuple):
-    """The change streams of all groups, and what the server bears.
+    """The change streams of all groups, and the limits of the server.
 
     Attributes:
-        streams: by group.
+        streams: number of streams of each group.
         allowed: maximum number of streams; None if it is unknown.
         rate: changes a second in the oplog, on average; None if it is unknown.
-        cores: of the server; None if they are unknown.
+        cores: number of cores of the server; None if it is unknown.
     """
 
     streams: dict[str, int]

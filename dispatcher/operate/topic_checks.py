@@ -225,7 +225,7 @@ def _positions(watch: TopicWatch, saved: SavedPositions, oplog: Oplog | None) ->
 
 
 def _is_lost(watch: TopicWatch, position: Position) -> bool:
-    """Returns whether the log does not hold all records after a position. Records that no reader needs may go."""
+    """Returns whether the log has lost records after a position. Records that no reader needs may be missing."""
     if position.place is None or position.token is None:
         return False
     look = watch.newest(position.partition)

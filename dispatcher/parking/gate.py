@@ -99,7 +99,7 @@ class Parking:
     async def load(self) -> None:
         """Find the deliveries that other processes parked.
 
-        Call it again from time to time: a dispatcher of an earlier version may still park deliveries.
+        Call this method again from time to time: a dispatcher of an earlier version may still park deliveries.
         """
         await self._held.recover()
         known = {name for names in self._names.values() for name in names}

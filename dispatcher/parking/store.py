@@ -20,9 +20,9 @@ The cases, and why no delivery is lost or overtaken:
   known yet, or the head became a dead letter, no delivery has the mark after the crash. Therefore `recover` marks
   the first delivery of each lane without a mark. It runs when a partition is claimed, soon after, and every hour.
 - Two processes while a partition changes its owner: the former owner may delete the head after the new one wrote
-  a follower, or write a follower after the new one deleted the head. `holds` asks for the mark. A delivery that
-  joins a lane without a mark gets the mark, and `due` moves the mark to the first delivery. If no further delivery
-  joins such a lane, `recover` marks the first delivery.
+  a follower, or write a follower after the new one deleted the head. `holds` asks whether the first delivery has
+  the mark. A delivery that joins a lane without a mark gets the mark, and `due` moves the mark to the first
+  delivery. If no further delivery joins such a lane, `recover` marks the first delivery.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
   stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
   an attempt before the change is read again could break the order.
@@ -275,7 +275,7 @@ class HeldStore:
                 moved.append(UpdateOne({"_id": row["_id"], "lane": lane.id}, _FOLLOWS))
         if moved:
             await self._held.bulk_write(moved, ordered=True)
-        if moved or again:  # other lanes may be due, behind the limit of the query
+        if moved or again:  # the query had a limit: further lanes may be due
             seconds = 0.0
         return list(lanes.values()), seconds
 

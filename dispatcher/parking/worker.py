@@ -2,8 +2,8 @@
 
 An errand makes the deliveries of one lane. It is queued among the jobs of the document, so that no other delivery
 of this document is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read
-meanwhile run. At most half of the workers are places for errands. The errands of one receiver take at most the
-receiver's share of these places.
+meanwhile are delivered. At most half of the workers are places for errands. The errands of one receiver take at
+most the receiver's share of these places.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""
 
-# Seconds after which an errand ends. Then the changes that were read meanwhile run.
+# Seconds after which an errand ends. Then the changes that were read meanwhile are delivered.
 _SLICE: Final = 0.2
 
 # Seconds between two queries for the parked deliveries of a receiver. Usually the process knows when the next
@@ -226,7 +226,7 @@ class ParkingWorker:
                 key = self._key(first)
             except Exception as error:  # it was edited by hand
                 await self._held.skip(lane.first, error)
-                soonest = 0.0  # other lanes may be due, behind the limit of the query
+                soonest = 0.0  # the query had a limit: further lanes may be due
                 continue
             self._taken[lane.id] = (name, lane.size)
             self._ready.append((name, lane, first, key))

@@ -85,7 +85,7 @@ class Checkpoint:
 
     @property
     def inherits(self) -> bool:
-        """Returns whether there are facts of earlier layouts, and `look_back` must see each event."""
+        """Returns whether there are facts of earlier layouts. If so, `look_back` must see each event."""
         return bool(self._inherited)
 
     def look_back(self, event: Undecoded) -> None:

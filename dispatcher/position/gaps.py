@@ -112,7 +112,7 @@ def gaps_of(change: Change, is_watched: Callable[[Namespace], object]) -> Iterat
     A rename may cause two gaps: one of the old name, and one of the new name.
 
     Args:
-        is_watched: whether a collection has receivers.
+        is_watched: returns whether a collection has receivers.
     """
     operation, source, time = change.operation, change.namespace, change.cluster_time
     name = ".".join(filter(None, source))

@@ -6,7 +6,7 @@ from dispatcher.core.events import LogPlace
 
 
 class Places:
-    """The places of a reader between its position and the end of what it has read.
+    """The places of a reader between its position and the end of the records that it has read.
 
     A place may be saved with a token if all accepted records before the place are finished at this token. It need
     not be the last such place: a reader that starts at an earlier one reads some records again, accepts them by
@@ -34,7 +34,7 @@ class Places:
         """The last place whose accepted records are all finished.
 
         Args:
-            token: everything up to it is finished. It never falls.
+            token: everything up to it is finished. Later calls have no lower token.
         """
         ahead = self._ahead
         while ahead and ahead[0][0] <= token:

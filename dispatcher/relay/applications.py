@@ -12,7 +12,7 @@ from mongoz import Registry
 
 
 def routes_of_all(registries: Sequence[Registry], settings: Settings) -> list[Routes]:
-    """The receivers of each application. If there are several, an error names the registry.
+    """The receivers of each application. If there are several applications, an error names the registry.
 
     Raises:
         ApplicationError: a registry has a setting that excludes a dispatcher.

@@ -82,7 +82,7 @@ class RunOutcome(NamedTuple):
     Attributes:
         finished: whether the whole run is done.
         delivered: number of deliveries whose receiver returned, in all processes of the run.
-        failed: number of deliveries that were given up or could not be made.
+        failed: number of deliveries that were given up or could not be made, in all processes of the run.
         dead_letters: number of dead letters that this process recorded.
     """
 

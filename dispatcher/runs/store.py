@@ -42,7 +42,7 @@ class Run(NamedTuple):
         from_time: start of the range of a replay.
         until_time: end of the range of a replay.
         token: only for a backfill that a dispatcher began: the token after which its stream continued.
-        is_new: whether no process has worked on it yet.
+        is_new: whether it has no saved progress.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """Detects a blocked event loop, from a thread, because no task of a blocked loop can run.
 
 All receivers share one loop. A receiver that computes, or waits without `await`, stops all others, the change
-stream, and the renewal of leases. The check costs a running loop four callbacks a second.
+stream, and the renewal of leases. By default, the check costs a running loop four callbacks a second.
 """
 
 import asyncio

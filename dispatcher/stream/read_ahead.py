@@ -1,4 +1,4 @@
-"""Reads ahead by one batch: the next batch is requested while the last one is processed."""
+"""Reads ahead by one batch: the next batch is requested while the present one is processed."""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -56,7 +56,7 @@ def make_front(paths: Mapping[str, str], hosts: Sequence[str] | None) -> Guard:
 
 
 class Front:
-    """The ASGI application behind the guard."""
+    """The ASGI application that the guard protects."""
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         self._paths = paths

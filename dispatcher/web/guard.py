@@ -132,7 +132,7 @@ class Guard:
 
 
 class OfClient:
-    """ASGI middleware of a process behind a supervisor: requests appear as the supervisor received them."""
+    """ASGI middleware of a process with a supervisor: requests appear as the supervisor received them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -145,8 +145,8 @@ class Web(HttpServer):
     """The HTTP server of one dispatcher process.
 
     Args:
-        behind: the place of this process behind its supervisor, which listens at the address in the settings; None
-            without a supervisor.
+        behind: the socket of this process and the URL of its supervisor, which listens at the address in the
+            settings; None without a supervisor.
     """
 
     def __init__(self, settings: Settings, observer: Observer, behind: Behind | None = None) -> None:

@@ -54,7 +54,7 @@ def canonical(id_: Any, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:
         codec_options: the options for encoding. The default is enough for an `_id` that the driver decoded.
 
     Raises:
-        bson.errors.InvalidDocument: it can't be encoded.
+        bson.errors.InvalidDocument: the `_id` can't be encoded.
     """
     return canonical_of(bson.encode({"": id_}, codec_options=codec_options))
 

@@ -34,10 +34,10 @@ def run_sync(awaitable: Awaitable[T]) -> T:
         awaitable: a coroutine, a query, or another awaitable; no task or future, since these belong to a loop.
 
     Returns:
-        Its result.
+        The result of the awaitable.
 
     Raises:
-        TypeError: it is not awaitable, or belongs to a loop already.
+        TypeError: the argument is not awaitable, or belongs to a loop already.
         BaseException: the awaitable raised it.
 
     Examples:

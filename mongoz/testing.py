@@ -138,7 +138,7 @@ class Captured(Sequence[Fired]):
             The signals that match.
 
         Raises:
-            AssertionError: it fired another number of times; the message lists the signals that fired.
+            AssertionError: the signal fired another number of times; the message lists the signals that fired.
             SignalError: the signal is not captured, or never has this keyword.
 
         Examples:
@@ -196,9 +196,9 @@ class capture:  # noqa: N801 - it reads like a function: with capture(User) as c
     transaction fire after its commit. Bulk calls without receivers only send commands and fire nothing. A capture
     counts as a receiver, so bulk calls inside of the block work on instances.
 
-    It records the signals of all tasks of this process, including tasks that were running before the block, such
-    as workers of the application. With `this_task=True` each of several concurrent tasks records its own signals
-    only.
+    A capture records the signals of all tasks of this process, including tasks that were running before the block,
+    such as workers of the application. With `this_task=True` each of several concurrent tasks records its own
+    signals only.
 
     On a dispatched registry captured writes have a stamp, as writes with a receiver have. The stamp does not name
     receivers that a silent capture keeps from running: a dispatcher delivers to them.

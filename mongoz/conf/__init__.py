@@ -1,7 +1,7 @@
 """The public import path of the settings; the code is in `mongoz.settings`.
 
-`settings` here is the object, although there is a module of this name: `import mongoz.conf.settings` and
-`from mongoz.conf import settings` both give an object with the settings as attributes.
+In this package `settings` is the object, although the package has a module of this name. So `import
+mongoz.conf.settings` and `from mongoz.conf import settings` both give an object with the settings as attributes.
 """
 
 from mongoz.conf.settings import MongozSettings, settings

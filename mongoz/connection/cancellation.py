@@ -19,7 +19,7 @@ def uninterrupted(unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
         unit: the coroutine. It runs in a task of its own, so that timeouts inside of it work.
 
     Raises:
-        CancelledError: the caller was cancelled. An error of the unit is its cause.
+        CancelledError: the caller was cancelled. If the unit raised an error, the error is the cause.
     """
     return _Uninterrupted(unit)
 

@@ -178,7 +178,7 @@ def adapter_of(client: object) -> DriverAdapter:
     """The adapter of the driver that made this client.
 
     Raises:
-        ImproperlyConfigured: it is not an asynchronous MongoDB client.
+        ImproperlyConfigured: `client` is no asynchronous MongoDB client.
     """
     if isinstance(client, AsyncMongoClient):
         return _ADAPTERS["pymongo"]

@@ -44,7 +44,8 @@ async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -
 
     Args:
         error: the error of a command in a session.
-        client: the driver's client, PyMongo's or Motor's. After an error of an election it opens new connections.
+        client: the driver's client, PyMongo's or Motor's. After an error of an election the client opens new
+            connections.
         in_transaction: the command belongs to a transaction, which can be repeated as a whole.
     """
     if not _is_from_election(error):
@@ -59,7 +60,7 @@ async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -
 
 @asynccontextmanager
 async def session_of(client: AsyncMongoClient[Any]) -> AsyncIterator[AsyncClientSession]:
-    """A PyMongo session that ends with the block. During an election it raises AutoReconnect."""
+    """A PyMongo session that ends with the block. During an election the block raises AutoReconnect."""
     try:
         async with client.start_session() as session:
             yield session

@@ -24,7 +24,7 @@ _MAX_DATABASE_BYTES: Final = 63
 _NOT_IN_DATABASE: Final = frozenset('/\\. "$<>:|?\0')
 _NOT_IN_COLLECTION: Final = frozenset("$\0")
 
-# MongoDB can't parse a change stream's regular expression that contains one of these literally.
+# MongoDB can't parse a change stream's regular expression that contains one of these characters literally.
 _NOT_IN_REGEX: Final = frozenset("'\x7f") | frozenset(map(chr, range(32)))
 
 # Maximum number of namespaces in the cache of a document. A full cache is cleared.
@@ -124,7 +124,8 @@ def parse_pattern(text: object) -> NamespacePattern:
         text: `"database.collection"`, or only a database for the document's own collection in it.
 
     Raises:
-        ValueError: it can't be a namespace. The message is the rest of a sentence that begins with the entry.
+        ValueError: the entry can't be a namespace. The message is the rest of a sentence that begins with the
+            entry.
     """
     if not isinstance(text, str):
         raise ValueError("is no string")  # noqa: TRY004 - one type of error for all reasons

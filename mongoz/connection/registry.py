@@ -36,9 +36,9 @@ class Registry(Deployment):
         dispatched: the name of the group of dispatchers that serves this registry; True is the group "default".
             Writes are then stamped where needed, so that dispatchers do not repeat the receivers of this process.
         state: the database with the state of the dispatchers, as in `dispatcher run --state-database`. The process
-            records its claims there.
-        claims: whether this process claims the receivers that it runs: if it dies before they have ended, a
-            dispatcher takes them over. A number is the timeout in seconds (15 by default), see
+            records its claims in this database.
+        claims: whether this process claims the receivers that it runs: if the process dies before these receivers
+            have ended, a dispatcher runs them. A number is the timeout in seconds (15 by default), see
             docs/reference/claims.md; False turns claims off.
         event_loop: accepted for applications that pass it, and ignored: clients follow the running loop.
 

@@ -281,7 +281,7 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
     Args:
         own: the transaction.
         held: the resources to release, among them the session. If the outcome is unknown and actions wait for it,
-            a background task gets them.
+            a background task gets the resources.
     """
     try:
         unknown = await _commit(own.session)

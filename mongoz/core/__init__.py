@@ -1,1 +1,1 @@
-"""Public import paths; the code is in the packages beside this one."""
+"""Public import paths; the code is in the other packages of mongoz."""

@@ -65,7 +65,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Raises:
             pydantic.ValidationError: the instance does not fit the model.
-            pymongo.errors.DuplicateKeyError: its id, or a unique value, exists already.
+            pymongo.errors.DuplicateKeyError: the id or a unique value of the instance exists already.
         """
         return await insert_instance(self, collection, session)
 
@@ -132,9 +132,10 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
     @classmethod
     async def create_many(cls, models: Iterable[Self], collection: Any = None, session: Any = None) -> list[Self]:
-        """Insert many instances: in one command if no receiver runs here and no stamp is needed, else in batches.
+        """Insert many instances, in one command or in batches.
 
-        Fires `pre_save` and `post_save` for each.
+        One command is enough if no receiver of this process runs and no stamp is needed. Fires `pre_save` and
+        `post_save` for each instance.
 
         Args:
             models: instances of this document.
@@ -204,6 +205,6 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Raises:
             AbstractDocumentError: the document is abstract.
-            ImproperlyConfigured: it has no registry.
+            ImproperlyConfigured: the document has no registry.
         """
         return cls.meta.require_collection()

@@ -115,7 +115,7 @@ def indexes_of_fields(fields: Mapping[str, BaseField]) -> list[Index]:
     """
     found = []
     for name, field in fields.items():
-        # The server makes the index of _id itself, and allows no other.
+        # The server makes the index of _id itself, and allows no second one.
         if name == "id" or not (field.unique or field.index):
             continue
         field.index = True
@@ -127,7 +127,7 @@ def indexes_in_meta(document_name: str, option: object) -> list[Index]:
     """A copy of `Meta.indexes`.
 
     Raises:
-        ImproperlyConfigured: it is no list or tuple.
+        ImproperlyConfigured: `option` is no list or tuple.
         ValueError: an item is no Index.
     """
     if not isinstance(option, list | tuple):

@@ -127,7 +127,7 @@ class MetaInfo:
 
         Raises:
             AbstractDocumentError: the document is abstract.
-            ImproperlyConfigured: it has no registry.
+            ImproperlyConfigured: the document has no registry.
         """
         if self.collection is not None:
             return self.collection
@@ -146,7 +146,7 @@ class MetaInfo:
 
         Raises:
             AbstractDocumentError: the document is abstract.
-            ImproperlyConfigured: it has no registry.
+            ImproperlyConfigured: the document has no registry.
             TypeError: `collection` has another type.
         """
         if isinstance(collection, Collection):
@@ -238,7 +238,7 @@ def _patterns_of(document_name: str, watch: object) -> tuple[NamespacePattern, .
     """The parsed entries of `Meta.watch`.
 
     Raises:
-        ImproperlyConfigured: it is no list, or an entry can't be a namespace.
+        ImproperlyConfigured: `watch` is no list, or an entry can't be a namespace.
     """
     if not isinstance(watch, list | tuple):
         raise ImproperlyConfigured(

@@ -163,7 +163,7 @@ class _Deletion:
         )
 
     async def send(self, session: Any) -> None:
-        """Delete; with a marker if dispatchers need it and the server accepts it."""
+        """Delete the document; with a marker, if dispatchers need a marker and the server accepts it."""
         if not needs_marker(self.target, self.firing):
             await self._delete_unmarked(session)
         elif self.target.in_transaction:

@@ -24,7 +24,7 @@ def require_id(instance: Model) -> None:
     """Refuse an instance that was never saved.
 
     Raises:
-        DocumentNotFound: it has no id.
+        DocumentNotFound: the instance has no id.
     """
     if instance.id is None:  # {"_id": None} would match a document whose _id is null
         raise DocumentNotFound(f"This {type(instance).__name__} was never saved: it has no id.")

@@ -98,8 +98,8 @@ class WriteTarget(NamedTuple):
     def plan(self, signal: Signal, changed: Iterable[str] | None = None) -> Firing:
         """Decide which receivers this process runs after the write.
 
-        In a foreign transaction dispatchers run the `post_*` receivers, if there are dispatchers: they see the
-        commit.
+        On a dispatched registry, the receivers of a write in a foreign transaction are left to dispatchers, except
+        receivers with `delivery="process"`: dispatchers see the commit.
 
         Args:
             signal: a `post_*` signal.

@@ -111,7 +111,7 @@ class QueryBuilder(Generic[D]):
     def where(self, js: str | bson.Code) -> Self:
         """Keep only documents for which a JavaScript expression or function is true; `this` is the document.
 
-        Never include a user's input: it is code.
+        Never include a user's input, because `js` is code.
 
         Raises:
             TypeError: `js` is neither a str nor a bson.Code.

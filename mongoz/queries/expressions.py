@@ -79,8 +79,8 @@ class Expression:
         )
 
 
-# Type checkers take `Document.age >= 18` for a bool, since instances have an int there. At run time it is
-# an Expression.
+# Type checkers take `Document.age >= 18` for a bool, because `age` of an instance is an int. At run time the
+# comparison is an Expression.
 Condition = Union[Expression, Mapping[Any, Any], bool]  # noqa: UP007 - it is named above, as a string
 
 

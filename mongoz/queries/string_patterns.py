@@ -40,7 +40,7 @@ def matches(pattern: Any) -> dict[str, Any]:
         pattern: a str or a compiled pattern. The flags of a compiled pattern apply.
 
     Raises:
-        ValueRefused: it is neither.
+        ValueRefused: the pattern is neither.
     """
     flags = 0
     if isinstance(pattern, re.Pattern | bson.Regex):

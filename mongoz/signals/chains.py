@@ -26,8 +26,8 @@ class Link:
         outer: the link whose receivers made this write, if there is one.
         depth: the number of links, this one included.
         outermost: the link at the start of the chain.
-        is_stopped: set on the outermost link when the chain reaches the limit. Then each other branch of the chain
-            ends as soon as it reaches a signal again.
+        is_stopped: set on the outermost link when the chain reaches the limit. Then every further branch of the
+            chain ends as soon as it reaches a signal again.
     """
 
     __slots__ = ("_token", "depth", "is_stopped", "outer", "outermost", "receiver", "signal")

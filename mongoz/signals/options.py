@@ -59,7 +59,7 @@ class ReceiverOptions(TypedDict, total=False):
     """The options of `post_*` decorators and `Signal.connect`.
 
     Attributes:
-        delivery: `"any"` (default), `"process"` or `"dispatcher"`: where it runs, see `DeliveryMode`.
+        delivery: `"any"` (default), `"process"` or `"dispatcher"`: where the receiver runs, see `DeliveryMode`.
         name: a stable name for stamps, dead letters and metrics; by default `module.qualname`.
         formerly: one or several earlier names of a renamed receiver.
         fields: `post_update` only: run only if one of these fields, or a part of one, changed.
@@ -68,7 +68,7 @@ class ReceiverOptions(TypedDict, total=False):
         retry: a dispatcher's attempts: a number, or a `Retry`; by default the dispatcher's setting (5).
         timeout: the time limit of a dispatcher's attempt in seconds; by default the dispatcher's setting (30).
         on_failure: `"dead_letter"` (default), `"block"` or `"drop"`: see `OnFailure`.
-        transactional: run in a transaction of MongoDB, together with a record that it ran; implies
+        transactional: run in a transaction of MongoDB, together with a record of the delivery; implies
             `delivery="dispatcher"`. Writes through `delivery.session`, or through the ODM, take effect once.
     """
 

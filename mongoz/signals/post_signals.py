@@ -41,12 +41,12 @@ class Firing(NamedTuple):
     ) -> None:
         """Await all receivers, one after another; then raise their errors.
 
-        Claimed receivers that may not start here any more are left to dispatchers.
+        Claimed receivers that may not start in this process any more are left to dispatchers.
 
         Args:
             sender: the document class.
             delivery_id: the token of the write.
-            claim: the claim of the write, if it has one. It ends here.
+            claim: the claim of the write, if it has one. This call ends the claim.
             **keywords: further keywords of the receivers.
 
         Raises:

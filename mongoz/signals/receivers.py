@@ -76,7 +76,7 @@ class Receiver:
         function: the async callable.
         name: `module.qualname` of the function, or the option `name`.
         sequence: the place in the order of all connections of this process.
-        options: where it runs, for which changes, and how failures are handled.
+        options: where the receiver runs, for which changes, and how failures are handled.
         id: eight bytes that identify the receiver; empty unless the signal is a `post_*` signal of a document.
         former_ids: the ids by the receiver's earlier names.
         defined_at: file and line of the definition, for messages.
@@ -92,7 +92,7 @@ class Receiver:
 
     @property
     def delivery(self) -> DeliveryMode:
-        """Where it runs."""
+        """Where the receiver runs."""
         return self.options.delivery
 
     @property
@@ -102,12 +102,12 @@ class Receiver:
 
     @property
     def runs_in_process(self) -> bool:
-        """Whether the writing process calls it."""
+        """Whether the writing process calls the receiver."""
         return self.options.delivery != "dispatcher"
 
     @property
     def runs_in_dispatcher(self) -> bool:
-        """Whether a dispatcher may call it."""
+        """Whether a dispatcher may call the receiver."""
         return self.options.delivery != "process"
 
 

@@ -1,4 +1,7 @@
-"""Inserts many instances: in one command if no receiver runs here and no stamp is needed, else in batches."""
+"""Inserts many instances, in one command or in batches.
+
+One command is enough if no receiver of this process runs and no stamp is needed.
+"""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack

@@ -156,7 +156,7 @@ class Selection:
 
     def if_matching(self, row: Any) -> dict[str, Any]:
         """The arguments of a command on a document that must still match."""
-        if self.collation:  # another id may be equal under it
+        if self.collation:  # another id may be equal under the collation
             return self.if_unchanged(row)
         return {"filter": self.filter_with({"_id": row["_id"]})}
 

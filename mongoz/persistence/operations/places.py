@@ -64,7 +64,7 @@ class FieldPlace:
         """The value, validated by the model.
 
         Raises:
-            pydantic.ValidationError: it does not fit.
+            pydantic.ValidationError: the value does not fit.
         """
         if len(self.names) == 1:
             return validate_values(self.document, {self.names[0]: value})[self.names[0]]

@@ -33,7 +33,7 @@ __all__ = [
 _UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
-_COUNTER_SIZE: Final = 1 << 24  # the counter of ObjectIds restarts at 0 there
+_COUNTER_SIZE: Final = 1 << 24  # the counter of ObjectIds restarts at 0 before this number
 
 
 def is_outcome_unknown(error: PyMongoError) -> bool:

@@ -1,6 +1,6 @@
 """Writes, their deliveries, and a comparison of both, for tests that kill the daemon.
 
-Writer   counts documents up: the n-th write of a document stores n in it
+Writer   counts documents up: the write with the number n (from 0) stores n in the document
 Ledger   reads the records of the receivers in tests/acceptance/apps/ledger.py
 disorder finds deliveries that do not follow the order of the writes
 """

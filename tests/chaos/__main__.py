@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="see below")
     parser.add_argument("--seed", type=int, help="the seed of an earlier run, to repeat it")
-    parser.add_argument("--short", action="store_true", help="use the sizes of CI: five minutes for all")
+    parser.add_argument("--short", action="store_true", help="use the short sizes: some minutes for all")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes by this factor")
     parser.add_argument("--writes", type=int, help="replace the scenario's number of writes")
     parser.add_argument("--documents", type=int, help="replace its number of documents")

@@ -1,4 +1,4 @@
-"""Receivers raise, hang, and end the process; they always refuse some writes."""
+"""Receivers raise, hang, and end the process. Two of the receivers always refuse some writes."""
 
 from dispatcher.embedded.server import embedded_mongo
 from tests.chaos.figures import Figure, figures

@@ -32,8 +32,8 @@ class Plan(NamedTuple):
 
     Attributes:
         size: the size of the run.
-        seed: of all random choices. The same seed leads to the same writes, and to the same faults after the
-            same numbers of deliveries.
+        seed: of the random choices: the writes, the faults, and the number of deliveries or writes before each
+            fault.
         directory: for the ledger and the logs; it exists and is empty.
         say: gets the progress.
     """
@@ -69,7 +69,7 @@ class Scenario(NamedTuple):
         title: for people, in a few words.
         faults: the name of its faults, in the plural.
         full: the size of `make chaos`.
-        short: the size of the selection that CI runs.
+        short: the size with `--short`. CI scales it down.
         run: runs a plan.
         says: describes a size in words; a template for `str.format`.
         missing: tells what is missing on this machine, with the command that installs it; empty if all is there.

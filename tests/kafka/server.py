@@ -2,7 +2,7 @@
 
 No server can outlive the process that started it.
 
-`make kafka` fetches Apache Kafka. It needs Java 17.
+`make kafka` fetches Apache Kafka. Apache Kafka needs Java 17.
 """
 
 import re

@@ -23,7 +23,7 @@ def flags_of(command: str) -> dict[str, object]:
     return {one.name: one for one in commands[command].params}
 
 
-def test_the_help_loads_neither_the_driver_nor_the_documents():
+def test_the_help_loads_neither_the_driver_nor_the_odm():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "loaded: []"
 

@@ -1,4 +1,4 @@
-"""Rules that no linter checks: private names stay in their module, and a class name means one thing."""
+"""Rules that no linter checks, about private names, names of classes, and the number of modules in a package."""
 
 import ast
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""An application whose receivers record every call in a file that survives a kill."""
+"""An application whose receiver records every call in a file that survives a kill."""
 
 import asyncio
 import os

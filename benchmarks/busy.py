@@ -35,7 +35,7 @@ class Busy:
         shape: the shape of the application.
         changes: the number of writes, as fast as possible.
         padding: additional characters in each document.
-        documents: the number of updated documents; 0 inserts one for each change.
+        documents: the number of updated documents; 0 inserts a new document for each change.
         concurrency: the maximum number of deliveries at once, for each dispatcher.
         dispatchers: the number of dispatcher processes, and of partitions.
         timed: whether the latency is measured too.

@@ -1,4 +1,4 @@
-"""Worker processes. Each measures one side on request."""
+"""Worker processes. Each worker measures the operations of one module on request."""
 
 import json
 import select

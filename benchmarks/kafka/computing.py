@@ -1,7 +1,7 @@
 """Two processes against one, with a receiver that computes 5 ms for each change.
 
-The processes are stopped (SIGSTOP) until the relay has published the whole backlog. Then all continue at the same
-time, and read it from the broker. The time ends with the last delivery.
+The processes are stopped (SIGSTOP) until the relay has published the whole backlog. Then all processes continue at
+the same time, and read the backlog from the broker. The time ends with the last delivery.
 """
 
 import time

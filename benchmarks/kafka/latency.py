@@ -1,7 +1,8 @@
 """The time that Kafka adds between a write and the call of its receiver.
 
 As in `benchmarks/latency.py`, the time begins before the writer sends the insert, and each side runs alone, with
-the same stream of writes. Relay, broker and worker handle some changes before, because the first ones take longer.
+the same stream of writes. Relay, broker and worker handle some changes before the measurement, because their first
+changes take longer.
 """
 
 from contextlib import ExitStack

@@ -1,8 +1,8 @@
 """Processor time of mongod for a backlog: 16 partitions and 4 workers on Kafka, against one dispatcher.
 
 Each side finds its saved position, and the backlog after it. All processes of a side are started, deliver the
-backlog, and are stopped. So the time includes the commands that they send at their start, and the commands of the
-relay.
+backlog, and are stopped. So the time includes the commands that the processes send at their start, and the
+commands of the relay.
 """
 
 from collections.abc import Callable, Sequence

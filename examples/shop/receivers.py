@@ -15,7 +15,7 @@ from mongoz.signals import Delivery
 
 from .models import AuditEntry, Mail, Order, ShopDocument, Stock, User
 
-# The number of deliveries that a product remembers. A crash repeats those of about one second, which are fewer.
+# The number of deliveries that a product remembers. A crash repeats fewer: the deliveries of about one second.
 REMEMBERED = 100
 
 

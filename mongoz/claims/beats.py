@@ -286,8 +286,8 @@ def _not_announced(group: str, state: str) -> ClaimRefusal:
 
 def _is_earlier(group: str, member: Mapping[str, Any]) -> ClaimRefusal:
     text = (
-        f"a dispatcher of the group {group!r} is of a version without claims, and would repeat claims: pid "
-        f"{member.get('pid')} on {member.get('host')}. Replace it."
+        f"a dispatcher of the group {group!r} is of a version without claims, and would call claimed receivers "
+        f"again: pid {member.get('pid')} on {member.get('host')}. Replace it."
     )
     return ClaimRefusal("earlier dispatcher", text)
 

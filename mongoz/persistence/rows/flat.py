@@ -1,7 +1,8 @@
 """Flat documents, whose fields are scalars and lists of scalars: validated and turned into rows in one pass.
 
 Pydantic makes an instance from validated values, and the instance would have to be converted to a row afterwards.
-So each class gets a second schema, whose validation returns the row itself, with stored names and copied lists.
+So each flat class gets a second schema, whose validation returns the row itself, with stored names and copied
+lists.
 """
 
 import datetime

@@ -154,7 +154,7 @@ async def test_images_that_expire_before_their_delivery_are_named(dispatched, da
 async def test_an_oplog_too_short_for_the_lag_is_named(
     dispatched, database, foreign, look, monkeypatch, spare, level, says
 ):
-    """The time until the oplog loses the position is an estimate; here it is given."""
+    """The time until the oplog loses the position is an estimate. This test gives a fixed time instead."""
 
     async def estimated(*_: Any) -> float:
         return spare
@@ -299,7 +299,7 @@ async def test_the_printed_role_is_enough_for_a_dispatcher(guarded: MongoClient,
 
 
 @pytest.mark.parametrize("scope", ["one database", "several"])
-async def test_the_role_shows_the_times_of_the_oplog_and_none_of_its_entries(
+async def test_the_role_shows_the_times_and_no_entries_of_the_oplog(
     guarded: MongoClient, database: str, scope: str
 ):
     printed = role_of(guarded, database, scope)
@@ -322,7 +322,7 @@ async def test_the_role_shows_the_times_of_the_oplog_and_none_of_its_entries(
     assert newest - 60 <= oplog.ends <= newest
 
 
-def test_the_role_has_comments_on_what_it_can_read(guarded: MongoClient, database: str):
+def test_the_comments_of_the_role_tell_what_the_role_can_read(guarded: MongoClient, database: str):
     one = role_of(guarded, database, "one database")
     assert f'every collection of the database "{database}"' in one
     assert "every database" not in one

@@ -65,7 +65,7 @@ async def test_check_says_nothing_of_claims_if_only_dispatchers_run_receivers(mo
     assert of_claims([one async for one in check(registry, settings_for(registry))]) == []
 
 
-async def test_claims_that_are_turned_off_are_no_problem(mongo, database, look):
+async def test_check_accepts_claims_that_are_turned_off(mongo, database, look):
     registry = mongoz.Registry(mongo.url, dispatched=database, claims=False)
     make_user(registry, database)
     found = await look(registry)

@@ -77,7 +77,9 @@ async def test_a_restored_copy_is_delivered_although_its_claim_is_done(
     )
 
 
-async def test_a_copy_of_an_open_claim_is_delivered_after_the_takeover(registry, database, foreign, state, held):
+async def test_a_copy_of_a_document_with_an_open_claim_is_delivered_after_the_takeover(
+    registry, database, foreign, state, held
+):
     told: list[tuple[str, str, bool]] = []
 
     async def note(name: str, instance: Any, delivery: Any) -> None:
@@ -132,7 +134,7 @@ async def test_a_takeover_gets_only_the_id_of_a_document_that_another_process_ha
 async def test_the_claims_of_one_document_are_taken_over_in_the_order_of_its_writes(
     registry, database, foreign, state, held
 ):
-    """The receivers of two writes of one process wait. A foreign write follows the two writes."""
+    """One process makes two writes, and their receivers wait. A foreign write follows the two writes."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")

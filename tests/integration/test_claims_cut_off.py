@@ -174,7 +174,10 @@ async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_its_receivers(
 async def test_a_process_that_is_cut_off_leaves_its_receivers_to_the_dispatcher(
     world, registry, writing, foreign, state, proxy
 ):
-    """The dispatcher may repeat the running receiver, under the same id. The process must start no other one."""
+    """The dispatcher may repeat the running receiver under the same id.
+
+    The process must start no other receiver.
+    """
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)
         task = await held_write(world, 1)
@@ -216,10 +219,10 @@ async def test_a_cut_that_is_shorter_than_the_timeout_changes_nothing(
     assert world.told_of(1) == IN_PROCESS
 
 
-async def test_a_beat_whose_answer_is_lost_counts_when_the_next_one_is_answered(
+async def test_a_beat_whose_answer_is_lost_counts_when_the_next_beat_is_answered(
     world, registry, writing, state, proxy, foreign
 ):
-    """The driver repeats a beat once, so two answers must get lost. They answer the beat that inserts the book."""
+    """The driver repeats a beat once, so two answers must get lost. Both answer the beat that inserts the book."""
     proxy.cut_after_request("update", times=2)
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)

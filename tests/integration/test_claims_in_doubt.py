@@ -1,7 +1,7 @@
 """A process marks a claim as done only if the outcome of the write is certain.
 
-Otherwise it releases the claim. Then dispatchers read from the stream whether the write took effect, so no
-delivery is lost.
+Otherwise the process releases the claim. Then dispatchers read from the stream whether the write took effect, so
+no delivery is lost.
 """
 
 import asyncio

@@ -85,7 +85,7 @@ class World:
         await eventually(is_complete, what="all deliveries run")
 
     def check(self) -> None:
-        """Checks that the deliveries of each write that took effect are correct, and that no others ended.
+        """Checks that each write that took effect has correct deliveries, and that no other deliveries ended.
 
         A delivery is correct if it ran to its end, under one id, and at most once in each process.
         """

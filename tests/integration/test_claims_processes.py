@@ -146,7 +146,7 @@ asyncio.run(main())
 async def test_a_receiver_that_blocks_its_loop_for_longer_than_the_timeout_keeps_its_claim(
     registry, mongo, database, state, foreign
 ):
-    """A thread makes the beats, so a blocked event loop does not stop them."""
+    """A thread makes the beats, so a blocked event loop does not stop the beats."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")
@@ -214,7 +214,7 @@ async def test_writes_of_three_dead_processes_are_delivered_after_a_time_without
 
 
 async def test_a_receiver_that_is_connected_later_is_taken_over(registry, mongo, database, state, foreign):
-    """The dispatcher has read the book of the process before the process named the receiver in it.
+    """The dispatcher has read the book of the process before the process named the receiver in the book.
 
     A later change of the written document arrives before the dispatcher reads the book again.
     """
@@ -284,7 +284,10 @@ async def test_a_receiver_that_is_disconnected_later_is_taken_over(registry, mon
 async def test_an_older_dispatcher_never_finishes_the_delivery_of_a_new_receiver(
     registry, mongo, database, state, foreign
 ):
-    """The older dispatcher starts several times. Then a newer one makes the delivery with the id of the write."""
+    """The older dispatcher starts several times.
+
+    Then a newer dispatcher makes the delivery with the id of the write.
+    """
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")

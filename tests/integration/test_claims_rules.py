@@ -83,7 +83,7 @@ def test_the_validity_of_a_book_counts_from_the_sending_of_its_beat(mongo, datab
     recorder.finish()
 
 
-async def test_a_fence_fails_if_the_book_has_another_beat_than_was_seen(
+async def test_a_fence_fails_if_the_book_has_a_later_beat_or_is_fenced(
     registry, database, foreign, announced, state, mongo
 ):
     await make(registry, database, [])(n=1).create()
@@ -98,7 +98,7 @@ async def test_a_fence_fails_if_the_book_has_another_beat_than_was_seen(
         assert await store.fence(incarnation, state.claims.find_one()["beat"]) is None, "it is fenced already"
 
 
-async def test_a_beat_that_is_lower_than_the_recorded_one_changes_nothing(registry, database, announced, state):
+async def test_a_beat_that_is_lower_than_the_recorded_beat_changes_nothing(registry, database, announced, state):
     """The book on the server already has a later beat, so the beat of the process does not match the book."""
     await make(registry, database, [])(n=1).create()
     state.claims.update_one({}, {"$set": {"beat": 1_000_000}})
@@ -142,7 +142,7 @@ def unknown_commit() -> AutoReconnect:
 
 
 async def test_an_unknown_commit_leaves_its_claims_open(registry, database, announced, monkeypatch):
-    """The claims end when the outcome is known. If the commit took effect, their receivers run first."""
+    """The claims end when the outcome is known. If the commit took effect, the receivers run first."""
     told: Told = []
     Item = make(registry, database, told)
     answers = asyncio.Event()
@@ -205,7 +205,7 @@ async def test_a_client_that_is_closed_during_a_commit_releases_the_claims(regis
 
 
 async def test_a_replay_does_not_wait_for_claims(registry, database, foreign, state, held):
-    """The deliveries of a replay have ids of their own, so a claim does not concern them."""
+    """The deliveries of a replay have ids of their own, so they need not wait for claims."""
     told: list[tuple[str, str, bool]] = []
 
     async def note(name: str, instance: Any, delivery: Any) -> None:
@@ -235,10 +235,13 @@ async def test_an_index_removes_books_after_the_delivery_retention(registry, dat
     assert (dict(index["key"]), index["expireAfterSeconds"]) == ({"beat_at": 1}, 2 * 86_400)
 
 
-async def test_an_open_claim_holds_back_only_receivers_of_its_name_for_its_document(
+async def test_an_open_claim_holds_back_only_receivers_of_the_same_name_for_the_same_document(
     registry, database, foreign, state, held
 ):
-    """The open claim is to the receiver `any` of `post_save`. Only `any` of `post_update` has to wait for it."""
+    """The open claim is to the receiver `any` of `post_save`.
+
+    Only the receiver `any` of `post_update` has to wait.
+    """
     served: Told = []
     Item = make(registry, database, served, others=False)
 

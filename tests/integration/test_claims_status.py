@@ -138,7 +138,7 @@ async def test_a_released_process_goes_on_with_a_new_book(registry, group, mongo
         await claims_when(group, lambda found: found.taken_over == 1)
 
 
-async def test_a_beat_during_a_release_does_not_prevent_it(group, state, database, monkeypatch):
+async def test_a_beat_during_a_release_does_not_prevent_the_release(group, state, database, monkeypatch):
     state.claims.insert_one(book(database))
     beats = [6]
     read = ClaimStore.read

@@ -5,7 +5,7 @@ import asyncio
 from dispatcher.core.clients import close
 
 
-async def test_a_client_that_can_not_be_closed_does_not_prevent_closing_the_others(capsys):
+async def test_a_client_that_can_not_be_closed_does_not_keep_other_clients_open(capsys):
     closed = []
 
     class Broken:

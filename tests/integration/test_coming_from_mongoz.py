@@ -22,7 +22,7 @@ PROOFS: Final[dict[str, Proof]] = {}
 
 
 def line(begins: str) -> Callable[[Proof], Proof]:
-    """Marks a function as the proof of a table line, named by its first column."""
+    """Marks a function as the proof of a table line. `begins` is the first column of the line."""
 
     def proves(proof: Proof) -> Proof:
         assert begins not in PROOFS

@@ -113,7 +113,7 @@ async def test_the_same_process_with_another_term_is_another_owner(fenced):
 
 
 class Shared:
-    """A group with three partitions. The first process holds all of them. Then the second one takes partition 1.
+    """A group with three partitions. The first process holds all. Then the second process takes partition 1.
 
     Attributes:
         leases: the leases of the first process.
@@ -153,7 +153,7 @@ async def shared(client: Any, mongo: Any, database: str) -> AsyncIterator[Shared
         yield made
 
 
-async def test_one_command_renews_all_leases_that_a_process_still_holds_and_no_others(shared):
+async def test_one_command_renews_exactly_the_leases_that_a_process_still_holds(shared):
     before = (await shared.second.load()).positions
     assert await shared.first.renew(shared.leases) == [True, False, True]
     assert shared.sent.names == ["update", "find"]
@@ -164,7 +164,7 @@ async def test_one_command_renews_all_leases_that_a_process_still_holds_and_no_o
     assert shared.sent.names == ["update"]
 
 
-async def test_one_command_saves_all_positions_that_a_process_still_holds_and_no_others(shared):
+async def test_one_command_saves_exactly_the_positions_that_a_process_still_holds(shared):
     assert await shared.save() == [True, False, True]
     assert shared.sent.names == ["update", "find"]
     saved = (await shared.second.load()).positions
@@ -180,7 +180,7 @@ async def test_a_lease_of_an_earlier_term_is_lost_although_the_same_process_owns
     assert await shared.first.renew([shared.leases[0], again]) == [True, True]
 
 
-async def test_a_position_that_the_server_refuses_does_not_affect_the_others(shared, foreign, database):
+async def test_a_position_that_the_server_refuses_does_not_affect_other_positions(shared, foreign, database):
     state = foreign.client[f"{database}_state"]
     state.command("collMod", "positions", validator={"_id": {"$ne": f"{database}:0"}})
     saved = await shared.save()
@@ -199,7 +199,7 @@ async def test_one_command_saves_the_positions_of_256_partitions(shared):
     assert shared.sent.names == ["update", "find"]
 
 
-async def test_a_position_without_a_term_is_lost_and_does_not_affect_the_others(shared, foreign, database):
+async def test_a_position_without_a_term_is_lost_and_does_not_affect_other_positions(shared, foreign, database):
     """Somebody has edited the position by hand."""
     positions = foreign.client[f"{database}_state"]["positions"]
     assert positions.update_one({"_id": f"{database}:0"}, {"$unset": {"term": ""}}).matched_count
@@ -221,7 +221,7 @@ def test_other_members_wait_longer_than_the_holder_acts():
 # -- processes ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_second_dispatcher_is_a_standby_until_the_first_one_ends(user, seen, foreign, dispatched):
+async def test_a_second_dispatcher_is_a_standby_until_the_first_dispatcher_ends(user, seen, foreign, dispatched):
     async with dispatching(dispatched, lease=1) as first, dispatching(dispatched, lease=1) as second:
         foreign["users"].insert_one({"name": "1"})
         await seen.wait(1)
@@ -257,7 +257,7 @@ async def test_a_standby_takes_over_from_a_silent_member(user, seen, foreign, di
 
 
 async def test_a_dispatcher_pauses_without_its_lease_and_continues_with_it(user, seen, foreign, dispatched):
-    """Renewals fail for longer than the lease. The holder stops, and continues if no other took the partition."""
+    """Renewals fail for longer than the lease. The holder stops, and continues if no other member took over."""
     async with dispatching(dispatched, lease=1) as running:
         store, renew = running.service._coordinator._store, running.service._coordinator._store.renew
         lease = running.service.held[0]._checkpoint.lease
@@ -277,7 +277,7 @@ async def test_a_dispatcher_pauses_without_its_lease_and_continues_with_it(user,
     assert {call.delivery.term for call in seen} == {1}
 
 
-async def test_a_member_that_loses_its_partition_logs_it_and_becomes_a_standby(
+async def test_a_member_that_loses_its_partition_logs_the_loss_and_becomes_a_standby(
     user, seen, foreign, dispatched, database, capsys
 ):
     positions = foreign.client[f"{database}_state"]["positions"]
@@ -300,7 +300,7 @@ async def test_a_member_that_loses_its_partition_logs_it_and_becomes_a_standby(
     assert "lease.lost" in said.out + said.err
 
 
-async def test_a_member_that_loses_one_partition_keeps_the_others(
+async def test_a_member_that_loses_one_partition_keeps_the_other_partitions(
     user, seen, foreign, dispatched, database, capsys
 ):
     positions = foreign.client[f"{database}_state"]["positions"]
@@ -369,7 +369,7 @@ async def test_four_partitions_are_shared_evenly(user, seen, foreign, dispatched
     assert all(one.stats.delivered > 20 for one in three)
 
 
-async def test_an_older_version_does_not_claim_partitions_held_by_a_newer_one(
+async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_version(
     user, seen, dispatched, database, capsys
 ):
     """A process of the older version does not know the newer state.

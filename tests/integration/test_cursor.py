@@ -11,7 +11,7 @@ from dispatcher.stream.large_events import SINGLY, WHOLE
 
 
 async def sizes(cursors, start, shape, total):
-    """The number of events of each answer, until all have arrived."""
+    """The number of events in each answer that has events, until `total` events have arrived."""
     found = []
     async with aclosing(cursors.read(start, shape)) as batches:
         async for batch in batches:

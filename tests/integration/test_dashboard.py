@@ -113,7 +113,7 @@ def page(client, database) -> Page:
 
 @pytest.fixture
 def abroad(client, database) -> Page:
-    """An application that other machines can reach."""
+    """A page that other machines can reach."""
     return Page(client, database, token=TOKEN, loopback=False)
 
 
@@ -369,9 +369,7 @@ async def test_other_machines_see_the_state_without_the_token_but_no_documents(a
     assert (await abroad.get("state", TOKEN)).json["may_change"] is True
 
 
-async def test_if_a_token_is_set_documents_are_shown_only_with_it_also_on_this_machine(
-    page, client, state, database
-):
+async def test_if_a_token_is_set_this_machine_sees_documents_only_with_the_token(page, client, state, database):
     """A proxy on this machine connects from the loopback address for every client."""
     stored = letter(database, 1)
     state.held.insert_one(stored)

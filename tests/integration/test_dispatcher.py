@@ -202,8 +202,10 @@ async def test_muted_writes_are_not_delivered(user, seen, foreign, dispatched):
     assert [call.instance.name for call in seen] == ["after"]
 
 
-async def test_a_process_without_the_receivers_leaves_them_to_the_dispatcher(seen, user, dispatched, database):
-    """A script that imports only models: the stamps of its writes name no receivers."""
+async def test_a_process_that_does_not_import_the_receivers_leaves_them_to_the_dispatcher(
+    seen, user, dispatched, database
+):
+    """The process is like a script that imports only models: the stamps of its writes name no receivers."""
     async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
         twin = make_user(elsewhere, database)
         async with dispatching(dispatched):
@@ -330,7 +332,7 @@ async def test_a_restart_causes_no_loss_and_no_repetition(user, seen, foreign, d
 
 
 async def test_changes_finished_ahead_are_not_repeated_after_a_stop(user, foreign, dispatched):
-    """One document hangs while others are delivered. A restart repeats only the hanging delivery."""
+    """One delivery hangs, and deliveries of other documents end. A restart repeats only the hanging delivery."""
     calls: list[str] = []
     blocked = True
 
@@ -446,7 +448,9 @@ async def test_a_start_waits_for_transient_errors_to_end(user, seen, foreign, di
         admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_a_start_fails_with_permanent_errors(user, seen, foreign, dispatched):
+async def test_a_start_fails_if_a_transient_error_lasts_longer_than_the_connect_timeout(
+    user, seen, foreign, dispatched
+):
     admin = foreign.client.admin
     failing = {"failCommands": ["find"], "errorCode": 246, "appName": "mongoz-dispatcher"}
     admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
@@ -459,7 +463,7 @@ async def test_a_start_fails_with_permanent_errors(user, seen, foreign, dispatch
 
 
 async def test_a_clock_that_differs_by_an_hour_is_named(user, seen, foreign, dispatched, monkeypatch, capsys):
-    """Leases and due times use the server's clock. The lag uses the clock of this machine, and corrects it."""
+    """Leases and due times use the server's clock. The lag uses the clock of this machine, with a correction."""
     monkeypatch.setattr("dispatcher.core.oplog.time", lambda: time.time() - 3_600)
     monkeypatch.setattr("dispatcher.operate.observer.time", lambda: time.time() - 3_600)
     said = actions(capsys)

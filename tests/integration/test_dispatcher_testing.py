@@ -64,7 +64,7 @@ def welcomed(User: Any) -> list[str]:
 
 
 async def test_later_attempts_of_a_parked_delivery_update_its_record(dispatched, User, foreign):
-    """`until_idle` reports a blocked delivery as failed, but its attempts continue."""
+    """`until_idle` reports a blocked delivery as failed, but the attempts of the delivery continue."""
     fails = True
 
     @post_save(User, name="strict", on_failure="block", retry=Retry(1, base=0.01, cap=0.02))
@@ -497,7 +497,7 @@ async def test_a_second_dispatcher_on_the_same_state_is_refused(dispatched, User
 
 
 @pytest.mark.slow
-async def test_a_dead_server_does_not_hang_the_test(database):
+async def test_a_dead_server_does_not_make_the_test_hang(database):
     with embedded_mongo() as server:
         registry = mongoz.Registry(server.url, dispatched=database)
         post_save(make(registry, database), name="listen")(_listen)
@@ -706,7 +706,7 @@ def test_fixtures_start_a_server_for_each_worker(tmp_path: Path, mongo: Embedded
         ),
     ],
 )
-def test_without_a_server_fixtures_skip_and_in_ci_they_fail(
+def test_without_a_server_fixtures_skip_tests_and_fail_in_ci(
     environment: dict[str, str], code: int, said: list[str], tmp_path: Path
 ):
     ran = run_pytest(tmp_path, **environment)

@@ -55,7 +55,7 @@ def Order(registry: mongoz.Registry, database: str) -> Any:
 
 
 def full() -> dict[str, Any]:
-    """New values for every field, because tests change them."""
+    """New values for every field, because tests change the values."""
     return {
         "title": "First",
         "email": "ada@example.org",
@@ -131,7 +131,7 @@ async def test_a_malformed_id_is_an_invalid_key(Order: Any, bad: Any) -> None:
         await Order.get_document_by_id(bad)
 
 
-async def test_create_accepts_an_id_and_refuses_an_existing_one(Order: Any, foreign: Any) -> None:
+async def test_create_accepts_an_id_and_refuses_an_existing_id(Order: Any, foreign: Any) -> None:
     id_ = bson.ObjectId()
     order = await Order.objects.create(_id=id_, title="a")
     assert order.id == foreign.orders.find_one()["_id"] == id_

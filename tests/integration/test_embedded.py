@@ -38,7 +38,7 @@ def _is_missing() -> bool:
     return False
 
 
-# In CI a missing mongod must fail the tests, on a laptop it skips them.
+# Without a mongod the tests fail in CI, and are skipped elsewhere.
 pytestmark = pytest.mark.skipif(_is_missing() and "CI" not in os.environ, reason="no mongod found")
 
 
@@ -127,7 +127,7 @@ def test_majority_waits_for_the_journal_only_with_persistent_data(server: Embedd
         assert waits(staying.url)
 
 
-def test_standalone_is_not_a_replica_set() -> None:
+def test_a_standalone_server_is_no_replica_set() -> None:
     with embedded_mongo(replica_set=False) as server, connected(server.url) as client:
         hello = client.admin.command("hello")
         client.shop.orders.insert_one({"_id": 1})
@@ -157,7 +157,7 @@ def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_pa
         client.shop.orders.insert_one({"_id": "kept"})
 
     with socket.socket() as occupied:
-        # The port is bound, so the second run gets another one.
+        # The port is bound, so the second run gets another port.
         occupied.bind(("127.0.0.1", first.port))
         with embedded_mongo(directory=data) as second, connected(second.url) as client:
             assert second.port != first.port
@@ -173,7 +173,7 @@ def test_data_in_an_explicit_directory_survives_a_restart_on_another_port(tmp_pa
 @pytest.mark.slow
 def test_a_restart_on_the_same_port_needs_no_new_configuration(tmp_path: Path) -> None:
     first = start_embedded(directory=tmp_path)
-    # A kill is faster than a stop, and the journal survives it.
+    # A kill is faster than a stop, and the journal survives a kill.
     os.kill(first.pid, signal.SIGKILL)
     first.stop()
     with embedded_mongo(directory=tmp_path, port=first.port) as second, connected(second.url) as client:
@@ -307,7 +307,7 @@ while True:
 
 @pytest.fixture
 def ignored_sigterm() -> Iterator[None]:
-    """Child processes inherit ignored signals; shells can't reset them."""
+    """This process ignores SIGTERM. Child processes inherit ignored signals, and shells can't reset them."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGTERM, before)
@@ -562,7 +562,7 @@ def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_module_does_not_import_pymongo() -> None:
-    # An empty package replaces the real one; the imports of `dispatcher/__init__.py` do not count.
+    # An empty package replaces the real package; the imports of `dispatcher/__init__.py` do not count.
     script = """
 import sys, types
 package = types.ModuleType("dispatcher")

@@ -1,6 +1,6 @@
-"""The private Kafka broker starts fast, explains a failed start, and leaves nothing behind.
+"""The private Kafka broker starts fast, explains a failed start, and leaves no process and no directory.
 
-It uses the same guardian as the private mongod. `test_embedded.py` has more tests of how the processes end.
+The broker uses the same guardian as the private mongod. `test_embedded.py` has more tests of the guardian.
 """
 
 import importlib.util

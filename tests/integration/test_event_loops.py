@@ -60,7 +60,7 @@ RUNS: dict[str, Callable[[Any], int]] = {"asyncio.run": asyncio.run, "uvloop.run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
-def test_a_hundred_loops_leave_no_socket_behind(
+def test_a_hundred_loops_leave_no_socket_open(
     registry: mongoz.Registry, User: Any, server: MongoClient[dict[str, Any]], database: str, run: str
 ) -> None:
     connections_of(server, database)

@@ -114,7 +114,7 @@ def kind_of(value: Any) -> type:
     return int if isinstance(value, bson.Int64) else type(value)
 
 
-def test_a_loaded_value_equals_the_saved_one(mongo: Any, database: str) -> None:
+def test_a_loaded_value_equals_the_saved_value(mongo: Any, database: str) -> None:
     registry = mongoz.Registry(mongo.url)
     document = thing(registry, database)
 

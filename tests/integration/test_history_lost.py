@@ -194,7 +194,7 @@ async def test_a_backfilled_document_is_not_older_than_a_delivered_change(foreig
     id_ = ObjectId()
     async with dispatching(dispatched, on_history_lost="backfill") as running:
         foreign["accounts"].insert_one({"_id": id_, "name": "first"})
-        await eventually(lambda: told == [("first", False)])  # its lane is occupied
+        await eventually(lambda: told == [("first", False)])  # the lane of the document is occupied
         failing(foreign.client, 136, 1)
         await eventually(lambda: running.stats.gaps == 1)
         foreign["accounts"].update_one({"_id": id_}, {"$set": {"name": "second"}})

@@ -211,7 +211,10 @@ async def hang() -> None:
 
 @pytest.mark.parametrize("deed", [cancel_myself, cancel_and_leave, cancel_and_swallow, raise_odd, interrupt])
 async def test_receivers_can_not_harm_the_task_of_the_worker(Thing, seen, foreign, dispatched, deed):
-    """There is one worker. It must still make the next delivery, and must still end a delivery that hangs."""
+    """There is one worker.
+
+    The worker must still make the next delivery, and must still end a delivery that hangs.
+    """
 
     @post_save(Thing, name="harmful")
     async def harmful(sender, instance, **kwargs):
@@ -267,7 +270,7 @@ async def test_changes_finished_ahead_stay_finished_over_two_restarts(Thing, for
 
 
 async def test_changes_finished_ahead_stay_finished_if_the_next_process_is_killed(Thing, foreign, dispatched):
-    """The killed process has read these changes again and finished another one. The position precedes them all."""
+    """The killed process has read these changes again, and finished another change. The position is before all."""
     calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})
@@ -320,7 +323,7 @@ async def test_an_unsaved_instance_is_not_the_document_with_the_id_none(Thing, f
     assert foreign["things"].find_one({"_id": None})["name"] == "somebody else's"
 
 
-async def test_a_failed_update_does_not_undo_a_concurrent_one(Thing, foreign):
+async def test_a_failed_update_does_not_undo_a_concurrent_update(Thing, foreign):
     foreign["things"].create_index("name", unique=True)
     await Thing(id=ObjectId(), name="taken").create()
     thing = await Thing(id=ObjectId(), name="free").create()

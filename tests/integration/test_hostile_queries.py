@@ -175,7 +175,7 @@ ORDERS = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": opera
 @checked
 @given(stored=st.lists(values, min_size=1, max_size=4), value=values)
 def test_comparisons_match_only_values_of_the_same_type(things: Any, stored: list[Any], value: Any) -> None:
-    """Strings and numbers are compared as in Python; other values match none of them."""
+    """Strings and numbers are compared as in Python; other values match neither strings nor numbers."""
     plain = ["a", "b", 1, 2.5]
     fill(things, "data", [*plain, *stored])
     for lookup, order in ORDERS.items():
@@ -191,7 +191,9 @@ def test_comparisons_match_only_values_of_the_same_type(things: Any, stored: lis
                 assert among_plain == {i for i in (0, 1) if order(plain[i], value)}
             elif is_number(value) and value == value:  # no NaN
                 assert among_plain == {i for i in (2, 3) if order(plain[i], float(str(value)))}
-            elif not isinstance(value, bson.MinKey | bson.MaxKey | decimal.Decimal):  # these match every type
+            elif not isinstance(
+                value, bson.MinKey | bson.MaxKey | decimal.Decimal
+            ):  # MinKey and MaxKey match every type, decimals match numbers
                 assert among_plain == set()
 
 
@@ -295,7 +297,7 @@ def test_unstorable_values_are_refused_before_the_server(value: Any) -> None:
             Q.eq(field, value)
 
 
-def test_the_server_accepts_the_deepest_accepted_value(things: Any) -> None:
+def test_the_server_accepts_the_deepest_and_longest_values_that_the_odm_accepts(things: Any) -> None:
     for lookup, value in (("exact", nested(100)), ("neq", nested(100)), ("in", [nested(100), {"$a": nested(98)}])):
         found(things, by_lookup(f"data__{lookup}", value))
     for character in "x.k\0é😀":

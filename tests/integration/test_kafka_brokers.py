@@ -36,7 +36,7 @@ def topic_at(address: str, **config: str) -> str:
 
 
 def produced(address: str, topic: str, partition: int, messages: list[dict[str, Any]]) -> list[int]:
-    """Produce messages; return the offsets of those that are acknowledged, in order of the reports."""
+    """Produce messages; return the offsets of the acknowledged messages, in the order of the reports."""
     offsets: list[int] = []
 
     def on_delivery(error: Any, message: Any) -> None:

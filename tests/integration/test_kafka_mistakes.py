@@ -181,7 +181,7 @@ async def a_topic_with_records_of_an_unknown_relay(world: World) -> None:
 
 
 class Refused(NamedTuple):
-    """The command ends with an error, or `check` finds one."""
+    """The command ends with an error, or `check` finds an error."""
 
     text: str
     code: ExitCode = ExitCode.TOPIC

@@ -97,7 +97,7 @@ async def test_a_second_dispatcher_takes_over_at_the_saved_place(account, dispat
             await eventually(lambda: got == [1, 2], what="the second worker delivers")
 
 
-async def test_events_that_a_second_term_repeats_are_dropped_and_those_of_a_zombie_refused(
+async def test_events_that_a_second_term_repeats_are_dropped_and_events_of_a_zombie_are_refused(
     account, dispatched, foreign, publisher, got
 ):
     async with reading(dispatched, publisher, concurrency=1):
@@ -135,7 +135,9 @@ async def test_a_delete_with_the_stamp_of_its_marker_is_not_delivered(account, d
     assert got == [2, 3]
 
 
-async def test_a_malformed_record_ends_the_dispatcher_with_its_place(account, dispatched, publisher, got):
+async def test_a_malformed_record_ends_the_dispatcher_with_an_error_that_has_the_place(
+    account, dispatched, publisher, got
+):
     async with reading(dispatched, publisher) as running:
         publisher.insert(id_of(1))
         await eventually(lambda: got, what="the first is delivered")
@@ -208,7 +210,7 @@ async def test_setup_records_the_position_of_the_relay(account, dispatched, fore
         await eventually(lambda: got == [1], what="the change after the setup is delivered")
 
 
-async def test_a_full_partition_does_not_stop_the_others_and_loses_nothing(
+async def test_a_full_partition_does_not_stop_the_other_partitions_and_loses_nothing(
     account, dispatched, broker, client, database, monkeypatch
 ):
     """The queues of the full partition are bounded. The reading of this partition goes on when there is room."""
@@ -239,7 +241,7 @@ async def test_a_full_partition_does_not_stop_the_others_and_loses_nothing(
 
 
 @pytest.mark.slow
-async def test_a_silent_broker_makes_the_dispatcher_unready_until_it_answers(
+async def test_a_silent_broker_makes_the_dispatcher_unready_until_the_broker_answers(
     account, dispatched, foreign, client, database, got
 ):
     with embedded_broker() as own:
@@ -349,7 +351,9 @@ def positions(foreign: Any) -> list[dict[str, Any]]:
 # -- refused ------------------------------------------------------------------------------------------------
 
 
-async def test_a_group_that_reads_from_a_topic_is_refused_on_change_streams(account, dispatched, publisher, got):
+async def test_a_dispatcher_on_change_streams_is_refused_if_the_group_reads_from_a_topic(
+    account, dispatched, publisher, got
+):
     async with reading(dispatched, publisher):
         pass
     with pytest.raises(PositionError, match="reads from change streams") as caught:
@@ -358,7 +362,9 @@ async def test_a_group_that_reads_from_a_topic_is_refused_on_change_streams(acco
     assert f"--kafka-topic {publisher.topic}" in caught.value.remedy
 
 
-async def test_a_group_that_reads_from_change_streams_is_refused_on_a_topic(account, dispatched, publisher, got):
+async def test_a_dispatcher_on_a_topic_is_refused_if_the_group_reads_from_change_streams(
+    account, dispatched, publisher, got
+):
     async with dispatching(dispatched):
         pass
     with pytest.raises(PositionError, match=f"reads from the topic '{publisher.topic}' of the Kafka cluster"):

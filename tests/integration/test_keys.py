@@ -168,7 +168,7 @@ IDS = {
 
 
 @pytest.mark.parametrize("type_", IDS)
-async def test_a_plain_annotation_of_the_id_is_the_key(dispatched, database, foreign, type_):
+async def test_an_id_with_a_plain_annotation_is_stored_as_the_key(dispatched, database, foreign, type_):
     class Thing(mongoz.Document):
         id: type_
         n: int = 0

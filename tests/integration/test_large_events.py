@@ -128,7 +128,7 @@ async def test_a_dispatcher_resumes_after_a_large_event(foreign, dispatched, Thi
 
 
 async def test_an_event_with_a_large_key_becomes_a_dead_letter_with_the_key(foreign, dispatched, Thing, seen):
-    """The event has the key four times, so the server can't send it. The dead letter has the key."""
+    """The event has the key four times, so the server can't send the event. The dead letter has the key."""
     key = "k" * 4_500_000
     async with dispatching(dispatched) as running:
         foreign["things"].insert_one({"_id": key})
@@ -173,7 +173,10 @@ async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispat
 async def test_a_change_whose_required_image_is_missing_is_delivered(
     foreign, dispatched, Thing, seen, monkeypatch, capsys
 ):
-    """Only in this test the stream requires images. If one is missing (error 47), the event counts as large."""
+    """Only here the stream requires images.
+
+    If a required image is missing (error 47), the event counts as large.
+    """
     required = {"fullDocument": "required", "fullDocumentBeforeChange": "whenAvailable"}
     for shape in ("WHOLE", "SINGLY", "SPLIT"):
         shaped = getattr(large_events, shape)._replace(options=required)

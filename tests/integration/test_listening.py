@@ -46,7 +46,9 @@ def world(mongo: EmbeddedMongo, _sync_client: MongoClient, runner: asyncio.Runne
 
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another client"])
 @pytest.mark.parametrize("group", GROUPS)
-def test_listening_changes_nothing(world: World, runner: asyncio.Runner, group: str, beside: bool) -> None:
+def test_receivers_change_nothing_about_random_calls(
+    world: World, runner: asyncio.Runner, group: str, beside: bool
+) -> None:
     print(f"LISTENING_SEED={SEED}")
 
     @seed(SEED)
@@ -68,7 +70,7 @@ def test_listening_changes_nothing(world: World, runner: asyncio.Runner, group: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("about", DIRECTED)
-def test_listening_changes_nothing_in_critical_scenes(world: World, runner: asyncio.Runner, about: str) -> None:
+def test_receivers_change_nothing_in_critical_scenes(world: World, runner: asyncio.Runner, about: str) -> None:
     wrong = []
     for number, scene in enumerate(DIRECTED[about], 1):
         found = runner.run(faults(world, scene))

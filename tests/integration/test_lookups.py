@@ -242,7 +242,7 @@ async def test_names_reach_nested_fields(Movie: Any) -> None:
         assert await found(Movie.objects.filter(**lookups), "name") == expected, lookups
 
 
-async def test_conditions_combine(Movie: Any) -> None:
+async def test_conditions_can_be_combined(Movie: Any) -> None:
     await fill(Movie, year=[0, 1, 2, 3, 4, 5])
     one, two = Movie.year > 1, Movie.year < 4
     even = Q.in_("year", [0, 2, 4])

@@ -141,7 +141,7 @@ async def test_a_dispatcher_continues_despite_malformed_state(steady, spoil, for
 @pytest.mark.parametrize(
     ("field", "value"), [("owner", 5), ("term", "one"), ("lease_seconds", -1), ("partitions", 7)]
 )
-async def test_a_malformed_position_ends_a_running_dispatcher_with_an_error_that_names_it(
+async def test_a_malformed_position_ends_a_running_dispatcher_with_an_error_that_names_the_position(
     steady, foreign, dispatched, database, field, value
 ):
     positions = foreign.client[f"{database}_state"]["positions"]
@@ -203,12 +203,14 @@ async def test_commands_and_dashboard_skip_malformed_documents(spoil, mongo, for
     assert "is malformed" in listed.stderr
     assert {one["_id"] for one in json.loads(listed.stdout)} == {"files", "undecodable"}
     shown = await asyncio.to_thread(say, "dead-letters", "show", "receiver")
-    assert isinstance(shown.exception, MalformedLetter)  # the command prints the error, and exits with its code
+    assert isinstance(
+        shown.exception, MalformedLetter
+    )  # the command prints the error, and exits with the code of the error
     assert "is malformed: receiver" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(None, None)
         assert json.dumps(page, default=str)
-        assert len(page["misfits"]) == 2  # errors of the others are not in a list
+        assert len(page["misfits"]) == 2  # this list reads no errors, so a malformed error is no misfit
         asked = await request_retry(group_of(client, database), ["undecodable"])
         assert [one.result async for one in outcomes(group_of(client, database), asked, within=0)] == ["waiting"]

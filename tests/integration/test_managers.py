@@ -25,7 +25,7 @@ class Adults(Manager):
 
 
 class Older(Manager):
-    """Has its own constructor and state."""
+    """A manager with a constructor and a state of its own."""
 
     def __init__(self, age: int) -> None:
         self.age = age
@@ -184,7 +184,7 @@ async def test_an_unattached_manager_is_an_error(registry: mongoz.Registry) -> N
         await abstract.actives
 
 
-def test_a_query_in_another_class_is_unchanged(registry: mongoz.Registry) -> None:
+def test_a_query_as_an_attribute_of_another_class_is_unchanged(registry: mongoz.Registry) -> None:
     User = make(registry, "never_connected")
 
     class Service:

@@ -225,7 +225,7 @@ async def test_all_partitions_of_a_silent_member_are_taken_over_in_time_and_not_
 
 @pytest.mark.slow
 async def test_a_member_whose_claims_take_long_stays_in_touch_with_its_group(together, foreign, database):
-    """All claims of partitions together take longer than the lease, because a far server answers each one late."""
+    """All claims of partitions together take longer than the lease: a far server answers each claim late."""
     seconds = 2.0
     members = foreign.client[f"{database}_state"]["members"]
     async with together(1, Settings(lease=seconds), lambda _lease: None) as made:

@@ -86,7 +86,7 @@ async def test_dead_letters_of_earlier_versions_are_found(kept, foreign):
 
 @pytest.fixture
 def group(mongo, database, foreign) -> list[str]:
-    """A group with a position, a member, a dead letter and a lane, and its arguments for commands."""
+    """A group with a position, a member, a dead letter and a lane; returns the arguments that name the group."""
     state = foreign.client[f"{database}_state"]
     known = {"id": "00aa", "name": "search.index", "signal": "post_save", "document": "shop.User"}
     known["formerly"] = ["find"]

@@ -112,7 +112,7 @@ async def test_an_own_write_is_not_delivered(world):
 
 
 @pytest.mark.parametrize("how", ["inserted again", "replaced", "set whole", "merged"])
-async def test_a_copy_is_delivered(world, how):
+async def test_a_copy_with_the_stamp_of_the_original_is_delivered(world, how):
     """The copy has the stamp of the original, and follows within milliseconds."""
     id_ = ObjectId()
     expected = {
@@ -261,7 +261,7 @@ async def test_suppressed_changes_are_counted_by_reason(world):
     }
 
 
-async def test_an_old_stamp_counts_in_a_transaction_and_not_outside_of_one(world):
+async def test_an_old_stamp_counts_inside_and_not_outside_of_a_transaction(world):
     alone, together = ObjectId(), ObjectId()
     async with dispatching(world.registry):
         for id_ in (alone, together):
@@ -338,8 +338,8 @@ async def test_a_copy_is_delivered_although_the_database_was_dropped_in_between(
 
 
 @pytest.mark.parametrize(("code", "times"), [(286, 1), (286, 3), (91, 1)])
-async def test_a_dispatcher_starts_without_earlier_stamps_if_they_are_unreadable(world, code, times, capsys):
-    """The read of earlier stamps comes first, so it meets the errors."""
+async def test_a_dispatcher_starts_although_earlier_stamps_can_not_be_read(world, code, times, capsys):
+    """The read of earlier stamps comes first, so this read meets the errors."""
     id_ = ObjectId()
     row = world.insert(id_, name="Ada")
     async with dispatching(world.registry):
@@ -361,7 +361,7 @@ async def test_a_dispatcher_starts_without_earlier_stamps_if_they_are_unreadable
         admin.command("configureFailPoint", "failCommand", mode="off")
     said = capsys.readouterr()
     assert "stamps.not_read" in said.out + said.err
-    # With the earlier stamps the copy is recognized; without them it counts as the original.
+    # With the earlier stamps the copy is recognized; without these stamps the copy counts as the original.
     assert heard == (["post_delete", "post_save"] if times == 1 else ["post_delete"])
 
 
@@ -394,7 +394,7 @@ async def test_a_start_without_earlier_changes_does_not_wait_for_a_change(world)
 # Deletes
 
 
-async def test_a_marked_delete_goes_to_the_other_receivers(world):
+async def test_a_marked_delete_goes_to_the_receivers_that_the_stamp_does_not_name(world):
     id_ = ObjectId()
     world.listen("there", post_delete, post_update, delivery="dispatcher")
     world.users.insert_one({"_id": id_, "name": "Ada"})
@@ -444,7 +444,7 @@ async def test_each_of_many_markers_is_joined_with_its_delete(world):
     assert not world.calls
 
 
-async def test_of_many_writes_of_one_document_in_a_transaction_only_foreign_ones_are_delivered(world):
+async def test_of_many_writes_in_a_transaction_only_the_foreign_writes_are_delivered(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -524,7 +524,7 @@ async def test_a_copy_of_a_marker_does_not_suppress_a_second_delete(world):
 
 
 async def test_a_restart_during_a_marked_delete_repeats_marker_and_delete(world, database):
-    """One delete of a transaction hangs, so the position stays before the markers. Only that one is repeated."""
+    """One delivery of a delete hangs, so the position stays before the markers. Only this delivery is repeated."""
     ids, hanging = [ObjectId() for _ in range(5)], True
     deleted: list[Any] = []
 

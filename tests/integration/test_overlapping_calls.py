@@ -101,7 +101,7 @@ async def test_receivers_of_overlapping_saves_run_in_the_order_of_the_calls(Lamp
     assert told == [1, 2, 3]
 
 
-async def test_a_cancelled_waiting_call_does_not_block_the_others(Lamp: Any) -> None:
+async def test_a_cancelled_waiting_call_does_not_block_other_calls(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     tasks = [asyncio.create_task(lamp.update(n=n)) for n in range(1, 6)]
     await asyncio.sleep(0)
@@ -112,7 +112,7 @@ async def test_a_cancelled_waiting_call_does_not_block_the_others(Lamp: Any) -> 
     assert (await found_again(lamp)).n == lamp.n == 4
 
 
-async def test_a_failed_call_does_not_block_the_others(Lamp: Any) -> None:
+async def test_a_failed_call_does_not_block_other_calls(Lamp: Any) -> None:
     lamp = await Lamp.objects.create()
     results = await asyncio.gather(lamp.update(n="x"), lamp.update(m=1), lamp.update(n=3), return_exceptions=True)
     assert [type(result).__name__ for result in results] == ["ValidationError", "InvalidKeyError", "Lamp"]
@@ -239,7 +239,7 @@ async def test_a_transaction_and_a_write_waiting_for_it_do_not_deadlock(Lamp: An
     registry = Lamp.meta.registry
     async with registry.transaction():
         await lamp.update(n=1)
-        outside = asyncio.create_task(lamp.update(on=True))  # the server blocks it until the commit
+        outside = asyncio.create_task(lamp.update(on=True))  # the server blocks this update until the commit
         await asyncio.sleep(0.1)
         async with asyncio.timeout(PATIENCE):
             await lamp.update(n=2)
@@ -319,7 +319,7 @@ async def test_create_many_refuses_the_same_instance_twice(Lamp: Any) -> None:
     assert await Lamp.create_many([lamp, other]) == [lamp, other]
 
 
-async def test_two_create_many_of_the_same_instances_do_not_deadlock(Lamp: Any) -> None:
+async def test_two_calls_of_create_many_with_the_same_instances_do_not_deadlock(Lamp: Any) -> None:
     lamps = [Lamp() for _ in range(3)]
     calls = [Lamp.create_many(lamps), Lamp.create_many(lamps[::-1]), lamps[1].save()]
     results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE)
@@ -342,7 +342,7 @@ async def test_receivers_of_create_many_may_write_its_instances(Lamp: Any) -> No
     assert {(await found_again(lamp)).n for lamp in lamps} == {3}
 
 
-async def test_create_many_and_a_receiver_that_waits_for_it_do_not_deadlock(Lamp: Any) -> None:
+async def test_create_many_and_a_receiver_that_waits_for_create_many_do_not_deadlock(Lamp: Any) -> None:
     one, other = Lamp(), Lamp()
 
     async def hear(sender: Any, instance: Any, created: bool, **kwargs: Any) -> None:
@@ -371,7 +371,7 @@ async def test_deletes_wait_for_an_earlier_save_or_create_many_of_their_instance
     assert await Lamp.objects.count() == 0
 
 
-async def test_a_cancelled_create_many_does_not_block_the_others(Lamp: Any) -> None:
+async def test_a_cancelled_create_many_does_not_block_other_calls(Lamp: Any) -> None:
     lamp, other = Lamp(), Lamp()
     held = asyncio.Event()
 

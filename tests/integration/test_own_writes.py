@@ -72,7 +72,7 @@ def connect_all(document: Any, delivery: str) -> None:
 
 @pytest.fixture
 def sent_by(listened: AsyncMongoClient[Any], commands: Commands, database: str) -> Callable[..., Any]:
-    """The commands of a call on two existing documents."""
+    """Returns a function that returns the commands of a call on two existing documents."""
 
     async def run(call: Any, *deliveries: str, dispatched: str | bool = False) -> list[Any]:
         await listened.drop_database(database)
@@ -101,8 +101,8 @@ def fields_of(value: Any) -> Iterator[str]:
 @pytest.mark.parametrize(("call", "expected"), CASES)
 async def test_writes_without_receivers_send_no_extra_data(request, sent_by, database, call, expected):
     plain = await sent_by(call)
-    # The save of an existing document always has a stamp: the server reports an update, and the stamp says that it
-    # was a save.
+    # The save of an existing document always has a stamp: the server reports an update, and the stamp says that
+    # the call was a save.
     if expected.get("post_save") != [False]:
         assert await sent_by(call, dispatched=database) == plain
         assert await sent_by(call, "dispatcher", dispatched=database) == plain
@@ -118,7 +118,7 @@ RAW = ("bulk_write", "aggregate")  # calls of the driver, not of the ODM
 @pytest.mark.parametrize(
     ("call", "expected"), [one for one in CASES if not any(raw in str(one.id) for raw in RAW)]
 )
-async def test_writes_use_operators(sent_by, database, call, expected):
+async def test_writes_of_the_odm_update_with_operators(sent_by, database, call, expected):
     """These writes are neither replaces nor pipelines.
 
     Replaces always count as foreign, and the server reports some updates by pipelines as replaces.
@@ -187,7 +187,7 @@ async def write_all(User: Any, id_: ObjectId) -> None:
 async def test_own_writes_are_recognized_with_a_clock_off_by_an_hour(
     User, told, foreign, dispatched, monkeypatch, skew
 ):
-    """The writes of the application count as own, and copies of them as foreign."""
+    """The writes of the application count as own, and copies of these writes as foreign."""
     right = clock.time
     monkeypatch.setattr(clock, "time", lambda: right() + skew)
     id_, other = ObjectId(), ObjectId()
@@ -247,7 +247,10 @@ async def test_a_restored_whole_document_is_delivered(User, told, foreign, dispa
 
 
 async def test_two_applications_on_one_database_see_each_others_writes(User, told, foreign, dispatched, database):
-    """Each application runs its receivers in process. Its dispatcher delivers the writes of the other one."""
+    """Each application runs its receivers in process.
+
+    Its dispatcher delivers the writes of the other application.
+    """
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
         Theirs, told_theirs = make_user(theirs, database), Told()
         told_theirs.listen(Theirs)
@@ -259,7 +262,7 @@ async def test_two_applications_on_one_database_see_each_others_writes(User, tol
             await ada.update(age=1)
             for document in (mine, other):
                 foreign.users.insert_one({"_id": document, "name": "end"} if document is mine else {})
-            # Delete markers of one group do not affect the other.
+            # Delete markers of one group do not affect the other group.
             expected = ["post_save", "post_update", "post_update", "post_delete", "post_save"]
             await eventually(lambda: len(told_theirs.of(mine)) >= len(expected), what="theirs")
             await eventually(lambda: len(told.of(other)) >= 2, what="mine")
@@ -301,7 +304,9 @@ async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_group
         assert told.of(other.id) == [("watcher", "process", "post_save"), ("watcher", "stream", "post_update")]
 
 
-async def test_a_process_may_import_only_some_of_the_receivers(User, told, foreign, dispatched, database):
+async def test_the_dispatcher_runs_only_the_receivers_that_the_process_does_not_import(
+    User, told, foreign, dispatched, database
+):
     """The dispatcher runs the receivers that the process does not import, and no others."""
     told.listen(User, "late")
     told.listen(User, "renamed", formerly="earlier")

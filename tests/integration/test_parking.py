@@ -71,7 +71,7 @@ async def test_a_blocked_document_holds_neither_memory_nor_the_position(
     assert running.stats.parked == 4
 
 
-async def test_waiting_deliveries_leave_room_for_others(account, foreign, dispatched, state):
+async def test_waiting_deliveries_leave_room_for_other_deliveries(account, foreign, dispatched, state):
     """Deliveries that wait in memory for a retry occupy at most half of the capacity."""
     got: list[str] = []
 
@@ -92,7 +92,10 @@ async def test_waiting_deliveries_leave_room_for_others(account, foreign, dispat
 async def test_a_delivery_that_the_worker_searches_before_it_is_written_is_not_lost(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """The worker searches twice while the delivery is being parked. It finds nothing, and delivers afterwards."""
+    """The worker searches twice while the delivery is being parked.
+
+    Both searches find nothing. The delivery is made afterwards.
+    """
     looked = 0
     due, put = HeldStore.due, HeldStore.put
 
@@ -118,7 +121,7 @@ async def test_a_delivery_that_the_worker_searches_before_it_is_written_is_not_l
 
 
 async def test_attempts_continue_after_a_restart(account, foreign, dispatched, state):
-    """The attempts of both processes end in a dead letter with their total number."""
+    """The attempts of both processes count together, and end in a dead letter."""
     strict = Strict(account, retry=Retry(4, base=0.2, cap=0.2), on_failure="dead_letter")
     id_ = ObjectId()
     async with dispatching(dispatched, park_after=0.0):
@@ -134,7 +137,7 @@ async def test_attempts_continue_after_a_restart(account, foreign, dispatched, s
     assert (letter["last_attempt_at"] - letter["first_attempt_at"]).total_seconds() >= 0.3
 
 
-async def test_a_parked_delivery_has_the_same_keywords_as_a_live_one(account, foreign, dispatched, state):
+async def test_a_parked_delivery_has_the_same_keywords_as_a_live_delivery(account, foreign, dispatched, state):
     """A parked delivery has the images, the changed names, and an instance of its own, too."""
     foreign.create_collection("accounts", **IMAGES)
     got: list[tuple[str, dict[str, Any]]] = []
@@ -234,7 +237,7 @@ async def test_the_order_is_kept_across_parking_and_live_changes(account, foreig
     assert got == expected
 
 
-async def test_after_a_restart_followers_are_still_followers(account, foreign, dispatched, state):
+async def test_after_a_restart_changes_still_wait_for_parked_deliveries(account, foreign, dispatched, state):
     """The new process has no queue, so it looks up the parked deliveries."""
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
     id_ = ObjectId()
@@ -256,9 +259,10 @@ async def test_after_a_restart_followers_are_still_followers(account, foreign, d
 async def test_a_parked_delivery_is_not_made_before_the_stream_has_repeated_it(
     account, foreign, dispatched, state, capsys
 ):
-    """As after SIGKILL, the position is older than the parked deliveries. The stream repeats them, but slowly.
+    """As after SIGKILL, the position is older than the parked deliveries.
 
-    If a parked delivery were made before that, it would be made twice, and possibly after its followers.
+    The stream repeats these deliveries, but slowly. If the worker did not wait, a parked delivery would be made
+    twice, and possibly after its followers.
     """
     said = actions(capsys)
     strict = Strict(account, refuses=lambda instance: instance.amount == 0)
@@ -307,7 +311,7 @@ async def test_partitions_deliver_their_own_parked_deliveries(account, foreign, 
         ]
 
 
-async def test_a_stop_during_a_lane_repeats_no_delivery(account, foreign, dispatched, state):
+async def test_a_stop_during_the_delivery_of_a_lane_repeats_no_delivery(account, foreign, dispatched, state):
     """The stop interrupts the lane; finished deliveries are already removed."""
     hangs = asyncio.Event()
 
@@ -336,7 +340,10 @@ async def test_a_stop_during_a_lane_repeats_no_delivery(account, foreign, dispat
 
 
 async def test_parked_deliveries_of_a_renamed_receiver_are_made(account, foreign, dispatched, state, capsys):
-    """Deliveries parked under an earlier name are found. Those of a removed receiver stay, and are logged."""
+    """Deliveries parked under an earlier name are found.
+
+    Deliveries of a removed receiver stay. The log names them.
+    """
     said = actions(capsys)
     old = Strict(account, name="old")
     gone = Strict(account, name="gone")

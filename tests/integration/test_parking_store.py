@@ -99,7 +99,7 @@ async def test_followers_wait_for_a_waiting_head(store, held):
     assert held.find_one({"_id": "d00002"})["state"] == "following"
 
 
-async def test_of_two_heads_the_first_one_counts(store, held):
+async def test_of_two_heads_the_first_head_counts(store, held):
     """A crash between two writes can leave two heads. The later head becomes a follower and keeps its attempts."""
     await put(store, "lane", 2, 3)
     held.update_one({"_id": "d00002"}, {"$set": {"attempts": 7, "due_at": PAST}})
@@ -172,7 +172,9 @@ async def test_one_query_finds_the_requested_retries_of_all_partitions_in_their_
         assert await requests.of(5, 8) == [f"many {n}" for n in range(59, 9, -1)]
 
 
-async def test_many_requested_retries_of_one_partition_do_not_hide_the_ones_of_another(requests, database, held):
+async def test_many_requested_retries_of_one_partition_do_not_hide_retries_of_another_partition(
+    requests, database, held
+):
     rows = [
         {"_id": f"{number} {n}", "group": database, "hash": Int64(number), "retry_requested_at": n}
         for number, times in {0: range(300), 1: range(300, 500), 2: [400], 3: [600]}.items()
@@ -185,7 +187,7 @@ async def test_many_requested_retries_of_one_partition_do_not_hide_the_ones_of_a
     assert found[2:] == [["2 400"], ["3 600"], []]
 
 
-async def test_lanes_that_end_during_a_query_do_not_hide_the_lanes_after_them(store, held, monkeypatch):
+async def test_lanes_that_end_during_a_query_do_not_hide_later_lanes(store, held, monkeypatch):
     for number in range(3):
         await put(store, f"lane {number}", number)
         held.update_one({"_id": f"d{number:05}"}, {"$set": {"due_at": PAST + timedelta(days=number)}})
@@ -198,7 +200,7 @@ async def test_lanes_that_end_during_a_query_do_not_hide_the_lanes_after_them(st
     assert [lane.id for lane in lanes] == ["lane 0", "lane 1", "lane 2"]
 
 
-async def test_a_delivery_whose_lane_is_no_text_waits_and_does_not_hide_the_next_one(store, held):
+async def test_a_delivery_whose_lane_is_no_text_waits_and_does_not_hide_the_next_delivery(store, held):
     """Somebody has edited the record by hand."""
     await put(store, "lane 0", 0)
     await put(store, "lane 1", 1)
@@ -284,7 +286,7 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
     monkeypatch.setattr(files, "_INLINE", 100)
     await store.put(record(store.group, 1, document=bson.encode({"a": bytes(1_000)})), "lane", Waiting("blocked"))
     chunk = held.database["held.chunks"].find_one()
-    old = ObjectId.from_datetime(PAST)  # by the clock of the process that wrote it
+    old = ObjectId.from_datetime(PAST)  # by the clock of the process that wrote the file
     file = held.database["held.files"].find_one()
     now = 1_000.0
     monkeypatch.setattr(files, "monotonic", lambda: now)
@@ -292,7 +294,9 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
         held.database["held.files"].insert_one({**file, "_id": id_, "filename": filename})
         held.database["held.chunks"].insert_one({**chunk, "_id": ObjectId(), "files_id": id_})
     await store.recover()
-    assert held.database["held.files"].count_documents({}) == 3  # one has a record, two may get their records soon
+    assert (
+        held.database["held.files"].count_documents({}) == 3
+    )  # one file has a record, two files may get their records soon
     assert held.database["held.files"].delete_one({"filename": "nobody"}).deleted_count
     held.database["held.files"].insert_one({**file, "_id": (new := ObjectId()), "filename": "nobody"})
     now += 3_600.0
@@ -319,7 +323,7 @@ async def test_malformed_heads_do_not_hide_the_lanes_that_are_due_later(store, h
 
 
 async def test_a_dead_letter_whose_change_is_repeated_becomes_a_follower(store, letters, held):
-    """The change of the dead letter is read again after a crash. Other deliveries of its document wait now."""
+    """The change of the dead letter is read again after a crash. Other deliveries of the document wait now."""
     await letters.keep(Record({**record(store.group, 1).fields, "reason": "failed", "attempts": 5}, {}))
     await put(store, "lane", 2)
     await store.put(record(store.group, 1), "lane", None)

@@ -137,7 +137,7 @@ async def test_a_retry_may_be_requested_without_a_dispatcher(account, foreign, d
     assert sorted(strict.got, key=int) == [str(n) for n in range(60)]
 
 
-async def test_a_renamed_receiver_gets_its_dead_letters_and_a_removed_one_does_not(
+async def test_a_renamed_receiver_gets_its_dead_letters_and_a_removed_receiver_does_not(
     account, foreign, dispatched, state, retry
 ):
     gone = strict_on(account, name="gone")

@@ -94,7 +94,9 @@ async def test_a_delete_without_a_marker_is_delivered_once(
 
 
 @pytest.mark.parametrize("of", ["an instance", "a query"])
-async def test_receivers_that_only_the_process_runs_run_there(refusing: Any, foreign: Any, of: str) -> None:
+async def test_receivers_that_only_the_process_runs_run_in_the_process(
+    refusing: Any, foreign: Any, of: str
+) -> None:
     """A dispatcher never runs receivers with `delivery="process"`."""
     told: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The registry on a real server has one client per event loop and leaves none open."""
+"""The registry on a real server has one client per event loop, and leaves no client open."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -144,7 +144,7 @@ class Relays:
 
     @property
     def term(self) -> int:
-        """The last term."""
+        """The latest term."""
         return self._state["relays"].find_one({"_id": self._topic})["term"]
 
     @property
@@ -222,7 +222,7 @@ def test_killed_relays_lose_nothing_and_keep_the_order(
 
 
 @pytest.mark.slow
-def test_a_relay_that_was_stopped_beyond_its_lease_does_no_harm(
+def test_a_relay_that_was_stopped_for_longer_than_its_lease_neither_loses_nor_reorders_events(
     relays: Relays, broker: EmbeddedBroker, client: MongoClient, database: str, name: str
 ) -> None:
     with Writer(client, database) as writer:

@@ -136,7 +136,7 @@ async def test_dropped_records_are_counted(gate, dispatched, client, database, b
         publisher.publish(made)
         before = publisher.term
         await publisher.take_term()
-        publisher.publish(made)  # the new term begins with an event that the old one has published
+        publisher.publish(made)  # the new term begins with an event that the old term has published
         publisher.send(encode(before, 2, made))  # a zombie
         publisher.send(encode(publisher.term, 5, made))  # the records before this record are missing
         publisher.insert(ObjectId())

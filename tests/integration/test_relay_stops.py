@@ -58,7 +58,7 @@ def test_sigterm_while_no_broker_answers_ends_a_relay_in_order(
 
 
 def relay_is_asking(relay: RelayProcess) -> bool:
-    """Whether a process asks for a broker: it has threads of the client of Kafka."""
+    """Whether a process asks for a broker: then the process has threads of the Kafka client."""
     tasks = Path(f"/proc/{relay.process.pid}/task")
     return any((one / "comm").read_text().startswith("rdk:") for one in tasks.iterdir())
 

@@ -1,4 +1,4 @@
-"""The topic of a running relay is deleted, created again, or compacted; brokers do not answer. On Apache Kafka."""
+"""On Apache Kafka: the topic of a running relay is deleted or compacted, or brokers do not answer or die."""
 
 import asyncio
 import contextlib

@@ -65,7 +65,7 @@ def all_published(relays: Relays, orders: Any) -> None:  # noqa: F811
         relays.wait_for(next(stream))
 
 
-def test_two_relays_that_were_stopped_with_full_queues_do_no_harm(
+def test_two_relays_that_were_stopped_with_full_queues_neither_lose_nor_reorder_events(
     relays: Relays,  # noqa: F811
     broker: EmbeddedBroker,
     client: MongoClient[Any],  # noqa: F811

@@ -29,7 +29,7 @@ def account(dispatched: mongoz.Registry, database: str) -> Any:
     return make_account(dispatched, database)
 
 
-async def test_foreign_writes_are_delivered_and_own_ones_are_not(account, dispatched, foreign, broker, client):
+async def test_foreign_writes_are_delivered_and_own_writes_are_not(account, dispatched, foreign, broker, client):
     got: list[tuple[str, str, str]] = []
 
     @post_save(account, name="saved")

@@ -115,7 +115,7 @@ async def test_repartitions_from_one_to_four_to_two_under_load(heard, dispatched
 
 
 async def test_changes_finished_ahead_are_not_repeated_under_other_layouts(heard, dispatched, client, database):
-    """One document hangs in each layout. All later changes are delivered, and are not repeated."""
+    """The delivery of one document hangs in each layout. All later changes are delivered, and are not repeated."""
     users = client[database]["users"]
     stuck, written = [ObjectId() for _ in range(3)], []
 
@@ -229,7 +229,8 @@ async def test_new_positions_begin_at_the_earliest_position_and_inherit_finished
     assert (saved.layout.partitions, saved.layout.wanted) == (3, None)
     for position in saved.positions.values():
         assert (position.token, position.term, position.owner, position.version) == (SECOND, 2, None, "v")
-        # The first partition has finished no change after the new position, so only the second one has a fact.
+        # The first partition has finished no change after the new position, so only the second partition has a
+        # fact.
         assert position.inherited == (Fact(2, 1, THIRD, THIRD, b""),)
 
 

@@ -59,7 +59,10 @@ async def run(registry: Any, *receivers: str, stop: asyncio.Event | None = None,
 
 
 async def test_a_replay_delivers_past_changes_with_their_signals(foreign, dispatched, account):
-    """It delivers foreign and own changes, but not muted ones. Own deletes have the stamps of their markers."""
+    """The replay delivers foreign and own changes, but no muted changes.
+
+    Own deletes have the stamps of their markers.
+    """
     foreign.create_collection("accounts", **IMAGES)
     begin = behind(foreign)
     calls = listen(account, "watcher")
@@ -98,7 +101,7 @@ async def test_a_replay_delivers_past_changes_with_their_signals(foreign, dispat
 
 
 async def test_a_replay_delivers_the_changes_at_the_end_of_its_range(foreign, dispatched, account, monkeypatch):
-    """The token of an empty batch may have the time of changes that follow it."""
+    """The token of an empty batch may have the time of changes that follow the batch."""
     calls = listen(account, "watcher")
     begin = behind(foreign)
     with foreign.client.start_session() as session:

@@ -107,7 +107,7 @@ def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
 async def test_a_replay_from_a_topic_delivers_past_changes_with_their_signals(
     foreign, dispatched, account, topic, calls, no_oplog
 ):
-    """It delivers foreign and own changes of all partitions, but not muted ones, such as the delete of `gone`."""
+    """The replay delivers foreign and own changes of all partitions, but no muted changes."""
     await asyncio.to_thread(foreign.create_collection, "accounts", **IMAGES)
     foreign["accounts"].insert_one({"name": "too early"})
     begin = behind(foreign)
@@ -192,7 +192,7 @@ async def test_a_replay_that_neither_topic_nor_oplog_holds_is_refused_and_names_
     assert State(foreign).database["controls"].count_documents({"kind": "run"}) == 0
 
 
-async def test_a_replay_that_meets_retention_names_the_run_and_the_time(
+async def test_a_replay_that_finds_records_missing_names_the_run_and_the_time(
     foreign, dispatched, account, topic, calls, monkeypatch
 ):
     """The replay has delivered the changes before the missing records."""

@@ -40,7 +40,7 @@ async def test_old_dead_letters_expire(dispatched, database, foreign, monkeypatc
 
 
 async def test_a_dead_letter_whose_retry_failed_meanwhile_does_not_expire(client, database):
-    """The retry fails after the search for old dead letters, and before the deletion of the found ones."""
+    """The retry fails after the search for old dead letters, and before their deletion."""
     group = group_of(client, database)
     held, now = group.state.held, datetime.now(UTC)
     await held.insert_one({"_id": "a", "group": database, "reason": "failed", "last_attempt_at": now})

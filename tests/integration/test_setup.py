@@ -77,7 +77,7 @@ def failing(client: MongoClient, command: str, code: int):
         client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-async def test_setup_enables_images_once(dispatched, database, foreign, prepare):
+async def test_setup_turns_on_only_the_images_that_are_off(dispatched, database, foreign, prepare):
     make_user(dispatched, database, watch=[f"{database}.old_*", f"{database}.missing"])
     foreign.create_collection("users")
     foreign.create_collection("old_on", **IMAGES)
@@ -156,7 +156,7 @@ WATCHING = ("changeStream", "find")
 
 
 def allowed(guarded: MongoClient, name: str, *actions: str, state: bool = True) -> mongoz.Registry:
-    """A registry whose user has these privileges in the database, and with `state` readWrite on the state."""
+    """A registry. Its user has these privileges in the database and, with `state`, readWrite on the state."""
     rights = [{"resource": {"db": name, "collection": ""}, "actions": list(actions)}]
     roles = [{"role": "readWrite", "db": f"{name}_state"}] if state else []
     guarded.admin.command("createRole", name, privileges=rights, roles=roles)
@@ -184,7 +184,7 @@ async def test_a_missing_right_is_named(guarded, database, actions, exists, want
     assert "--no-images" in caught.value.remedy
     assert "secret" not in caught.value.message
     assert position_of(guarded[database]) is None
-    # Without images the setup succeeds. It also succeeds with the privilege.
+    # Without images the setup succeeds. With the privilege the setup succeeds with images, too.
     assert (await set_up(registry, settings_for(registry), images=False)).position == "recorded"
     missing = wanted.split()[1]
     right = {"resource": {"db": database, "collection": ""}, "actions": [missing]}

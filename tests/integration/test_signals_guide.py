@@ -10,7 +10,7 @@ from mongoz.exceptions import DocumentNotFound, SignalError
 
 
 async def test_all_examples_of_the_guide_work_in_one_application(registry: mongoz.Registry, database: str) -> None:
-    # A class body can't read a local name of this function that it assigns.
+    # A class body that assigns a name can't read the local variable with this name.
     our_registry, our_database, said = registry, database, []
 
     def print(*words: Any) -> None:

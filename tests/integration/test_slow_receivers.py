@@ -22,7 +22,7 @@ refusing_ones: "list[Refusing]" = []
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hanging receiver is cancelled more often than once a second, and each log event is one line."""
+    """Hanging receivers are cancelled again after 0.02 s, not after a second, and each log event is one line."""
     monkeypatch.setattr(invoker, "_CANCEL_AGAIN", 0.02)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield
@@ -126,7 +126,7 @@ class Refusing:
         self.done.append(instance.name)
 
 
-async def test_a_new_worker_replaces_one_whose_receiver_ignores_cancellation(
+async def test_a_new_worker_replaces_a_worker_whose_receiver_ignores_cancellation(
     account, foreign, dispatched, state, capsys
 ):
     """There is one worker. Only deliveries of the document to this receiver wait, and the position moves."""

@@ -98,7 +98,7 @@ async def test_events_of_a_list_are_delivered_and_the_position_follows(
 
 
 async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatched, foreign, source, writer):
-    """A muted delete is not delivered; a foreign one is."""
+    """A muted delete is not delivered, and a foreign delete is delivered."""
     got: list[int] = []
 
     @post_delete(account, name="listed")

@@ -28,7 +28,7 @@ PARKED = {**OF_GROUP, "state": "retrying", "lane": "l", "due_at": datetime(2026,
 
 @pytest.fixture(scope="module")
 def never_in_time() -> Iterator[str]:
-    """Every command with a time limit exceeds it; the state has 5 documents of each kind."""
+    """Every command with a time limit exceeds the limit. The state has 5 documents of each kind."""
     with embedded_mongo(extra_args=("--setParameter", "enableTestCommands=1")) as server:
         with MongoClient(server.url) as client:
             for name, document in (("held", LETTER), ("held", PARKED), ("gaps", {**OF_GROUP, "kind": "k"})):

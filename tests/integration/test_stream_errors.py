@@ -81,7 +81,7 @@ async def test_a_killed_cursor_is_reopened(foreign, dispatched, names):
         await eventually(lambda: running.stats.reconnects >= 1)
 
 
-async def test_a_time_without_a_primary_is_survived(foreign, dispatched, names, monkeypatch):
+async def test_a_dispatcher_continues_after_a_time_without_a_primary(foreign, dispatched, names, monkeypatch):
     monkeypatch.setattr("dispatcher.core.clients._SELECTION_TIMEOUT_MS", 300)
     admin, address = foreign.client.admin, foreign.client.address
     async with dispatching(dispatched) as running:
@@ -126,7 +126,7 @@ async def test_a_silent_connection_is_abandoned(foreign, behind, proxy, database
         assert running.stats.reconnects == 1
 
 
-async def test_a_network_without_answers_is_survived(foreign, behind, proxy, database, monkeypatch):
+async def test_a_dispatcher_continues_after_a_time_without_answers(foreign, behind, proxy, database, monkeypatch):
     """The driver notices the silence long before the time limit of the stream ends."""
     monkeypatch.setattr("dispatcher.core.clients._CONNECT_TIMEOUT_MS", 300)
     monkeypatch.setattr("dispatcher.core.clients._HEARTBEAT_MS", 500)
@@ -210,7 +210,10 @@ async def test_an_unknown_token_ends_the_dispatcher(foreign, dispatched, names, 
 
 
 async def test_a_token_of_an_invalidate_event_ends_the_dispatcher(foreign, dispatched, names, database):
-    """Only streams of one collection have this event. Here the test writes its token into the state."""
+    """Only streams of one collection have this event.
+
+    Here the test writes the token of the event into the state.
+    """
     foreign.create_collection("gone")
     async with dispatching(dispatched):
         pass

@@ -75,7 +75,7 @@ def got(account: Any) -> Deliveries:
 
 
 class Writer:
-    """Inserts and updates documents as another client, and deletes muted ones as the application."""
+    """Inserts and updates documents as another client. Inserts and deletes documents as the application, muted."""
 
     def __init__(self, foreign: Any, account: Any) -> None:
         self._accounts = foreign["accounts"]
@@ -124,7 +124,7 @@ async def writer(mongo: Any, foreign: Any, database: str) -> AsyncIterator[Write
 async def test_a_group_that_switches_under_load_loses_and_repeats_nothing(
     writer, dispatched, foreign, broker, client, database, got
 ):
-    """It switches in both directions, while some changes are finished ahead of the position."""
+    """The group switches in both directions, while some changes are finished ahead of the position."""
     await client[database].create_collection("accounts", changeStreamPreAndPostImages={"enabled": True})
     name = relay_name()
     options = {"kafka": broker.address, "kafka_topic": f"mongoz.{name}"}

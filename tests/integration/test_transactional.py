@@ -199,8 +199,8 @@ class Conflicts:
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_a_commit_without_an_answer_is_resolved(account, total, foreign, dispatched, committed):
-    """The record shows whether the server committed."""
+async def test_the_outcome_of_a_commit_without_an_answer_is_found(account, total, foreign, dispatched, committed):
+    """The record of the delivery shows whether the server committed."""
     admin = foreign.client.admin
     runs: list[int] = []
     # With an error code the server does not commit. With a write concern error it commits first.
@@ -309,7 +309,10 @@ async def test_an_unwritable_state_is_reported_at_the_start(account, foreign, di
 
 @pytest.mark.slow
 async def test_many_deliveries_may_write_few_documents(account, foreign, dispatched, database, capsys):
-    """Three hundred changes increment twenty documents, a hundred concurrently. Each needs one attempt."""
+    """Three hundred changes increment twenty documents, a hundred concurrently.
+
+    Each delivery needs one attempt.
+    """
     totals = make_account(dispatched, database, "totals")
     names = [str(number) for number in range(20)]
     foreign["totals"].insert_many([{"name": name, "amount": 0} for name in names])

@@ -71,7 +71,7 @@ async def test_a_transaction_commits_all_writes_and_then_runs_the_receivers(regi
         await kept.delete()
         assert fired == []
         assert foreign.accounts.count_documents({}) == 1  # other sessions see no write
-        assert await Account.objects.count() == 3  # this session sees them
+        assert await Account.objects.count() == 3  # this session sees its writes
         assert {a.name async for a in Account.objects} == {"ada", "b", "c"}
     assert fired == [
         ("post_save", "ada"),
@@ -179,7 +179,7 @@ async def test_nesting_is_an_error(registry, Account):
     assert await Account.objects.count() == 1
 
 
-async def test_transactions_of_two_registries_do_not_nest(registry, Account, mongo, database):
+async def test_transactions_of_two_registries_can_be_open_at_once(registry, Account, mongo, database):
     async with mongoz.Registry(mongo.url) as second:
         Other = make(second, f"{database}_state")
         async with registry.transaction(), second.transaction():
@@ -208,7 +208,9 @@ async def test_a_conflict_repeats_the_whole_function(registry, Account, fired, f
     assert fired == [("post_update", "ada"), ("post_save", "attempt 2")]
 
 
-async def test_an_instance_from_outside_is_written_again_by_the_second_attempt(registry, Account, foreign):
+async def test_an_instance_from_outside_of_the_function_is_written_again_by_the_second_attempt(
+    registry, Account, foreign
+):
     ada = await Account.objects.create(name="ada")
     attempts = []
 
@@ -267,7 +269,7 @@ async def test_a_session_of_another_client_is_refused(registry, Account, client)
     assert await Account.objects.count() == 0
 
 
-async def test_a_session_without_a_transaction_fires_immediately(registry, Account, fired):
+async def test_writes_in_a_session_without_a_transaction_fire_immediately(registry, Account, fired):
     async with registry.new_session() as session:
         ada = await Account(name="ada").create(session=session)
         assert fired == [("post_save", "ada")]

@@ -271,7 +271,7 @@ async def test_documents_with_partly_decodable_ids_are_parked_and_delivered(mong
 
 
 async def test_documents_whose_ids_have_unnumbered_arrays_are_looked_up(heard, foreign, dispatched):
-    """MongoDB 6.0 scans its index without end if one query asks for this `_id` and for another `_id`."""
+    """MongoDB 6.0 scans the index of `_id` without end if one query asks for this `_id` and for another `_id`."""
     numbered = bson.encode({"_id": {"n": 1, "v": [None, None]}, "name": "odd"})
     odd_one = RawBSONDocument(numbered.replace(b"\x0a1\0", b"\x0ax\0"))
     foreign[IMAGELESS].insert_one(odd_one)

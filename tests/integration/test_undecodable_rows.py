@@ -211,7 +211,7 @@ async def test_an_instance_with_undecodable_fields_can_be_updated(
 
 @pytest.mark.parametrize("rules", ["none", "of fields", "of all"], indirect=True)
 @pytest.mark.parametrize("odd", [SHORT, ODD_TEXT], ids=["UUID", "text"])
-async def test_an_operation_works_beside_undecodable_fields(
+async def test_an_operation_works_although_the_document_has_undecodable_fields(
     Note: Any, kind: str, told: list[Any], foreign: Any, odd: Any
 ) -> None:
     note = await Note.objects.create()

@@ -40,7 +40,7 @@ def patience(request) -> int:
 
 @pytest.fixture
 def driver(request) -> str:
-    """One driver; `make test-motor` runs these tests on the other."""
+    """One driver; `make test-motor` runs these tests on the other driver."""
     return getattr(request, "param", DRIVER)
 
 
@@ -184,7 +184,9 @@ async def test_receivers_run_exactly_if_the_write_is_committed(
     with pytest.raises(PyMongoError) as caught:
         await write(User, user)
     assert proxy.lost == times
-    if command == "commitTransaction":  # the search for the outcome sends the commit again, and it takes effect
+    if (
+        command == "commitTransaction"
+    ):  # the search for the outcome sends the commit again, and the commit takes effect
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
     elif executed and count == 1:
@@ -273,7 +275,7 @@ async def test_receivers_that_run_later_get_a_copy_of_the_instance(User, told, p
     assert sorted(told) == sorted([("post_save", second, 3), ("post_save", first, 3)])
 
 
-async def test_the_stamp_of_an_earlier_write_does_not_prove_a_later_one(User, told, proxy, foreign):
+async def test_the_stamp_of_an_earlier_write_does_not_prove_a_later_write(User, told, proxy, foreign):
     """Both writes happen in one second, in one process."""
     for n in range(2):
         user = await written(User, told)
@@ -356,7 +358,7 @@ def unstamped(foreign: Any) -> None:
         (update_alone, unstamped),
     ],
 )
-async def test_a_faster_write_of_another_client_hides_nothing(
+async def test_a_later_write_of_another_client_does_not_hide_the_outcome(
     User, told, proxy, write, executed, foreign, registry, meanwhile
 ):
     user = await written(User, told)
@@ -406,7 +408,7 @@ async def test_the_change_stream_finds_names_that_look_like_regular_expressions(
 
 @AWAY
 @pytest.mark.parametrize("write", [update, update_many])
-async def test_a_later_write_of_the_odm_does_not_prove_an_earlier_one(
+async def test_a_later_write_of_the_odm_does_not_prove_an_earlier_write(
     User, told, proxy, write, foreign, registry, mongo, database
 ):
     user = await written(User, told)
@@ -426,14 +428,15 @@ async def test_a_later_write_of_the_odm_does_not_prove_an_earlier_one(
     proxy.accept()
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert told == []
-    # The transaction of the refused connection is still open. It would delay the drop of the database by a minute.
+    # The transaction of the refused connection is still open, and would delay the drop of the database by a
+    # minute.
     foreign.client.admin.command("killAllSessions", [])
 
 
 @AWAY
 @pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("executed", [True, False])
-async def test_a_delete_without_a_marker_is_resolved(User, proxy, foreign, registry, many, executed):
+async def test_the_outcome_of_a_delete_without_a_marker_is_found(User, proxy, foreign, registry, many, executed):
     """Only this process runs the receiver, so the ODM writes no marker."""
     told = []
 
@@ -520,7 +523,7 @@ BODIES = [last_is_single, last_is_delete, last_is_bulk, last_is_many, last_is_bu
 
 @pytest.mark.parametrize("executed", [True, False])
 @pytest.mark.parametrize("body", BODIES)
-async def test_commits_are_repeated(User, told, proxy, registry, body, executed):
+async def test_commits_are_repeated_after_lost_connections(User, told, proxy, registry, body, executed):
     user = await written(User, told)
     lose(proxy, "commitTransaction", 5, executed=executed)  # the driver repeats each of three attempts
     async with registry.transaction():
@@ -532,7 +535,9 @@ async def test_commits_are_repeated(User, told, proxy, registry, body, executed)
 @AWAY
 @pytest.mark.parametrize("executed", [True, False])
 @pytest.mark.parametrize("body", BODIES)
-async def test_an_unknown_commit_is_resolved_later(User, told, proxy, registry, foreign, body, executed):
+async def test_the_outcome_of_an_unknown_commit_is_found_later(
+    User, told, proxy, registry, foreign, body, executed
+):
     user = await written(User, told)
     before = foreign.users.find_one()
     lose(proxy, "commitTransaction", 1, executed=executed, then_refuse=True)
@@ -552,7 +557,7 @@ async def test_an_unknown_commit_is_resolved_later(User, told, proxy, registry, 
 
 
 @AWAY
-async def test_an_unknown_commit_without_receivers_is_not_resolved(User, proxy, registry):
+async def test_no_outcome_is_searched_for_an_unknown_commit_without_receivers(User, proxy, registry):
     lose(proxy, "commitTransaction", 1, executed=True, then_refuse=True)
     with pytest.raises(PyMongoError) as caught:
         async with registry.transaction():
@@ -564,7 +569,7 @@ async def test_an_unknown_commit_without_receivers_is_not_resolved(User, proxy, 
 # -- assumptions of the fence --------------------------------------------------------------------------
 
 
-def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_ones(foreign, mongo):
+def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_numbers(foreign, mongo):
     # The client is a separate one, because clients reuse sessions, and the next numbers would be too low.
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session:
 

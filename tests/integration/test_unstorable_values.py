@@ -1,4 +1,4 @@
-"""Values without a BSON type, or out of its range: the error names the field and the value."""
+"""Values without a BSON type, or out of the range of the BSON type: the error names the field and the value."""
 
 import decimal
 from typing import Any

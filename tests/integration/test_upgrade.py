@@ -115,7 +115,7 @@ async def test_an_interrupted_upgrade_continues(group, state, foreign, refused):
 
 
 async def test_a_held_delivery_is_not_overwritten(group, state):
-    """A process of an earlier version writes the delivery late, when it is already in the new collection."""
+    """A process of an earlier version writes late: the delivery is already in the new collection."""
     row = captured()["parked"][0]
     id_ = f"{row['delivery_id']}:{row['receiver_id']}:{row['document']}"
     state.held.insert_one({"_id": id_, "group": GROUP, "lane": row["lane"], "state": "blocked", "attempts": 100})

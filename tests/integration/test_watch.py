@@ -334,7 +334,8 @@ async def test_without_pre_and_post_images_every_delivery_says_which_image_it_ha
         foreign["users"].replace_one({"_id": id_}, {"name": "Cleo"})
         foreign["users"].delete_one({"_id": id_})
         first, second, replaced, deleted = await seen.wait(4)
-    # The first delivery has a later version of the document: its image is "current". Its changed fields are known.
+    # The first delivery has a later version of the document, so its image is "current". Each delivery has the
+    # changed fields of its own change.
     assert (first.update_fields, second.update_fields) == ({"name"}, {"age"})
     for call in (first, second):
         assert (call.delivery.image, call.previous) == ("current", None)
@@ -345,7 +346,7 @@ async def test_without_pre_and_post_images_every_delivery_says_which_image_it_ha
         _ = deleted.instance.name
 
 
-async def test_images_exist_for_changes_after_they_were_enabled(dispatched, database, foreign, seen):
+async def test_images_exist_for_changes_after_images_were_enabled(dispatched, database, foreign, seen):
     make_user(dispatched, database, seen)
     early, late = foreign["users"].insert_many([{"name": "Ada"}, {"name": "Bob"}]).inserted_ids
     async with dispatching(dispatched):

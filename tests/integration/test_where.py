@@ -41,7 +41,7 @@ async def test_where_applies_to_every_kind_of_change(account, foreign, dispatche
                 UpdateOne({"_id": id_}, {"$set": {"name": "rich", "amount": 10}}),
                 UpdateOne({"_id": id_}, {"$set": {"name": "poor again", "amount": 9}}),
                 UpdateOne({"_id": id_}, {"$set": {"name": "richer", "amount": 11}}),
-                DeleteOne({"_id": id_}),  # its image is the pre image
+                DeleteOne({"_id": id_}),  # the image of this delivery is the pre image
                 InsertOne({"_id": id_, "name": "poor", "amount": 1}),
                 DeleteOne({"_id": id_}),
                 InsertOne({"_id": id_, "name": "end", "amount": 12}),

@@ -351,7 +351,7 @@ async def test_a_failed_update_does_not_change_the_instance(User: Any, foreign: 
 # -- errors of post receivers ------------------------------------------------------------------------
 
 
-async def test_all_post_receivers_run_then_their_errors_reach_the_caller(User: Any, foreign: Any) -> None:
+async def test_all_post_receivers_run_and_then_their_errors_reach_the_caller(User: Any, foreign: Any) -> None:
     first, second = ZeroDivisionError(), KeyError()
     User.signals.post_save.connect(raising(first))
     log = Log(User)
@@ -460,7 +460,7 @@ def raising_nothing() -> Any:
     return receive
 
 
-async def test_save_is_always_stamped_since_the_server_sees_an_update(
+async def test_save_is_always_stamped_because_the_server_sees_an_update(
     Stamped: Any, foreign: Any, database: str
 ) -> None:
     user = await Stamped.objects.create(name="Ada")

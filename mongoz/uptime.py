@@ -1,4 +1,4 @@
-"""The clock for time limits between processes: it can't be set, and it advances while the machine sleeps."""
+"""The clock for time limits between processes: it can't be set. On Linux it advances while the machine sleeps."""
 
 import time
 from collections.abc import Callable

@@ -26,7 +26,8 @@ class _Turn:
     """One call of one instance.
 
     Attributes:
-        instance: the instance; None once the turn has ended, or was cancelled while it waited.
+        instance: the instance, or the instances of `run_in_turns`; None once the turn has ended, or was cancelled
+            while it waited.
         outer: the innermost turn whose receivers make this call.
         place: the id of the queue, which is the id of the instance, or of an outer turn of the same instance.
         loop: the event loop of the call.

@@ -148,7 +148,7 @@ class _BulkUpdate(Generic[D]):
 
     @property
     def _prepares(self) -> bool:
-        """Whether all documents of a batch must be read before any of them is written."""
+        """Whether the update of each document must be prepared from its content before the batch is written."""
         return bool(
             self._has_invariants or self._limits.has_others or self.document.meta.signals.pre_update.receivers
         )

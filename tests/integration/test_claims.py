@@ -468,7 +468,7 @@ async def test_other_receivers_do_not_wait_for_an_open_claim(registry, database,
         assert ("post_update", "any", 2, "stream") not in served
         await held.finish()
         await eventually(
-            lambda: ("post_update", "any", 2, "stream") in served, what="the delivery behind the claim"
+            lambda: ("post_update", "any", 2, "stream") in served, what="the delivery that waits for the claim"
         )
         await until_passed(state)
     assert [one for one in served if one[:3] == ("post_save", "any", 1)] == []

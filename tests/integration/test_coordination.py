@@ -253,7 +253,7 @@ async def test_a_standby_takes_over_from_a_silent_member(user, seen, foreign, di
         assert TAKEN - 0.5 < now() - began < 3
         assert seen[0].delivery.term == 2
         assert second.service.held
-        await eventually(lambda: members.count_documents({}) == 1, what="the dead one is removed")
+        await eventually(lambda: members.count_documents({}) == 1, what="the dead member is removed")
 
 
 async def test_a_dispatcher_pauses_without_its_lease_and_continues_with_it(user, seen, foreign, dispatched):
@@ -385,7 +385,9 @@ async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_v
             async with dispatching(newer, lease=1, state_database=f"{database}_state") as new:
                 await eventually(lambda: list(new.service.held) == [1])
             coordinator, left = old.service._coordinator, now()
-            await eventually(lambda: coordinator._read_at > left + 1, what="it looks until any lease is over")
+            await eventually(
+                lambda: coordinator._read_at > left + 1, what="the member looks until every lease is over"
+            )
             assert (list(old.service.held), old.service.ready) == ([0], False)
             async with dispatching(dispatched, lease=1) as back:
                 await eventually(lambda: list(back.service.held) == [1])

@@ -58,7 +58,7 @@ async def test_open_claims_stay_valid_after_a_dispatcher_of_an_earlier_version_h
     book = registry.claims.book
     claim = book.claim()
     state.members.insert_one({**EARLIER, "group": database})
-    await eventually(lambda: book.is_paused, what="the process notices it")
+    await eventually(lambda: book.is_paused, what="the process notices the earlier dispatcher")
     await Item(n=2).create()
     assert claim_in(foreign.items.find_one({"n": 2})) is None
     assert registry.claims.unclaimed == {"earlier dispatcher": 1}
@@ -66,7 +66,7 @@ async def test_open_claims_stay_valid_after_a_dispatcher_of_an_earlier_version_h
     await eventually(lambda: state.claims.find_one()["beat"] > beat + 1, what="further beats")
     assert claim.may_start
     state.members.delete_one({"_id": "earlier"})
-    await eventually(lambda: not book.is_paused, what="the process notices its end")
+    await eventually(lambda: not book.is_paused, what="the process notices the end of the earlier dispatcher")
     await Item(n=3).create()
     assert claim_in(foreign.items.find_one({"n": 3})).incarnation == book.incarnation
     claim.done()

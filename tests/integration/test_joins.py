@@ -70,7 +70,7 @@ JOINS: list[tuple[dict[str, Any], str]] = [
     ({"producer_id__name__exact": "Ada"}, "A"),
     ({"producer_id__full_name": "Ada"}, "A"),
     ({"producer_id.name": "Ada"}, "A"),
-    ({"producer_id__name__neq": "Ada"}, "BC"),  # not D and E: their references find no document
+    ({"producer_id__name__neq": "Ada"}, "BC"),  # not D and E, which have no existing producer
     ({"producer_id__name__not": "Ada"}, "BC"),
     ({"producer_id__name__in": ["Ada", "Bob"]}, "AB"),
     ({"producer_id__name__not_in": ["Ada"]}, "BC"),

@@ -83,18 +83,18 @@ async def test_the_events_of_a_topic_are_delivered_in_order_and_the_position_fol
     got.clear()
     publisher.insert(id_of(9))
     async with reading(dispatched, publisher):
-        await eventually(lambda: got, what="it goes on behind the position")
+        await eventually(lambda: got, what="the dispatcher goes on after the position")
     assert got == [9]
 
 
 async def test_a_second_dispatcher_takes_over_at_the_saved_place(account, dispatched, foreign, publisher, got):
     async with reading(dispatched, publisher) as first:
         publisher.insert(id_of(1))
-        await eventually(lambda: got == [1], what="the first worker delivers")
+        await eventually(lambda: got == [1], what="the first dispatcher delivers")
         async with reading(dispatched, publisher):
             await first.stop()
             publisher.insert(id_of(2))
-            await eventually(lambda: got == [1, 2], what="the second worker delivers")
+            await eventually(lambda: got == [1, 2], what="the second dispatcher delivers")
 
 
 async def test_events_that_a_second_term_repeats_are_dropped_and_events_of_a_zombie_are_refused(
@@ -455,7 +455,7 @@ async def test_undelivered_records_that_retention_removed_are_lost_history(
     async with reading(dispatched, real, on_history_lost="resume"):
         gap = await eventually(State(foreign).database["gaps"].find_one, what="the gap is recorded")
         real.insert(id_of(4))
-        await eventually(lambda: got == [1, 4], what="it goes on behind the gap")
+        await eventually(lambda: got == [1, 4], what="the dispatcher goes on after the gap")
     assert gap["kind"] == "history_lost"
     assert gap["to_time"] == token_time(last)
     assert real.topic in gap["text"]

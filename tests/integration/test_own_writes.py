@@ -264,8 +264,10 @@ async def test_two_applications_on_one_database_see_each_others_writes(User, tol
                 foreign.users.insert_one({"_id": document, "name": "end"} if document is mine else {})
             # Delete markers of one group do not affect the other group.
             expected = ["post_save", "post_update", "post_update", "post_delete", "post_save"]
-            await eventually(lambda: len(told_theirs.of(mine)) >= len(expected), what="theirs")
-            await eventually(lambda: len(told.of(other)) >= 2, what="mine")
+            await eventually(
+                lambda: len(told_theirs.of(mine)) >= len(expected), what="the deliveries of their group"
+            )
+            await eventually(lambda: len(told.of(other)) >= 2, what="the deliveries of my group")
             # This delivery waits for the claims of the application's own writes to this document.
             await eventually(lambda: ("watcher", "stream", "post_save") in told.of(mine), what="the last one")
         assert [name for _, _, name in told_theirs.of(mine)] == expected
@@ -297,7 +299,7 @@ async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_group
             assert told.of(id_) == []
             other = await User.objects.create(id=ObjectId(), name="Cleo")
             await eventually(lambda: len(told_theirs.of(other.id)) == 2, what="what the receiver wrote")
-            await eventually(lambda: len(told.of(other.id)) == 2, what="what comes back")
+            await eventually(lambda: len(told.of(other.id)) == 2, what="the write comes back to the own group")
         names = ["post_save", "post_update", "post_delete"]
         assert told_theirs.of(id_) == [("watcher", "stream", name) for name in names]
         assert told_theirs.of(other.id) == [("watcher", "stream", name) for name in names[:2]]

@@ -93,7 +93,7 @@ async def test_events_of_a_list_are_delivered_and_the_position_follows(
     got.clear()
     writer.insert(9)
     async with dispatching(dispatched):
-        await eventually(lambda: got, what="it goes on behind the position")
+        await eventually(lambda: got, what="the dispatcher goes on after the position")
     assert got == [9]
 
 
@@ -145,7 +145,7 @@ async def test_history_that_a_list_does_not_hold_is_a_gap_and_the_dispatcher_goe
     async with dispatching(dispatched, on_history_lost="resume"):
         gap = await eventually(State(foreign).database["gaps"].find_one, what="the gap is recorded")
         writer.insert(2)
-        await eventually(lambda: got, what="it goes on behind the gap")
+        await eventually(lambda: got, what="the dispatcher goes on after the gap")
     assert gap["kind"] == "history_lost"
     assert gap["to_time"] == token_time(first)
     assert got == [2]

@@ -158,8 +158,8 @@ def _check_fields(options: Options, sender: Any, label: str) -> None:
 def importable_name(thing: Any) -> str:
     """`module.qualname`, with `__main__` replaced by the importable name of its file.
 
-    A script runs as `__main__`, and the dispatcher imports the same file by its name: both must get the same
-    result. If the file is outside of `sys.path`, `__main__` stays.
+    A script runs as `__main__`, and the dispatcher imports the same file by its name. The result must be the same
+    in both processes. If the file is outside of `sys.path`, `__main__` stays.
     """
     module = getattr(thing, "__module__", None) or type(thing).__module__
     qualname = getattr(thing, "__qualname__", None) or type(thing).__qualname__

@@ -51,8 +51,8 @@ async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
     """Wait until the server is done with the commands of a session, and make it refuse commands that arrive late.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
-    server is done with that command. That write has a higher number, and the server then refuses lower numbers.
-    This function sends such a write, which changes no document.
+    server is done with that command. This next write has a higher transaction number, and afterwards the server
+    refuses lower numbers. The function sends such a write, which changes no document.
 
     Args:
         target: the target of the command.

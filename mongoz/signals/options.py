@@ -35,7 +35,8 @@ class Retry:
 
     Attributes:
         attempts: the number of attempts.
-        base: seconds before the second attempt; each further pause is twice as long.
+        base: the maximum pause before the second attempt, in seconds. The maximum doubles with each further
+            attempt.
         cap: the longest pause in seconds.
 
     Examples:

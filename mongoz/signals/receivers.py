@@ -33,9 +33,10 @@ class Delivery(NamedTuple):
     """The delivery, which a `post_*` receiver gets as the keyword `delivery`.
 
     Attributes:
-        id: the same for every attempt to deliver the same write; use it for deduplication. In process and in a
-            takeover it is the token of the write's origin stamp. In other deliveries of a dispatcher it is derived
-            from the resume token of the change. Each replay and each backfill has ids of its own.
+        id: the same for every attempt to deliver the same write; use it for deduplication. In process, in a
+            takeover, and if the stamp of the write came too late, it is the token of the write. In other
+            deliveries of a dispatcher it is derived from the resume token of the change. Each replay and each
+            backfill has ids of its own.
         signal: name of the signal, `"post_save"` for example.
         receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer), `"stream"` (delivered by a dispatcher), or `"takeover"`
@@ -78,7 +79,7 @@ class Receiver:
         sequence: the place in the order of all connections of this process.
         options: where the receiver runs, for which changes, and how failures are handled.
         id: eight bytes that identify the receiver; empty unless the signal is a `post_*` signal of a document.
-        former_ids: the ids by the receiver's earlier names.
+        former_ids: the ids that the receiver had under earlier names.
         defined_at: file and line of the definition, for messages.
     """
 

@@ -22,7 +22,7 @@ from dispatcher.claims.ports import ParkingGate
 from dispatcher.claims.takeover import Takeovers, claimed
 from dispatcher.claims.verdict import ClaimVerdict
 from dispatcher.claims.watch import ClaimWatch
-from dispatcher.core.events import CALLED, Calls, Change, Errand, Job
+from dispatcher.core.events import CALLED, Calls, Change, Errand, Job, JobParts
 from dispatcher.core.lease import now
 from dispatcher.core.stats import ClaimGauges, Stats, seconds_of
 from dispatcher.delivery.attempt import HeldDelivery
@@ -237,7 +237,7 @@ class WaitingClaims:
         else:
             document.claims.append(one)
             document.receivers |= claim.receivers
-        job.awaited = 1
+        job.parts = JobParts(left=1 + bool(job.calls), awaited=1)
         self._capacity.waiting += 1
         self._capacity.queued_bytes += change.size
         if verdict is ClaimVerdict.TAKE:
@@ -265,7 +265,7 @@ class WaitingClaims:
         chain = None if chains is None else chains.get(receiver.name)
         if chain is None or change.token < chain.parts[0].change.token:
             return False
-        job.parts += 1
+        job.in_parts().left += 1
         self._append(key, _WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
         return True
 
@@ -331,14 +331,14 @@ class WaitingClaims:
         document = self._open_of.pop(key, None)
         for one in () if document is None else document.claims:
             job, several = one.job, self._calls_of(one.change, one.claim)
-            job.parts += len(several)
+            job.in_parts().left += len(several)
             for calls in several:
                 self._append(key, _WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
             self._close(one)
 
     def _close(self, one: _UndecidedClaim) -> None:
         del self._open[one.job]
-        one.job.awaited -= 1
+        one.job.in_parts().awaited -= 1
         self._finish(one.job, one.change)
 
     def _park_long_waits(self, at: float, *, is_crowded: bool) -> None:
@@ -360,7 +360,7 @@ class WaitingClaims:
         while chain.parts:
             part = chain.parts[0]
             await self._park_part(part)
-            part.job.has_ended_part = True
+            part.job.in_parts().is_begun = True
             self._finish_first(chain, is_awaited=True)
 
     async def _park_part(self, part: _WaitingPart) -> None:
@@ -410,7 +410,7 @@ class WaitingClaims:
         if part.claim is None:
             self._followers += 1
         else:
-            part.job.awaited += 1
+            part.job.in_parts().awaited += 1
         chains = self._chains.setdefault(key, {})
         if receiver.name in chains:
             chains[receiver.name].insert(part)
@@ -428,7 +428,7 @@ class WaitingClaims:
                 return
             if verdict is ClaimVerdict.TAKE:
                 chain.runs = True
-                part.job.awaited -= part.claim is not None
+                part.job.in_parts().awaited -= part.claim is not None
                 self._add(key, Errand(partial(self._run, part), partial(self._end, key, name)))
                 return
             self._finish_first(chain, is_awaited=True)
@@ -464,7 +464,7 @@ class WaitingClaims:
         """Go on with a chain after its first delivery is finished."""
         chain = self._chains[key][name]
         chain.runs = False
-        chain.parts[0].job.has_ended_part = True
+        chain.parts[0].job.in_parts().is_begun = True
         self._finish_first(chain, is_awaited=False)
         self._advance(key, name)
 
@@ -472,14 +472,14 @@ class WaitingClaims:
         """Finish the first delivery of a chain.
 
         Args:
-            is_awaited: whether a claimed delivery still counts in `Job.awaited`. A delivery that was made here
-                does not count any more.
+            is_awaited: whether a claimed delivery still counts in `JobParts.awaited`. A delivery that was made
+                here does not count any more.
         """
         part = chain.parts.popleft()
         if part.claim is None:
             self._followers -= 1
         elif is_awaited:
-            part.job.awaited -= 1
+            part.job.in_parts().awaited -= 1
         self._finish(part.job, part.change)
 
     def _finish(self, job: Job, change: Change) -> None:

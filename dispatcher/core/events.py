@@ -1,6 +1,7 @@
 """The values that stages pass to each other."""
 
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
@@ -219,6 +220,21 @@ class Calls(NamedTuple):
     run: str = ""
 
 
+@dataclass(slots=True)
+class JobParts:
+    """The parts of a job. The calls together are one, and each delivery that waits for a claim is one.
+
+    Attributes:
+        left: the number of parts that are not finished.
+        awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
+        is_begun: whether a delivery that waited for a claim was made or parked.
+    """
+
+    left: int
+    awaited: int = 0
+    is_begun: bool = False
+
+
 class Job:
     """The delivery of one change, and its place in the order of the stream.
 
@@ -228,18 +244,13 @@ class Job:
             or for a claim.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
-        parts: the number of parts that are not finished: the calls together are one, and each delivery that waits
-            for a claim is one, see `claims/waiting.py`.
-        has_ended_part: whether a delivery that waited for a claim was made or parked.
-        awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
+        parts: counts the parts that finish one by one; None if the calls are the only part, as of most changes.
     """
 
     __slots__ = (
         "announces",
-        "awaited",
         "calls",
         "change",
-        "has_ended_part",
         "marker",
         "parts",
         "passed",
@@ -255,18 +266,27 @@ class Job:
         self.passed = 0
         self.marker: Job | None = None
         self.announces = False
-        self.parts = 1
-        self.has_ended_part = False
-        self.awaited = 0
+        self.parts: JobParts | None = None
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
+    def in_parts(self) -> JobParts:
+        """The counts of the parts. From the first call on, `parts` counts them."""
+        if self.parts is None:
+            self.parts = JobParts(left=1)
+        return self.parts
+
     @property
     def is_begun(self) -> bool:
         """Returns whether deliveries of the change are finished, and others are left."""
-        return self.passed > 0 or self.has_ended_part
+        return self.passed > 0 or (self.parts is not None and self.parts.is_begun)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Returns whether only the writing process may make the deliveries that are left."""
+        return self.parts is not None and self.parts.left == self.parts.awaited
 
     @property
     def done(self) -> bool:

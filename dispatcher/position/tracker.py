@@ -47,9 +47,11 @@ class Tracker:
 
     def finished(self, job: Job) -> None:
         """Note that a part of a change is finished. Most changes have one part."""
-        job.parts -= 1
-        if job.parts:
-            return
+        parts = job.parts
+        if parts is not None:
+            parts.left -= 1
+            if parts.left:
+                return
         job.change, job.calls = None, ()
         if job.marker is not None:
             job.marker.change = None
@@ -87,7 +89,7 @@ class Tracker:
         A change does not count while only the writing process may make its deliveries: the claim is not decided.
         """
         for place, job in enumerate(self._open):
-            if job.change is not None and job.parts > job.awaited:
+            if job.change is not None and not job.is_awaited:
                 return job, len(self._open) - place
         return None, 0
 

@@ -68,7 +68,6 @@ class Intake:
         if change.marker:
             job.marker = self._unsettled.pop(change.marker)
         if calls:
-            job.parts += is_claimed
             self._lanes.add(change.key, job)
         if is_claimed:
             self._claims.enter(job, change, verdict)

@@ -17,7 +17,7 @@ from tests.model.claims import Faults, Rules, Simulation
 
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 RUNS = 100
-MANY_RUNS = 20_000
+MANY_RUNS = 8_000
 PARTS = 4
 
 numbers = st.frozensets(st.integers(1, 60), max_size=40)

@@ -11,6 +11,7 @@ import typer
 
 from dispatcher.cli import app
 from dispatcher.core.extras import how_to_install
+from dispatcher.cli.secret_files import SECRETS
 from dispatcher.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ def test_every_named_variable_of_the_dispatcher_exists():
         for parameter in command.params:
             variables = parameter.envvar or ()
             known |= {variables} if isinstance(variables, str) else set(variables)
+    known |= {f"{secret}_FILE" for secret in SECRETS}
     known |= set(re.findall(r"\$\{(DISPATCHER_\w+)", TEXTS["docker-compose.yml"]))  # docker compose reads these
     named = {
         (variable, place)

@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from dispatcher.cli import app
-from dispatcher.core.extras import how_to_install
 from dispatcher.cli.secret_files import SECRETS
+from dispatcher.core.extras import how_to_install
 from dispatcher.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -127,6 +127,18 @@ def test_a_process_begins_nothing_after_the_fence():
     assert values_of(fences={"book": Fence(WRITER, "process", 11 * SECOND)})[0] == {}
 
 
+@pytest.mark.parametrize(("held", "wrong"), [(True, {}), (False, {"slowest takeover after a death": 21})])
+def test_a_takeover_may_wait_for_an_earlier_claim_of_its_document_and_receiver(held, wrong):
+    """Another process holds the earlier claim. Only its receiver `work` takes long."""
+    late = [one._replace(began=one.began + 15 * SECOND) if one.origin == "takeover" else one for one in GOOD]
+    if held:
+        late = [
+            one._replace(ended=34 * SECOND) if (one.n, one.origin) == (CLAIMED.n, "process") else one
+            for one in late
+        ]
+    assert values_of(tuple(late))[0] == wrong
+
+
 def test_a_takeover_may_wait_for_the_last_fault_of_a_dispatcher():
     late = tuple(one._replace(began=one.began + 15 * SECOND) if one.origin == "takeover" else one for one in GOOD)
     restarted = Fault("dispatcher killed", OTHER, 30 * SECOND, 30 * SECOND)

@@ -346,19 +346,24 @@ class _Judge:
     def slowest(self) -> float:
         """The longest time from the death of a process to a takeover, in seconds.
 
-        The time begins at the write, at the last fault of a dispatcher, or when a dispatcher last got a partition,
-        if this is later than the death.
+        The time begins at the write, at the last fault of a dispatcher, when a dispatcher last got a partition, or
+        when the receiver ended an earlier delivery of the document, if this is later than the death: a takeover
+        waits for the earlier claims of its document and receiver, also for those of living processes.
         """
         deaths = {fault.pid: fault.began for fault in self._evidence.writer_faults if fault.kind in _KILLS}
         faults = (*self._evidence.leases, *self._evidence.dispatcher_faults)
         others = sorted([*(fault.ended for fault in faults), *self._evidence.claims])
         slowest = 0
-        for (commit, _), calls in self._calls.items():
+        ended: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # of earlier writes
+        places = {commit: place for place, commit in enumerate(self._evidence.commits)}
+        for (commit, receiver), calls in sorted(self._calls.items(), key=lambda one: places[one[0][0]]):
+            earlier = ended[commit.document, receiver]
             taken = [call.began for call in calls if call.origin == "takeover"]
             death = deaths.get(self._writer_of(commit) or 0)
-            if not taken or death is None or min(taken) < death:
-                continue
-            place = bisect_right(others, min(taken))
-            since = max(death, commit.at, others[place - 1] if place else 0)
-            slowest = max(slowest, min(taken) - since)
+            if taken and death is not None and min(taken) >= death:
+                place = bisect_right(others, min(taken))
+                waits = [at for at in earlier if at <= min(taken)]
+                since = max(death, commit.at, others[place - 1] if place else 0, *waits)
+                slowest = max(slowest, min(taken) - since)
+            earlier += (call.ended for call in calls)
         return slowest / 1e9

@@ -24,7 +24,8 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.live import Live
 
-from dispatcher.demo import run as demo
+from dispatcher.demo import demo
+from dispatcher.demo.run import demonstrate
 from dispatcher.demo.screen import Screen
 from dispatcher.embedded.server import embedded_mongo
 from dispatcher.web.links import link_to
@@ -79,7 +80,7 @@ def picture_of_the_demo(seconds: float = 12.0) -> None:
     """Run the demo in a terminal that is recorded."""
     console = Console(record=True, force_terminal=True, width=100, height=40, highlight=False, file=io.StringIO())
     with patch.object(demo, "Terminal", lambda **_: console), patch.object(demo, "Screen", Still):
-        demo.demonstrate(seconds)
+        demonstrate(seconds)
     drawn = console.export_svg(title="dispatcher demo")
     # The SVG must not load a font from another host.
     (IMAGES / "demo.svg").write_text(re.sub(r"\s*@font-face \{[^}]*\}", "", drawn))
@@ -108,6 +109,20 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def until_it_listens(where: str) -> None:
+    """Wait until a process listens at an address."""
+    host, _, port = where.rpartition(":")
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"nothing listens at {where}"
+            time.sleep(0.1)
+        else:
+            return
+
+
 def picture_of_the_dashboard() -> None:
     """Run a group for a while, and take a picture of its dashboard."""
     with contextlib.ExitStack() as stack:
@@ -129,7 +144,7 @@ def picture_of_the_dashboard() -> None:
                 "4",
             )
             stack.enter_context(running(*command, **environment))
-            time.sleep(3)
+            until_it_listens(where)
         writer = ("examples.shop.writer", "--url", server.url, "--rate", "80", "--seconds", str(SECONDS + 60))
         stack.enter_context(running(*writer))
         playwright = stack.enter_context(sync_playwright())

@@ -1,4 +1,4 @@
-"""Requires that `import mongoz` finds the package of this dispatcher.
+"""Checks that `import mongoz` finds the package of this dispatcher, and says how to install extras.
 
 Another package is called `mongoz`, too. It has files of the same names, and can be found instead, or be mixed in.
 """
@@ -32,3 +32,8 @@ def require_own_mongoz() -> None:
             remedy="Uninstall both with `pip uninstall mongoz mongoz-dispatcher`, and install mongoz-dispatcher "
             "again.",
         )
+
+
+def how_to_install(extra: str) -> str:
+    """The remedy for a missing extra. The package is in no registry, so the remedy names a checkout."""
+    return f"pip install '.[{extra}]' (in a checkout of the repository)"

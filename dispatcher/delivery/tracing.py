@@ -12,7 +12,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
-from dispatcher.core.extras import how_to_install
+from dispatcher.core.installation import how_to_install
 from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Run, Target
 from dispatcher.exceptions import NotInstalled

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dispatcher.core.extras import how_to_install
+from dispatcher.core.installation import how_to_install
 from dispatcher.core.output.terminal import Terminal, shown
 from dispatcher.embedded.processes import Child, stopped_by_signals
 from dispatcher.embedded.server import embedded_mongo

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dispatcher.core.extras import how_to_install
+from dispatcher.core.installation import how_to_install
 from dispatcher.exceptions import EmbeddedError
 
 __all__ = ["checked", "find_broker", "find_mongod", "require_posix"]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dispatcher.core.extras import how_to_install
+from dispatcher.core.installation import how_to_install
 from dispatcher.embedded.binary import find_broker
 from dispatcher.embedded.guardian import POLL_SECONDS, Guardian, Program, start
 from dispatcher.exceptions import EmbeddedError

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from dispatcher.core.extras import how_to_install
+from dispatcher.core.installation import how_to_install
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.exceptions import KafkaError, NotInstalled

@@ -11,7 +11,7 @@ import typer
 
 from dispatcher.cli import app
 from dispatcher.cli.secret_files import SECRETS
-from dispatcher.core.extras import how_to_install
+from dispatcher.core.installation import how_to_install
 from dispatcher.settings import Settings
 
 ROOT = Path(__file__).parents[2]

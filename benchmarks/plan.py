@@ -10,14 +10,16 @@ class Plan:
     """The size of a run.
 
     Attributes:
-        rounds: the number of rounds; a round measures both sides of a row once.
+        rounds: the number of rounds; a round measures both sides of a ratio once, e.g. mongoz and another
+            ODM.
         changes: length of the backlog.
         writes: timed writes per side and round, for latency.
         documents: the number of documents in the loaded collection.
         loads: loads of this collection per side and round.
         operations: single creates, saves and updates per side and round.
         sends: sent signals per side and round.
-        long: changes of the backlog for memory; also the writes for the memory of a process that claims them.
+        long: length of the backlog when the memory of the daemon is measured; also the number of writes with
+            claims when the memory of the writing process is measured.
         claimed: writes with claims, and as many without claims, per round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.

@@ -32,9 +32,10 @@ def list_(
 ) -> None:
     """List the processes that run receivers for their own writes, with the claims that they have not finished.
 
-    Open claims are deliveries that the process may still make. Released claims are left to the dispatchers. If the
-    process is silent for its timeout, a dispatcher takes its open claims over. A process that has ended stays in
-    the list for `--delivery-retention` of `run`.
+    An open claim stands for a write whose receivers the process may still run. Released claims are left to the
+    dispatchers. If the process writes no beat for the timeout of its claims (`claims=` of its registry), a
+    dispatcher takes its open claims over. A process whose claims have ended stays in the list for
+    `--delivery-retention` of `run`. If it still lives, its later claims are in a second row, with a new id.
 
     Example: `dispatcher claims list --url mongodb://db.example.org`
     """
@@ -78,10 +79,10 @@ def release(
 ) -> None:
     """Release the claims of a process: the dispatchers make the deliveries that it has not finished.
 
-    Without this command, dispatchers do so when the process has been silent for its timeout. Use it for a process
-    that is alive, but whose receivers hang. The process is not stopped. At its next beat it notices the release,
-    starts no further receiver of the released claims, and claims its later writes under a new id. Receivers that
-    it runs until then may run twice, with the same `delivery.id`.
+    Without this command, dispatchers do so when the process has written no beat for the timeout of its claims. Use
+    it for a process that is alive, but whose receivers hang. The process is not stopped. At its next beat it
+    notices the release, starts no further receiver of the released claims, and claims its later writes under a new
+    id. Receivers that it runs until then may run twice, with the same `delivery.id`.
 
     Example: `dispatcher claims release 5f2b8c --url mongodb://db.example.org`
     """
@@ -132,7 +133,9 @@ def table_of(books: "Sequence[BookStatus]", now: datetime) -> Grid:
 def _state(book: "BookStatus", now: datetime) -> str:
     if book.fenced_at is None:
         return "alive" if book.alive else "silent"
-    return f"ended by {_ENDED_BY.get(book.fenced_by or '', 'an unknown program')} {_ago(book.fenced_at, now)}"
+    return (
+        f"claims ended by {_ENDED_BY.get(book.fenced_by or '', 'an unknown program')} {_ago(book.fenced_at, now)}"
+    )
 
 
 def _ago(moment: datetime, now: datetime) -> str:

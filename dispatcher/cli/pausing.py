@@ -30,13 +30,13 @@ def pause(
     place: OfGroup,
     as_json: Json = False,
 ) -> None:
-    """Pause a receiver of a group, or all receivers. Nothing is lost.
+    """Pause a receiver of a group, or everything.
 
     The deliveries of a paused receiver wait in MongoDB, in order, and do not delay the deliveries to other
     receivers. After `resume` the waiting deliveries are made. Without RECEIVER everything pauses: nothing is read,
-    and the position stays where it is. Resume while the oplog, or the topic, still holds the position; `status`
-    shows for how long it does. A pause applies to running dispatchers within some seconds, and to dispatchers that
-    start later.
+    and the position stays where it is. Nothing is lost if you resume while the oplog, or the topic, still holds
+    the position; `status` shows for how long it does. A pause applies to running dispatchers within some seconds,
+    and to dispatchers that start later.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`
     """
@@ -64,7 +64,7 @@ def resume(
     place: OfGroup,
     as_json: Json = False,
 ) -> None:
-    """Resume a receiver of a group, or all receivers.
+    """End the pause of a receiver of a group, or the pause of everything.
 
     Waiting deliveries are made first, in order. Without RECEIVER the pause of everything ends. Receivers that
     are paused by name stay paused.
@@ -83,7 +83,11 @@ def resume(
     if as_json:
         print_json({"receiver": receiver, "changed": changed, "still_paused": names})
         return
-    out.print(shown(f"{receiver or 'everything'} {'is resumed' if changed else 'was not paused'}"))
+    if receiver is None:
+        text = "the pause of everything has ended" if changed else "there was no pause of everything"
+    else:
+        text = f"{receiver} {'is resumed' if changed else 'was not paused'}"
+    out.print(shown(text))
     if names:
         out.print(shown(f"still paused: {', '.join(names)}"))
 

@@ -184,7 +184,7 @@ def _log_changes(before: Set[str | None], now: Mapping[str | None, Pause]) -> No
         )
     for receiver in sorted(before - now.keys(), key=str):
         log.info(
-            "everything is resumed" if receiver is None else "a receiver is resumed",
+            "the pause of everything has ended" if receiver is None else "a receiver is resumed",
             action="dispatcher.resumed",
             receiver=receiver,
         )

@@ -1,7 +1,8 @@
 """The privileges that the database user of a dispatcher needs, and the privileges that it has.
 
-`run` and `relay` require the first two privileges. For `run --kafka`, changeStream is optional. Without optional
-privileges, some metrics and warnings are absent.
+`run` and `relay` require the privileges in the first two lines of this list. Without the privileges in its other
+lines, some metrics and warnings are absent. `run --kafka` does not require changeStream, but without changeStream
+the dispatcher can't read the changes that the topic has lost.
 
     changeStream, find      on the watched database, or on the whole deployment if there are several
     readWrite               on the database of the dispatcher's state
@@ -37,7 +38,8 @@ class Right(NamedTuple):
     """Actions on a resource.
 
     Attributes:
-        database: the database of the resource; "" means every database, None means the deployment.
+        database: the database of the resource; "" means every database except local and config, None means the
+            deployment.
     """
 
     database: str | None
@@ -104,7 +106,7 @@ async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> lis
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
     info = answer["authInfo"]
     if not info["authenticatedUsers"]:
-        return []  # a server that accepts a connection without a user allows everything
+        return []  # without a user: the server has no access control, or it refuses the next command
     privileges = info["authenticatedUserPrivileges"]
     lacking = []
     for right in rights:
@@ -164,8 +166,9 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
     Comments in the command list the data that the role can read.
 
     Args:
-        rights: all privileges. The list leaves out privileges on the state database, because `readWrite` has them.
-        state_database: the database of the dispatcher's state. The role gets `readWrite` on it.
+        rights: all required and optional privileges. The command does not list those on the state database,
+            because the role gets `readWrite` on it.
+        state_database: the database of the dispatcher's state.
     """
     others = [right for right in rights if right.database != state_database]
     state = [{"role": "readWrite", "db": state_database}]

@@ -1,11 +1,13 @@
 """The collection `held`: one document per delivery that waits or has failed permanently.
 
-docs/reference/state.md lists its fields. `state` is "dead" (an operator decides) or "following" (it waits for
-earlier deliveries of its lane). The `state` of the head of a lane is the reason why it waits.
+docs/reference/state.md lists its fields. The `state` of a dead letter is "dead": an operator decides. The `state`
+of a follower is "following": this delivery waits for earlier deliveries of its lane. The first delivery of a lane
+is its head. The `state` of a head is the reason why the head waits.
 
 Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep` in
-`parking/letters.py`). Its next attempt succeeds (`settle` deletes it), must wait (`settle` sets `due_at`), or was
-the last one (`keep` replaces it). A retry turns a dead letter into a waiting delivery of its lane (`retry`).
+`parking/letters.py`). After an attempt the delivery is finished (`settle` deletes it), or it must wait (`settle`
+sets `due_at`), or it becomes a dead letter (`keep` replaces it). A retry turns a dead letter into a waiting
+delivery of its lane (`retry`).
 
 There is no document of a lane. A lane exists while one of its deliveries waits, and `due_at` marks its head. `due`
 finds marked deliveries by (group, receiver, due_at), and the first delivery of each lane by (group, lane, token,
@@ -14,15 +16,19 @@ mark. A look-up of a lane costs one seek in the index, however many deliveries w
 
 The cases, and why no delivery is lost or overtaken:
 
-- A process runs one job of a document at a time, so no delivery joins a lane while the lane ends.
+- A process works on one change or errand of a document at a time. Only this work, and the upgrade in `recover`,
+  adds deliveries to the document's lanes. Only this work deletes deliveries from them. So no delivery joins a lane
+  while the lane ends; `recover` marks the lanes to which the upgrade has added deliveries.
 - A crash between two writes: `settle` marks the next delivery before it deletes the finished ones. After a crash
   in between, two deliveries have the mark, and the first one is delivered again. If the next delivery was not
   known yet, or the head became a dead letter, no delivery has the mark after the crash. Therefore `recover` marks
-  the first delivery of each lane without a mark. It runs when a partition is claimed, soon after, and every hour.
+  the first delivery of each lane without a mark. `recover` runs when a process gets the lease of a partition, a
+  minute later, and then every hour.
 - Two processes while a partition changes its owner: the former owner may delete the head after the new one wrote
-  a follower, or write a follower after the new one deleted the head. `holds` asks whether the first delivery has
-  the mark. A delivery that joins a lane without a mark gets the mark, and `due` moves the mark to the first
-  delivery. If no further delivery joins such a lane, `recover` marks the first delivery.
+  a follower, or write a follower after the new one deleted the head. Before a delivery joins a lane, `is_headed`
+  finds out whether the first delivery has the mark. A delivery that joins a lane without a mark gets the mark, and
+  `due` moves the mark to the first delivery. If no further delivery joins such a lane, `recover` marks the first
+  delivery.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
   stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
   an attempt before the change is read again could break the order.
@@ -92,11 +98,11 @@ class Lane(NamedTuple):
     """A lane that is due.
 
     Attributes:
-        id: its name, see `lane_id`.
-        state: of its head.
-        due_at: of its head.
-        first: `_id` of its first delivery.
-        size: bytes of its first delivery.
+        id: the name of the lane, see `lane_id`.
+        state: why the head of the lane waits.
+        due_at: the time at which the head is due.
+        first: `_id` of the first delivery.
+        size: the recorded size of the first delivery, in bytes.
     """
 
     id: str
@@ -110,7 +116,7 @@ class _Settled(NamedTuple):
     """The finished deliveries of a lane, and its new head.
 
     Attributes:
-        finished: the first deliveries of the lane.
+        finished: the finished deliveries. They are the first ones of the lane.
         head: the update that marks the next delivery; None if the next delivery is not known.
     """
 
@@ -188,7 +194,10 @@ class HeldStore:
         return await self._held.aggregate([there, {"$sort": _ORDER}, {"$group": first}, {"$match": only}])
 
     async def recover(self) -> None:
-        """Take over the deliveries of earlier versions. Mark lanes without a head, and delete unused files."""
+        """Move the deliveries of earlier versions into `held`, and delete unused files.
+
+        Also mark the first delivery of each lane whose first delivery has no mark.
+        """
         await take_over(self._group, self._partition)
         await self._files.sweep()
         marks = [
@@ -313,7 +322,10 @@ class HeldStore:
         return rows
 
     async def following(self, lane: str) -> tuple[list[RawBSONDocument], str | None]:
-        """The first deliveries of a lane, in order, and the `_id` of the delivery after them."""
+        """The first deliveries of a lane, in order, up to a deleted or malformed one.
+
+        Also returns the `_id` of the delivery after all deliveries that were to be read; None if there is none.
+        """
         found = self._held.find({"group": self.group, "lane": lane}, {"size": True})
         wanted: list[str] = []
         next_id, total = None, 0
@@ -395,7 +407,7 @@ def _lane_of(row: Mapping[str, Any]) -> Lane:
     """The lane of a marked delivery."""
     lane, state = row["lane"], row["state"]
     if not isinstance(lane, str) or not isinstance(state, str):
-        raise ValueError("a delivery that waits has text in lane and state")  # noqa: TRY004
+        raise ValueError("lane or state is not text, but the delivery waits")  # noqa: TRY004
     (first,) = row["first"]
     size = first.get("size")
     due_at = row["due_at"] if isinstance(row["due_at"], datetime) else "$$NOW"

@@ -1,4 +1,4 @@
-"""Updates of documents that the server computes, as aggregation pipelines. No I/O."""
+"""Updates in which the server computes fields, as aggregation pipelines. No I/O."""
 
 from collections.abc import Mapping
 from typing import Any

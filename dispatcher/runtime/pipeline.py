@@ -43,7 +43,7 @@ from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
 from dispatcher.stream.source import Source
 from mongoz.signals import Delivery
 
-# Operations on whole collections. They contain no changes of single documents to deliver.
+# Operations on a whole collection or database. Their events contain no change of a single document.
 _OF_COLLECTIONS: Final = frozenset({"drop", "dropDatabase", "rename"})
 
 
@@ -185,7 +185,8 @@ class Pipeline:
         for change, calls in routed:
             if self._capacity.full:
                 await self._capacity.room()
-            # If only markers are unfinished, don't wait, because their deletes are not read yet.
+            # If only delete markers and deferred changes are unfinished, don't wait: only a later event of the
+            # stream can finish them, so the wait would never end.
             while self._checkpoint.is_far_ahead and self._capacity.has_unfinished:
                 await self._capacity.progress()
             if change.operation in _OF_COLLECTIONS:
@@ -271,7 +272,10 @@ class Pipeline:
             raise self._lanes.crash
 
     async def _load_state(self) -> None:
-        """Load pauses and parked deliveries. Then start to deliver, unless deliveries are paused."""
+        """Load pauses and parked deliveries, and announce that this group takes claims over.
+
+        Then start to deliver, unless everything is paused.
+        """
         report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
         await retry(self._controls.look, report, address=self._controls.address)
         await retry(self._parking.load, report, address=self._controls.address)

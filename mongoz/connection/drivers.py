@@ -1,7 +1,8 @@
 """Adapters of the two drivers: only the calls in which PyMongo's async client and Motor differ.
 
-Collections of both have the same coroutines for single documents (`insert_one`, `update_one`, `find_one`,
-`count_documents`, ...), and cursors of both are asynchronous iterators. The ODM uses those directly.
+Collections of both drivers have the same awaitable methods (`insert_one`, `update_one`, `find_one`,
+`count_documents`, ...), and cursors of both are asynchronous iterators. The ODM uses these methods and cursors
+directly.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The base of documents: a pydantic model with an id, a `Meta` and a state in the database. No I/O."""
+"""The base of documents: a pydantic model with an id, a `Meta`, and the last known row of the instance. No I/O."""
 
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -35,17 +35,17 @@ class _FieldsDescriptor:
 
 
 class _ProxyDescriptor:
-    """Makes `proxy_document`: the class of rows with some of the fields only."""
+    """The attribute `proxy_document`: the class of partial rows, which contain only some of the fields."""
 
     def __get__(self, instance: object, owner: Any) -> Any:
         return owner.meta.partial_class()
 
 
 class Model(DumpableModel, metaclass=ModelMetaclass):
-    """The parts of a document that reading and writing use. Applications inherit from `Document`."""
+    """The part of `Document` that the code for reads and writes needs. Applications inherit from `Document`."""
 
-    # Slots without annotations: annotated names become pydantic's private attributes, which take a third of the
-    # time of loading.
+    # Slots without annotations: pydantic would make private attributes from annotated names, and a third of the
+    # loading time would be spent on them.
     __slots__ = ("_attached", "_loaded")
 
     model_config = ConfigDict(
@@ -53,7 +53,7 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
         arbitrary_types_allowed=True,
         validate_assignment=True,
         populate_by_name=True,
-        loc_by_alias=False,  # errors name fields
+        loc_by_alias=False,  # errors contain the names of fields, not their aliases
     )
 
     id: ObjectId | None = declare(ObjectId, null=True, alias="_id")
@@ -96,7 +96,7 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         copied = super().__deepcopy__(memo)
-        restore(copied, loaded(self))  # snapshots never change, so both share one
+        restore(copied, loaded(self))  # the snapshot of the loaded row never changes, so the copy shares it
         attach(copied, copy.deepcopy(attached(self), memo))
         return copied
 

@@ -38,7 +38,7 @@ def test_processes_are_listed_the_newest_beat_first(dispatcher, state, database)
     shown = [line.split() for line in dispatcher("claims", "list").out.splitlines()]
     assert [words[1] for words in shown] == ["host", "web3", "web2", "web1"]
     assert [words[-1] for words in shown[1:3]] == ["alive", "silent"]
-    assert "ended by a dispatcher" in " ".join(shown[3])
+    assert "claims ended by a dispatcher" in " ".join(shown[3])
     assert "2 of 3; --limit 0 shows all." in dispatcher("claims", "list", "--limit", "2").out
 
 
@@ -68,7 +68,7 @@ def test_the_claims_of_a_process_are_released_after_a_confirmation(dispatcher, s
     assert (again.code, "have ended already" in again.out) == (ExitCode.OK, True)
     told = {"process": process, "changed": False, "open": 2, "alive": False}
     assert dispatcher("claims", "release", process, "--json").json == told
-    assert "ended by an operator" in dispatcher("claims", "list").out
+    assert "claims ended by an operator" in dispatcher("claims", "list").out
 
 
 def test_the_release_of_a_silent_process_promises_no_new_id(dispatcher, state, database):

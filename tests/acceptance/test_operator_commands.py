@@ -137,7 +137,7 @@ def test_a_receiver_is_paused_and_resumed(running, letters, dispatcher, foreign,
     assert (unknown.code, "Did you mean 'invoice'?" in unknown.error) == (ExitCode.NOT_FOUND, True)
     assert "everything is paused" in dispatcher("pause").out
     resumed = dispatcher("resume")
-    assert resumed.out == "everything is resumed\nstill paused: invoice\n"
+    assert resumed.out == "the pause of everything has ended\nstill paused: invoice\n"
     assert "invoice is resumed" in dispatcher("resume", "invoice").out
     eventually_sync(lambda: not dispatcher("status", "--json").json["parked_deliveries"])
 

@@ -1,8 +1,10 @@
-"""The application of the hostile scenario, with invalid documents and hostile receivers.
+"""The application of the hostile scenario.
 
-hostile   behaves as the kind of the document says
-witness   is called after `hostile`, and records its calls
-reader    gets the malformed documents
+It has invalid documents (`Odd`), malformed documents (see `tests/malformed.py`), and a hostile receiver:
+
+hostile   behaves as the kind of the `Prey` says, and records the call if this behaviour raises nothing
+witness   records that it was called; for a `Prey` it is called after `hostile`
+reader    is called for the malformed documents only, and records the deliveries
 """
 
 import os

@@ -55,7 +55,7 @@ async def test_an_application_can_be_added_and_is_left_out_only_with_adopt(
             pass
 
 
-async def test_a_state_of_an_earlier_version_is_accepted(
+async def test_a_relay_accepts_a_state_of_an_earlier_version_but_no_state_of_a_group(
     order, dispatched, foreign, broker: EmbeddedBroker, database, name
 ) -> None:
     async with relaying(dispatched, broker.address, name, apps=[SHOP]):
@@ -65,7 +65,8 @@ async def test_a_state_of_an_earlier_version_is_accepted(
     positions.update_one(layout, {"$set": {"application": f"relay of mongoz.{name}"}})
     async with relaying(dispatched, broker.address, name, apps=[SHOP]):
         assert positions.find_one(layout)["application"] == f"relay of {SHOP}"
-    positions.update_one(layout, {"$set": {"application": SHOP}})  # a group of dispatchers
+    # As if a group of dispatchers had written this state.
+    positions.update_one(layout, {"$set": {"application": SHOP}})
     with pytest.raises(GroupTaken, match="belongs to the application"):
         async with relaying(dispatched, broker.address, name, apps=[SHOP], adopt=True):
             pass
@@ -82,7 +83,7 @@ async def test_applications_on_several_deployments_are_refused(
     assert "--name" in error.value.remedy
 
 
-async def test_an_application_without_receivers_is_named(
+async def test_the_error_names_an_application_without_documents(
     order, dispatched, mongo, broker: EmbeddedBroker, name
 ) -> None:
     async with mongoz.Registry(mongo.url, dispatched="billing") as billing:
@@ -110,7 +111,7 @@ async def test_a_topic_of_another_relay_is_refused(
 
 
 @pytest.mark.parametrize("wrong", ["", "a b", "a/b", "é", "x" * 243])
-def test_a_name_that_is_no_topic_is_refused(wrong: str) -> None:
+def test_a_name_that_is_not_valid_for_a_topic_is_refused(wrong: str) -> None:
     ran = run_command("relay", SHOP, "--kafka", "127.0.0.1:1", "--name", wrong)
     assert (ran.code, "letters, digits, '.', '_' and '-'" in " ".join(ran.error.split())) == (2, True), ran.error
 

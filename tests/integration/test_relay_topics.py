@@ -77,7 +77,7 @@ def ids(servers: str, topic: str) -> list[int]:
 
 
 @pytest.mark.parametrize("again", [True, False])
-async def test_a_topic_that_is_deleted_while_a_relay_runs_is_a_gap_and_later_changes_are_in_a_new_topic(
+async def test_if_the_topic_of_a_running_relay_is_deleted_a_gap_is_recorded_and_later_changes_are_in_a_new_topic(
     order, dispatched, foreign, client, database, name, short, kafka_server: KafkaServer, again: bool
 ) -> None:
     servers, topic, writes = kafka_server.address, f"mongoz.{name}", Writes(foreign)

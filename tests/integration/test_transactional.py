@@ -44,7 +44,7 @@ def state(foreign: Any) -> State:
 
 
 async def add(total: Any, instance: Any) -> None:
-    """An effect that counts its repetitions."""
+    """Add the amount of the instance to the total. A repetition would make the total too large."""
     await total.objects.filter(name="all").update(U.inc(amount=instance.amount))
 
 
@@ -199,7 +199,9 @@ class Conflicts:
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_the_outcome_of_a_commit_without_an_answer_is_found(account, total, foreign, dispatched, committed):
+async def test_the_outcome_of_a_commit_is_found_after_an_error_that_does_not_tell_it(
+    account, total, foreign, dispatched, committed
+):
     """The record of the delivery shows whether the server committed."""
     admin = foreign.client.admin
     runs: list[int] = []
@@ -241,7 +243,9 @@ async def test_a_transaction_ends_at_the_time_limit(account, total, foreign, dis
     assert foreign["totals"].find_one()["amount"] == 1
 
 
-async def test_two_classes_on_a_collection_have_separate_effects(dispatched, database, foreign, state):
+async def test_a_transactional_receiver_is_called_for_each_of_two_classes_on_one_collection(
+    dispatched, database, foreign, state
+):
     """A receiver of an abstract document has one id, and is called for both classes."""
 
     class Base(mongoz.Document):
@@ -308,8 +312,10 @@ async def test_an_unwritable_state_is_reported_at_the_start(account, foreign, di
 
 
 @pytest.mark.slow
-async def test_many_deliveries_may_write_few_documents(account, foreign, dispatched, database, capsys):
-    """Three hundred changes increment twenty documents, a hundred concurrently.
+async def test_many_concurrent_deliveries_can_write_the_same_few_documents(
+    account, foreign, dispatched, database, capsys
+):
+    """Three hundred deliveries increment twenty documents. Up to a hundred deliveries run at the same time.
 
     Each delivery needs one attempt.
     """

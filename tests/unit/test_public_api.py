@@ -1,4 +1,7 @@
-"""The public API is complete, sorted and documented, and imports no private name of pydantic."""
+"""`__all__` is complete and sorted, and documented import paths work.
+
+No package imports a private name of pydantic at run time.
+"""
 
 import ast
 import importlib
@@ -30,7 +33,7 @@ def natural(name: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_all_is_sorted_and_its_names_exist(name: str) -> None:
+def test_dunder_all_is_sorted_and_its_names_exist(name: str) -> None:
     module = importlib.import_module(name)
     exported = list(getattr(module, "__all__", []))
     assert len(set(exported)) == len(exported)
@@ -39,7 +42,7 @@ def test_all_is_sorted_and_its_names_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_all_is_complete(name: str) -> None:
+def test_dunder_all_contains_every_public_class_and_function(name: str) -> None:
     module = importlib.import_module(name)
     own = {
         each
@@ -95,7 +98,8 @@ def test_documented_import_paths_work(path: str, names: str) -> None:
     module = importlib.import_module(path)
     for name in names.split():
         assert name in module.__all__
-        assert getattr(module, name) is getattr(mongoz, name, getattr(module, name)), "a re-export, not a copy"
+        same = getattr(module, name) is getattr(mongoz, name, getattr(module, name))
+        assert same, f"{path}.{name} is not the object mongoz.{name}"
 
 
 def test_the_package_has_its_version() -> None:

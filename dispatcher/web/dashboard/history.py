@@ -1,7 +1,7 @@
-"""The last six hours of a group: each minute a sample of its members' counters. The page computes rates from them.
+"""The last six hours of a group. Each minute a sample is taken: the counters and gauges of the live members.
 
-Counters grow from the start of a member. A rate is the difference of two samples, divided by the seconds between
-them.
+Counters grow from the start of a member. The page computes rates from them: a rate is the difference of two
+samples, divided by the seconds between the samples. The page shows gauges, such as the lag, without a rate.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class Samples:
 
 
 def sample_of(status: GroupStatus) -> dict[str, Any]:
-    """The counters of the live members, each with the time of its report, in seconds since 1970."""
+    """The counters and gauges of each live member, with the time of its report. Times are seconds since 1970."""
     at = status.at.timestamp()
     return {
         "at": at,

@@ -1,10 +1,11 @@
 """The rate of delivering a backlog.
 
-The position of a daemon is saved, the backlog is written, and then the two sides deliver it in turns. Each time
-the daemon finds the same saved position, and the bare loop starts after the token in it. The time is measured
-inside the process, from the first to the last change that reaches the user's code. It does not include starting
-Python, imports, connecting, and fetching the first batch of 1,000 changes. A short backlog favours the side that
-waits longer for the server. The first side changes from round to round.
+Two sides are compared: a daemon, and a bare loop over a change stream. The position of the daemon is saved, the
+backlog is written, and then the sides deliver the backlog in turns. Each time the daemon finds the same saved
+position, and the bare loop starts after the token in it. The time is measured inside the process, from the first
+to the last change that reaches the user's code. It does not include starting Python, imports, connecting, and
+fetching the first batch of 1,000 changes. This batch is a large part of a short backlog. So a short backlog
+favours the side that waits longer for the server. The first side changes from round to round.
 """
 
 from typing import Any

@@ -27,7 +27,7 @@ _COMPARISONS = (
     Comparison(
         "send",
         "send",
-        "microseconds for Signal.send with one receiver, against awaiting it with the same keywords",
+        "microseconds for Signal.send with one receiver, against awaiting this receiver with the same keywords",
         "a bare await",
         _SEND,
         Side("mongoz_signals", "await"),

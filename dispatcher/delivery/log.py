@@ -35,7 +35,7 @@ def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
 def log_undelivered(what: str, action: Undelivered, change: Change, calls: Calls, error: BaseException) -> None:
     """Log that no receiver can be called for a change."""
     log.error(
-        f"{what}; its receivers are not called and get dead letters",
+        f"{what}; its receivers are not called, and each delivery becomes a dead letter or is dropped",
         action=action,
         document=calls.document.__name__,
         operation=change.operation,
@@ -69,7 +69,10 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """Log that the last attempt of a delivery failed. Only a blocked delivery gets further attempts."""
+    """Log that the last attempt that the options of a delivery allow has failed.
+
+    Only a blocked delivery is attempted again nevertheless.
+    """
     log.error(
         what,
         action=f"delivery.{how}",

@@ -17,8 +17,8 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, Group
 
 # Seconds after which a session is registered again. The driver replaces sessions without a notification. So the
-# registration of a session is removed if the session was not used for twice this time. Such a session has no open
-# transaction, since a transaction takes a minute at most.
+# registration of a session is removed if it was not renewed for twice this time. Such a session was not used for
+# at least this time. So it has no open transaction, since a transaction takes a minute at most.
 _FRESH: Final = 600.0
 
 # Seconds after which no more commands of a dead process arrive at the server.
@@ -76,9 +76,10 @@ class GroupSessions:
                 del self._announced[other]
 
     async def end(self, left_open: Iterable[OpenSession]) -> None:
-        """End the sessions of dead members, and remove them after some seconds.
+        """End the sessions of dead members, and remove the registrations of these sessions after some seconds.
 
-        Until then each call ends them again, since commands that the dead process had sent may still arrive.
+        Until then each call ends the sessions again, since commands that the dead process had sent may still
+        arrive.
         """
         ids, now = [one.id for one in left_open], monotonic()
         for start in range(0, len(ids), _AT_ONCE):

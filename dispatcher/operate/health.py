@@ -2,8 +2,8 @@
 
 A receiver has the first word that applies:
 
-    down        no live dispatcher has this receiver
-    paused      it is paused, or everything is paused
+    down        no dispatcher is alive; or no live dispatcher has this receiver, and no documents wait for it
+    paused      it or everything is paused, and a live dispatcher has this receiver
     blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
     failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
                 succeeded, or none succeeded while deliveries wait for their next attempt

@@ -82,10 +82,10 @@ class StreamLoad(NamedTuple):
             text += f", and the deployment allows about {self.allowed} at once"
         if self.rate is None:
             return text
-        of = "" if self.cores is None else f" of its {self.cores}"
+        cores = "cores of the server" if self.cores is None else f"of the server's {self.cores} cores"
         return (
-            f"{text}. Each reads the whole oplog: at {self.rate:.0f} changes a second, the average of the oplog, "
-            f"they take about {self.cost:.2f}{of} cores of the server"
+            f"{text}. Each stream reads the whole oplog: at {self.rate:.0f} changes a second, the average of "
+            f"the oplog, they take about {self.cost:.2f} {cores}"
         )
 
 

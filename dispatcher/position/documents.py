@@ -17,12 +17,12 @@ from dispatcher.position.inherited import Fact
 from dispatcher.settings import MOST_PARTITIONS
 
 NEVER: Final = datetime(9999, 12, 31)
-"""The value of `version_started` in each position. Dispatchers of earlier versions can't read held deliveries.
-They claim no partition whose `version_started` is later than their own start, so this value stops them."""
+"""The value of `version_started` in each position. Dispatchers of earlier versions can't read the collection
+`held`. They claim no partition whose `version_started` is later than their own start, so this value stops them."""
 
 _REMEDY: Final = (
     "Was it edited by hand? Fix the field. Or delete the document while no dispatcher runs: then this partition "
-    "begins now, and earlier undelivered changes are skipped."
+    "begins at the time of the next start, and earlier undelivered changes are skipped."
 )
 _REMEDY_LAYOUT: Final = "Was it edited by hand? Restore the field."
 
@@ -422,6 +422,6 @@ def _another_layout(number: int, partitions: int, layout: Layout, group: str, pl
     return PositionError(
         f"The document {f'{group}:{number}'!r} in {place} {state}, but the document {group!r} says that there are "
         f"{layout.partitions} partitions: changes would be lost, or delivered twice.",
-        remedy=f"Was one of the two edited by hand? Restore the earlier value of partitions in {group!r}. To "
+        remedy="Was one of the two edited by hand? Restore the earlier value of `partitions` in that document. To "
         "change the number without loss, use `dispatcher run --partitions`.",
     )

@@ -21,7 +21,8 @@ class Tracker:
     def __init__(self, token: str) -> None:
         self.token = token
         self._open: deque[Job] = deque()
-        # Finished changes that the position can't pass yet: the delete of a marker has not arrived.
+        # Finished jobs from a marker on. Its delete is still in `_open`, behind an unfinished change,
+        # and the position must not stop among these jobs.
         self._between: list[Job] = []
         self._announced = 0
         self._mark = token
@@ -38,7 +39,8 @@ class Tracker:
     def mark(self, token: str) -> None:
         """Note that the stream has been read up to this token: the token after a batch, which may be empty.
 
-        After a full batch, this is the token of the last event. `mark` adds no change, so `ahead` stays the same.
+        If the batch was filled to its limit, this is the token of its last event. `mark` adds no change,
+        so `ahead` stays the same.
         """
         self._mark = token
         # If a stream was opened at a time instead of at a token, its first tokens can precede the position.
@@ -62,7 +64,10 @@ class Tracker:
             self.token = self._mark
 
     def _pass(self, job: Job) -> None:
-        """Move the position past a finished job, unless the delete of an earlier marker has not arrived."""
+        """Move the position past a finished job.
+
+        From a marker up to its delete, jobs are kept back: the position passes them together with the delete.
+        """
         self._announced += job.announces - (job.marker is not None)
         if self._announced:
             self._between.append(job)
@@ -86,7 +91,8 @@ class Tracker:
     def undelivered(self) -> tuple[Job | None, int]:
         """The oldest change that this process has yet to deliver, and the number of changes from it on.
 
-        A change does not count while only the writing process may make its deliveries: the claim is not decided.
+        While only the writing process may make the deliveries of a change, it is not the oldest. The number
+        includes such changes behind the oldest, and finished ones.
         """
         for place, job in enumerate(self._open):
             if job.change is not None and not job.is_awaited:

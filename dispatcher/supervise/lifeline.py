@@ -79,7 +79,8 @@ class Lifeline:
     def _watch(self) -> None:
         if self._read():
             os.kill(os.getpid(), signal.SIGTERM)
-            self._read()  # returns if the supervisor is forced to end; else the supervisor waits for this process
+            # Normally this process ends during this call. It returns only if the supervisor ends first, by force.
+            self._read()
             self._remove_directory()
         else:
             self._remove_directory()  # first, because during the start the signal ends the process at once

@@ -113,7 +113,8 @@ class World:
         (self.directory / "mended").touch()
         self.state.controls.delete_many({})
         self.state.held.update_many({"reason": "failed"}, {"$currentDate": {"retry_requested_at": True}})
-        nothing = lambda: self.state.held.find_one({}, {"_id": True}) is None  # noqa: E731 - cheaper than the ledger
+        # Asked first, because it is cheaper than reading the ledger.
+        nothing = lambda: self.state.held.find_one({}, {"_id": True}) is None  # noqa: E731
         eventually_sync(lambda: nothing() and self.got() == self.all(), within=LONG, what="all deliveries")
         assert sum(self.state[name].count_documents({}) for name in OLD) == 0
 
@@ -147,7 +148,10 @@ def member_of(running: Any) -> str:
 
 
 def in_order(key: str, numbers: list[int]) -> list[int]:
-    """The numbers, with the number of the dead letter first, because its retry was delivered later."""
+    """The numbers in the order of the writes: the number of the dead letter is moved to the front.
+
+    The retry of the dead letter was delivered later.
+    """
     if key.startswith("dying dying"):
         assert numbers[0] != 0
         return [0, *(number for number in numbers if number)] if numbers.count(0) == 1 else numbers
@@ -162,7 +166,7 @@ def test_nothing_is_lost_or_repeated_if_the_new_version_starts_before_the_old_on
         with world.new() as new:
             new.wait_started()
             eventually_sync(lambda: new.lines("lease.claimed"), what="one of the partitions")
-            eventually_sync(lambda: new.lines("held.upgraded"), what="what the old one held of it")
+            eventually_sync(lambda: new.lines("held.upgraded"), what="converted deliveries of the old version")
             assert member_of(old) in new.lines("members.older")[0]["members"][0]
             world.load.write_on(10)
             assert world.owners == {member_of(old), member_of(new)}
@@ -170,7 +174,7 @@ def test_nothing_is_lost_or_repeated_if_the_new_version_starts_before_the_old_on
             eventually_sync(lambda: world.owners == {member_of(new)}, what="all partitions")
             with world.old() as late:
                 late.wait_started()
-                eventually_sync(lambda: late.lines("lease.outdated"), what="it notices")
+                eventually_sync(lambda: late.lines("lease.outdated"), what="`late` notices that it is outdated")
                 world.load.write_on(8)
                 assert world.owners == {member_of(new)}
                 late.terminate()
@@ -192,10 +196,12 @@ def test_nothing_is_lost_if_the_old_version_ends_before_the_new_one_starts(world
         eventually_sync(lambda: world.owners == {member_of(new)}, what="all partitions")
         with world.old() as late:
             late.wait_started()
-            eventually_sync(lambda: late.lines("lease.outdated"), what="it notices")
-            eventually_sync(lambda: new.lines("members.older"), what="it is noticed")
+            eventually_sync(lambda: late.lines("lease.outdated"), what="`late` notices that it is outdated")
+            eventually_sync(lambda: new.lines("members.older"), what="the new version notices the old member")
             new.kill()
-            world.load.write_on(15)  # some seconds: the death of a process on the same machine is known at once
+            # This takes some seconds, in which `late` could claim the partitions: it knows at once that a process
+            # on its machine is dead.
+            world.load.write_on(15)
             assert not late.lines("lease.claimed")
             world.state.dead_letters.insert_one(
                 {"_id": "late", "group": world._group, "receiver": None, "reason": "undecodable", "chunked": {}}

@@ -1,4 +1,4 @@
-"""Runs a program that the kernel kills when its parent dies, also by SIGKILL.
+"""Runs a program that the kernel kills when its parent dies, even if the parent is killed by SIGKILL.
 
     python -I -S parent_death.py PID PROGRAM [ARGUMENT ...]
 

@@ -119,7 +119,7 @@ def test_apache_kafka_knows_times_sizes_and_watermarks(kafka_server: KafkaServer
 
 
 @pytest.mark.slow
-def test_properties_reach_an_apache_kafka_of_its_own(kafka_server: KafkaServer) -> None:
+def test_properties_reach_a_separate_apache_kafka(kafka_server: KafkaServer) -> None:
     with kafka.running({"auto.create.topics.enable": True, "num.partitions": PARTITIONS}) as own:
         assert own.cluster_id != kafka_server.cluster_id
         produced_to_a_new_topic = confluent_kafka.Producer({"bootstrap.servers": own.address})

@@ -37,8 +37,8 @@ def test_the_load_is_high_near_the_limit_or_if_it_takes_half_of_the_cores(load: 
 def test_the_text_has_the_figures() -> None:
     load = LIGHT._replace(streams={"a": 16, "b": 8}, rate=1_000.0)
     assert str(load) == (
-        "24 change streams of 2 groups. Each reads the whole oplog: at 1000 changes a second, the average of the "
-        "oplog, they take about 1.32 of its 2 cores of the server"
+        "24 change streams of 2 groups. Each stream reads the whole oplog: at 1000 changes a second, the average "
+        "of the oplog, they take about 1.32 of the server's 2 cores"
     )
 
 

@@ -127,7 +127,7 @@ class Call(ABC):
 
         Args:
             document: the class.
-            loaded: instances by number; the call adds its new instances.
+            loaded: instances by their `Place`; `Create` and `CreateMany` add their new instances.
         """
 
     @abstractmethod
@@ -356,7 +356,7 @@ class Scene:
     """The initial documents, the calls, and a write of another client.
 
     Attributes:
-        kind: of the documents.
+        kind: the kind of the document class, one of `KINDS` in `documents.py`.
         rows: the initial documents by number.
         calls: in sequence.
         within: `committed` or `aborted` if the calls are in a transaction, otherwise None.

@@ -212,7 +212,11 @@ const claimColumns = () => [
   column("Last beat", (row) => since(row.beat_at, row.now), { number: true }),
 ];
 
-const claimState = (row) => (row.alive ? "alive" : row.fenced_at ? `ended by ${row.fenced_by ?? DASH}` : "silent");
+// The words of `dispatcher claims list`.
+const ENDED_BY = { process: "the process", dispatcher: "a dispatcher", operator: "an operator" };
+
+const claimState = (row) =>
+  row.alive ? "alive" : row.fenced_at ? `claims ended by ${ENDED_BY[row.fenced_by] ?? "an unknown program"}` : "silent";
 
 const runColumns = () => [
   column("Run", (row) => `${row.what} ${row.id}`),

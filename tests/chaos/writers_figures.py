@@ -127,8 +127,8 @@ class WritersEvidence:
         calls: all calls of receivers.
         writer_faults: the faults of writing processes.
         dispatcher_faults: the faults of dispatchers.
-        leases: leases that a dispatcher has lost, or could not renew in time. On a busy machine this happens
-            without a fault.
+        late_answers: answers of the server that came too late. So a dispatcher lost a lease, could not renew it,
+            or handed over a partition whose position was not saved. A busy machine causes this without a fault.
         claims: the times at which dispatchers got partitions, as `time.monotonic_ns()`, in order.
         starts: the start of each writing process by its pid, as `time.monotonic_ns()`.
         numbers: the pids of the writing processes, by number.
@@ -144,7 +144,7 @@ class WritersEvidence:
     calls: Sequence[Call] = ()
     writer_faults: Sequence[Fault] = ()
     dispatcher_faults: Sequence[Fault] = ()
-    leases: Sequence[Fault] = ()
+    late_answers: Sequence[Fault] = ()
     claims: Sequence[int] = ()
     starts: Mapping[int, int] = field(default_factory=dict)
     numbers: Mapping[int, int] = field(default_factory=dict)
@@ -177,7 +177,7 @@ def writers_figures(evidence: WritersEvidence) -> list[Figure]:
         Figure("writes of a foreign client", len(evidence.commits) - len(own)),
         Figure("faults", kinds.total(), least=evidence.wanted),
         *(Figure(f"  {kind}", count) for kind, count in sorted(kinds.items())),
-        Figure("leases not renewed in time", len(evidence.leases)),
+        Figure("answers of the server that came too late", len(evidence.late_answers)),
         Figure("deliveries in process", origins["process"]),
         Figure("deliveries by dispatchers", origins["stream"]),
         Figure("deliveries taken over", origins["takeover"]),
@@ -335,7 +335,7 @@ class _Judge:
                     and fault.ended >= before.began
                 ]
             else:
-                faults = (*self._evidence.leases, *self._evidence.dispatcher_faults)
+                faults = (*self._evidence.late_answers, *self._evidence.dispatcher_faults)
                 own = [fault for fault in faults if fault.pid == call.pid and fault.began <= again.ended]
             if own:
                 return own[-1].kind
@@ -351,7 +351,7 @@ class _Judge:
         waits for the earlier claims of its document and receiver, also for those of living processes.
         """
         deaths = {fault.pid: fault.began for fault in self._evidence.writer_faults if fault.kind in _KILLS}
-        faults = (*self._evidence.leases, *self._evidence.dispatcher_faults)
+        faults = (*self._evidence.late_answers, *self._evidence.dispatcher_faults)
         others = sorted([*(fault.ended for fault in faults), *self._evidence.claims])
         slowest = 0
         ended: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # of earlier writes

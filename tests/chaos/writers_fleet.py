@@ -382,10 +382,10 @@ class Fleet:
             calls=self._calls,
             writer_faults=self.writer_faults,
             dispatcher_faults=self.dispatcher_faults,
-            leases=[
-                Fault("lease not renewed in time", daemon.process.pid, at, at)
+            late_answers=[
+                Fault("an answer of the server came too late", daemon.process.pid, at, at)
                 for daemon in self._all_dispatchers
-                for action in ("lease.not_renewed", "lease.lost")
+                for action in ("lease.not_renewed", "lease.lost", "position.not_saved")
                 for at in self._times(daemon, action)
             ],
             claims=sorted(at for daemon in self._all_dispatchers for at in self._times(daemon, "lease.claimed")),

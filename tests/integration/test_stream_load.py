@@ -1,5 +1,6 @@
 """The change streams of all groups are counted, and too many of them are a warning that names the relay."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from dispatcher.operate.check import check
 from dispatcher.operate.findings import Finding
 from dispatcher.operate.stream_load import StreamLoad, stream_load
 from tests.integration.test_setup import make_user
-from tests.support import dispatching, eventually, group_of, settings_for
+from tests.support import PATIENCE, dispatching, eventually, group_of, settings_for
 
 LIGHT = StreamLoad({"a": 1}, 1_000, 100.0, 2)
 
@@ -61,7 +62,12 @@ async def test_the_streams_of_all_groups_count(client, database, positions) -> N
     add_group(positions, "mongoz.changes", 1, held=1)
     add_group(positions, database, 8, held=2, wanted=16)
     group = group_of(client, database)
-    load = await stream_load(group, await look_at_oplog(client))
+    oplog = None
+    async with asyncio.timeout(PATIENCE):  # until the oplog of the server holds at least a second
+        while oplog is None or not oplog.window:
+            positions.update_one({"_id": database}, {"$inc": {"tick": 1}})
+            oplog = await look_at_oplog(client)
+    load = await stream_load(group, oplog)
     assert load.streams == {"streams": 3, "mongoz.changes": 1, database: 16}
     assert load.allowed
     assert load.cores

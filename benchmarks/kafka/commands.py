@@ -47,7 +47,7 @@ def measure_commands(stage: Stage) -> list[Row]:
         seen = _commands(stage)
     of_members = {name: round((seen[name] - without.get(name, 0.0)) / members, 3) for name in seen}
     found = sum(of_members.values())
-    stage.say(f"commands: {found:.2f} a second and member")
+    stage.say(f"commands: {found:.2f} per second and member")
     return [
         Row(
             key="kafka_commands",

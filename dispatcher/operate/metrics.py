@@ -329,8 +329,8 @@ METRICS: Final = (
     ),
     _by_partition(
         "position_age_seconds",
-        "How far the position lies behind the server's clock. Everything up to the position is delivered; by a "
-        "relay, published.",
+        "How far the position lies behind the server's clock. Everything up to the position is delivered or, "
+        "in a relay, published.",
         lambda s, g: max(0.0, s.server_now - g.position_seconds),
     ),
     _by_partition(
@@ -374,8 +374,8 @@ METRICS: Final = (
     ),
     Described(
         "oldest_claim_seconds",
-        "How long ago the oldest write of the group was committed whose deliveries wait for the writing process, "
-        "in memory or parked; 0 if there is none.",
+        "Seconds since the commit of the oldest write with deliveries, in memory or parked, that wait for the "
+        "writing process; 0 if there is none.",
         _in_dispatchers(lambda s: s.claims.oldest_seconds),
     ),
     Described(

@@ -262,9 +262,9 @@ class Observer:
             return [f"the {self._kind} does not end after a request to stop"]
         if self.phase != "delivering" or self._check_error:
             return []
+        source = "change stream of partition {}" if self.stats.topic is None else "partition {} of the topic"
         return [
-            f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s, "
-            "though the server answers"
+            f"the {source.format(number)} is silent for {one.silent_seconds:.0f} s, though the server answers"
             for number, one in sorted(self._gauges().items())
             if one.silent_seconds > _STUCK and not (one.topic is not None and one.topic.trouble)
         ]

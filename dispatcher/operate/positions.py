@@ -50,7 +50,7 @@ class MovedPosition(NamedTuple):
     Attributes:
         before: cluster time of the old position; None if there was none.
         after: cluster time of the new position; None if the next start records a new position.
-        gap: the skipped changes, for people; None if there are none.
+        gap: the skipped changes, for people; None if there are none, or if a relay will record them.
     """
 
     partition: int
@@ -166,7 +166,7 @@ class Mover:
 
         Args:
             token: a resume token, or only the beginning that all tokens of one time have; None for now.
-            settings: name the brokers of the topic.
+            settings: the settings with the brokers of the topic.
             force: as in `move`.
 
         Raises:
@@ -267,7 +267,7 @@ class Mover:
                 return {}
 
     async def switch(self, origin: ChangeOrigin) -> int:
-        """Let the group read from another source. It continues at its position, and keeps finished changes.
+        """Let the group read from another source. It continues at its position. Finished changes stay finished.
 
         Returns:
             The number of partitions.
@@ -287,8 +287,8 @@ class Mover:
         facts = any(one.inherited for one in saved.positions.values())
         if facts or layout.wanted is not None or len(tokens) < layout.partitions:
             raise PositionError(
-                f"The number of partitions of the group {name!r} changes, or a position was reset. Nothing was "
-                "changed.",
+                f"The group {name!r} does not have its new number of partitions yet, or a position was reset. "
+                "Nothing was changed.",
                 remedy="Start a dispatcher with the earlier source, and stop it when `dispatcher status` shows no "
                 "lag.",
             )

@@ -34,9 +34,9 @@ class Intake:
         self._lanes = lanes
         self._claims = claims
         self._stats = stats
-        # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. The first arrival of a change
-        # registers its job. The second arrival of the change settles the job. The delete of a marker also settles
-        # the job of the marker.
+        # Jobs of markers and deferred changes (see `DeleteMarkers`), by token. These changes arrive twice: the
+        # first arrival registers the job, and the second one settles it. If a delete follows a marker, the marker
+        # does not arrive again: the job of the delete takes over the marker's job, and both finish together.
         self._unsettled: dict[str, Job] = {}
         self._late_logged = float("-inf")
 

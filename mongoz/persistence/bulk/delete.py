@@ -234,7 +234,7 @@ class _Deleted(NamedTuple):
 
     Attributes:
         number: the number of deleted documents.
-        tokens: the tokens of the deletes, by `id_key`; empty if one `delete_many` deleted the documents.
+        tokens: the tokens of the deletes, by `id_key`; empty if only the number of the deletes is known.
         firing: the receivers to run.
         failure: the error that stopped the batch.
         claims: the claims of the deletes, by `id_key`.

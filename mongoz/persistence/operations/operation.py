@@ -14,7 +14,7 @@ class Operation(NamedTuple):
     Attributes:
         operator: MongoDB's operator: `"$inc"`.
         path: the stored, dotted name.
-        attribute: the name of the document's field with this path.
+        attribute: the attribute name of the document's field in which the path begins.
         value: the operand.
     """
 

@@ -78,7 +78,7 @@ def _explaining_loader(document: Any) -> Callable[..., Any]:
 
 
 def validate_stored(document: Any, row: dict[str, Any]) -> Any:
-    """Validate a row; returns an instance without any state in the database. The row stays unchanged.
+    """Validate a row; returns an instance that is not loaded: it has no snapshot. The row stays unchanged.
 
     Raises:
         pydantic.ValidationError: the row violates the model.

@@ -61,7 +61,7 @@ def validated_row(instance: Model) -> dict[str, Any]:
 
 
 def validate_row(document: type[D], row: dict[str, Any]) -> D:
-    """Validate a row with all validators of the model; returns an instance without any state in the database.
+    """Validate a row with all validators of the model; returns an instance that is not loaded: it has no snapshot.
 
     Raises:
         pydantic.ValidationError: the row violates the model.

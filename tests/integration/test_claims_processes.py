@@ -35,7 +35,7 @@ def state(foreign: Any, database: str) -> Any:
 
 
 START = """
-import asyncio, os, signal, sys, time
+import asyncio, os, signal, sys, time, pymongo
 from mongoz.core.signals import post_save
 from tests.integration.test_claims import claiming, make
 
@@ -164,8 +164,16 @@ async def test_a_receiver_that_blocks_its_loop_for_longer_than_the_timeout_keeps
 DYING = """
 count, place = int(rest[0]), int(rest[1])
 
+def a_beat_has_recorded_finished_deliveries():
+    with pymongo.MongoClient(url) as client:
+        books = client[f"{database}_state"]["claims"]
+        while not books.find_one({"pid": os.getpid(), "high": {"$gt": 0}, "open.0": {"$gt": 1}}):
+            time.sleep(0.01)
+
 async def receive(name, instance, delivery):
     ran.append(instance.n)
+    if instance.n == first + count // 2:
+        await asyncio.to_thread(a_beat_has_recorded_finished_deliveries)
     if instance.n == last:
         tell("ran", *ran)
         os.kill(os.getpid(), signal.SIGKILL)

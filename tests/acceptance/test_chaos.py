@@ -29,7 +29,7 @@ def chaos(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("scenario", SMALL)
 def test_a_short_run_of_a_scenario_holds(mongo, scenario, tmp_path):
     where = tmp_path / "figures.json"

@@ -163,7 +163,7 @@ def test_the_cause_of_a_repetition_is_a_fault_of_its_time_or_a_fence(faults, fen
     assert values_of(writer_faults=faults, fences=fences)[1][f"  after: {cause}"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_short_run_of_the_scenario_holds(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos(

@@ -212,7 +212,11 @@ def case(changes: dict[tuple[str, str], str | None], expected: list[str], *, pro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [False, True], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    "processes",
+    [False, pytest.param(True, marks=pytest.mark.exhaustive)],
+    ids=["one process", "two processes"],
+)
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path, processes: bool):
     healthy = case({}, [], processes=processes)
     cases = [healthy, *(case(changes, [alert], processes=processes) for alert, changes in FIRING.items())]

@@ -131,12 +131,12 @@ ODD: dict[str, Any] = {
 }
 
 
-def some_slow(names: Iterable[Any], quick: set[str]) -> list[Any]:
-    """All names. The names that are not in `quick` are marked as slow."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def mostly_exhaustive(names: Iterable[Any], quick: set[str]) -> list[Any]:
+    """All names. The names that are not in `quick` are marked as exhaustive."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
 
 
-@pytest.mark.parametrize("odd", some_slow(ODD, {"a date", "a UUID inside", "a text"}))
+@pytest.mark.parametrize("odd", mostly_exhaustive(ODD, {"a date", "a UUID inside", "a text"}))
 @pytest.mark.parametrize("call", [call for call in CALLS if "collated" not in call])
 async def test_bulk_calls_write_and_fire_signals(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: str
@@ -145,7 +145,7 @@ async def test_bulk_calls_write_and_fire_signals(
 
 
 @pytest.mark.parametrize(
-    "odd", some_slow(["an undeclared UUID", "a UUID inside", "a text", "a text inside"], {"a text"})
+    "odd", mostly_exhaustive(["an undeclared UUID", "a UUID inside", "a text", "a text inside"], {"a text"})
 )
 @pytest.mark.parametrize("call", ["update", "inc", "collated", "collated delete"])
 @pytest.mark.parametrize("rules", ["of fields", "of all"], indirect=True)
@@ -155,7 +155,7 @@ async def test_bulk_calls_write_and_fire_signals_with_rules_of_the_model(
     await write_and_tell(Note, kind, told, foreign, call, odd)
 
 
-@pytest.mark.parametrize("odd", some_slow(IDS, {"UUID"}))
+@pytest.mark.parametrize("odd", mostly_exhaustive(IDS, {"UUID"}))
 @pytest.mark.parametrize("call", CALLS)
 async def test_an_undecodable_id_is_written_and_delivered(
     Note: Any, kind: str, told: list[Any], foreign: Any, call: str, odd: Any

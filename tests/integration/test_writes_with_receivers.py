@@ -21,7 +21,7 @@ from mongoz.stamps import FIELD
 from tests.support import without_transactions
 
 KINDS = ("silent", "post", "pre", "both", "alone", "muted", "dispatched")
-QUICK = ("both", "dispatched")  # the other kinds are marked as slow
+QUICK = ("both", "dispatched")  # the other kinds are marked as exhaustive
 
 
 class Heard:
@@ -50,7 +50,7 @@ def heard() -> Heard:
     return Heard()
 
 
-@pytest.fixture(params=[one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in KINDS])
+@pytest.fixture(params=[one if one in QUICK else pytest.param(one, marks=pytest.mark.exhaustive) for one in KINDS])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

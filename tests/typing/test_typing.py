@@ -61,7 +61,9 @@ def run(module: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checker", [mypy, mypy_with_pydantics_plugin, pyright])
+@pytest.mark.parametrize(
+    "checker", [mypy, pytest.param(mypy_with_pydantics_plugin, marks=pytest.mark.exhaustive), pyright]
+)
 def test_right_uses_pass_and_wrong_ones_are_found(checker: Callable[[Path], Found], tmp_path: Path) -> None:
     lines = enumerate(WRONG.read_text().splitlines(), start=1)
     marked = {(WRONG.name, number) for number, line in lines if line.endswith("# error")}

@@ -36,6 +36,10 @@ class _AlreadyDone(Exception):
     """An earlier transaction wrote the record."""
 
 
+class _NotRegistered(Exception):
+    """The session could not be registered, for example during an election. The transaction has not begun."""
+
+
 class Transactions:
     """The step that runs a transactional receiver in a transaction.
 
@@ -60,14 +64,26 @@ class Transactions:
         records = self._registry.client[self._group.state.name][DELIVERIES]
         try:
             async with self._registry.transaction(**_OPTIONS) as session:
-                if self._sessions is not None:
-                    await self._sessions.announce(session)
+                await self._register(session)
                 await _insert(records, record, session)
                 if former and await records.find_one({"_id": {"$in": former}}, session=session):
                     raise _AlreadyDone
                 await run(replace(attempt, delivery=attempt.delivery._replace(session=session)))
         except _AlreadyDone:
             return
+
+    async def _register(self, session: Any) -> None:
+        """Register a session, so that other processes can end it.
+
+        Raises:
+            _NotRegistered: the command failed. This failure is not the receiver's.
+        """
+        if self._sessions is None:
+            return
+        try:
+            await self._sessions.announce(session)
+        except PyMongoError as error:
+            raise _NotRegistered(f"The session could not be registered: {error}") from error
 
     async def is_committed(self, attempt: Attempt) -> bool:
         """Returns whether a transaction of this delivery is committed. The reply to its commit may be lost.
@@ -104,8 +120,13 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether the server asks to repeat the transaction. Follows the cause of the receiver's error."""
-    return any(any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error))
+    """Returns whether the transaction must be repeated without a failure of the receiver.
+
+    The server asks for the repetition, or the transaction has not begun. Follows the causes of the error.
+    """
+    return isinstance(error, _NotRegistered) or any(
+        any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error)
+    )
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -48,6 +48,24 @@ async def add(total: Any, instance: Any) -> None:
     await total.objects.filter(name="all").update(U.inc(amount=instance.amount))
 
 
+async def test_a_session_that_cannot_be_registered_uses_up_no_attempt(dispatched, account, foreign, state):
+    """An election lasts longer than the attempts. The receiver has not begun, so it has not failed."""
+    told: list[str] = []
+
+    @post_save(account, name="adding", transactional=True, retry=Retry(attempts=2, base=0.01, cap=0.02))
+    async def adding(sender, instance, delivery, **kwargs):
+        told.append(instance.name)
+        assert delivery.attempt == 1
+
+    namespace = f"{state.database.name}.sessions"
+    election = {"failCommands": ["update"], "errorCode": 10107, "namespace": namespace}
+    async with dispatching(dispatched):
+        foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 12}, data=election)
+        foreign["accounts"].insert_one({"name": "ada"})
+        await eventually(lambda: told == ["ada"])
+    assert state.database["held"].count_documents({}) == 0
+
+
 async def test_a_repeated_delivery_has_no_further_effect(either, database, foreign, state):
     """The position is older than the commit, as after a crash between the commit and the save of the position."""
     account, total = make_account(either, database), make_account(either, database, "totals")

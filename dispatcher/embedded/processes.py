@@ -105,16 +105,20 @@ class Child:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets. A second one ends the process at once.
+    """An event that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
 
     Children and the embedded MongoDB end in this case too, because of their watchers.
     """
     stop = threading.Event()
+    signals: list[int] = []
 
-    def on_signal(_number: int, _frame: Any) -> None:
-        if stop.is_set():
+    def on_signal(number: int, _frame: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1:
             os._exit(ExitCode.FORCED)
-        stop.set()
+        # A handler runs in the main thread. If this thread is inside of `stop.wait`, it may hold the lock of the
+        # event, and would wait for itself.
+        threading.Thread(target=stop.set, name="stop", daemon=True).start()
 
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

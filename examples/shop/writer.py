@@ -249,7 +249,8 @@ def main() -> None:
     options = parse_arguments()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        # In a thread: the main thread may hold the lock of the event when the signal arrives.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())
     try:
         with MongoClient[Row](options.url, serverSelectionTimeoutMS=10_000) as mongo:
             shop = mongo["shop"]

@@ -1,8 +1,9 @@
 """Ticks: moments at which periodic tasks of a process run together, so that their commands can form one command.
 
 The ticks of an interval are its multiples on the clock of the event loop. So all tasks with this interval wake in
-the same turn of the loop, whenever they began. Each process has a random shift, so that the processes of a group
-do not send their commands all at the same moment.
+the same turn of the loop, whenever they began. (uvloop rounds each timer to milliseconds. So a busy process may
+need two turns, and then it sends a second command.) Each process has a random shift, so that the processes of a
+group do not send their commands all at the same moment.
 """
 
 import asyncio

@@ -288,11 +288,11 @@ def _headroom(overview: "GroupStatus") -> _Fact:
 
 
 def _receivers(overview: "GroupStatus") -> Grid:
-    table = Grid("health", "receiver", "signal", "why")
+    table = Grid("health", "receiver", "signal", "errors", "why")
     for one in overview.health.receivers:
-        table.add_row(
-            shown(one.health, _STYLES[one.health]), shown(one.receiver), shown(one.signal), shown(one.why)
-        )
+        errors = "" if one.error_rate is None else f"{one.error_rate:.1%}"
+        word = shown(one.health, _STYLES[one.health])
+        table.add_row(word, shown(one.receiver), shown(one.signal), errors, shown(one.why))
     return table
 
 

@@ -208,11 +208,13 @@ class Stats:
 
 
 class Recent:
-    """The recent growth of receivers' counters. No I/O."""
+    """The recent growth of receivers' counters, and the times of their last results. No I/O."""
 
     def __init__(self) -> None:
         # All counters are zero at the start, so events before the first sample are recent too.
-        self._samples: deque[tuple[float, dict[tuple[str, str], tuple[int, ...]]]] = deque([(float("-inf"), {})])
+        self._samples: deque[tuple[float, _Counters]] = deque([(float("-inf"), {})])
+        # For each receiver, the times of the first samples with its last success and with its last failure.
+        self._times: dict[tuple[str, str], tuple[float | None, float | None]] = {}
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
         """Sample the counters, at most once in `_STEP` seconds. Call this method often.
@@ -223,20 +225,46 @@ class Recent:
         samples = self._samples
         if now - samples[-1][0] < _STEP:
             return
-        samples.append((now, {(one.receiver, one.signal): _recent_counters(one) for one in receivers}))
+        counters = {(one.receiver, one.signal): _recent_counters(one) for one in receivers}
+        for key, counted in counters.items():
+            self._times[key] = self._times_of(key, counted, now)
+        samples.append((now, counters))
         while len(samples) > 1 and samples[1][0] <= now - _RECENT:
             samples.popleft()
 
-    def of(self, figures: ReceiverFigures) -> dict[str, int]:
-        """The growth of a receiver's counters in the last minute."""
-        now = _recent_counters(figures)
-        before = self._samples[0][1].get((figures.receiver, figures.signal))
-        return dict(
-            zip(_COUNTED, (a - b for a, b in zip(now, before or (0,) * len(now), strict=True)), strict=True)
-        )
+    def _times_of(
+        self, key: tuple[str, str], counted: tuple[int, ...], now: float
+    ) -> tuple[float | None, float | None]:
+        """The times of the last success and of the last failure of a receiver."""
+        before = self._samples[-1][1].get(key, _NOTHING)
+        succeeded, failed = self._times.get(key, (None, None))
+        delivered, given_up, refused, _ = (a > b for a, b in zip(counted, before, strict=True))
+        return now if delivered else succeeded, now if given_up or refused else failed
 
+    def of(self, figures: ReceiverFigures) -> dict[str, float | None]:
+        """The growth of a receiver's counters in the last minute, and the age of its last results.
+
+        `succeeded_seconds` and `failed_seconds` are the seconds since a delivery succeeded or was given up, as
+        exact as the samples; None if there is no such delivery.
+        """
+        key, counted = (figures.receiver, figures.signal), _recent_counters(figures)
+        before = self._samples[0][1].get(key, _NOTHING)
+        now = self._samples[-1][0]
+        succeeded, failed = (_age(at, now) for at in self._times_of(key, counted, now))
+        grown = (a - b for a, b in zip(counted, before, strict=True))
+        ages = {"succeeded_seconds": succeeded, "failed_seconds": failed}
+        return {**dict(zip(_COUNTED, grown, strict=True)), **ages}
+
+
+_Counters = dict[tuple[str, str], tuple[int, ...]]
 
 _COUNTED: Final = ("delivered", "failed", "refused", "retried")
+_NOTHING: Final = (0, 0, 0, 0)
+
+
+def _age(at: float | None, now: float) -> float | None:
+    """The seconds since a sample; 0 if it is the last one, also before the first sample, which is at no time."""
+    return None if at is None else 0.0 if at == now else round(now - at, 1)
 
 
 def _recent_counters(figures: ReceiverFigures) -> tuple[int, ...]:

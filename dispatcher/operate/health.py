@@ -2,34 +2,39 @@
 
 A receiver has the first word that applies:
 
-    down        no dispatcher is alive; or no live dispatcher has this receiver, and no documents wait for it
+    down        no dispatcher is alive, or the state can't be read; or no live dispatcher has this receiver (but it
+                has dead letters), and no documents wait for it
     paused      it or everything is paused, and a live dispatcher has this receiver
     blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
     failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
-                succeeded, or none succeeded while deliveries wait for their next attempt
+                succeeded, or none succeeded while deliveries wait for their next attempt; or its last delivery
+                failed for good, and it has dead letters
     behind      the largest lag in the group is at least BEHIND seconds, parked deliveries are overdue by BEHIND
                 seconds, or some of the deliveries that a pause had parked are not made yet
     delivering  it got deliveries in the last minute
     idle        there was nothing to deliver
 
-A group is `down` if no dispatcher is alive or a partition has no live owner. It is `paused` if everything is
-paused, or if every receiver that is not down is paused. Otherwise it has the worst word of its receivers: failing,
-blocked, behind, delivering, idle. Receivers that are paused or down individually don't count. If the lag is BEHIND
-seconds or more, the word is `behind` or a worse one. The same holds for a group that reads from a topic, while the
-relay of this topic is not alive or has such a lag.
+A group is `down` if its state can't be read, no dispatcher is alive or a partition has no live owner. It is
+`paused` if everything is paused, or if every receiver that is not down is paused. Otherwise it has the worst word
+of its receivers: failing, blocked, behind, delivering, idle. Receivers that are paused or down individually don't
+count. If the lag is BEHIND seconds or more, the word is `behind` or a worse one. The same holds for a group that
+reads from a topic, while the relay of this topic is not alive or has such a lag.
 
 A relay is `down` under the same conditions, and `failing` while it can't use its topic. Otherwise it is `behind`,
 `delivering` or `idle`.
 
-Members report the last minute as `recent`. So a receiver is healthy a minute after its repair.
+Members report the last minute, and the age of the last results, as `recent`. A receiver is healthy a minute after
+its repair, when a delivery has succeeded, or when its dead letters are gone.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, NamedTuple
+from math import inf
+from typing import Any, Final, NamedTuple
 
+from dispatcher.core.stats import duration
 from dispatcher.operate.status_model import (
     NO_DISPATCHER,
     WORDS,
@@ -55,20 +60,34 @@ _NAMED: Final = 3
 
 @dataclass
 class _Facts:
-    """The last minute of one receiver of one signal, and its parked deliveries."""
+    """The last minute of one receiver of one signal, the age of its last results, and its held deliveries."""
 
     delivered: float = 0.0
     given_up: float = 0.0
     retried: float = 0.0
+    succeeded_seconds: float = inf
+    failed_seconds: float = inf
+    letters: int = 0
     waiting: list[ParkedCount] = field(default_factory=list)
+
+    @property
+    def error_rate(self) -> float | None:
+        """The share of the last minute's attempts that failed; None without attempts."""
+        failed = self.given_up + self.retried
+        attempts = self.delivered + failed
+        return round(failed / attempts, 4) if attempts else None
 
     def waits(self, *reasons: str) -> int:
         """The number of documents that wait for one of these reasons."""
         return sum(one.documents for one in self.waiting if one.reason in reasons)
 
 
-def health_of(status: GroupStatus) -> Health:
-    """The health of a group, from the other attributes of its status."""
+def health_of(status: GroupStatus, unreadable: str = "") -> Health:
+    """The health of a group, from the other attributes of its status.
+
+    Args:
+        unreadable: the reason why the state of the group can't be read; empty if the status is complete.
+    """
     alive = status.alive
     owners = {one.id for one in alive}
     without = sorted(one.number for one in status.partitions if one.owner not in owners)
@@ -77,10 +96,12 @@ def health_of(status: GroupStatus) -> Health:
     names = _names(alive)
     group_facts = _GroupFacts(status.at, lag, names, stopped)
     receivers = [
-        ReceiverHealth(name, signal, *next(_verdicts(name, facts, group_facts)))
-        for (name, signal), facts in sorted(_facts(alive, status.parked, names).items(), key=lambda one: one[0])
+        ReceiverHealth(name, signal, *next(_verdicts(name, facts, group_facts)), facts.error_rate)
+        for (name, signal), facts in sorted(_facts(status, names).items(), key=lambda one: one[0])
     ]
     process = "relay" if status.is_relay else "dispatcher"
+    if unreadable:
+        return Health("down", f"the group's state can't be read: {unreadable}", receivers)
     if not alive:
         return Health("down", f"no {process} is alive", [one._replace(health="down") for one in receivers])
     if without:
@@ -163,6 +184,9 @@ def _verdicts(name: str, facts: _Facts, group_facts: _GroupFacts) -> Iterator[tu
         yield "failing", f"{facts.given_up + facts.retried:.0f} attempts failed, more than succeeded"
     if not facts.delivered and (retrying := facts.waits("retrying")):
         yield "failing", f"{retrying} documents wait for the next attempt at a delivery that fails"
+    if facts.letters and facts.failed_seconds < facts.succeeded_seconds:
+        kept = f"{facts.letters} dead letter{'' if facts.letters == 1 else 's'}"
+        yield "failing", f"its last delivery was given up {duration(facts.failed_seconds)} ago; it has {kept}"
     if late := _late(facts.waiting, group_facts.now):
         yield "behind", f"parked deliveries of {late} documents are overdue"
     if group_facts.lag >= BEHIND:
@@ -189,23 +213,40 @@ def _names(alive: Iterable[MemberStatus]) -> dict[str, set[str]]:
     return dict(names)
 
 
-def _facts(
-    alive: Iterable[MemberStatus], parked: Iterable[ParkedCount], names: Mapping[str, set[str]]
-) -> dict[tuple[str, str], _Facts]:
+def _facts(status: GroupStatus, names: Mapping[str, set[str]]) -> dict[tuple[str, str], _Facts]:
     facts: dict[tuple[str, str], _Facts] = defaultdict(_Facts)
-    for member in alive:
+    for member in status.alive:
         for known in member.known:
             facts[str(known["name"]), str(known.get("signal"))]  # the defaultdict adds it
         for counted in member.counted:
-            one = facts[str(counted["receiver"]), str(counted.get("signal"))]
-            recent = counted.get("recent")
+            one, recent = facts[str(counted["receiver"]), str(counted.get("signal"))], counted.get("recent")
             if isinstance(recent, Mapping):  # earlier versions do not report it
-                one.delivered += number(recent.get("delivered"))
-                one.given_up += number(recent.get("failed")) + number(recent.get("refused"))
-                one.retried += number(recent.get("retried"))
-    for lane in parked:
-        now_called = [name for name, former in names.items() if lane.receiver in former]
+                _add(one, recent)
+    for lane in status.parked:
+        now_called = _now_called(lane.receiver, names)
         keys = [key for key in facts if key[0] in now_called]
         for key in keys or [(str(lane.receiver), "")]:
             facts[key].waiting.append(lane)
-    return facts
+    for letters in status.dead_letters:
+        if letters.receiver is not None:
+            for name in _now_called(letters.receiver, names) or [letters.receiver]:
+                facts[name, str(letters.signal)].letters += letters.count
+    return dict(facts)
+
+
+def _add(facts: _Facts, recent: Mapping[str, Any]) -> None:
+    """Add the report of one member."""
+    facts.delivered += number(recent.get("delivered"))
+    facts.given_up += number(recent.get("failed")) + number(recent.get("refused"))
+    facts.retried += number(recent.get("retried"))
+    facts.succeeded_seconds = min(facts.succeeded_seconds, _age(recent.get("succeeded_seconds")))
+    facts.failed_seconds = min(facts.failed_seconds, _age(recent.get("failed_seconds")))
+
+
+def _age(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else inf
+
+
+def _now_called(receiver: str | None, names: Mapping[str, set[str]]) -> list[str]:
+    """The present names of a receiver that may have another name now."""
+    return [name for name, former in names.items() if receiver in former]

@@ -203,7 +203,7 @@ class StatusCache:
         if self.last is not None:
             alone.source, alone.is_relay = self.last.source, self.last.is_relay
         alone.members = [self._myself()]
-        alone.health = health_of(alone)
+        alone.health = health_of(alone, unreadable=self.error)
         return alone
 
     def forget(self) -> None:
@@ -217,12 +217,18 @@ class StatusCache:
             self.error = ""
         except (PyMongoError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
-            self.error = f"no answer within {_PATIENCE:.0f} s" if late else in_short(error)
+            self._fail(f"no answer within {_PATIENCE:.0f} s" if late else in_short(error))
             log.debug("the state of the group can't be read", action="group.not_seen", error=self.error)
         except Exception as error:  # for example, a document of the state was edited by hand
-            self.error = text_of(error)
+            self._fail(text_of(error))
             log.warning("the state of the group is malformed", action="state.not_understood", exc_info=error)
         self._read_at = monotonic()
+
+    def _fail(self, error: str) -> None:
+        """Note an error. The metrics show the last status, whose health must not stay good."""
+        self.error = error
+        if self.last is not None:
+            self.last.health = health_of(self.last, unreadable=error)
 
 
 def _partitions(

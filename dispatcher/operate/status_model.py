@@ -20,12 +20,14 @@ class ReceiverHealth(NamedTuple):
     Attributes:
         signal: the name of the signal; empty if it is unknown.
         why: the reason, for people; may be empty.
+        error_rate: the share of the last minute's attempts that failed, from 0 to 1; None without attempts.
     """
 
     receiver: str
     signal: str
     health: Word
     why: str = ""
+    error_rate: float | None = None
 
 
 class Health(NamedTuple):

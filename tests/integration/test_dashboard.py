@@ -230,6 +230,32 @@ async def test_the_state_has_the_group_and_a_sample_of_its_counters(page, state,
     assert told["dead_letter_count"] == 2
 
 
+async def test_the_health_is_the_same_on_the_page_in_the_status_and_in_the_metrics(page, state, database):
+    """A receiver failed two hours ago, and has had no success since. Another receiver is gone."""
+    await page.observer.group.state.create_indexes()
+    now = datetime.now(UTC)
+    known = [
+        {"id": "00aa", "name": "shop.mail", "signal": "post_save", "formerly": ["shop.post"], "document": "User"}
+    ]
+    recent = {"delivered": 0, "failed": 0, "refused": 0, "retried": 0, "failed_seconds": 7_200.0}
+    counted = [{"receiver": "shop.mail", "signal": "post_save", "failed": 1, "recent": recent}]
+    member = {"_id": "m1", "group": database, "host": "elsewhere", "pid": 7, "seen_at": now, "receivers": known}
+    state.members.insert_one({**member, "lease_seconds": 10, "partitions": [0], "stats": {"receivers": counted}})
+    state.held.insert_many([letter(database, 1, "shop.post"), letter(database, 2, "shop.gone")])
+    told = (await page.get("state")).json
+    words = {one["receiver"]: one["health"] for one in told["health"]["receivers"]}
+    assert (told["health"]["health"], words) == ("failing", {"shop.gone": "down", "shop.mail": "failing"})
+    rows = {one["name"]: (one["health"], one["dead_letters"]) for one in told["receivers"]}
+    assert rows == {"shop.gone": ("down", 1), "shop.mail": ("failing", 1)}
+    status = json.loads((await page.ask("GET", "/status.json")).body)
+    assert status["group"]["health"] == told["health"]
+    metrics = (await page.ask("GET", "/metrics")).body.decode()
+    assert re.search(r'_health\{group="\w+",health="failing"\} 1.0', metrics)
+    assert re.search(
+        r'_receiver_health\{.*health="failing",receiver="shop.mail",signal="post_save"\} 1.0', metrics
+    )
+
+
 async def test_the_history_has_samples_and_the_bounds_of_their_buckets(page):
     assert (await page.get("history")).json == {"bounds": list(BOUNDS), "samples": []}
     watching = asyncio.create_task(page.dashboard.watch())
@@ -272,6 +298,7 @@ async def test_the_state_has_an_error_if_the_server_does_not_answer(database):
         page = Page(nowhere, database, token=TOKEN, loopback=True)
         told = (await page.get("state")).json
         assert "state can't be read" in told["trouble"]
+        assert told["health"]["health"] == "down"
         assert told["partitions"] == []
         assert [one["alive"] for one in told["members"]] == [True]  # this process
         assert (await page.get("letters")).status == 503

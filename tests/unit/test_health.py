@@ -12,6 +12,7 @@ from dispatcher.core.stats import ReceiverFigures, Recent
 from dispatcher.operate.health import health_of
 from dispatcher.operate.status_model import (
     WORDS,
+    DeadLetterCount,
     GroupStatus,
     Health,
     MemberStatus,
@@ -159,6 +160,63 @@ def test_a_group_without_live_members_is_down():
     assert [one.health for one in without.receivers] == ["delivering"]
 
 
+@pytest.mark.parametrize(
+    ("succeeded", "failed", "letters", "word"),
+    [
+        (None, 7_200.0, 1, "failing"),
+        (7_300.0, 7_200.0, 1, "failing"),
+        (7_200.0, 7_200.0, 1, "idle"),  # in the same seconds: the last minute decided
+        (60.0, 7_200.0, 1, "idle"),
+        (None, 7_200.0, 0, "idle"),  # dropped, or delivered by a retry
+        (60.0, None, 1, "idle"),
+        ("soon", "then", 1, "idle"),  # of another version
+    ],
+)
+def test_a_receiver_fails_until_it_succeeds_or_has_no_dead_letters(succeeded, failed, letters, word):
+    ages = {"succeeded_seconds": succeeded, "failed_seconds": failed}
+    status = group([member(shop_mail={**QUIET, **ages}), member("m2", shop_mail=QUIET)], [partition()])
+    status.dead_letters = [DeadLetterCount("old.shop.mail", "post_save", letters, NOW)]
+    found = health_of(status)
+    assert (found.health, found.receivers[0].health) == (word, word)
+    assert bool(found.receivers[0].why) == (word == "failing")
+
+
+def test_a_receiver_that_succeeds_in_another_process_does_not_fail():
+    failing, working = {**QUIET, "failed_seconds": 90.0}, {**QUIET, "succeeded_seconds": 80.0}
+    status = group([member(a=failing), member("m2", a=working)], [partition()])
+    status.dead_letters = [DeadLetterCount("a", "post_save", 5, NOW)]
+    assert health_of(status).health == "idle"
+
+
+def test_a_receiver_with_dead_letters_that_no_dispatcher_has_is_down():
+    status = group([member(shop_mail=GOOD)], [partition()])
+    status.dead_letters = [DeadLetterCount("shop.gone", "post_save", 2, NOW), DeadLetterCount(None, None, 1, NOW)]
+    found = health_of(status)
+    assert [(one.receiver, one.health) for one in found.receivers] == [
+        ("shop.gone", "down"),
+        ("shop.mail", "delivering"),
+    ]
+    assert found.health == "delivering"
+
+
+@pytest.mark.parametrize(
+    ("recent", "rate"),
+    [
+        (QUIET, None),
+        (GOOD, 0.0),
+        ({**GOOD, "failed": 25, "retried": 75}, 0.5),
+        ({**QUIET, "refused": 3}, 1.0),
+    ],
+)
+def test_the_error_rate_is_the_share_of_attempts_that_failed(recent, rate):
+    assert health(member(shop_mail=recent)).receivers[0].error_rate == rate
+
+
+def test_a_group_whose_state_can_not_be_read_is_down():
+    found = health_of(group([member(shop_mail=GOOD)], []), unreadable="no answer within 5 s")
+    assert (found.health, found.why) == ("down", "the group's state can't be read: no answer within 5 s")
+
+
 def test_a_receiver_without_a_member_is_named():
     found = health(member(shop_mail=GOOD), lanes=(parked("shop.gone", "retrying", 7),))
     gone = found.of("shop.gone", "post_save")
@@ -202,10 +260,31 @@ def test_events_older_than_a_minute_do_not_count():
             assert told["failed"] == 12
         elif second > 80:
             assert told["failed"] == 0
-    assert recent.of(figures) == {"delivered": 0, "failed": 0, "refused": 0, "retried": 0}
+    told = recent.of(figures)
+    assert {name: told[name] for name in QUIET} == QUIET
     new = ReceiverFigures("b", "post_save")
     new.retried = 3
     assert recent.of(new)["retried"] == 3
+
+
+def test_the_last_results_of_a_receiver_have_an_age():
+    figures, recent = ReceiverFigures("a", "post_save"), Recent()
+
+    def ages() -> tuple[float | None, float | None]:
+        told = recent.of(figures)
+        return told["succeeded_seconds"], told["failed_seconds"]
+
+    assert ages() == (None, None)
+    figures.delivered = 1
+    assert ages() == (0.0, None)  # before the first sample
+    recent.note(1_000.0, [figures])
+    figures.refused = 1
+    assert ages() == (0.0, 0.0)
+    for second in range(5, 205, 5):
+        recent.note(1_000.0 + second, [figures])
+    assert ages() == (200.0, 195.0)
+    figures.delivered += 1
+    assert ages() == (0.0, 195.0)
 
 
 def test_events_before_the_first_observation_are_recent():

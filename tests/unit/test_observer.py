@@ -121,7 +121,7 @@ async def test_metrics_dashboard_and_status_share_one_observation(monkeypatch):
     assert len(looks) == 2
 
 
-async def test_without_an_answer_of_the_server_metrics_keep_the_last_values(monkeypatch):
+async def test_without_an_answer_of_the_server_metrics_keep_the_last_values_but_not_the_health(monkeypatch):
     answers = [seen]
 
     async def read_status(group: Group, myself: MemberStatus, _server: object) -> GroupStatus:
@@ -135,9 +135,11 @@ async def test_without_an_answer_of_the_server_metrics_keep_the_last_values(monk
     assert ((await watching.status()).parked_deliveries, watching.cache.error) == (3, "")
     watching.cache.forget()
     alone = await watching.status()
-    assert (alone.parked_deliveries, len(alone.members), alone.health.health) == (0, 1, "idle")
+    assert (alone.parked_deliveries, len(alone.members), alone.health.health) == (0, 1, "down")
     assert "pop from empty list" in watching.cache.error
-    assert watching.snapshot().status.parked_deliveries == 3
+    last = watching.snapshot().status
+    assert (last.parked_deliveries, last.health.health) == (3, "down")
+    assert last.health.why == f"the group's state can't be read: {watching.cache.error}"
 
 
 async def test_without_an_answer_of_the_server_the_status_still_shows_a_relay(monkeypatch):

@@ -49,19 +49,21 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
 def _receivers(status: GroupStatus) -> list[dict[str, Any]]:
     """A row for each receiver and signal that a live member knows or has called, or that has dead letters."""
     documents: dict[tuple[str, str], set[str]] = {}
+    present: dict[tuple[str, str], tuple[str, str]] = {}  # the present names of renamed receivers
     counted: dict[tuple[str, str], dict[str, float]] = {}
     paused = {one.receiver for one in status.paused}
     for member in status.alive:
         for known in member.known:
             key = (str(known.get("name")), str(known.get("signal")))
             documents.setdefault(key, set()).add(str(known.get("document", "")).rpartition(".")[2])
+            present.update({(str(former), key[1]): key for former in known.get("formerly") or ()})
             if not paused.isdisjoint(known.get("formerly") or ()):
                 paused.add(key[0])
         for one in member.counted:
             sums = counted.setdefault((str(one["receiver"]), str(one.get("signal"))), dict.fromkeys(_COUNTED, 0.0))
             for name in _COUNTED:
                 sums[name] += number(one.get(name))
-    letters = {(one.receiver or "", one.signal or ""): one.count for one in status.dead_letters if one.receiver}
+    letters = _letters(status, present)
     return [
         {
             "key": f"{name} {signal}",
@@ -72,8 +74,26 @@ def _receivers(status: GroupStatus) -> list[dict[str, Any]]:
             "paused": name in paused,
             "health": (found := status.health.of(name, signal)).health,
             "why": found.why,
+            "error_rate": found.error_rate,
             **counted.get((name, signal), dict.fromkeys(_COUNTED, 0.0)),
             "dead_letters": letters.get((name, signal), 0),
         }
         for name, signal in sorted({*documents, *counted, *letters})
     ]
+
+
+def _letters(
+    status: GroupStatus, present: Mapping[tuple[str, str], tuple[str, str]]
+) -> dict[tuple[str, str], int]:
+    """The number of dead letters by receiver and signal.
+
+    Args:
+        present: the present names of renamed receivers.
+    """
+    letters: dict[tuple[str, str], int] = {}
+    for one in status.dead_letters:
+        if one.receiver is not None:
+            named = (one.receiver, one.signal or "")
+            key = present.get(named, named)
+            letters[key] = letters.get(key, 0) + one.count
+    return letters

@@ -40,7 +40,7 @@ _COMPARISONS = (
         _LOAD,
         Side("mongoz_odm", "find"),
         "/s",
-        Target(limit=0.25, tolerated=0.15, better="higher"),
+        Target(limit=0.35, tolerated=0.2, better="higher"),
     ),
     Comparison(
         "load_motor",

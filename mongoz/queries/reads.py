@@ -14,6 +14,7 @@ from mongoz.exceptions import (
 from mongoz.fields.object_id import parse_object_id
 from mongoz.model.base import Model
 from mongoz.model.paths import resolve_path
+from mongoz.persistence.rows.many import make_all
 from mongoz.queries.builders import QueryBuilder
 from mongoz.queries.columns import Columns, select_columns
 from mongoz.queries.distinct import load_values
@@ -36,7 +37,7 @@ class ReadQuery(QueryBuilder[D]):
         """All matching documents as a list. Awaiting the query returns this list too, except after `none()`."""
         plan = self._plan
         make = instance_maker(self._document, plan, self._other_collection)
-        return [make(row) for row in await self._fetch(plan, projection(self._document, plan))]
+        return make_all(make, await self._fetch(plan, projection(self._document, plan)))
 
     async def first(self) -> D | None:
         """The first matching document, or None. Reads one document."""
@@ -216,7 +217,7 @@ class ReadQuery(QueryBuilder[D]):
         plan, parts = columns.plan, columns.parts
         make = instance_maker(self._document, plan, self._other_collection, parts)
         rows = await self._fetch(plan, projection(self._document, plan, parts))
-        return [columns.values_of(make(row), exclude_none=exclude_none) for row in rows]
+        return make_all(lambda row: columns.values_of(make(row), exclude_none=exclude_none), rows)
 
     async def _fetch(
         self, plan: Plan, fields: Mapping[str, Any] | None, further: Any = ()

@@ -39,6 +39,7 @@ from mongoz.persistence.rows.changes import Changes, find_changes
 from mongoz.persistence.rows.copies import independent_values
 from mongoz.persistence.rows.hydration import hydrate, hydrate_leniently, validate_stored
 from mongoz.persistence.rows.invariants import has_invariants
+from mongoz.persistence.rows.many import make_all
 from mongoz.persistence.target import WriteTarget
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, note_unknown_outcome, write_and_fire
@@ -91,15 +92,15 @@ async def update_and_load(document: type[D], selection: Selection, patch: BulkPa
         The updated documents. A document that does not fit the model is included, since it is written.
     """
     update = _BulkUpdate(document, selection, patch, loads=True)
+    make = partial(hydrate_leniently, document, collection=update.other_collection)
     if update.needs_each_document:
         await update.update_each()
-        return [hydrate_leniently(document, row, update.other_collection) for row in update.rows_in_order()]
+        return make_all(make, update.rows_in_order())
     instances: list[D] = []
     with update.progress.reported():
         async for ids in selection.id_batches():
             if await update.update_at_once(selection.filter_for(ids), selection.collation):
-                rows = await selection.rows(ids)
-                instances += [hydrate_leniently(document, row, update.other_collection) for row in rows]
+                instances += make_all(make, await selection.rows(ids))
     return instances
 
 

@@ -67,6 +67,9 @@ def replay(  # noqa: PLR0913 - one parameter per flag
         ),
     ] = None,
     until: Annotated[str | None, typer.Option(help="Changes until this point. The default is now.")] = None,
+    missed: Annotated[
+        bool, typer.Option("--missed", help="Leave out the receivers that ran in the writing process.")
+    ] = False,
     receivers: Receivers = [],  # noqa: B006 - typer copies it
     rate: Rate = None,
     resume: Resume = None,
@@ -84,8 +87,8 @@ def replay(  # noqa: PLR0913 - one parameter per flag
 
     The replay runs in this process, and does not move the position of the dispatchers. Each delivery has a
     `delivery.id` of this run, and `delivery.replayed` is true. The changes of one document are delivered in
-    their order. Receivers that ran in the writing process get the changes too. Muted writes stay muted. If the
-    replay is stopped or killed, the same command continues it.
+    their order. Receivers that ran in the writing process get the changes too, except with `--missed`. Muted
+    writes stay muted. If the replay is stopped or killed, the same command continues it.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 
@@ -98,7 +101,7 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     what = f"the remaining changes of the run {resume}" if resume else f"changes since {since}"
     if not confirmed(f"Deliver {what} again to {whom}?", yes=yes):
         raise typer.Exit(ExitCode.FAILED)
-    asked = {"since": since, "until": until}
+    asked = {"since": since, "until": until, "missed": missed or None}
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "RunOutcome":
         from dispatcher.runs import replay

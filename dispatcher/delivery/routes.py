@@ -82,6 +82,7 @@ class Routes:
         self.group = group
         self.apart_from = apart_from
         self._run = ""
+        self._repeats = False
         self._conditions: Conditions | None = None
         self._listeners: list[Listener] = []
         self._found: dict[Namespace, tuple[_NamespaceListener, ...]] = {}
@@ -101,16 +102,18 @@ class Routes:
                 stamped = _stamped(document, receivers)
                 self._listeners.append(Listener(document, receivers, namespace, patterns, fields, stamped))
 
-    def narrowed(self, keep: Callable[[str, Receiver], bool], run: str = "") -> "Routes":
+    def narrowed(self, keep: Callable[[str, Receiver], bool], run: str = "", *, missed: bool = False) -> "Routes":
         """Make routes with a part of the receivers.
 
         Args:
             keep: called with a signal name and a receiver; returns whether the receiver stays.
             run: the id of a replay or a backfill, which also calls the receivers that the writing process has run;
                 "" for live deliveries.
+            missed: the run does not call the receivers that the writing process has run.
         """
         routes = Routes((), self.group, self.apart_from)
         routes._run = run
+        routes._repeats = bool(run) and not missed
         routes._conditions = self._conditions
         for listener in self._listeners:
             kept = {
@@ -198,7 +201,7 @@ class Routes:
             found = self._find(change.namespace)
         for document, by_signal, collection, fields, _, stamped in found:
             receivers = by_signal[signal]
-            if done and not self._run:
+            if done and not self._repeats:
                 receivers = tuple(r for r in receivers if done.isdisjoint(stamped[r]))
             if fields and signal == "post_update":
                 names = change.names
@@ -244,7 +247,7 @@ class Routes:
         """The receivers that do not get a change because of its stamp: reason, receiver and signal."""
         origin = change.origin
         assert origin is not None  # the caller has checked it
-        if not (origin.muted or origin.receivers) or self._run:
+        if not (origin.muted or origin.receivers) or self._repeats:
             return ()
         signal, _ = CALLED[change.operation, origin.call]
         form = (change.namespace, signal, origin.muted, origin.receivers)

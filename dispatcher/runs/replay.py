@@ -59,7 +59,7 @@ class Replay:
         until: cluster time of the end of the range.
     """
 
-    def __init__(self, place: Workplace, playback: Playback, receivers: Sequence[str]) -> None:
+    def __init__(self, place: Workplace, playback: Playback) -> None:
         run = playback.run
         assert run.from_time is not None
         assert run.until_time is not None
@@ -68,7 +68,9 @@ class Replay:
         self._done = str(run.progress["token"]) if run.progress else ""
         self.begins = self.at = token_time(self._done) if self._done else run.from_time
         self._place = place
-        self._routes = place.routes.narrowed(place.chosen(receivers), run.id)
+        self._routes = place.routes.narrowed(
+            place.chosen(run.asked["receivers"]), run.id, missed=bool(run.asked.get("missed"))
+        )
         self._source = _source_of(place, self._routes, token_at(self.begins))
         codec_options = place.registry.codec_options
         self._reader = Reader(
@@ -206,7 +208,8 @@ async def start(
         receivers: the names of the receivers; empty for all receivers that a dispatcher may run.
         since: the range begins after this cluster time; required for a new replay.
         until: the last cluster time of the range; by default now.
-        asked: the range as the operator wrote it.
+        asked: the range as the operator wrote it, and `missed`: True leaves out the receivers that the writing
+            process has run.
         rate: the maximum number of changes per second.
         resume: id of the run to continue; by default an unfinished run for the same range.
         new: begin a new run even if an unfinished one exists.
@@ -219,7 +222,7 @@ async def start(
     """
     run: Run | None = None
     place.chosen(receivers)
-    asked = {"receivers": sorted(receivers), **asked}
+    asked = {"receivers": sorted(receivers), "missed": None, **asked}  # null matches a run without this field too
     if resume is not None:
         run = await place.runs.resume(resume, "replay")
     elif not new:
@@ -236,7 +239,7 @@ async def start(
         run=run.id,
         receivers=names,
     )
-    return Replay(place, await place.playback(run, rate), names)
+    return Replay(place, await place.playback(run, rate))
 
 
 async def _look_back(place: Workplace, since: Timestamp) -> None:

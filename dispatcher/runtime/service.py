@@ -21,6 +21,7 @@ from dispatcher.group.coordinator import Coordinator
 from dispatcher.group.facts import facts_of, version_of
 from dispatcher.group.layout import admit, begin, divide_into, require_source
 from dispatcher.group.members import Members
+from dispatcher.group.new_receivers import name_new_receivers
 from dispatcher.group.origin import ChangeOrigin, StreamOrigin, TopicOrigin
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.kafka.log import TopicLog, topic_of
@@ -213,6 +214,8 @@ class Service:
             begins="now" if begun else "position",
             source="change streams" if origin.topic is None else str(origin.topic),
         )
+        name_new = partial(name_new_receivers, group, self.routes.receivers, self._application, version)
+        await self._clients.patiently(name_new)
         self._coordinator = Coordinator(
             store,
             members,

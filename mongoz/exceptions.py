@@ -12,11 +12,14 @@
     ├── OperatorInvalid             a lookup or an operator does not exist, or does not support a value
     ├── IndexError                  indexes contradict each other
     ├── TransactionError            transactions are nested, or the server does not support them
-    └── WriteConflict               other clients change a document faster than it can be read and written
+    ├── WriteConflict               other clients change a document faster than it can be read and written
+    └── RetryAfter                  raised by a receiver: a dispatcher calls the receiver again later
 
 The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) and pydantic's ValidationErrors are
 not wrapped.
 """
+
+import math
 
 __all__ = [
     "AbstractDocumentError",
@@ -29,6 +32,7 @@ __all__ = [
     "MongozException",
     "MultipleDocumentsReturned",
     "OperatorInvalid",
+    "RetryAfter",
     "SignalError",
     "TransactionError",
     "WriteConflict",
@@ -98,3 +102,31 @@ class TransactionError(MongozException):
 
 class WriteConflict(MongozException):
     """A document changes faster than it can be read, validated and written."""
+
+
+class RetryAfter(MongozException):
+    """Raised by a `post_*` receiver to ask a dispatcher for another attempt after some time.
+
+    The attempt is not counted: `delivery.attempt` stays the same. Meanwhile, later deliveries of the document to
+    this receiver wait. In process there is no other attempt, and the exception reaches the caller of the write.
+
+    Args:
+        seconds: the time until the next attempt, positive and finite. A dispatcher waits a day at most.
+
+    Raises:
+        SignalError: the time is not a positive, finite number.
+
+    Examples:
+        >>> if response.status_code == 429:
+        ...     raise mongoz.RetryAfter(float(response.headers["Retry-After"]))
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise SignalError(f"RetryAfter({seconds!r}) must be a positive, finite number of seconds.")
+        super().__init__(seconds)
+        self.seconds = float(seconds)
+        self.detail = f"Another attempt is due after {self.seconds:g} s."
+
+    def __str__(self) -> str:
+        return self.detail

@@ -80,6 +80,8 @@ class ReceiverFigures:
     """Deliveries that were given up after the last attempt."""
     retried: int = 0
     """Attempts after the first one of a delivery."""
+    postponed: int = 0
+    """Attempts that ended with `RetryAfter`. They are neither failures nor retries."""
     conflicts: int = 0
     """Runs of its transactions that conflicted with other writes."""
     withheld: dict[str, int] = field(default_factory=lambda: {"ran": 0, "muted": 0})
@@ -113,6 +115,7 @@ class ReceiverFigures:
             "delivered": self.delivered,
             "failed": self.failed,
             "retried": self.retried,
+            "postponed": self.postponed,
             "conflicts": self.conflicts,
             "withheld": dict(self.withheld),
             "latency": self.latency.as_dict(),

@@ -36,6 +36,9 @@ from mongoz.signals.receivers import Receiver
 # not parked, because parking costs milliseconds.
 _LONG_WAIT: Final = 0.3
 
+# The reasons for which a delivery may wait in memory.
+_SHORT: Final = frozenset({"retrying", "retry_after"})
+
 Replace = Callable[[asyncio.Task[Any], Callable[[], Awaitable[None]]], None]
 """Replaces the task of a worker. Another task does the rest of the job."""
 
@@ -211,7 +214,7 @@ class Deliverer:
             if await self._wait(attempt, decision, monotonic() - first):
                 return
             attempt = replace(attempt, delivery=attempt.delivery._replace(attempt=decision.attempts + 1))
-            error = await self._attempt_again(attempt)
+            error = await self._attempt_again(attempt, decision)
         self._succeeded(attempt)
 
     async def _wait(self, attempt: Attempt, waiting: Waiting, since: float) -> bool:
@@ -235,20 +238,22 @@ class Deliverer:
     def _is_long(self, waiting: Waiting, since: float) -> bool:
         """Returns whether a delivery would wait too long in memory, or take too much of the queue."""
         return (
-            waiting.reason != "retrying"
+            waiting.reason not in _SHORT
             or since + waiting.seconds > self._park_after
             or (waiting.seconds >= _LONG_WAIT and self._capacity.crowded)
         )
 
-    async def _attempt_again(self, attempt: Attempt) -> BaseException | None:
+    async def _attempt_again(self, attempt: Attempt, waited: Waiting) -> BaseException | None:
         try:
             attempt = with_new_instance(attempt, self._codec_options)
         except BaseException as invalid:  # validators accepted the document at the first attempt
             return invalid
-        self._count_retry(attempt)
+        self._count_retry(attempt, waited)
         return await attempt.target.call(attempt)
 
-    def _count_retry(self, attempt: Attempt) -> None:
+    def _count_retry(self, attempt: Attempt, waited: Waiting) -> None:
+        if waited.reason == "retry_after":  # the attempt before did not fail
+            return
         self._stats.retried += 1
         attempt.target.figures.retried += 1
 
@@ -289,7 +294,7 @@ class Deliverer:
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)
         attempt = Attempt(target, change, calls, delivery, keywords, held, monotonic())
         if waiting.attempts:
-            self._count_retry(attempt)
+            self._count_retry(attempt, waiting)
         error = await target.call(attempt)
         if error is not None:
             decision = await self._failures.decide(FailedAttempt(attempt, error, began, retried))

@@ -10,15 +10,20 @@ from dispatcher.core.retry import Pause, pause_after, retry
 from dispatcher.core.stats import Stats
 from dispatcher.core.undecodable import UndecodableValue
 from dispatcher.delivery.attempt import Attempt
-from dispatcher.delivery.log import described, log_attempt, log_failed, log_undelivered
+from dispatcher.delivery.log import described, log_attempt, log_failed, log_postponed, log_undelivered
 from dispatcher.delivery.outcome import Decision, Failure, Reason, RetriedLetter, Waiting
 from dispatcher.delivery.ports import DeadLetters
 from dispatcher.delivery.transactions import Transactions, is_transient
+from mongoz.exceptions import RetryAfter
 from mongoz.signals.receivers import Receiver
 
 # During this time, transient transaction errors use up no attempt. Transactions of others end after a minute at
 # most. So a receiver that still has conflicts after this time causes them itself, with its own other writes.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
+
+# During this time, `RetryAfter` uses up no attempt. It is also the longest wait that a receiver can ask for. So a
+# receiver that always asks for another attempt gets its last one, and its dead letter, in the end.
+_POSTPONED_FOR: Final = timedelta(days=1)
 
 
 class _TooManyHops(Exception):
@@ -63,6 +68,12 @@ class Failures(NamedTuple):
         attempt, error, began, _ = failed
         terms, number = attempt.target.terms, attempt.delivery.attempt
         seconds = pause_after(number, terms.retry)
+        if isinstance(error, RetryAfter) and terms.postponable:
+            seconds = min(error.seconds, _POSTPONED_FOR.total_seconds())
+            if datetime.now(UTC) - began < _POSTPONED_FOR:
+                attempt.target.figures.postponed += 1
+                log_postponed(attempt.delivery, seconds)
+                return Waiting("retry_after", seconds, number - 1, began, error)
         if terms.transactional and is_transient(error) and datetime.now(UTC) - began < _TRANSIENT_FOR:
             return Waiting("retrying", seconds, number - 1, began, error)
         if number < terms.retry.attempts:

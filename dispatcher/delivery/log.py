@@ -57,6 +57,16 @@ def log_attempt(delivery: Delivery, terms: Terms, error: BaseException) -> None:
     )
 
 
+def log_postponed(delivery: Delivery, seconds: float) -> None:
+    """Log that a receiver raised `RetryAfter`."""
+    log.info(
+        "a receiver asks for another attempt later",
+        action="delivery.retry_after",
+        **described(delivery),
+        seconds=round(seconds, 3),
+    )
+
+
 def log_parked(delivery: Delivery, waiting: Waiting) -> None:
     """Log that a delivery waits in the database."""
     log.info(

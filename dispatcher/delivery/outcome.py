@@ -3,7 +3,9 @@
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-HoldReason = Literal["retrying", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed", "claimed"]
+HoldReason = Literal[
+    "retrying", "retry_after", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed", "claimed"
+]
 """The reason why a delivery waits."""
 
 Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]

@@ -14,6 +14,7 @@ class Terms(NamedTuple):
 
     Attributes:
         timeout: the time limit of one attempt in seconds.
+        postponable: honour `RetryAfter`; otherwise it is a failure like any other.
     """
 
     retry: Retry
@@ -21,6 +22,7 @@ class Terms(NamedTuple):
     on_failure: OnFailure
     transactional: bool
     options: Options
+    postponable: bool = True
 
 
 class Policy(NamedTuple):
@@ -66,4 +68,4 @@ class Policy(NamedTuple):
             retry, on_failure = Retry(1), "drop"
         elif on_failure == "block" and not self.blocking:
             on_failure = "dead_letter"
-        return Terms(retry, seconds, on_failure, options.transactional, options)
+        return Terms(retry, seconds, on_failure, options.transactional, options, postponable=not self.once)

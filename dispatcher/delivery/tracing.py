@@ -17,6 +17,7 @@ from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Run, Target
 from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
+from mongoz.exceptions import RetryAfter
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -50,6 +51,9 @@ class Tracing:
             try:
                 await run(attempt)
             except BaseException as error:
+                if isinstance(error, RetryAfter):
+                    span.add_event("retry_after", {"seconds": error.seconds})
+                    raise
                 span.add_event("exception", _exception(error))
                 span.set_attribute("error.type", type(error).__qualname__)
                 span.set_status(Status(StatusCode.ERROR, text_of(error)))

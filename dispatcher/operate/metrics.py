@@ -236,6 +236,12 @@ METRICS: Final = (
     ),
     _by_receiver(
         "counter",
+        "delivery_retry_after",
+        "Attempts that ended with `RetryAfter`: the receiver asked for another attempt later.",
+        lambda r: r.postponed,
+    ),
+    _by_receiver(
+        "counter",
         "delivery_conflicts",
         "Runs of a transactional receiver that were repeated after a write conflict.",
         lambda r: r.conflicts,

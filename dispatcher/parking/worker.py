@@ -27,7 +27,7 @@ from dispatcher.core.state import HELD
 from dispatcher.core.state_checks import StateReader
 from dispatcher.core.tasks import Abandoned, Interrupted
 from dispatcher.delivery.attempt import HeldDelivery
-from dispatcher.delivery.outcome import Decision, RetriedLetter, Waiting
+from dispatcher.delivery.outcome import Decision, HoldReason, RetriedLetter, Waiting
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
@@ -395,6 +395,7 @@ class ParkingWorker:
 def _recorded_attempts(row: RawBSONDocument) -> Waiting:
     """The recorded attempts at a delivery."""
     attempts, began = row.get("attempts"), row.get("first_attempt_at")
-    if not isinstance(attempts, int) or not attempts or not isinstance(began, datetime):
+    if not isinstance(attempts, int) or not isinstance(began, datetime):
         return Waiting("retrying")
-    return Waiting("retrying", 0.0, attempts, began.replace(tzinfo=UTC))
+    reason: HoldReason = "retry_after" if row.get("state") == "retry_after" else "retrying"
+    return Waiting(reason, 0.0, attempts, began.replace(tzinfo=UTC))

@@ -129,6 +129,7 @@ async def deliver(
 
     Raises:
         SignalError: the receiver is not connected to a `post_*` signal of the document.
+        RetryAfter: one receiver asked for another attempt.
         Exception: one receiver failed, or the document does not fit its model.
         ExceptionGroup: several receivers failed.
 
@@ -166,6 +167,9 @@ async def deliver(
         await asyncio.create_task(deliverer.work(Job(decoded.token, decoded, recorded)), name="hand-made-change")
     finally:
         await end([watch])
+    for record in recorder.deliveries:
+        if record.outcome == "postponed":  # there is no later attempt
+            record.outcome = "failed"
     failures = [error for _, error in failures_of(recorder.deliveries)]
     if raise_failures:
         raise_together(failures, f"{len(failures)} of {len(recorder.deliveries)} receivers failed")

@@ -11,13 +11,14 @@ from dispatcher.core.events import DELIVERABLE, Calls, Change, Namespace, delive
 from dispatcher.core.keys import document_key
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import RoutedChange
+from mongoz.exceptions import RetryAfter
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["RecordedDelivery", "Recorder", "RecordingRoutes", "SeenChange", "failures_of", "token_of"]
 
-Outcome = Literal["waiting", "running", "delivered", "failed", "cancelled"]
+Outcome = Literal["waiting", "running", "delivered", "postponed", "failed", "cancelled"]
 
 
 @dataclass(eq=False, slots=True)
@@ -30,8 +31,9 @@ class RecordedDelivery:
         document: the document class, which the receiver gets as `sender`.
         collection: `"database.collection"`.
         id: the document's `_id`.
-        outcome: `"waiting"` (not called yet), `"running"`, `"delivered"`, `"failed"` (the last attempt raised), or
-            `"cancelled"` because the dispatcher ended.
+        outcome: `"waiting"` (not called yet), `"running"`, `"delivered"`, `"postponed"` (the last attempt raised
+            `RetryAfter`), `"failed"` (the last attempt raised another exception), or `"cancelled"` because the
+            dispatcher ended.
         attempts: the number of calls of the receiver.
         error: the exception of the last call; None if the receiver returned.
         kwargs: the keywords of the receiver: `instance`, `created`, `update_fields`, `previous`, `delivery`.
@@ -156,6 +158,8 @@ class Recorder:
     def _failed(self, record: RecordedDelivery, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
         record.outcome = "cancelled" if cancelled and self.ending else "failed"
+        if isinstance(error, RetryAfter):
+            record.outcome = "postponed"
         if cancelled and not self.ending:
             error = TimeoutError(f"the receiver was cancelled after {monotonic() - record._began:.1f} s")
         record.error = error

@@ -37,6 +37,9 @@ _LITTLE_PATIENCE: Final = 0.5  # for the clean-up, if the dispatcher was not rea
 # Maximum number of entries of a list in a report: the latest ones.
 _LISTED: Final = 20
 
+# The outcomes of deliveries that are not over.
+_OPEN: Final = frozenset({"waiting", "running", "postponed"})
+
 _MARKERS: Final = "mongoz_dispatcher_testing"
 
 
@@ -302,7 +305,7 @@ class Dispatcher:
         """The deliveries and changes so far, as text."""
         deliveries, changes = self._recorder.deliveries, self._recorder.changes
         lines = [self._lag()]
-        lines += _listed("Not finished", [d for d in deliveries if d.outcome in {"waiting", "running"}])
+        lines += _listed("Not finished", [d for d in deliveries if d.outcome in _OPEN])
         lines += _listed("Failed", [d for d in deliveries if d.outcome in {"failed", "cancelled"}])
         lines += _listed("Delivered", [d for d in deliveries if d.outcome == "delivered"])
         unwanted = [change for change in changes if not change.receivers]
@@ -317,7 +320,7 @@ class Dispatcher:
         if position is None:
             return "The dispatcher has not begun to read."
         age = max(0, int(time.time()) - token_time(position).time)
-        open_ = sum(each.outcome in {"waiting", "running"} for each in self._recorder.deliveries)
+        open_ = sum(each.outcome in _OPEN for each in self._recorder.deliveries)
         text = f"Everything is finished up to {age} s ago; {open_} deliveries are open"
         return f"{text}." if self.service.ready else f"{text}; the change stream is broken."
 

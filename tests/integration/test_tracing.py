@@ -127,6 +127,26 @@ async def test_spans_of_failed_attempts_have_the_error(account, foreign, dispatc
     assert delivered.status.status_code == StatusCode.UNSET
 
 
+async def test_an_attempt_that_asks_for_another_time_has_no_error(account, foreign, dispatched, spans):
+    calls = 0
+
+    @post_save(account, name="busy")
+    async def busy(sender, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise mongoz.RetryAfter(0.01)
+
+    async with dispatching(dispatched, traces=True):
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: len(spans()) == 2)
+    postponed, delivered = spans()
+    assert (postponed.status.status_code, delivered.status.status_code) == (StatusCode.UNSET, StatusCode.UNSET)
+    (event,) = postponed.events
+    assert (event.name, dict(event.attributes)) == ("retry_after", {"seconds": 0.01})
+    assert [dict(one.attributes)["mongoz.attempt"] for one in (postponed, delivered)] == [1, 1]
+
+
 async def test_a_span_of_an_error_has_no_secret(account, foreign, dispatched, spans):
     @post_save(account, name="leaky", retry=1)
     async def leaky(sender, instance, **kwargs):

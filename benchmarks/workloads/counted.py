@@ -123,7 +123,6 @@ async def _count_creates() -> None:
         registry.clock._origin = time.time() - time.monotonic()
     claims = mongoz_odm.claiming_registry.claims
     assert claims is not None
-    claims._is_awaited = False
     named = mongoz_odm.claiming_registry.claimable_receivers()
     claims.book.acknowledge(float("inf"), frozenset(id_ for one in named for id_ in one.ids))
     for document in (Silent, Heard, Announced, Stamped, Claimed):

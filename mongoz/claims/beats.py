@@ -50,17 +50,21 @@ class ClaimRefusal(NamedTuple):
     Attributes:
         name: the name of the reason, for counters.
         text: the reason in a sentence, for people.
+        is_passing: the next beat may succeed, so a write may wait for it.
     """
 
     name: str
     text: str
+    is_passing: bool = False
 
 
 class Recorded(Protocol):
     """The claims that a thread records."""
 
     book: Book
-    refusal: ClaimRefusal | None
+
+    def note_attempt(self, refusal: ClaimRefusal | None) -> None:
+        """Note the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
 
     def replace_book(self) -> Book:
         """Begin a new incarnation; returns the book of the earlier incarnation, which is over."""
@@ -146,17 +150,16 @@ class BookRecorder:
         with pymongo.timeout(seconds / 3):
             try:
                 refusal = self._look_at_dispatchers()
-                if refusal is not None:
-                    claims.refusal = refusal
-                    if self._book is None:
-                        return pause_after(seconds, is_waiting=False)
+                if refusal is not None and self._book is None:
+                    claims.note_attempt(refusal)
+                    return pause_after(seconds, is_waiting=False)
                 self._write_present(claims, is_paused=refusal is not None)
-                claims.refusal = refusal
+                claims.note_attempt(refusal)
                 while self._ended:
                     self._write_end(self._ended[0])
                     self._ended.popleft()
             except Exception as error:  # errors of any type: the next beat may succeed
-                claims.refusal = _refusal_of(error, self._state)
+                claims.note_attempt(_refusal_of(error, self._state))
                 return pause_after(seconds, is_waiting=True)
         book = claims.book
         is_waiting = book.is_over or book.has_open or book.snapshot() != self._recorded
@@ -299,7 +302,8 @@ def _refusal_of(error: Exception, state: str) -> ClaimRefusal:
             "rights that `dispatcher check APP --role` prints for the application."
         )
         return ClaimRefusal("unauthorized", text)
-    return ClaimRefusal("no beat", f"the state database {state!r} can't be written now: {error}")
+    text = f"the state database {state!r} can't be written now: {error}"
+    return ClaimRefusal("no beat", text, is_passing=True)
 
 
 def _message_of(error: OperationFailure) -> str:
@@ -316,17 +320,6 @@ class BeatThread(threading.Thread):
         self._recorder = recorder
         self._bell = bell
         self._stopping = threading.Event()
-        self._has_begun = False
-        self._waiting: list[Callable[[], None]] = []
-        self._guard = threading.Lock()
-
-    def on_first_beat(self, wake: Callable[[], None]) -> None:
-        """Call `wake` after the attempt at the first beat: in this thread, or at once if the attempt is over."""
-        with self._guard:
-            if not self._has_begun:
-                self._waiting.append(wake)
-                return
-        wake()
 
     def run(self) -> None:
         """Beat until the claims are gone or closed."""
@@ -337,7 +330,6 @@ class BeatThread(threading.Thread):
             began = now()
             pause = self._recorder.record(claims)
             del claims
-            self._note_first()
             self._rest(began, pause)
         self._recorder.finish()
 
@@ -351,12 +343,6 @@ class BeatThread(threading.Thread):
         self._stopping.wait(max(0.0, began + pause.least - now()))
         if self._bell.wait(began + pause.most - now()):
             self._stopping.wait(pause.settled)
-
-    def _note_first(self) -> None:
-        with self._guard:
-            self._has_begun, waiting, self._waiting = True, self._waiting, []
-        for wake in waiting:
-            wake()
 
     def stop(self) -> None:
         """Make the thread record the end of the book and then end. Wait a short time for the thread."""

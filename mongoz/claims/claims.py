@@ -1,17 +1,15 @@
 """The claims of one registry: the present book, the thread that records it, and the count of unclaimed writes.
 
-A process begins to claim at its first stamped write. This write waits for the first beat, two seconds at most, so
-that even the only write of a script is claimed. Later writes do not wait, except the first write after a fork or
-after `close`.
+A process begins to claim at its first stamped write. While the book is not valid, writes wait for a beat, but not
+for long: see `mongoz/claims/wait.py`. So the only write of a script is claimed, and also the first write of a
+process that was stopped, or whose book a dispatcher has fenced.
 """
 
-import asyncio
 import atexit
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from threading import Lock
 from typing import Any, Final
 from weakref import WeakSet
@@ -19,6 +17,7 @@ from weakref import WeakSet
 from mongoz.claims.beats import BeatThread, Bell, BookRecorder, ClaimRefusal
 from mongoz.claims.book import Book, OpenClaim
 from mongoz.claims.document import NamedReceiver
+from mongoz.claims.wait import BeatWait
 
 __all__ = ["TIMEOUT", "Claims"]
 
@@ -28,9 +27,6 @@ TIMEOUT: Final = 15.0
 _UNNAMED: Final = ClaimRefusal(
     "new receiver", "a receiver was connected after the last beat; the next beat names it"
 )
-
-# Maximum seconds for which the first write of a process waits for the first beat.
-_FIRST_BEAT: Final = 2.0
 
 _log: Final = logging.getLogger("mongoz.claims")
 
@@ -49,6 +45,7 @@ class Claims:
 
     Attributes:
         state: the name of the state database.
+        refusal: the reason why the last attempt at a beat failed, or why claims are refused; or None.
         unclaimed: the number of writes with receivers that are not claimed, by cause.
     """
 
@@ -74,15 +71,15 @@ class Claims:
         self._pid = os.getpid()
         self._thread: BeatThread | None = None
         self._logged: set[str] = set()
-        self._is_awaited = True
+        self._wait = BeatWait()
 
     def _new_book(self) -> Book:
         return Book(self._seconds, on_news=self._bell.ring)
 
     @property
     def is_ready(self) -> bool:
-        """Whether a write need not wait for the first beat."""
-        return not self._is_awaited and self._pid == os.getpid()
+        """Whether a write need not wait for a beat."""
+        return self._pid == os.getpid() and (self.book.is_valid or self._wait.is_over)
 
     @property
     def is_running(self) -> bool:
@@ -90,30 +87,27 @@ class Claims:
         return self._thread is not None
 
     async def prepare(self) -> None:
-        """Start the thread, and wait for the first beat, for a short time."""
+        """Start the thread if it does not run, and wait for a beat, for a short time."""
         if self._pid != os.getpid():  # a fork without a call of `leave_to_parent`
             self.leave_to_parent()
-        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+        self._start()
+        await self._wait.until(lambda: self.book.is_valid)
 
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(answered.set)
-
-        thread = self._started()
-        thread.on_first_beat(wake)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_FIRST_BEAT):
-                await answered.wait()
-        self._is_awaited = False
-
-    def _started(self) -> BeatThread:
+    def _start(self) -> None:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 _used.add(self)
                 group, state, connect, receivers = self._recorder
                 self._thread = BeatThread(self, BookRecorder(group, state, connect, receivers), self._bell)
                 self._thread.start()
-            return self._thread
+
+    def note_attempt(self, refusal: ClaimRefusal | None) -> None:
+        """Note the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
+        self.refusal = refusal
+        if refusal is None:
+            self._wait.end_outage()
+        elif not refusal.is_passing:
+            self._wait.give_up()
 
     def claim(self, covered: frozenset[Any], *, is_whole: bool) -> OpenClaim | None:
         """A new claim; None if the process can't claim now. If receivers stay unclaimed, the cause is counted.
@@ -161,7 +155,8 @@ class Claims:
             thread, self._thread = self._thread, None
         if thread is not None and thread.is_alive():
             thread.stop()
-        self._is_awaited = True
+        self.book.end()
+        self._wait = BeatWait()
 
 
 def _close_all() -> None:

@@ -19,7 +19,7 @@ from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.model.state import loaded
 from mongoz.persistence.errors import document_gone, require_id
-from mongoz.persistence.origin import Originator, make_originator
+from mongoz.persistence.origin import make_originator
 from mongoz.persistence.outcome.lookup import fence_session, is_commit_unknown, is_outcome_unknown, was_absent
 from mongoz.persistence.outcome.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.pre_signals import fire_pre_signal
@@ -50,12 +50,11 @@ async def _delete(instance: Model, session: Any) -> int:
     await fire_pre_signal(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)
     firing = target.plan(signals.post_delete)
-    originator = await make_originator(firing, target, Call.DELETED, natural=True)
-    return await target.as_unit(firing, _delete_and_fire(instance, target, firing, originator))
+    return await target.as_unit(firing, _delete_and_fire(instance, target, firing))
 
 
-async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing, originator: Originator) -> int:
-    deletion = _Deletion(id_of(instance), target, firing, originator)
+async def _delete_and_fire(instance: Model, target: WriteTarget, firing: Firing) -> int:
+    deletion = _Deletion(id_of(instance), target, firing)
     try:
         await _send_and_fire(instance, deletion)
     finally:
@@ -143,11 +142,10 @@ class _Deletion:
         claim: the claim in the marker of the latest attempt, or None.
     """
 
-    __slots__ = ("_id", "_originator", "_sent_at", "claim", "firing", "is_marked", "target", "token")
+    __slots__ = ("_id", "_sent_at", "claim", "firing", "is_marked", "target", "token")
 
-    def __init__(self, id_: Any, target: WriteTarget, firing: Firing, originator: Originator) -> None:
+    def __init__(self, id_: Any, target: WriteTarget, firing: Firing) -> None:
         self._id = id_
-        self._originator = originator
         self._sent_at = 0.0
         self.target = target
         self.firing = firing
@@ -200,7 +198,8 @@ class _Deletion:
         self.undone()
         self.token, self.is_marked = "", True
         # Each attempt gets a new stamp, because a stamp is valid for a short time only.
-        origin = self._originator.origin_for(self._id)
+        originator = await make_originator(self.firing, self.target, Call.DELETED, natural=True)
+        origin = originator.origin_for(self._id)
         self.claim = origin.claim
         marker = {"$set": {FIELD: origin.stamp}}
         marked = await self.target.driver_collection.update_one({"_id": self._id}, marker, session=session)

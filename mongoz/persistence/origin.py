@@ -150,10 +150,12 @@ def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
 
 
 async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, natural: bool) -> Originator:
-    """Make the originator of some writes.
+    """Make the originator of writes that are sent now.
 
     If the writes need stamps and the last measurement of the server's time is old, the time is measured first. If
-    receivers can be claimed and no beat was tried yet, the first beat is awaited for a short time.
+    receivers can be claimed and the book is not valid, a beat is awaited for a short time. Between this call and
+    `origin_for` nothing may be awaited: the process may be stopped meanwhile, and then the book is not valid any
+    more.
 
     Args:
         firing: the receivers of this process.

@@ -10,7 +10,7 @@ import pytest
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 
 import mongoz
-from mongoz.claims import claims as claims_module
+from mongoz.claims import wait as wait_module
 from mongoz.claims.beats import BookRecorder, pause_after
 from mongoz.claims.book import Book
 from mongoz.connection.deployment import Deployment
@@ -154,7 +154,7 @@ async def test_a_write_without_a_first_beat_is_unclaimed_and_runs_its_receivers(
     world, registry, writing, foreign, state, proxy, monkeypatch, caplog
 ):
     """The write waits for the first beat, but only for a short time."""
-    monkeypatch.setattr(claims_module, "_FIRST_BEAT", 0.2)
+    monkeypatch.setattr(wait_module, "_MOST", 0.2)
     proxy.refuse()
     async with dispatching(registry):
         await until_announced(state)
@@ -288,7 +288,7 @@ async def test_beats_are_acknowledged_by_a_majority(world, registry, writing, st
 @pytest.mark.parametrize("is_open", [True, False])
 def test_beats_are_frequent_only_while_claims_are_open(is_open, mongo, database, state):
     state.positions.insert_one({"_id": database, "claims": True})
-    recorded = SimpleNamespace(book=Book(SECONDS), refusal=None)
+    recorded = SimpleNamespace(book=Book(SECONDS), note_attempt=lambda refusal: None)
     recorder = BookRecorder(database, f"{database}_state", lambda: pymongo.MongoClient(mongo.url), lambda: ())
     recorder.record(recorded)
     claim = recorded.book.claim()

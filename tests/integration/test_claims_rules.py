@@ -18,6 +18,7 @@ from mongoz.claims.beats import BookRecorder
 from mongoz.claims.book import HELD, Book
 from mongoz.core.signals import post_save
 from mongoz.stamps import FIELD, Stamp
+from tests import kill_points
 from tests.integration.test_claims import SECONDS, Held, Told, claiming, make, until_announced, until_passed
 from tests.integration.test_replay import behind, run
 from tests.support import dispatching, eventually, group_of
@@ -75,7 +76,7 @@ def test_the_validity_of_a_book_counts_from_the_sending_of_its_beat(mongo, datab
         lambda: (),
     )
     book = Book(SECONDS, lambda: clock.time)
-    recorder.record(SimpleNamespace(book=book, refusal=None))
+    recorder.record(SimpleNamespace(book=book, note_attempt=lambda refusal: None))
     acknowledged = clock.time
     assert book.is_valid
     clock.time = acknowledged - 2.0 + HELD * SECONDS
@@ -264,3 +265,45 @@ async def test_an_open_claim_holds_back_only_receivers_of_the_same_name_for_the_
         await until_passed(state)
     assert ("post_update", "any", 3, "stream") in served
     assert [one for one in served if one[:3] == ("post_save", "any", 1)] == []
+
+
+@pytest.mark.parametrize("call", kill_points.CALLS)
+async def test_after_a_book_has_ended_a_call_waits_for_the_next_one(
+    registry, database, foreign, announced, state, call
+):
+    """A dispatcher fences the book, for example, while the process is stopped."""
+    Item = kill_points.make(registry, database, lambda *told: None)
+    await Item(id=kill_points.id_of(9), n=1).create()
+    if rows := kill_points.existing(call)[:3]:
+        foreign.items.insert_many(rows)
+    before = registry.claims.book
+    state.claims.update_one({}, {"$set": {"fenced_at": "now", "fenced_by": "dispatcher"}})
+    before.end()
+    await kill_points.CALLS[call].run(Item, 0)
+    signals = kill_points.CALLS[call].signals
+    assert (registry.claims.book.high, registry.claims.unclaimed) == (len(signals), {})
+    assert registry.claims.book is not before
+
+
+async def test_a_delete_that_is_tried_again_after_the_end_of_its_book_is_claimed(
+    registry, database, foreign, announced, monkeypatch
+):
+    """The server aborts the transaction of a process that is stopped, so the delete is tried again."""
+    Item = make(registry, database, [])
+    item = await Item(n=1).create()
+    before, make_claim = registry.claims.book, registry.claims.claim
+    made: list[Any] = []
+    with foreign.client.start_session() as other, other.start_transaction():
+        foreign.items.update_one({}, {"$set": {"n": 2}}, session=other)  # the first attempt gets a write conflict
+
+        def claim(*args: Any, **options: Any) -> Any:
+            made.append(make_claim(*args, **options))
+            if len(made) == 2:
+                other.abort_transaction()
+            before.end()
+            return made[-1]
+
+        monkeypatch.setattr(registry.claims, "claim", claim)
+        await item.delete()
+    assert (len(made), made[0].book, made[1].book) == (2, before, registry.claims.book)
+    assert registry.claims.unclaimed == {}

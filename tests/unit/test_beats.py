@@ -11,6 +11,7 @@ from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure
 
 from mongoz.claims import beats
 from mongoz.claims import claims as claims_module
+from mongoz.claims import wait as wait_module
 from mongoz.claims.beats import BeatThread, BookRecorder, ClaimRefusal
 from mongoz.claims.book import MOST_RELEASED, Book, OpenClaim
 from mongoz.claims.claims import Claims
@@ -118,6 +119,9 @@ class Process:
         self.refusal: ClaimRefusal | None = None
         self.receivers = [named("mail")]
         self.recorder = BookRecorder("shop", "state", lambda: server, lambda: self.receivers)
+
+    def note_attempt(self, refusal: ClaimRefusal | None) -> None:
+        self.refusal = refusal
 
     def replace_book(self) -> Book:
         before, self.book = self.book, Book(SECONDS, self.clock)
@@ -524,23 +528,86 @@ async def test_the_first_write_waits_for_the_first_beat(made):
     assert made.unclaimed == {}
 
 
-async def test_the_first_write_waits_for_a_limited_time(made, server, monkeypatch):
-    monkeypatch.setattr(claims_module, "_FIRST_BEAT", 0.01)
-    answers = threading.Event()
-    server.fails = lambda command: answers.wait(60)
+@pytest.fixture
+def answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The server answers beats only while this event is set. Writes wait for a short time."""
+    monkeypatch.setattr(wait_module, "_MOST", 0.01)
+    made = threading.Event()
+    server.fails = lambda command: made.wait(60) if command == "update" else None
+    yield made
+    made.set()
+
+
+async def test_the_first_write_waits_for_a_limited_time(made, answers):
     await made.prepare()
     assert made.is_ready
     assert made.claim(frozenset({"mail"}), is_whole=True) is None
     assert made.unclaimed == {"no beat": 1}
+
+
+async def test_writes_wait_once_in_an_outage_and_again_in_the_next_one(made, answers):
+    await made.prepare()
+    before = made.book
+    assert made.is_ready, "no second write waits"
     answers.set()
+    await _until(lambda: made.book.is_valid)
+    answers.clear()
+    made.book.end()
+    assert not made.is_ready
+    await made.prepare()
+    assert made.is_ready
+    await _until(lambda: made.book is not before)
+    assert made.is_ready, "the outage continues with the new book"
 
 
-async def test_the_thread_beats_again_after_errors(made, server):
+async def test_a_write_that_finds_a_book_that_is_over_waits_for_the_next_one(made):
+    """A dispatcher has fenced the book, for example, while the process was stopped."""
+    await made.prepare()
+    before = made.book
+    before.end()
+    assert not made.is_ready
+    await made.prepare()
+    assert made.book is not before
+    assert made.claim(frozenset({"mail"}), is_whole=True) is not None
+    assert made.unclaimed == {}
+
+
+async def test_a_refusal_ends_the_wait_and_an_error_does_not(made, server):
+    errors = 3
+
+    def fail(command: str) -> None:
+        nonlocal errors
+        errors -= 1
+        if errors >= 0:
+            go_away(command)
+
+    server.layout, server.fails = None, fail
+    await made.prepare()
+    assert (errors < 0, made.refusal.name) == (True, "not announced")
+    assert made.is_ready
+    server.layout = LAYOUT
+    await _until(lambda: made.book.is_valid)
+    made.book.end()
+    assert not made.is_ready
+
+
+async def test_the_thread_beats_again_after_errors(made, server, monkeypatch):
+    monkeypatch.setattr(wait_module, "_MOST", 0.01)
     server.fails = go_away
     await made.prepare()
+    await _until(lambda: made.refusal is not None)
     assert made.refusal.name == "no beat"
     server.fails = lambda command: None
     await _until(lambda: made.book.is_valid)
+
+
+async def test_waits_in_several_event_loops_end_with_one_beat(made, answers, monkeypatch):
+    monkeypatch.setattr(wait_module, "_MOST", 60.0)
+    loops = [asyncio.create_task(asyncio.to_thread(asyncio.run, made.prepare())) for _ in range(3)]
+    await _until(lambda: len(made._wait._wakers) == 3)
+    answers.set()
+    await asyncio.gather(*loops)
+    assert made.book.is_valid
 
 
 async def test_many_first_writes_start_one_thread(made):

@@ -25,7 +25,7 @@ from mongoz.persistence.bulk.progress import (
 )
 from mongoz.persistence.bulk.selection import Selection, split_into_chunks
 from mongoz.persistence.delete import has_no_transactions, needs_marker
-from mongoz.persistence.origin import Origin, Originator, make_originator, unstamped_origin
+from mongoz.persistence.origin import Origin, make_originator, unstamped_origin
 from mongoz.persistence.outcome.lookup import is_commit_unknown
 from mongoz.persistence.outcome.refusals import explain_refused_marker, refuses_stamp
 from mongoz.persistence.pre_signals import fire_pre_signal
@@ -75,11 +75,10 @@ async def _delete_batch(
         await fire_pre_signal(signals.pre_delete, document, instance=instance)
     require_watched(document, target.collection, signals.post_delete)
     firing = target.plan(signals.post_delete)
-    originator = await make_originator(firing, target, Call.DELETED, natural=True)
 
     async def unit() -> None:
         try:
-            deleted = await _delete_ids([row["_id"] for row in rows], selection, firing, originator)
+            deleted = await _delete_ids([row["_id"] for row in rows], selection, firing)
         except _DeleteOutcomeUnknown as caught:
             unknown = caught
             note_unknown_outcome(unknown.error)
@@ -116,14 +115,13 @@ async def _delete_without_receivers(
     """Delete a batch without receivers."""
     target = selection.target
     firing = target.plan(document.meta.signals.post_delete)
-    originator = await make_originator(firing, target, Call.DELETED, natural=True)
     size = _MARKED_BATCH if needs_marker(target, firing) else len(ids)
     for chunk in split_into_chunks(ids, size):
-        deleted = await _delete_ids(chunk, selection, firing, originator)
+        deleted = await _delete_ids(chunk, selection, firing)
         progress.done += deleted.number
 
 
-async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, originator: Originator) -> "_Deleted":
+async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing) -> "_Deleted":
     """Delete the given documents that still match.
 
     Each delete gets a marker, if dispatchers need markers and the server accepts them.
@@ -135,7 +133,7 @@ async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, orig
     marked = needs_marker(target, firing)
     if marked:
         try:
-            return await _delete_together(ids, selection, firing, originator, marked=True)
+            return await _delete_together(ids, selection, firing, marked=True)
         except PyMongoError as error:
             if target.in_transaction:
                 explain_refused_marker(error)
@@ -148,16 +146,14 @@ async def _delete_ids(ids: list[Any], selection: Selection, firing: Firing, orig
         )
         return _Deleted(int(result.deleted_count), {}, firing)
     try:
-        return await _delete_together(ids, selection, firing, originator, marked=False)
+        return await _delete_together(ids, selection, firing, marked=False)
     except PyMongoError as error:
         if target.in_transaction or not has_no_transactions(error):
             raise
     return await _delete_one_by_one(ids, selection, firing)
 
 
-async def _delete_together(
-    ids: list[Any], selection: Selection, firing: Firing, originator: Originator, *, marked: bool
-) -> "_Deleted":
+async def _delete_together(ids: list[Any], selection: Selection, firing: Firing, *, marked: bool) -> "_Deleted":
     """Find the matching documents and delete them in one transaction, so that no write happens in between."""
     target = selection.target
     deleted: _Deleted | None = None
@@ -175,8 +171,11 @@ async def _delete_together(
         if not found:
             deleted = _Deleted(0, {}, firing)
             return
-        origins = [originator.origin_for(id_) if marked else unstamped_origin(firing) for id_ in found]
-        if marked:
+        if not marked:
+            origins = [unstamped_origin(firing) for _ in found]
+        else:
+            originator = await make_originator(firing, target, Call.DELETED, natural=True)
+            origins = [originator.origin_for(id_) for id_ in found]
             markers = [
                 UpdateOne({"_id": id_}, {"$set": {FIELD: origin.stamp}})
                 for id_, origin in zip(found, origins, strict=True)

@@ -84,9 +84,9 @@ async def _insert_batch(
     require_watched(document, target.collection, signals.post_save)
     rows = [row for _, row in batch]
     firing = target.plan(signals.post_save)
-    originator = await make_originator(firing, target, Call.CREATED, natural=True)
 
     async def unit() -> None:
+        originator = await make_originator(firing, target, Call.CREATED, natural=True)
         origins = [originator.origin_for(row["_id"]) for row in rows]
         try:
             await insert(origins)

@@ -15,7 +15,7 @@ from mongoz.fields.choices import Choices
 from mongoz.fields.rules import PatternRule
 from mongoz.synonyms import OF_ARGUMENTS, nearest
 
-__all__ = ["BaseField", "declare", "set_alias"]
+__all__ = ["BaseField", "declare", "set_stored_alias"]
 
 # FieldInfo ignores unknown arguments, so they are checked before.
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
@@ -85,12 +85,19 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
         self.name = self.name or name
 
 
-def set_alias(field: FieldInfo, alias: str) -> None:
-    """Give a field an alias, unless it has one."""
-    if field.alias is None:
-        for name in ("alias", "validation_alias", "serialization_alias"):
-            setattr(field, name, alias)
-            field._attributes_set[name] = alias  # pydantic reads these when it copies a field
+def set_stored_alias(field: FieldInfo, name: str, stored_name: str) -> None:
+    """Make a field with this stored name; its dumps and schemas have its own name. A field with an alias stays.
+
+    Args:
+        field: the field; it is changed.
+        name: the name of the attribute.
+        stored_name: the name in the database.
+    """
+    if field.alias in (None, stored_name):
+        aliases = {"alias": stored_name, "validation_alias": stored_name, "serialization_alias": name}
+        for key, alias in aliases.items():
+            setattr(field, key, alias)
+            field._attributes_set[key] = alias  # pydantic reads these when it copies a field
 
 
 # Arguments that become attributes of the field.

@@ -4,9 +4,10 @@ from typing import Any, Final
 
 import bson
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema
 
 from mongoz.exceptions import InvalidObjectIdError
+from mongoz.fields.json_forms import bson_schema
 
 __all__ = ["ObjectId", "parse_object_id"]
 
@@ -41,18 +42,11 @@ class ObjectId(bson.ObjectId):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        digits = core_schema.str_schema(pattern="^[0-9a-fA-F]{24}$")
-        return core_schema.json_or_python_schema(
-            python_schema=core_schema.is_instance_schema(bson.ObjectId, cls_repr="ObjectId"),
-            json_schema=core_schema.no_info_after_validator_function(
-                bson.ObjectId, digits
-            ),  # in JSON, an ObjectId is a string
-            serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json"),
-        )
+        return bson_schema(bson.ObjectId)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "pattern": "^[0-9a-f]{24}$", "examples": ["65f0c0ffee0123456789abcd"]}
+        return {**handler(schema), "examples": ["65f0c0ffee0123456789abcd"]}
 
 
 def parse_object_id(value: Any) -> bson.ObjectId:

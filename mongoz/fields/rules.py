@@ -62,8 +62,8 @@ class BytesRule:
     """The rule that makes bytes base64 in JSON."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.with_info_before_validator_function(
-            _from_json,
+        return core_schema.no_info_before_validator_function(
+            _from_base64,
             handler(source),
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda value: base64.b64encode(value).decode(), when_used="json-unless-none"
@@ -74,8 +74,9 @@ class BytesRule:
         return {"type": "string", "contentEncoding": "base64"}
 
 
-def _from_json(value: Any, info: core_schema.ValidationInfo[Any]) -> Any:
-    if info.mode != "json" or not isinstance(value, str):
+def _from_base64(value: Any) -> Any:
+    # Web frameworks parse JSON first, so a string that comes from Python is base64 as well.
+    if not isinstance(value, str):
         return value
     try:
         return base64.b64decode(value, validate=True)

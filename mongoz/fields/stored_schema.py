@@ -1,7 +1,8 @@
 """Schemas for stored values, made from the schema of a class.
 
 BSON has fewer types than Python. A decimal is read as a Decimal128, a pattern as a Regex, a set as a list. A
-strict model, or a model that requires a future date, would refuse its own stored values.
+strict model, or a model that requires a future date, would refuse its own stored values. For the server, an id and
+its digits in a string are two values, so a stored string is never read as an ObjectId.
 """
 
 import datetime
@@ -13,12 +14,15 @@ from typing import Any, Final
 import bson
 from pydantic_core import SchemaValidator, core_schema
 
-__all__ = ["NATIVE", "from_stored", "validator_of"]
+__all__ = ["DATA", "NATIVE", "STORED", "from_stored", "validator_of"]
 
 NATIVE: Final = {"mongoz_native": True}
 """The metadata of schemas that accept stored values already."""
 
-_DATA: Final = frozenset({"metadata", "serialization", "default", "expected", "members", "cls", "function", "ref"})
+STORED: Final = "mongoz_stored"
+"""The key of metadata that holds the schema for stored values."""
+
+DATA: Final = frozenset({"metadata", "serialization", "default", "expected", "members", "cls", "function", "ref"})
 """Keys of a schema whose values are no schemas."""
 
 _STRICT_AS_BSON: Final = frozenset({"str", "int", "float", "bool", "model-field", "typed-dict-field"})
@@ -33,11 +37,12 @@ def from_stored(schema: Any) -> Any:
         return schema if same else type(schema)(items)
     if not isinstance(schema, dict) or schema.get("metadata", {}).get("mongoz_native"):
         return schema
+    if STORED in schema.get("metadata", {}):
+        return schema["metadata"][STORED]
     changed: dict[str, Any] = {}
     for name, value in schema.items():
-        if name not in _DATA:
-            convert = _fields_from_stored if name == "fields" and isinstance(value, dict) else from_stored
-            new = convert(value)
+        if name not in DATA:
+            new = _converter(name, value)(value)
             if new is not value:
                 changed[name] = new
     if schema.get("strict") and schema.get("type") not in _STRICT_AS_BSON:
@@ -46,6 +51,17 @@ def from_stored(schema: Any) -> Any:
         changed["now_op"] = None
     made = {name: value for name, value in {**schema, **changed}.items() if name != "now_op" or value}
     return _accepting_stored(schema if not changed else made)
+
+
+def _converter(name: str, schema: Any) -> Callable[[Any], Any]:
+    if name == "fields" and isinstance(schema, dict):
+        return _fields_from_stored
+    return _keys_from_stored if name == "keys_schema" else from_stored
+
+
+def _keys_from_stored(schema: Any) -> Any:
+    """Like `from_stored`, for the keys of a mapping: their stored form is a string."""
+    return schema if STORED in schema.get("metadata", {}) else from_stored(schema)
 
 
 def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
@@ -56,7 +57,7 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
         loc_by_alias=False,  # errors contain the names of fields, not their aliases
     )
 
-    id: ObjectId | None = declare(ObjectId, null=True, alias="_id")
+    id: ObjectId | None = declare(ObjectId, null=True)  # the metaclass sets its stored name
 
     meta: ClassVar[MetaInfo]
     Meta: ClassVar[Any]
@@ -109,6 +110,16 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         super().__setstate__(state)
         restore_pickled_state(self, state)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        made = handler(schema)
+        whole = handler.resolve_ref_schema(made)
+        properties, required = whole.get("properties", {}), whole.get("required", [])
+        if "id" not in properties:  # JSON has the name `id` in both directions; `_id` is accepted as well
+            whole["properties"] = {"id" if name == "_id" else name: value for name, value in properties.items()}
+            required[:] = ["id" if name == "_id" else name for name in required]
+        return made
 
     @classmethod
     def get_instance_name(cls) -> str:

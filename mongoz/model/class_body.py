@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from mongoz import fields
 from mongoz.exceptions import FieldDefinitionError, ImproperlyConfigured
 from mongoz.fields import BaseField, ObjectId
-from mongoz.fields.base import set_alias
+from mongoz.fields.base import set_stored_alias
 from mongoz.fields.factories import from_object_id
 
 __all__ = [
@@ -68,19 +68,19 @@ def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[t
     body["__annotations__"] = _merge_in_order(annotations, declared)
 
 
-def set_stored_name(name: str, alias: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
-    """Give a field an alias unless it has one. The class body or a base class declares the field."""
+def set_stored_name(name: str, stored_name: str, bases: tuple[type, ...], body: dict[str, Any]) -> None:
+    """Give a field a stored name unless it has an alias. The class body or a base class declares the field."""
     value, annotations = body.get(name, PydanticUndefined), body["__annotations__"]
     if name not in annotations:
         inherited = (base.__pydantic_fields__.get(name) for base in bases if issubclass(base, BaseModel))
         field = next((found for found in inherited if found is not None), None)
-        if field is None or field.alias is not None:
+        if field is None or field.validation_alias is not None:
             return
         annotations[name], value = field.annotation, copy.copy(field)
     if not isinstance(value, FieldInfo):
         value = Field() if value is PydanticUndefined else Field(value)
     body[name] = value
-    set_alias(value, alias)
+    set_stored_alias(value, name, stored_name)
 
 
 def add_display_methods(bases: tuple[type, ...], body: dict[str, Any]) -> None:

@@ -2,21 +2,22 @@
 
 from typing import Any
 
-import bson
-from pydantic import BaseModel
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+from mongoz.fields.json_forms import add_json_forms, as_json
 
 __all__ = ["DumpableModel"]
 
 
-def _as_json(value: Any) -> Any:
-    """The form of BSON's own types in JSON, for fields and undeclared keys of any type."""
-    if isinstance(value, bson.ObjectId | bson.Decimal128):
-        return str(value)
-    raise TypeError(f"{value!r} of type {type(value).__name__} can't become JSON.")
-
-
 class DumpableModel(BaseModel):
     """Pydantic's dumps, for models with values of BSON's own types."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        add_json_forms(handler.resolve_ref_schema(schema))
+        return schema
 
     def model_dump(self, *, show_id: bool = False, **options: Any) -> dict[str, Any]:
         """The fields as a dict.
@@ -26,7 +27,7 @@ class DumpableModel(BaseModel):
             **options: arguments of `pydantic.BaseModel.model_dump`.
         """
         if options.get("mode") == "json":
-            options.setdefault("fallback", _as_json)
+            options.setdefault("fallback", as_json)
         dumped = super().model_dump(**options)
         if not show_id or "id" in dumped or "_id" in dumped or "id" not in self.__dict__:
             return dumped
@@ -39,5 +40,5 @@ class DumpableModel(BaseModel):
 
     def model_dump_json(self, **options: Any) -> str:
         """The fields as JSON; see `pydantic.BaseModel.model_dump_json` for the options."""
-        options.setdefault("fallback", _as_json)
+        options.setdefault("fallback", as_json)
         return super().model_dump_json(**options)

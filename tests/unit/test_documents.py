@@ -9,7 +9,7 @@ import bson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 import mongoz
 from mongoz.exceptions import AbstractDocumentError, ImproperlyConfigured, InvalidKeyError
@@ -277,7 +277,7 @@ def test_show_id_shows_the_id_despite_exclude():
     assert one.model_dump(exclude={"id"}) == {"name": "a"}
     assert one.model_dump(exclude={"id"}, show_id=True) == {"id": one.id, "name": "a"}
     assert one.model_dump(include={"name"}, show_id=True, mode="json") == {"id": str(one.id), "name": "a"}
-    assert one.model_dump(exclude={"id"}, show_id=True, by_alias=True) == {"_id": one.id, "name": "a"}
+    assert one.model_dump(exclude={"id"}, show_id=True, by_alias=True) == {"id": one.id, "name": "a"}
 
 
 def test_dict_of_an_instance_equals_its_dump():
@@ -305,6 +305,87 @@ def test_bson_types_become_json_at_any_depth():
     assert Any_.model_validate_json(one.model_dump_json()).id == id_
 
 
+class Blob(mongoz.EmbeddedDocument):
+    data: Any = None
+    by: bson.ObjectId | None = None
+
+
+class Sent(mongoz.Document):
+    """A document with BSON's types where no factory declares them, and that refers to itself."""
+
+    data: Any = mongoz.Object(default=dict)
+    by: bson.ObjectId | None = None
+    paid: bson.Decimal128 | None = None
+    blobs: list[Blob] = mongoz.Array(Blob, default=list)
+    seen: dict[mongoz.ObjectId, int] = {}
+    photo: bytes = mongoz.Binary(max_length=9, default=b"")
+    parent: "Sent | None" = None
+
+
+def sent() -> tuple[Sent, dict[str, Any]]:
+    """A document, and its JSON."""
+    id_, text = bson.ObjectId(b"i" * 12), "69" * 12
+    inner = {"data": [id_, b"abc", b"\xff"], "by": text, "undeclared": {"at": id_, "blob": b"\xff"}}
+    expected = {"data": [text, "YWJj", "_w=="], "by": text, "undeclared": {"at": text, "blob": "_w=="}}
+    values = {"by": text, "paid": "1.5", "blobs": [inner], "seen": {text: 1}, "photo": "/w==", "undeclared": id_}
+    one = Sent(id=text, parent=Sent(id=id_, data={"n": bson.Decimal128("2")}), data=id_, **values)
+    parent = Sent(id=id_).model_dump(mode="json") | {"data": {"n": "2"}}
+    return one, {"id": text, "parent": parent, "data": text, **values, "blobs": [expected], "undeclared": text}
+
+
+def test_strings_of_json_become_bson_values_in_python_too():
+    one, dumped = sent()
+    assert one.id == one.by == next(iter(one.seen)) == one.blobs[0].by == bson.ObjectId(b"i" * 12)
+    assert (one.paid, one.photo) == (bson.Decimal128("1.5"), b"\xff")
+    one.by = str(one.id)
+    assert one.by == one.id
+    again = Sent(**dumped)
+    assert again.model_dump(mode="json") == dumped
+    with pytest.raises(ValidationError, match="an ObjectId, or its 24 hexadecimal digits"):
+        one.by = "a"
+
+
+@pytest.mark.parametrize("kind", [Sent, list[Sent], dict[str, Sent | None]])
+def test_web_frameworks_get_the_same_json_as_dumps(kind: Any):
+    """A type adapter gives no fallback, and its own configuration."""
+    one, expected = sent()
+    value = {Sent: one, list[Sent]: [one]}.get(kind, {"a": one})
+    for dumped in (
+        TypeAdapter(kind).dump_python(value, mode="json"),
+        json.loads(TypeAdapter(kind).dump_json(value)),
+    ):
+        (found,) = [dumped] if kind is Sent else dumped if isinstance(dumped, list) else dumped.values()
+        assert found == expected == json.loads(one.model_dump_json(by_alias=True))
+
+
+def test_dumps_of_untyped_values_keep_the_options_of_the_call():
+    one = Sent(data={"a": 1, "b": bson.ObjectId(b"i" * 12), "c": None, "d": object}, undeclared=Blob())
+    options = {"include": {"data", "undeclared"}, "exclude": {"data": {"b"}}, "exclude_none": True}
+    dumped = one.model_dump(mode="json", fallback=lambda value: value.__name__, **options)
+    assert dumped == {"data": {"a": 1, "c": None, "d": "object"}, "undeclared": {}}
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+def test_json_schemas_say_id_and_have_the_patterns_of_ids(mode: Any):
+    class Keyed(mongoz.Document):
+        id: int = mongoz.Integer()
+
+    schema = TypeAdapter(list[Sent]).json_schema(mode=mode)["$defs"]["Sent"]
+    assert "_id" not in schema["properties"]
+    for name in ("id", "by"):
+        assert schema["properties"][name]["anyOf"][0]["pattern"] == "^[0-9a-fA-F]{24}$"
+    own = Keyed.model_json_schema(mode=mode)
+    assert (list(own["properties"]), own["required"]) == (["id"], ["id"])
+
+
+def test_a_stored_string_is_no_id():
+    with pytest.raises(ValidationError, match="instance of ObjectId"):
+        hydrate(Sent, {"_id": "69" * 12})
+    with pytest.raises(ValidationError, match="instance of ObjectId"):
+        hydrate(Sent, {"by": "69" * 12})
+    assert hydrate(Sent, {"_id": bson.ObjectId(), "seen": {"69" * 12: 1}}).seen == {bson.ObjectId(b"i" * 12): 1}
+
+
 def test_errors_name_fields_instead_of_aliases():
     class Aliased(mongoz.Document):
         number: int = mongoz.Integer(alias="n")
@@ -325,7 +406,7 @@ def test_a_redeclared_id_is_stored_as_the_id():
         name: str = mongoz.String(default="")
 
     assert Numbered(_id=3).id == Numbered(id=3).id == 3
-    assert Numbered(id=3).model_dump(by_alias=True) == {"_id": 3, "name": ""}
+    assert Numbered(id=3).model_dump(by_alias=True) == {"id": 3, "name": ""}
     oid = bson.ObjectId()
     assert Own(_id=oid).id == oid
     assert Own().id is None
@@ -348,7 +429,7 @@ ID_DECLARATIONS = {
 
 def check_id(document: Any) -> None:
     assert document(_id=3).id == document(id=3).id == 3
-    assert document(id=3).model_dump(by_alias=True) == {"_id": 3, "name": ""}
+    assert document(id=3).model_dump(by_alias=True) == {"id": 3, "name": ""}
     assert hydrate(document, {"_id": 3, "name": "x"}).id == 3
 
 

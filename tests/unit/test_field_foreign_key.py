@@ -68,7 +68,7 @@ def test_a_reference_accepts_ids_and_instances() -> None:
     assert movie.model_dump(mode="json")["producer"] == str(ID)
 
 
-@pytest.mark.parametrize("value", [str(ID), None, 5, {"id": ID}, Credit(by=ID), b"i" * 12])
+@pytest.mark.parametrize("value", ["x" * 24, None, 5, {"id": ID}, Credit(by=ID), b"i" * 12])
 def test_a_reference_refuses_other_values(value: Any) -> None:
     movie = Movie(producer=ID)
     for attempt in (lambda: Movie(producer=value), lambda: setattr(movie, "producer", value)):

@@ -17,7 +17,7 @@ _DIGITS: Final = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=
 
 def document_key(namespace: Hashable, id_: Any) -> Hashable:
     """A dictionary key for one document of the deployment."""
-    if type(id_) is bson.ObjectId:
+    if isinstance(id_, bson.ObjectId):
         return (namespace, id_.binary)  # bytes cache their hash
     if type(id_) is str:
         return (namespace, id_)

@@ -317,7 +317,7 @@ class Sent(mongoz.Document):
     by: bson.ObjectId | None = None
     paid: bson.Decimal128 | None = None
     blobs: list[Blob] = mongoz.Array(Blob, default=list)
-    seen: dict[mongoz.ObjectId, int] = {}
+    seen: dict[mongoz.ObjectId, int] = Field(default_factory=dict)
     photo: bytes = mongoz.Binary(max_length=9, default=b"")
     parent: "Sent | None" = None
 

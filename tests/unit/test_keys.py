@@ -11,6 +11,7 @@ from bson import Code, DBRef, Decimal128, Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mongoz
 from dispatcher.core.keys import document_key, lane_key
 from dispatcher.parking.store import lane_id
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -29,6 +30,7 @@ EQUAL = [
     [1e22, Decimal128("1E+22"), Decimal128("10000000000000000000000")],
     [Decimal128("0.1"), Decimal128("0.10")],
     [Decimal128("1E+6144"), Decimal128("10E+6143")],
+    [ObjectId(b"i" * 12), mongoz.ObjectId(b"i" * 12)],
 ]
 DIFFERENT = [
     *(same[0] for same in EQUAL),
@@ -48,7 +50,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("same", EQUAL, ids=lambda same: str(same[0]))
-def test_equal_numbers_have_one_key(same, way):
+def test_equal_values_have_one_key(same, way):
     made = [WAYS[way](value) for value in same]
     for function in (
         canonical,

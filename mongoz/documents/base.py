@@ -20,7 +20,7 @@ from mongoz.persistence.target import resolve_target
 from mongoz.persistence.update import update_instance
 from mongoz.queries.managers import Manager, ObjectsDescriptor, QueryDescriptor, QuerySet
 from mongoz.queries.query import Query
-from mongoz.queries.update_operators import UpdateOperator, resolve_operators
+from mongoz.queries.update_operators import UpdateOperator, resolve_update
 
 __all__ = ["Document"]
 
@@ -92,10 +92,11 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`, `U.push("tags", "new")`.
-            **fields: new values; and `session`, unless the document has a field of that name.
+            **fields: new values, also of a part of a field: `**{"address.city": "Lyon"}`; and `session`, unless
+                the document has a field of that name.
 
         Raises:
-            InvalidKeyError: there is no such field, or it is the id.
+            InvalidKeyError: there is no such field, it is the id, or two changes overlap.
             DocumentNotFound: the document does not exist any more.
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
             WriteConflict: other clients change the document faster than it can be read, validated and written.
@@ -104,7 +105,8 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
             >>> await user.update(U.inc(logins=1), last_seen=now)
         """
         session = None if "session" in self.meta.fields else fields.pop("session", None)
-        return await update_instance(self, fields, resolve_operators(self.meta.document, operations), session)
+        values, resolved = resolve_update(self.meta.document, operations, fields)
+        return await update_instance(self, values, resolved, session)
 
     async def delete(self, session: Any = None) -> int:
         """Delete the document; the instance keeps its values.

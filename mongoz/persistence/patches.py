@@ -7,16 +7,15 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
 from mongoz.model.state import loaded, remember
 from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
 from mongoz.persistence.rows.hydration import validate_stored
 from mongoz.persistence.rows.validation import adopt_fields, validate_row, validate_values, validated_row
-from mongoz.synonyms import nearest
 
 __all__ = [
     "AppliedValues",
@@ -25,9 +24,9 @@ __all__ = [
     "attribute_names",
     "auto_now_values",
     "make_patch",
-    "resolve_field_names",
     "set_auto_now",
     "settle_update",
+    "show_sets",
 ]
 
 D = TypeVar("D", bound=Model)
@@ -115,14 +114,19 @@ def apply_values_together(
     return AppliedValues(fields, frozenset(derived))
 
 
-async def make_patch(instance: Model, fields: frozenset[str], operated: frozenset[str]) -> Changes:
-    """Fire `pre_update`; returns the fields to write: the given fields, and fields that a receiver changed."""
+async def make_patch(instance: Model, fields: frozenset[str], operations: Sequence[Operation]) -> Changes:
+    """Fire `pre_update`; returns the fields to write: the given fields, and fields that a receiver changed.
+
+    A field that a receiver changed is written as the receiver left it, instead of an operation on it.
+    """
     document = type(instance).meta.document
     signal = document.meta.signals.pre_update
     names = stored_names(document)
     receiver_changes = Changes({}, ())
     if signal.receivers:
+        show_sets(instance, operations)
         before = validated_row(instance)
+        operated = {operation.attribute for operation in operations}
         await fire_pre_signal(signal, document, instance=instance, update_fields=fields | operated)
         row = validated_row(instance)
         receiver_changes = find_changes(before, row)
@@ -131,26 +135,6 @@ async def make_patch(instance: Model, fields: frozenset[str], operated: frozense
     return Changes(
         {names[name]: row[names[name]] for name in fields} | receiver_changes.changed, receiver_changes.removed
     )
-
-
-def resolve_field_names(document: type[Model], values: dict[str, Any]) -> dict[str, str]:
-    """Given name -> name of the field; a given name may be an alias.
-
-    Raises:
-        InvalidKeyError: there is no such field, or it is the id.
-    """
-    aliases = {alias: name for name, alias in stored_names(document).items()}
-    names = {}
-    for given in values:
-        name = given if given in document.meta.fields else aliases.get(given, given)
-        if name in ("id", "_id", "pk"):
-            raise InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
-        if name not in document.meta.fields:
-            raise InvalidKeyError(
-                f"{document.__name__} has no field {given!r}.{nearest(given, document.meta.fields)}"
-            )
-        names[given] = name
-    return names
 
 
 def _with_values(instance: D, values: dict[str, Any]) -> D:
@@ -178,6 +162,20 @@ def attribute_names(document: type[Model], aliases: Iterable[str]) -> frozenset[
     """Stored names -> attribute names."""
     attributes = {alias: name for name, alias in stored_names(document).items()}
     return frozenset(attributes.get(alias, alias) for alias in aliases)
+
+
+def show_sets(instance: Model, operations: Iterable[Operation]) -> None:
+    """Give an instance the values that operations set inside of its fields, before they are written.
+
+    Receivers of `pre_update` get the instance with all new values.
+    """
+    sets = [operation for operation in operations if operation.operator == "$set"]
+    if sets:
+        present = {each.attribute for each in sets if each.attribute in instance.__dict__}
+        row = stored_values(type(instance), {name: instance.__dict__[name] for name in present})
+        after = preview_operations(row, sets)
+        if after is not None:
+            _take_computed(instance, sets, after)
 
 
 def settle_update(

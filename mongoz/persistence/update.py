@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mongoz.connection.codec import as_stored_literal
+from mongoz.exceptions import DocumentNotFound
 from mongoz.model.base import Model
 from mongoz.model.partial import is_partial
 from mongoz.model.state import loaded
@@ -20,7 +21,6 @@ from mongoz.persistence.patches import (
     apply_values_together,
     attribute_names,
     make_patch,
-    resolve_field_names,
     settle_update,
 )
 from mongoz.persistence.rows.copies import independent_values
@@ -33,7 +33,7 @@ from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
 from mongoz.stamps import Call
 
-__all__ = ["update_instance"]
+__all__ = ["update_if_matching", "update_instance"]
 
 D = TypeVar("D", bound=Model)
 
@@ -50,25 +50,51 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
         return instance
     document = type(instance).meta.document
     require_id(instance)
-    names = resolve_field_names(document, values)
     target = await resolve_target(document, loaded(instance).collection, session)
-    given = {names[name]: value for name, value in values.items()}
     for _ in range(ATTEMPTS):
         try:
-            await _patch(instance, given, operations, target)
+            await _patch(instance, values, operations, target)
         except DocumentChanged:
             continue
         return instance
     raise write_conflict(document, target, instance.id)
 
 
+async def update_if_matching(
+    instance: Model,
+    values: dict[str, Any],
+    operations: Sequence[Operation],
+    filter: Mapping[str, Any],
+    target: WriteTarget,
+) -> bool:
+    """Write a patch if the document still matches a filter; returns whether it was written."""
+    try:
+        await _patch(instance, values, operations, target, [filter] if filter else [])
+    except (DocumentChanged, DocumentNotFound):
+        return False
+    return True
+
+
 async def _patch(
-    instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: WriteTarget
+    instance: Model,
+    values: dict[str, Any],
+    operations: Sequence[Operation],
+    target: WriteTarget,
+    filters: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Update an instance once.
 
+    Args:
+        instance: the instance.
+        values: attribute name -> new value.
+        operations: the changes that the server computes.
+        target: the target.
+        filters: filters that the document must match.
+
     Raises:
-        DocumentChanged: the fields that the patch depends on changed since they were read.
+        DocumentChanged: the fields that the patch depends on changed since they were read, or a filter does not
+            match any more.
+        DocumentNotFound: the document does not exist any more.
     """
     document = type(instance).meta.document
     undo, own_values = _copy_state(instance), None
@@ -77,7 +103,8 @@ async def _patch(
         applied, conditions = await _apply(instance, values, operations, target)
         # If validators change the result of an operation, their value is written instead of the operation.
         operations = [operation for operation in operations if operation.attribute not in applied.derived]
-        patch = await make_patch(instance, applied.fields, frozenset(each.attribute for each in operations))
+        patch = await make_patch(instance, applied.fields, operations)
+        operations = [operation for operation in operations if operation.top not in patch.names]
         own_values = dict(instance.__dict__)
         signal = document.meta.signals.post_update
         require_watched(document, target.collection, signal)
@@ -96,7 +123,7 @@ async def _patch(
             return {"instance": instance, "update_fields": written, "previous": previous}
 
         def send(session: Any) -> Awaitable[dict[str, Any]]:
-            return send_patch(instance, target, stamped, operations, session, conditions)
+            return send_patch(instance, target, stamped, operations, session, [*conditions, *filters])
 
         await write_and_fire(Write(target, firing, origin, instance, id_of(instance), send, settle))
     except BaseException:

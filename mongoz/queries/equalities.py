@@ -5,7 +5,7 @@ from typing import Any
 
 from mongoz.fields.storage import stored_names
 
-__all__ = ["find_equalities"]
+__all__ = ["find_equalities", "put_value"]
 
 
 def find_equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -15,18 +15,29 @@ def find_equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> d
         document: the queried class.
         conditions: MongoDB conditions on stored names; dotted names become nested dicts.
     """
-    attributes = {alias: name for name, alias in stored_names(document).items()}
     values: dict[str, Any] = {}
     for path, value in _pairs(conditions):
-        first, *rest = path.split(".")
-        place, key = values, attributes.get(first, first)
-        for step in rest:
-            place, key = place.setdefault(key, {}), step
-            if not isinstance(place, dict):
-                break
-        else:
-            place[key] = value
+        put_value(document, values, path, value)
     return values
+
+
+def put_value(document: Any, values: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value at a dotted path into nested values, unless a step leads into another value than a dict.
+
+    Args:
+        document: the class of the first step, which may be an alias.
+        values: attribute name -> value, which is changed.
+        path: the path.
+        value: the value.
+    """
+    first, *rest = path.split(".")
+    attributes = {alias: name for name, alias in stored_names(document).items()}
+    place, key = values, attributes.get(first, first)
+    for step in rest:
+        place, key = place.setdefault(key, {}), step
+        if not isinstance(place, dict):
+            return
+    place[key] = value
 
 
 def _pairs(conditions: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Any]]:

@@ -5,13 +5,21 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
-from mongoz.fields.storage import stored
+from mongoz.fields.storage import stored, stored_names
 from mongoz.model.paths import resolve_path
 from mongoz.model.shapes import shape_of
-from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.operations.operation import (
+    ALL_ITEMS,
+    Operation,
+    merge_operations,
+    refuse_overlaps,
+)
 from mongoz.persistence.operations.places import FieldPlace, place_at
+from mongoz.queries.operands import convert_operand
+from mongoz.settings import settings
+from mongoz.synonyms import nearest
 
-__all__ = ["U", "UpdateOperator", "resolve_operators"]
+__all__ = ["U", "UpdateOperator", "resolve_update"]
 
 _NUMBERS: Final = (int, float, decimal.Decimal)
 
@@ -32,12 +40,21 @@ class U:
     """Changes that the server computes, so that concurrent changes add up.
 
     Pass a field as a keyword, or as the first argument: its name or `Document.field`. A dotted name is a field of
-    an embedded document. MongoDB does not execute an operator inside a value.
+    an embedded document, or an item of a list. Several `push`, `add_to_set` or `pull` of one field add up. MongoDB
+    does not execute an operator inside a value.
 
     Examples:
         >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")
         >>> await User.objects.filter(active=True).update(U.inc(User.credit, 10))
     """
+
+    @staticmethod
+    def set(field: Any = None, value: Any = None, /, **values: Any) -> UpdateOperator:
+        """Set a field, or a part of it: `U.set("items.0.qty", 3)`. The step `$[]` stands for every item of a list.
+
+        A keyword argument of `update()` does the same: `update(name="Ada", **{"address.city": "Lyon"})`.
+        """
+        return UpdateOperator("$set", _merged(field, value, values))
 
     @staticmethod
     def inc(field: Any = None, amount: Any = 1, /, **amounts: Any) -> UpdateOperator:
@@ -53,7 +70,11 @@ class U:
 
     @staticmethod
     def pull(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
-        """Remove every item of a list that equals one of the given items."""
+        """Remove every item of a list that equals one of the given items.
+
+        From a list of embedded documents, a dict removes those that have all of its values:
+        `U.pull(items={"sku": "a"})`.
+        """
         return UpdateOperator(
             "$pullAll", _merged(field, items, {name: (item,) for name, item in item_by_field.items()})
         )
@@ -85,28 +106,119 @@ def _merged(field: Any, value: Any, others: Mapping[str, Any]) -> dict[Any, Any]
     return {**({} if field is None else {field: value}), **others}
 
 
-def resolve_operators(document: Any, changes: Iterable[Any]) -> tuple[Operation, ...]:
-    """Check update operators against the fields of a document.
+def resolve_update(
+    document: Any, operators: Iterable[Any], fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[Operation, ...]]:
+    """Check the arguments of an `update` against the fields of a document.
+
+    Args:
+        document: the class.
+        operators: changes made by `U`.
+        fields: name, alias or dotted name -> new value.
+
+    Returns:
+        The new values by attribute name, not validated; and the operations that the server computes. A part of a
+        field is set by an operation.
 
     Raises:
-        InvalidKeyError: there is no such field, it is the id, or a required field is unset.
+        InvalidKeyError: there is no such field, it is the id, a required field is unset, or changes overlap.
         OperatorInvalid: a change is not made by `U`, or an operand has a wrong type.
-        pydantic.ValidationError: a value does not fit its field.
+        pydantic.ValidationError: a value of an operation does not fit its field.
     """
-    operations = []
-    for change in changes:
+    values: dict[str, Any] = {}
+    operations: list[Operation] = []
+    sets = list(fields.items())
+    for change in operators:
         if not isinstance(change, UpdateOperator):
             raise OperatorInvalid(f"update() takes changes made by U, U.inc(age=1) for example, not {change!r}.")
-        operations += [_operation(document, change.operator, key, value) for key, value in change.values.items()]
-    return tuple(operations)
+        if change.operator == "$set":
+            sets += change.values.items()
+        else:
+            operations += [
+                _operation(document, change.operator, str(key), each) for key, each in change.values.items()
+            ]
+    names = stored_names(document)
+    written = []
+    for key, value in sets:
+        name = _field_name(document, names, str(key))
+        if name is None:
+            operations.append(_operation(document, "$set", str(key), value))
+        else:
+            values[name] = value
+            written.append(names[name])
+    if not operations and len(written) == len(values):
+        return values, ()
+    merged = merge_operations(operations)
+    refuse_overlaps([*written, *(operation.path for operation in merged)])
+    return values, merged
 
 
-def _operation(document: Any, operator: str, key: Any, value: Any) -> Operation:
-    path = resolve_path(document, str(key)).path
+def _field_name(document: Any, names: Mapping[str, str], given: str) -> str | None:
+    """The attribute with this name or alias; None for a dotted name.
+
+    Raises:
+        InvalidKeyError: there is no such field, or it is the id.
+    """
+    name = given if given in names else next((name for name, alias in names.items() if alias == given), given)
+    if name in settings.parsed_ids:
+        raise _id_refused(document)
+    if name in names:
+        return name
+    if "." in given:
+        return None
+    raise InvalidKeyError(f"{document.__name__} has no field {given!r}.{nearest(given, names.keys() - {'id'})}")
+
+
+def _id_refused(document: Any) -> InvalidKeyError:
+    return InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
+
+
+def _operation(document: Any, operator: str, key: str, value: Any) -> Operation:
+    path = _written_path(document, key)
     if path == "_id":
-        raise InvalidKeyError(f"The id of a {document.__name__} can't be updated.")
+        raise _id_refused(document)
     place = place_at(document, path)
+    if operator == "$pullAll" and any(isinstance(item, Mapping) for item in value):
+        models = resolve_path(document, key.replace(ALL_ITEMS, "0")).shape.models
+        if models:
+            return Operation(
+                "$pull", path, place.names[0], {"$or": [_part(document, key, item) for item in value]}
+            )
     return Operation(operator, path, place.names[0], _VALUES[operator](place, value))
+
+
+def _written_path(document: Any, key: str) -> str:
+    """The stored path to write at.
+
+    Raises:
+        InvalidKeyError: there is no such field, or a step is a positional operator other than `$[]`.
+    """
+    steps = key.split(".")
+    if not any(step.startswith("$") for step in steps):
+        return resolve_path(document, key).path
+    wrong = [step for step in steps if step.startswith("$") and step != ALL_ITEMS]
+    if wrong:
+        raise InvalidKeyError(
+            f"{document.__name__}: {key!r} can't contain {wrong[0]!r}. Write the number of an item, or "
+            f"{ALL_ITEMS} for every item."
+        )
+    found = resolve_path(document, ".".join("0" if step == ALL_ITEMS else step for step in steps)).path.split(".")
+    return ".".join(ALL_ITEMS if step == ALL_ITEMS else name for step, name in zip(steps, found, strict=True))
+
+
+def _part(document: Any, key: str, item: Any) -> dict[str, Any]:
+    """The condition on an item of a list that has all values of a dict."""
+    if not isinstance(item, Mapping) or not item:
+        raise OperatorInvalid(
+            f"U.pull of {document.__name__}.{key} takes either embedded documents, or dicts with at least one "
+            f"value of the items to remove, not {item!r} among dicts."
+        )
+    path = resolve_path(document, key.replace(ALL_ITEMS, "0")).path
+    condition = {}
+    for name, value in item.items():
+        inner = resolve_path(document, f"{path}.{name}")
+        condition[inner.path.removeprefix(f"{path}.")] = {"$eq": convert_operand(inner, value)}
+    return condition
 
 
 def _number(place: FieldPlace, value: Any) -> Any:
@@ -142,6 +254,7 @@ _VALUES: Final[dict[str, Callable[[FieldPlace, Any], Any]]] = {
     "$addToSet": _items,
     "$pullAll": lambda place, items: place.stored(list(items)),
     "$unset": _unset,
+    "$set": _bound,
     "$min": _bound,
     "$max": _bound,
 }

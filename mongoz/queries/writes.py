@@ -1,26 +1,24 @@
 """The methods of queries that write."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from mongoz.exceptions import InvalidKeyError
-from mongoz.fields.storage import stored_names
+from mongoz.exceptions import InvalidKeyError, WriteConflict
 from mongoz.model.base import Model
 from mongoz.persistence.bulk.delete import delete_selected
 from mongoz.persistence.bulk.insert import insert_many
 from mongoz.persistence.bulk.selection import Selection
 from mongoz.persistence.bulk.update import BulkPatch, update_and_count, update_and_load
+from mongoz.persistence.errors import ATTEMPTS
 from mongoz.persistence.insert import insert_instance, insert_unless_exists
 from mongoz.persistence.rows.validation import validate_values
 from mongoz.persistence.target import WriteTarget, resolve_target
-from mongoz.queries.equalities import find_equalities
+from mongoz.persistence.update import update_if_matching
+from mongoz.queries.equalities import find_equalities, put_value
 from mongoz.queries.pipelines import own_filter
 from mongoz.queries.reads import ReadQuery
-from mongoz.queries.update_operators import UpdateOperator, resolve_operators
-from mongoz.settings import settings
-from mongoz.synonyms import nearest
+from mongoz.queries.update_operators import UpdateOperator, resolve_update
 
 __all__ = ["WriteQuery"]
 
@@ -55,12 +53,13 @@ class WriteQuery(ReadQuery[D]):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
-            **fields: new values; names that are not fields are ignored, with a warning.
+            **fields: new values, also of a part of a field: `**{"address.city": "Lyon"}`.
 
         Returns:
             The documents that matched before the write, as they are after it.
 
         Raises:
+            InvalidKeyError: there is no such field, it is the id, or two changes overlap.
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
             WriteConflict: other clients change a document faster than it can be read, validated and written.
         """
@@ -86,12 +85,13 @@ class WriteQuery(ReadQuery[D]):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
-            **fields: new values; names that are not fields are ignored, with a warning.
+            **fields: new values, also of a part of a field: `**{"address.city": "Lyon"}`.
 
         Returns:
             The number of matching documents.
 
         Raises:
+            InvalidKeyError: there is no such field, it is the id, or two changes overlap.
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
             WriteConflict: other clients change a document faster than it can be read, validated and written.
         """
@@ -134,22 +134,79 @@ class WriteQuery(ReadQuery[D]):
         found = await self.get_or_none()
         if found is not None:
             return found
-        plan = self._plan
-        if plan.joins:
-            raise InvalidKeyError(
-                "get_or_create() supports no conditions on a referenced document, since it can't create that "
-                "document."
-            )
-        values = find_equalities(self._document, plan.conditions)
+        self._require_creatable("get_or_create")
+        values = find_equalities(self._document, self._plan.conditions)
         by_id = "id" in values
         values.update({str(name): value for name, value in defaults.items()})
         instance = self._document(**values)
-        target = await resolve_target(self._document, self._other_collection, plan.session)
-        while not await insert_unless_exists(instance, plan.filter, target, by_id=by_id):
+        target = await resolve_target(self._document, self._other_collection, self._plan.session)
+        while not await insert_unless_exists(instance, self._filter, target, by_id=by_id):
             found = await self.get_or_none()
             if found is not None:
                 return found
         return instance
+
+    def _require_creatable(self, method: str) -> None:
+        if self._plan.joins:
+            raise InvalidKeyError(
+                f"{method}() supports no conditions on a referenced document, since it can't create that document."
+            )
+        if self._plan.skip:
+            raise InvalidKeyError(f"{method}() supports no skip(): the skipped documents match too.")
+
+    @property
+    def _filter(self) -> dict[str, Any]:
+        """The conditions as one MongoDB filter, which matches nothing after `none()`."""
+        return {"_id": {"$in": []}} if self._plan.nothing else self._plan.filter
+
+    async def update_or_create(self, defaults: Mapping[Any, Any] | None = None, **lookups: Any) -> tuple[D, bool]:
+        """Update the only matching document, or else create it.
+
+        The update is one atomic command that carries the conditions too, and the insert is an atomic upsert as in
+        `get_or_create`. If another writer is faster, the call starts again with what that writer has left.
+
+        Args:
+            defaults: the fields to change, or to create the document with besides the equality conditions; keys
+                are names, dotted names, or `Document.field`.
+            **lookups: as for `filter`.
+
+        Returns:
+            The document as it is now, and whether it was created.
+
+        Raises:
+            InvalidKeyError: there is no such field, or a condition is on a referenced document.
+            MultipleDocumentsReturned: several documents match.
+            pydantic.ValidationError: the document would not fit the model.
+            WriteConflict: other clients create and delete, or change, the document faster than it can be written.
+
+        Examples:
+            >>> user, created = await User.objects.update_or_create({"name": "Ada"}, email="ada@example.org")
+        """
+        query = self.filter(**lookups) if lookups else self
+        return await query._update_or_create({str(name): value for name, value in (defaults or {}).items()})
+
+    async def _update_or_create(self, defaults: dict[str, Any]) -> tuple[D, bool]:
+        document, plan = self._document, self._plan
+        self._require_creatable("update_or_create")
+        values, operations = resolve_update(document, (), defaults)
+        target = await resolve_target(document, self._other_collection, plan.session)
+        for _ in range(ATTEMPTS):
+            found = await self.get_or_none()
+            if found is None:
+                new = find_equalities(document, plan.conditions)
+                by_id = "id" in new
+                for name, value in defaults.items():
+                    put_value(document, new, name, value)
+                instance = document(**new)
+                if await insert_unless_exists(instance, self._filter, target, by_id=by_id):
+                    return instance, True
+            elif not defaults or await update_if_matching(found, values, operations, plan.filter, target):
+                return found, False
+        raise WriteConflict(
+            f"update_or_create() of {document.__name__} gave up: other clients created, changed or deleted the "
+            f"document for {plan.filter!r} {ATTEMPTS} times before it could be written. Try again when fewer "
+            "clients write it."
+        )
 
     async def _selection(self, *, ordered: bool = False) -> Selection:
         plan = self._plan
@@ -167,19 +224,7 @@ class WriteQuery(ReadQuery[D]):
     def _patch(self, operations: tuple[UpdateOperator, ...], fields: dict[str, Any]) -> BulkPatch | None:
         """The changes to write; None if there are none."""
         document = self._document
-        by_stored_name = {alias: name for name, alias in stored_names(document).items()}
-        known = {}
-        for given, value in fields.items():
-            name = given if given in document.model_fields else by_stored_name.get(given, "id")
-            if name != "id":
-                known[name] = value
-                continue
-            warnings.warn(
-                f"update() of {document.__name__} ignores {given!r}: it is no field that can be updated."
-                f"{nearest(given, document.model_fields) if given not in settings.parsed_ids else ''}",
-                stacklevel=4,
-            )
-        resolved = resolve_operators(document, operations)
-        if self._plan.nothing or not (known or resolved):
+        values, resolved = resolve_update(document, operations, fields)
+        if self._plan.nothing or not (values or resolved):
             return None
-        return BulkPatch(validate_values(document, known), resolved)
+        return BulkPatch(validate_values(document, values), resolved)

@@ -323,6 +323,9 @@ ROWS = {
     "`objects.delete()`": matrix.QUERY["delete"],
     "`objects.get_or_create(...)`, a miss": matrix.QUERY["get_or_create, a miss"],
     "`objects.get_or_create(...)`, a hit": matrix.QUERY["get_or_create, a hit"],
+    "`objects.update_or_create(...)`, a miss": matrix.QUERY["update_or_create, a miss"],
+    "`objects.update_or_create(...)`, a hit": matrix.QUERY["update_or_create, a hit"],
+    "`objects.update_or_create()`, a hit without defaults": matrix.QUERY["update_or_create, no defaults"],
     **{
         f"`objects.{name}(...)`": matrix.QUERY[name]
         for name in (

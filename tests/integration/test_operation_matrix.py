@@ -35,6 +35,7 @@ INSTANCE = {
     "save without changes": (lambda User, ada: ada.save(), SAVED),
     "update": (lambda User, ada: ada.update(age=3), UPDATED),
     "update of nothing": (lambda User, ada: ada.update(), {}),
+    "update of a part": (lambda User, ada: ada.update(**{"data.x": 1}), UPDATED),
     "update with operations": (lambda User, ada: ada.update(mongoz.U.inc(age=1)), UPDATED),
     "delete": (lambda User, ada: ada.delete(), DELETED),
     "refresh": (lambda User, ada: ada.refresh(), {}),
@@ -52,6 +53,7 @@ QUERY = {
     "update_many": (lambda q, User: q.update_many(age=3), UPDATED_TWO),
     "bulk_update": (lambda q, User: q.bulk_update(age=3), UPDATED_TWO),
     "update_count": (lambda q, User: q.update_count(age=3), UPDATED_TWO),
+    "update of a part": (lambda q, User: q.update(**{"data.x": 1}), UPDATED_TWO),
     "update with operations": (lambda q, User: q.update(mongoz.U.inc(age=1)), UPDATED_TWO),
     "update of some": (lambda q, User: q.filter(name="Bob").update_count(age=3), UPDATED),
     "update of the first": (lambda q, User: q.sort("name").limit(1).update(age=3), UPDATED),
@@ -62,6 +64,9 @@ QUERY = {
     "delete of none": (lambda q, User: q.filter(name="nobody").delete(), {}),
     "get_or_create, a miss": (lambda q, User: q.filter(name="Cyd").get_or_create({"age": 1}), CREATED),
     "get_or_create, a hit": (lambda q, User: q.filter(name="Bob").get_or_create({"age": 1}), {}),
+    "update_or_create, a miss": (lambda q, User: q.filter(name="Cyd").update_or_create({"age": 1}), CREATED),
+    "update_or_create, a hit": (lambda q, User: q.filter(name="Bob").update_or_create({"age": 1}), UPDATED),
+    "update_or_create, no defaults": (lambda q, User: q.filter(name="Bob").update_or_create(), {}),
 }
 CASES = [
     *(pytest.param(lambda U, a, f=f: f(U, a), told, id=f"instance: {n}") for n, (f, told) in INSTANCE.items()),
@@ -75,6 +80,7 @@ def make(registry, database) -> Any:
     class User(mongoz.Document):
         name: str = mongoz.String()
         age: int = mongoz.Integer(default=0)
+        data: dict[str, int] = mongoz.Object(default=dict)
 
         Meta = type("Meta", (), {"registry": registry, "database": database})
 

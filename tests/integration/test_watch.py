@@ -162,6 +162,7 @@ CALLS = {
     "create_many": lambda query, user: query.create_many([user(name="Bea"), user(name="Cleo")]),
     "bulk_create": lambda query, user: query.bulk_create([user(name="Bea")]),
     "get_or_create": lambda query, user: query.filter(name="Bea").get_or_create({"age": 1}),
+    "update_or_create": lambda query, user: query.filter(name="Bea").update_or_create({"age": 1}),
     "update": lambda query, user: query.update(age=1),
     "update_many": lambda query, user: query.update_many(age=1),
     "update_count": lambda query, user: query.update_count(age=1),

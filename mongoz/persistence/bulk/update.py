@@ -33,7 +33,13 @@ from mongoz.persistence.operations.operation import Operation, with_operations
 from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.origin import Origin, make_originator
 from mongoz.persistence.outcome.lookup import is_commit_unknown
-from mongoz.persistence.patches import apply_values_together, attribute_names, auto_now_values, set_auto_now
+from mongoz.persistence.patches import (
+    apply_values_together,
+    attribute_names,
+    auto_now_values,
+    set_auto_now,
+    show_sets,
+)
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.changes import Changes, find_changes
 from mongoz.persistence.rows.copies import independent_values
@@ -428,7 +434,8 @@ class _BulkUpdate(Generic[D]):
             instance.__dict__.update(values)
             instance.__pydantic_fields_set__.update(values)
             fields = frozenset([*values, *set_auto_now(instance)])
-        receiver_changes = await self._fire_pre_update(instance, fields | {each.attribute for each in operations})
+        receiver_changes = await self._fire_pre_update(instance, fields, operations)
+        operations = tuple(each for each in operations if each.top not in receiver_changes.names)
         after = stored(instance)
         changes = Changes(
             {names[name]: after[names[name]] for name in fields} | receiver_changes.changed,
@@ -439,13 +446,17 @@ class _BulkUpdate(Generic[D]):
         )
         return self._update_of(row, changes, operations, instance, encoded if is_derived else None)
 
-    async def _fire_pre_update(self, instance: D, fields: frozenset[str]) -> Changes:
+    async def _fire_pre_update(
+        self, instance: D, fields: frozenset[str], operations: tuple[Operation, ...]
+    ) -> Changes:
         """Fire `pre_update`; returns the changes of the receivers to the instance, validated."""
         signal = self.document.meta.signals.pre_update
         if not signal.receivers:
             return Changes({}, ())
+        show_sets(instance, operations)
         before = stored(instance)
-        await fire_pre_signal(signal, self.document, instance=instance, update_fields=fields)
+        updated = fields | {operation.attribute for operation in operations}
+        await fire_pre_signal(signal, self.document, instance=instance, update_fields=updated)
         receiver_changes = find_changes(before, stored(instance))
         if not (receiver_changes.changed or receiver_changes.removed):
             return receiver_changes

@@ -10,7 +10,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mongoz.fields.storage import stored
 from mongoz.model.base import Model
-from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.operations.operation import ALL_ITEMS, Operation
 from mongoz.persistence.operations.places import kinds_of, place_at, rules_of
 from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.rows.hydration import validate_stored
@@ -27,7 +27,8 @@ _LENGTHS: Final = {
     annotated_types.MinLen: ("min_length", "$gte"),
     annotated_types.MaxLen: ("max_length", "$lte"),
 }
-_LIST_OPERATORS: Final = frozenset({"$push", "$addToSet", "$pullAll"})
+_LIST_OPERATORS: Final = frozenset({"$push", "$addToSet", "$pullAll", "$pull"})
+_REMOVING: Final = frozenset({"$unset", "$pullAll", "$pull"})
 
 
 class OperationLimits(NamedTuple):
@@ -53,8 +54,8 @@ class OperationLimits(NamedTuple):
 def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
     """The limits of the operated fields.
 
-    `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it is
-    refused for required fields. These operators need no check on a whole field. They need a check on a path
+    `$set`, `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it
+    is refused for required fields. These operators need no check on a whole field. They need a check on a path
     inside of a field, because the enclosing document or list may have rules of its own.
     """
     conditions: list[Mapping[str, Any]] = []
@@ -71,8 +72,9 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
         if place.is_item:
             others = True
             continue
-        if operation.operator not in ("$unset", "$pullAll"):
+        if operation.operator not in _REMOVING:
             conditions += [{path: {"$exists": True}} for path in place.incomplete]
+            conditions += [{path: {"$not": {"$type": "null"}}} for path in place.nullable]
         if not computed:
             others = others or needs_check
             continue
@@ -83,7 +85,7 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
         checks = []
         for rule in rules:
             found = kinds.get(type(rule))
-            if found is None:
+            if found is None or operation.operator == "$pull":
                 needs_check = True
             else:
                 checks.append({found[1]: ["$$it", _literal(getattr(rule, found[0]))]})
@@ -142,6 +144,9 @@ def require_within_limits(
         pydantic.ValidationError: names collection, `_id`, field and value.
     """
     after = preview_operations(row, operations)
+    title = f"{document.__name__} with _id {row['_id']!r} of {namespace}"
+    if empty := _first_empty(row, operations):
+        raise ValidationError.from_exception_data(title, [empty])
     if after is None:  # the server refuses the operations, or the result is unknown
         return
     attributes = {operation.top: operation.attribute for operation in operations}
@@ -157,7 +162,6 @@ def require_within_limits(
                 for line in error.errors(include_url=False)
             ]
     if lines:
-        title = f"{document.__name__} with _id {row['_id']!r} of {namespace}"
         refused = ValidationError.from_exception_data(title, lines)
         shown = ", ".join(f"{attributes[alias]}={value!r}" for alias, value in after.items())
         refused.add_note(
@@ -165,3 +169,32 @@ def require_within_limits(
             "valid with this change, or make a smaller change."
         )
         raise refused
+
+
+def _first_empty(row: Mapping[str, Any], operations: Iterable[Operation]) -> InitErrorDetails | None:
+    """The error of the first operation inside of None."""
+    for operation in operations:
+        if operation.operator in _REMOVING:
+            continue
+        steps = operation.path.split(".")
+        for number in range(1, len(steps)):
+            if any(value is None for value in _values_at(row, steps[:number])):
+                place = ".".join(steps[:number])
+                message = f"{place} is None, so {operation.path} can't be changed; set {place} as a whole"
+                return InitErrorDetails(
+                    type=PydanticCustomError("inside_of_none", message), loc=(place,), input=None
+                )
+    return None
+
+
+def _values_at(place: Any, steps: list[str]) -> list[Any]:
+    """The present values at a path."""
+    if not steps:
+        return [place]
+    step, rest = steps[0], steps[1:]
+    if isinstance(place, Mapping):
+        return _values_at(place[step], rest) if step in place else []
+    if not isinstance(place, list):
+        return []
+    items = place if step == ALL_ITEMS else place[int(step) : int(step) + 1] if step.isdecimal() else []
+    return [value for item in items for value in _values_at(item, rest)]

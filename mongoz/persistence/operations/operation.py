@@ -1,11 +1,15 @@
 """Operations: changes that the server computes, as checked update operators."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from itertools import combinations
+from typing import Any, Final, NamedTuple
 
 from mongoz.exceptions import InvalidKeyError
 
-__all__ = ["Operation", "with_operations"]
+__all__ = ["ALL_ITEMS", "Operation", "merge_operations", "refuse_overlaps", "with_operations"]
+
+ALL_ITEMS: Final = "$[]"
+"""The step of a path that stands for every item of a list."""
 
 
 class Operation(NamedTuple):
@@ -32,16 +36,42 @@ class Operation(NamedTuple):
 def with_operations(
     patch: Mapping[str, Mapping[str, Any]], operations: Iterable[Operation]
 ) -> dict[str, dict[str, Any]]:
-    """The update document of a patch and some operations.
-
-    Raises:
-        InvalidKeyError: two operations change the same path; MongoDB refuses that.
-    """
+    """The update document of a patch and some operations."""
     update = {operator: dict(values) for operator, values in patch.items()}
-    seen: set[str] = set()
     for operation in operations:
-        if operation.path in seen:
-            raise InvalidKeyError(f"{operation.path!r} is changed twice in one update; MongoDB refuses that.")
-        seen.add(operation.path)
         update.setdefault(operation.operator, {})[operation.path] = operation.value
     return update
+
+
+def merge_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:
+    """The operations, with several operations of one list operator on one path combined into one."""
+    merged: dict[tuple[str, str], list[Operation]] = {}
+    for operation in operations:
+        merged.setdefault((operation.operator, operation.path), []).append(operation)
+    return tuple(each for same in merged.values() for each in _merged(same))
+
+
+def _merged(same: list[Operation]) -> list[Operation]:
+    first = same[0]
+    values = [operation.value for operation in same]
+    if first.operator in ("$push", "$addToSet"):
+        return [first._replace(value={"$each": [item for value in values for item in value["$each"]]})]
+    if first.operator == "$pullAll":
+        return [first._replace(value=[item for value in values for item in value])]
+    if first.operator == "$pull":
+        return [first._replace(value={"$or": [part for value in values for part in value["$or"]]})]
+    return same
+
+
+def refuse_overlaps(paths: Iterable[str]) -> None:
+    """Refuse an update that changes a path twice, or a path and a place inside of it; MongoDB refuses it too.
+
+    Raises:
+        InvalidKeyError: names both paths.
+    """
+    for one, other in combinations(paths, 2):
+        pairs = zip(one.split("."), other.split("."), strict=False)
+        a, b = next(((a, b) for a, b in pairs if a != b), ("", ""))
+        if a == b or (ALL_ITEMS in (a, b) and (a.isdecimal() or b.isdecimal())):
+            both = f"{one!r} is changed twice" if one == other else f"{one!r} and {other!r} overlap"
+            raise InvalidKeyError(f"{both} in one update, which MongoDB refuses. Make two updates, or one change.")

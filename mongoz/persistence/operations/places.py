@@ -5,7 +5,7 @@ import datetime
 import decimal
 import types
 from collections import abc, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import cached_property, lru_cache, partial
 from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -21,6 +21,7 @@ from mongoz.fields.rules import NotNone
 from mongoz.fields.storability import is_open, resolve_alias
 from mongoz.fields.storage import SCALARS, stored, stored_names, stored_values
 from mongoz.fields.stored_schema import from_stored, validator_of
+from mongoz.persistence.operations.operation import ALL_ITEMS
 from mongoz.persistence.rows.invariants import has_invariants, has_validator_of
 from mongoz.persistence.rows.validation import validate_values
 
@@ -40,22 +41,26 @@ class FieldPlace:
         names: the steps of the path, with the attribute names of the models instead of stored names.
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
+        attribute: the attribute of that model, if the value is one of its fields.
         is_required: a model requires a value.
         is_checked: besides the rules of the value, a validator method for the field applies, or a rule or
             validator of a container.
         is_item: the place is in a list.
         incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
             document does not exist, an operator would create it without these fields.
+        nullable: stored paths of the enclosing values that can be None. Nothing can be changed inside of None.
     """
 
     document: Any
     names: tuple[str, ...]
     annotation: Any
     model: Any
+    attribute: str | None = None
     is_required: bool = False
     is_checked: bool = False
     is_item: bool = False
     incomplete: tuple[str, ...] = ()
+    nullable: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return ".".join((self.document.__name__, *self.names))
@@ -68,9 +73,13 @@ class FieldPlace:
         """
         if len(self.names) == 1:
             return validate_values(self.document, {self.names[0]: value})[self.names[0]]
-        if self.annotation is Any:
-            return value
         try:
+            if self._has_validator:  # it may change the value
+                blank = self.model.model_construct()
+                self.model.__pydantic_validator__.validate_assignment(blank, self.attribute, value)
+                return blank.__dict__[self.attribute]
+            if self.annotation is Any:
+                return value
             return self._value_model.__pydantic_validator__.validate_python({"value": value}).value
         except ValidationError as error:
             lines = [
@@ -107,6 +116,15 @@ class FieldPlace:
         if len(self.names) == 1:
             return stored_values(self.document, {self.names[0]: value}).popitem()[1]
         return stored(value, declared=not is_open(self.annotation))
+
+    @cached_property
+    def _has_validator(self) -> bool:
+        """Whether a method of the model validates the value, and needs no other fields."""
+        return (
+            self.attribute is not None
+            and has_validator_of(self.model, self.attribute)
+            and not (has_invariants(self.model) or self.model.model_config.get("frozen"))
+        )
 
     @cached_property
     def _value_model(self) -> Any:
@@ -156,6 +174,7 @@ def _find_place(document: Any, path: str) -> FieldPlace:
         is_checked=any(place.is_checked for place in places),
         is_item=any(place.is_item for place in places),
         incomplete=tuple({path: None for place in places for path in place.incomplete}),
+        nullable=tuple({path: None for place in places for path in place.nullable}),
     )
 
 
@@ -168,9 +187,14 @@ def _next_places(place: FieldPlace, step: str, before: str) -> Iterator[FieldPla
         before: the path so far.
     """
     checked = place.is_checked or bool(before and rules_of(place.annotation))
-    for kind in kinds_of(place.annotation):
+    kinds = kinds_of(place.annotation)
+    if before and {types.NoneType, None, Any} & set(kinds):
+        place = dataclasses.replace(place, nullable=(*place.nullable, before))
+    for kind in kinds:
         origin = get_origin(kind) or kind
-        reached = partial(dataclasses.replace, place, names=(*place.names, step), is_required=False)
+        reached = partial(
+            dataclasses.replace, place, names=(*place.names, step), attribute=None, is_required=False
+        )
         if kind in (Any, object):
             yield reached(annotation=Any, is_checked=checked)
         elif is_model(kind):
@@ -180,11 +204,10 @@ def _next_places(place: FieldPlace, step: str, before: str) -> Iterator[FieldPla
             yield dataclasses.replace(inner, incomplete=(*place.incomplete, before)) if needs_others else inner
         elif origin in _MAPPINGS:
             keys, values = get_args(kind) or (Any, Any)
-            if _is_key(keys, step):
+            if step != ALL_ITEMS and _is_key(keys, step):
                 yield reached(annotation=values, is_checked=checked)
-        elif origin in _LISTS and step.isdecimal():
-            item = _item(kind, int(step))
-            if item is not None:
+        elif origin in _LISTS and (step == ALL_ITEMS or step.isdecimal()):
+            for item in _items(kind, step):
                 yield reached(annotation=item, is_checked=checked, is_item=True)
         elif is_typeddict(origin) or dataclasses.is_dataclass(origin):
             hints = get_type_hints(origin, include_extras=True)
@@ -197,7 +220,9 @@ def _field(place: FieldPlace, model: Any, alias: str, checked: bool) -> FieldPla
     name = next((name for name, stored_as in stored_names(model).items() if stored_as == alias), None)
     names = (*place.names, name or alias)
     if name is None:
-        return dataclasses.replace(place, names=names, annotation=Any, model=model, is_checked=checked)
+        return dataclasses.replace(
+            place, names=names, annotation=Any, model=model, attribute=None, is_checked=checked
+        )
     field = model.model_fields[name]
     annotation = field.annotation
     for rule in field.metadata:
@@ -207,6 +232,7 @@ def _field(place: FieldPlace, model: Any, alias: str, checked: bool) -> FieldPla
         names=names,
         annotation=annotation,
         model=model,
+        attribute=name,
         is_required=field.is_required(),
         is_checked=checked or has_validator_of(model, name),
     )
@@ -224,14 +250,12 @@ def _is_key(keys: Any, step: str) -> bool:
     return True
 
 
-def _item(kind: Any, index: int) -> Any:
-    """The type of an item of a list; None if the list can't have an item there."""
+def _items(kind: Any, step: str) -> Sequence[Any]:
+    """The types of the items of a list at an index, or of all items; empty if the list can't have such an item."""
     arguments = get_args(kind)
-    if not arguments:
-        return Any
     if get_origin(kind) is tuple and Ellipsis not in arguments:
-        return arguments[index] if index < len(arguments) else None
-    return arguments[0]
+        return arguments if step == ALL_ITEMS else arguments[int(step) : int(step) + 1]
+    return arguments[:1] or (Any,)
 
 
 def is_model(kind: Any) -> bool:

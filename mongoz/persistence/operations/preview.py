@@ -9,7 +9,7 @@ import bson
 from bson.decimal128 import create_decimal128_context
 
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.operations.operation import ALL_ITEMS, Operation
 
 __all__ = ["preview_operations"]
 
@@ -29,28 +29,40 @@ def preview_operations(row: Mapping[str, Any], operations: Iterable[Operation]) 
     after = {name: copy.deepcopy(row[name]) for name in {each.top for each in operations} if name in row}
     try:
         for operation in operations:
-            _apply(after, operation)
+            _apply(after, operation.path.split("."), operation)
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError):
         return None
     return after
 
 
-def _apply(document: dict[str, Any], operation: Operation) -> None:
-    *parents, last = operation.path.split(".")
-    creates = operation.operator not in ("$unset", "$pullAll")
-    place: Any = document
-    for name in parents:
-        key: Any = int(name) if isinstance(place, list) else name
-        if not _has_key(place, key):
-            if not creates:
-                return
-            _put(place, key, {})
-        place = place[key]
-    key = int(last) if isinstance(place, list) else last
-    present = place[key] if _has_key(place, key) else _MISSING
-    if present is _MISSING and not creates:
+def _apply(place: Any, steps: list[str], operation: Operation) -> None:
+    """Apply an operation inside of a document or list.
+
+    Args:
+        place: the document or list.
+        steps: the steps of the path from there.
+        operation: the operation.
+    """
+    step, *rest = steps
+    if step != ALL_ITEMS:
+        _apply_at(place, int(step) if isinstance(place, list) else step, rest, operation)
         return
-    value = _OPERATORS[operation.operator](present, operation.value)
+    if not isinstance(place, list):
+        raise TypeError
+    for index in range(len(place)):
+        _apply_at(place, index, rest, operation)
+
+
+def _apply_at(place: Any, key: Any, rest: list[str], operation: Operation) -> None:
+    has_key, creates = _has_key(place, key), operation.operator not in ("$unset", "$pullAll", "$pull")
+    if not (has_key or creates):
+        return
+    if rest:
+        if not has_key:
+            _put(place, key, {})
+        _apply(place[key], rest, operation)
+        return
+    value = _OPERATORS[operation.operator](place[key] if has_key else _MISSING, operation.value)
     if value is not _MISSING:
         _put(place, key, value)
     elif isinstance(place, list):
@@ -113,6 +125,33 @@ def _pull(present: Any, items: list[Any]) -> Any:
     return [one for one in _list(present) if not any(_equal(one, item) for item in items)]
 
 
+def _pull_parts(present: Any, condition: Mapping[str, Any]) -> Any:
+    if present is _MISSING:
+        return _MISSING
+    return [one for one in _list(present) if not any(_has_part(one, part) for part in condition["$or"])]
+
+
+def _has_part(item: Any, part: Mapping[str, Any]) -> bool:
+    """Whether an item has all values of a part: `{"sku": {"$eq": "a"}}`."""
+    if not isinstance(item, Mapping):
+        return False
+    return all(
+        any(_equal(value, condition["$eq"]) for value in _values_at(item, path.split(".")))
+        for path, condition in part.items()
+    )
+
+
+def _values_at(place: Any, steps: list[str]) -> list[Any]:
+    """The values that MongoDB compares with the value of a condition: of a list, also its items."""
+    if not steps:
+        return [place, *place] if isinstance(place, list) else [place]
+    if isinstance(place, Mapping):
+        return _values_at(place[steps[0]], steps[1:]) if steps[0] in place else [None]
+    if isinstance(place, list):
+        return [value for item in place if isinstance(item, Mapping) for value in _values_at(item, steps)]
+    return [None]
+
+
 def _min(present: Any, value: Any) -> Any:
     return value if present is _MISSING or _comparable(value) < _comparable(present) else present
 
@@ -145,6 +184,8 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "$push": _push,
     "$addToSet": _add_to_set,
     "$pullAll": _pull,
+    "$pull": _pull_parts,
+    "$set": lambda _present, value: value,
     "$unset": lambda _present, _value: _MISSING,
     "$min": _min,
     "$max": _max,

@@ -18,6 +18,11 @@ class Changes(NamedTuple):
     changed: dict[str, Any]
     removed: tuple[str, ...]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all differing fields."""
+        return frozenset((*self.changed, *self.removed))
+
     def as_update(self) -> dict[str, dict[str, Any]]:
         """The update document; empty if nothing changed."""
         update: dict[str, dict[str, Any]] = {}

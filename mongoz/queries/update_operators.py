@@ -166,7 +166,12 @@ def _field_name(document: Any, names: Mapping[str, str], given: str) -> str | No
         return name
     if "." in given:
         return None
-    raise InvalidKeyError(f"{document.__name__} has no field {given!r}.{nearest(given, names.keys() - {'id'})}")
+    first, _, rest = given.partition(settings.lookup_prefix)
+    dotted = ".".join([first, *rest.split(settings.lookup_prefix)])
+    hint = f" A part of a field is written with dots: **{{{dotted!r}: ...}}." if rest and first in names else ""
+    raise InvalidKeyError(
+        f"{document.__name__} has no field {given!r}.{hint or nearest(given, names.keys() - {'id'})}"
+    )
 
 
 def _id_refused(document: Any) -> InvalidKeyError:

@@ -126,6 +126,7 @@ async def test_set_of_a_whole_field_is_the_keyword(Order: Any, foreign: Any) -> 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
     "no field": ({"nope": 1}, InvalidKeyError, "no field 'nope'"),
     "a similar name": ({"titel": 1}, InvalidKeyError, "Did you mean 'title'"),
+    "two underscores": ({"address__city__name": 1}, InvalidKeyError, r"with dots: \*\*{'address\.city\.name': "),
     "no field inside": ({"address.town": 1}, InvalidKeyError, "town"),
     "a field inside of a text": ({"title.x": 1}, InvalidKeyError, "title"),
     "the id": ({"pk": 1}, InvalidKeyError, "id"),

@@ -59,7 +59,7 @@ from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager
 from mongoz.queries.q import Q
 from mongoz.queries.update_operators import U
 from mongoz.settings import MongozSettings, settings
-from mongoz.signals import Signal
+from mongoz.signals import Signal, context
 from mongoz.sync import run_sync
 
 __version__ = "0.1.0"
@@ -114,6 +114,7 @@ __all__ = [
     "U",
     "WriteConflict",
     "__version__",
+    "context",
     "fields",
     "run_sync",
     "settings",

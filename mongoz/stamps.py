@@ -20,13 +20,21 @@ Layout, version 1, big-endian:
     Versions without claims read a list of ids, and know none of the inverted ones. So they deliver to the claimed
     receivers, and fire the signal of the call.
 
+    A context follows the ids of the receivers (kind 0 only, also with hops): its JSON in UTF-8, padded with zero
+    bytes to a multiple of 8 and combined with a salt by exclusive or, the salt (8 bytes), 5 bytes that stand in no
+    id, the hops (1 byte), the length of the JSON in bytes (2 bytes). Versions without contexts read ids that no
+    receiver has. The salt is random, so a client that chooses a value can't make it the id of a receiver.
+
 Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import bson
@@ -35,7 +43,23 @@ from bson.codec_options import CodecOptions
 
 from mongoz.keys import KEY_CODEC, canonical
 
-__all__ = ["FIELD", "Call", "Claim", "Form", "Stamp", "claiming_form", "form_of", "key_hash", "receiver_id"]
+__all__ = [
+    "FIELD",
+    "Call",
+    "Claim",
+    "ContextValues",
+    "Form",
+    "Stamp",
+    "claiming_form",
+    "context_of",
+    "form_of",
+    "key_hash",
+    "packed_context",
+    "receiver_id",
+]
+
+ContextValues = Mapping[str, str | int | bool]
+"""The values of a context, by name."""
 
 FIELD: Final = "_mongoz"
 """The reserved field that holds the stamp. Users of the ODM never see it."""
@@ -45,8 +69,12 @@ _FIXED: Final = 24
 _RECEIVERS, _MUTED, _HOPS = range(3)
 _CLAIMED: Final = b"claims"  # the first bytes of a list with a claim
 _OPENING: Final = len(_CLAIMED) + 2
+_CONTEXT: Final = b"cntxt"  # the bytes after the salt of a context
+_CONTEXT_END: Final = 16  # bytes from the salt to the end
 _INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
+_KEPT_CONTEXTS: Final = 128  # a forged one may have 64 kB
+_NO_IDS: Final[frozenset[bytes]] = frozenset()
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
 
@@ -86,6 +114,8 @@ class Stamp(NamedTuple):
         hops: for a write by a receiver in a dispatcher, one more than the hops of the change that the receiver
             got; 0 for other writes.
         claim: the claim to some of the receivers, or None.
+        context: the context of the write as JSON, see `context_of`; "" for a write without one. The stamps of
+            muted writes have none, because no receiver would get it.
     """
 
     group: str
@@ -96,6 +126,7 @@ class Stamp(NamedTuple):
     muted: bool = False
     hops: int = 0
     claim: Claim | None = None
+    context: str = ""
 
     def pack(self) -> Binary:
         """The stored scalar.
@@ -103,12 +134,15 @@ class Stamp(NamedTuple):
         Raises:
             ValueError: the group's name is longer than 255 bytes.
         """
+        context, hops = b"", self.hops
+        if self.context and not self.muted:
+            context, hops = packed_context(self.context, hops), 0
         if self.claim is None:
-            form = form_of(self.group, self.call, self.receivers, self.muted, self.hops)
-            return form.filled(self.token.binary, self.key)
+            form = form_of(self.group, self.call, self.receivers, self.muted, hops)
+            return form.filled(self.token.binary, self.key, context)
         incarnation, number, claimed = self.claim
         form = claiming_form(self.group, self.call, self.receivers, claimed)
-        return form.filled(self.token.binary, self.key, incarnation + number.to_bytes(8, "big"))
+        return form.filled(self.token.binary, self.key, context + incarnation + number.to_bytes(8, "big"))
 
     @classmethod
     def unpack(cls, value: object) -> "Stamp | None":
@@ -127,14 +161,20 @@ class Stamp(NamedTuple):
             call, group = Call(value[1]), value[_FIXED:end].decode()
         except ValueError:
             return None
-        claim = None
-        if not has_claim:
-            receivers = _ids_in(rest if kind == _RECEIVERS else b"")
-        else:
+        hops = rest[0] if kind == _HOPS else 0
+        receivers, listed = _NO_IDS, rest if kind == _RECEIVERS else b""
+        claim, context = None, ""
+        if has_claim:
             end = _OPENING + _claimed_bytes(rest)
-            claimed = _ids_in(rest[_OPENING:end].translate(_INVERTED))
-            claim = Claim(rest[-16:-8], int.from_bytes(rest[-8:], "big"), claimed)
-            receivers = claimed | _ids_in(rest[end:-16])
+            receivers, listed = _ids_in(rest[_OPENING:end].translate(_INVERTED)), rest[end:-16]
+            claim = Claim(rest[-16:-8], int.from_bytes(rest[-8:], "big"), receivers)
+        if listed[-8:-3] == _CONTEXT:
+            found = _unpacked_context(listed)
+            if found is None:
+                return None
+            listed, context, hops = found
+        if listed:
+            receivers = receivers | _ids_in(listed) if receivers else _ids_in(listed)
         return cls(
             group=group,
             call=call,
@@ -142,8 +182,9 @@ class Stamp(NamedTuple):
             key=bytes(value[15:23]),
             receivers=receivers,
             muted=kind == _MUTED,
-            hops=rest[0] if kind == _HOPS else 0,
+            hops=hops,
             claim=claim,
+            context=context,
         )
 
 
@@ -158,15 +199,16 @@ class Form(NamedTuple):
     head: bytes
     tail: bytes
 
-    def filled(self, token: bytes, key: bytes, claim: bytes = b"") -> Binary:
+    def filled(self, token: bytes, key: bytes, rest: bytes = b"") -> Binary:
         """The stored stamp of one write.
 
         Args:
             token: the token of the write.
             key: `key_hash` of the written document.
-            claim: incarnation and number, if the form claims receivers.
+            rest: the packed context, if the write has one; then incarnation and number, if the form claims
+                receivers.
         """
-        return Binary(self.head + token + key + self.tail + claim, USER_DEFINED_SUBTYPE)
+        return Binary(self.head + token + key + self.tail + rest, USER_DEFINED_SUBTYPE)
 
 
 @lru_cache(maxsize=_KEPT_FORMS)
@@ -217,6 +259,60 @@ def _ids_in(listed: bytes) -> frozenset[bytes]:
 def _claimed_bytes(rest: bytes) -> int:
     """The size of the ids of the claimed receivers."""
     return 8 * int.from_bytes(rest[len(_CLAIMED) : _OPENING], "big")
+
+
+def packed_context(context: str, hops: int) -> bytes:
+    """The bytes of a context in a stamp. They differ from call to call.
+
+    Args:
+        context: the values as JSON; at most 65,535 bytes.
+        hops: the hops of the write.
+    """
+    text, salt = context.encode(), os.urandom(8)
+    end = _CONTEXT + bytes((min(hops, 255),)) + len(text).to_bytes(2, "big")
+    return _salted(text + bytes(-len(text) % 8), salt) + salt + end
+
+
+def _unpacked_context(listed: bytes) -> tuple[bytes, str, int] | None:
+    """Read the context at the end of a list.
+
+    Returns:
+        The ids before the context, the context, and the hops; None if the context is not readable.
+    """
+    size = int.from_bytes(listed[-2:], "big")
+    begin, end = len(listed) - _CONTEXT_END - size - -size % 8, len(listed) - _CONTEXT_END
+    if begin < 0:
+        return None
+    try:
+        context = _salted(listed[begin:end], listed[end : end + 8])[:size].decode()
+    except ValueError:
+        return None
+    return None if context_of(context) is None else (listed[:begin], context, listed[-3])
+
+
+def _salted(text: bytes, salt: bytes) -> bytes:
+    """Combine each 8 bytes of a text with the salt. A second call with the result returns the text."""
+    combined = int.from_bytes(text, "big") ^ int.from_bytes(salt * (len(text) // 8), "big")
+    return combined.to_bytes(len(text), "big")
+
+
+@lru_cache(maxsize=_KEPT_CONTEXTS)
+def context_of(context: str) -> ContextValues | None:
+    """The values of a context, read-only.
+
+    Args:
+        context: the values as JSON. Any client may have written it.
+
+    Returns:
+        The values; None for "" and for anything else than an object with strings, integers and booleans.
+    """
+    try:
+        values = json.loads(context)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not all(isinstance(value, str | int) for value in values.values()):
+        return None
+    return MappingProxyType(values)
 
 
 def _fits(kind: int, rest: bytes, *, has_claim: bool) -> bool:

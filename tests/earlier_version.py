@@ -10,13 +10,16 @@ import pytest
 
 from tests.support import ROOT
 
-__all__ = ["SEVERAL_COLLECTIONS", "WITHOUT_CLAIMS", "earlier_version"]
+__all__ = ["SEVERAL_COLLECTIONS", "WITHOUT_CLAIMS", "WITHOUT_CONTEXTS", "earlier_version"]
 
 SEVERAL_COLLECTIONS = "87fead0"
 """The last commit whose dispatcher has several collections of held deliveries."""
 
 WITHOUT_CLAIMS = "49bec0c"
 """The last commit without claims."""
+
+WITHOUT_CONTEXTS = "86e6698"
+"""The last commit whose stamps have no contexts."""
 
 
 def earlier_version(directory: Path, commit: str) -> Path:

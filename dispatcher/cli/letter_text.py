@@ -15,6 +15,7 @@ from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.redaction import redacted
 from dispatcher.operate.dead_letters import Outcome
 from dispatcher.parking.record import short_id
+from mongoz.stamps import context_of
 
 _STYLES: Final = {"delivered": "green", "failed": "red", "refused": "red", "waiting": "yellow"}
 
@@ -94,6 +95,8 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
         parts: the documents of its change, as BSON; None omits them.
     """
     fields = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
+    if "context" in fields:
+        fields["context"] = dict(context_of(fields["context"]) or {})
     if parts is not None:
         fields["parts"] = {name: _plain_value(_decoded(data)) for name, data in parts.items()}
     return {"id": short_id(letter["_id"]), **fields}

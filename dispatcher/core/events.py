@@ -128,6 +128,8 @@ class Change(NamedTuple):
         is_claimed: the delivery is claimed by the writing process, and the claim is not decided yet.
         takeover: the delivery is made in the place of the writing process.
         superseded: the document is newer than the change, because a later write may have reached the receivers.
+        context: the context in `origin`, as JSON; "" if it has none. For a held delivery, the context comes from
+            the record of the delivery.
     """
 
     token: str
@@ -152,6 +154,7 @@ class Change(NamedTuple):
     is_claimed: bool = False
     takeover: bool = False
     superseded: bool = False
+    context: str = ""
 
     @property
     def key(self) -> Hashable:

@@ -31,6 +31,7 @@ from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
 from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
+from mongoz.stamps import context_of
 
 # If the queue is crowded, a delivery that must wait at least this long, in seconds, is parked. Shorter waits are
 # not parked, because parking costs milliseconds.
@@ -170,6 +171,7 @@ class Deliverer:
                 bool(calls.run),
                 None,
                 change.superseded,
+                context_of(change.context) if change.context else None,
             )
             attempt = Attempt(target, change, calls, delivery, keywords, job, monotonic())
             error = await target.call(attempt)
@@ -289,6 +291,7 @@ class Deliverer:
             retried is not None or bool(calls.run),
             None,
             change.superseded,
+            context_of(change.context) if change.context else None,
         )
         began = waiting.began or datetime.now(UTC)
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)

@@ -18,16 +18,22 @@ from dispatcher.delivery.attempt import Attempt, Run, Target
 from dispatcher.exceptions import NotInstalled
 from dispatcher.settings import Settings
 from mongoz.exceptions import RetryAfter
+from mongoz.signals import Delivery
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Tracer
 
 _SCOPE: Final = "mongoz.dispatcher"
 _SERVICE: Final = "mongoz-dispatcher"
 
 
 class Tracing:
-    """The step that makes a span for each run of a receiver. Spans of the receiver become its children."""
+    """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
+
+    If the write carries the trace of its writer, the span links to the writer's span, and is a child of it unless
+    the delivery is replayed.
+    """
 
     def __init__(self, tracer: "Tracer", stats: Stats) -> None:
         self._tracer = tracer
@@ -40,9 +46,12 @@ class Tracing:
     async def _run(self, run: Run, attempt: Attempt) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - an extra
 
+        parent, links = _trace_of(attempt.delivery)
         # OpenTelemetry records only subclasses of Exception, but a late attempt raises CancelledError.
         with self._tracer.start_as_current_span(
             f"process {attempt.change.namespace[1]}",
+            context=parent,
+            links=links,
             kind=SpanKind.CONSUMER,
             attributes=self._attributes(attempt),
             record_exception=False,
@@ -83,6 +92,22 @@ class Tracing:
         if committed is not None:
             attributes["mongoz.lag"] = max(0.0, time() + self._stats.clock_offset - committed)
         return attributes
+
+
+def _trace_of(delivery: Delivery) -> "tuple[Context | None, tuple[Link, ...]]":
+    """The parent and the links of a span, from the `traceparent` of the write. None begins a trace."""
+    traceparent = None if delivery.context is None else delivery.context.get("traceparent")
+    if not isinstance(traceparent, str):
+        return None, ()
+    from opentelemetry.context import Context  # noqa: PLC0415 - an extra
+    from opentelemetry.trace import Link, get_current_span  # noqa: PLC0415
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+    parent = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+    writer = get_current_span(parent).get_span_context()
+    if not writer.is_valid:
+        return None, ()
+    return None if delivery.replayed else parent, (Link(writer),)
 
 
 def _exception(error: BaseException) -> dict[str, str]:

@@ -86,6 +86,8 @@ def record_of(
         "image": change.image,
         "size": change.size,
     }
+    if change.context:
+        fields["context"] = change.context
     if change.takeover:
         fields["takeover"] = {"superseded": change.superseded}
     elif change.is_claimed:  # the decision about the claim is still open
@@ -183,6 +185,7 @@ def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         origin=Stamp.unpack(fields.get("stamp")),
         takeover="takeover" in fields,
         superseded=bool((fields.get("takeover") or {}).get("superseded")),
+        context=str(fields.get("context", "")),
     )
     return decoded_again(change, codec_options)
 

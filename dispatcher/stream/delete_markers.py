@@ -75,7 +75,9 @@ class DeleteMarkers:
             marker = found.marker
             yield from found.deferred
             token = "" if found.finished else marker.token
-            yield change._replace(origin=marker.origin, delivery_id=marker.delivery_id, marker=token)
+            yield change._replace(
+                origin=marker.origin, context=marker.context, delivery_id=marker.delivery_id, marker=token
+            )
         elif self._open[key].finished:
             yield change
         else:

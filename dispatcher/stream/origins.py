@@ -129,13 +129,13 @@ class Origins:
         assert wall is not None  # `remember` has checked it
         latest = _WINDOW + _RESOLUTION + (_TRANSACTION if change.transaction is not None else 0)
         if -_WINDOW <= wall - made <= latest:
-            return change._replace(operation=operation, origin=stamp)
+            return change._replace(operation=operation, origin=stamp, context=stamp.context)
         if latest < wall - made <= HORIZON and made >= self.since:
             claimed = _NO_RECEIVERS if stamp.claim is None else stamp.claim.receivers
             if claimed and claimed == stamp.receivers:  # the claim tells whether they have run
-                return change._replace(operation=operation, origin=stamp)
-            in_doubt = stamp._replace(receivers=claimed, muted=False)
-            return change._replace(operation=operation, origin=in_doubt, delivery_id=str(stamp.token))
+                return change._replace(operation=operation, origin=stamp, context=stamp.context)
+            in_doubt, id_ = stamp._replace(receivers=claimed, muted=False), str(stamp.token)
+            return change._replace(operation=operation, origin=in_doubt, delivery_id=id_, context=stamp.context)
         return change
 
 

@@ -30,7 +30,9 @@ from mongoz.error_groups import raise_together
 from mongoz.exceptions import SignalError
 from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows.validation import new_row
+from mongoz.signals.contexts import make_context
 from mongoz.signals.names import POST
+from mongoz.stamps import ContextValues
 from mongoz.synonyms import nearest
 
 __all__ = ["HandMade", "delete", "deliver", "insert", "replace", "update"]
@@ -49,26 +51,29 @@ class HandMade:
     previous: Row | None = None
     changed: tuple[str, ...] = ()
     image: Literal["post", "current", "key"] = "post"
+    context: ContextValues | None = None
 
 
-def insert(document: Row) -> HandMade:
+def insert(document: Row, *, context: ContextValues | None = None) -> HandMade:
     """The insert of a document: a `post_save` with `created=True`.
 
     Args:
         document: the stored document as a dict with stored names, or an instance. A dict without an `_id` gets a
             new one.
+        context: the values of `mongoz.context(...)` around the write.
     """
-    return HandMade("insert", document)
+    return HandMade("insert", document, context=context)
 
 
-def replace(document: Row, *, previous: Row | None = None) -> HandMade:
+def replace(document: Row, *, previous: Row | None = None, context: ContextValues | None = None) -> HandMade:
     """The replacement of a document: a `post_save` with `created=False`.
 
     Args:
         document: the new document, see `insert`.
         previous: the document before the change: the pre image.
+        context: see `insert`.
     """
-    return HandMade("replace", document, previous)
+    return HandMade("replace", document, previous, context=context)
 
 
 def update(
@@ -77,6 +82,7 @@ def update(
     changed: Iterable[str],
     previous: Row | None = None,
     image: Literal["post", "current", "key"] = "post",
+    context: ContextValues | None = None,
 ) -> HandMade:
     """An update of some fields: a `post_update`.
 
@@ -88,18 +94,20 @@ def update(
         image: the version of the document that the dispatcher has. `"post"`: the post image; `"current"`: the
             current document, which the dispatcher looked up; `"key"`: only the id, because the document no longer
             exists.
+        context: see `insert`.
     """
-    return HandMade("update", document, previous, tuple(changed), image)
+    return HandMade("update", document, previous, tuple(changed), image, context)
 
 
-def delete(id_: Any, *, before: Row | None = None) -> HandMade:
+def delete(id_: Any, *, before: Row | None = None, context: ContextValues | None = None) -> HandMade:
     """The deletion of a document: a `post_delete`.
 
     Args:
         id_: its `_id`.
         before: the deleted document: the pre image. Without it the instance has only its id.
+        context: see `insert`.
     """
-    return HandMade("delete", {"_id": id_}, before)
+    return HandMade("delete", {"_id": id_}, before, context=context)
 
 
 async def deliver(
@@ -130,6 +138,7 @@ async def deliver(
     Raises:
         SignalError: the receiver is not connected to a `post_*` signal of the document.
         RetryAfter: one receiver asked for another attempt.
+        ValueError: the change has a context that no write can have.
         Exception: one receiver failed, or the document does not fit its model.
         ExceptionGroup: several receivers failed.
 
@@ -144,6 +153,8 @@ async def deliver(
     decoded = decode(event, registry.codec_options)
     if change.image == "current":
         decoded = decoded._replace(image="current")
+    if change.context:
+        decoded = decoded._replace(context=make_context(dict(change.context)).text)
     calls = [
         each._replace(receivers=tuple(one for one in each.receivers if receiver in (None, one.function, one.name)))
         for each in Routes([document], registry.dispatched or "default").route(decoded)

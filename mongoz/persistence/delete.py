@@ -123,12 +123,13 @@ async def _fire(instance: Model, deletion: "_Deletion") -> None:
 def needs_marker(target: WriteTarget, firing: Firing) -> bool:
     """Whether a dispatcher must know that mongoz made a delete.
 
-    The reason is a muted delete, a delete with hops, or a receiver of this process that a dispatcher runs too.
-    Without a marker, dispatchers would deliver the muted delete, lose the hops, or run the receiver again.
+    The reason is a muted delete, a delete with hops or a context, or a receiver of this process that a
+    dispatcher runs too. Without a marker, dispatchers would deliver the muted delete, lose the hops or the
+    context, or run the receiver again.
     """
     if target.group is None:
         return False
-    return bool(firing.muted or firing.hops or any(r.runs_in_dispatcher for r in firing.receivers))
+    return bool(firing.informs_dispatchers or any(r.runs_in_dispatcher for r in firing.receivers))
 
 
 class _Deletion:

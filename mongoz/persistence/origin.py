@@ -11,7 +11,7 @@ from mongoz.ids import id_of_time, new_token
 from mongoz.persistence.target import WriteTarget
 from mongoz.signals.post_signals import Firing
 from mongoz.signals.receivers import Receiver
-from mongoz.stamps import FIELD, Call, Form, claiming_form, form_of, key_hash
+from mongoz.stamps import FIELD, Call, Form, claiming_form, form_of, key_hash, packed_context
 
 __all__ = ["NO_ORIGIN", "Origin", "Originator", "make_originator", "must_stamp", "unstamped_origin"]
 
@@ -80,7 +80,7 @@ class Originator:
         stamps: whether the writes are stamped.
     """
 
-    __slots__ = ("_claims", "_firing", "_form", "_plan", "_target")
+    __slots__ = ("_claims", "_context", "_firing", "_form", "_plan", "_target")
 
     def __init__(self, firing: Firing, target: WriteTarget, call: Call, *, stamps: bool) -> None:
         self._firing = firing
@@ -89,7 +89,10 @@ class Originator:
         self._claims: Claims | None = None
         if stamps:
             ids = firing.signal.ids_of(firing.receivers)
-            self._form = form_of(target.group or "", call, ids, firing.muted, firing.hops)
+            hops, self._context = firing.hops, b""
+            if firing.context is not None:
+                hops, self._context = 0, packed_context(firing.context.text, hops)
+            self._form = form_of(target.group or "", call, ids, firing.muted, hops)
             claims = target.deployment.claims
             if claims is not None and firing.receivers:
                 self._prepare_claims(claims, call, ids)
@@ -134,8 +137,8 @@ class Originator:
             if claim is not None:
                 if target.transaction is not None:
                     target.transaction.add_claim(claim)
-                return Origin(token.hex(), plan.form.filled(token, key, claim.packed), claim)
-        return Origin(token.hex(), self._form.filled(token, key))
+                return Origin(token.hex(), plan.form.filled(token, key, self._context + claim.packed), claim)
+        return Origin(token.hex(), self._form.filled(token, key, self._context))
 
 
 def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:

@@ -1,6 +1,7 @@
 """Signals: events of documents, and their receivers. No I/O."""
 
 from mongoz.signals.broadcaster import Broadcaster
+from mongoz.signals.contexts import context
 from mongoz.signals.decorators import (
     post_delete,
     post_save,
@@ -22,6 +23,7 @@ __all__ = [
     "ReceiverOptions",
     "Retry",
     "Signal",
+    "context",
     "muted",
     "post_delete",
     "post_save",

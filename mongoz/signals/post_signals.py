@@ -8,6 +8,7 @@ from mongoz.claims.book import OpenClaim
 from mongoz.error_groups import raise_together
 from mongoz.exceptions import SignalError
 from mongoz.signals.chains import Link
+from mongoz.signals.contexts import WriteContext, contexts, current_context
 from mongoz.signals.hops import current_hops
 from mongoz.signals.mutes import is_muted, muting
 from mongoz.signals.receivers import Delivery, Receiver
@@ -24,17 +25,24 @@ class Firing(NamedTuple):
         receivers: the receivers that this process runs.
         muted: neither this process nor a dispatcher runs receivers.
         hops: the hops of the write (see `signals/hops.py`); 0 unless a receiver in a dispatcher makes the write.
+        context: the context of the write (see `signals/contexts.py`). A muted write has none.
     """
 
     signal: Signal
     receivers: tuple[Receiver, ...] = ()
     muted: bool = False
     hops: int = 0
+    context: WriteContext | None = None
 
     @property
     def concerns_dispatchers(self) -> bool:
         """Whether a dispatcher must know that mongoz made the write."""
-        return bool(self.receivers or self.muted or self.hops)
+        return bool(self.receivers or self.muted or self.hops or self.context)
+
+    @property
+    def informs_dispatchers(self) -> bool:
+        """Whether a dispatcher must know more of the write than the receivers of this process."""
+        return bool(self.muted or self.hops or self.context)
 
     async def run(
         self, sender: type, delivery_id: str, claim: OpenClaim | None = None, /, **keywords: Any
@@ -57,6 +65,7 @@ class Firing(NamedTuple):
         is_complete = True
         name = self.signal.name or ""
         image: Literal["pre", "post"] = "pre" if name == "post_delete" else "post"
+        context = None if self.context is None else self.context.values
         keywords["sender"] = sender
         with Link(self.signal) as link:
             for receiver in self.receivers:
@@ -66,7 +75,19 @@ class Firing(NamedTuple):
                 link.receiver = receiver.name
                 # Positional arguments: keywords would take three times as long.
                 keywords["delivery"] = Delivery(
-                    delivery_id, name, receiver.name, "process", 1, 0, None, None, image, False, None
+                    delivery_id,
+                    name,
+                    receiver.name,
+                    "process",
+                    1,
+                    0,
+                    None,
+                    None,
+                    image,
+                    False,
+                    None,
+                    False,
+                    context,
                 )
                 try:
                     await receiver.function(**keywords)
@@ -115,16 +136,20 @@ def plan_firing(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
     """
     if muting.is_used and is_muted(signal.sender, signal.name):
         return Firing(signal, muted=True)
+    context = current_context() if contexts.is_used else None
     if hops := current_hops():
-        return Firing(signal, hops=hops)
+        return Firing(signal, hops=hops, context=context)
     planned: Firing | None = signal.cached_firing
     if planned is None:
         planned = Firing(signal, signal.in_process)
         signal.cached_firing = None if signal.is_tapped else planned
+    if context is not None:
+        planned = planned._replace(context=context)
     receivers = planned.receivers
     if changed is not None and any(receiver.options.fields for receiver in receivers):
         names = frozenset(changed)
-        return Firing(signal, tuple(r for r in receivers if not r.options.fields or r.options.fields & names))
+        receivers = tuple(r for r in receivers if not r.options.fields or r.options.fields & names)
+        return planned._replace(receivers=receivers)
     return planned
 
 

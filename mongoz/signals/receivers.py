@@ -13,7 +13,7 @@ from bson import Timestamp
 from mongoz.exceptions import SignalError
 from mongoz.signals.names import KEYWORDS
 from mongoz.signals.options import DeliveryMode, Options, options_of
-from mongoz.stamps import receiver_id
+from mongoz.stamps import ContextValues, receiver_id
 from mongoz.synonyms import nearest
 
 __all__ = [
@@ -53,6 +53,8 @@ class Delivery(NamedTuple):
         session: the session of a transactional receiver, else None.
         superseded: in a takeover, a later write of the ODM has changed the document, or the document is gone; the
             receiver may have run for later writes. `instance` is then the current document, or has only the id.
+        context: the values of `mongoz.context(...)` around the write, read-only; None for a write without a
+            context, and for a write of another client.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Delivery(NamedTuple):
     replayed: bool = False
     session: Any = None
     superseded: bool = False
+    context: ContextValues | None = None
 
 
 @dataclass(eq=False, slots=True)

@@ -575,6 +575,20 @@ async def test_dotted_names_are_changes_of_their_field(offline, calls):
     assert calls[0]["update_fields"] == {"address"}
 
 
+async def test_a_hand_made_change_may_have_a_context(offline, calls):
+    for change in (
+        insert({"name": "Ada"}, context={"user": "ada"}),
+        update({"_id": ONE, "name": "Bea"}, changed={"name"}, context={"user": "bea", "dry": True}),
+        replace({"_id": ONE, "name": "Cleo"}),
+        delete(ONE, context={"request": 7}),
+    ):
+        await deliver(offline, change)
+    contexts = [call["delivery"].context for call in calls]
+    assert contexts == [{"user": "ada"}, {"user": "bea", "dry": True}, None, {"request": 7}]
+    with pytest.raises(ValueError, match=r"'amount' is 1\.5"):
+        await deliver(offline, insert({"name": "Ada"}, context={"amount": 1.5}))
+
+
 async def test_one_receiver_can_be_selected(offline, calls):
     @post_save(offline, name="other")
     async def other(sender: Any, instance: Any, **kwargs: Any) -> str:

@@ -16,11 +16,14 @@ import mongoz
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.tracing import exporting, tracing_of
 from dispatcher.exceptions import NotInstalled
+from dispatcher.runs import replay
+from dispatcher.runs.player import workplace
 from dispatcher.settings import Settings
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.deliveries import make_account
-from tests.support import dispatching, eventually
+from tests.integration.test_replay import behind
+from tests.support import dispatching, eventually, settings_for
 
 Spans = Callable[[], list[ReadableSpan]]
 
@@ -184,3 +187,43 @@ def test_a_missing_package_is_named(monkeypatch):
         tracing_of(settings, Stats())
     with exporting(Settings()):  # without the flag no package is needed
         assert tracing_of(Settings(), Stats()) is None
+
+
+async def test_a_delivery_is_in_the_trace_of_the_write_and_a_replay_links_to_it(
+    account, foreign, dispatched, spans
+):
+    """A write without a context, a foreign write, and an invalid `traceparent` begin a trace of their own."""
+    names: list[str] = []
+
+    @post_save(account, name="welcome", delivery="dispatcher")
+    async def welcome(sender, instance, **kwargs):
+        names.append(instance.name)
+
+    begin = behind(foreign)
+    async with dispatching(dispatched, traces=True):
+        with trace.get_tracer("shop").start_as_current_span("sign up") as request, mongoz.context(user="ada"):
+            await account(name="ada").create()
+        writer = request.get_span_context()
+        with trace.get_tracer("shop").start_as_current_span("sign up"):
+            await account(name="without a context").create()
+        with mongoz.context(traceparent="00-garbage"):
+            await account(name="with garbage").create()
+        foreign["accounts"].insert_one({"name": "foreign"})
+        await eventually(lambda: len(names) == 4)
+    runs = dict(zip(names, named(spans, "process accounts"), strict=True))
+    child = runs.pop("ada")
+    assert (child.context.trace_id, child.parent.span_id) == (writer.trace_id, writer.span_id)
+    assert [link.context.span_id for link in child.links] == [writer.span_id]
+    assert [(one.parent, list(one.links)) for one in runs.values()] == [(None, [])] * 3
+    _exporter.clear()
+    async with workplace(dispatched, settings_for(dispatched, traces=True)) as place:
+        given = {"since": begin, "until": None, "asked": {}, "rate": None, "resume": None, "new": False}
+        await (await replay.start(place, (), **given)).work(asyncio.Event())
+    replayed = named(spans, "process accounts")
+    assert {one.parent for one in replayed} == {None}
+    assert [link.context.span_id for one in replayed for link in one.links] == [writer.span_id]
+
+
+def named(spans: Spans, name: str) -> list[ReadableSpan]:
+    """The exported spans of this name."""
+    return [one for one in spans() if one.name == name]

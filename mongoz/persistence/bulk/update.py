@@ -143,7 +143,7 @@ class _BulkUpdate(Generic[D]):
         express, or a collation under which ids are ambiguous.
         """
         firing = self.target.plan(self._signal)
-        stamps = (firing.muted or firing.hops) and self.target.group
+        stamps = firing.informs_dispatchers and self.target.group
         has_receivers = self.document.meta.signals.pre_update.receivers or firing.receivers
         return bool(
             has_receivers

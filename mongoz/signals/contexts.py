@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from mongoz.stamps import ContextValues, context_of
 
-__all__ = ["WriteContext", "context", "contexts", "current_context", "make_context"]
+__all__ = ["Contexts", "WriteContext", "context", "contexts", "current_context", "make_context"]
 
 _LONGEST: Final = 1_024
 _TOO_LONG: Final = f"All values, with those of the blocks around it, have at most {_LONGEST:,} bytes as JSON"

@@ -34,6 +34,8 @@ PAGES = {"README.md": ROOT / "README.md"} | {
     str(path.relative_to(ROOT)): path for path in sorted((ROOT / "docs").rglob("*.md"))
 }
 
+# A line of the log of a dispatcher that a page runs.
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:]{8} \[.*\n", re.MULTILINE)
 _BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _URL = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
 _DATABASE = '"shop"'
@@ -63,7 +65,7 @@ def localized(text: str, mongo: EmbeddedMongo, database: str) -> str:
 
 
 async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
-    """Runs the block, and returns its output."""
+    """Runs the block, and returns its output without the log."""
     source = "\n" * (block.line - 1) + text
     code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     printed = io.StringIO()
@@ -71,7 +73,7 @@ async def run_block(block: Block, page: str, text: str, namespace: dict) -> str:
         result = eval(code, namespace)
         if inspect.isawaitable(result):
             await result
-    return printed.getvalue()
+    return _LOG_LINE.sub("", printed.getvalue())
 
 
 async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
@@ -102,7 +104,8 @@ GUIDES = {
     "docs/guide/queries.md": 10,
     "docs/guide/indexes.md": 4,
     "docs/guide/transactions.md": 6,
-    "docs/guide/signals.md": 16,
+    "docs/guide/signals.md": 17,
+    "docs/how-to/audit-trail.md": 1,
     "docs/how-to/collections.md": 0,
     "docs/how-to/failing-receivers.md": 0,
     "docs/how-to/requests.md": 5,

@@ -68,6 +68,29 @@ async def test_foreign_writes_are_delivered_and_own_writes_are_not(account, disp
     ]
 
 
+async def test_the_context_of_a_write_comes_through_the_topic(account, dispatched, foreign, broker):
+    """That of a delete is in the stamp of its marker, which the relay copies to the record of the delete."""
+    got: list[tuple[str, Any]] = []
+
+    async def note(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        got.append((delivery.signal, delivery.context))
+
+    for signal in (post_save, post_update, post_delete):
+        signal(account, name="note", delivery="dispatcher")(note)
+    name = relay_name()
+    async with (
+        relaying(dispatched, broker.address, name),
+        dispatching(dispatched, kafka=broker.address, kafka_topic=f"mongoz.{name}"),
+    ):
+        with mongoz.context(user="ada"):
+            one = await account(name="own").create()
+        foreign["accounts"].update_one({}, {"$set": {"amount": 1}})
+        with mongoz.context(user="bea"):
+            await one.delete()
+        await eventually(lambda: len(got) == 3, what="the writes are delivered")
+    assert got == [("post_save", {"user": "ada"}), ("post_update", None), ("post_delete", {"user": "bea"})]
+
+
 async def test_changes_that_the_topic_has_lost_come_from_the_oplog(account, dispatched, foreign, kafka_server):
     """Own deletes are not delivered, because the oplog has their markers, too."""
     got: list[tuple[str, str | None]] = []

@@ -59,7 +59,7 @@ from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager
 from mongoz.queries.q import Q
 from mongoz.queries.update_operators import U
 from mongoz.settings import MongozSettings, settings
-from mongoz.signals import Signal, context
+from mongoz.signals import Delivery, Signal, context
 from mongoz.sync import run_sync
 
 __version__ = "0.1.0"
@@ -76,6 +76,7 @@ __all__ = [
     "Date",
     "DateTime",
     "Decimal",
+    "Delivery",
     "Document",
     "DocumentNotFound",
     "Double",

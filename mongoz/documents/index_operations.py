@@ -51,7 +51,9 @@ class IndexOperations:
 
     @classmethod
     async def create_indexes(cls, collection: Any = None) -> list[str]:
-        """Create the declared indexes; existing ones stay as they are.
+        """Create the indexes in `meta.indexes`; existing ones stay as they are.
+
+        The index of a field whose `meta.fields[name].index` is False is created too; `check_indexes()` drops it.
 
         Args:
             collection: a `Collection` or the driver's collection; by default the document's own.
@@ -62,7 +64,7 @@ class IndexOperations:
         Raises:
             pymongo.errors.OperationFailure: the server refuses an index.
         """
-        return await create_indexes(cls.meta, cls.meta.wanted_indexes(), _target(cls.meta, collection))
+        return await create_indexes(cls.meta, cls.meta.indexes, _target(cls.meta, collection))
 
     @classmethod
     async def drop_index(cls, name: str, collection: Any = None) -> str:

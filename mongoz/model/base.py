@@ -8,7 +8,7 @@ from pydantic_core import CoreSchema
 
 from mongoz.fields import ObjectId
 from mongoz.fields.base import declare
-from mongoz.model.dump import DumpableModel
+from mongoz.model.dump import DumpableModel, shown
 from mongoz.model.meta import MetaInfo
 from mongoz.model.metaclass import ModelMetaclass
 from mongoz.model.partial import not_loaded
@@ -127,6 +127,7 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
         return cls.__name__.lower()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(id={self.__dict__.get('id')})"
+        return shown(self)
 
-    __str__ = __repr__
+    def __str__(self) -> str:  # messages and logs contain it, so it shows no values
+        return f"{type(self).__name__}(id={self.__dict__.get('id')})"

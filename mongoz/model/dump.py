@@ -1,13 +1,14 @@
-"""Dumps of instances: dicts and JSON."""
+"""Dumps of instances: dicts and JSON; and their short form for people."""
 
-from typing import Any
+import reprlib
+from typing import Any, Final
 
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
 from mongoz.fields.json_forms import add_json_forms, as_json
 
-__all__ = ["DumpableModel"]
+__all__ = ["DumpableModel", "shown"]
 
 
 class DumpableModel(BaseModel):
@@ -42,3 +43,29 @@ class DumpableModel(BaseModel):
         """The fields as JSON; see `pydantic.BaseModel.model_dump_json` for the options."""
         options.setdefault("fallback", as_json)
         return super().model_dump_json(**options)
+
+
+class _ShortRepr(reprlib.Repr):
+    """The short form of a value: the start and the end of what is long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring, self.maxother = 60, 90
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 4
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return repr(value) if len(value) <= 20 else f"{value[:20]!r}... ({len(value)} bytes)"
+
+
+_SHORT: Final = _ShortRepr()
+
+
+def shown(instance: BaseModel) -> str:
+    """The class and the loaded fields of an instance, each shortened, without fields of `repr=False`."""
+    fields = type(instance).__pydantic_fields__
+    values = {
+        name: instance.__dict__[name] for name, field in fields.items() if name in instance.__dict__ and field.repr
+    }
+    values |= instance.__pydantic_extra__ or {}
+    texts = [f"{name}={value if name == 'id' else _SHORT.repr(value)}" for name, value in values.items()]
+    return f"{type(instance).__name__}({', '.join(texts)})"

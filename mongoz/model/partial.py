@@ -101,7 +101,7 @@ def not_loaded(instance: Any, name: str) -> AttributeError:
     """The error of reading a field that was not loaded."""
     cls = type(instance).__name__
     return AttributeError(
-        f"{cls}.{name} was not loaded for {instance!r}. Await its refresh(), or load it without leaving out "
+        f"{cls}.{name} was not loaded for {instance}. Await its refresh(), or load it without leaving out "
         f"{name!r} by only() or defer()."
     )
 

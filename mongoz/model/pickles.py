@@ -56,7 +56,7 @@ def _names_of(instance: Any, collection: Collection) -> tuple[str, str]:
     """
     if collection.database.deployment is not instance.meta.registry:
         raise pickle.PicklingError(
-            f"{instance!r} is from {collection.namespace!r} of another registry than its class, which a pickle "
+            f"{instance} is from {collection.namespace!r} of another registry than its class, which a pickle "
             "can't express. Pickle its model_dump(), or load it through a class of that registry."
         )
     return collection.database.name, collection.name

@@ -3,7 +3,7 @@
 import datetime
 import decimal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError, OperatorInvalid
 from mongoz.fields.storability import holds_mappings, is_open
-from mongoz.fields.storage import stored
+from mongoz.fields.storage import stored, stored_names
 from mongoz.model.paths import Path
+from mongoz.model.shapes import shape_of
 
 __all__ = ["ValueRefused", "convert_operand", "whole_day"]
 
@@ -42,7 +43,7 @@ def convert_operand(path: Path, value: Any) -> Any:
 
     For an id field, 24 hexadecimal digits and an instance become an ObjectId. For a decimal field, a str and a
     float become a Decimal with the digits that Python prints: 0.1 becomes Decimal("0.1"). For a date field, an ISO
-    string becomes a datetime.
+    string becomes a datetime. The keys of a dict for an embedded document get the order in which it is stored.
 
     Raises:
         ValueRefused: the value can't be stored, or it is an instance without an id.
@@ -65,6 +66,8 @@ def convert_operand(path: Path, value: Any) -> Any:
 
 def _converted(path: Path, value: Any) -> Any:
     shape = path.shape
+    if shape.models and isinstance(value, dict | list | tuple):
+        return _in_stored_order(shape.models, value)
     if shape.holds(bson.ObjectId):
         return _as_id(path, value)
     for kind, given, parsed in _PARSED:
@@ -72,6 +75,31 @@ def _converted(path: Path, value: Any) -> Any:
             with suppress(ValueError, decimal.InvalidOperation):  # a malformed string equals no stored value
                 return parsed(value)
     return value
+
+
+def _in_stored_order(models: Iterable[type[BaseModel]], value: Any) -> Any:
+    """A dict, or dicts in a list, with the keys in the order and under the names in which a model is stored.
+
+    MongoDB compares embedded documents key by key, in order. Undeclared keys come last, in their order.
+    """
+    if isinstance(value, list | tuple):
+        return [_in_stored_order(models, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    model = max(models, key=lambda each: len(value.keys() & _names_of(each)), default=None)
+    if model is None:
+        return value
+    ordered: dict[Any, Any] = {}
+    for name, alias in stored_names(model).items():
+        given = alias if alias in value else name
+        if given in value:
+            ordered[alias] = _in_stored_order(shape_of(model.model_fields[name].annotation).models, value[given])
+    return ordered | {key: item for key, item in value.items() if key not in _names_of(model)}
+
+
+def _names_of(model: type[BaseModel]) -> set[str]:
+    names = stored_names(model)
+    return {*names, *names.values()}
 
 
 def _is_declared(path: Path, value: Any) -> bool:
@@ -89,7 +117,7 @@ def _as_id(path: Path, value: Any) -> Any:
         found = value.__dict__.get("id")
         if found is None:
             raise ValueRefused(
-                f"{value!r} has no id yet, so nothing at {path.path!r} can reference it; create it first."
+                f"{value} has no id yet, so nothing at {path.path!r} can reference it; create it first."
             )
         return found
     return value

@@ -1,6 +1,6 @@
 """The methods of queries that read."""
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Never, TypeVar
 
@@ -10,10 +10,12 @@ from mongoz.exceptions import (
     InvalidKeyError,
     InvalidObjectIdError,
     MultipleDocumentsReturned,
+    OperatorInvalid,
 )
 from mongoz.fields.object_id import parse_object_id
 from mongoz.model.base import Model
 from mongoz.model.paths import resolve_path
+from mongoz.model.reserved import without_stamps
 from mongoz.persistence.rows.many import make_all
 from mongoz.queries.builders import QueryBuilder
 from mongoz.queries.columns import Columns, select_columns
@@ -197,6 +199,29 @@ class ReadQuery(QueryBuilder[D]):
             raise FieldDefinitionError(f"flat=True needs exactly one field, not {fields!r}.")
         rows = [tuple(row.values()) for row in await self._fetch_columns(columns, exclude_none)]
         return [row[0] for row in rows if row] if flat else rows
+
+    async def aggregate(self, pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Run an aggregation pipeline on the matching documents; returns the rows as dicts.
+
+        The conditions, the sort, `skip`, `limit`, `only` and `defer` of the query come first. Names in the
+        pipeline are stored names. Origin stamps are removed, at any depth.
+
+        Raises:
+            OperatorInvalid: a condition of the query uses JavaScript or `$near`, which no pipeline supports.
+
+        Examples:
+            >>> await Movie.objects.filter(year__gte=1980).aggregate([{"$sortByCount": "$year"}])
+        """
+        plan = self._plan
+        if plan.nothing:
+            return []
+        if is_for_find_only(plan.conditions):
+            raise OperatorInvalid(
+                f"aggregate() supports no JavaScript ($where) and no $near in the conditions {plan.filter!r}. "
+                "Write the condition as $expr, or as a first stage $geoNear of the pipeline."
+            )
+        cursor = await self._cursor(plan, projection(self._document, plan), pipeline)
+        return [without_stamps(row) async for row in cursor]
 
     async def explain(self) -> dict[str, Any]:
         """The server's `explain` of the query, with the statistics of all considered plans."""

@@ -17,6 +17,8 @@ class Broadcaster:
     Assign a `Signal` to add a custom one, or just use its name: an unknown name creates a signal. Names that start
     with `pre_` or `post_` must exist, since a misspelt signal would never fire.
 
+    `Broadcaster()` belongs to no document: its signals fire when the application sends them.
+
     Examples:
         >>> User.meta.signals.on_verify = mongoz.Signal()
         >>> User.signals.post_save.connect(send_mail)
@@ -38,7 +40,7 @@ class Broadcaster:
     )
 
     # Declared, since type checkers take every other attribute for a Signal.
-    _sender: type
+    _sender: type | None
     _parents: "tuple[Broadcaster, ...]"
     _dispatched: bool
     _signals: dict[str, Signal]
@@ -50,7 +52,9 @@ class Broadcaster:
     pre_delete: Signal
     post_delete: Signal
 
-    def __init__(self, sender: type, parents: tuple["Broadcaster", ...] = (), *, dispatched: bool = False) -> None:
+    def __init__(
+        self, sender: type | None = None, parents: tuple["Broadcaster", ...] = (), *, dispatched: bool = False
+    ) -> None:
         super().__setattr__("_sender", sender)
         super().__setattr__("_parents", parents)
         super().__setattr__("_dispatched", dispatched)
@@ -74,7 +78,7 @@ class Broadcaster:
         if found is None:
             if name.startswith(("pre_", "post_")):
                 raise SignalError(
-                    f"{self._sender.__name__} has no signal {name!r}, so it would never fire."
+                    f"{_name_of(self)} has no signal {name!r}, so it would never fire."
                     f"{nearest(name, self)} Assign a custom signal of this name first."
                 )
             found = Signal()
@@ -83,7 +87,7 @@ class Broadcaster:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not isinstance(value, Signal):
-            raise SignalError(f"{self._sender.__name__}.signals.{name} must be a mongoz.Signal, not {value!r}.")
+            raise SignalError(f"{_name_of(self)}.signals.{name} must be a mongoz.Signal, not {value!r}.")
         if name.startswith("_"):
             raise SignalError(f"A signal's name can't start with an underscore: {name!r}.")
         if name in BUILT_IN:
@@ -98,7 +102,7 @@ class Broadcaster:
 
     def __delattr__(self, name: str) -> None:
         if name in BUILT_IN or name not in self._signals:
-            raise SignalError(f"{self._sender.__name__} has no custom signal {name!r} to delete.")
+            raise SignalError(f"{_name_of(self)} has no custom signal {name!r} to delete.")
         del self._signals[name]
 
     def __contains__(self, name: object) -> bool:
@@ -108,10 +112,14 @@ class Broadcaster:
         return iter(sorted(self._signals))
 
     def __repr__(self) -> str:
-        return f"<Broadcaster of {self._sender.__name__}: {', '.join(self)}>"
+        return f"<Broadcaster of {_name_of(self)}: {', '.join(self)}>"
 
 
 # Functions instead of methods: every public name of a Broadcaster is the name of a signal.
+
+
+def _name_of(broadcaster: Broadcaster) -> str:
+    return "no document" if broadcaster._sender is None else broadcaster._sender.__name__
 
 
 def signals_of(broadcaster: Broadcaster) -> Iterator[Signal]:

@@ -73,18 +73,18 @@ class Signal:
         self.cached_claims: Any = None  # `persistence/origin.py` uses it
         self.cached_firing: Any = None  # `post_signals.plan_firing` uses it
 
-    def bind(self, name: str, sender: type, parents: Iterable["Signal"], *, dispatched: bool) -> None:
+    def bind(self, name: str, sender: type | None, parents: Iterable["Signal"], *, dispatched: bool) -> None:
         """Make this the signal `name` of one document. The document's Broadcaster calls it.
 
         Args:
             name: the name of the attribute.
-            sender: the document class.
+            sender: the document class; None for a Broadcaster of no document.
             parents: the same signal of the abstract documents that the sender inherits from.
             dispatched: receivers need an identity that is the same in all processes.
         """
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
-        if name in POST:  # receivers that were connected before this have no id yet
+        if name in POST and sender is not None:  # receivers that were connected before this have no id yet
             self._own = tuple(with_ids(receiver, sender, name) for receiver in self._own)
         self._clear_cache()
         self._check_identities(self.receivers)

@@ -151,7 +151,12 @@ async def test_check_creates_and_drops_indexes(define: Define, foreign: Any) -> 
     Movie.meta.fields["name"].index = False
     await Movie.check_indexes()
     assert await names(Movie) == ["_id_", "rating", "more"]
-    assert await Movie.create_indexes() == ["rating", "more"]
+    await Movie.create(Movie(name="a"))  # the first write leaves it dropped, too
+    assert await names(Movie) == ["_id_", "rating", "more"]
+    assert await Movie.create_indexes() == ["name", "rating", "more"]  # what meta.indexes lists
+    assert sorted(await names(Movie)) == ["_id_", "more", "name", "rating"]
+    await Movie.check_indexes()
+    assert await names(Movie) == ["_id_", "rating", "more"]
     Movie.meta.fields["name"].index = True
     await Movie.check_indexes()
     assert sorted(await names(Movie)) == ["_id_", "more", "name", "rating"]

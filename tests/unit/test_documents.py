@@ -197,7 +197,7 @@ def test_instances_are_compared_by_value_and_shown_by_id() -> None:
     assert one == two == user(id=id_, title="a") == user(_id=id_, title="a")
     assert one != user(id=id_, title="b")
     assert one.model_dump() == dict(one) == {"id": id_, "title": "a"}
-    assert repr(one) == str(one) == f"User(id={id_})"
+    assert (str(one), repr(one)) == (f"User(id={id_})", f"User(id={id_}, title='a')")
     assert user().id is None
     assert copy.deepcopy(one) == one
     assert user.get_instance_name() == "user"
@@ -456,3 +456,22 @@ def test_string_annotations_of_local_classes_are_resolved():
 
     assert Whole(part={"number": 2}).part.number == 2
     assert Whole(parent={"name": "a"}).parent.name == "a"
+
+
+def test_the_repr_of_an_instance_is_short_and_hides_what_the_field_hides() -> None:
+    class Part(mongoz.EmbeddedDocument):
+        n: int = mongoz.Integer()
+
+    class Thing(mongoz.Document):
+        name: str = mongoz.String()
+        data: bytes = mongoz.Binary(max_length=100_000)
+        parts: list[Part] = mongoz.Array(Part)
+        password: str = mongoz.String(repr=False)
+
+    thing = Thing(name="x" * 1000, data=b"y" * 50_000, parts=[Part(n=1)] * 500, password="secret", more=1)
+    text = repr(thing)
+    assert len(text) < 300
+    for part in ("Thing(id=None, name='xxx", "50000 bytes", "parts=[Part(n=1), Part(n=1)", "...", "more=1)"):
+        assert part in text
+    assert "secret" not in text
+    assert str(thing) == "Thing(id=None)"

@@ -893,3 +893,24 @@ def test_a_built_in_signal_can_be_replaced_and_its_receivers_are_known() -> None
     (inherited,) = Child.signals.post_save.receivers
     assert inherited.function is receiver
     assert len(inherited.id) == 8
+
+
+async def test_a_broadcaster_without_a_document_has_signals_too() -> None:
+    signals, heard = Broadcaster(), []
+
+    async def hear(sender: Any, **kwargs: Any) -> None:
+        heard.append((sender, kwargs))
+
+    signals.on_verify = Signal()
+    for name in ("on_verify", "post_save", "found"):
+        signal = getattr(signals, name)
+        signal.connect(hear)
+        await signal.send("me", name=name)
+    assert heard == [("me", {"name": name}) for name in ("on_verify", "post_save", "found")]
+    for wrong in (None, 5, hear):
+        with pytest.raises(SignalError, match=r"must be a mongoz\.Signal"):
+            signals.other = wrong
+    with pytest.raises(SignalError, match="post_saved"):
+        signals.post_saved  # noqa: B018
+    assert repr(signals).startswith("<Broadcaster of no document: found, on_verify")
+    assert mongoz.Delivery is mongoz.signals.Delivery

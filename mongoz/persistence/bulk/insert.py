@@ -54,7 +54,7 @@ async def insert_many(
     if len(set(map(id, instances))) < len(instances):
         double = next(each for place, each in enumerate(instances) if any(each is it for it in instances[:place]))
         raise ValueError(
-            f"create_many() of {document.__name__} got an instance twice: {double!r}. "
+            f"create_many() of {document.__name__} got an instance twice: {double}. "
             "An instance is one document; make one instance for each document."
         )
     await run_in_turns(instances, session, _insert_many(document, instances, collection, session))

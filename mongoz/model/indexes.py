@@ -9,6 +9,7 @@ from pymongo import IndexModel
 from mongoz.exceptions import ImproperlyConfigured, IndexError, InvalidKeyError
 from mongoz.fields import BaseField
 from mongoz.model.paths import resolve_path
+from mongoz.model.shapes import shape_of
 
 __all__ = ["Index", "IndexType", "indexes_in_meta", "indexes_of_fields", "merge_indexes"]
 
@@ -107,19 +108,28 @@ def _stored_path(document: Any, field: str) -> str:
         return field
 
 
-def indexes_of_fields(fields: Mapping[str, BaseField]) -> list[Index]:
-    """An index for each field that was declared with `index` or `unique`.
+def indexes_of_fields(
+    fields: Mapping[str, Any], prefix: str = "", outer: tuple[type, ...] = ()
+) -> list[tuple[Index, BaseField]]:
+    """An index for each field that was declared with `index` or `unique`, also inside of embedded documents.
 
     A unique field gets `field.index = True`. If an application sets it to False later, `check_indexes()` drops the
     index.
+
+    Args:
+        fields: name -> field.
+        prefix: the dotted names of the enclosing fields, with a dot at the end.
+        outer: the classes of the enclosing embedded documents: one inside of itself has no end.
     """
-    found = []
+    found: list[tuple[Index, BaseField]] = []
     for name, field in fields.items():
         # The server makes the index of _id itself, and allows no second one.
-        if name == "id" or not (field.unique or field.index):
-            continue
-        field.index = True
-        found.append(Index(name, unique=field.unique, sparse=field.sparse))
+        if isinstance(field, BaseField) and (field.unique or field.index) and (prefix or name != "id"):
+            field.index = True
+            found.append((Index(f"{prefix}{name}", unique=field.unique, sparse=field.sparse), field))
+        for model in shape_of(field.annotation).models:
+            if model not in outer:
+                found += indexes_of_fields(model.model_fields, f"{prefix}{name}.", (*outer, model))
     return found
 
 

@@ -36,8 +36,8 @@ class MetaInfo:
         watch: further databases and collections with this document, as written in Meta.
         watched: `watch` as patterns of namespaces, without the document's own collection, which is always watched.
         fields: name -> field.
-        indexes: the indexes of the fields, then Meta's own, then the indexes of the parents' Meta. The list may
-            be changed after the class is defined.
+        indexes: the indexes of the fields, also inside of embedded documents, then Meta's own, then the indexes of
+            the parents' Meta. The list may be changed after the class is defined.
         signals: the Broadcaster.
         document: the class; for the class of partial rows, the full class.
     """
@@ -85,7 +85,7 @@ class MetaInfo:
         self.watched = WatchedNamespaces()
         self.fields = {}
         self._own_indexes = indexes_in_meta(document_name, options.get("indexes", ()))
-        self._field_indexes: list[Index] = []
+        self._field_indexes: list[tuple[Index, BaseField]] = []
         self.indexes = []
         self._check_types()
         self.database = self._make_database()
@@ -115,7 +115,8 @@ class MetaInfo:
             self.watched = WatchedNamespaces(self._patterns or (), self.collection.name)
         self._field_indexes = indexes_of_fields(fields)
         inherited = [index for parent in parents for index in parent._own_indexes]
-        self.indexes = merge_indexes(self._document_name, [*self._field_indexes, *self._own_indexes], inherited)
+        of_fields = [index for index, _ in self._field_indexes]
+        self.indexes = merge_indexes(self._document_name, [*of_fields, *self._own_indexes], inherited)
         self.signals = Broadcaster(
             document,
             tuple(parent.signals for parent in parents if parent.abstract),
@@ -164,7 +165,7 @@ class MetaInfo:
 
     def wanted_indexes(self) -> list[Index]:
         """The declared indexes, without indexes of fields whose `index` was set to False later."""
-        unwanted = [index for index in self._field_indexes if not self.fields[index.name].index]
+        unwanted = [index for index, field in self._field_indexes if not field.index]
         return [index for index in self.indexes if not any(index is one for one in unwanted)]
 
     def _check_types(self) -> None:

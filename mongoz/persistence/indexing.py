@@ -95,12 +95,17 @@ async def match_indexes(meta: MetaInfo, target: Collection, *, force_drop: bool)
 
 
 def _indexes_of_neighbours(meta: MetaInfo, target: Collection) -> list[Index]:
-    """The indexes that other documents of the registry declare for the same collection."""
-    documents: dict[str, Any] = {} if meta.registry is None else meta.registry.documents
+    """The indexes that other documents of the registry declare for the same collection.
+
+    A class that is defined again, in a notebook for example, replaces the earlier one.
+    """
+    documents: tuple[Any, ...] = () if meta.registry is None else meta.registry.all_documents
+    latest = {(document.__module__, document.__qualname__): document for document in documents}
+    latest.pop((meta.document.__module__, meta.document.__qualname__), None)
     return [
         index
-        for name, document in documents.items()
-        if name != meta.document.__name__ and document.meta.collection in (meta.collection, target)
+        for document in latest.values()
+        if document.meta.collection in (meta.collection, target)
         for index in document.meta.wanted_indexes()
     ]
 

@@ -371,3 +371,33 @@ async def test_the_registry_checks_all_documents(
     assert await names(Book) == ["_id_", "name"]
     found = [collection.name for collection in await registry.get_database(database).get_collections()]
     assert found == ["books", "movies"]
+
+
+async def test_a_check_keeps_the_indexes_of_a_class_of_the_same_name_in_another_module(define: Define) -> None:
+    Movie, other = define("Movie", indexes=[Index("year")]), define("Movie", indexes=[Index("rating")])
+    Movie.__module__ = "shop.catalogue"
+    await Movie.create_indexes()
+    await other.check_indexes()
+    assert sorted(await names(Movie)) == ["_id_", "name", "rating", "year"]
+
+
+async def test_the_unique_field_of_an_embedded_document_is_unique(
+    registry: mongoz.Registry, database: str
+) -> None:
+    class Code(mongoz.EmbeddedDocument):
+        value: str = mongoz.String(unique=True, alias="v")
+
+    class Ticket(mongoz.Document):
+        code: Code = mongoz.Embed(Code)
+        codes: list[Code] = mongoz.Array(Code, default=list)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database, "autogenerate_index": True})
+
+    await Ticket.objects.create(code=Code(value="a"), codes=[Code(value="x"), Code(value="y")])
+    for wrong in ({"code": {"value": "a"}}, {"code": {"value": "b"}, "codes": [{"value": "y"}]}):
+        with pytest.raises(DuplicateKeyError):
+            await Ticket.objects.create(**wrong)
+    assert await names(Ticket) == ["_id_", "code.value", "codes.value"]
+    Code.model_fields["value"].index = False
+    await Ticket.check_indexes()
+    assert await names(Ticket) == ["_id_"]

@@ -271,3 +271,71 @@ def test_switching_off_is_per_class() -> None:
     Child.meta.fields["name"].index = False
     assert [index.name for index in Base.meta.wanted_indexes()] == ["name"]
     assert Child.meta.wanted_indexes() == []
+
+
+class Reply(mongoz.EmbeddedDocument):
+    text: str = mongoz.String(index=True, alias="t")
+    replies: list["Reply"] = mongoz.Array(Any, default=list)
+    nested: "Reply | None" = None
+
+
+class Address(mongoz.EmbeddedDocument):
+    city: str = mongoz.String(index=True)
+    code: str | None = mongoz.String(null=True, unique=True, sparse=True, alias="c")
+    street: str = mongoz.String()
+
+
+class Person(mongoz.EmbeddedDocument):
+    id: int = mongoz.Integer(index=True)
+    home: Address = mongoz.Embed(Address)
+
+
+def test_fields_of_embedded_documents_have_indexes_wherever_they_are_embedded() -> None:
+    class Order(mongoz.Document):
+        buyer: Person | None = mongoz.Embed(Person, null=True, alias="b")
+        stops: list[Address] = mongoz.Array(Address, index=True)
+        reply: Reply | None = None
+        name: str = field(unique=True)
+
+        class Meta:
+            indexes = (Index("stops.street"),)
+
+    assert names(Order) == [
+        *("buyer.id", "buyer.home.city", "buyer.home.code", "stops", "stops.city", "stops.code"),
+        *("reply.text", "name", "stops.street"),
+    ]
+    found = {index.name: index for index in Order.meta.indexes}
+    assert (found["stops.code"].unique, found["stops.code"].sparse, found["stops.city"].unique) == (
+        True,
+        True,
+        False,
+    )
+    keys = {name: list(index.for_document(Order).document["key"]) for name, index in found.items()}
+    assert (keys["buyer.home.code"], keys["reply.text"]) == (["b.home.c"], ["reply.t"])
+
+
+def test_the_index_of_an_embedded_field_is_declared_once_and_can_be_switched_off() -> None:
+    class Part(mongoz.EmbeddedDocument):
+        n: int = mongoz.Integer(index=True)
+
+    with pytest.raises(mongoz.IndexError, match=r"two indexes named 'part\.n'"):
+
+        class Twice(mongoz.Document):
+            part: Part = mongoz.Embed(Part)
+
+            class Meta:
+                indexes = (Index("part.n"),)
+
+    class Base(mongoz.Document):
+        part: Part = mongoz.Embed(Part)
+
+        class Meta:
+            abstract = True
+
+    class Thing(Base):
+        more: Part = mongoz.Embed(Part)
+
+    assert names(Thing) == ["part.n", "more.n"]
+    Part.model_fields["n"].index = False
+    assert Thing.meta.wanted_indexes() == []
+    assert names(Thing) == ["part.n", "more.n"]

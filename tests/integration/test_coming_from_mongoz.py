@@ -172,6 +172,20 @@ async def _(registry: mongoz.Registry, database: str, foreign: Any) -> None:
     assert foreign.movies.find_one()["city"] == {"name": "Ulm", "mayor": {"since": 2015}}
 
 
+@line("`index` and `unique` on a field of an `EmbeddedDocument`")
+async def embedded_fields_have_indexes(registry: mongoz.Registry, database: str, foreign: Any) -> None:
+    class Code(mongoz.EmbeddedDocument):
+        value: str = mongoz.String(unique=True)
+        kind: str = mongoz.String(index=True)
+
+    class Ticket(mongoz.Document):
+        code: Code = mongoz.Embed(Code)
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    await Ticket.create_indexes()
+    assert foreign.tickets.index_information().keys() == {"_id_", "code.value", "code.kind"}
+
+
 @line("`minimum=0`, `maximum=0` of numbers")
 async def _(registry: mongoz.Registry, database: str, foreign: Any) -> None:
     class Zero(mongoz.Document):

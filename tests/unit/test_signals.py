@@ -873,6 +873,7 @@ async def test_post_receivers_get_their_delivery(name: str) -> None:
         "replayed": False,
         "superseded": False,
         "session": None,
+        "context": None,
     }
 
 

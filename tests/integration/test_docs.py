@@ -109,6 +109,7 @@ GUIDES = {
     "docs/how-to/collections.md": 0,
     "docs/how-to/failing-receivers.md": 0,
     "docs/how-to/requests.md": 5,
+    "docs/how-to/scripts.md": 2,
     "docs/coming-from/mongoz.md": 1,
     "docs/coming-from/beanie.md": 1,
     "docs/coming-from/mongoengine.md": 1,

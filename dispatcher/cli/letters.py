@@ -36,6 +36,9 @@ class _Filters(NamedTuple):
         Literal["failed", "invalid", "undecodable", "too_many_hops"] | None,
         typer.Option(help="Only dead letters with this reason."),
     ]
+    error: Annotated[
+        str | None, typer.Option(help="Only dead letters with this type of error, such as builtins.LookupError.")
+    ]
     since: Annotated[
         str | None,
         typer.Option(
@@ -52,16 +55,18 @@ class _Filters(NamedTuple):
 
     def wanted(self) -> "Wanted":
         """The flags as a query of the state."""
-        from dispatcher.cli.parsing import keys, moment
+        from dispatcher.cli.parsing import moment
+        from dispatcher.core.keys import keys_named
         from dispatcher.operate.dead_letters import Wanted
 
         return Wanted(
             receiver=self.receiver,
             signal=self.signal,
             reason=self.reason,
+            error=self.error,
             since=None if self.since is None else moment(self.since, "--since"),
             until=None if self.until is None else moment(self.until, "--until"),
-            keys=() if self.key is None else keys(self.key),
+            keys=() if self.key is None else keys_named(self.key),
         )
 
 

@@ -1,14 +1,11 @@
-"""Parses times, points in the change stream, and keys of documents."""
+"""Parses times and points in the change stream."""
 
 import re
-from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import typer
-from bson import ObjectId, Timestamp
-from bson.json_util import loads
+from bson import Timestamp
 
 from dispatcher.core.resume_tokens import token_at, token_time
 
@@ -61,13 +58,3 @@ def token(text: str, option: str) -> str:
     if _TOKEN.fullmatch(text.strip()):
         return text.strip().upper()
     return token_at(point(text, option))
-
-
-def keys(text: str) -> Sequence[Any]:
-    """All `_id`s that this text can mean: the text, an ObjectId, a number, extended JSON."""
-    found: list[Any] = [text]
-    if ObjectId.is_valid(text):
-        found.append(ObjectId(text))
-    with suppress(ValueError, TypeError):
-        found.append(loads(text))
-    return found

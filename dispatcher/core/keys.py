@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final
 
 import bson
 from bson.decimal128 import Decimal128
+from bson.json_util import loads
 
 from mongoz.keys import KEY_CODEC, canonical
 
@@ -52,3 +54,13 @@ def _number(value: float | Decimal128) -> str:
         return "NaN"
     number = value.to_decimal() if isinstance(value, Decimal128) else Decimal(value)
     return "0" if number == 0 else str(number.normalize(_DIGITS))
+
+
+def keys_named(text: str) -> list[Any]:
+    """All `_id`s that a text can mean: the text, an ObjectId, a number, extended JSON."""
+    found: list[Any] = [text]
+    if bson.ObjectId.is_valid(text):
+        found.append(bson.ObjectId(text))
+    with suppress(ValueError, TypeError):
+        found.append(loads(text))
+    return found

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.error_text import text_of
+from dispatcher.core.keys import keys_named
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import HELD, Group
 from dispatcher.core.state_checks import Misfit, StateReader, letter, problem_of
@@ -26,14 +27,23 @@ from dispatcher.parking.record import short_id
 _INTERNAL: Final = dict.fromkeys(("short_id", "hash", "lane", "by", "parked_at", "due_at"), False)
 _SHORT: Final = {**_INTERNAL, "parts": False, "files": False, "error.traceback": False}
 
+# The attributes of a filter that are fields of a dead letter.
+_FIELDS: Final = (("receiver", "receiver"), ("signal", "signal"), ("reason", "reason"), ("error", "error.type"))
+
 # Maximum number of dead letters in a message.
 _LISTED: Final = 5
 
 # Maximum number of dead letters in one command.
 _SLICE: Final = 1_000
 
-# Matches dead letters that are not being retried.
-_IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since", "lane")}
+IDLE: Final = {name: {"$exists": False} for name in ("retry_requested_at", "retrying_since", "lane")}
+"""Matches dead letters that are not being retried."""
+
+REQUEST: Final[list[dict[str, Any]]] = [
+    {"$set": {"retry_requested_at": "$$NOW"}},
+    {"$unset": ["retry_refused"]},
+]
+"""The update that requests a retry."""
 
 # Seconds between two reads of the outcomes of retries, and between two searches for old dead letters.
 _LOOK: Final = 0.2
@@ -44,9 +54,12 @@ class Wanted(NamedTuple):
     """A filter of letters. A letter must match all attributes that are set.
 
     Attributes:
+        receiver: its name; an empty text selects changes that could not be decoded.
+        error: the type of the error; an empty text selects letters without one.
         since: the last attempt ended at this time or later.
         until: the last attempt ended before this time.
         keys: values that the `_id` of the document may have.
+        text: the `_id` of the document as text, or the beginning of the id or of the short id of the letter.
     """
 
     receiver: str | None = None
@@ -56,13 +69,15 @@ class Wanted(NamedTuple):
     until: datetime | None = None
     keys: Sequence[Any] = ()
     ids: Sequence[str] | None = None
+    error: str | None = None
+    text: str | None = None
 
     def query(self, group: str) -> dict[str, Any]:
         """The filter for find()."""
         query: dict[str, Any] = {"group": group, **LETTERS}
-        for name in ("receiver", "signal", "reason"):
+        for name, field in _FIELDS:
             if (value := getattr(self, name)) is not None:
-                query[name] = value
+                query[field] = value or None
         if self.since is not None or self.until is not None:
             query["last_attempt_at"] = {
                 **({"$gte": self.since} if self.since is not None else {}),
@@ -72,6 +87,9 @@ class Wanted(NamedTuple):
             query["key"] = {"$in": list(self.keys)}
         if self.ids is not None:
             query["_id"] = {"$in": list(self.ids)}
+        if self.text is not None:
+            begins = _begins(self.text)
+            query["$or"] = [{"short_id": begins}, {"_id": begins}, {"key": {"$in": keys_named(self.text)}}]
         return query
 
 
@@ -152,11 +170,15 @@ def _unknown(group: Group, named: str) -> UnknownLetter:
 
 async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
     """The first letters whose id or short id begins with a text, and their receivers."""
-    letters = group.state.held
-    begins = {"$gte": text, "$lt": f"{text}\U0010ffff"}  # a range uses the indexes; a pattern does not
+    letters, begins = group.state.held, _begins(text)
     either = {"$or": [{"group": group.name, **LETTERS, name: begins} for name in ("short_id", "_id")]}
     found = letters.find(either, {"receiver": True}).limit(_LISTED + 1)
     return {one["_id"]: one.get("receiver") async for one in found}
+
+
+def _begins(text: str) -> dict[str, str]:
+    """Matches texts with this beginning. A range uses the indexes; a pattern does not."""
+    return {"$gte": text, "$lt": f"{text}\U0010ffff"}
 
 
 async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -214,7 +236,7 @@ async def drop(group: Group, ids: Sequence[str], *, until: datetime | None = Non
     for i in range(0, len(ids), _SLICE):
         these = {"group": group.name, **LETTERS, "_id": {"$in": list(ids[i : i + _SLICE])}}
         found = await letters.find(these, {"files": True}).to_list()
-        await letters.delete_many({**Wanted(until=until).query(group.name), **these, **_IDLE})
+        await letters.delete_many({**Wanted(until=until).query(group.name), **these, **IDLE})
         left = {one["_id"] async for one in letters.find(these, {"_id": True})}
         for one in found:
             (done.kept if one["_id"] in left else done.dropped).append(one["_id"])
@@ -272,10 +294,9 @@ async def request_retry(
     if missing:
         listed = ", ".join(map(repr, missing[:_LISTED])) + (", ..." if len(missing) > _LISTED else "")
         raise _unknown(group, listed)
-    request: list[dict[str, Any]] = [{"$set": {"retry_requested_at": "$$NOW"}}, {"$unset": ["retry_refused"]}]
     names = list(requested)
     for i in range(0, len(names), _SLICE):
-        await letters.update_many({"_id": {"$in": names[i : i + _SLICE]}}, request)
+        await letters.update_many({"_id": {"$in": names[i : i + _SLICE]}}, REQUEST)
     return requested
 
 

@@ -1,13 +1,14 @@
 """Fixtures of the tests that run commands."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.acceptance.commands import Dispatcher, run_command
 from tests.conftest import need
-from tests.support import PATIENCE
+from tests.support import PATIENCE, Daemon, daemon
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -41,3 +42,24 @@ def browser() -> "Iterator[Browser]":
     expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+
+
+@pytest.fixture
+def mended(tmp_path: Path) -> Path:
+    """When a test creates this file, the receiver `breaks` fails no longer."""
+    return tmp_path / "mended"
+
+
+@pytest.fixture
+def shown(mongo, database, mended, tmp_path) -> Iterator[Daemon]:
+    """The dispatcher whose dashboard a test opens."""
+    from tests.acceptance.pages import APP, TOKEN
+
+    environment = {"SHOWN_URL": mongo.url, "SHOWN_GROUP": database, "SHOWN_MENDED": str(mended)}
+    settings = {
+        "DISPATCHER_HTTP_TOKEN": TOKEN,
+        "DISPATCHER_STATE_DATABASE": f"{database}_state",
+        "DISPATCHER_HTTP": "127.0.0.1:0",
+    }
+    with daemon(APP, cwd=tmp_path, **environment, **settings) as running:
+        yield running

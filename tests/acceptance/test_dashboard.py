@@ -1,88 +1,24 @@
 """The dashboard of a real daemon in Chromium."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Route, expect
 
+from tests.acceptance.pages import (
+    FILLED,
+    HOSTILE,
+    SCROLLS_SIDEWAYS,
+    TOKEN,
+    Watched,
+    link_of,
+    row,
+    tile,
+    unlock,
+    url_of,
+)
 from tests.books import book
-from tests.support import PATIENCE, Daemon, daemon, eventually_sync
-
-APP = "tests.acceptance.apps.dashboard:registry"
-TOKEN = "sixteen letters or more"
-HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
-
-# Counts the filled pixels of a plot. They are below the first line of the plot, so a line at zero has no filled
-# pixels.
-FILLED = """id => {
-  const canvas = document.querySelector(`#${id} canvas`);
-  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-  let filled = 0;
-  for (let at = 3; at < pixels.length; at += 4) filled += pixels[at] > 25 && pixels[at] < 45;
-  return filled;
-}"""
-SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
-
-
-class Watched:
-    """A page with records of its errors and requests."""
-
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        self.complaints: list[str] = []
-        self.hosts: set[str] = set()
-        self._context = browser.new_context(**options)
-        self.page = self._context.new_page()
-        self.page.set_default_timeout(PATIENCE * 1000)
-        self.page.on("console", lambda said: self._complain(said.type, said.text))
-        self.page.on("pageerror", lambda error: self._complain("error", str(error)))
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.page.goto(url)
-        self.page.wait_for_selector("body[data-loaded]")
-
-    def _complain(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning") and "getImageData" not in text:  # caused by this test, see FILLED
-            self.complaints.append(text)
-
-    def close(self) -> None:
-        self._context.close()
-
-
-@pytest.fixture
-def mended(tmp_path: Path) -> Path:
-    return tmp_path / "mended"
-
-
-@pytest.fixture
-def shown(mongo, database, mended, tmp_path) -> Iterator[Daemon]:
-    environment = {"SHOWN_URL": mongo.url, "SHOWN_GROUP": database, "SHOWN_MENDED": str(mended)}
-    settings = {
-        "DISPATCHER_HTTP_TOKEN": TOKEN,
-        "DISPATCHER_STATE_DATABASE": f"{database}_state",
-        "DISPATCHER_HTTP": "127.0.0.1:0",
-    }
-    with daemon(APP, cwd=tmp_path, **environment, **settings) as running:
-        yield running
-
-
-def url_of(running: Daemon) -> str:
-    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running.log)
-    return f"{listening['address']}/dashboard/"
-
-
-def link_of(running: Daemon) -> str:
-    return f"{url_of(running)}#token={quote(TOKEN)}"
-
-
-def tile(page: Page, name: str) -> Any:
-    return page.locator(".tile", has_text=name).locator("dd")
-
-
-def row(page: Page, receiver: str) -> Any:
-    return page.locator("#receivers tr", has_text=receiver)
+from tests.support import eventually_sync
 
 
 @pytest.mark.slow
@@ -234,12 +170,6 @@ def test_a_link_without_a_valid_token_opens_the_page_locked(browser, shown):
         expect(page.locator("#pause-all")).to_be_visible()
         assert watched.complaints == []
         watched.close()
-
-
-def unlock(page: Page, token: str) -> None:
-    page.get_by_role("button", name="Unlock").first.click()
-    page.get_by_label("Token").fill(token)
-    page.locator("#unlock-dialog").get_by_role("button", name="Unlock").click()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from dispatcher.embedded.broker import EmbeddedBroker
-from tests.acceptance.test_dashboard import SCROLLS_SIDEWAYS, Watched, tile, url_of
+from tests.acceptance.pages import SCROLLS_SIDEWAYS, Watched, tile, url_of
 from tests.support import Daemon, daemon, eventually_sync
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")

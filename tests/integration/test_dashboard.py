@@ -387,7 +387,7 @@ async def test_other_machines_see_the_state_without_the_token_but_no_documents(a
     told = (await abroad.get("state", None)).json
     assert (told["may_read"], told["may_change"], told["dead_letter_count"]) == (False, False, 1)
     assert "Ada" not in json.dumps(told)
-    for path in ("letters", "letter"):
+    for path in ("letters", "letters/groups", "letter"):
         for token in (None, WRONG, ""):
             answer = await abroad.get(path, token, id=stored["_id"])
             assert answer.status == 401
@@ -488,6 +488,7 @@ CHANGES = [
     ("letters/retry", {"all": True}),
     ("letters/drop", {"ids": ["delivery-001:00aa:shop.User"]}),
     ("letters/drop", {"all": True}),
+    ("letters/stop", {"all": True}),
     ("pause", {"receiver": None}),
     ("resume", {"receiver": None}),
 ]
@@ -524,6 +525,8 @@ NONSENSE = [
     (b'{"ids": ["a"], "unknown": 1}', 400),
     (b"{}", 400),
     (b'{"ids": ["a"], "all": true}', 400),
+    (b'{"all": true, "began": "yesterday"}', 400),
+    (b'{"all": true, "since": "2026-01-01T00:00:00"}', 400),
     (json.dumps({"ids": ["x"] * 1_001}).encode(), 400),
     (b'{"ids": ["' + b"x" * 200_000 + b'"]}', 413),
 ]
@@ -532,7 +535,7 @@ NONSENSE = [
 @pytest.mark.parametrize(("body", "status"), NONSENSE)
 async def test_invalid_requests_are_refused_and_change_nothing(page, state, database, body, status):
     state.held.insert_one(letter(database, 1))
-    for path in ("letters/retry", "letters/drop"):
+    for path in ("letters/retry", "letters/drop", "letters/stop"):
         answer = await page.ask("POST", f"/dashboard/api/{path}", body=body, token=TOKEN)
         assert (answer.status, bool(answer.json["error"])) == (status, True)
     assert [set(one) for one in state.held.find()] == [set(letter(database, 1))]
@@ -559,11 +562,141 @@ async def test_a_retry_is_requested_for_the_selected_dead_letters(page, state, d
 
     assert (await page.post("letters/retry", {"ids": ["delivery-001:00aa:shop.User"]})).json == {"count": 1}
     assert requested() == [1]
-    assert (await page.post("letters/retry", {"all": True, "receiver": "shop.index"})).json == {"count": 1}
-    assert requested() == [1, 2]
-    assert (await page.post("letters/retry", {"all": True})).json == {"count": 3}
+    told = (await page.post("letters/retry", {"all": True, "receiver": "shop.index"})).json
+    assert (told["count"], told["more"], requested()) == (1, False, [1, 2])
+    assert (await page.post("letters/retry", {"all": True})).json["count"] == 1
     assert requested() == [1, 2, 3]
     assert (await page.post("letters/retry", {"ids": ["gone"]})).status == 404
+
+
+def failed(group: str, number: int, kind: str = "builtins.LookupError", **changes: Any) -> dict[str, Any]:
+    error = {"type": kind, "message": f"{kind.rpartition('.')[2]}: number {number}", "traceback": ""}
+    return letter(group, number, error=error, short_id=f"{number:012x}", **changes)
+
+
+async def test_dead_letters_are_grouped_by_receiver_and_error(page, state, database):
+    state.held.insert_many([failed(database, number) for number in range(5)])
+    state.held.insert_many([failed(database, 5, "builtins.TypeError"), failed(database, 6, receiver="shop.index")])
+    state.held.insert_one(failed(database, 7, receiver=None, receiver_id=None, reason="undecodable"))
+    state.held.insert_one(failed("another", 8))
+    now = datetime.now(UTC)
+    state.held.update_one({"key": 1}, {"$set": {"retry_requested_at": now}})
+    state.held.update_one({"key": 2}, {"$set": {"retrying_since": now, "lane": "l", "due_at": now}})
+    told = (await page.get("letters/groups")).json
+    assert told["complete"] is True
+    assert [(one["receiver"], one["error"], one["count"], one["retrying"]) for one in told["groups"]] == [
+        ("shop.mail", "builtins.LookupError", 5, 2),
+        (None, "builtins.LookupError", 1, 0),
+        ("shop.index", "builtins.LookupError", 1, 0),
+        ("shop.mail", "builtins.TypeError", 1, 0),
+    ]
+    largest = told["groups"][0]
+    assert (largest["message"], largest["newest_at"]) == ("LookupError: number 4", "2026-01-01T00:00:04+00:00")
+    unreadable = {"receiver": "", "error": "builtins.LookupError", "reason": "undecodable"}
+    assert [one["key"] for one in (await page.get("letters", **unreadable)).json["letters"]] == ["7"]
+
+
+async def test_dead_letters_are_grouped_in_part_if_there_are_too_many(page, state, database, monkeypatch):
+    monkeypatch.setattr("dispatcher.operate.letter_groups._PATIENCE_MS", 1)
+    monkeypatch.setattr("dispatcher.operate.letter_groups._COUNTED", 7)
+    state.held.insert_many([failed(database, number) for number in range(20_000)])
+    told = (await page.get("letters/groups")).json
+    assert (told["complete"], told["groups"][0]["count"]) == (False, 7)
+    assert told["groups"][0]["message"] == "LookupError: number 19999"
+
+
+async def test_a_malformed_dead_letter_is_in_no_group_but_named(page, state, database):
+    state.held.insert_many([failed(database, 1), failed(database, 2, receiver=7), failed(database, 3)])
+    state.held.update_one({"key": 3}, {"$set": {"error": "edited by hand"}})
+    told = (await page.get("letters/groups")).json
+    assert {(one["error"], one["count"], one["message"]) for one in told["groups"]} == {
+        (None, 1, ""),
+        ("builtins.LookupError", 1, "LookupError: number 1"),
+    }
+    assert [one["collection"] for one in told["misfits"]] == [f"{database}_state.held"]
+    without_error = {"receiver": "shop.mail", "error": ""}
+    assert (await page.post("letters/drop", {"all": True, **without_error})).json["count"] == 1
+
+
+SEARCHES = [
+    ({"text": "000000000003"}, [3]),  # its short id
+    ({"text": "delivery-00"}, [1, 2, 3, 4]),
+    ({"text": "4"}, [4]),  # `_id` of the document
+    ({"text": "nothing"}, []),
+    ({"receiver": "shop.index"}, [2]),
+    ({"reason": "invalid"}, [3]),
+    ({"error": "builtins.TypeError"}, [4]),
+    ({"since": "2026-01-01T00:00:02Z"}, [2, 3, 4]),
+    ({"until": "2026-01-01T01:00:02+01:00"}, [1]),
+    ({"since": "2026-01-01T00:00:02Z", "text": "delivery", "receiver": "shop.mail"}, [3, 4]),
+]
+
+
+@pytest.mark.parametrize(("search", "found"), SEARCHES, ids=str)
+async def test_dead_letters_are_found_by_id_receiver_reason_error_and_time(page, state, database, search, found):
+    state.held.insert_many(
+        [
+            failed(database, 1),
+            failed(database, 2, receiver="shop.index"),
+            failed(database, 3, reason="invalid"),
+            failed(database, 4, "builtins.TypeError"),
+            failed("another", 5),
+        ]
+    )
+    listed = (await page.get("letters", **search)).json["letters"]
+    assert sorted(int(one["key"]) for one in listed) == found
+    groups = (await page.get("letters/groups", **search)).json["groups"]
+    assert sum(one["count"] for one in groups) == len(found)
+    assert (await page.post("letters/drop", {"all": True, **search})).json["count"] == len(found)
+    assert {one["key"] for one in state.held.find({"group": database})} == {1, 2, 3, 4} - set(found)
+
+
+async def test_a_search_with_a_wrong_time_is_refused(page):
+    for path in ("letters", "letters/groups"):
+        answer = await page.get(path, since="yesterday")
+        assert (answer.status, "since" in answer.json["error"]) == (400, True)
+
+
+async def test_retries_of_many_dead_letters_take_steps_and_can_be_stopped(page, state, database, monkeypatch):
+    monkeypatch.setattr("dispatcher.operate.letter_groups.STEP", 4)
+    state.held.insert_many([failed(database, number) for number in range(10)])
+    state.held.insert_many(
+        [failed(database, 10, "builtins.TypeError"), failed(database, 11, receiver="shop.index")]
+    )
+    group = {"all": True, "receiver": "shop.mail", "error": "builtins.LookupError"}
+    requested = {"retry_requested_at": {"$exists": True}}
+    first = (await page.post("letters/retry", group)).json
+    assert (first["count"], first["more"]) == (4, True)
+    assert sorted(one["key"] for one in state.held.find(requested)) == [0, 1, 2, 3]
+    state.held.delete_one({"key": 0})  # delivered
+    now = {"last_attempt_at": datetime.now(UTC) + timedelta(seconds=5), "retries": 1, "error.type": "x.Error"}
+    state.held.update_one({"key": 1}, {"$set": now, "$unset": {"retry_requested_at": ""}})  # failed again
+    refused = {"at": datetime.now(UTC) + timedelta(seconds=5), "text": "no such receiver"}
+    state.held.update_one({"key": 2}, {"$set": {"retry_refused": refused}, "$unset": {"retry_requested_at": ""}})
+    asked = {name: value for name, value in group.items() if name != "all"}
+    progress = (await page.get("letters/retried", **asked, began=first["began"])).json
+    assert progress == {"left": 1, "failed": 1, "refused": 1}
+    second = (await page.post("letters/retry", {**group, "began": first["began"]})).json
+    third = (await page.post("letters/retry", {**group, "began": first["began"]})).json
+    assert (second["began"], second["count"], third["count"], third["more"]) == (first["began"], 4, 2, False)
+    state.held.update_one(
+        {"key": 3}, {"$set": {"retrying_since": datetime.now(UTC), "lane": "l"}, "$unset": requested}
+    )
+    assert (await page.post("letters/stop", group)).json == {"count": 6}
+    assert (await page.get("letters/retried", **asked, began=first["began"])).json["left"] == 1
+    assert state.held.count_documents(requested) == 0
+
+
+async def test_a_drop_of_many_dead_letters_takes_steps(page, state, database, monkeypatch):
+    monkeypatch.setattr("dispatcher.operate.letter_groups.STEP", 4)
+    state.held.insert_many([failed(database, number) for number in range(6)])
+    state.held.update_one({"key": 0}, {"$set": {"retry_requested_at": datetime.now(UTC)}})
+    first = (await page.post("letters/drop", {"all": True})).json
+    assert (first["count"], first["more"]) == (4, True)
+    state.held.insert_one(failed(database, 7, last_attempt_at=datetime.now(UTC) + timedelta(seconds=5)))
+    second = (await page.post("letters/drop", {"all": True, "began": first["began"]})).json
+    assert (second["count"], second["more"]) == (1, False)
+    assert [one["key"] for one in state.held.find().sort("key")] == [0, 7]
 
 
 async def test_a_dropped_dead_letter_leaves_no_files(page, state, database):
@@ -582,7 +715,7 @@ async def test_a_dead_letter_in_retry_is_not_dropped(page, state, database, mark
     state.held.insert_many([trying, letter(database, 2)])
     answer = await page.post("letters/drop", {"ids": [trying["_id"]]})
     assert (answer.status, "being retried" in answer.json["error"]) == (409, True)
-    assert (await page.post("letters/drop", {"all": True})).json == {"count": 1}
+    assert (await page.post("letters/drop", {"all": True})).json["count"] == 1
     assert [one["_id"] for one in state.held.find()] == [trying["_id"]]
 
 

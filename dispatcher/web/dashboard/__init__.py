@@ -4,10 +4,13 @@ GET  /dashboard                     the page; the dispatcher serves everything t
 GET  /dashboard/api/state           the group, as `dispatcher status` shows it, and a sample of its counters
 GET  /dashboard/api/history         the samples of the last six hours
 GET  /dashboard/api/letters         dead letters, a page of them
+GET  /dashboard/api/letters/groups  dead letters by receiver and error, with their numbers
+GET  /dashboard/api/letters/retried the progress of a retry of many dead letters
 GET  /dashboard/api/letter          one dead letter in full
 POST /dashboard/api/unlock          checks a token
-POST /dashboard/api/letters/retry   requests a retry of dead letters
-POST /dashboard/api/letters/drop    drops dead letters
+POST /dashboard/api/letters/retry   requests a retry of dead letters, of many in steps
+POST /dashboard/api/letters/stop    withdraws requests for retries that have not begun
+POST /dashboard/api/letters/drop    drops dead letters, many of them in steps
 POST /dashboard/api/pause, resume   pauses or resumes a receiver, or everything
 
 Access:
@@ -20,6 +23,7 @@ Access:
 
     page.py       the page and its assets
     api.py        the requests of the page
+    selections.py the content of requests
     view.py       the status of a group as one document
     letters.py    dead letters as text
     history.py    samples of the last six hours; the page computes rates and percentiles from them

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from pymongo.errors import PyMongoError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,45 +18,30 @@ from dispatcher.core.stats import BOUNDS
 from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.dead_letters import Wanted, drop, ids_of, request_retry
+from dispatcher.operate.letter_groups import ActionStep, drop_some, request_retries, retried, withdraw_retries
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import pause, resume
 from dispatcher.web.app import json_response
 from dispatcher.web.dashboard.history import Samples
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
+from dispatcher.web.dashboard.selections import (
+    LetterSearch,
+    LettersRequest,
+    PauseRequest,
+    ProgressRequest,
+    body_of,
+    query_of,
+)
 from dispatcher.web.dashboard.view import view_of
 from dispatcher.web.guard import denied, unreadable
 from mongoz import __version__
-
-# Maximum bytes of a request, and maximum number of dead letters in it.
-_LONGEST_BODY: Final = 100_000
-_MOST_LETTERS: Final = 1_000
 
 _TRIED_AGAIN: Final = "This dead letter is being retried. Drop it after the outcome is known."
 _GONE: Final = "This dead letter no longer exists: it was delivered or dropped meanwhile."
 
 _Answer = Callable[[Request], Awaitable[Response]]
-
-
-class _LettersRequest(BaseModel):
-    """Selects dead letters: some, all of a receiver, or all."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    ids: list[str] | None = None
-    receiver: str | None = None
-    all: bool = False
-
-
-class _PauseRequest(BaseModel):
-    """Selects a receiver; None is everything."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    receiver: str | None
-
-
-_Body = TypeVar("_Body", bound=BaseModel)
+_Action = Callable[[Group, Wanted, datetime], Awaitable[ActionStep]]
 
 
 class Dashboard:
@@ -85,9 +70,12 @@ class Dashboard:
         return [
             *routes,
             self._route("letters", self._letters, reads=True),
+            self._route("letters/groups", self._groups, reads=True),
+            self._route("letters/retried", self._retried, reads=True),
             self._route("letter", self._letter, reads=True),
             self._route("unlock", self._unlock, changes=True),
             self._route("letters/retry", self._retry, changes=True),
+            self._route("letters/stop", self._stop, changes=True),
             self._route("letters/drop", self._drop, changes=True),
             self._route("pause", self._pause, changes=True),
             self._route("resume", self._resume, changes=True),
@@ -139,12 +127,19 @@ class Dashboard:
         return Response(text, media_type="application/json")
 
     async def _letters(self, request: Request) -> Response:
-        query = request.query_params
+        wanted = query_of(request, LetterSearch).wanted
         try:
-            page = await self._letterbox.page(query.get("receiver"), query.get("before"))
+            page = await self._letterbox.page(wanted, request.query_params.get("before"))
         except NoSuchPage as error:
             raise HTTPException(400, str(error)) from error
         return json_response(page)
+
+    async def _groups(self, request: Request) -> Response:
+        return json_response(await self._letterbox.groups(query_of(request, LetterSearch).wanted))
+
+    async def _retried(self, request: Request) -> Response:
+        asked = query_of(request, ProgressRequest)
+        return json_response((await retried(self._group, asked.wanted, asked.began))._asdict())
 
     async def _letter(self, request: Request) -> Response:
         try:
@@ -177,39 +172,50 @@ class Dashboard:
 
     async def _retry(self, request: Request) -> Response:
         named = await self._letters_named(request)
-        requested = await request_retry(self._group, named.ids, receiver=named.receiver)
-        return self._changed_letters("retry", len(requested), named.receiver)
+        if named.ids is None:
+            return await self._step("retry", request_retries, named)
+        return self._changed_letters("retry", len(await request_retry(self._group, named.ids)), named)
 
     async def _drop(self, request: Request) -> Response:
         named = await self._letters_named(request)
-        done = await drop(self._group, await ids_of(self._group, Wanted(named.receiver, ids=named.ids)))
+        if named.ids is None:
+            return await self._step("drop", drop_some, named)
+        done = await drop(self._group, await ids_of(self._group, Wanted(ids=named.ids)))
         if named.ids and not done.dropped:
             raise HTTPException(409, _TRIED_AGAIN) if done.kept else HTTPException(404, _GONE)
-        return self._changed_letters("drop", len(done.dropped), named.receiver)
+        return self._changed_letters("drop", len(done.dropped), named)
 
-    async def _letters_named(self, request: Request) -> _LettersRequest:
-        named = await _body(request, _LettersRequest)
-        if (named.ids is None) == (not named.all):
-            raise HTTPException(400, "Give ids of dead letters, or all.")
-        if named.ids is not None and len(named.ids) > _MOST_LETTERS:
-            text = f"{len(named.ids):,} dead letters are given; the maximum is {_MOST_LETTERS:,}."
-            raise HTTPException(400, text)
-        if named.receiver is not None:
+    async def _stop(self, request: Request) -> Response:
+        named = await self._letters_named(request)
+        wanted = named.wanted._replace(ids=named.ids)
+        return self._changed_letters("stop", await withdraw_retries(self._group, wanted), named)
+
+    async def _step(self, what: str, action: _Action, named: LettersRequest) -> Response:
+        """One step of an action on all selected letters. The page repeats the request until there are no more."""
+        began = named.began or datetime.now(UTC) + timedelta(seconds=self._observer.stats.clock_offset)
+        done = await action(self._group, named.wanted, began)
+        return self._changed_letters(what, done.changed, named, began=began, more=done.more)
+
+    async def _letters_named(self, request: Request) -> LettersRequest:
+        named = await body_of(request, LettersRequest)
+        named.require()
+        if named.receiver:
             await require_receiver(self._group, named.receiver, known=self._called)
         return named
 
-    def _changed_letters(self, what: str, count: int, receiver: str | None) -> Response:
+    def _changed_letters(self, what: str, count: int, named: LettersRequest, **facts: Any) -> Response:
         self._observer.cache.forget()
+        receiver = named.receiver
         log.info("a request changed dead letters", action=f"dashboard.{what}", letters=count, receiver=receiver)
-        return json_response({"count": count})
+        return json_response({"count": count, **facts})
 
     async def _pause(self, request: Request) -> Response:
-        receiver = (await _body(request, _PauseRequest)).receiver
+        receiver = (await body_of(request, PauseRequest)).receiver
         await pause(self._group, receiver, by="dashboard", known=self._called)
         return self._changed_pauses("pause", receiver, "paused")
 
     async def _resume(self, request: Request) -> Response:
-        receiver = (await _body(request, _PauseRequest)).receiver
+        receiver = (await body_of(request, PauseRequest)).receiver
         await resume(self._group, receiver, known=self._called)
         return self._changed_pauses("resume", receiver, "resumed")
 
@@ -217,20 +223,3 @@ class Dashboard:
         self._observer.cache.forget()
         log.info("a request paused or resumed a receiver", action=f"dashboard.{what}", receiver=receiver)
         return json_response({"message": f"{receiver or 'Everything'} is {then} in a moment."})
-
-
-async def _body(request: Request, kind: type[_Body]) -> _Body:
-    """The content of a request."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise HTTPException(415, "Send JSON with Content-Type: application/json.")
-    sent = bytearray()
-    async for piece in request.stream():
-        sent += piece
-        if len(sent) > _LONGEST_BODY:
-            raise HTTPException(413, f"The request has more than {_LONGEST_BODY:,} bytes.")
-    try:
-        return kind.model_validate_json(bytes(sent))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(one) for one in first["loc"])
-        raise HTTPException(400, f"{where or 'the request'}: {first['msg']}") from error

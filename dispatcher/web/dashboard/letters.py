@@ -1,9 +1,10 @@
-"""Reads dead letters for the dashboard: a page of the list, and a single one in full.
+"""Reads dead letters for the dashboard: groups of them, a page of the list, and a single one in full.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from dispatcher.core.redaction import redacted
 from dispatcher.core.state import HELD, READING, Group
 from dispatcher.core.state_checks import StateReader, letter, problem_of
 from dispatcher.exceptions import MalformedLetter
+from dispatcher.operate.dead_letters import Wanted
+from dispatcher.operate.letter_groups import groups_of
 from dispatcher.parking.files import Files
 from dispatcher.parking.letters import LETTERS
 from dispatcher.parking.record import short_id
@@ -60,11 +63,25 @@ class Letterbox:
     """Reads the dead letters of a group."""
 
     def __init__(self, group: Group) -> None:
+        self._group = group
         self._letters = group.state.held.with_options(codec_options=_READING)
         self._files = Files(group.state)
         self._of_group = {"group": group.name, **LETTERS}
 
-    async def page(self, receiver: str | None, before: str | None) -> dict[str, Any]:
+    async def groups(self, wanted: Wanted) -> dict[str, Any]:
+        """Dead letters by receiver and error, the largest group first."""
+        found = await groups_of(self._group, wanted)
+        groups = [
+            {
+                **asdict(one),
+                "newest_at": _iso(one.newest_at),
+                "message": _line(redacted(one.message or "")),
+            }
+            for one in found.groups
+        ]
+        return {"groups": groups, "complete": found.complete, "misfits": [one._asdict() for one in found.misfits]}
+
+    async def page(self, selected: Wanted, before: str | None) -> dict[str, Any]:
         """One page of dead letters, the newest first, and the cursor of the next page.
 
         Args:
@@ -73,13 +90,12 @@ class Letterbox:
         Raises:
             NoSuchPage: `before` is malformed.
         """
-        wanted: dict[str, Any] = {**self._of_group}
-        if receiver is not None:
-            wanted["receiver"] = receiver
+        wanted = [selected.query(self._group.name)]
         if before is not None:
             at, id_ = _place(before)
-            wanted["$or"] = [{"last_attempt_at": {"$lt": at}}, {"last_attempt_at": at, "_id": {"$lt": id_}}]
-        cursor = self._letters.find(wanted, _LISTED).sort(_NEWEST_FIRST).limit(LETTERS_PER_PAGE + 1)
+            older = [{"last_attempt_at": {"$lt": at}}, {"last_attempt_at": at, "_id": {"$lt": id_}}]
+            wanted.append({"$or": older})
+        cursor = self._letters.find({"$and": wanted}, _LISTED).sort(_NEWEST_FIRST).limit(LETTERS_PER_PAGE + 1)
         found = await cursor.max_time_ms(_PATIENCE_MS).to_list()
         page, more = found[:LETTERS_PER_PAGE], len(found) > LETTERS_PER_PAGE
         reader = StateReader(self._letters.database.name)

@@ -103,7 +103,8 @@ class FieldsMetaclass(PydanticMetaclass):
 
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            if name.startswith("__"):  # pydantic rebuilds the class, or an application sets its __init__
+            # Pydantic rebuilds the class, or an application sets its __init__. A class of parts is being made.
+            if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 
 

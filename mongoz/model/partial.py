@@ -1,6 +1,6 @@
 """Rows with only some of the fields: their class, and the handling of the missing fields."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -33,11 +33,16 @@ PARTIAL_VALIDATOR: Final = "_drop_unloaded"
 """The name of the only model validator in the class of partial rows."""
 
 
-def make_partial_class(document: Any) -> Any:
+def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None = None, **more: Any) -> Any:
     """Make the class of a document's partial rows, which accepts rows with any fields missing.
 
     It has no Meta and no signals of its own, and is in no registry. Validators of the model and computed fields
     do not run, since they read several fields.
+
+    Args:
+        document: the class.
+        convert: makes the annotation of a field from its stored name and its annotation.
+        **more: further attributes of the class.
     """
     body = {
         "__module__": document.__module__,
@@ -46,6 +51,7 @@ def make_partial_class(document: Any) -> Any:
         "model_config": ConfigDict(defer_build=True),  # built once, at the end of this function
         "model_post_init": BaseModel.model_post_init,
         PARTIAL_VALIDATOR: model_validator(mode="after")(_drop_unloaded),
+        **more,
     }
     # The metaclass is bypassed: it would make a Meta and register the class.
     partial: Any = type(BaseModel).__new__(type(document), document.__name__, (document,), body)
@@ -53,8 +59,11 @@ def make_partial_class(document: Any) -> Any:
     for found in (decorators.model_validators, decorators.root_validators, decorators.computed_fields):
         for name in found.keys() - {PARTIAL_VALIDATOR}:
             del found[name]
-    for field in partial.__pydantic_fields__.values():  # copies of the document's fields
+    names = stored_names(document)
+    for name, field in partial.__pydantic_fields__.items():  # copies of the document's fields
         field.default, field.default_factory, field.validate_default = _UNLOADED, None, None
+        if convert is not None:
+            field.annotation = convert(names[name], field.annotation)
     partial.model_rebuild(force=True)
     partial.model_fields = document.model_fields  # with the document's defaults and requirements
     return partial

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from mongoz.connection import Collection
 from mongoz.model.partial import is_partial
+from mongoz.model.parts import class_of_parts
 from mongoz.model.state import Loaded, attach, attached, loaded, restore
 
 __all__ = ["pickled_state", "reduce_instance", "restore_pickled_state"]
@@ -18,11 +19,14 @@ _ATTACHED: Final = "mongoz_attached"
 def reduce_instance(instance: Any) -> tuple[Any, ...]:
     """The `__reduce__` of an instance. It names the document: pickle can't import the class of partial rows."""
     document = type(instance)
-    return _make_blank, (document.meta.document, is_partial(document)), instance.__getstate__()
+    blank = (document.meta.document, is_partial(document), getattr(document, "__parts__", None))
+    return _make_blank, blank, instance.__getstate__()
 
 
-def _make_blank(document: Any, partial: bool) -> Any:
-    kind = document.proxy_document if partial else document
+def _make_blank(document: Any, partial: bool, parts: frozenset[str] | None = None) -> Any:
+    kind = document
+    if partial:
+        kind = document.proxy_document if parts is None else class_of_parts(document, parts)
     return kind.__new__(kind)
 
 

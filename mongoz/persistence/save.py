@@ -16,6 +16,7 @@ from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance, row_as_loaded
 from mongoz.persistence.rows.invariants import has_invariants
+from mongoz.persistence.rows.partial_changes import changes_of_parts, completed
 from mongoz.persistence.rows.validation import adopt_fields, id_of, validate_row, validated_row
 from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.persistence.turns import run_in_turn
@@ -55,12 +56,13 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
         changes = changes._replace(changed={**changes.changed, **derived})
     if document.model_config.get("extra") != "allow":
         changes = changes._replace(removed=())  # the instance does not have the undeclared keys of its document
+    written = changes_of_parts(instance, changes) if is_partial(type(instance)) else changes
     require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
     previous = previous_instance(instance) if firing.receivers else None
     origin = (await make_originator(firing, target, Call.SAVED, natural=False)).origin_for(id_of(instance))
     target.undo_on_abort(instance)
-    patch = Changes(origin.stamped(changes.changed), changes.removed)
+    patch = Changes(origin.stamped(written.changed), written.removed)
 
     def settle(instance: Model, _: dict[str, Any]) -> dict[str, Any]:
         known = loaded(instance).row() if is_own else None
@@ -88,7 +90,7 @@ async def _derived_fields(instance: Model, changed: dict[str, Any], target: Writ
     row = await read_current(instance, target, (), target.session, whole=True)
     full = hydrate_leniently(document, row, target.other_collection(document))
     before = stored(full)
-    checked = validate_row(document, {**before, **changed})
+    checked = validate_row(document, {**before, **completed(instance, before, changed)})
     after = stored(checked)
     names = stored_names(document)
     derived = {name for name in differing_fields(document, before, after) if names[name] not in changed}

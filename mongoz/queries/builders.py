@@ -14,7 +14,7 @@ from mongoz.queries.expressions import Condition, Order, compile_condition
 from mongoz.queries.lookups import compile_lookups, refuse_positional
 from mongoz.queries.pipelines import OPTIONS
 from mongoz.queries.plan import Plan, conjunction
-from mongoz.queries.projection import field_names
+from mongoz.queries.projection import field_names, field_parts
 from mongoz.queries.sort_keys import compile_sort
 from mongoz.synonyms import nearest
 
@@ -126,14 +126,17 @@ class QueryBuilder(Generic[D]):
     def only(self, *names: Any) -> Self:
         """Load these fields only, and the id. A second call replaces the first.
 
+        Args:
+            *names: names of fields, or dotted names: of `"address.city"` the address has only the city.
+
         Raises:
             InvalidKeyError: there is no such field.
             FieldDefinitionError: the query has a `defer` already.
         """
-        chosen = field_names(self._document, "only", names)
+        chosen, parts = field_parts(self._document, names)
         if self._plan.defer and chosen:
             raise FieldDefinitionError("only() and defer() exclude each other; this query has a defer() already.")
-        return self._derive(only=chosen | {"id"}) if chosen else self._derive()
+        return self._derive(only=chosen | {"id"}, parts=parts) if chosen else self._derive()
 
     def defer(self, *names: Any) -> Self:
         """Don't load these fields; calls add up, and the id is always loaded.

@@ -72,7 +72,7 @@ def select_columns(document: Any, plan: Plan, fields: Any, exclude: Any, *, unde
     if fields:
         plan, references, parts = _with_references(document, plan, [str(name) for name in fields])
         own = field_names(document, "values", [name for name in fields if str(name) not in references])
-        plan = replace(plan, only=own | {"id"}, defer=frozenset())
+        plan = replace(plan, only=own | {"id"}, parts=frozenset(), defer=frozenset())
     left_out = field_names(document, "values", exclude or ())
     if plan.only is None:
         plan = replace(plan, defer=plan.defer | left_out - {"id"})

@@ -20,6 +20,7 @@ class Plan:
         limit: the maximum number of documents; 0 is no limit.
         skip: the number of documents to leave out at the start.
         only: attribute names to load, the id included; None for all.
+        parts: stored, dotted names: only these parts of the fields in `only` are loaded.
         defer: attribute names not to load.
         database: the name of another database than the document's own.
         session: the driver's session, if one was given.
@@ -33,6 +34,7 @@ class Plan:
     limit: int = 0
     skip: int = 0
     only: frozenset[str] | None = None
+    parts: frozenset[str] = frozenset()
     defer: frozenset[str] = frozenset()
     database: str | None = None
     session: Any = None

@@ -8,12 +8,14 @@ from mongoz.connection import Collection
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored_names
 from mongoz.model.partial import fill_in_defaults, loaded_from
+from mongoz.model.parts import class_of_parts
+from mongoz.model.paths import resolve_path
 from mongoz.model.state import attach
 from mongoz.queries.plan import Plan
 from mongoz.settings import settings
 from mongoz.synonyms import nearest
 
-__all__ = ["field_names", "instance_maker", "loaded_names", "projection"]
+__all__ = ["field_names", "field_parts", "instance_maker", "loaded_names", "projection"]
 
 Parts = Mapping[str, frozenset[str]]
 _ALL_PARTS: Final[Parts] = {}
@@ -31,6 +33,26 @@ def field_names(document: Any, caller: str, names: Iterable[Any]) -> frozenset[s
         InvalidKeyError: there is no such field, or the name is a part of a field.
     """
     return frozenset(_field_name(document, caller, name) for name in names)
+
+
+def field_parts(document: Any, names: Iterable[Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """The arguments of `only`: the attribute names, and the stored paths of those fields that are loaded in part.
+
+    Raises:
+        InvalidKeyError: there is no such field, or the name is an item of a list.
+    """
+    stored_as = stored_names(document)
+    known = {*stored_as, *stored_as.values(), *settings.parsed_ids}
+    dotted = {str(name) for name in names if str(name) not in known and "." in str(name)}
+    whole = field_names(document, "only", [name for name in names if str(name) not in dotted])
+    paths = {resolve_path(document, name).path for name in dotted}
+    attributes = {alias: name for name, alias in stored_as.items()}
+    for path in paths:
+        if any(step.isdecimal() for step in path.split(".")):
+            raise InvalidKeyError(f"only() of {document.__name__} can't load single items of a list: {path!r}.")
+    paths = {path for path in paths if attributes[path.partition(".")[0]] not in whole}
+    outer = {path for path in paths if not any(path.startswith(f"{other}.") for other in paths)}
+    return whole | {attributes[path.partition(".")[0]] for path in outer}, frozenset(outer)
 
 
 def _field_name(document: Any, caller: str, given: Any) -> str:
@@ -65,7 +87,8 @@ def projection(document: Any, plan: Plan, parts: Parts = _ALL_PARTS) -> dict[str
     names = stored_names(document)
     if plan.only is None:
         return dict.fromkeys(sorted(names[name] for name in plan.defer), 0) or None
-    wanted = [names[name] for name in plan.only]
+    in_part = {path.partition(".")[0] for path in plan.parts}
+    wanted = [*plan.parts, *(names[name] for name in plan.only if names[name] not in in_part)]
     for join in plan.joins:
         if join.name in parts:
             of_joined = stored_names(join.document)
@@ -86,7 +109,7 @@ def instance_maker(
         other_collection: the collection of the rows, unless it is the document's own.
         parts: the loaded fields of joined documents; by default all.
     """
-    make = _maker(document, loaded_names(document, plan), other_collection)
+    make = _maker(document, loaded_names(document, plan), other_collection, plan.parts)
     if not plan.joins:
         return make
     attachers = {}
@@ -96,9 +119,15 @@ def instance_maker(
     return partial(_with_attached, make, attachers)
 
 
-def _maker(document: Any, names: frozenset[str] | None, other_collection: Collection | None) -> Callable[..., Any]:
+def _maker(
+    document: Any,
+    names: frozenset[str] | None,
+    other_collection: Collection | None,
+    parts: frozenset[str] = frozenset(),
+) -> Callable[..., Any]:
     if names is not None:
-        return partial(_hydrate_partial, document.proxy_document, names=names, collection=other_collection)
+        partial_class = class_of_parts(document, parts) if parts else document.proxy_document
+        return partial(_hydrate_partial, partial_class, names=names, collection=other_collection)
     if other_collection is not None:
         return partial(document.from_row, collection=other_collection)
     from_row: Callable[..., Any] = document.from_row

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 from mongoz.fields.storage import SCALARS, stored, stored_values
 from mongoz.ids import new_id
 from mongoz.model.base import Model
-from mongoz.model.partial import require_all_fields
+from mongoz.model.partial import is_partial, not_loaded, require_all_fields
+from mongoz.model.parts import holds_parts
 from mongoz.model.reserved import refuse_stamp
 from mongoz.persistence.rows.changes import differing_fields
 from mongoz.persistence.rows.flat import flat_row
@@ -32,10 +33,19 @@ def new_row(instance: Model) -> dict[str, Any]:
         pydantic.ValidationError: the instance does not fit the model.
     """
     require_all_fields(instance)
+    if is_partial(type(instance)):
+        _require_whole_values(instance)
     row = validated_row(instance)
     if row.get("_id") is None:
         row["_id"] = new_id()
     return row
+
+
+def _require_whole_values(instance: Model) -> None:
+    """Refuse to insert an instance with embedded documents that were loaded in part."""
+    for name, value in instance.__dict__.items():
+        if holds_parts(value):
+            raise not_loaded(instance, name)
 
 
 def validated_row(instance: Model) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Embedded documents that were loaded in part, by `only("address.city")`."""
+
+import types
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from mongoz.fields.class_cache import cached_per_class
+from mongoz.fields.email import LOADING
+from mongoz.fields.storage import stored_names
+from mongoz.fields.stored_schema import from_stored, validator_of
+from mongoz.model.partial import fill_in_defaults, make_partial_class
+
+__all__ = ["class_of_parts", "holds_parts", "is_part"]
+
+_Paths = frozenset[str]
+"""Stored, dotted names of the loaded parts, from the document or embedded document on."""
+
+
+def class_of_parts(document: Any, paths: _Paths) -> Any:
+    """The class of partial rows whose embedded documents contain only the parts at these paths."""
+    return _cached_class(document, document.__pydantic_validator__, paths)
+
+
+def _class_of_part(model: Any, paths: _Paths) -> Any:
+    return _cached_class(model, model.__pydantic_validator__, paths, True)
+
+
+@lru_cache(maxsize=1000)  # there is no bound to the number of different queries of a process
+def _cached_class(document: Any, _validator: Any, paths: _Paths, is_inner: bool = False) -> Any:
+    """The class of parts of a class with this validator, which changes if pydantic rebuilds the class."""
+    methods = {"__whole__": document, "__getattr__": _not_loaded, "__reduce__": _reduce_part}
+    return _make_class_of_parts(document, paths, **(methods if is_inner else {}))
+
+
+def _make_class_of_parts(document: Any, paths: _Paths, **more: Any) -> Any:
+    inner = _by_first_step(paths)
+
+    def convert(alias: str, annotation: Any) -> Any:
+        return _in_parts(annotation, inner[alias]) if alias in inner else annotation
+
+    return make_partial_class(document, convert, __parts__=paths, **more)
+
+
+def _by_first_step(paths: _Paths) -> dict[str, _Paths]:
+    """First step of a path -> the rests of its paths; without the steps whose whole values are loaded."""
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        first, _, rest = path.partition(".")
+        found.setdefault(first, set()).add(rest)
+    return {first: frozenset(rests) for first, rests in found.items() if "" not in rests}
+
+
+def is_part(value: Any) -> bool:
+    """Whether a value is an embedded document that was loaded in part."""
+    return isinstance(value, BaseModel) and hasattr(type(value), "__whole__")
+
+
+def holds_parts(value: Any) -> bool:
+    """Whether a value is, or has inside of it, an embedded document that was loaded in part."""
+    if isinstance(value, BaseModel):
+        return is_part(value) or any(map(holds_parts, value.__dict__.values()))
+    if isinstance(value, Mapping):
+        return any(map(holds_parts, value.values()))
+    return isinstance(value, list | tuple | set | frozenset) and any(map(holds_parts, value))
+
+
+class _LoadsParts:
+    """The rule of an embedded document in a class of parts: rows contain a part of it, assignments all of it."""
+
+    def __init__(self, paths: _Paths) -> None:
+        self._paths = paths
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def load(value: Any, validate: Any, info: core_schema.ValidationInfo[Any]) -> Any:
+            if info.context is LOADING and isinstance(value, Mapping):
+                return _part_loader(_class_of_part(source, self._paths))(value)
+            return validate(value)
+
+        return core_schema.with_info_wrap_validator_function(load, handler(source))
+
+
+@cached_per_class
+def _part_loader(part_class: Any) -> Callable[[Any], Any]:
+    """The function that makes a part from its stored form."""
+    validate = validator_of(from_stored(part_class.__pydantic_core_schema__)).validate_python
+    whole = {path for path in part_class.__parts__ if "." not in path}
+    wanted = [name for name, alias in stored_names(part_class).items() if alias in whole]
+
+    def load(value: Any) -> Any:
+        part = validate(value, context=LOADING, by_alias=True, by_name=False)
+        fill_in_defaults(part, [name for name in wanted if name not in part.__dict__])
+        return part
+
+    return load
+
+
+def _not_loaded(part: Any, name: str) -> Any:
+    if name in type(part).__pydantic_fields__:
+        raise AttributeError(
+            f"{type(part).__name__}.{name} was not loaded: only() named other parts. Name it too, or await "
+            "refresh() of the document."
+        )
+    return BaseModel.__getattr__(part, name)  # type: ignore[attr-defined]  # type checkers don't see it
+
+
+def _reduce_part(part: Any) -> tuple[Any, ...]:
+    # Pickle can't import the class of a part.
+    return _make_blank, (type(part).__whole__, type(part).__parts__), part.__getstate__()
+
+
+def _make_blank(model: Any, paths: _Paths) -> Any:
+    kind = _class_of_part(model, paths)
+    return kind.__new__(kind)
+
+
+def _in_parts(annotation: Any, paths: _Paths) -> Any:
+    """The annotation of a value that is loaded in part."""
+    if isinstance(annotation, type) and not get_args(annotation) and issubclass(annotation, BaseModel):
+        return Annotated[annotation, _LoadsParts(paths)]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(_in_parts(arguments[0], paths), *arguments[1:])]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_in_parts(kind, paths) for kind in arguments)]  # noqa: UP007 - a tuple
+    if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
+        rests = frozenset().union(*_by_first_step(paths).values())  # of any key
+        return origin[arguments[0], _in_parts(arguments[1], rests) if rests else arguments[1]]  # type: ignore[index]
+    if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset):
+        converted = tuple(kind if kind is ... else _in_parts(kind, paths) for kind in arguments)
+        return origin[converted]  # type: ignore[index]  # its subclasses may not be generic, but it is
+    return annotation

@@ -241,8 +241,8 @@ async def test_only_and_defer_exclude_each_other(Person: Any) -> None:
     for build in (Person.objects.only, Person.objects.defer):
         with pytest.raises(InvalidKeyError, match="'name'"):
             build("nmae")
-        with pytest.raises(InvalidKeyError, match="whole fields"):
-            build("city.name")
+    with pytest.raises(InvalidKeyError, match="whole fields"):
+        Person.objects.defer("city.name")
 
 
 async def test_names_may_have_every_spelling(Person: Any) -> None:

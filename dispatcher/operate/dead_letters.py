@@ -269,8 +269,6 @@ async def drop_old(group: Group, *, days: float, stats: Stats) -> None:
 async def request_retry(
     group: Group,
     ids: Sequence[str] | None = None,
-    *,
-    receiver: str | None = None,
 ) -> dict[str, int]:
     """Ask the dispatchers of a group to retry dead letters, with fresh attempts.
 
@@ -285,8 +283,6 @@ async def request_retry(
     """
     letters = group.state.held
     selected: dict[str, Any] = {"group": group.name, **LETTERS}
-    if receiver is not None:
-        selected["receiver"] = receiver
     if ids is not None:
         selected["_id"] = {"$in": list(ids)}
     requested = {one["_id"]: int(one.get("retries", 0)) async for one in letters.find(selected, {"retries": True})}

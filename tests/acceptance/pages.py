@@ -20,6 +20,21 @@ FILLED = """id => {
   for (let at = 3; at < pixels.length; at += 4) filled += pixels[at] > 25 && pixels[at] < 45;
   return filled;
 }"""
+# The words of the page that have parts on several lines.
+BROKEN_WORDS = """() => {
+  const broken = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    if (!node.parentElement.checkVisibility()) continue;
+    for (const { 0: word, index } of node.data.matchAll(/[\\p{L}\\p{N}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(node, index);
+      range.setEnd(node, index + word.length);
+      if (new Set([...range.getClientRects()].map((part) => Math.round(part.top))).size > 1) broken.push(word);
+    }
+  }
+  return broken;
+}"""
 SCROLLS_SIDEWAYS = "document.documentElement.scrollWidth > window.innerWidth"
 
 
@@ -57,6 +72,12 @@ def link_of(running: Daemon) -> str:
 
 def tile(page: Page, name: str) -> Any:
     return page.locator(".tile", has_text=name).locator("dd")
+
+
+def figure(page: Page, title: str, name: str) -> Any:
+    """A figure of a tile with several figures."""
+    exact = page.get_by_text(name, exact=True)
+    return page.get_by_label(title, exact=True).locator("dl > div").filter(has=exact).locator("dd")
 
 
 def row(page: Page, receiver: str) -> Any:

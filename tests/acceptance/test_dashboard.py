@@ -6,11 +6,13 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from tests.acceptance.pages import (
+    BROKEN_WORDS,
     FILLED,
     HOSTILE,
     SCROLLS_SIDEWAYS,
     TOKEN,
     Watched,
+    figure,
     link_of,
     row,
     tile,
@@ -68,13 +70,17 @@ def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, sho
 def test_the_last_hours_are_shown_on_request(browser, shown):
     """A member delivered for an hour, from four to three hours ago."""
     now = time.time()
-    delivered = [min(max(0, 4 * 60 - minutes), 60) * 1_000 for minutes in range(360, 0, -1)]
-    samples = [
-        {"at": at, "members": {"m1": {"at": at, "delivered": count}}}
-        for at, count in zip((now - 60.0 * minutes for minutes in range(360, 0, -1)), delivered, strict=True)
+    step = {"seconds": 60.0, "lag_seconds": 0.0, "read": 0, "failed": 0, "retried": 0, "latency": [0, 0]}
+    minutes = range(360, 0, -1)
+    delivered = [1_000 if 180 < minute <= 240 else 0 for minute in minutes]
+    steps = [
+        {**step, "at": now - 60.0 * minute, "delivered": count}
+        for minute, count in zip(minutes, delivered, strict=True)
     ]
+    receivers = {"works post_save": {"delivered": delivered, "failed": [0] * 360, "retried": [0] * 360}}
+    history = {"bounds": [1.0], "steps": steps, "receivers": receivers, "last": None}
     context = browser.new_context()
-    context.route("**/api/history", lambda route: route.fulfill(json={"bounds": [1.0], "samples": samples}))
+    context.route("**/api/history", lambda route: route.fulfill(json=history))
     page = context.new_page()
     page.goto(url_of(shown))
     page.wait_for_selector("body[data-loaded]")
@@ -84,7 +90,72 @@ def test_the_last_hours_are_shown_on_request(browser, shown):
         eventually_sync(
             lambda want=filled: (page.evaluate(FILLED, "plot-throughput") > 1_000) is want, what=choice
         )
+        eventually_sync(lambda want=filled: bool(spark(page, "works", "good")) is want, what=f"row: {choice}")
     context.close()
+
+
+def spark(page, receiver: str, kind: str) -> str:
+    """The path of the small chart in the row of a receiver."""
+    return row(page, receiver).locator(f".spark-{kind}").get_attribute("d")
+
+
+@pytest.mark.slow
+def test_each_receiver_has_a_chart_and_an_error_rate(browser, shown, foreign):
+    watched = Watched(browser, link_of(shown))
+    page = watched.page
+    foreign["accounts"].insert_many([{"name": f"good {n}"} for n in range(3)])
+    foreign["accounts"].insert_one({"name": HOSTILE})
+    expect(row(page, "works").locator("[data-label=Errors]")).to_have_text("0 %")
+    expect(row(page, "breaks").locator("[data-label=Errors]")).to_have_text("25 %")
+    eventually_sync(lambda: spark(page, "works", "good"), what="the chart of works")
+    eventually_sync(lambda: "NaN" not in spark(page, "breaks", "bad") != "", what="the chart of breaks")
+    expect(page.locator("#receiver-chart")).to_be_hidden()
+    page.get_by_role("button", name="Chart of breaks").click()
+    expect(page.locator("#chart-receiver")).to_have_text("breaks")
+    eventually_sync(lambda: page.evaluate(FILLED, "plot-errors") > 1_000, what="the error rate is drawn")
+    eventually_sync(lambda: page.evaluate(FILLED, "plot-receiver") > 1_000, what="the attempts are drawn")
+    page.get_by_role("button", name="Chart of works").click()
+    expect(page.locator("#chart-receiver")).to_have_text("works")
+    page.set_viewport_size({"width": 320, "height": 844})
+    assert not page.evaluate(SCROLLS_SIDEWAYS)
+    cells = page.locator("#receivers td").evaluate_all(
+        "all => all.filter((one) => one.scrollWidth > one.clientWidth)"
+    )
+    assert cells == []  # no content covers the next cell
+    page.get_by_role("button", name="Close", exact=True).click()
+    expect(page.locator("#receiver-chart")).to_be_hidden()
+    assert watched.complaints == []
+    watched.close()
+
+
+@pytest.mark.slow
+def test_words_never_break_in_the_middle(browser, shown, foreign):
+    long = "billing.receivers.after_commit.send_confirmation_with_attachment"
+
+    def with_long_names(route: Route) -> None:
+        answer = route.fetch()
+        state = answer.json()
+        of_receivers = [{**one, "name": long, "why": f"{long} is failing"} for one in state["receivers"]]
+        members = [{**one, "host": "worker-0123456789abcdef.production.example.org"} for one in state["members"]]
+        health = {**state["health"], "why": f"{long} is failing"}
+        route.fulfill(
+            response=answer, json={**state, "receivers": of_receivers, "members": members, "health": health}
+        )
+
+    watched = Watched(browser, link_of(shown))
+    page = watched.page
+    foreign["accounts"].insert_one({"name": f"<{'x' * 300}"})
+    page.locator(".letter summary").click()
+    expect(page.locator(".letter[open] pre").last).to_contain_text("in breaks")
+    page.route("**/api/state", with_long_names)
+    expect(page.locator("#why")).to_have_text(f"{long} is failing")
+    for width in (1400, 1000, 641, 390, 320):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate(BROKEN_WORDS) == [], width
+        assert not page.evaluate(SCROLLS_SIDEWAYS), width
+    page.unroute_all(behavior="wait")
+    assert watched.complaints == []
+    watched.close()
 
 
 @pytest.mark.slow
@@ -108,14 +179,15 @@ def test_the_processes_that_claim_are_shown(browser, shown, foreign):
     def with_waiting(route: Route) -> None:
         answer = route.fetch()
         state = answer.json()
-        waiting = {"waiting": 3, "oldest_seconds": 301.0, "taken_over": 7, "orphaned": 1}
+        waiting = {"waiting": 3, "oldest_seconds": 301.0, "taken_over": 7, "orphaned": 1, "released": 2}
         books = [{**one, "waiting": 3 if one["pid"] == 1 else 0} for one in state["claims"]["books"]]
         route.fulfill(response=answer, json={**state, "claims": {**state["claims"], **waiting, "books": books}})
 
     watched = Watched(browser, url_of(shown))
     page = watched.page
     expect(page.locator("#claims-section")).to_be_hidden()
-    expect(tile(page, "Open claims")).to_have_text("0")
+    names = ("open", "released", "taken over", "orphaned", "processes")
+    assert [figure(page, "Claims", name).inner_text() for name in names] == ["0"] * 5
     claims = foreign.client[f"{foreign.name}_state"].claims
     claims.insert_many([book(foreign.name, 1, open=[1, 3], host=HOSTILE), book(foreign.name, 2, silent=1_200)])
     rows = page.locator("#claims tbody tr")
@@ -124,11 +196,13 @@ def test_the_processes_that_claim_are_shown(browser, shown, foreign):
     expect(rows.first.locator("[data-label=Open]")).to_have_text("3")
     expect(rows.last.locator("[data-label=State]")).to_have_text("silent")
     expect(rows.last.locator("[data-label='Last beat']")).to_contain_text("min ago")
-    expect(tile(page, "Open claims")).to_have_text("5")
+    expect(figure(page, "Claims", "open")).to_have_text("5")
+    expect(figure(page, "Claims", "processes")).to_have_text("1")
     page.route("**/api/state", with_waiting)
-    expect(page.locator("#claims-facts")).to_have_text("the oldest waits for 5 min, 7 taken over, 1 orphaned")
+    for name, text in {"oldest waits": "5 min", "taken over": "7", "orphaned": "1", "released": "2"}.items():
+        expect(figure(page, "Claims", name)).to_have_text(text)
     expect(rows.first.locator("[data-label=Waiting]")).to_have_text("3")
-    expect(page.locator(".tile.bad", has_text="Open claims")).to_have_count(1)
+    expect(page.locator(".tile.wide.bad", has_text="Claims")).to_have_count(1)
     page.set_viewport_size({"width": 320, "height": 844})
     assert not page.evaluate(SCROLLS_SIDEWAYS)
     page.unroute_all(behavior="wait")

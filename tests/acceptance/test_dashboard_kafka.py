@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from dispatcher.embedded.broker import EmbeddedBroker
-from tests.acceptance.pages import SCROLLS_SIDEWAYS, Watched, tile, url_of
+from tests.acceptance.pages import BROKEN_WORDS, SCROLLS_SIDEWAYS, Watched, figure, tile, url_of
 from tests.support import Daemon, daemon, eventually_sync
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
@@ -57,14 +57,22 @@ def test_relay_and_broker_are_shown_on_the_page_of_a_group(browser: Browser, sho
     expect(page.locator("#topic")).to_contain_text(f"topic {shown.topic} of the Kafka cluster")
     expect(page.locator("#relay tbody tr")).to_have_count(1)
     expect(page.locator("#relay [data-label=State]")).to_have_text("publishing")
-    expect(tile(page, "Relay lag")).to_have_text("0 s")
-    expect(tile(page, "Broker lag")).to_have_text("0 records")
+    expect(figure(page, "Relay", "state")).to_have_text("publishing")
+    expect(figure(page, "Relay", "alive")).to_have_text("1")
+    expect(figure(page, "Relay", "lag")).to_have_text("0 s")
+    expect(figure(page, "Broker", "answers")).to_have_text("yes")
+    expect(figure(page, "Broker", "lag in records")).to_have_text("0")
+    expect(figure(page, "Claims", "open")).to_have_text("0")
     expect(tile(page, "Delivery lag")).to_have_text("0 s")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert (page.evaluate(SCROLLS_SIDEWAYS), page.evaluate(BROKEN_WORDS)) == (False, [])
     expect(page.locator("#partitions tbody tr")).to_have_count(3)
     expect(page.locator("#partitions [data-label='Records to read']").first).to_have_text("0")
     expect(page.locator("#readers-section")).to_be_hidden()
     shown.relay.kill()
     expect(page.locator("#relay [data-label=State]")).to_have_text("down")
+    expect(figure(page, "Relay", "state")).to_have_text("down")
+    expect(page.locator(".tile.wide.bad", has_text="Relay")).to_have_count(1)
     expect(page.locator("#status")).to_have_text("behind")
     expect(page.locator("#why")).to_contain_text("no relay is alive")
     assert watched.complaints == []
@@ -96,7 +104,8 @@ def test_a_relay_has_a_page_without_receivers(browser: Browser, shown: Shown, fo
     expect(page.locator("#publishes tbody tr")).to_contain_text(f"{foreign.name}.accounts")
     expect(page.locator("#readers tbody tr")).to_contain_text(foreign.name)
     expect(page.locator("#readers [data-label=Alive]")).to_have_text("1")
-    expect(tile(page, "Relay lag")).to_have_text("0 s")
+    expect(figure(page, "Relay", "lag")).to_have_text("0 s")
+    expect(figure(page, "Broker", "readers")).to_have_text("1")
     for section in ("receivers-section", "letters-section", "latency-section", "pause-all", "unlock"):
         expect(page.locator(f"#{section}")).to_be_hidden()
     refused = page.evaluate("fetch('api/pause', {method: 'POST'}).then((answer) => answer.status)")

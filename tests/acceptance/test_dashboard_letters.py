@@ -8,7 +8,7 @@ from bson import ObjectId
 from playwright.sync_api import Page, expect
 
 from dispatcher.parking.record import short_id
-from tests.acceptance.pages import SCROLLS_SIDEWAYS, Watched, link_of
+from tests.acceptance.pages import BROKEN_WORDS, SCROLLS_SIDEWAYS, Watched, link_of
 from tests.support import eventually_sync
 
 
@@ -83,7 +83,7 @@ def test_dead_letters_are_grouped_found_retried_and_dropped(browser, shown, fore
     group(page, "TimeoutError").locator("summary").first.click()
     for width in (390, 320):
         page.set_viewport_size({"width": width, "height": 844})
-        assert not page.evaluate(SCROLLS_SIDEWAYS)
+        assert (page.evaluate(SCROLLS_SIDEWAYS), page.evaluate(BROKEN_WORDS)) == (False, [])
     page.get_by_role("button", name="Drop 12 dead letters").click()
     confirmed(page, "Drop")
     expect(page.locator(".run").last).to_contain_text("12 dropped.")

@@ -1,6 +1,7 @@
 """The rates and percentiles that the page computes from counters, in a browser."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from playwright.sync_api import Browser, Page
 from dispatcher.core.stats import BOUNDS
 from dispatcher.web import dashboard
 
-SOURCE = (Path(dashboard.__file__).parent / "assets" / "rates.js").read_text()
-LOAD = """async (source) => {
-  window.rates = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+ASSETS = Path(dashboard.__file__).parent / "assets"
+LOAD = """async ([name, source]) => {
+  window[name] = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
 }"""
 POINTS = """([bounds, samples]) => {
   const rates = new window.rates.Rates(bounds);
@@ -30,7 +31,8 @@ RECEIVER = """(reports) => {
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context()
     page = context.new_page()
-    page.evaluate(LOAD, SOURCE)
+    for name in ("rates", "series"):
+        page.evaluate(LOAD, [name, (ASSETS / f"{name}.js").read_text()])
     yield page
     context.close()
 
@@ -125,6 +127,65 @@ def test_counters_of_another_version_are_ignored(points, nonsense):
         None,
         0,
     )
+
+
+def test_a_step_of_the_history_becomes_a_point(page):
+    step = {
+        "at": 60.0,
+        "seconds": 30.0,
+        "lag_seconds": None,
+        "read": 90,
+        "delivered": 60,
+        "failed": 3,
+        "retried": 0,
+    }
+    point = page.evaluate(
+        "(args) => window.rates.pointOf(...args)", [{**step, "latency": counts(_0_01=10)}, BOUNDS]
+    )
+    assert (point["at"], point["read"], point["delivered"], point["failed"]) == (60.0, 3, 2, 0.1)
+    assert (point["lag_seconds"], point["p50_seconds"]) == (None, pytest.approx(0.0075))
+    counters = {"delivered": [30, 0], "failed": [0, 6], "retried": [0, 0]}
+    steps = [{"at": 60.0, "seconds": 30.0}, {"at": 120.0, "seconds": 60.0}]
+    assert page.evaluate("(args) => window.rates.pointsOf(...args)", [counters, steps]) == [
+        {"at": 60, "delivered": 1, "failed": 0, "retried": 0},
+        {"at": 120, "delivered": 0, "failed": 0.1, "retried": 0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"), [((3, 1, 0), 0.25), ((0, 1, 1), 1), ((5, 0, 0), 0), ((0, 0, 0), None)]
+)
+def test_an_error_rate_is_the_share_of_attempts_that_failed(page, rates, share):
+    point = dict(zip(("delivered", "failed", "retried"), rates, strict=True))
+    assert page.evaluate("(point) => window.rates.errorRate(point)", point) == share
+
+
+def test_a_series_keeps_fifteen_minutes_in_full_and_six_hours_by_the_minute(page):
+    kept = page.evaluate(
+        """() => {
+          const series = new window.series.Series([{ at: 0 }, { at: 60 }]);
+          for (let at = 62; at <= 8 * 3600; at += 2) series.add({ at });
+          series.add({ at: 100 });
+          return [series.since(1e9), series.since(900)].map((points) => points.map((point) => point.at));
+        }"""
+    )
+    end = 8 * 3600
+    assert kept[1] == list(range(end - 900, end + 1, 2))
+    old = [at for at in kept[0] if at < end - 900]
+    assert old[0] >= end - 6 * 3600
+    assert {b - a for a, b in pairwise(old)} == {60}
+    assert len(kept[0]) < 900
+
+
+def test_series_of_receivers_that_are_gone_are_forgotten(page):
+    found = page.evaluate(
+        """() => {
+          const many = new window.series.ManySeries({ mail: [{ at: 1 }], gone: [{ at: 1 }] });
+          many.add({ mail: { at: 2 }, new: { at: 2 } });
+          return ["mail", "gone", "new"].map((key) => many.since(key, 60).length);
+        }"""
+    )
+    assert found == [2, 0, 1]
 
 
 def test_percentiles_are_computed_as_prometheus_does(page):

@@ -2,7 +2,7 @@
 
 GET  /dashboard                     the page; the dispatcher serves everything that it loads
 GET  /dashboard/api/state           the group, as `dispatcher status` shows it, and a sample of its counters
-GET  /dashboard/api/history         the samples of the last six hours
+GET  /dashboard/api/history         the last six hours, in steps of a minute
 GET  /dashboard/api/letters         dead letters, a page of them
 GET  /dashboard/api/letters/groups  dead letters by receiver and error, with their numbers
 GET  /dashboard/api/letters/retried the progress of a retry of many dead letters
@@ -26,5 +26,5 @@ Access:
     selections.py the content of requests
     view.py       the status of a group as one document
     letters.py    dead letters as text
-    history.py    samples of the last six hours; the page computes rates and percentiles from them
+    history.py    the last six hours; the page computes rates and percentiles from their counters
 """

@@ -1,6 +1,5 @@
 """Handles the requests of the dashboard. Every response is JSON; the field `error` has the text of an error."""
 
-import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -14,7 +13,6 @@ from starlette.routing import BaseRoute, Route
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import Group
-from dispatcher.core.stats import BOUNDS
 from dispatcher.exceptions import MalformedLetter, NotFound
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.dead_letters import Wanted, drop, ids_of, request_retry
@@ -22,7 +20,7 @@ from dispatcher.operate.letter_groups import ActionStep, drop_some, request_retr
 from dispatcher.operate.observer import Observer
 from dispatcher.operate.pauses import pause, resume
 from dispatcher.web.app import json_response
-from dispatcher.web.dashboard.history import Samples
+from dispatcher.web.dashboard.history import History
 from dispatcher.web.dashboard.letters import Letterbox, NoSuchPage
 from dispatcher.web.dashboard.page import page_routes
 from dispatcher.web.dashboard.selections import (
@@ -56,11 +54,11 @@ class Dashboard:
         self._observer = observer
         self._loopback = loopback
         self._token = token
-        self._samples = Samples()
+        self._past = History()
 
     async def watch(self) -> None:
-        """Collect samples for the plots. Runs for ever."""
-        await self._samples.keep(self._observer)
+        """Collect the history for the plots. Runs for ever."""
+        await self._past.keep(self._observer)
 
     def routes(self) -> list[BaseRoute]:
         """The page, and its requests. A relay has no receivers, so nothing to pause, and no dead letters."""
@@ -123,8 +121,7 @@ class Dashboard:
         )
 
     async def _history(self, _request: Request) -> Response:
-        text = f'{{"bounds": {json.dumps(BOUNDS)}, "samples": {self._samples.as_json()}}}'
-        return Response(text, media_type="application/json")
+        return Response(self._past.as_json(), media_type="application/json")
 
     async def _letters(self, request: Request) -> Response:
         wanted = query_of(request, LetterSearch).wanted

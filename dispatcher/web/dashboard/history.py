@@ -1,39 +1,93 @@
-"""The last six hours of a group. Each minute a sample is taken: the counters and gauges of the live members.
+"""The last six hours of a group, in steps of a minute, for the plots of the page.
 
-Counters grow from the start of a member. The page computes rates from them: a rate is the difference of two
-samples, divided by the seconds between the samples. The page shows gauges, such as the lag, without a rate.
+A step has the growth of the counters of all live members together, and the largest lag. So its size does not
+depend on the number of members. The page divides by the seconds of a step, and shows the result as a rate.
+
+The memory is bounded: `STEPS` steps of the group, at most 0.4 kB each, and in each step three counters of four
+bytes for each of at most `MOST_RECEIVERS` receivers. Measured: 0.2 MB without receivers, 1.2 MB with 200.
 """
 
 import asyncio
 import json
+from array import array
 from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from dispatcher.core.stats import BOUNDS, MOST_RECEIVERS
 from dispatcher.operate.observer import Observer
-from dispatcher.operate.status_model import GroupStatus
+from dispatcher.operate.status_model import GroupStatus, number
 
-# Seconds between two samples, and how many of them are kept.
+STEPS: Final = 360
+"""The number of steps that are kept."""
+
+# Seconds of a step.
 _STEP: Final = 60.0
-_SAMPLES: Final = 360
 
-_COUNTED: Final = ("read", "delivered", "failed", "retried", "in_flight", "latency")
+_COUNTED: Final = ("read", "delivered", "failed", "retried")
+_OF_RECEIVERS: Final = ("delivered", "failed", "retried")
+
+# The largest counter of a receiver in one step.
+_MOST: Final = 2**32 - 1
 
 
-class Samples:
-    """The samples of a group. They are kept as JSON, which takes little memory."""
+class History:
+    """The steps of a group."""
 
     def __init__(self) -> None:
-        self._samples: deque[str] = deque(maxlen=_SAMPLES)
+        self._steps: deque[str] = deque(maxlen=STEPS)
+        self._receivers: dict[str, dict[str, array[int]]] = {}
+        self._last: dict[str, Any] | None = None
+        self._counters: dict[str, dict[str, tuple[float, ...]]] = {}
 
     async def keep(self, observer: Observer) -> None:
-        """Take samples for ever."""
+        """Take steps for ever."""
         while True:
-            self._samples.append(json.dumps(sample_of(await observer.status())))
+            self.note(await observer.status())
             await asyncio.sleep(_STEP)
 
+    def note(self, status: GroupStatus) -> None:
+        """Add a step that ends now. The first status is only the beginning of the first step."""
+        sample, counters = sample_of(status), _counters_of(status)
+        if self._last is not None:
+            self._steps.append(json.dumps(_step(self._last, sample)))
+            self._add_receivers(counters)
+        self._last, self._counters = sample, counters
+
+    def _add_receivers(self, counters: Mapping[str, Mapping[str, tuple[float, ...]]]) -> None:
+        """Add the growth of the receivers' counters since the last status."""
+        grown: dict[str, list[float]] = {}
+        for member, receivers in counters.items():
+            before = self._counters.get(member)
+            for receiver, counted in receivers.items():
+                sums = grown.setdefault(receiver, [0.0] * len(_OF_RECEIVERS))
+                # A new member has no earlier report. A new receiver of a known member begins at zero.
+                earlier = counted if before is None else before.get(receiver, (0.0,) * len(counted))
+                for i, (now, then) in enumerate(zip(counted, earlier, strict=True)):
+                    sums[i] += max(0.0, now - then)
+        steps = len(self._steps)
+        for receiver in grown:
+            if receiver not in self._receivers and len(self._receivers) < MOST_RECEIVERS:
+                self._receivers[receiver] = {name: array("I", [0] * (steps - 1)) for name in _OF_RECEIVERS}
+        for receiver, series in list(self._receivers.items()):
+            values = grown.get(receiver, [0.0] * len(_OF_RECEIVERS))
+            for one, value in zip(series.values(), values, strict=True):
+                one.append(min(_MOST, int(value)))
+                del one[:-steps]
+            if receiver not in grown and not any(map(any, series.values())):
+                del self._receivers[receiver]
+
     def as_json(self) -> str:
-        """All samples, the oldest first."""
-        return f"[{','.join(self._samples)}]"
+        """The bounds of the latency buckets, all steps from the oldest on, and the counters of receivers in them.
+
+        Also the last sample: from it and the present counters, the page computes its first rate.
+        """
+        receivers = {
+            name: {counter: one.tolist() for counter, one in series.items()}
+            for name, series in self._receivers.items()
+        }
+        further = json.dumps({"bounds": BOUNDS, "receivers": receivers, "last": self._last})
+        return f'{further[:-1]}, "steps": [{",".join(self._steps)}]}}'
 
 
 def sample_of(status: GroupStatus) -> dict[str, Any]:
@@ -45,8 +99,50 @@ def sample_of(status: GroupStatus) -> dict[str, Any]:
             one.id: {
                 "at": at - one.seen_seconds,
                 "lag_seconds": one.lag_seconds,
+                "in_flight": one.stats.get("in_flight"),
+                "latency": one.stats.get("latency"),
                 **{name: one.stats.get(name) for name in _COUNTED},
             }
             for one in status.alive
         },
+    }
+
+
+def _step(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The growth of the counters between two samples. Members that are in one sample only do not count."""
+    pairs = [(before["members"][id_], one) for id_, one in after["members"].items() if id_ in before["members"]]
+    lags = [lag for one in after["members"].values() if isinstance(lag := one["lag_seconds"], int | float)]
+    return {
+        "at": round(after["at"], 1),
+        "seconds": round(after["at"] - before["at"], 1),
+        "lag_seconds": max(lags, default=None),
+        **{name: int(_grown((number(a[name]), number(b[name])) for a, b in pairs)) for name in _COUNTED},
+        "latency": [int(_grown((a[i], b[i]) for a, b in _latencies(pairs))) for i in range(len(BOUNDS) + 1)],
+    }
+
+
+def _latencies(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[list[float], list[float]]]:
+    """The pairs of latencies by bucket that this version understands."""
+    length = len(BOUNDS) + 1
+    known = [(a["latency"], b["latency"]) for a, b in pairs]
+    return [
+        ([number(one) for one in a], [number(one) for one in b])
+        for a, b in known
+        if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) == length
+    ]
+
+
+def _grown(pairs: Iterable[tuple[float, float]]) -> float:
+    """The sum of the growths. A counter that falls has started again from zero: it does not count."""
+    return sum(max(0.0, after - before) for before, after in pairs)
+
+
+def _counters_of(status: GroupStatus) -> dict[str, dict[str, tuple[float, ...]]]:
+    """The counters of the receivers of each live member."""
+    return {
+        member.id: {
+            f"{one['receiver']} {one.get('signal')}": tuple(number(one.get(name)) for name in _OF_RECEIVERS)
+            for one in member.counted
+        }
+        for member in status.alive
     }

@@ -6,12 +6,13 @@ import { byId, toast, write } from "./dom.js";
 import { Letters } from "./letters.js";
 import { TONES } from "./format.js";
 import { Panels } from "./panels.js";
-import { Plots } from "./plots.js";
-import { Rates, Windows } from "./rates.js";
+import { Plots, ReceiverPlots, range } from "./plots.js";
+import { Rates, Windows, pointOf, pointsOf } from "./rates.js";
+import { ManySeries } from "./series.js";
 
 const EVERY_MS = 2000;
 
-// After a pause of this length, for example of a hidden tab, the page loads the samples of the dispatcher again.
+// After a pause of this length, for example of a hidden tab, the page loads the history of the dispatcher again.
 const STALE_MS = 90_000;
 
 class App {
@@ -20,11 +21,14 @@ class App {
     this.panels = null;
     this.letters = new Letters();
     this.receivers = new Windows();
+    this.series = new ManySeries();
+    this.chart = new ReceiverPlots();
     this.rates = null;
     this.shownAt = 0;
     this.turn = 0;
     this.timer = null;
     setUpUnlocking(() => this.refresh());
+    byId("range").addEventListener("change", () => this.state && this.showReceivers(this.state));
     byId("pause-all").addEventListener("click", () => this.toggleAll());
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
@@ -48,9 +52,11 @@ class App {
   }
 
   async loadHistory() {
-    const { bounds, samples } = await get("history");
+    const { bounds, steps, receivers, last } = await get("history");
     this.rates = new Rates(bounds);
-    this.history = samples.map((sample) => this.rates.point(sample));
+    if (last) this.rates.point(last);
+    this.history = steps.map((step) => pointOf(step, bounds));
+    this.series = new ManySeries(Object.fromEntries(Object.entries(receivers).map(([key, one]) => [key, pointsOf(one, steps)])));
   }
 
   async show(state) {
@@ -60,18 +66,39 @@ class App {
     const kind = JSON.stringify([state.is_relay, state.source.topic]);
     this.kind ??= kind;
     if (kind !== this.kind) return window.location.reload(); // before its first look at the state, a process does not know
-    this.panels ??= new Panels(state, { toggle: (row, button) => this.toggleReceiver(row, button) });
+    this.panels ??= new Panels(state, {
+      toggle: (row, button) => this.toggleReceiver(row, button),
+      chart: (row) => {
+        this.chart.toggle(row);
+        this.chart.draw(this.series);
+      },
+    });
     this.plots ??= new Plots(state.is_relay);
     if (this.history) this.plots.begin(this.history);
     this.history = null;
     this.plots.add(state.figures);
     this.receivers.add(Object.fromEntries(state.receivers.map((row) => [row.key, { ...row, at: state.sample.at }])));
-    for (const row of state.receivers) row.window = this.receivers.get(row.key);
+    this.series.add(Object.fromEntries(state.receivers.map((row) => [row.key, this.pointOfReceiver(row, state)])));
     if (token.get() && !state.may_change) token.forget();
     this.showHeader(state);
     this.panels.show(state);
+    this.showReceivers(state);
     if (!state.is_relay) await this.letters.update(state);
     document.body.dataset.loaded = "yes";
+  }
+
+  pointOfReceiver(row, state) {
+    row.window = this.receivers.get(row.key);
+    const rate = (name) => row.window.rate(name);
+    return { at: state.sample.at, delivered: rate("delivered"), failed: rate("failed"), retried: rate("retried") };
+  }
+
+  // The rows of the receivers with their charts over the chosen time.
+  showReceivers(state) {
+    const now = state.sample.at;
+    const rows = state.receivers.map((row) => ({ ...row, now, seconds: range(), points: this.series.since(row.key, range()) }));
+    this.panels.showReceivers(rows, state.may_change);
+    this.chart.draw(this.series);
   }
 
   complain(error) {

@@ -14,14 +14,26 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// Words with more characters may break, but only after one of these characters.
+const LONG_WORD = 16;
+const AFTER = /(?<=[._/:,@#~-])(?=[^._/:,@#~-])/;
+
+// A text as nodes. Words never break in the middle: a long name breaks only after a dot, an underscore or the like.
+export function breakable(text) {
+  return text.split(/(\s+)/).flatMap((word) => {
+    if (word.length <= LONG_WORD) return [word];
+    return word.split(AFTER).flatMap((part, number) => (number ? [document.createElement("wbr"), part] : [part]));
+  });
+}
+
 // Only changed texts are written, so that a selection of the user stays.
 export function write(node, text) {
   const wanted = text ?? "";
-  if (node.textContent !== wanted) node.textContent = wanted;
+  if (node.textContent !== wanted) node.replaceChildren(...breakable(wanted));
 }
 
 export function toast(text, kind = "good") {
-  const shown = element("div", { class: `toast ${kind}` }, text);
+  const shown = element("div", { class: `toast ${kind}` }, ...breakable(text));
   byId("toasts").append(shown);
   setTimeout(() => shown.remove(), kind === "bad" ? 9000 : 4500);
 }

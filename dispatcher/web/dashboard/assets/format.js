@@ -29,6 +29,11 @@ export function rate(value) {
   return value < 100 ? String(Number(value.toFixed(1))) : count(value);
 }
 
+export function percent(share) {
+  if (share === null || share === undefined) return DASH;
+  return share > 0 && share < 0.001 ? "< 0.1 %" : `${Number((100 * share).toFixed(1))} %`;
+}
+
 const UNITS = [
   [86400, "d"],
   [3600, "h"],

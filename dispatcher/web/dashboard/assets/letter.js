@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { confirm } from "./dialogs.js";
-import { element, toast, write } from "./dom.js";
+import { breakable, element, toast, write } from "./dom.js";
 import { bytes, moment } from "./format.js";
 
 export class LetterView {
@@ -75,7 +75,7 @@ function facts(full) {
     ["Retry refused", full.retry_refused],
   ];
   const present = rows.filter(([, value]) => value);
-  const shown = present.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, String(value))));
+  const shown = present.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, ...breakable(String(value)))));
   return element("dl", { class: "facts" }, ...shown);
 }
 

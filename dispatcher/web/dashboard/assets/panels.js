@@ -1,12 +1,11 @@
 // The panels: figures, relay, receivers, partitions, members, parked deliveries, claims, runs and gaps.
 
 import { Table, byId, column, element, write } from "./dom.js";
-import { TONES, DASH, ago, count, duration, orMore, rate, since } from "./format.js";
+import { TONES, DASH, ago, count, duration, orMore, percent, rate, since } from "./format.js";
+import { Spark } from "./spark.js";
 
 const DELIVERIES = ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]];
 const LAG = ["Lag", (s) => [duration(s.figures.lag_seconds)], (s) => level(s.figures.lag_seconds, 10, 60)];
-const RELAY_LAG = ["Relay lag", (s) => [duration(s.relay?.lag_seconds)], (s) => (s.relay?.owner ? level(s.relay.lag_seconds, 10, 60) : "bad")];
-const BROKER_LAG = ["Broker lag", (s) => [count(s.broker_lag), "records"]];
 const DELIVERY_LAG = ["Delivery lag", (s) => [duration(s.delivery_lag_seconds)], (s) => level(s.delivery_lag_seconds, 10, 60)];
 const MEMBERS = ["Members", (s) => [count(s.members.filter((one) => one.alive).length)], (s) => (anyAlive(s) ? "" : "bad")];
 const OPLOG = ["Oplog left", (s) => [duration(s.headroom_seconds)], (s) => oplogLevel(s)];
@@ -16,22 +15,51 @@ const OF_RECEIVERS = [
   ["In flight", (s) => [count(s.figures.in_flight)]],
   ["Dead letters", (s) => [count(s.dead_letter_count), orMore(s, "dead_letters")], (s) => level(s.dead_letter_count, 1, 100)],
   ["Parked", (s) => [count(s.parked_deliveries), orMore(s, "parked_deliveries")], (s) => level(s.parked_deliveries, 1, Infinity)],
-  ["Open claims", (s) => [count(s.claims.open), orMore(s, "claims")], (s) => level(s.claims.oldest_seconds, 60, 300)],
+];
+
+// Tiles with several figures: a name, the text, and the tone of each.
+const CLAIMS = [
+  "Claims",
+  (s) => [
+    ["open", `${count(s.claims.open)} ${orMore(s, "claims")}`.trim()],
+    ["released", count(s.claims.released)],
+    ["taken over", count(s.claims.taken_over)],
+    ["orphaned", count(s.claims.orphaned), s.claims.orphaned ? "warn" : ""],
+    ["oldest waits", duration(s.claims.oldest_seconds), level(s.claims.oldest_seconds, 60, 300)],
+    ["processes", count(s.claims.processes)],
+  ],
+];
+const RELAY = [
+  "Relay",
+  ({ relay }) => [
+    ["state", relay ? (relay.trouble ? "failing" : relayState(relay)) : "none", relay?.owner && !relay.trouble ? "" : "bad"],
+    ["alive", count(relay?.alive.length ?? 0), relay?.alive.length ? "" : "bad"],
+    ["lag", duration(relay?.lag_seconds), relay?.owner ? level(relay.lag_seconds, 10, 60) : "bad"],
+    ["in flight", count(relay?.records_in_flight)],
+    ["changes/s", rate(relay?.changes_per_second)],
+    ["term", String(relay?.term ?? DASH)],
+  ],
+];
+const BROKER = [
+  "Broker",
+  (s) => [
+    ["answers", anyAlive(s) || s.relay?.alive.length ? (s.broker_troubles.length ? "no" : "yes") : DASH, s.broker_troubles.length ? "bad" : ""],
+    ...(s.is_relay ? [["readers", count(s.relay?.readers.length)]] : [["lag in records", count(s.broker_lag)]]),
+    ["keeps records", duration(s.relay?.retention_seconds)],
+  ],
 ];
 
 // The figures of a relay, of a group that reads from a topic, or of a group with change streams.
 function tilesOf(state) {
   if (state.is_relay)
-    return [
-      ["Changes", (s) => [rate(s.figures.read), "/s"]],
-      RELAY_LAG,
-      ["In flight", (s) => [count(s.relay?.records_in_flight), "records"]],
-      ["Term", (s) => [String(s.relay?.term ?? DASH)]],
-      MEMBERS,
-      OPLOG,
-    ];
-  if (state.source.topic) return [DELIVERIES, RELAY_LAG, BROKER_LAG, DELIVERY_LAG, ...OF_RECEIVERS, MEMBERS, TOPIC];
+    return [["Changes", (s) => [rate(s.figures.read), "/s"]], MEMBERS, OPLOG];
+  if (state.source.topic) return [DELIVERIES, DELIVERY_LAG, ...OF_RECEIVERS, MEMBERS, TOPIC];
   return [DELIVERIES, LAG, ...OF_RECEIVERS, MEMBERS, OPLOG];
+}
+
+function wideTilesOf(state) {
+  if (state.is_relay) return [RELAY, BROKER];
+  return state.source.topic ? [RELAY, BROKER, CLAIMS] : [CLAIMS];
 }
 
 const level = (value, warn, bad) => (value >= bad ? "bad" : value >= warn ? "warn" : "");
@@ -58,6 +86,7 @@ export class Panels {
       byId("tiles").append(tile);
       return { tile, value, unit, text, tone: tone ?? (() => "") };
     });
+    this.wide = wideTilesOf(state).map(([title, figures]) => new WideTile(title, figures));
     this.receivers = new Table(byId("receivers"), this.receiverColumns(), "No live member reports its receivers.");
     this.partitions = new Table(byId("partitions"), partitionColumns(state.source.topic), "No position is saved yet.");
     this.members = new Table(byId("members"), memberColumns(), "No dispatcher of this group runs.");
@@ -75,29 +104,47 @@ export class Panels {
       write(unit, suffix);
       tile.className = `tile ${tone(state)}`.trim();
     }
+    for (const tile of this.wide) tile.show(state);
     const dated = (rows) => rows.map((row) => ({ ...row, now: state.at, mayChange: state.may_change }));
     write(byId("topic"), topicOf(state));
     const relays = state.relay ? [{ ...state.relay, key: state.relay.topic }] : [];
     this.relay.show(dated(relays));
     this.readers.show(dated(relays.flatMap((relay) => relay.readers.map((one) => ({ ...one, key: one.group })))));
     this.publishes.show(dated(relays.flatMap((relay) => relay.publishes.map((one) => ({ ...one, key: one.name })))));
-    this.receivers.show(dated(state.receivers));
     this.partitions.show(dated(state.partitions.map((one) => ({ ...one, key: one.number }))));
     this.members.show(dated(state.members.map((one) => ({ ...one, key: one.id }))));
     this.parked.show(dated(state.parked.map((one) => ({ ...one, key: `${one.receiver} ${one.reason}` }))));
     this.claims.show(dated(state.claims.books.map((one) => ({ ...one, key: one.process }))));
-    write(byId("claims-facts"), claimFacts(state.claims));
     this.runs.show(dated(state.runs.map((one) => ({ ...one, key: one.id }))));
     this.gaps.show(dated(state.gaps.map((one) => ({ ...one, key: one.id }))));
     this.misfits.show(dated(state.misfits));
     byId("parked-section").hidden = !state.parked.length;
-    byId("claims-section").hidden = !state.claims.books.length && !claimFacts(state.claims);
+    byId("claims-section").hidden = !state.claims.books.length;
     byId("runs-section").hidden = !state.runs.length;
     byId("gaps-section").hidden = !state.gaps.length;
     byId("misfits-section").hidden = !state.misfits.length;
   }
 
+  showReceivers(rows, mayChange) {
+    this.receivers.show(rows.map((row) => ({ ...row, mayChange })));
+  }
+
   receiverColumns() {
+    const chart = {
+      title: "Attempts",
+      kind: "chart",
+      fill: (cell, row) => {
+        if (!cell.spark) {
+          cell.spark = new Spark();
+          cell.append(element("button", { type: "button", class: "plain" }, cell.spark.node));
+        }
+        const button = cell.lastChild;
+        button.title = `Successful and failed attempts of ${row.name}: show the chart`;
+        button.ariaLabel = `Chart of ${row.name}, ${row.signal}`;
+        button.onclick = () => this.actions.chart(row);
+        cell.spark.show(row.points, row.now, row.seconds);
+      },
+    };
     const toggle = {
       title: "",
       kind: "do",
@@ -113,6 +160,8 @@ export class Panels {
       column("Receiver", (row) => row.name),
       column("Signal", (row) => row.documents.length ? `${row.signal} of ${row.documents.join(", ")}` : row.signal),
       column("State", (row) => row.health, { tone: (row) => TONES[row.health], hint: (row) => row.why }),
+      chart,
+      column("Errors", (row) => percent(row.error_rate), { number: true, tone: (row) => errorTone(row.error_rate), hint: () => "failed attempts of the last minute" }),
       column("Per second", (row) => rate(row.window.rate("delivered")), { number: true }),
       column("Delivered", (row) => count(row.delivered), { number: true }),
       column("Retried", (row) => count(row.retried), { number: true, tone: (row) => (row.window.rate("retried") ? "warn" : "") }),
@@ -121,6 +170,31 @@ export class Panels {
       column("Dead letters", (row) => count(row.dead_letters), { number: true, tone: (row) => (row.dead_letters ? "bad" : "quiet") }),
       toggle,
     ];
+  }
+}
+
+const errorTone = (share) => (share === null ? "quiet" : level(share, 0.001, 0.1));
+
+// A tile with several figures.
+class WideTile {
+  constructor(title, figures) {
+    this.figures = figures;
+    this.list = element("dl");
+    this.tile = element("section", { class: "tile wide", ariaLabel: title }, element("h3", {}, title), this.list);
+    byId("wide-tiles").append(this.tile);
+  }
+
+  show(state) {
+    const figures = this.figures(state);
+    while (this.list.childNodes.length < figures.length) this.list.append(element("div", {}, element("dt"), element("dd")));
+    figures.forEach(([name, text, tone = ""], number) => {
+      const [title, value] = this.list.childNodes[number].childNodes;
+      write(title, name);
+      write(value, text);
+      value.className = tone;
+    });
+    const tones = figures.map(([, , tone]) => tone);
+    this.tile.className = `tile wide ${tones.includes("bad") ? "bad" : tones.includes("warn") ? "warn" : ""}`.trim();
   }
 }
 
@@ -191,16 +265,6 @@ function until(due, now) {
   const seconds = (Date.parse(due) - Date.parse(now)) / 1000;
   return seconds > 0 ? `in ${duration(seconds)}` : "due";
 }
-
-// How long deliveries have waited for writing processes, and how many were taken over or have no receiver.
-const claimFacts = (claims) =>
-  [
-    claims.waiting || claims.parked ? `the oldest waits for ${duration(claims.oldest_seconds)}` : "",
-    claims.taken_over ? `${count(claims.taken_over)} taken over` : "",
-    claims.orphaned ? `${count(claims.orphaned)} orphaned` : "",
-  ]
-    .filter(Boolean)
-    .join(", ");
 
 const claimColumns = () => [
   column("Process", (row) => `${row.host ?? DASH}, pid ${row.pid ?? DASH}`, { hint: (row) => row.process }),

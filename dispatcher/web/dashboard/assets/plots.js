@@ -1,12 +1,11 @@
-// Three plots over the same time, drawn by uPlot.
+// Plots over the same time, drawn by uPlot: three of the group, and two of one receiver.
 
-import { byId } from "./dom.js";
-import { duration, rate } from "./format.js";
+import { byId, write } from "./dom.js";
+import { duration, percent, rate } from "./format.js";
+import { errorRate } from "./rates.js";
+import { Series } from "./series.js";
 
 const HEIGHT = 170;
-
-// The dispatcher keeps samples for the same time.
-const KEPT_SECONDS = 6 * 3600;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -79,10 +78,13 @@ const LATENCY = [
   { label: "p99", field: "p99_seconds", colour: "--plot-2" },
 ];
 
+// The seconds that the user has chosen.
+export const range = () => Number(byId("range").value);
+
 export class Plots {
   // A relay reads changes, and delivers none.
   constructor(isRelay) {
-    this.points = [];
+    this.series = new Series();
     byId("latency-section").hidden = isRelay;
     this.all = [
       new Plot("plot-throughput", isRelay ? READ : DELIVERED, rate),
@@ -94,22 +96,50 @@ export class Plots {
   }
 
   begin(points) {
-    this.points = points;
+    this.series = new Series(points);
   }
 
   add(point) {
-    if (point.at > (this.points.at(-1)?.at ?? 0)) this.points.push(point);
-    this.points = this.since(KEPT_SECONDS);
+    this.series.add(point);
     this.draw();
   }
 
   draw() {
-    const points = this.since(Number(byId("range").value));
+    const points = this.series.since(range());
     for (const plot of this.all) plot.show(points);
   }
+}
 
-  since(seconds) {
-    const first = this.points.at(-1)?.at - seconds;
-    return this.points.filter((point) => point.at >= first);
+const ERRORS = [{ label: "failed attempts", field: "error_rate", colour: "--plot-3" }];
+
+// The plots of the receiver whose chart is open.
+export class ReceiverPlots {
+  constructor() {
+    this.card = byId("receiver-chart");
+    this.key = null;
+    this.all = null;
+    byId("close-chart").addEventListener("click", () => this.close());
+  }
+
+  close() {
+    this.key = null;
+    this.card.hidden = true;
+  }
+
+  // Opens the chart of a receiver, or closes it if it is open.
+  toggle(row) {
+    if (this.key === row.key) return this.close();
+    this.key = row.key;
+    this.card.hidden = false;
+    write(byId("chart-receiver"), row.name);
+    write(byId("chart-signal"), row.signal);
+    this.all ??= [new Plot("plot-receiver", DELIVERED, rate), new Plot("plot-errors", ERRORS, percent)];
+    this.card.scrollIntoView({ block: "nearest" });
+  }
+
+  draw(many) {
+    if (this.key === null) return;
+    const points = many.since(this.key, range());
+    for (const plot of this.all) plot.show(points.map((point) => ({ ...point, error_rate: errorRate(point) })));
   }
 }

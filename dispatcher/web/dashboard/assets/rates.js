@@ -61,6 +61,38 @@ export class Windows {
   }
 }
 
+// The share of attempts that failed; null without attempts.
+export function errorRate({ delivered, failed, retried }) {
+  const attempts = delivered + failed + retried;
+  return attempts > 0 ? (failed + retried) / attempts : null;
+}
+
+// A point of the plots from a step of the history: {at, seconds, lag_seconds, read, delivered, ..., latency}.
+export function pointOf(step, bounds) {
+  const rate = (name) => step[name] / step.seconds;
+  return {
+    at: step.at,
+    read: rate("read"),
+    delivered: rate("delivered"),
+    failed: rate("failed"),
+    retried: rate("retried"),
+    lag_seconds: step.lag_seconds,
+    p50_seconds: quantile(0.5, step.latency, bounds),
+    p99_seconds: quantile(0.99, step.latency, bounds),
+  };
+}
+
+// The points of a receiver from its counters in each step. The first steps of a new receiver are zero.
+export function pointsOf(counters, steps) {
+  const rate = (name, number) => counters[name][number] / steps[number].seconds;
+  return steps.map(({ at }, number) => ({
+    at,
+    delivered: rate("delivered", number),
+    failed: rate("failed", number),
+    retried: rate("retried", number),
+  }));
+}
+
 export class Rates {
   // The upper bounds of the buckets in which members count latencies.
   constructor(bounds) {

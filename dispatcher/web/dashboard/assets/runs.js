@@ -2,7 +2,7 @@
 // If the page is closed, no further steps follow; retries that were requested are made.
 
 import { get, post } from "./api.js";
-import { element, write } from "./dom.js";
+import { breakable, element, write } from "./dom.js";
 import { count } from "./format.js";
 
 const EVERY_MS = 1000;
@@ -51,7 +51,7 @@ class Run {
     this.bar = element("progress", { max: number || 1, value: 0, ariaLabel: `${what} of ${title}` });
     this.text = element("span", { role: "status" });
     this.button = element("button", { type: "button", onclick: () => (this.ended ? this.closed() : this.stop()) }, "Stop");
-    this.card = element("div", { class: "run" }, element("strong", {}, `${what === "retry" ? "Retry" : "Drop"}: ${title}`), this.bar, this.text, this.button);
+    this.card = element("div", { class: "run" }, element("strong", {}, ...breakable(`${what === "retry" ? "Retry" : "Drop"}: ${title}`)), this.bar, this.text, this.button);
   }
 
   async begin() {

@@ -150,11 +150,13 @@ class BookRecorder:
         with pymongo.timeout(seconds / 3):
             try:
                 refusal = self._look_at_dispatchers()
-                if refusal is not None and self._book is None:
+                if refusal is not None:  # noted before the book pauses, so that unclaimed writes count under it
                     claims.note_attempt(refusal)
-                    return pause_after(seconds, is_waiting=False)
+                    if self._book is None:
+                        return pause_after(seconds, is_waiting=False)
                 self._write_present(claims, is_paused=refusal is not None)
-                claims.note_attempt(refusal)
+                if refusal is None:
+                    claims.note_attempt(None)
                 while self._ended:
                     self._write_end(self._ended[0])
                     self._ended.popleft()

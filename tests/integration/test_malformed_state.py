@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dispatcher.cli import app
 from dispatcher.exceptions import MalformedLetter, PositionError
-from dispatcher.operate.dead_letters import outcomes, request_retry
+from dispatcher.operate.dead_letters import Wanted, outcomes, request_retry
 from dispatcher.operate.status import read_status
 from dispatcher.web.dashboard.letters import Letterbox
 from mongoz.core.signals import post_save
@@ -209,7 +209,7 @@ async def test_commands_and_dashboard_skip_malformed_documents(spoil, mongo, for
     assert "is malformed: receiver" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
-        page = await letterbox.page(None, None)
+        page = await letterbox.page(Wanted(), None)
         assert json.dumps(page, default=str)
         assert len(page["misfits"]) == 2  # this list reads no errors, so a malformed error is no misfit
         asked = await request_retry(group_of(client, database), ["undecodable"])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import mongoz
 from dispatcher.cli import app
-from dispatcher.operate.dead_letters import outcomes, request_retry
+from dispatcher.operate.dead_letters import Wanted, outcomes, request_retry
 from dispatcher.runs import backfill, replay
 from dispatcher.runs.player import workplace
 from dispatcher.web.dashboard.letters import Letterbox
@@ -234,7 +234,7 @@ async def test_dead_letters_of_malformed_documents_are_listed_and_shown(
     await asyncio.to_thread(look)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
-        page = await letterbox.page(None, None)
+        page = await letterbox.page(Wanted(), None)
         assert page["letters"]
         for letter in state.letters:
             assert json.dumps(await letterbox.letter(letter["_id"]), default=str)

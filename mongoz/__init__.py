@@ -55,6 +55,7 @@ from mongoz.fields import (
     String,
     Time,
 )
+from mongoz.fields.nullable import Nullable
 from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager, SortExpression
 from mongoz.queries.q import Q
 from mongoz.queries.update_operators import U
@@ -96,6 +97,7 @@ __all__ = [
     "MongozException",
     "MongozSettings",
     "MultipleDocumentsReturned",
+    "Nullable",
     "NullableObjectId",
     "Object",
     "ObjectId",

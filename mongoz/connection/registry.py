@@ -3,12 +3,14 @@
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar, Unpack, cast
+
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from mongoz.claims.document import NamedReceiver
 from mongoz.connection.database import Database
 from mongoz.connection.deployment import DEFAULT_STATE, Deployment
-from mongoz.connection.transactions import run_transaction, transaction
+from mongoz.connection.transactions import TransactionOptions, run_transaction, transaction
 
 __all__ = ["Registry"]
 
@@ -108,7 +110,9 @@ class Registry(Deployment):
         for document in self.documents.values():
             await cast("_RegisteredDocument", document).check_indexes()
 
-    def transaction(self, **options: Any) -> AbstractAsyncContextManager[Any]:
+    def transaction(
+        self, **options: Unpack[TransactionOptions]
+    ) -> AbstractAsyncContextManager[AsyncClientSession]:
         """A block whose reads and writes happen together or not at all.
 
         Calls of the task that enters the block join the transaction. Calls of tasks that this task starts don't.
@@ -120,7 +124,8 @@ class Registry(Deployment):
                 `read_preference`, `max_commit_time_ms`.
 
         Returns:
-            A context manager that gives the driver's session, for calls that bypass the ODM.
+            A context manager that gives the driver's session, for calls that bypass the ODM: PyMongo's, or Motor's
+            with the same methods.
 
         Raises:
             TransactionError: the task is in a transaction already, or the server is no replica set.
@@ -130,9 +135,9 @@ class Registry(Deployment):
             ...     await account.update(U.inc(balance=-10))
             ...     await Transfer.objects.create(amount=10)
         """
-        return transaction(self, options)
+        return transaction(self, dict(options))
 
-    async def run_transaction(self, fn: Callable[..., Awaitable[T]], **options: Any) -> T:
+    async def run_transaction(self, fn: Callable[..., Awaitable[T]], **options: Unpack[TransactionOptions]) -> T:
         """Run a function in a transaction; repeat all of it while the server asks for that.
 
         As with the driver, an error that is labelled as transient repeats the function, for two minutes at most.
@@ -154,7 +159,7 @@ class Registry(Deployment):
             ...     await account.update(U.inc(balance=-10))
             >>> await registry.run_transaction(transfer)
         """
-        return await run_transaction(self, fn, options)
+        return await run_transaction(self, fn, dict(options))
 
     async def __aenter__(self) -> Self:
         return self

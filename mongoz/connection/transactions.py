@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar
 from weakref import WeakKeyDictionary
 
 from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError, WriteConcernError
@@ -31,6 +31,7 @@ __all__ = [
     "NOT_JOINED",
     "JoinedSession",
     "Transaction",
+    "TransactionOptions",
     "is_aborted_after",
     "is_committed",
     "is_in_transaction",
@@ -64,6 +65,15 @@ _TRANSIENT: Final = "TransientTransactionError"
 _RETRY_SECONDS: Final = 120.0
 _FIRST_PAUSE: Final = 0.005
 _LONGEST_PAUSE: Final = 0.5
+
+
+class TransactionOptions(TypedDict, total=False):
+    """The options of a transaction: arguments of the driver's `start_transaction`."""
+
+    read_concern: ReadConcern | None
+    write_concern: WriteConcern | None
+    read_preference: Any
+    max_commit_time_ms: int | None
 
 
 class Transaction:

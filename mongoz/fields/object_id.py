@@ -1,6 +1,6 @@
 """`mongoz.ObjectId`: a value, an annotation and a field declaration in one."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
 import bson
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -12,6 +12,15 @@ from mongoz.fields.json_forms import bson_schema
 __all__ = ["ObjectId", "parse_object_id"]
 
 _NO_OPTIONS: Final[dict[str, Any]] = {}
+
+
+class _Referable(Protocol):
+    """An instance of a document, for type checkers."""
+
+    @classmethod
+    def get_instance_name(cls) -> str: ...
+
+    async def refresh(self, session: Any = None) -> Any: ...
 
 
 class ObjectId(bson.ObjectId):
@@ -39,6 +48,16 @@ class ObjectId(bson.ObjectId):
     def __init__(self, oid: Any = None, **field_options: Any) -> None:
         super().__init__(oid)
         self.field_options = field_options or _NO_OPTIONS
+
+    if TYPE_CHECKING:
+        # Type checkers take a field for a descriptor: a ForeignKey accepts a document, and `Order.customer` makes
+        # expressions.
+        @overload
+        def __get__(self, instance: None, owner: Any) -> Any: ...
+        @overload
+        def __get__(self, instance: object, owner: Any) -> "ObjectId": ...
+        def __get__(self, instance: object, owner: Any) -> Any: ...
+        def __set__(self, instance: object, value: "ObjectId | _Referable") -> None: ...
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

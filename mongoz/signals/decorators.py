@@ -1,17 +1,28 @@
 """The decorators of receivers: `@pre_save(User)` and five others."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack, overload
 
 from mongoz.exceptions import SignalError
 from mongoz.signals.broadcaster import Broadcaster
 from mongoz.signals.options import ReceiverOptions
+from mongoz.signals.protocols import (
+    ConnectedReceiver,
+    DeletedReceiver,
+    DeletingReceiver,
+    SavedReceiver,
+    SavingReceiver,
+    UpdatedReceiver,
+    UpdatingReceiver,
+)
 from mongoz.signals.receivers import ReceiverFunction
 from mongoz.signals.signal import Signal
 
 __all__ = ["post_delete", "post_save", "post_update", "pre_delete", "pre_save", "pre_update"]
 
 _F = TypeVar("_F", bound=ReceiverFunction)
+_D = TypeVar("_D")
+_R = TypeVar("_R")
 _Senders = type | Iterable[type]
 
 
@@ -47,7 +58,13 @@ def _connect(senders: _Senders, signal: str, options: ReceiverOptions) -> Callab
     return decorate
 
 
-def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
+@overload
+def pre_save(
+    senders: type[_D], **options: Unpack[ReceiverOptions]
+) -> Callable[[SavingReceiver[_D, _R]], ConnectedReceiver[_R]]: ...
+@overload
+def pre_save(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
+def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
     """Run the receiver before an instance is created or saved.
 
     Changes that the receiver makes to the instance are written. An error of the receiver aborts the write.
@@ -70,7 +87,13 @@ def pre_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[
     return _connect(senders, "pre_save", options)
 
 
-def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
+@overload
+def post_save(
+    senders: type[_D], **options: Unpack[ReceiverOptions]
+) -> Callable[[SavedReceiver[_D, _R]], ConnectedReceiver[_R]]: ...
+@overload
+def post_save(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
+def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
     """Run after a document was inserted, saved or replaced, by any client.
 
     Keywords: `sender`, `instance`, `created`, `previous`, `delivery`.
@@ -92,7 +115,13 @@ def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable
     return _connect(senders, "post_save", options)
 
 
-def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
+@overload
+def pre_update(
+    senders: type[_D], **options: Unpack[ReceiverOptions]
+) -> Callable[[UpdatingReceiver[_D, _R]], ConnectedReceiver[_R]]: ...
+@overload
+def pre_update(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
+def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
     """Run before `update()`. The instance has the new values. Changes that the receiver makes are written too.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
@@ -100,7 +129,13 @@ def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callabl
     return _connect(senders, "pre_update", options)
 
 
-def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
+@overload
+def post_update(
+    senders: type[_D], **options: Unpack[ReceiverOptions]
+) -> Callable[[UpdatedReceiver[_D, _R]], ConnectedReceiver[_R]]: ...
+@overload
+def post_update(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
+def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
     """Run after some fields of a document were changed, by any client.
 
     Keywords: `sender`, `instance`, `update_fields`, `previous`, `delivery`. For arguments, errors and an
@@ -109,7 +144,13 @@ def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callab
     return _connect(senders, "post_update", options)
 
 
-def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
+@overload
+def pre_delete(
+    senders: type[_D], **options: Unpack[ReceiverOptions]
+) -> Callable[[DeletingReceiver[_D, _R]], ConnectedReceiver[_R]]: ...
+@overload
+def pre_delete(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
+def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
     """Run the receiver before a document is deleted. An error of the receiver prevents the deletion.
 
     Keywords: `sender`, `instance`. For arguments, errors and an example see `pre_save`.
@@ -117,7 +158,13 @@ def pre_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callabl
     return _connect(senders, "pre_delete", options)
 
 
-def post_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]:
+@overload
+def post_delete(
+    senders: type[_D], **options: Unpack[ReceiverOptions]
+) -> Callable[[DeletedReceiver[_D, _R]], ConnectedReceiver[_R]]: ...
+@overload
+def post_delete(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
+def post_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
     """Run after a document was deleted, by any client.
 
     Keywords: `sender`, `instance`, `delivery`. For arguments, errors and an example see `post_save`.

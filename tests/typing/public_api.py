@@ -6,11 +6,12 @@ import uuid
 from typing import Any, ClassVar, assert_type
 
 import bson
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 import mongoz
 from dispatcher.testing import Dispatcher, RecordedDelivery, delete, deliver, insert, update
 from mongoz import Document, EmbeddedDocument, fields
-from mongoz.core.signals import post_save, pre_delete
+from mongoz.core.signals import post_delete, post_save, post_update, pre_delete, pre_save, pre_update
 from mongoz.testing import Captured, Fired, capture
 
 registry = mongoz.Registry("mongodb://localhost:27017")
@@ -48,6 +49,8 @@ class User(Document):
     boss: mongoz.ObjectId | None = fields.NullableObjectId()
     team: mongoz.ObjectId = fields.ForeignKey("Team", null=True)
     kind: str = mongoz.String(choices=[("a", "A"), ("b", "B")])
+    height: mongoz.Nullable[int] = mongoz.Integer(null=True)
+    home: mongoz.Nullable[Address] = mongoz.Embed(Address, null=True)
 
     adults: ClassVar[Adults] = Adults()
 
@@ -61,6 +64,10 @@ class Child(User):
 
     class Meta(User.Meta):
         database = "school"
+
+
+class Purchase(Document):
+    buyer: mongoz.ObjectId = mongoz.ForeignKey(User)
 
 
 def the_fields_have_their_python_types(user: User) -> None:
@@ -86,6 +93,8 @@ def the_fields_have_their_python_types(user: User) -> None:
     assert_type(user.friend, mongoz.ObjectId)
     assert_type(user.boss, mongoz.ObjectId | None)
     assert_type(user.id, mongoz.ObjectId | None)
+    assert_type(user.height, int | None)
+    assert_type(user.home, Address | None)
 
 
 def the_factories_return_the_types_of_the_values() -> None:
@@ -149,7 +158,8 @@ async def registries() -> None:
     async def move(session: Any) -> int:
         return await User.objects.using_session(session).update_count(mongoz.U.inc("age"), active=True)
 
-    async with registry.transaction() as session:
+    async with registry.transaction(max_commit_time_ms=500) as session:
+        assert_type(session, AsyncClientSession)
         await User(name="Ada").create(session=session)
     assert_type(await registry.run_transaction(move), int)
     assert_type(await registry.get_databases(), list[mongoz.Database])
@@ -174,6 +184,20 @@ async def expressions() -> None:
     await User.objects.raw({"age": {"$gt": 5}}, User.age > 5)
 
 
+async def nullable_fields(user: User) -> None:
+    await User.query((User.height > 3) & (User.home.city == "Bonn"), User.height == None)  # noqa: E711
+    await User.objects.sort(User.height, -1)
+    User(height=None, home=Address(city="Bonn"))
+    user.height = 5
+
+
+async def references(user: User, purchase: Purchase) -> None:
+    assert_type(await Purchase(buyer=user).create(), Purchase)
+    assert_type(purchase.buyer, mongoz.ObjectId)
+    purchase.buyer = user
+    await Purchase.query(Purchase.buyer == user)
+
+
 async def writing(user: User, child: Child) -> None:
     assert_type(await User.objects.create(name="Ada"), User)
     assert_type(await Child.query.create(name="Ada"), Child)
@@ -189,6 +213,9 @@ async def writing(user: User, child: Child) -> None:
     assert_type(await user.update(mongoz.U.push("tags", "a"), mongoz.U.inc(age=1), name="Ada"), User)
     assert_type(await User.objects.bulk_create([user]), list[User])
     assert_type(await User.query.bulk_update(mongoz.U.unset("kind")), list[User])
+    assert_type(await User.objects.update_or_create({User.age: 5}, name="Ada"), tuple[User, bool])
+    assert_type(await User.query(User.age > 5).aggregate([{"$count": "n"}]), list[dict[str, Any]])
+    assert_type(await user.update(mongoz.U.set("address.city", "Bonn"), **{"homes.0.city": "Bonn"}), User)
     user.address = Address(city="Berlin")
     user.team = mongoz.ObjectId()
 
@@ -210,7 +237,31 @@ async def refuse(sender: type[User], **kwargs: Any) -> None:
     raise ValueError(sender.meta.collection)
 
 
+@pre_update(User)
+async def check(
+    sender: type[Document], instance: Document, update_fields: frozenset[str], **kwargs: Any
+) -> None: ...
+
+
+@post_save(User)
+@post_update(User)
+async def note(
+    sender: type[User], instance: User, delivery: mongoz.Delivery, previous: User | None, **kwargs: Any
+) -> str:
+    return delivery.id
+
+
+@post_delete([User, Purchase])
+async def forget(sender: Any, instance: User | Purchase, **kwargs: Any) -> None: ...
+
+
+class Service:
+    async def on_save(self, sender: type[User], instance: User, **kwargs: Any) -> None: ...
+
+
 async def receivers(user: User) -> None:
+    pre_save(User)(Service().on_save)
+    assert_type(await note(User, instance=user), str)
     assert_type(await welcome(User, user, created=True), int)
     assert_type(await refuse(User), None)
     assert_type(User.signals.post_save.disconnect(welcome), bool)

@@ -4,7 +4,9 @@ from typing import Any
 
 import mongoz
 from mongoz import fields
-from mongoz.core.signals import post_save
+from mongoz.core.signals import post_save, post_update, pre_delete
+
+registry = mongoz.Registry("mongodb://localhost:27017")
 
 
 class Part(mongoz.EmbeddedDocument):
@@ -15,6 +17,8 @@ class Thing(mongoz.Document):
     name: str = mongoz.String(max_length=5)
     number: int = mongoz.Integer()
     part: Part = mongoz.Embed(Part)
+    size: mongoz.Nullable[int] = mongoz.Integer(null=True)
+    other: mongoz.ObjectId = fields.ForeignKey("Thing")
     wrong_type: int = mongoz.String()  # error
     wrong_part: Part = mongoz.Embed(mongoz.Registry)  # error
     unknown_argument: str = mongoz.String(max_lenght=5)  # error
@@ -46,6 +50,11 @@ async def using(thing: Thing) -> None:
         print(part.nmae)  # error
     text: str = mongoz.run_sync(Thing.objects.count())  # error
     Thing.signals.post_save = 5  # error
+    thing.size = "five"  # error
+    Thing(size="five")  # error
+    Thing(part=thing)  # error
+    Thing(other=5)  # error
+    registry.transaction(max_commit_time="5")  # error
     print(found, number, names, text)
 
 
@@ -55,3 +64,19 @@ async def receiver(sender: Any, **kwargs: Any) -> None: ...
 
 @post_save(Thing)  # error
 def not_async(sender: Any, **kwargs: Any) -> None: ...
+
+
+class Another(mongoz.Document):
+    name: str = mongoz.String()
+
+
+@post_save(Thing)  # error
+async def of_another(sender: type[Thing], instance: Another, **kwargs: Any) -> None: ...
+
+
+@pre_delete(Thing)  # error
+async def of_another_sender(sender: type[Another], **kwargs: Any) -> None: ...
+
+
+@post_update(Thing)  # error
+async def without_kwargs(sender: type[Thing], instance: Thing) -> None: ...

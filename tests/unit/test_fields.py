@@ -416,3 +416,21 @@ def test_models_are_stored_under_their_stored_names() -> None:
     part = Part(name="a", undeclared=[Part(name="b")])
     assert stored(part) == {"n": "a", "count": 0, "undeclared": [{"n": "b", "count": 0}]}
     assert stored((1, {"x": part}))[1]["x"]["n"] == "a"
+
+
+def test_nullable_is_the_union_with_none_at_run_time() -> None:
+    class Piece(mongoz.EmbeddedDocument):
+        n: "mongoz.Nullable[int]" = mongoz.Integer(null=True)
+
+    class Thing(mongoz.Document):
+        part: mongoz.Nullable[Piece] = mongoz.Embed(Piece, null=True)
+        size: mongoz.Nullable[int] = mongoz.Integer(null=True, maximum=5)
+        plain: mongoz.Nullable[int] = None
+        late: mongoz.Nullable["Piece"] = None
+
+    assert mongoz.Nullable[int] == int | None
+    thing = Thing(part={"n": 3}, size="5", plain="1", late={"n": None})
+    assert (thing.part, thing.size, thing.plain, thing.late) == (Piece(n=3), 5, 1, Piece())
+    with pytest.raises(ValidationError):
+        Thing(size=6)
+    assert Thing().model_dump() == {"id": None, "part": None, "size": None, "plain": None, "late": None}

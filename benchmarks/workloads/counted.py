@@ -37,6 +37,7 @@ from dispatcher.kafka.log import TopicLog
 from dispatcher.kafka.relay_state import NO_RECORD, RelayPosition
 from dispatcher.kafka.source import KafkaSource
 from dispatcher.operate.pauses import Pauses
+from dispatcher.pace.limit import LimitsByName
 from dispatcher.position.documents import SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.relay.ledger import RecordLedger
@@ -247,6 +248,7 @@ def _pipeline(watch: ClaimWatch) -> Pipeline:
         Pauses(group),
         GroupSessions(group, "member"),
         watch,
+        LimitsByName(routes.receivers),
     )
     saved = {"_id": "default:0", "partition": 0, "token": _token(-1), "term": 1}
     position = SavedPositions.read([saved], "default", "state").positions[0]

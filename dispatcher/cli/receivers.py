@@ -22,6 +22,8 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
             "signal": signal,
             "receiver": receiver.name,
             "delivery": receiver.delivery,
+            "concurrency": receiver.options.concurrency,
+            "rate": None if receiver.options.rate is None else str(receiver.options.rate),
             "where": receiver.defined_at,
         }
         for listener in routes.listeners
@@ -31,7 +33,7 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
     if as_json:
         print_json(rows)
         return
-    table = Grid("collection", "document", "signal", "receiver", "delivery", "defined at")
+    table = Grid("collection", "document", "signal", "receiver", "delivery", "concurrency", "rate", "defined at")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
     out.print(table if rows else "No receiver of this application runs in the dispatcher.")

@@ -82,6 +82,8 @@ class ReceiverFigures:
     """Attempts after the first one of a delivery."""
     postponed: int = 0
     """Attempts that ended with `RetryAfter`. They are neither failures nor retries."""
+    limited: int = 0
+    """Deliveries that were parked because of the limits of the receiver."""
     conflicts: int = 0
     """Runs of its transactions that conflicted with other writes."""
     withheld: dict[str, int] = field(default_factory=lambda: {"ran": 0, "muted": 0})
@@ -116,6 +118,7 @@ class ReceiverFigures:
             "failed": self.failed,
             "retried": self.retried,
             "postponed": self.postponed,
+            "limited": self.limited,
             "conflicts": self.conflicts,
             "withheld": dict(self.withheld),
             "latency": self.latency.as_dict(),

@@ -28,9 +28,11 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
 
     Raises:
         NothingToDeliver: the registry has none of these receivers.
+        ApplicationError: receivers with one name have different limits.
     """
     routes = Routes(registry.all_documents, group, settings.state_database)
     if routes.listeners:
+        _require_one_limit(routes)
         return routes
     if not registry.all_documents:
         raise NothingToDeliver(
@@ -42,3 +44,14 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
         "post_update or post_delete receiver that may run in the dispatcher.",
         remedy="If the module with the receivers is not imported, name it with --import MODULE.",
     )
+
+
+def _require_one_limit(routes: Routes) -> None:
+    """Require that receivers with one name have the same limits, because they share them."""
+    limits = {one.name: (one.options.concurrency, one.options.rate) for one in routes.receivers}
+    for one in routes.receivers:
+        if (one.options.concurrency, one.options.rate) != limits[one.name]:
+            raise ApplicationError(
+                f"The receivers with the name {one.name!r} have different limits (concurrency=, rate=).",
+                remedy="Receivers with one name share their limits: give them equal limits, or different names.",
+            )

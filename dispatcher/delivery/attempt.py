@@ -14,6 +14,7 @@ from dispatcher.core.stats import ReceiverFigures
 from dispatcher.delivery.instances import keywords_of, untouched
 from dispatcher.delivery.outcome import Decision, RetriedLetter, Waiting
 from dispatcher.delivery.terms import Terms
+from dispatcher.pace.limit import Place
 from mongoz.signals import Delivery
 from mongoz.signals.receivers import Receiver
 
@@ -61,6 +62,7 @@ class HeldDelivery(NamedTuple):
         retried: the dead letter that the delivery repeats; None if it repeats none.
         leave: called with the task and the decision if the receiver ignores cancellation. In this case
             `deliver_held` does not return.
+        place: the place for one attempt if the receiver has limits; None if there is none yet.
     """
 
     change: Change
@@ -68,6 +70,7 @@ class HeldDelivery(NamedTuple):
     waiting: Waiting
     retried: RetriedLetter | None
     leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]]
+    place: Place | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -154,8 +154,12 @@ class Capacity:
                 return True
         return False
 
-    async def pause(self, seconds: float) -> None:
+    async def pause(self, seconds: float | None, until: "asyncio.Future[None] | None" = None) -> None:
         """Wait in the middle of a job. Another job may take its place. Later jobs of the same lane wait, too.
+
+        Args:
+            seconds: the end of the wait; None for no such end.
+            until: the wait also ends when this future is done.
 
         Raises:
             Interrupted: the lanes stop.
@@ -165,7 +169,7 @@ class Capacity:
         self.free_place()
         has_place = False
         try:
-            await self._sleep(seconds)
+            await self._sleep(seconds, until)
             if self.in_flight >= self.places:  # other jobs took all places; wait for the next free one
                 future = asyncio.get_running_loop().create_future()
                 self.returning.append(future)
@@ -178,14 +182,17 @@ class Capacity:
             if not has_place:
                 self.in_flight += 1
 
-    async def _sleep(self, seconds: float) -> None:
+    async def _sleep(self, seconds: float | None, until: "asyncio.Future[None] | None") -> None:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        timer = loop.call_later(seconds, _resolve, future)
+        timer = None if seconds is None else loop.call_later(seconds, _resolve, future)
+        if until is not None:
+            until.add_done_callback(lambda _: _resolve(future))
         try:
             await self._wait(future)
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     async def _wait(self, future: "asyncio.Future[None]") -> None:
         """Wait for a future. `stop` interrupts the wait."""

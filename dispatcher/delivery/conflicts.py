@@ -12,9 +12,9 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.retry import Pause
 from dispatcher.delivery.attempt import Attempt, Call, Target, with_new_instance
-from dispatcher.delivery.contention import Contention
 from dispatcher.delivery.log import described
 from dispatcher.delivery.transactions import is_conflict, is_transient
+from dispatcher.pace.contention import Contention
 
 # Seconds between two runs of a transaction after a conflict: the first pause, and the maximum.
 _FIRST_PAUSE: Final = 0.002

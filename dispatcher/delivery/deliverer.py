@@ -24,7 +24,7 @@ from dispatcher.delivery.echoes import Echoes
 from dispatcher.delivery.failure import FailedAttempt, Failures
 from dispatcher.delivery.instances import keywords_of, untouched
 from dispatcher.delivery.log import log_delivered, log_parked
-from dispatcher.delivery.outcome import Decision, Waiting
+from dispatcher.delivery.outcome import Decision, Limited, Waiting
 from dispatcher.delivery.ports import NO_CLAIMS, HeldDeliveries, OpenClaims
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
@@ -206,9 +206,14 @@ class Deliverer:
     async def _retry(self, attempt: Attempt, error: BaseException | None) -> None:
         """Repeat a failed attempt until an attempt succeeds, the delivery is parked, or it is given up."""
         first = attempt.began
-        began = datetime.now(UTC) - timedelta(seconds=monotonic() - first)
+        began: datetime | None = None
         while error is not None:
-            decision = await self._failures.decide(FailedAttempt(attempt, error, began))
+            decision: Decision
+            if isinstance(error, Limited):
+                decision = Waiting("limited", 0.0, attempt.delivery.attempt - 1, began)
+            else:
+                began = began or datetime.now(UTC) - timedelta(seconds=monotonic() - first)
+                decision = await self._failures.decide(FailedAttempt(attempt, error, began))
             if isinstance(decision, bool):
                 if decision:
                     break
@@ -227,7 +232,8 @@ class Deliverer:
         """
         held, receiver = self._held, attempt.target.receiver
         if held is not None and self._is_long(waiting, since):
-            log_parked(attempt.delivery, waiting)
+            if waiting.reason != "limited":  # there may be many; the step logs some of them
+                log_parked(attempt.delivery, waiting)
             await held.park(attempt.change, attempt.calls, receiver, waiting)
             return True
         await self._capacity.pause(waiting.seconds)
@@ -250,11 +256,13 @@ class Deliverer:
             attempt = with_new_instance(attempt, self._codec_options)
         except BaseException as invalid:  # validators accepted the document at the first attempt
             return invalid
-        self._count_retry(attempt, waited)
-        return await attempt.target.call(attempt)
+        error = await attempt.target.call(attempt)
+        self._count_retry(attempt, waited, error)
+        return error
 
-    def _count_retry(self, attempt: Attempt, waited: Waiting) -> None:
-        if waited.reason == "retry_after":  # the attempt before did not fail
+    def _count_retry(self, attempt: Attempt, waited: Waiting, error: BaseException | None) -> None:
+        """Count an attempt after the first one, unless the attempt before it did not fail, or it was not made."""
+        if waited.reason == "retry_after" or isinstance(error, Limited):
             return
         self._stats.retried += 1
         attempt.target.figures.retried += 1
@@ -271,7 +279,7 @@ class Deliverer:
             return await self._deliver_held(held)
 
     async def _deliver_held(self, held: HeldDelivery) -> Decision:
-        change, calls, waiting, retried, _ = held
+        change, calls, waiting, retried, *_ = held
         (receiver,) = calls.receivers
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
@@ -296,9 +304,11 @@ class Deliverer:
         began = waiting.began or datetime.now(UTC)
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)
         attempt = Attempt(target, change, calls, delivery, keywords, held, monotonic())
-        if waiting.attempts:
-            self._count_retry(attempt, waiting)
         error = await target.call(attempt)
+        if waiting.attempts:
+            self._count_retry(attempt, waiting, error)
+        if isinstance(error, Limited):
+            return Waiting("limited", 0.0, waiting.attempts, waiting.began)
         if error is not None:
             decision = await self._failures.decide(FailedAttempt(attempt, error, began, retried))
             if decision is not True:

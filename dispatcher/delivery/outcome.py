@@ -4,12 +4,25 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 HoldReason = Literal[
-    "retrying", "retry_after", "blocked", "paused", "retry", "interrupted", "orphaned", "malformed", "claimed"
+    "retrying",
+    "retry_after",
+    "limited",
+    "blocked",
+    "paused",
+    "retry",
+    "interrupted",
+    "orphaned",
+    "malformed",
+    "claimed",
 ]
 """The reason why a delivery waits."""
 
 Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
 """The reason why a delivery failed permanently."""
+
+
+class Limited(Exception):
+    """An attempt was not made, because the limits of its receiver leave no place for it now."""
 
 
 class Waiting(NamedTuple):

@@ -91,7 +91,7 @@ class Routes:
         self._withheld: dict[Hashable, tuple[tuple[WithheldReason, str, str], ...]] = {}
         for document in documents:
             receivers = {
-                name: tuple(r for r in getattr(document.meta.signals, name).receivers if r.runs_in_dispatcher)
+                name: _in_order(r for r in getattr(document.meta.signals, name).receivers if r.runs_in_dispatcher)
                 for name in POST
             }
             if any(receivers.values()):
@@ -333,6 +333,11 @@ def _collection(document: Any, namespace: Namespace) -> Collection:
     database, name = namespace
     collection: Collection = document.meta.registry.get_database(database).get_collection(name)
     return collection
+
+
+def _in_order(receivers: Iterable[Receiver]) -> tuple[Receiver, ...]:
+    """Sort receivers for their calls. Receivers with limits come last, so that no other waits for them."""
+    return tuple(sorted(receivers, key=lambda one: one.options.is_limited))
 
 
 def _stamped(document: Any, receivers: Mapping[str, Iterable[Receiver]]) -> dict[Receiver, frozenset[bytes]]:

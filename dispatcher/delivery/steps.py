@@ -11,6 +11,7 @@ from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.conflicts import Conflicts
 from dispatcher.delivery.invoker import Invoker
 from dispatcher.delivery.measurement import Measurement
+from dispatcher.delivery.receiver_limits import ReceiverLimits
 from dispatcher.delivery.terms import Policy
 from dispatcher.delivery.tracing import Tracing
 from dispatcher.delivery.transactions import Transactions
@@ -21,6 +22,7 @@ class Steps:
     """The steps around each attempt.
 
     Args:
+        limits: keeps the limits of receivers; None to ignore them.
         tracing: makes spans; None if traces are off.
         transactions: runs transactional receivers; None to run them like other receivers.
 
@@ -36,6 +38,7 @@ class Steps:
         stats: Stats,
         codec_options: CodecOptions[Any],
         *,
+        limits: ReceiverLimits | None = None,
         tracing: Tracing | None = None,
         transactions: Transactions | None = None,
     ) -> None:
@@ -44,6 +47,7 @@ class Steps:
         self.invoker = Invoker(policy, capacity, lease)
         steps: tuple[Step | None, ...] = (
             # In the worker's task, around the whole attempt; the outermost step first.
+            limits,
             Measurement(stats),
             Conflicts(codec_options, capacity.pause) if transactions is not None else None,
             self.invoker,

@@ -242,6 +242,12 @@ METRICS: Final = (
     ),
     _by_receiver(
         "counter",
+        "delivery_limited",
+        "Deliveries that were parked because of `concurrency` or `rate` of their receiver; each time counts.",
+        lambda r: r.limited,
+    ),
+    _by_receiver(
+        "counter",
         "delivery_conflicts",
         "Runs of a transactional receiver that were repeated after a write conflict.",
         lambda r: r.conflicts,

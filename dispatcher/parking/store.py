@@ -423,6 +423,8 @@ def _mark(id_: str, lane: str, state: str, due_at: Any) -> UpdateOne:
 
 def _waits(waiting: Waiting) -> dict[str, Any]:
     """The fields of a head that waits."""
+    if waiting.reason == "limited":  # there was no attempt: the error of the last one stays
+        return {"state": "limited", "attempts": waiting.attempts, "first_attempt_at": waiting.began}
     error = None
     if waiting.error is not None:
         kind = type(waiting.error)

@@ -31,6 +31,7 @@ from dispatcher.delivery.outcome import Decision, HoldReason, RetriedLetter, Wai
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.limited_lanes import LimitedLanes
 from dispatcher.parking.record import change_of, raw_key_of
 from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
 
@@ -92,6 +93,7 @@ class ParkingWorker:
         may_begin: returns whether another delivery may begin.
         position: returns the token up to which everything is finished.
         places: maximum number of errands at once.
+        limited: the lanes of receivers with limits.
     """
 
     def __init__(  # noqa: PLR0913 - it stands between the database, the lanes and the deliverer
@@ -106,6 +108,7 @@ class ParkingWorker:
         position: Callable[[], str],
         places: int,
         codec_options: CodecOptions[Any],
+        limited: LimitedLanes,
     ) -> None:
         self._held = held
         self._parking = parking
@@ -117,6 +120,7 @@ class ParkingWorker:
         self._position = position
         self._places = max(1, places)
         self._codec_options = codec_options
+        self._limited = limited
         # Taken lanes, each with its receiver and the size of its first delivery.
         self._taken: dict[str, tuple[str, int]] = {}
         # The taken lanes that wait for a place.
@@ -147,6 +151,12 @@ class ParkingWorker:
 
     async def run(self) -> None:
         """Make the deliveries that are due, until the task is cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._limited.close()
+
+    async def _run(self) -> None:
         failures = 0
         while True:
             self._next = monotonic() + _RARELY
@@ -185,7 +195,11 @@ class ParkingWorker:
         for name in names:
             taken = [lane for lane, (of, _) in self._taken.items() if of == name]
             room = min(self._places, self._share + self._places // 2 - len(taken))
-            if room <= 0 or len(self._ready) > self._places // 2 or self._bytes >= _BYTES:
+            room = self._limited.room(name, room)
+            if delay := self._limited.delay(name):
+                soonest = min(soonest, delay)
+                continue
+            if room <= 0 or len(self._ready) > self._places // 2 or self._bytes(name) >= _BYTES:
                 continue  # the end of an errand starts another query
             times = self._parking.times_parked(name)
             stuck = list(self._parking.stuck)
@@ -202,13 +216,14 @@ class ParkingWorker:
         """The maximum number of errands of one receiver. So a receiver that hangs leaves places for others."""
         return max(1, self._places // max(1, len(self._parking.busy)))
 
-    @property
-    def _bytes(self) -> int:
-        return sum(size for _, size in self._taken.values())
+    def _bytes(self, name: str) -> int:
+        """The bytes of the taken lanes: only those of receivers with limits, or those of the other receivers."""
+        limited = name in self._limited
+        return sum(size for of, size in self._taken.values() if (of in self._limited) == limited)
 
     async def _take(self, name: str, lanes: list[Lane]) -> float:
         """Take lanes, and queue their errands. Returns the seconds until other lanes may be taken."""
-        room = _BYTES - self._bytes
+        room = _BYTES - self._bytes(name)
         taken: list[Lane] = []
         for lane in lanes:
             if room <= 0:
@@ -229,9 +244,18 @@ class ParkingWorker:
                 soonest = 0.0  # the query had a limit: further lanes may be due
                 continue
             self._taken[lane.id] = (name, lane.size)
-            self._ready.append((name, lane, first, key))
+            if name in self._limited:
+                self._limited.wait(name, lane.id, partial(self._admit, (name, lane, first, key)))
+            else:
+                self._ready.append((name, lane, first, key))
         self._begin()
         return soonest
+
+    def _admit(self, ready: tuple[str, Lane, RawBSONDocument, Hashable]) -> None:
+        """Begin the errand of a lane that has a place, and read further lanes."""
+        self._ready.appendleft(ready)
+        self._begin()
+        self.wake()
 
     def _begin(self) -> None:
         """Begin errands for taken lanes, as long as places are free."""
@@ -239,13 +263,14 @@ class ParkingWorker:
             if self._running.total() >= self._places:
                 return
             name, lane, first, key = self._ready.popleft()
-            if self._running[name] >= self._share:
+            if self._running[name] >= self._share and self._limited.place(lane.id) is None:
                 self._ready.append((name, lane, first, key))
                 continue
             self._running[name] += 1
             self._add(key, Errand(partial(self._deliver_lane, name, _Slice(lane, [first]))))
 
     def _end(self, name: str, lane: Lane) -> None:
+        self._limited.end(lane.id)
         del self._taken[lane.id]
         self._running[name] -= 1
         self._begin()
@@ -320,7 +345,7 @@ class ParkingWorker:
         for row in slice_.rows:
             if not self._may_begin() or self._parking.is_paused(name) or not self._is_ours(row):
                 break
-            next_ = await self._deliver_one(row, _recorded_attempts(row), partial(self._leave, name, slice_))
+            next_ = await self._deliver_one(row, name, slice_)
             if isinstance(next_, Waiting):
                 return next_
             slice_.finished += 1
@@ -336,12 +361,8 @@ class ParkingWorker:
             await self._settle(slice_, None)
         self._end(name, slice_.lane)
 
-    async def _deliver_one(
-        self,
-        row: RawBSONDocument,
-        waiting: Waiting,
-        leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]],
-    ) -> Decision:
+    async def _deliver_one(self, row: RawBSONDocument, name: str, slice_: _Slice) -> Decision:
+        waiting, leave = _recorded_attempts(row), partial(self._leave, name, slice_)
         try:
             parts = await self._parking.retry_command(lambda: self._held.parts(row))
             change, calls, retried = self._read(row, parts)
@@ -351,7 +372,8 @@ class ParkingWorker:
             self._log_malformed(row, error)
             return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:
-            return await self._deliver(HeldDelivery(change, calls, waiting, retried, leave))
+            place = self._limited.place(slice_.lane.id)
+            return await self._deliver(HeldDelivery(change, calls, waiting, retried, leave, place))
         self._log_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=UNDELIVERABLE)
 

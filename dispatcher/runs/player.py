@@ -33,6 +33,7 @@ from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.failure import Failures
 from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.receiver_limits import ReceiverLimits
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
@@ -41,6 +42,7 @@ from dispatcher.delivery.transactions import Transactions
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import UnknownReceiver
 from dispatcher.kafka.log import TopicLog, topic_of
+from dispatcher.pace.limit import LimitsByName
 from dispatcher.parking.letters import LetterStore
 from dispatcher.position.store import PositionStore
 from dispatcher.runs.store import Run, Runs
@@ -99,6 +101,7 @@ class Playback:
     Args:
         term: the newest term of the group's dispatchers.
         rate: maximum number of changes per second; None for no limit.
+        limits: the limits of receivers, by name.
     """
 
     def __init__(  # noqa: PLR0913 - a run needs all of them
@@ -113,6 +116,7 @@ class Playback:
         transactions: Transactions,
         term: int,
         rate: float | None,
+        limits: LimitsByName,
     ) -> None:
         self.run = run
         self.stats = stats
@@ -131,6 +135,7 @@ class Playback:
             capacity,
             stats,
             codec_options,
+            limits=ReceiverLimits(limits, capacity, may_park=False),
             tracing=tracing_of(settings, stats),
             transactions=transactions,
         )
@@ -272,6 +277,7 @@ class Workplace(NamedTuple):
             transactions=transactions,
             term=await PositionStore(self.group).newest_term(),
             rate=rate,
+            limits=LimitsByName(self.routes.receivers).share(1, 1),
         )
 
     async def prepare(self, routes: Routes) -> None:

@@ -15,6 +15,7 @@ from dispatcher.delivery.capacity import Bounds, Capacity
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.failure import Failures
 from dispatcher.delivery.lanes import Lanes
+from dispatcher.delivery.receiver_limits import ReceiverLimits
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
@@ -26,8 +27,10 @@ from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.log import TopicLog
 from dispatcher.kafka.source import KafkaSource
 from dispatcher.operate.pauses import Pauses
+from dispatcher.pace.limit import LimitsByName
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.letters import LetterStore
+from dispatcher.parking.limited_lanes import LimitedLanes
 from dispatcher.parking.redelivery import Redelivery
 from dispatcher.parking.store import HeldStore
 from dispatcher.parking.worker import ParkingWorker
@@ -53,6 +56,7 @@ class Assembly(NamedTuple):
 
     Attributes:
         watching: the client for change streams, opened for the running loop.
+        limits: the limits of receivers, by name; all partitions of the process share them.
         topic: replaces the change streams; None without --kafka.
     """
 
@@ -65,6 +69,7 @@ class Assembly(NamedTuple):
     controls: Pauses
     sessions: GroupSessions
     claims: ClaimWatch
+    limits: LimitsByName
     topic: TopicLog | None = None
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
@@ -169,6 +174,7 @@ class Assembly(NamedTuple):
             capacity,
             stats,
             codec_options,
+            limits=ReceiverLimits(self.limits, capacity, may_park=True),
             tracing=tracing_of(self.settings, stats),
             transactions=transactions,
         )
@@ -223,6 +229,7 @@ class Assembly(NamedTuple):
             position=lambda: checkpoint.tracker.token,
             places=self.settings.concurrency // 2,
             codec_options=codec_options,
+            limited=LimitedLanes(self.limits),
         )
         redelivery = Redelivery(
             lease,

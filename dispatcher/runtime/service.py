@@ -32,6 +32,7 @@ from dispatcher.operate.pauses import Pauses
 from dispatcher.operate.privileges import require_state
 from dispatcher.operate.setup import few_connections, warn_about_collections, warn_about_streams
 from dispatcher.operate.unreachable import require_changes
+from dispatcher.pace.limit import LimitsByName
 from dispatcher.position.documents import Layout, SavedPositions
 from dispatcher.position.store import PositionStore
 from dispatcher.runtime.assembly import Assembly
@@ -67,6 +68,7 @@ class Service:
         group = group_of(registry, settings)
         self._clients = Clients(registry, settings)
         self.routes = routes_of(registry, settings, group)
+        self._limits = LimitsByName(self.routes.receivers)
         self.observer = Observer(
             self.stats, group=group, settings=settings, gauges=self.gauges, troubles=self.troubles
         )
@@ -248,6 +250,7 @@ class Service:
             Pauses(group),
             sessions,
             ClaimWatch(ClaimStore(group), self.settings.claim_timeout),
+            self._limits,
             topic,
         )
 
@@ -269,5 +272,8 @@ class Service:
         """Divide the limits of this process among the partitions that it holds now."""
         self.stats.lease_changes += 1
         pipelines = self.held.values()
+        layout = self.layout
+        if layout is not None:
+            self._limits.share(len(pipelines), layout.partitions)
         for place, pipeline in enumerate(pipelines):
             pipeline.resize(place, len(pipelines))

@@ -1,6 +1,7 @@
 """The options of a `post_*` receiver: where it runs, for which changes, and how failures are handled."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from mongoz.exceptions import SignalError
 from mongoz.signals.names import POST
 from mongoz.synonyms import nearest
 
-__all__ = ["DeliveryMode", "OnFailure", "Options", "ReceiverOptions", "Retry", "options_of"]
+__all__ = ["DeliveryMode", "OnFailure", "Options", "Rate", "ReceiverOptions", "Retry", "options_of"]
 
 DeliveryMode = Literal["any", "process", "dispatcher"]
 """Where a `post_*` receiver runs.
@@ -56,6 +57,35 @@ class Retry:
                 raise SignalError(f"Retry({name}={seconds!r}) must be a positive number of seconds.")
 
 
+_PERIODS: Final = {"s": 1.0, "min": 60.0, "h": 3_600.0, "day": 86_400.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A number of attempts in a period.
+
+    Attributes:
+        count: the number of attempts.
+        period: `"s"`, `"min"`, `"h"` or `"day"`.
+    """
+
+    count: int
+    period: str
+
+    @property
+    def seconds(self) -> float:
+        """The length of the period in seconds."""
+        return _PERIODS[self.period]
+
+    @property
+    def per_second(self) -> float:
+        """The number of attempts in a second."""
+        return self.count / self.seconds
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.period}"
+
+
 class ReceiverOptions(TypedDict, total=False):
     """The options of `post_*` decorators and `Signal.connect`.
 
@@ -71,6 +101,9 @@ class ReceiverOptions(TypedDict, total=False):
         on_failure: `"dead_letter"` (default), `"block"` or `"drop"`: see `OnFailure`.
         transactional: run in a transaction of MongoDB, together with a record of the delivery; implies
             `delivery="dispatcher"`. Writes through `delivery.session`, or through the ODM, take effect once.
+        concurrency: maximum number of attempts at once in each dispatcher process.
+        rate: maximum number of attempts of all dispatchers of the group in a period, such as `"100/min"`; the
+            periods are s, min, h and day. Implies `delivery="dispatcher"`.
     """
 
     delivery: DeliveryMode | None
@@ -82,6 +115,8 @@ class ReceiverOptions(TypedDict, total=False):
     timeout: float | None
     on_failure: OnFailure | None
     transactional: bool | None
+    concurrency: int | None
+    rate: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +132,13 @@ class Options:
     timeout: float | None = None
     on_failure: OnFailure = "dead_letter"
     transactional: bool = False
+    concurrency: int | None = None
+    rate: Rate | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the receiver has a limit for its attempts."""
+        return self.concurrency is not None or self.rate is not None
 
 
 def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> Options:
@@ -132,7 +174,7 @@ def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> O
 
 def _mode(checked: dict[str, Any], label: str) -> str:
     """The delivery mode; options that only a dispatcher supports imply "dispatcher"."""
-    implied = next((option for option in ("where", "transactional") if checked.get(option)), None)
+    implied = next((option for option in ("where", "transactional", "rate") if checked.get(option)), None)
     given: str | None = checked.get("delivery")
     if implied and given not in {None, "dispatcher"}:
         raise SignalError(
@@ -140,7 +182,7 @@ def _mode(checked: dict[str, Any], label: str) -> str:
         )
     if implied:
         return "dispatcher"
-    only = next((o for o in ("retry", "timeout", "on_failure") if o in checked), None)
+    only = next((o for o in ("retry", "timeout", "on_failure", "concurrency") if o in checked), None)
     if given == "process" and only:
         raise SignalError(f"{only}= of {label} is for dispatchers, which delivery='process' excludes.")
     return given or "any"
@@ -201,6 +243,22 @@ def _transactional(value: Any, label: str) -> bool:
     return value
 
 
+def _concurrency(value: Any, label: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SignalError(f"concurrency={value!r} of {label} must be an integer of at least 1.")
+    return value
+
+
+def _rate(value: Any, label: str) -> Rate:
+    found = re.fullmatch(r"([1-9][0-9]{0,8})/(s|min|h|day)", value) if isinstance(value, str) else None
+    if found is None:
+        raise SignalError(
+            f"rate={value!r} of {label} must be a whole number and a period, such as '100/min'. "
+            f"The periods are {', '.join(_PERIODS)}."
+        )
+    return Rate(int(found[1]), found[2])
+
+
 _CHECKS: Final[dict[str, Any]] = {
     "delivery": _choice("delivery", DeliveryMode),
     "name": _name,
@@ -211,5 +269,7 @@ _CHECKS: Final[dict[str, Any]] = {
     "timeout": _timeout,
     "on_failure": _choice("on_failure", OnFailure),
     "transactional": _transactional,
+    "concurrency": _concurrency,
+    "rate": _rate,
 }
 _KNOWN: Final = tuple(one.name for one in fields(Options))

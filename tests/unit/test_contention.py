@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from dispatcher.delivery.contention import Contention
+from dispatcher.pace.contention import Contention
 
 
 class Transactions:

@@ -11,6 +11,7 @@ from pymongo.errors import AutoReconnect
 
 from dispatcher.core.tasks import end
 from dispatcher.parking import worker
+from dispatcher.parking.limited_lanes import LimitedLanes
 from dispatcher.parking.store import Lane
 from dispatcher.parking.worker import ParkingWorker
 from tests.support import PATIENCE
@@ -35,6 +36,7 @@ def worker_with(due: tuple[list[Lane], float | None], first: dict[str, Any]) -> 
         position=lambda: "m",
         places=10,
         codec_options=DEFAULT_CODEC_OPTIONS,
+        limited=LimitedLanes({}),
     )
     made._key = Mock(return_value="key")  # type: ignore[method-assign]
     return made

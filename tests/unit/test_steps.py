@@ -86,7 +86,7 @@ async def test_the_time_limit_is_that_of_the_receiver_or_of_the_settings(options
 
 async def test_the_step_in_the_docs_waits_outside_of_the_time_limit():
     text = (Path(__file__).parents[2] / "docs/why.md").read_text("utf-8")
-    (code,) = re.findall(r"```python title=\"rate_limits.py\"\n(.*?)```", text, re.S)
+    (code,) = re.findall(r"```python title=\"spacing.py\"\n(.*?)```", text, re.S)
     scope: dict[str, Any] = {}
     exec(code, scope)
     scope["now"] = lambda: 0.0
@@ -101,8 +101,8 @@ async def test_the_step_in_the_docs_waits_outside_of_the_time_limit():
     receiver = receiver_of(call)
     figures, terms = ReceiverFigures("receiver", "post_save"), Policy(5, 30.0).terms_of(receiver.options)
     plain = Target(receiver, terms, figures, run_receiver, call)
-    assert scope["RateLimits"]({}, pause).around(plain) is plain
-    limited = scope["RateLimits"]({"receiver": 10.0}, pause).around(plain)
+    assert scope["Spacing"]({}, pause).around(plain) is plain
+    limited = scope["Spacing"]({"receiver": 0.1}, pause).around(plain)
     assert limited.run is run_receiver
     for _ in range(3):
         await limited.call(attempt_at(limited))

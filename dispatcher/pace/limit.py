@@ -1,0 +1,165 @@
+"""The limits of a receiver: attempts at once, and attempts in a period. All partitions of a process share them."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from time import monotonic
+from typing import Final
+
+from dispatcher.pace.token_bucket import TokenBucket
+from mongoz.signals.options import Rate
+from mongoz.signals.receivers import Receiver
+
+AHEAD: Final = 1.0
+"""Seconds for which deliveries of a receiver with a rate may wait in memory, at most."""
+
+
+class Limit:
+    """Admits attempts of one receiver, in the order of their requests.
+
+    Args:
+        concurrency: maximum number of attempts at once; None for no limit.
+        rate: the rate of the whole group; None for no limit.
+
+    Attributes:
+        waiting: number of deliveries of the stream that wait in memory.
+    """
+
+    def __init__(self, concurrency: int | None = None, rate: Rate | None = None) -> None:
+        self._concurrency = concurrency
+        self._rate = rate
+        self._bucket = None if rate is None else TokenBucket()
+        self._running = 0
+        self.waiting = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set_share(self, part: int, parts: int) -> None:
+        """Set the share of this process in the rate of the group: the partitions that it holds, of all partitions.
+
+        A process that holds a partition may make at least one attempt in each period.
+        """
+        if self._bucket is not None and self._rate is not None:
+            count = max(1.0, self._rate.count * part / parts) if part else 0.0
+            self._bucket.set_rate(count / self._rate.seconds, monotonic())
+            self._admit()
+
+    # -- places ----------------------------------------------------------------------------------------------
+
+    def take(self) -> bool:
+        """Take a place for one attempt, if no other delivery waits for one. Returns whether there was a place."""
+        return not self._queue and self._take()
+
+    def ask(self) -> "asyncio.Future[None]":
+        """Wait for a place. The future is resolved when this caller has the place."""
+        future = asyncio.get_running_loop().create_future()
+        self._queue.append(future)
+        self._admit()
+        return future
+
+    def withdraw(self, future: "asyncio.Future[None]") -> bool:
+        """Wait no longer. Returns whether the caller has the place."""
+        if future.done():
+            return not future.cancelled()
+        future.cancel()
+        self._queue.remove(future)
+        return False
+
+    def give_back(self) -> None:
+        """Give back a place after the attempt."""
+        self._running -= 1
+        self._admit()
+
+    def _take(self) -> bool:
+        if self._concurrency is not None and self._running >= self._concurrency:
+            return False
+        if self._bucket is not None and not self._bucket.take(monotonic()):
+            return False
+        self._running += 1
+        return True
+
+    def _admit(self) -> None:
+        """Give places to callers that wait."""
+        while self._queue:
+            if not self._take():
+                self._admit_later()
+                return
+            self._queue.popleft().set_result(None)
+
+    def _admit_later(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = 0.0 if self._bucket is None else self._bucket.seconds(1, monotonic())
+        if 0 < seconds < math.inf:  # otherwise the end of an attempt, or a new share, admits the next one
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._admit)
+
+    # -- decisions -------------------------------------------------------------------------------------------
+
+    @property
+    def delay(self) -> float:
+        """The seconds after which the rate admits a further delivery."""
+        return 0.0 if self._bucket is None else self._bucket.seconds(len(self._queue) + 1, monotonic())
+
+    @property
+    def is_crowded(self) -> bool:
+        """Returns whether a delivery of the stream would wait for long: it is parked instead."""
+        if self._concurrency is not None and self.waiting >= self._concurrency:
+            return True
+        return self.delay > AHEAD / 2  # parked deliveries may wait longer, so that later ones do not overtake them
+
+    @property
+    def ahead(self) -> int:
+        """The number of parked deliveries that a partition reads before they have places."""
+        of_rate = math.inf if self._rate is None else max(1, int(AHEAD * self._rate.per_second))
+        return int(min(of_rate, math.inf if self._concurrency is None else self._concurrency))
+
+
+class Place:
+    """A place for one attempt at a parked delivery, which is taken before the attempt."""
+
+    __slots__ = ("_limit",)
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit: Limit | None = limit
+
+    def use(self) -> bool:
+        """Pass the place to the attempt, which gives it back. Returns False if the place is gone."""
+        used, self._limit = self._limit is not None, None
+        return used
+
+    def release(self) -> None:
+        """Give the place back if no attempt has used it."""
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            limit.give_back()
+
+
+class LimitsByName(Mapping[str, Limit]):
+    """The limits of the receivers of a process that have limits, by the present and former names of the receivers.
+
+    Receivers of several signals or documents that have one name share one limit.
+    """
+
+    def __init__(self, receivers: Iterable[Receiver] = ()) -> None:
+        self._by_name: dict[str, Limit] = {}
+        for receiver in receivers:
+            options = receiver.options
+            if options.is_limited and receiver.name not in self._by_name:
+                limit = Limit(options.concurrency, options.rate)
+                self._by_name.update(dict.fromkeys((*options.formerly, receiver.name), limit))
+
+    def __getitem__(self, name: str) -> Limit:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def share(self, part: int, parts: int) -> "LimitsByName":
+        """Set the share of this process in the rates, see `Limit.set_share`. Returns these limits."""
+        for limit in set(self._by_name.values()):
+            limit.set_share(part, parts)
+        return self

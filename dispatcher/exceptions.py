@@ -16,6 +16,8 @@
     │   ├── UnknownReceiver       no receiver has this name
     │   ├── UnknownRun            no replay or backfill has this id
     │   └── UnknownLetter         no dead letter has this id
+    ├── FilterRefused             a filter on the command line is not one that the server accepts
+    ├── OtherRun                  the run that is to continue has another request
     ├── MalformedLetter           the document of a dead letter is malformed
     ├── NotRunning                no dispatcher of the group is alive to execute the command
     ├── StillRunning              a dispatcher of the group is alive and would undo the command
@@ -45,6 +47,7 @@ __all__ = [
     "DispatcherError",
     "EmbeddedError",
     "ExitCode",
+    "FilterRefused",
     "GroupTaken",
     "HistoryLost",
     "KafkaError",
@@ -54,6 +57,7 @@ __all__ = [
     "NotInstalled",
     "NotRunning",
     "NothingToDeliver",
+    "OtherRun",
     "PositionError",
     "ServerError",
     "StillRunning",
@@ -196,6 +200,18 @@ class UnknownReceiver(NotFound):
 
 class UnknownRun(NotFound):
     """No replay or backfill has this id."""
+
+
+class FilterRefused(DispatcherError):
+    """The server rejects a filter of the command line."""
+
+    exit_code = ExitCode.USAGE
+
+
+class OtherRun(DispatcherError):
+    """The run that is to continue has another request."""
+
+    exit_code = ExitCode.USAGE
 
 
 class UnknownLetter(NotFound):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Seconds by which the server's clock may be ahead of ours.
 _TOLERANCE: Final = 5
 
+_MOST_WORKERS: Final = 64
+
 Receivers = Annotated[
     list[str],
     typer.Option("--receiver", metavar="NAME", help="A receiver, by its name. Repeatable."),
@@ -117,9 +119,22 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     _work(app, imports, settings, work, as_json)
 
 
-def backfill(
+def backfill(  # noqa: PLR0913 - one parameter per flag
     app: App,
     receivers: Receivers,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="Only documents that match this filter: MongoDB's extended JSON, as for find().",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=_MOST_WORKERS, help="Work on N times as many documents at once. The default is 1."
+        ),
+    ] = None,
     rate: Rate = None,
     resume: Resume = None,
     new: New = False,
@@ -130,18 +145,22 @@ def backfill(
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.
 
-    The backfill runs in this process, beside the dispatchers, in the order of the `_id`s. `delivery.image` is
-    "current" and `delivery.replayed` is true. If the backfill is stopped or killed, the same command continues it.
+    If dispatchers with the receivers run, they deliver the documents, each in order with its changes. Otherwise
+    this process delivers them, in the order of the `_id`s. `delivery.image` is "current" and `delivery.replayed`
+    is true. If the backfill is stopped or killed, the same command continues it.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 
     Example: `dispatcher backfill shop.models:registry --receiver shop.search.index --rate 500`
     """
+    wanted = None if where is None else _filter(where)
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "RunOutcome":
         from dispatcher.runs import backfill
 
-        run = await backfill.start(place, receivers, rate=rate, resume=resume, new=new)
+        run = await backfill.start(
+            place, receivers, rate=rate, resume=resume, new=new, where=wanted, workers=workers
+        )
         return await _shown(run, stop, lambda: (run.total, run.seen), "documents", as_json)
 
     # The environment may name a topic. A backfill needs none.
@@ -178,6 +197,8 @@ def _work(
     else:
         out.print(f"{'finished' if outcome.finished else 'stopped'}: run {outcome.run}")
         out.print(f"delivered {outcome.delivered}, failed {outcome.failed}")
+        if outcome.waiting:
+            out.print(f"{outcome.waiting} deliveries are parked; the dispatchers make them later")
         if outcome.dead_letters:
             out.print(f"{outcome.dead_letters} dead letters: `dispatcher dead-letters list` shows them")
         if not outcome.finished:
@@ -208,11 +229,11 @@ async def _shown(
         *columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False), console=out
     ) as bar:
         total, _ = progress()
-        task = bar.add_task(run.playback.run.id, total=total, figures="")
+        task = bar.add_task(run.run.id, total=total, figures="")
 
         def update() -> None:
             whole, done = progress()
-            figures = f"{run.playback.delivered} delivered, {run.playback.failed} failed"
+            figures = f"{run.delivered} delivered, {run.failed} failed"
             bar.update(task, total=max(whole, done), completed=done, figures=figures)
 
         async def keep_updating() -> None:
@@ -228,6 +249,22 @@ async def _shown(
             updating.cancel()
             with suppress(asyncio.CancelledError):
                 await updating
+
+
+def _filter(text: str) -> str:
+    """A filter in its shortest form, so that equal filters are equal texts."""
+    from bson import json_util
+
+    from dispatcher.runs.selection import filter_of
+
+    try:
+        return json_util.dumps(filter_of(text), json_options=json_util.CANONICAL_JSON_OPTIONS)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no filter: {error}. Write MongoDB's extended JSON: "
+            """'{"status": "new", "n": {"$gt": 5}}'.""",
+            param_hint="--where",
+        ) from error
 
 
 def _points(since: str | None, until: str | None) -> "tuple[Timestamp | None, Timestamp | None]":

@@ -42,6 +42,15 @@ CLAIMS: Final = document.CLAIMS
 RELAYS: Final = "relays"
 RELAYED: Final = "relayed"
 
+OPEN_BACKFILL: Final = {
+    "kind": "run",
+    "what": "backfill",
+    "status": "running",
+    "divided": None,
+    "$or": [{"asked.partition": {"$ne": None}}, {"handed": True}],
+}
+"""Matches the documents in `controls` of the backfills on which the dispatchers work."""
+
 WRITTEN: Final = (
     POSITIONS,
     MEMBERS,

@@ -22,6 +22,7 @@ def facts_of(routes: Routes, settings: Settings, version: str, application: str)
         "version": version,
         "format": FORMAT,
         "claims": True,
+        "backfills": True,
         "lease_seconds": settings.lease,
         "receivers": [
             {

@@ -3,7 +3,7 @@
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,7 @@ from bson import ObjectId
 from pymongo import ReturnDocument
 
 from dispatcher.core.identity import Identity, own_identity
-from dispatcher.core.state import Group
+from dispatcher.core.state import MEMBERS, Group
 from dispatcher.group.sessions import GroupSessions
 
 FORMAT: Final = 2
@@ -62,6 +62,30 @@ class Member(NamedTuple):
         raise ValueError(
             "a member has text in _id and version, numbers in beat and lease_seconds, a date in started_at"
         )
+
+
+async def take_backfills(group: Group, receivers: Collection[str]) -> bool:
+    """Returns whether a living dispatcher delivers to all these receivers, so that it must make their backfills.
+
+    Args:
+        receivers: their names.
+    """
+    wanted: list[dict[str, Any]] = [
+        {"$match": {"group": group.name, "backfills": True}},
+        {"$set": {"now": "$$NOW"}},
+    ]
+    async for found in await group.state.newest(MEMBERS).aggregate(wanted):
+        try:
+            member = Member.read(found)
+        except ValueError:
+            continue
+        seen, listed = found.get("seen_at"), found.get("receivers")
+        if not isinstance(seen, datetime) or (found["now"] - seen).total_seconds() > member.lease:
+            continue
+        named = [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+        if {one.get("name") for one in named} >= {*receivers} and not member.identity.is_dead:
+            return True
+    return False
 
 
 class Members:

@@ -1,7 +1,7 @@
 """Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
 The query that reads the pauses also finds whether retries of dead letters are requested, see
-`parking/retry_requests.py`.
+`parking/retry_requests.py`, and whether a backfill waits for the dispatchers, see `runs/live_backfill.py`.
 
 The collection `controls` has one document for each pause: docs/reference/state.md lists its fields.
 
@@ -21,7 +21,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short
 from dispatcher.core.output.logs import log
-from dispatcher.core.state import CONTROLS, HELD, Group
+from dispatcher.core.state import CONTROLS, HELD, OPEN_BACKFILL, Group
 from dispatcher.core.state_checks import StateReader, receiver_paused
 from dispatcher.group.known_receivers import require_receiver
 from dispatcher.operate.status_model import Pause
@@ -124,6 +124,7 @@ class Pauses:
     Attributes:
         retries: is told when retries of dead letters are requested.
         listeners: called after a change of the pauses.
+        on_backfill: called after each read that finds an unfinished backfill of the dispatchers.
     """
 
     def __init__(self, group: Group) -> None:
@@ -133,10 +134,11 @@ class Pauses:
         self.receivers: frozenset[str] = frozenset()
         self.everything = False
         self.listeners: set[Callable[[], None]] = set()
+        self.on_backfill: set[Callable[[], None]] = set()
 
     async def look(self) -> None:
-        """Read the pauses, and whether retries are requested."""
-        rows, requested = await self._read()
+        """Read the pauses, and whether retries are requested or backfills wait."""
+        rows, requested, backfills = await self._read()
         found = {one.receiver: one for one in _sound_pauses(self._group, rows)}
         before = {*self.receivers, *([None] if self.everything else [])}
         self.everything = None in found
@@ -147,13 +149,19 @@ class Pauses:
                 listener()
         if requested:
             self.retries.note()
+        if backfills:
+            for wake in list(self.on_backfill):
+                wake()
 
-    async def _read(self) -> tuple[list[Mapping[str, Any]], bool]:
-        """The documents of the pauses, and whether retries are requested."""
-        paused = [{"$match": _matching(self._group)}, {"$replaceWith": {CONTROLS: "$$ROOT"}}]
-        rows = await self._group.state.controls.aggregate([*paused, *self.retries.exist()])
+    async def _read(self) -> tuple[list[Mapping[str, Any]], bool, bool]:
+        """The documents of the pauses, and whether retries are requested and backfills wait."""
+        wanted = {"$or": [_matching(self._group), {"group": self._group.name, **OPEN_BACKFILL}]}
+        of_pause = {"$cond": [{"$eq": ["$kind", "pause"]}, {CONTROLS: "$$ROOT"}, {"backfill": "$run"}]}
+        stages: list[dict[str, Any]] = [{"$match": wanted}, {"$replaceWith": of_pause}]
+        rows = await self._group.state.controls.aggregate([*stages, *self.retries.exist()])
         found = await rows.to_list()
-        return [row[CONTROLS] for row in found if CONTROLS in row], any(HELD in row for row in found)
+        paused = [row[CONTROLS] for row in found if CONTROLS in row]
+        return paused, any(HELD in row for row in found), any("backfill" in row for row in found)
 
     async def watch(self) -> None:
         """Call `look` once a second, for ever. While the state can't be read, the last known pauses apply."""

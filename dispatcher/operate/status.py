@@ -59,7 +59,7 @@ _FRESH: Final = 1.0
 
 _ALL: Final[Mapping[str, Any]] = {}
 
-# Fields of a run that can hold the key of a document.
+# Fields of a run that can hold the key of a document, apart from its filter.
 _PLACES: Final = frozenset({"progress", "token"})
 
 
@@ -106,7 +106,7 @@ async def read_status(
     status.at_least = sorted({*status.at_least, *counted.at_least})
     controls = await group.state.as_on_this_node(CONTROLS).find(of_group).to_list()
     status.paused = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
-    status.runs = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run)
+    status.runs = _whole(reader.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run))
     gaps = group.state.as_on_this_node(GAPS)
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     status.gaps = reader.each(GAPS, newest, _gap)
@@ -354,9 +354,21 @@ def _paused(found: dict[str, Any]) -> Pause:
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
-    """Remove the position of a run: it can contain a document's key, and every client may read the status."""
+    """Remove the position and the filter of a run: they contain values, and every client may read the status."""
     _RunTypes.model_validate(found)
-    return {name: value for name, value in found.items() if name not in _PLACES}
+    asked = {name: value for name, value in found["asked"].items() if name != "where"}
+    return {name: value for name, value in found.items() if name not in _PLACES} | {"asked": asked}
+
+
+def _whole(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs without their parts. A run counts the deliveries of its parts."""
+    whole = {one["run"]: one for one in runs if one.get("of") is None}
+    for part in runs:
+        of = whole.get(str(part.get("of")))
+        if of is not None:
+            of["delivered"] += part["delivered"]
+            of["failed"] += part["failed"]
+    return [*whole.values()]
 
 
 class _RunTypes(BaseModel):

@@ -1,15 +1,32 @@
-"""Delivers existing documents to `post_save` receivers, as `post_save(created=False)`."""
+"""Delivers existing documents to `post_save` receivers, as `post_save(created=False)`.
+
+If a dispatcher of the group has the receivers, the dispatchers deliver the documents, see `live_backfill.py`: only
+they know the order of a document and its changes. Otherwise the process of the command delivers them. The two
+never deliver at the same time. The command notes in the state that it works alone, and then looks for dispatchers.
+A dispatcher registers as a member, and then looks for a command that works alone. So at least one of them finds
+the other: the command hands the rest over, and the dispatcher waits for that before it claims a partition.
+
+MongoDB commands raise the `PyMongoError` of the driver.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from bson.binary import Binary
+from pymongo.errors import PyMongoError
 
+from dispatcher.core.events import Namespace
 from dispatcher.core.output.logs import log
+from dispatcher.core.retry import retry
+from dispatcher.core.stats import Stats
+from dispatcher.core.tasks import end
 from dispatcher.exceptions import NothingToDeliver
+from dispatcher.group.members import take_backfills
 from dispatcher.runs.player import Playback, RunOutcome, RunStep, Workplace
+from dispatcher.runs.selection import filter_of, require_filter, selected
 from dispatcher.runs.snapshot import change_of, documents, key_of
 from dispatcher.runs.store import Run
 from dispatcher.stream.collections import collections_of
@@ -18,89 +35,268 @@ from dispatcher.stream.scope import scope_of
 # Only receivers of these signals get existing documents.
 _SIGNALS: Final = ("post_save",)
 
+# Seconds between two looks at the dispatchers and their progress.
+_LOOK: Final = 0.5
+
+# Number of looks without a dispatcher after which the command continues alone: a dispatcher may be restarting.
+_ABSENT: Final = 20
+
+# Number of looks without progress after which the log says so.
+_STILL: Final = 40
+
+# Seconds to count the documents that match a filter, and to save the end of the run.
+_COUNTING: Final = 2.0
+_SAVING: Final = 5.0
+
+T = TypeVar("T")
+
 
 class Backfill:
     """One backfill, ready to run.
 
     Attributes:
-        total: the server's estimate of the number of documents.
-        seen: the number of documents that this process has read.
+        run: the whole run.
+        total: the number of documents; without a filter the server's estimate.
     """
 
-    def __init__(self, place: Workplace, playback: Playback, receivers: Sequence[str], total: int) -> None:
-        self.playback = playback
+    def __init__(self, place: Workplace, run: Run, rate: float | None, total: int) -> None:
+        self.run = run
         self.total = total
-        self.seen = 0
         self._place = place
-        self._routes = place.routes.narrowed(place.chosen(receivers, _SIGNALS), playback.run.id)
+        self._rate = rate
+        self._chosen = place.chosen(run.asked["receivers"], _SIGNALS)
+        self._seen = 0
+        self._parts = [run]
+        self._playback: Playback | None = None
+        self._is_shared = False
+
+    @property
+    def seen(self) -> int:
+        """Number of documents that were read: by the dispatchers, and by this process."""
+        return self._seen + sum(int(one.progress.get("seen", 0)) for one in self._parts)
+
+    @property
+    def delivered(self) -> int:
+        """Number of deliveries so far, including those of earlier processes."""
+        playback = self._playback
+        return sum(
+            one.delivered if playback is None or one.id != playback.run.id else playback.delivered
+            for one in self._parts
+        )
+
+    @property
+    def failed(self) -> int:
+        """Number of deliveries in this process that failed for good, including those of earlier processes."""
+        playback = self._playback
+        return sum(
+            one.failed if playback is None or one.id != playback.run.id else playback.failed for one in self._parts
+        )
 
     async def work(self, stop: asyncio.Event) -> RunOutcome:
-        """Deliver all documents. End earlier when `stop` is set."""
-        async with aclosing(self._steps()) as steps:
-            return await self.playback.work(steps, stop)
+        """Deliver all documents. End earlier when `stop` is set.
 
-    async def _steps(self) -> AsyncGenerator[RunStep]:
-        place, run = self._place, self.playback.run
-        await place.prepare(self._routes)
+        Raises:
+            DispatcherError: an error is permanent. The progress is saved.
+        """
+        place, run = self._place, self.run
+        before = await self._dead_letters()
+        finished = False
+        try:
+            while not (finished or stop.is_set()):
+                await self._ask(partial(place.runs.begin_alone, run))  # before the look, see above
+                if await self._has_dispatchers():
+                    await self._ask(partial(place.runs.hand_over, run, self._rate))
+                    finished = await self._follow(stop)
+                else:
+                    finished = await self._work_alone(stop)
+        finally:
+            with suppress(TimeoutError, PyMongoError):
+                async with asyncio.timeout(_SAVING):
+                    await place.runs.end(run, "finished" if finished else "stopped")
+        return await self._outcome(finished, before)
+
+    async def _outcome(self, finished: bool, before: int) -> RunOutcome:
+        run = self.run
+        if not self._is_shared:
+            return RunOutcome(run.id, finished, self.delivered, self.failed, self._place.stats.dead_letters)
+        held = self._place.group.state.held
+        dead = await self._dead_letters()
+        waiting = await held.count_documents({**self._of_run(), "lane": {"$exists": True}})
+        failed = max(self.failed, dead)
+        delivered = self.delivered - (failed - self.failed) - waiting
+        return RunOutcome(run.id, finished, max(0, delivered), failed, max(0, dead - before), waiting)
+
+    def _of_run(self) -> dict[str, Any]:
+        return {"group": self._place.group.name, "run": self.run.id}
+
+    async def _dead_letters(self) -> int:
+        held = self._place.group.state.held
+        return await held.count_documents({**self._of_run(), "reason": {"$exists": True}})
+
+    async def _ask(self, command: Callable[[], Awaitable[T]]) -> T:
+        report = partial(log.warning, "the state can't be read now, trying again", action="state.not_read")
+        return await retry(command, report, address=self._place.runs.address)
+
+    async def _has_dispatchers(self) -> bool:
+        return await self._ask(partial(take_backfills, self._place.group, self.run.asked["receivers"]))
+
+    # -- the dispatchers work --------------------------------------------------------------------------------
+
+    async def _follow(self, stop: asyncio.Event) -> bool:
+        """Wait for the dispatchers. Returns True if all is delivered; False after `stop`, or if none lives."""
+        self._is_shared = True
+        absent = still = 0
+        while not stop.is_set():
+            before, self._parts = self._parts, await self._ask(partial(self._place.runs.parts, self.run))
+            if not _unfinished(self._parts):
+                return True
+            await self._ask(partial(self._place.runs.beat, self.run))
+            absent = 0 if await self._has_dispatchers() else absent + 1
+            still = still + 1 if before == self._parts else 0
+            if absent > _ABSENT:
+                return False
+            if still == _STILL:
+                log.warning(
+                    "the dispatchers do not work on the backfill",
+                    action="backfill.still",
+                    run=self.run.id,
+                    remedy="Is everything paused? Do dispatchers of an earlier version hold the partitions? "
+                    "`dispatcher status` shows both.",
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await stop.wait()
+        return False
+
+    # -- this process works ----------------------------------------------------------------------------------
+
+    async def _work_alone(self, stop: asyncio.Event) -> bool:
+        """Deliver in this process. Returns True if all is delivered; False after `stop`, or for a dispatcher."""
+        self._parts = await self._ask(partial(self._place.runs.parts, self.run))
+        while left := _unfinished(self._parts):
+            ending = asyncio.Event()
+            watching = asyncio.create_task(self._watch(stop, ending), name="watch-dispatchers")
+            stats = Stats()
+            self._playback = await self._place._replace(stats=stats).playback(left[0], self._rate)
+            try:
+                async with aclosing(self._steps(left[0])) as steps:
+                    outcome = await self._playback.work(steps, ending)
+            finally:
+                await end([watching])
+                self._place.stats.dead_letters += stats.dead_letters
+            if not watching.cancelled():
+                watching.result()
+            self._parts = await self._ask(partial(self._place.runs.parts, self.run))
+            self._playback = None
+            if not outcome.finished:
+                return False
+        return True
+
+    async def _watch(self, stop: asyncio.Event, ending: asyncio.Event) -> None:
+        """Set `ending` after `stop`, or when a dispatcher with the receivers lives."""
+        try:
+            while not stop.is_set() and not await self._has_dispatchers():
+                await self._ask(partial(self._place.runs.beat, self.run))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK):
+                        await stop.wait()
+        finally:
+            ending.set()
+
+    async def _steps(self, run: Run) -> AsyncGenerator[RunStep]:
+        """The documents of a run, or of a part of a run."""
+        place = self._place
+        routes = place.routes.narrowed(self._chosen, run.root)
+        await place.prepare(routes)
         done: list[str] = list(run.progress.get("done", ()))
-        for namespace in await collections_of(place.client, scope_of(self._routes)):
+        options, only = place.registry.codec_options, selected(run.asked)
+        for namespace in await collections_of(place.client, scope_of(routes)):
             name = ".".join(namespace)
             if name in done:
                 continue
             last = run.progress.get("last") if run.progress.get("namespace") == name else None
-            async for slice_ in documents(place.client, namespace, last and bytes(last), place.runs.address):
-                self.seen += len(slice_)
-                options = place.registry.codec_options
+            async for slice_ in documents(place.client, namespace, last and bytes(last), place.runs.address, only):
+                self._seen += len(slice_)
                 changes = [change_of(found, namespace, run, options) for found in slice_]
-                for found, (change, calls) in zip(slice_, await self._routes.resolve(changes), strict=True):
+                for found, (change, calls) in zip(slice_, await routes.resolve(changes), strict=True):
                     progress = {"done": done, "namespace": name, "last": Binary(key_of(found.row))}
                     yield RunStep(change, calls, progress)
             done = [*done, name]
             yield RunStep(None, (), {"done": done})
 
 
+def _unfinished(parts: Sequence[Run]) -> list[Run]:
+    return [one for one in parts if not one.divided and one.status != "finished"]
+
+
 async def start(
-    place: Workplace, receivers: Sequence[str], *, rate: float | None, resume: str | None, new: bool
+    place: Workplace,
+    receivers: Sequence[str],
+    *,
+    rate: float | None,
+    resume: str | None,
+    new: bool,
+    where: str | None = None,
+    workers: int | None = None,
 ) -> Backfill:
     """Prepare a backfill: a new one, or an unfinished one.
 
     Args:
         rate: the maximum number of documents per second.
-        resume: id of the run to continue; by default an unfinished run for the same receivers.
+        resume: id of the run to continue; by default an unfinished run for the same receivers and filter.
         new: begin a new run even if an unfinished one exists.
+        where: only documents that match this filter, as extended JSON; by default all documents.
+        workers: by how much the number of documents is multiplied that are worked on at once; by default as
+            before, or 1.
 
     Raises:
         UnknownReceiver: no `post_save` receiver has this name.
         UnknownRun: no run has this id.
+        OtherRun: the run that is to continue has another filter.
+        FilterRefused: the server rejects the filter.
         Busy: another process works on the run.
         NothingToDeliver: none of the collections exists.
     """
+    chosen = place.chosen(receivers, _SIGNALS)
+    asked: dict[str, Any] = {"receivers": sorted(receivers), "partition": None, "where": where}
     run: Run | None = None
-    asked: dict[str, Any] = {"receivers": sorted(receivers), "partition": None}
-    place.chosen(receivers, _SIGNALS)
     if resume is not None:
-        run = await place.runs.resume(resume, "backfill")
+        run = await place.runs.resume(resume, "backfill", {"where": where})
     elif not new:
         run = await place.runs.unfinished("backfill", asked)
-    names = receivers if run is None else run.asked["receivers"]
-    chosen = place.routes.narrowed(place.chosen(names, _SIGNALS))
-    namespaces = await collections_of(place.client, scope_of(chosen))
+    if run is not None:
+        chosen = place.chosen(run.asked["receivers"], _SIGNALS)
+    namespaces = await collections_of(place.client, scope_of(place.routes.narrowed(chosen)))
     if not namespaces:
         raise NothingToDeliver(
             "None of the collections of these receivers exists.",
             remedy="Check that --url names the right deployment.",
         )
     if run is None:
-        run = await place.runs.begin("backfill", asked, place.now)
+        for namespace in namespaces if where is not None else ():
+            await require_filter(place.client, namespace, str(where), place.runs.address)
+        run = await place.runs.begin("backfill", {**asked, "workers": workers or 1}, place.now)
+    elif workers is not None:
+        run = await place.runs.employ(run, workers)
     total = 0
-    for database, collection in namespaces:
-        if f"{database}.{collection}" not in run.progress.get("done", ()):
-            total += await place.client[database][collection].estimated_document_count()
+    for namespace in namespaces:
+        if ".".join(namespace) not in run.progress.get("done", ()):
+            total += await _count(place, namespace, run.asked.get("where"))
     log.info(
         "a backfill begins" if run.is_new else "a backfill continues",
         action="backfill.started",
         run=run.id,
-        receivers=names,
+        receivers=run.asked["receivers"],
         collections=[".".join(one) for one in namespaces],
     )
-    return Backfill(place, await place.playback(run, rate), names, total)
+    return Backfill(place, run, rate, total)
+
+
+async def _count(place: Workplace, namespace: Namespace, where: str | None) -> int:
+    """The number of documents in a collection that match a filter; an estimate if counting takes long."""
+    database, collection = namespace
+    documents = place.client[database][collection]
+    if where is not None:
+        with suppress(PyMongoError):
+            return await documents.count_documents(filter_of(where), maxTimeMS=int(_COUNTING * 1000))
+    return await documents.estimated_document_count()

@@ -1,13 +1,16 @@
-"""Delivers the current documents after lost history, while the stream continues.
+"""Delivers the current documents while the stream continues.
 
-A dispatcher starts these backfills by itself. Each document is delivered in its lane, in the state that it had at
-the time up to which the stream is read. So all earlier changes of the document are before it in the lane, and all
-later ones after it, however far the stream is behind: no receiver gets an older state after a newer one.
+The dispatchers do this for `dispatcher backfill`, and after lost history by themselves. Each document is delivered
+in its lane, in the state that it had at the time up to which the stream is read. So all earlier changes of the
+document are before it in the lane, and all later ones after it, however far the stream is behind: no receiver gets
+an older state after a newer one.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 from typing import Any, Final
 
 from bson.binary import Binary
@@ -20,13 +23,13 @@ from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Errand, Job, Namespace, key_from
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
-from dispatcher.core.partitions import belongs, hash_of
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.deliverer import Deliverer
 from dispatcher.delivery.lanes import Lanes
 from dispatcher.delivery.routes import Routes
 from dispatcher.parking.gate import Parking
+from dispatcher.runs.selection import selected, shares_of
 from dispatcher.runs.snapshot import SnapshotTooOld, change_of, document, documents, key_of
 from dispatcher.runs.store import Run, Runs
 from dispatcher.stream.collections import collections_of
@@ -35,7 +38,7 @@ from dispatcher.stream.scope import scope_of
 # Seconds until the next attempt after an error.
 _AGAIN: Final = 5.0
 
-# Maximum number of documents that wait in the lanes at once.
+# Maximum number of documents that wait in the lanes at once, for one worker.
 _MOST: Final = 100
 
 
@@ -98,88 +101,125 @@ class LiveBackfill:
                 await asyncio.sleep(_AGAIN)
 
     async def _backfill(self, run: Run) -> None:
-        routes = self._all_routes.narrowed(lambda signal, _: signal == "post_save", run.id)
+        if shares_of(run.asked)[-1:] != [[self._partition, self._partitions]]:
+            await self._runs.divide(run, self._partitions)
+            self._wanted.set()
+            return
+        names = frozenset(run.asked["receivers"])
+        routes = self._all_routes.narrowed(
+            lambda signal, one: signal == "post_save" and (not names or one.name in names), run.root
+        )
+        if not names <= {one.name for one in routes.receivers}:
+            return  # a member of another version of the application has the receivers
         namespaces = await collections_of(self._client, scope_of(routes)) if routes.listeners else []
         log.info(
-            "delivering the current documents, because history was lost",
+            "delivering the current documents",
             action="backfill.started",
             run=run.id,
             collections=[".".join(one) for one in namespaces],
         )
         done: list[str] = list(run.progress.get("done", ()))
-        count = run.delivered
+        work = _Progress(run, routes, selected(run.asked), int(run.progress.get("seen", 0)), run.delivered)
         for namespace in namespaces:
             name = ".".join(namespace)
-            if name in done:
-                continue
-            last = run.progress.get("last") if run.progress.get("namespace") == name else None
-            async for slice_ in documents(
-                self._client, namespace, last and bytes(last), self._runs.address, self._filter(run), {"_id": True}
-            ):
-                keys = [key_of(found.row) for found in slice_]
-                for i in range(0, len(keys), _MOST):
-                    part = keys[i : i + _MOST]
-                    await self._in_lanes(run, routes, namespace, part)
-                    count += len(part)
-                    progress: Mapping[str, Any] = {"done": done, "namespace": name, "last": Binary(part[-1])}
-                    await self._runs.save(run, progress, count, 0, "running")
-            done = [*done, name]
-            await self._runs.save(run, {"done": done}, count, 0, "running")
-        await self._runs.save(run, {"done": done}, count, 0, "finished")
-        log.info("the current documents are delivered", action="backfill.finished", run=run.id, documents=count)
+            if name not in done:
+                if not await self._collection(work, namespace, done):
+                    return
+                done = [*done, name]
+                await self._runs.advance(run, {"done": done, "seen": work.seen}, work.delivered)
+        last = {"done": done, "seen": work.seen}
+        if await self._runs.advance(run, last, work.delivered, "finished"):
+            log.info(
+                "the current documents are delivered",
+                action="backfill.finished",
+                run=run.id,
+                documents=work.seen,
+            )
 
-    def _filter(self, run: Run) -> dict[str, Any]:
-        """A filter for the documents of the partition that lost its history."""
-        partition, partitions = run.asked["partition"], run.asked["partitions"]
-        return {} if partitions == 1 else {"$expr": belongs(hash_of("$_id"), partition, partitions)}
+    async def _collection(self, work: "_Progress", namespace: Namespace, done: list[str]) -> bool:
+        """Deliver the documents of a collection. Returns False if the run was stopped."""
+        run, name = work.run, ".".join(namespace)
+        last = run.progress.get("last") if run.progress.get("namespace") == name else None
+        most = _MOST * run.workers
+        if run.rate is not None:
+            most = min(most, max(1, int(run.rate)))
+        async for slice_ in documents(
+            self._client, namespace, last and bytes(last), self._runs.address, work.only, {"_id": True}
+        ):
+            keys = [key_of(found.row) for found in slice_]
+            for i in range(0, len(keys), most):
+                part, began = keys[i : i + most], monotonic()
+                await self._in_lanes(work, namespace, part)
+                work.seen += len(part)
+                progress = {"done": done, "namespace": name, "last": Binary(part[-1]), "seen": work.seen}
+                if not await self._runs.advance(run, progress, work.delivered):
+                    return False
+                if run.rate is not None:
+                    await asyncio.sleep(max(0.0, began + len(part) / run.rate - monotonic()))
+        return True
 
-    async def _in_lanes(self, run: Run, routes: Routes, namespace: Namespace, keys: list[bytes]) -> None:
+    async def _in_lanes(self, work: "_Progress", namespace: Namespace, keys: list[bytes]) -> None:
         """Deliver some documents, each in its lane. When this returns, the deliveries are finished or parked."""
         while keys:
             while not self._capacity.may_begin():  # noqa: ASYNC110 - a pause lasts for minutes or hours
                 await asyncio.sleep(1.0)
-            too_old: list[bytes] = []
-            # The gap ends at the token of the run. The documents must contain the changes of the gap.
-            time = token_time(max(self._read(), run.token or ""))
+            work.too_old = []
+            # After lost history, the documents must contain the changes of the gap, which ends at the run's token.
+            time = token_time(max(self._read(), work.run.token or ""))
             finished = []
             for key in keys:
                 done = asyncio.get_running_loop().create_future()
-                deliver = partial(self._deliver, run, routes, namespace, key, time, too_old)
+                deliver = partial(self._deliver, work, namespace, key, time)
                 errand = Errand(deliver, partial(done.set_result, None))
                 self._lanes.add(key_from(namespace, key, self._codec_options), errand)
                 finished.append(done)
             await asyncio.wait(finished)
-            keys = too_old
+            keys = work.too_old
             if keys:
                 log.warning(
                     "a backfill waits: the stream is too far behind, the server can't read documents of that time",
                     action="backfill.waits",
-                    run=run.id,
+                    run=work.run.id,
                     read_until=time.as_datetime().isoformat(),
                 )
                 await asyncio.sleep(_AGAIN)
 
-    async def _deliver(
-        self,
-        run: Run,
-        routes: Routes,
-        namespace: Namespace,
-        key: bytes,
-        time: Timestamp,
-        too_old: list[bytes],
-    ) -> None:
-        """Deliver a document in its state at a time. Adds its key to `too_old` if that time is too long ago."""
+    async def _deliver(self, work: "_Progress", namespace: Namespace, key: bytes, time: Timestamp) -> None:
+        """Deliver a document in its state at a time, unless the server does not remember that time."""
         try:
-            found = await self._parking.retry_command(lambda: document(self._client, namespace, key, time))
+            found = await self._parking.retry_command(
+                lambda: document(self._client, namespace, key, time, work.only)
+            )
         except SnapshotTooOld:
-            too_old.append(key)
+            work.too_old.append(key)
             return
-        if found is None:  # the document did not exist at that time, so the stream delivers its insert
+        # If the document did not exist at that time, or did not match, the stream delivers the later change.
+        if found is None:
             return
-        change = change_of(found, namespace, run, self._codec_options)
-        ((_, calls),) = await routes.resolve([change])
+        change = change_of(found, namespace, work.run, self._codec_options)
+        ((_, calls),) = await work.routes.resolve([change])
         if self._parking.watched:
-            await self._parking.look_up([change], routes.names_listening_to, None)
+            await self._parking.look_up([change], work.routes.names_listening_to, None)
         if calls:
+            work.delivered += sum(len(one.receivers) for one in calls)
             job = Job("", change, calls)
             await self._deliverer.work(job)
+
+
+@dataclass
+class _Progress:
+    """A run, and its counts.
+
+    Attributes:
+        only: the filter of its documents.
+        seen: number of documents that were read.
+        delivered: number of deliveries that were made, or parked.
+        too_old: keys of documents that the server can't read in their state at the wanted time.
+    """
+
+    run: Run
+    routes: Routes
+    only: Mapping[str, Any]
+    seen: int
+    delivered: int
+    too_old: list[bytes] = field(default_factory=list)

@@ -85,7 +85,8 @@ class RunOutcome(NamedTuple):
         finished: whether the whole run is done.
         delivered: number of deliveries whose receiver returned, in all processes of the run.
         failed: number of deliveries that were given up or could not be made, in all processes of the run.
-        dead_letters: number of dead letters that this process recorded.
+        dead_letters: number of dead letters that were recorded since this process began.
+        waiting: number of deliveries that are parked. The dispatchers make them later.
     """
 
     run: str
@@ -93,6 +94,7 @@ class RunOutcome(NamedTuple):
     delivered: int
     failed: int
     dead_letters: int
+    waiting: int = 0
 
 
 class Playback:
@@ -265,12 +267,13 @@ class Workplace(NamedTuple):
         return self.group.state.client
 
     async def playback(self, run: Run, rate: float | None) -> Playback:
-        """Create the player of a run."""
+        """Create the player of a run. Each of its workers has the bounds of the settings."""
         transactions = Transactions(self.registry, self.group)
+        bounds = {name: getattr(self.settings, name) * run.workers for name in ("concurrency", "max_queued")}
         return Playback(
             run,
             self.runs,
-            settings=self.settings,
+            settings=self.settings.model_copy(update=bounds),
             stats=self.stats,
             codec_options=self.registry.codec_options,
             dead_letters=LetterStore(self.group, self.stats),

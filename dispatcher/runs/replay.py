@@ -54,13 +54,14 @@ class Replay:
     """One replay, ready to run.
 
     Attributes:
+        run: the run.
         at: cluster time of the last change that was read.
         begins: cluster time after which this process reads changes.
         until: cluster time of the end of the range.
     """
 
     def __init__(self, place: Workplace, playback: Playback) -> None:
-        run = playback.run
+        self.run = run = playback.run
         assert run.from_time is not None
         assert run.until_time is not None
         self.playback = playback
@@ -82,6 +83,16 @@ class Replay:
             scope=None if place.topic is None else scope_of(self._routes),
         )
         self._unsettled: set[str] = set()  # tokens of markers whose deletes are not read yet
+
+    @property
+    def delivered(self) -> int:
+        """Number of deliveries so far, including those of earlier processes."""
+        return self.playback.delivered
+
+    @property
+    def failed(self) -> int:
+        """Number of deliveries so far that failed for good, including those of earlier processes."""
+        return self.playback.failed
 
     async def work(self, stop: asyncio.Event) -> RunOutcome:
         """Deliver all changes of the range. End earlier when `stop` is set.
@@ -224,7 +235,7 @@ async def start(
     place.chosen(receivers)
     asked = {"receivers": sorted(receivers), "missed": None, **asked}  # null matches a run without this field too
     if resume is not None:
-        run = await place.runs.resume(resume, "replay")
+        run = await place.runs.resume(resume, "replay", {"missed": asked["missed"]})
     elif not new:
         run = await place.runs.unfinished("replay", asked)
     if run is None:

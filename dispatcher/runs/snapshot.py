@@ -138,20 +138,25 @@ async def _read(
 
 
 async def document(
-    client: AsyncMongoClient[Any], namespace: Namespace, key: bytes, time: Timestamp
+    client: AsyncMongoClient[Any],
+    namespace: Namespace,
+    key: bytes,
+    time: Timestamp,
+    only: Mapping[str, Any] | None = None,
 ) -> StoredDocument | None:
     """Read one document as it was at a time; None if it did not exist.
 
     Args:
         key: its `_id`, as BSON: {"": _id}.
         time: cluster time of the read.
+        only: a filter; a document that did not match it at that time counts as one that did not exist.
 
     Raises:
         SnapshotTooOld: the server does not remember that time any more.
     """
     command: dict[str, Any] = {
         "find": namespace[1],
-        "filter": RawBSONDocument(_filter(key)),
+        "filter": {"$and": [RawBSONDocument(_filter(key)), only or {}]},
         "limit": 1,
         "readConcern": {"level": "snapshot", "atClusterTime": time},
     }

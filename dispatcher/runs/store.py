@@ -1,6 +1,7 @@
 """Stores runs (replays and backfills) and their progress, in the collection `controls`.
 
-docs/reference/state.md lists the fields of a run.
+A backfill is worked on by the process of the command, or by the dispatchers of the group: `backfill.py` decides.
+The dispatchers divide it into one part for each partition. docs/reference/state.md lists the fields of a run.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -16,9 +17,10 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from dispatcher.core.bson_elements import elements
-from dispatcher.core.state import CONTROLS, Group
+from dispatcher.core.state import CONTROLS, OPEN_BACKFILL, Group
 from dispatcher.core.state_checks import StateReader
-from dispatcher.exceptions import DispatcherError, UnknownRun
+from dispatcher.exceptions import DispatcherError, OtherRun, UnknownRun
+from dispatcher.runs.selection import shares_of
 from mongoz.synonyms import nearest
 
 # Seconds without a heartbeat after which a process counts as dead. On the same machine, a process that has ended
@@ -43,6 +45,10 @@ class Run(NamedTuple):
         until_time: end of the range of a replay.
         token: only for a backfill that a dispatcher began: the token after which its stream continued.
         is_new: whether it has no saved progress.
+        root: the id of the whole run; the same as `id`, unless this is a part of a run.
+        rate: maximum number of documents per second, for the dispatchers; None for no limit.
+        status: `"running"`, `"stopped"` or `"finished"`.
+        divided: whether its parts do the work.
     """
 
     id: str
@@ -56,6 +62,15 @@ class Run(NamedTuple):
     delivered: int
     failed: int
     is_new: bool
+    root: str
+    rate: float | None
+    status: str
+    divided: bool
+
+    @property
+    def workers(self) -> int:
+        """By how much the number of documents is multiplied that are worked on at once."""
+        return int(self.asked.get("workers") or 1)
 
 
 class Runs:
@@ -88,12 +103,12 @@ class Runs:
             "what": what,
             "asked": dict(asked),
             "at": at,
-            **values,
             "progress": {},
             "delivered": 0,
             "failed": 0,
             "status": "running",
             **self._me,
+            **values,
         }
         written = {"$mergeObjects": [{"$literal": new}, {"started_at": "$$NOW", "beat_at": "$$NOW"}, "$$ROOT"]}
         try:
@@ -121,31 +136,51 @@ class Runs:
         )
         return None if found is None else await self._take(found)
 
-    async def resume(self, id_: str, what: str) -> Run:
+    async def resume(self, id_: str, what: str, asked: Mapping[str, Any]) -> Run:
         """Take over the run with this id.
 
+        Args:
+            asked: options of the command that a run keeps, by name; None for an option that is not given.
+
         Raises:
+            OtherRun: the run has another value of an option that is given.
             UnknownRun: no run has this id.
             Busy: another process works on it.
         """
-        found = await self._runs.find_one({"_id": self._id(id_), "kind": "run", "what": what})
+        whole = {"kind": "run", "what": what, "of": None}
+        found = await self._runs.find_one({"_id": self._id(id_), **whole})
         if found is None:
-            known = await self._runs.distinct("run", {"group": self._group, "kind": "run", "what": what})
+            known = await self._runs.distinct("run", {"group": self._group, **whole})
             raise UnknownRun(
                 f"Group {self._group!r} has no {what} {id_!r}.{nearest(id_, known)}",
                 remedy=f"Begin a new {what} without --resume.",
             )
+        for name, value in asked.items():
+            if value not in (None, kept := found["asked"].get(name)):
+                raise OtherRun(
+                    f"The {what} {id_} was begun {'without' if kept is None else 'with another'} --{name}"
+                    f"{'' if kept is None else f': {kept}'}.",
+                    remedy=f"Continue it without --{name}, or begin a new {what} without --resume.",
+                )
         return await self._take(found)
 
-    async def of_stream(self, partition: int, partitions: int) -> list[Run]:
-        """The unfinished backfills that dispatchers began for this partition.
+    async def employ(self, run: Run, workers: int) -> Run:
+        """Set the number of workers of a run and its parts."""
+        whole = {"group": self._group, "$or": [{"_id": self._id(run.id)}, {"of": run.id}]}
+        await self._runs.update_many(whole, {"$set": {"asked.workers": workers}})
+        return run._replace(asked={**run.asked, "workers": workers})
 
-        Partition 0 also gets the backfills of earlier layouts.
+    async def of_stream(self, partition: int, partitions: int) -> list[Run]:
+        """The unfinished backfills of this partition, on which the dispatchers work.
+
+        Partition 0 also gets the backfills that have to be divided first: those of the command, and those of
+        earlier layouts.
         """
-        ours: dict[str, Any] = {"asked.partition": partition, "asked.partitions": partitions}
+        wanted: dict[str, Any] = {"group": self._group, **OPEN_BACKFILL}
         if partition == 0:
-            ours = {"$or": [ours, {"asked.partitions": {"$nin": [None, partitions]}}]}
-        wanted = {"group": self._group, "kind": "run", "what": "backfill", "status": {"$ne": "finished"}, **ours}
+            wanted["$nor"] = [{"asked.partition": {"$nin": [None, 0]}, "asked.partitions": partitions}]
+        else:
+            wanted |= {"asked.partition": partition, "asked.partitions": partitions}
         reader = StateReader(self._runs.database.name)
         runs = reader.each(CONTROLS, await self._runs.find(wanted).sort("started_at").to_list(), _sound_run_of)
         reader.log()
@@ -161,6 +196,81 @@ class Runs:
             **self._me,
         }
         await self._runs.update_one({"_id": self._id(run.id)}, {"$set": values, "$currentDate": {"beat_at": True}})
+
+    async def advance(
+        self, run: Run, progress: Mapping[str, Any], delivered: int, status: str = "running"
+    ) -> bool:
+        """Save the progress of a backfill on which the dispatchers work. Returns False if it was stopped."""
+        values = {"progress": dict(progress), "delivered": delivered, **self._me}
+        if status == "finished":
+            values["status"] = status
+        change = {"$set": values, "$currentDate": {"beat_at": True}}
+        unfinished = {"_id": self._id(run.id), "status": {"$ne": "finished"}}
+        found = await self._runs.find_one_and_update(unfinished, change, return_document=ReturnDocument.AFTER)
+        return found is not None and found["status"] == status
+
+    async def divide(self, run: Run, partitions: int) -> None:
+        """Divide a backfill into one part for each partition. The parts continue where the run is."""
+        progress = {name: value for name, value in run.progress.items() if name != "seen"}
+        rate = None if run.rate is None else run.rate / partitions
+        ids = [f"{run.id}.{part}" for part in range(partitions)]
+        for part, id_ in enumerate(ids):
+            share = {"partition": part, "partitions": partitions, "within": shares_of(run.asked)}
+            asked = {**run.asked, **share}
+            values = {"token": run.token, "of": run.root, "progress": progress, "rate": rate}
+            await self.ensure(id_, run.what, asked, run.at, **values)
+        change: dict[str, Any] = {"divided": True}
+        if run.asked.get("partition") is not None:  # otherwise the command tells when the whole run is finished
+            change["status"] = "finished"
+        running = {"_id": self._id(run.id), "status": "running"}
+        divided = (await self._runs.update_one(running, {"$set": change})).matched_count
+        # If the command has ended meanwhile, the parts wait. An earlier attempt may have left them waiting.
+        before, now = ("stopped", "running") if divided else ("running", "stopped")
+        parts = {"_id": {"$in": [*map(self._id, ids)]}, "status": before}
+        await self._runs.update_many(parts, {"$set": {"status": now}})
+
+    async def parts(self, run: Run) -> list[Run]:
+        """The whole run, and all its parts."""
+        found = self._runs.find({"group": self._group, "$or": [{"_id": self._id(run.id)}, {"of": run.id}]})
+        return [_run_of(one) for one in await found.sort("_id").to_list()]
+
+    async def begin_alone(self, run: Run) -> None:
+        """Note that this process works on a backfill, and that no dispatcher may begin to deliver."""
+        await self._update(run, {"alone": True, "handed": False, "status": "running"})
+
+    async def hand_over(self, run: Run, rate: float | None) -> None:
+        """Let the dispatchers work on a backfill, or on what is left of it."""
+        await self._update(run, {"alone": False, "handed": True, "status": "running", "rate": rate})
+        parts = {"group": self._group, "of": run.id, "status": {"$ne": "finished"}}
+        count = await self._runs.count_documents(parts)
+        share = None if rate is None else rate / max(1, count)
+        await self._runs.update_many(parts, {"$set": {"status": "running", "rate": share}})
+
+    async def beat(self, run: Run) -> None:
+        """Note that this process follows the run."""
+        await self._update(run, {})
+
+    async def end(self, run: Run, status: str) -> None:
+        """Note that the command ends. The dispatchers stop their work on the run.
+
+        Args:
+            status: `"stopped"` or `"finished"`.
+        """
+        await self._update(run, {"alone": False, "handed": False, "status": status})
+        running = {"group": self._group, "of": run.id, "status": "running"}
+        await self._runs.update_many(running, {"$set": {"status": "stopped"}})
+
+    async def has_one_alone(self) -> bool:
+        """Returns whether a command works on a backfill by itself: no dispatcher may begin to deliver."""
+        recent = {"$gt": ["$beat_at", {"$subtract": ["$$NOW", _DEAD_AFTER * 1000]}]}
+        found = self._runs.find({"group": self._group, "kind": "run", "alone": True, "$expr": recent})
+        return any(
+            one.get("host") != self._me["host"] or _is_alive(one.get("pid")) for one in await found.to_list()
+        )
+
+    async def _update(self, run: Run, values: Mapping[str, Any]) -> None:
+        change = {"$set": {**values, **self._me}, "$currentDate": {"beat_at": True}}
+        await self._runs.update_one({"_id": self._id(run.id)}, change)
 
     async def _take(self, found: dict[str, Any]) -> Run:
         """Take over a run.
@@ -230,4 +340,8 @@ def _run_of(found: Mapping[str, Any]) -> Run:
         found["delivered"],
         found["failed"],
         not found["progress"],
+        found.get("of") or found["run"],
+        found.get("rate"),
+        found.get("status", "running"),
+        found.get("divided") is True,
     )

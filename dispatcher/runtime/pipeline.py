@@ -87,7 +87,7 @@ class OtherSources(NamedTuple):
     Attributes:
         worker: delivers parked deliveries that are due.
         redelivery: retries dead letters on request.
-        backfill: delivers the current documents after lost history.
+        backfill: delivers the current documents, on request or after lost history.
     """
 
     worker: ParkingWorker
@@ -249,6 +249,7 @@ class Pipeline:
             await end([*tasks, *ends])
             await self._claims.end()
             self._controls.listeners.discard(self._on_controls)
+            self._controls.on_backfill.discard(self._backfill.wake)
             ending.set()
             await asyncio.wait([saving], timeout=SAVE_PATIENCE)
             await end([saving])
@@ -281,6 +282,7 @@ class Pipeline:
         await retry(self._parking.load, report, address=self._controls.address)
         await retry(self._claims.announce, report, address=self._controls.address)
         self._controls.listeners.add(self._on_controls)
+        self._controls.on_backfill.add(self._backfill.wake)
         self._on_controls()
 
     def _on_controls(self) -> None:

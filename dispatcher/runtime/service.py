@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from pymongo import AsyncMongoClient
 
@@ -35,6 +35,7 @@ from dispatcher.operate.unreachable import require_changes
 from dispatcher.pace.limit import LimitsByName
 from dispatcher.position.documents import Layout, SavedPositions
 from dispatcher.position.store import PositionStore
+from dispatcher.runs.store import Runs
 from dispatcher.runtime.assembly import Assembly
 from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.runtime.watchdog import Watchdog
@@ -44,6 +45,9 @@ from dispatcher.stream.scope import scope_of
 from mongoz import Registry
 from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
+
+# Seconds between two looks whether a backfill was handed over.
+_HANDOVER: Final = 0.2
 
 
 class Service:
@@ -204,6 +208,7 @@ class Service:
             return assembly, begun
 
         assembly, begun = await self._clients.patiently(join)
+        await self._await_backfill(Runs(group), members)
         log.info(
             "first start: delivering changes from now on" if begun else "delivering changes after the position",
             action="dispatcher.started",
@@ -228,6 +233,16 @@ class Service:
             resized=self._divide_limits,
         )
         return assembly, self._coordinator
+
+    async def _await_backfill(self, runs: Runs, members: Members) -> None:
+        """Wait until no command delivers existing documents by itself, see `runs/backfill.py`."""
+        waited = False
+        while await self._clients.patiently(runs.has_one_alone):
+            if not waited:
+                log.info("a backfill is handed over to the dispatchers", action="backfill.handed_over")
+            waited = True
+            await self._clients.patiently(members.beat)
+            await asyncio.sleep(_HANDOVER)
 
     async def _assemble(
         self, group: Group, watching: AsyncMongoClient[Any], sessions: GroupSessions, topic: TopicLog | None

@@ -126,6 +126,9 @@ def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):
         (["replay", APP, "--since", "1h", "--until", "-2h", "--yes"], ExitCode.USAGE, "before it begins"),
         (["replay", APP, "--since", "1h"], ExitCode.USAGE, "--yes"),
         (["backfill", APP], ExitCode.USAGE, "--receiver"),
+        (["backfill", APP, "--receiver", "x", "--where", "{a: 1}"], ExitCode.USAGE, "it is no JSON"),
+        (["backfill", APP, "--receiver", "x", "--where", "[1]"], ExitCode.USAGE, "no JSON object, but list"),
+        (["backfill", APP, "--receiver", "x", "--workers", "0"], ExitCode.USAGE, "--workers"),
     ],
 )
 def test_invalid_arguments_are_refused_before_a_connection(arguments, code, says):

@@ -11,7 +11,7 @@ from bson import Decimal128, MaxKey, MinKey, ObjectId, Timestamp
 from bson.raw_bson import RawBSONDocument
 
 import mongoz
-from dispatcher.exceptions import NothingToDeliver, UnknownReceiver, UnknownRun
+from dispatcher.exceptions import FilterRefused, NothingToDeliver, OtherRun, UnknownReceiver, UnknownRun
 from dispatcher.runs import backfill
 from dispatcher.runs.player import RunOutcome, workplace
 from dispatcher.runs.snapshot import SnapshotTooOld, document
@@ -197,6 +197,58 @@ async def test_unknown_receivers_and_runs_are_refused(foreign, dispatched, Thing
         await run(dispatched, "updates")
     with pytest.raises(UnknownRun, match="no backfill 'none'"):
         await run(dispatched, "watcher", resume="none")
+    assert seen == []
+    assert State(foreign).database["controls"].count_documents({"kind": "run"}) == 0
+
+
+async def test_a_run_keeps_its_filter_and_its_workers(foreign, dispatched, Thing, seen):
+    foreign["things"].insert_many([{"_id": n, "n": n} for n in range(100)])
+    where, other = '{"n": {"$gte": 60}}', '{"n": 1}'
+    stop = asyncio.Event()
+    stopping = asyncio.create_task(eventually(lambda: len(seen) >= 5))
+    stopping.add_done_callback(lambda _: stop.set())
+    first = await run(dispatched, "watcher", stop=stop, rate=50, max_queued=5, where=where, workers=3)
+    assert not first.finished
+    runs = State(foreign).database["controls"]
+    asked = runs.find_one({"run": first.run})["asked"]
+    assert (asked["where"], asked["workers"]) == (where, 3)
+    with pytest.raises(OtherRun, match="begun with another --where") as refused:
+        await run(dispatched, "watcher", resume=first.run, where=other)
+    assert "Continue it without --where" in refused.value.remedy
+    second = await run(dispatched, "watcher", resume=first.run, workers=2)
+    assert second.finished
+    assert {call.n for call in seen} == {*range(60, 100)}
+    assert runs.find_one({"run": first.run})["asked"] == {**asked, "workers": 2}
+    # A command without the filter, or with another one, is another request.
+    assert (await run(dispatched, "watcher", where=other)).delivered == 1
+    assert runs.count_documents({"kind": "run"}) == 2
+
+
+async def test_workers_multiply_the_number_of_deliveries_at_once(foreign, dispatched, Thing):
+    running, most, gate = 0, 0, asyncio.Event()
+
+    @post_save(Thing, name="slow")
+    async def slow(sender, **kwargs):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 6:
+            gate.set()
+        await gate.wait()
+        running -= 1
+
+    foreign["things"].insert_many([{"_id": n} for n in range(20)])
+    assert (await run(dispatched, "slow", concurrency=2, workers=3)).delivered == 20
+    assert most == 6
+
+
+@pytest.mark.parametrize("where", ['{"$nope": 1}', '{"n": {"$gt": 1, "x": 2}}', '{"$text": {"$search": "a"}}'])
+async def test_a_filter_that_the_server_rejects_is_refused(foreign, dispatched, Thing, seen, where):
+    foreign["things"].insert_one({"_id": 1, "n": 1})
+    with pytest.raises(FilterRefused) as refused:
+        await run(dispatched, "watcher", where=where)
+    assert where in str(refused.value)
+    assert f"{foreign.name}.things" in str(refused.value)
     assert seen == []
     assert State(foreign).database["controls"].count_documents({"kind": "run"}) == 0
 

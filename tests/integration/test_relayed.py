@@ -193,3 +193,39 @@ async def test_existing_documents_are_backfilled_while_a_dispatcher_reads_from_a
     assert outcome.finished
     assert {name for name, replayed in got if replayed} >= {f"{n}" for n in range(50)}
     assert [name for name, replayed in got if not replayed] == ["live"]
+
+
+async def test_the_dispatchers_of_a_topic_make_a_backfill_in_order_with_the_changes(
+    account, dispatched, foreign, database, broker
+):
+    index: dict[Any, int] = {}
+    gate, waiting = asyncio.Event(), []
+
+    async def put(sender, instance, delivery, **kwargs):
+        if delivery.replayed and not gate.is_set():
+            waiting.append(instance.id)
+            await gate.wait()
+        index[instance.id] = instance.amount
+
+    for signal in (post_save, post_update):
+        signal(account, name="index", delivery="dispatcher")(put)
+    elsewhere = mongoz.Registry(dispatched.url, dispatched=dispatched.dispatched)
+    post_save(make_account(elsewhere, database), name="index", delivery="dispatcher")(put)
+    ids = foreign["accounts"].insert_many([{"name": f"{n}", "amount": 0} for n in range(20)]).inserted_ids
+    name = relay_name()
+    async with (
+        relaying(dispatched, broker.address, name),
+        dispatching(dispatched, kafka=broker.address, kafka_topic=f"mongoz.{name}"),
+        workplace(elsewhere, settings_for(elsewhere)) as place,
+    ):
+        one = await backfill.start(place, ["index"], rate=None, resume=None, new=False)
+        task = asyncio.create_task(one.work(asyncio.Event()))
+        await eventually(lambda: len(waiting) == 20)
+        foreign["accounts"].update_many({"_id": {"$in": ids[:10]}}, {"$set": {"amount": 1}})
+        later = foreign["accounts"].insert_one({"name": "later", "amount": 2}).inserted_id
+        await eventually(lambda: later in index)
+        assert set(index) == {later}
+        gate.set()
+        assert (await task).delivered == 20
+        expected = {row["_id"]: row["amount"] for row in foreign["accounts"].find()}
+        await eventually(lambda: index == expected)

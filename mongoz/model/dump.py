@@ -8,7 +8,7 @@ from pydantic_core import CoreSchema
 
 from mongoz.fields.json_forms import add_json_forms, as_json
 
-__all__ = ["DumpableModel", "shown"]
+__all__ = ["DumpableModel", "as_json", "shown"]
 
 
 class DumpableModel(BaseModel):

@@ -3,16 +3,19 @@
 import types
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.email import LOADING
 from mongoz.fields.storage import stored_names
 from mongoz.fields.stored_schema import from_stored, validator_of
+from mongoz.model.dump import as_json
 from mongoz.model.partial import fill_in_defaults, make_partial_class
+from mongoz.model.paths import resolve_path
 
 __all__ = ["class_of_parts", "holds_parts", "is_part"]
 
@@ -54,6 +57,26 @@ def _by_first_step(paths: _Paths) -> dict[str, _Paths]:
     return {first: frozenset(rests) for first, rests in found.items() if "" not in rests}
 
 
+def tags_on_the_way(document: Any, path: str) -> set[str]:
+    """The stored paths of the discriminators on the way of a path. They tell the classes of the parts."""
+    steps = path.split(".")
+    found = set()
+    for number in range(1, len(steps)):
+        outer = resolve_path(document, ".".join(steps[:number]))
+        for tag in _discriminators(outer.field):
+            aliases = {stored_names(model).get(tag, tag) for model in outer.shape.models}
+            found |= {f"{outer.path}.{alias}" for alias in aliases}
+    return found
+
+
+def _discriminators(declared: Any) -> set[str]:
+    """The discriminators in a field, or in an annotation."""
+    found = {tag} if isinstance(tag := getattr(declared, "discriminator", None), str) else set()
+    if isinstance(declared, FieldInfo):
+        return found.union(*map(_discriminators, (declared.annotation, *declared.metadata)))
+    return found.union(*map(_discriminators, get_args(declared)))
+
+
 def is_part(value: Any) -> bool:
     """Whether a value is an embedded document that was loaded in part."""
     return isinstance(value, BaseModel) and hasattr(type(value), "__whole__")
@@ -80,7 +103,19 @@ class _LoadsParts:
                 return _part_loader(_class_of_part(source, self._paths))(value)
             return validate(value)
 
-        return core_schema.with_info_wrap_validator_function(load, handler(source))
+        # In a union, pydantic's own serializers warn about missing fields.
+        dump = core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True)
+        return core_schema.with_info_wrap_validator_function(load, handler(source), serialization=dump)
+
+
+def _dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
+    same = {name: getattr(info, name) for name in _SAME_OPTIONS}
+    return value.model_dump(**same, fallback=as_json)
+
+
+_SAME_OPTIONS: Final = (
+    "mode", "include", "exclude", "by_alias", "exclude_unset", "exclude_defaults", "exclude_none", "round_trip",
+)  # fmt: skip
 
 
 @cached_per_class

@@ -13,6 +13,7 @@ from mongoz.exceptions import (
     OperatorInvalid,
 )
 from mongoz.fields.object_id import parse_object_id
+from mongoz.fields.storage import stored
 from mongoz.model.base import Model
 from mongoz.model.paths import resolve_path
 from mongoz.model.reserved import without_stamps
@@ -207,11 +208,14 @@ class ReadQuery(QueryBuilder[D]):
         pipeline are stored names. Origin stamps are removed, at any depth.
 
         Raises:
+            TypeError: `pipeline` is no list of stages.
             OperatorInvalid: a condition of the query uses JavaScript or `$near`, which no pipeline supports.
 
         Examples:
             >>> await Movie.objects.filter(year__gte=1980).aggregate([{"$sortByCount": "$year"}])
         """
+        if not isinstance(pipeline, list | tuple):
+            raise TypeError(f"aggregate() takes a list of stages, not {pipeline!r}.")
         plan = self._plan
         if plan.nothing:
             return []
@@ -220,7 +224,7 @@ class ReadQuery(QueryBuilder[D]):
                 f"aggregate() supports no JavaScript ($where) and no $near in the conditions {plan.filter!r}. "
                 "Write the condition as $expr, or as a first stage $geoNear of the pipeline."
             )
-        cursor = await self._cursor(plan, projection(self._document, plan), pipeline)
+        cursor = await self._cursor(plan, projection(self._document, plan), stored(pipeline))
         return [without_stamps(row) async for row in cursor]
 
     async def explain(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Updates of parts of fields: dotted names, `U.set`, parts of embedded documents in lists."""
 
+import datetime
+import decimal
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ class Address(mongoz.EmbeddedDocument):
     city: City = mongoz.Embed(City)
     street: str = mongoz.String()
     number: int = mongoz.Integer(default=1)
+    kind: str = mongoz.String(choices=[("home", "Home"), ("work", "Work")], default="home")
 
 
 class Item(mongoz.EmbeddedDocument):
@@ -94,7 +97,13 @@ async def test_a_dotted_name_sets_a_part_and_keeps_the_rest(Order: Any, foreign:
     assert (changed.address.city, changed.title) == (City(name="Lyon", code="LY"), "n")
     assert changed.address.number == 7
     row = foreign.orders.find_one()
-    assert row["address"] == {"city": {"name": "Lyon", "c": "LY"}, "street": "a", "number": 7, "extra": 1}
+    assert row["address"] == {
+        "city": {"name": "Lyon", "c": "LY"},
+        "street": "a",
+        "number": 7,
+        "kind": "home",
+        "extra": 1,
+    }
     assert row["t"] == "n"
     assert await Order.objects.get() == changed
 
@@ -131,6 +140,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a field inside of a text": ({"title.x": 1}, InvalidKeyError, "title"),
     "the id": ({"pk": 1}, InvalidKeyError, "id"),
     "a wrong type": ({"address.city.name": 5}, ValidationError, "address.city.name"),
+    "no choice": ({"address.kind": "x"}, ValidationError, "Invalid choice for field 'kind'"),
     "too long": ({"address.city.name": "x" * 11}, ValidationError, "address.city.name"),
     "nothing where a value is required": ({"address.street": None}, ValidationError, "address.street"),
     "too small in a list": ({"items.1.qty": -1}, ValidationError, "items.1.qty"),
@@ -298,3 +308,39 @@ async def test_concurrent_updates_of_different_parts_both_hold(Order: Any) -> No
     assert (other.address.city.name, other.address.street) == ("Lyon", "b")
     await other.save()
     assert (await Order.objects.get()).address.city.name == "Lyon"
+
+
+class Zone(mongoz.EmbeddedDocument):
+    name: str = mongoz.String()
+    day: datetime.date = mongoz.Date(default=datetime.date(2020, 1, 1))
+    price: decimal.Decimal = mongoz.Decimal(max_digits=5, decimal_places=2, default=decimal.Decimal("1.50"))
+
+
+class Place(mongoz.EmbeddedDocument):
+    zones: list[Zone] = mongoz.Array(Zone, default=list)
+
+
+async def test_lists_inside_of_lists_are_changed_in_place(registry: Registry, database: str, foreign: Any) -> None:
+    class Tenant(mongoz.Document):
+        places: list[Place] = mongoz.Array(Place)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    tenant = await Tenant(
+        places=[Place(zones=[Zone(name="a"), Zone(name="b")]), Place(zones=[Zone(name="b")])]
+    ).create()
+
+    def names() -> list[list[str]]:
+        assert tenant.places == Tenant.from_row(foreign.tenants.find_one()).places
+        return [[zone.name for zone in place.zones] for place in tenant.places]
+
+    await tenant.update(U.pull("places.$[].zones", {"name": "b"}))
+    assert names() == [["a"], []]
+    await tenant.update(U.push("places.1.zones", {"name": "c", "day": "2022-02-02"}, Zone(name="d", price="2.25")))
+    assert names() == [["a"], ["c", "d"]]
+    await tenant.update(U.pull("places.1.zones", {"day": datetime.date(2022, 2, 2)}))
+    await tenant.update(U.pull("places.1.zones", {"price": decimal.Decimal("2.25")}))
+    assert names() == [["a"], []]
+    await Tenant.objects.update(**{"places.$[].zones.$[].day": datetime.date(2023, 3, 3)})
+    await tenant.update(U.inc("places.0.zones.0.price", decimal.Decimal("0.25")))
+    assert tenant.places[0].zones == [Zone(name="a", day=datetime.date(2023, 3, 3), price=decimal.Decimal("1.75"))]

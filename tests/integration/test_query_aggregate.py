@@ -1,5 +1,6 @@
 """`aggregate` of managers and querysets: the query comes before the pipeline."""
 
+import enum
 from typing import Any, ClassVar
 
 import pytest
@@ -60,6 +61,15 @@ async def test_joins_parts_and_stamps(Movie: Any, foreign: Any) -> None:
     assert [set(row) for row in rows] == [{"_id", "year", "all"}]
     rows = await Movie.objects.limit(1).aggregate([{"$set": {"copy": "$$ROOT"}}])
     assert FIELD not in str(rows)
+
+
+async def test_values_of_the_pipeline_are_stored_values(Movie: Any) -> None:
+    class Year(enum.Enum):
+        last = 2003
+
+    assert await Movie.objects.aggregate([{"$match": {"year": Year.last}}, {"$count": "n"}]) == [{"n": 1}]
+    with pytest.raises(TypeError, match="list of stages"):
+        await Movie.objects.aggregate({"$match": {}})
 
 
 async def test_a_condition_that_no_pipeline_supports_is_named(Movie: Any) -> None:

@@ -3,10 +3,10 @@
 import copy
 import decimal
 import pickle
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import mongoz
 from mongoz import Registry
@@ -174,6 +174,35 @@ async def test_updates_of_a_part_give_the_instance_the_whole_field(Orders: Any, 
     order.address.street = "t"
     await order.save()
     assert foreign.orders.find_one()["a"]["city"]["name"] == "Lyon"
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    bark: int
+    size: int = 1
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    meow: str
+
+
+async def test_the_discriminator_of_a_union_is_loaded_too(registry: Registry, database: str, foreign: Any) -> None:
+    class Owner(mongoz.Document):
+        pet: Dog | Cat = Field(discriminator="kind")
+        maybe: Annotated[Dog | Cat, Field(discriminator="kind")] | None = None
+        pets: list[Annotated[Dog | Cat, Field(discriminator="kind")]] = Field(default_factory=list)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    dog, cat = {"kind": "dog", "bark": 1}, {"kind": "cat", "meow": "m"}
+    owner = await Owner.objects.create(pet=dog, maybe=cat, pets=[dog, cat])
+    found = await Owner.objects.only("pet.bark", "maybe.meow", "pets.bark", "pets.meow").get(id=owner.id)
+    assert found.model_dump(exclude={"id"}) == {"pet": dog, "maybe": cat, "pets": [dog, cat]}
+    assert '"pet":{"kind":"dog","bark":1},"maybe":{"kind":"cat","meow":"m"}' in found.model_dump_json()
+    found.pet.bark = 5
+    await found.save()
+    assert foreign.owners.find_one()["pet"] == {"kind": "dog", "bark": 5, "size": 1}
 
 
 async def test_a_model_validator_sees_the_whole_document(registry: Registry, database: str, foreign: Any) -> None:

@@ -80,7 +80,7 @@ class FieldPlace:
                 return blank.__dict__[self.attribute]
             if self.annotation is Any:
                 return value
-            return self._value_model.__pydantic_validator__.validate_python({"value": value}).value
+            return self._validated_alone(value)
         except ValidationError as error:
             lines = [
                 InitErrorDetails(
@@ -106,7 +106,7 @@ class FieldPlace:
             kinds = tuple(kinds_of(self.annotation))
             alone = dataclasses.replace(self, annotation=Union[kinds])  # noqa: UP007 - a tuple
             try:
-                return alone._value_model.__pydantic_validator__.validate_python({"value": items}).value
+                return alone._validated_alone(items)
             except ValidationError:
                 pass
             raise
@@ -126,11 +126,16 @@ class FieldPlace:
             and not (has_invariants(self.model) or self.model.model_config.get("frozen"))
         )
 
+    def _validated_alone(self, value: Any) -> Any:
+        name = self.attribute or "value"
+        return getattr(self._value_model.__pydantic_validator__.validate_python({name: value}), name)
+
     @cached_property
     def _value_model(self) -> Any:
         """A model whose only field is this value."""
         config: Any = {name: value for name, value in self.model.model_config.items() if name in _SETTINGS}
-        return create_model("Alone", __config__=config, value=(self.annotation, ...))
+        fields: Any = {self.attribute or "value": (self.annotation, ...)}  # errors may name the field
+        return create_model("Alone", __config__=config, **fields)
 
 
 _SETTINGS: Final = {

@@ -17,7 +17,7 @@ from mongoz.model.dump import as_json
 from mongoz.model.partial import fill_in_defaults, make_partial_class
 from mongoz.model.paths import resolve_path
 
-__all__ = ["class_of_parts", "holds_parts", "is_part"]
+__all__ = ["class_of_parts", "holds_parts", "is_part", "tags_on_the_way"]
 
 _Paths = frozenset[str]
 """Stored, dotted names of the loaded parts, from the document or embedded document on."""

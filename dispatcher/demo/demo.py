@@ -78,7 +78,7 @@ class Demo:
             EmbeddedError: MongoDB can't be started.
         """
         with embedded_mongo() as server, self.running:
-            self.screen.print_line(f"MongoDB listens on 127.0.0.1:{server.port}, in a temporary directory")
+            self.screen.print_line(f"{server.notice}, on 127.0.0.1:{server.port}, in a temporary directory")
             self.start(server.url)
             if self._stop.is_set():
                 self.screen.print_line("stopped before anything was written")

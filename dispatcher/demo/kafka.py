@@ -22,7 +22,7 @@ class KafkaDemo(Demo):
     def start(self, url: str) -> None:
         """Start a broker, a relay and two workers."""
         broker = self.running.enter_context(embedded_broker())
-        self.screen.print_line(f"a Kafka broker listens on {broker.address}, with its topics in memory")
+        self.screen.print_line(f"{broker.notice}, on {broker.address}, with its topics in memory")
         options = ("--kafka", broker.address, "--lease", str(_LEASE))
         silent = ("--http", "off")
         self._relay_command = [*self.shop.relay(url), *options, *silent, "--partitions", str(_PARTITIONS)]

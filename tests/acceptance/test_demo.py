@@ -84,6 +84,7 @@ def test_the_demo_delivers_everything_and_leaves_nothing_behind(family: Family, 
     assert made == expected
     assert int(made) > 100
     written = int(re.search(r"changes written +(\d+)", out)[1])
+    assert re.search(r"MongoDB \d+\.\d+\.\d+ \(licence SSPL\): for development only, on 127\.0\.0\.1:\d+", out)
     assert f"{written} entries for {written} changes ok" in out
     assert re.search(r"the dashboard of the dispatcher: http://127\.0\.0\.1:\d+/dashboard/#token=\S+", out)
     for operation in ("insert", "update", "replace", "delete"):

@@ -106,6 +106,14 @@ def test_the_handle_names_the_process_and_the_directory(server: EmbeddedMongo) -
         server.port = 1  # type: ignore[misc]
 
 
+def test_a_start_names_the_version_and_the_licence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with embedded_mongo() as server, MongoClient(server.url) as client:
+        assert server.version == client.server_info()["version"]
+        assert server.notice == f"MongoDB {server.version} (licence SSPL): for development only"
+        assert f"embedded {server.notice}, at 127.0.0.1:{server.port}" in caplog.messages
+
+
 def test_the_server_starts_quickly(server: EmbeddedMongo) -> None:
     # The module's server has warmed the page cache. 0.5 s is usual; a busy machine takes many times that.
     started = time.monotonic()

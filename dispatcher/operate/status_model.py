@@ -18,6 +18,8 @@ class ReceiverHealth(NamedTuple):
     """The health of one receiver of one signal.
 
     Attributes:
+        receiver: its name.
+        health: its health in one of the words for a group.
         signal: the name of the signal; empty if it is unknown.
         why: the reason, for people; may be empty.
         error_rate: the share of the last minute's attempts that failed, from 0 to 1; None without attempts.
@@ -34,6 +36,8 @@ class Health(NamedTuple):
     """The health of a group.
 
     Attributes:
+        health: the health of the group in one word: failing, blocked, behind, delivering, idle, paused or down.
+        receivers: the health of each receiver of each signal.
         why: the reason, for people; may be empty.
     """
 
@@ -63,6 +67,13 @@ class MemberStatus:
     """A process of the group.
 
     Attributes:
+        id: its id, which is new at every start.
+        host: the name of its machine.
+        pid: its process id.
+        version: a hash of its collections and receivers.
+        application: the name of its application on the command line; None if it is unknown.
+        started_at: the server's time of its start.
+        partitions: the numbers of the partitions that it holds.
         seen_seconds: the seconds since its last heartbeat, by the server's clock.
         alive: whether its last heartbeat is younger than one and a half lease times, and its process is not known
             to be dead.
@@ -112,6 +123,8 @@ class PartitionStatus:
     """One partition.
 
     Attributes:
+        number: from 0 on.
+        term: grows with every new owner.
         owner: id of the member that owns it; None if it has no owner.
         where: host and process id of the owner, for people.
         position_at: the time up to which everything is delivered; None if no position is saved.
@@ -167,6 +180,7 @@ class PublishedStatus:
     """A collection or pattern that a relay publishes.
 
     Attributes:
+        name: the collection or pattern, with its database.
         since: the time since which all its changes are published.
     """
 
@@ -179,6 +193,7 @@ class ReaderStatus:
     """A group that reads from the topic of a relay.
 
     Attributes:
+        group: its name.
         alive: the number of its live processes.
         broker_lag: the number of records, up to the relay's position, that it has not finished; None if it is
             unknown.
@@ -197,6 +212,8 @@ class RelayStatus:
     """A relay.
 
     Attributes:
+        topic: its name.
+        cluster: the id of the Kafka cluster.
         partitions: of the topic.
         term: of its producer.
         alive: host and process id of its live processes.
@@ -243,6 +260,8 @@ class DeadLetterCount:
     """The dead letters of one receiver and signal.
 
     Attributes:
+        count: the number of dead letters.
+        newest_at: the end of the newest last attempt.
         receiver: its name; None for changes that could not be decoded.
         signal: its name; None for changes that could not be decoded.
     """
@@ -258,6 +277,9 @@ class ParkedCount:
     """The documents whose deliveries to one receiver are parked for one reason.
 
     Attributes:
+        receiver: its name.
+        documents: the number of documents.
+        due_at: the earliest time of a next attempt.
         reason: the `state` of the first parked delivery of each document, see docs/reference/state.md.
         oldest_at: the time at which the oldest of these changes was committed.
     """
@@ -274,6 +296,8 @@ class BookStatus:
     """A book of claims: the claims that one writing process has not finished, see docs/reference/state.md.
 
     Attributes:
+        host: the name of its machine.
+        pid: its process id.
         process: the id of the book, which stands for the process until it begins another book.
         started_at: the time at which the process began to claim.
         beat_at: the time of its last beat, by the server's clock.
@@ -347,6 +371,9 @@ class GapStatus:
     """Changes that were never delivered.
 
     Attributes:
+        kind: the cause, see docs/reference/state.md.
+        noted_at: the server's time at which it was first recorded.
+        text: the event in a sentence.
         namespace: the namespace of the collection; None if several collections are affected.
     """
 
@@ -361,6 +388,12 @@ class GroupStatus:
     """A group at one moment.
 
     Attributes:
+        group: its name; of a relay, the topic.
+        at: the server's time of this status.
+        members: its processes, live and dead.
+        paused: the pauses of receivers, or of everything.
+        gap_count: the number of all gaps.
+        health: the health of the group and of its receivers.
         clock_offset_seconds: the seconds by which the server's clock is ahead of ours.
         oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
         source: the source of the changes.

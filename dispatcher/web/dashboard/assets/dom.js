@@ -16,9 +16,9 @@ export function element(tag, properties = {}, ...children) {
 
 // Words with more characters may break, but only after one of these characters.
 const LONG_WORD = 16;
-const AFTER = /(?<=[._/:,@#~-])(?=[^._/:,@#~-])/;
+const AFTER = /(?<=[./:,@#~-])(?=[^./:,@#~-])/;
 
-// A text as nodes. Words never break in the middle: a long name breaks only after a dot, an underscore or the like.
+// A text as nodes. Words never break in the middle: a long name breaks only after a dot, a slash or the like.
 export function breakable(text) {
   return text.split(/(\s+)/).flatMap((word) => {
     if (word.length <= LONG_WORD) return [word];

@@ -69,12 +69,13 @@ _FIXED: Final = 24
 _RECEIVERS, _MUTED, _HOPS = range(3)
 _CLAIMED: Final = b"claims"  # the first bytes of a list with a claim
 _OPENING: Final = len(_CLAIMED) + 2
+_NUMBERED: Final = 16  # bytes of the incarnation and the number
 _CONTEXT: Final = b"cntxt"  # the bytes after the salt of a context
 _CONTEXT_END: Final = 16  # bytes from the salt to the end
 _INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
 _KEPT_CONTEXTS: Final = 128  # a forged one may have 64 kB
-_NO_IDS: Final[frozenset[bytes]] = frozenset()
+_LONGEST: Final = 16_384  # maximum bytes of a group and its receivers, about 2,000: the cache keeps them
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
 
@@ -150,42 +151,29 @@ class Stamp(NamedTuple):
 
         A change with an unreadable stamp must be delivered.
         """
-        if not isinstance(value, bytes) or len(value) < _FIXED or value[0] != _VERSION:
+        if not isinstance(value, bytes) or len(value) < _FIXED:
             return None
-        end = _FIXED + value[23]
-        rest, kind = bytes(value[end:]), value[2]
-        has_claim = kind == _RECEIVERS and rest.startswith(_CLAIMED)
-        if end > len(value) or not _fits(kind, rest, has_claim=has_claim):
-            return None
-        try:
-            call, group = Call(value[1]), value[_FIXED:end].decode()
-        except ValueError:
-            return None
-        hops = rest[0] if kind == _HOPS else 0
-        receivers, listed = _NO_IDS, rest if kind == _RECEIVERS else b""
-        claim, context = None, ""
+        listed, end, claim, context, hops_of_context = _FIXED + value[23], len(value), None, "", 0
+        has_claim = value[2] == _RECEIVERS and value.startswith(_CLAIMED, listed)
         if has_claim:
-            end = _OPENING + _claimed_bytes(rest)
-            receivers, listed = _ids_in(rest[_OPENING:end].translate(_INVERTED)), rest[end:-16]
-            claim = Claim(rest[-16:-8], int.from_bytes(rest[-8:], "big"), receivers)
-        if listed[-8:-3] == _CONTEXT:
-            found = _unpacked_context(listed)
+            end -= _NUMBERED
+            if end < listed + _OPENING:
+                return None
+        tail = value[23:end]
+        if value[2] == _RECEIVERS and value[max(listed, end - 8) : end - 3] == _CONTEXT:
+            found = _unpacked_context(value[listed:end])
             if found is None:
                 return None
-            listed, context, hops = found
-        if listed:
-            receivers = receivers | _ids_in(listed) if receivers else _ids_in(listed)
-        return cls(
-            group=group,
-            call=call,
-            token=bson.ObjectId(bytes(value[3:15])),
-            key=bytes(value[15:23]),
-            receivers=receivers,
-            muted=kind == _MUTED,
-            hops=hops,
-            claim=claim,
-            context=context,
-        )
+            ids, context, hops_of_context = found
+            tail = value[23:listed] + ids
+        common = None if len(tail) > _LONGEST else _read_common(value[:3], tail)
+        if common is None:
+            return None
+        group, call, receivers, muted, hops, claimed = common
+        if claimed is not None:
+            claim = Claim(value[end : end + 8], int.from_bytes(value[end + 8 :], "big"), claimed)
+        token, hops = bson.ObjectId(value[3:15]), hops or hops_of_context
+        return cls(group, call, token, value[15:23], receivers, muted, hops, claim, context)
 
 
 class Form(NamedTuple):
@@ -251,14 +239,59 @@ def _form(group: str, call: Call, kind: int, rest: bytes) -> Form:
     return Form(bytes((_VERSION, call, kind)), bytes((len(name),)) + name + rest)
 
 
+class _Common(NamedTuple):
+    """The attributes that the stamps of many writes have in common. For all but one, see `Stamp`.
+
+    Attributes:
+        claimed: the claimed receivers; None if the stamp is no claim.
+    """
+
+    group: str
+    call: Call
+    receivers: frozenset[bytes] = frozenset()
+    muted: bool = False
+    hops: int = 0
+    claimed: frozenset[bytes] | None = None
+
+
 @lru_cache(maxsize=_KEPT_FORMS)
+def _read_common(head: bytes, tail: bytes) -> _Common | None:
+    """Undo `_form`; None if these are not the bytes of a stamp.
+
+    Args:
+        head: the bytes before the token.
+        tail: the bytes after the key, without incarnation and number.
+    """
+    version, called, kind = head
+    end = 1 + tail[0]
+    rest = tail[end:]
+    if version != _VERSION or end > len(tail):
+        return None
+    try:
+        common = _Common(tail[1:end].decode(), Call(called))
+    except ValueError:
+        return None
+    if kind == _RECEIVERS:
+        return _with_receivers(common, rest)
+    if kind == _MUTED and not rest:
+        return common._replace(muted=True)
+    return common._replace(hops=rest[0]) if kind == _HOPS and len(rest) == 1 else None
+
+
+def _with_receivers(common: _Common, rest: bytes) -> _Common | None:
+    if len(rest) % 8:
+        return None
+    if not rest.startswith(_CLAIMED):
+        return common._replace(receivers=_ids_in(rest))
+    end = _OPENING + 8 * int.from_bytes(rest[len(_CLAIMED) : _OPENING], "big")
+    if len(rest) < end:
+        return None
+    claimed = _ids_in(rest[_OPENING:end].translate(_INVERTED))
+    return common._replace(receivers=claimed | _ids_in(rest[end:]), claimed=claimed)
+
+
 def _ids_in(listed: bytes) -> frozenset[bytes]:
-    return frozenset(bytes(listed[i : i + 8]) for i in range(0, len(listed), 8))
-
-
-def _claimed_bytes(rest: bytes) -> int:
-    """The size of the ids of the claimed receivers."""
-    return 8 * int.from_bytes(rest[len(_CLAIMED) : _OPENING], "big")
+    return frozenset(listed[i : i + 8] for i in range(0, len(listed), 8))
 
 
 def packed_context(context: str, hops: int) -> bytes:
@@ -313,16 +346,6 @@ def context_of(context: str) -> ContextValues | None:
     if not isinstance(values, dict) or not all(isinstance(value, str | int) for value in values.values()):
         return None
     return MappingProxyType(values)
-
-
-def _fits(kind: int, rest: bytes, *, has_claim: bool) -> bool:
-    """Whether these bytes may follow the group's name in a stamp of this kind."""
-    if has_claim:
-        size = len(rest) - _OPENING - 16
-        return size >= _claimed_bytes(rest) and size % 8 == 0
-    if kind == _RECEIVERS:
-        return len(rest) % 8 == 0
-    return len(rest) == (1 if kind == _HOPS else 0) and kind in (_MUTED, _HOPS)
 
 
 def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY_CODEC) -> bytes:

@@ -20,9 +20,9 @@ from typing import Any, Final, NamedTuple
 from dispatcher.claims.orphans import calls_of_orphan, is_orphan
 from dispatcher.claims.ports import ParkingGate
 from dispatcher.claims.takeover import Takeovers, claimed
-from dispatcher.claims.verdict import ClaimVerdict
+from dispatcher.claims.verdict import DONE, TAKE, WAIT, ClaimVerdict
 from dispatcher.claims.watch import ClaimWatch
-from dispatcher.core.events import CALLED, Calls, Change, Errand, Job, JobParts
+from dispatcher.core.events import CALLED, Calls, Change, Errand, Job
 from dispatcher.core.lease import now
 from dispatcher.core.stats import ClaimGauges, Stats, seconds_of
 from dispatcher.delivery.attempt import HeldDelivery
@@ -237,10 +237,10 @@ class WaitingClaims:
         else:
             document.claims.append(one)
             document.receivers |= claim.receivers
-        job.parts = JobParts(left=1 + bool(job.calls), awaited=1)
+        job.parts, job.awaited = 1 + bool(job.calls), 1
         self._capacity.waiting += 1
         self._capacity.queued_bytes += change.size
-        if verdict is ClaimVerdict.TAKE:
+        if verdict is TAKE:
             self._expand(key)
         self._watch.wake()
 
@@ -265,7 +265,7 @@ class WaitingClaims:
         chain = None if chains is None else chains.get(receiver.name)
         if chain is None or change.token < chain.parts[0].change.token:
             return False
-        job.in_parts().left += 1
+        job.parts += 1
         self._append(key, _WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
         return True
 
@@ -276,9 +276,9 @@ class WaitingClaims:
         """
         for one in list(self._open.values()):
             verdict = self.judge(one.claim)
-            if verdict is ClaimVerdict.DONE and one.job in self._open:
+            if verdict is DONE and one.job in self._open:
                 self._drop(one)
-            elif verdict is ClaimVerdict.TAKE:
+            elif verdict is TAKE:
                 self._expand(one.key)
         for key, name, _ in list(self._each_chain()):
             if name in self._chains.get(key, ()):
@@ -331,14 +331,14 @@ class WaitingClaims:
         document = self._open_of.pop(key, None)
         for one in () if document is None else document.claims:
             job, several = one.job, self._calls_of(one.change, one.claim)
-            job.in_parts().left += len(several)
+            job.parts += len(several)
             for calls in several:
                 self._append(key, _WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
             self._close(one)
 
     def _close(self, one: _UndecidedClaim) -> None:
         del self._open[one.job]
-        one.job.in_parts().awaited -= 1
+        one.job.awaited -= 1
         self._finish(one.job, one.change)
 
     def _park_long_waits(self, at: float, *, is_crowded: bool) -> None:
@@ -360,7 +360,7 @@ class WaitingClaims:
         while chain.parts:
             part = chain.parts[0]
             await self._park_part(part)
-            part.job.in_parts().is_begun = True
+            part.job.was_awaited = True
             self._finish_first(chain, is_awaited=True)
 
     async def _park_part(self, part: _WaitingPart) -> None:
@@ -395,9 +395,9 @@ class WaitingClaims:
             return await self._deliver_parked(held)
         await self._watch.load([change])
         verdict = self.judge(claim)
-        if verdict is ClaimVerdict.DONE:
+        if verdict is DONE:
             return True
-        if verdict is ClaimVerdict.TAKE:
+        if verdict is TAKE:
             return await self._deliver_parked(held._replace(change=await self._taken_over(change)))
         self._asked[claim.incarnation] = now() + _LONGEST
         self._watch.wake()
@@ -410,7 +410,7 @@ class WaitingClaims:
         if part.claim is None:
             self._followers += 1
         else:
-            part.job.in_parts().awaited += 1
+            part.job.awaited += 1
         chains = self._chains.setdefault(key, {})
         if receiver.name in chains:
             chains[receiver.name].insert(part)
@@ -423,12 +423,12 @@ class WaitingClaims:
         chain = self._chains[key][name]
         while chain.parts and not chain.runs:
             part = chain.parts[0]
-            verdict = ClaimVerdict.TAKE if part.claim is None else self.judge(part.claim)
-            if verdict is ClaimVerdict.WAIT:
+            verdict = TAKE if part.claim is None else self.judge(part.claim)
+            if verdict is WAIT:
                 return
-            if verdict is ClaimVerdict.TAKE:
+            if verdict is TAKE:
                 chain.runs = True
-                part.job.in_parts().awaited -= part.claim is not None
+                part.job.awaited -= part.claim is not None
                 self._add(key, Errand(partial(self._run, part), partial(self._end, key, name)))
                 return
             self._finish_first(chain, is_awaited=True)
@@ -464,7 +464,7 @@ class WaitingClaims:
         """Go on with a chain after its first delivery is finished."""
         chain = self._chains[key][name]
         chain.runs = False
-        chain.parts[0].job.in_parts().is_begun = True
+        chain.parts[0].job.was_awaited = True
         self._finish_first(chain, is_awaited=False)
         self._advance(key, name)
 
@@ -472,14 +472,14 @@ class WaitingClaims:
         """Finish the first delivery of a chain.
 
         Args:
-            is_awaited: whether a claimed delivery still counts in `JobParts.awaited`. A delivery that was made
+            is_awaited: whether a claimed delivery still counts in `Job.awaited`. A delivery that was made
                 here does not count any more.
         """
         part = chain.parts.popleft()
         if part.claim is None:
             self._followers -= 1
         elif is_awaited:
-            part.job.in_parts().awaited -= 1
+            part.job.awaited -= 1
         self._finish(part.job, part.change)
 
     def _finish(self, job: Job, change: Change) -> None:

@@ -1,7 +1,6 @@
 """The values that stages pass to each other."""
 
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
@@ -223,21 +222,6 @@ class Calls(NamedTuple):
     run: str = ""
 
 
-@dataclass(slots=True)
-class JobParts:
-    """The parts of a job. The calls together are one, and each delivery that waits for a claim is one.
-
-    Attributes:
-        left: the number of parts that are not finished.
-        awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
-        is_begun: whether a delivery that waited for a claim was made or parked.
-    """
-
-    left: int
-    awaited: int = 0
-    is_begun: bool = False
-
-
 class Job:
     """The delivery of one change, and its place in the order of the stream.
 
@@ -247,11 +231,15 @@ class Job:
             or for a claim.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
-        parts: counts the parts that finish one by one; None if the calls are the only part, as of most changes.
+        parts: the number of parts that are not finished. The calls together are one, and each delivery that waits
+            for a claim is one.
+        awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
+        was_awaited: whether a delivery that waited for a claim was made or parked.
     """
 
     __slots__ = (
         "announces",
+        "awaited",
         "calls",
         "change",
         "marker",
@@ -259,6 +247,7 @@ class Job:
         "passed",
         "size",
         "token",
+        "was_awaited",
     )
 
     def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
@@ -269,27 +258,23 @@ class Job:
         self.passed = 0
         self.marker: Job | None = None
         self.announces = False
-        self.parts: JobParts | None = None
+        self.parts = 1
+        self.awaited = 0
+        self.was_awaited = False
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
-    def in_parts(self) -> JobParts:
-        """The counts of the parts. From the first call on, `parts` counts them."""
-        if self.parts is None:
-            self.parts = JobParts(left=1)
-        return self.parts
-
     @property
     def is_begun(self) -> bool:
         """Returns whether deliveries of the change are finished, and others are left."""
-        return self.passed > 0 or (self.parts is not None and self.parts.is_begun)
+        return self.passed > 0 or self.was_awaited
 
     @property
     def is_awaited(self) -> bool:
         """Returns whether only the writing process may make the deliveries that are left."""
-        return self.parts is not None and self.parts.left == self.parts.awaited
+        return self.parts == self.awaited
 
     @property
     def done(self) -> bool:

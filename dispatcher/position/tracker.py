@@ -49,11 +49,9 @@ class Tracker:
 
     def finished(self, job: Job) -> None:
         """Note that a part of a change is finished. Most changes have one part."""
-        parts = job.parts
-        if parts is not None:
-            parts.left -= 1
-            if parts.left:
-                return
+        job.parts -= 1
+        if job.parts:
+            return
         job.change, job.calls = None, ()
         if job.marker is not None:
             job.marker.change = None

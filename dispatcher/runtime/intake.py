@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Final
 
-from dispatcher.claims.verdict import ClaimVerdict
+from dispatcher.claims.verdict import DONE
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import DELIVERABLE, Calls, Change, Job
 from dispatcher.core.output.logs import log
@@ -47,10 +47,10 @@ class Intake:
             self._checkpoint.count_finished(change.token)
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
-        verdict = ClaimVerdict.DONE
+        verdict = DONE
         if change.origin is not None and change.origin.claim is not None and operation in DELIVERABLE:
             verdict = self._claims.judge(change.origin.claim)
-        is_claimed = verdict is not ClaimVerdict.DONE
+        is_claimed = verdict is not DONE
         if job is not None:
             job.settle(change, calls)
         else:

@@ -17,7 +17,7 @@ from dispatcher.claims.orphans import calls_of_orphan, is_orphan
 from dispatcher.claims.takeover import claimed, superseded
 from dispatcher.claims.verdict import ClaimVerdict
 from dispatcher.claims.watch import ClaimWatch
-from dispatcher.core.events import Calls, Change, Job, JobParts, delivery_id_of
+from dispatcher.core.events import Calls, Change, Job, delivery_id_of
 from dispatcher.parking.record import record_of
 from dispatcher.position.tracker import Tracker
 from dispatcher.stream.origins import Origins
@@ -197,7 +197,7 @@ def test_a_takeover_survives_parking(is_superseded):
 def test_a_change_is_finished_when_all_its_parts_are_finished():
     tracker = Tracker("")
     job = Job("01", change(), (Calls(None, "post_save", True, ()),))
-    job.parts = JobParts(left=3)
+    job.parts = 3
     tracker.add(job)
     for _ in range(2):
         tracker.finished(job)

@@ -127,7 +127,9 @@ def test_versions_without_claims_read_a_list_of_other_receivers() -> None:
     assert as_before.receivers & claimed.receivers == {b"P" * 8}
 
 
-@pytest.mark.parametrize("rest", [b"claims\0\1", b"claims\0\1" + b"x" * 16, b"claims\0\2" + b"x" * 24])
+@pytest.mark.parametrize(
+    "rest", [b"claims\0\1", b"claims\0\0" + b"x" * 8, b"claims\0\1" + b"x" * 16, b"claims\0\2" + b"x" * 24]
+)
 def test_a_list_that_is_too_short_for_its_claim_is_no_stamp(rest: bytes) -> None:
     assert Stamp.unpack(VALID[:29] + rest) is None
 

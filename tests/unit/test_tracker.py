@@ -7,7 +7,7 @@ from bson import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.core.events import Calls, Change, Job, JobParts
+from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.exceptions import PositionError
 from dispatcher.position.documents import SavedPositions
@@ -44,11 +44,11 @@ def test_a_change_that_only_the_writing_process_may_deliver_does_not_count_as_un
     tracker, jobs = Tracker(""), [open_job(number) for number in range(4)]
     for job in jobs:
         tracker.add(job)
-    jobs[0].parts = JobParts(left=1, awaited=1)  # the only part waits for a claim
+    jobs[0].awaited = 1  # the only part waits for a claim
     # One part waits for a claim, the dispatcher may make the other part.
-    jobs[1].parts = JobParts(left=2, awaited=1)
+    jobs[1].parts, jobs[1].awaited = 2, 1
     assert tracker.undelivered() == (jobs[1], 3)
-    jobs[1].parts.left = 1
+    jobs[1].parts = 1
     tracker.finished(jobs[2])
     assert tracker.undelivered() == (jobs[3], 1)
     tracker.finished(jobs[3])

@@ -10,7 +10,7 @@ from dispatcher.claims import waiting as waiting_module
 from dispatcher.claims import watch as watch_module
 from dispatcher.claims.verdict import TAKEN, ClaimVerdict
 from dispatcher.claims.waiting import WaitingClaims
-from dispatcher.core.events import Calls, Change, Errand, Job, JobParts
+from dispatcher.core.events import Calls, Change, Errand, Job
 from dispatcher.core.stats import ClaimGauges, Stats
 from dispatcher.delivery.attempt import HeldDelivery
 from dispatcher.delivery.outcome import Waiting
@@ -67,10 +67,9 @@ class Scene:
     async def _load(self, changes: Any) -> None: ...
 
     def _finished(self, job: Job) -> None:
-        parts = job.in_parts()
-        assert parts.awaited <= parts.left
-        parts.left -= 1
-        if not parts.left:
+        assert job.awaited <= job.parts
+        job.parts -= 1
+        if not job.parts:
             self.finished.append(job)
 
     def _claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:
@@ -185,7 +184,7 @@ async def test_other_receivers_of_the_same_write_do_not_wait():
     scene = Scene()
     job = scene.write(1, MAIL)
     assert not scene.claims.defers(job, job.change, Calls(None, "post_save", True, (INDEX,)), INDEX)
-    assert (job.in_parts().left, scene.capacity.waiting) == (1, 1)
+    assert (job.parts, scene.capacity.waiting) == (1, 1)
 
 
 async def test_only_deliveries_that_wait_for_a_claim_are_urgent():
@@ -212,10 +211,10 @@ async def test_only_the_writing_process_may_deliver_a_change_until_its_claim_is_
     assert job.is_awaited
     scene.decide(1, verdict)
     if verdict is ClaimVerdict.TAKE:
-        assert job.in_parts() == JobParts(left=2)
+        assert (job.parts, job.awaited) == (2, 0)
     await scene.run()
     assert scene.finished == [job]
-    assert (job.in_parts().awaited, scene.capacity.waiting, scene.capacity.queued_bytes) == (0, 0, 0)
+    assert (job.awaited, scene.capacity.waiting, scene.capacity.queued_bytes) == (0, 0, 0)
 
 
 async def test_a_claim_without_receivers_here_ends_with_its_decision():

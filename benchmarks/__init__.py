@@ -11,7 +11,6 @@
     start.py            row: the time from the start of a daemon to its first delivery
     four.py             row: four dispatchers against one
     shared.py           row: transactional receivers that write shared documents
-    limits.py           rows: a receiver with a limit beside a plain one
     memory.py           rows: the daemon's memory during a long backlog
     claims.py           rows: the cost of claims, for a process that writes much and for the dispatcher
     kafka/              rows: dispatchers that read from Kafka

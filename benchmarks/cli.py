@@ -19,7 +19,6 @@ from benchmarks.four import measure_four
 from benchmarks.growth import measure_growth
 from benchmarks.kafka.suite import measure_kafka
 from benchmarks.latency import measure_latency
-from benchmarks.limits import measure_limits
 from benchmarks.load import measure_load
 from benchmarks.machine import describe_machine
 from benchmarks.memory import measure_memory
@@ -46,7 +45,6 @@ _SUITES: dict[str, Callable[[Setting], list[Row]]] = {
     "start": measure_start,
     "four": measure_four,
     "shared": measure_shared,
-    "limits": measure_limits,
     "memory": measure_memory,
     "claims": measure_claims,
     "kafka": measure_kafka,

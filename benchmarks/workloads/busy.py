@@ -7,7 +7,7 @@ from typing import Any
 import mongoz
 from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.meters import Spread
-from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, LIMIT, Shape
+from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
 from mongoz import U
 
 assignment = Assignment.received()
@@ -51,16 +51,10 @@ def _receiver(*, is_last: bool) -> Any:
         if shape.counters:
             counter = await Counter.objects.get(name=str(instance.number % shape.counters))
             await counter.update(U.inc(count=1))
-        if is_last and not shape.is_limited_measured:
+        if is_last:
             meter.event(instance.number)
 
     return receive
-
-
-async def limited(sender: type, instance: Any, **kwargs: Any) -> None:  # noqa: ARG001 - a receiver's keywords
-    await asyncio.sleep(shape.limited_ms / 1e3)
-    if shape.is_limited_measured:
-        meter.event(instance.number)
 
 
 for index in range(shape.collections):
@@ -69,5 +63,3 @@ for index in range(shape.collections):
         receive = _receiver(is_last=place == shape.receivers)
         for signal in (document.signals.post_save, document.signals.post_update):
             signal.connect(receive, name=f"receive-{place}", transactional=shape.transactional)
-    if shape.limited_ms:
-        document.signals.post_save.connect(limited, name="limited", delivery="dispatcher", concurrency=LIMIT)

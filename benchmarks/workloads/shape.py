@@ -5,15 +5,12 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Self
 
-__all__ = ["CLAIMED", "CLAIMS_STATE", "COLLECTION_PREFIX", "COUNTERS", "LIMIT", "Shape"]
+__all__ = ["CLAIMED", "CLAIMS_STATE", "COLLECTION_PREFIX", "COUNTERS", "Shape"]
 
 COLLECTION_PREFIX, COUNTERS = "items", "counters"
 
 CLAIMED, CLAIMS_STATE = "claimed", "claims_state"
 """The collection and the state database of the claiming application, `claiming.py`."""
-
-LIMIT = 5
-"""The option `concurrency` of the receiver with a limit."""
 
 _VARIABLE = "BENCH_SHAPE"
 
@@ -29,8 +26,6 @@ class Shape:
         compute_ms: processor time of each receiver.
         counters: the number of documents that receivers count into; 0 for none.
         transactional: whether each delivery is a transaction.
-        limited_ms: waiting time of a further receiver, with `concurrency=LIMIT`; 0 for no such receiver.
-        is_limited_measured: whether the changes of this receiver are measured, and not those of the others.
     """
 
     receivers: int = 1
@@ -39,8 +34,6 @@ class Shape:
     compute_ms: float = 0.0
     counters: int = 0
     transactional: bool = False
-    limited_ms: float = 0.0
-    is_limited_measured: bool = False
 
     @property
     def environment(self) -> dict[str, str]:

@@ -57,7 +57,7 @@ _FRAME: Final = 200
 """Maximum bytes that a record has beside its event, its stamp and its key."""
 
 _LONGEST_STAMP: Final = 10_000
-"""Maximum bytes of a stamp: it has eight bytes for each receiver that ran in process."""
+"""Maximum bytes of a stamp: a context of 1 kB, and eight bytes for each receiver that ran in process."""
 
 Record = dict[str, Any]
 """A record for the client of Kafka: its value, and its key."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mongoz.stamps import Stamp
-from tests.earlier_version import WITHOUT_CLAIMS, earlier_version
+from tests.earlier_version import WITHOUT_CLAIMS, WITHOUT_CONTEXTS, earlier_version
 from tests.support import ROOT, Daemon, daemon, eventually_sync
 
 APP = "tests.acceptance.apps.versioned:registry"
@@ -30,8 +30,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return earlier_version(tmp_path_factory.mktemp("earlier"), WITHOUT_CLAIMS)
+def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    commit = getattr(request, "param", WITHOUT_CLAIMS)
+    return earlier_version(tmp_path_factory.mktemp("earlier"), commit)
 
 
 class Written(NamedTuple):
@@ -249,6 +250,7 @@ def test_an_application_of_another_version_than_its_dispatcher_claims_nothing(wo
     assert world.repeated() == []
 
 
+@pytest.mark.parametrize("earlier", [WITHOUT_CLAIMS, WITHOUT_CONTEXTS], indirect=True)
 @pytest.mark.parametrize("order", ["dispatchers first", "applications first"])
 def test_a_rolling_upgrade_loses_nothing_and_repeats_only_deliveries_of_killed_processes(world, order):
     with contextlib.ExitStack() as running:
@@ -278,6 +280,8 @@ def test_a_rolling_upgrade_loses_nothing_and_repeats_only_deliveries_of_killed_p
         world.kill(writer, "new")
         world.end()
     assert all(one.is_claimed for _, one in world.repeated())
+    contexts = {(one.what.split()[0], one.stamp.context) for one in world.stream.written if one.stamp is not None}
+    assert contexts == {("old", ""), ("new", '{"user":"new"}')}
 
 
 def test_an_earlier_dispatcher_that_joins_makes_the_application_claim_nothing(world):

@@ -7,6 +7,7 @@ import pytest
 from bson import ObjectId
 
 import mongoz
+from dispatcher.cli.letter_text import plain
 from dispatcher.operate import dead_letters
 from dispatcher.testing import Dispatcher
 from mongoz.core.signals import post_delete, post_save, post_update
@@ -69,6 +70,11 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Awaitable[Any]], list[str]]] = {
     "delete": (lambda A, one: one.delete(), [DELETED]),
     "objects.create": (lambda A, one: A.objects.create(name="new"), [SAVED]),
     "get_or_create": (lambda A, one: A.objects.filter(name="new").get_or_create({"name": "new"}), [SAVED]),
+    "update_or_create": (
+        lambda A, one: A.objects.filter(name="one").update_or_create({"amount": 5}, name="one"),
+        [UPDATED],
+    ),
+    "update_or_create, new": (lambda A, one: A.objects.update_or_create({"amount": 5}, name="new"), [SAVED]),
     "create_many": (lambda A, one: A.objects.create_many([A(name="new"), A(name="new")]), [SAVED] * 2),
     "update_many": (lambda A, one: A.objects.all().update_many(name="changed"), [UPDATED] * 2),
     "bulk_update": (lambda A, one: A.objects.all().bulk_update(name="changed"), [UPDATED] * 2),
@@ -144,6 +150,23 @@ async def test_only_the_write_with_the_stamp_has_the_context(account, dispatched
     assert [context for _, context in others] == [None] * 7
 
 
+async def test_an_update_of_equal_values_in_a_context_is_delivered(account, dispatched):
+    """The server gets a stamp, so the write is a change. Outside of a context it is none."""
+    fields: list[tuple[Any, Any]] = []
+
+    @post_update(account, name="watch", delivery="dispatcher")
+    async def watch(sender: Any, instance: Any, delivery: Any, update_fields: Any, **kwargs: Any) -> None:
+        fields.append((delivery.context, update_fields))
+
+    one = await account(name="one").create()
+    async with Dispatcher(dispatched) as dispatcher:
+        await one.update(name="one")
+        with mongoz.context(**ADA):
+            await one.update(name="one")
+        await dispatcher.until_idle()
+    assert fields == [(ADA, frozenset())]
+
+
 async def test_a_later_write_without_a_context_has_none(account, dispatched, foreign):
     seen = Seen(account, "any", "dispatcher")
     async with Dispatcher(dispatched) as dispatcher:
@@ -215,6 +238,7 @@ async def test_parked_deliveries_dead_letters_and_retries_keep_the_context(
             await account(name="one").create()
         letter = await state.letter()
         assert letter["context"] == '{"user":"ada","admin":true,"request":7}'
+        assert plain(letter)["context"] == ADA  # as `dead-letters show --json` prints it
         strict.mended = True
         group = group_of(client, database)
         asked = await dead_letters.request_retry(group)

@@ -280,5 +280,8 @@ async def testing(user: User) -> None:
         assert_type(await dispatcher.delivered(user, "post_save", times=2), list[RecordedDelivery])
         assert_type(await dispatcher.delivered(("users", 5), receiver=welcome), list[RecordedDelivery])
     await deliver(User, insert({"name": "Ada"}), receiver=welcome)
+    await deliver(User, insert({"name": "Ada"}, context={"user": "ada", "dry": True, "request": 7}))
+    with mongoz.context(user="ada", dry=True, request=7):
+        await user.save()
     await deliver(User, update(user, changed=["name"], previous={"name": "Bea"}))
     assert_type(await deliver(User, delete(5)), list[RecordedDelivery])

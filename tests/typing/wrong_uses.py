@@ -55,6 +55,8 @@ async def using(thing: Thing) -> None:
     Thing(part=thing)  # error
     Thing(other=5)  # error
     registry.transaction(max_commit_time="5")  # error
+    with mongoz.context(amount=1.5):  # error
+        await thing.save()
     print(found, number, names, text)
 
 

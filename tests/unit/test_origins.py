@@ -16,7 +16,7 @@ from dispatcher.stream.decode import decode
 from dispatcher.stream.delete_markers import DeleteMarkers
 from dispatcher.stream.origins import Origins, SeenTokens
 from mongoz.connection.codec import CODEC_OPTIONS
-from mongoz.stamps import FIELD, Call, Stamp, key_hash
+from mongoz.stamps import FIELD, Call, Claim, Stamp, key_hash
 
 ID = ObjectId()
 GROUP = "tests"
@@ -97,6 +97,22 @@ def test_a_stamp_counts_only_near_its_own_time(transaction, milliseconds):
 def late(origins: Origins, by: Stamp, seconds: float = 20, **more: Any) -> str:
     """The delivery id of a write with a late stamp; "" if the stamp does not count."""
     return origins.judge(change(by=by, wall=NOW + seconds, **more)).delivery_id
+
+
+CONTEXT = '{"user":"ada"}'
+
+
+def test_only_a_stamp_that_counts_gives_a_context():
+    """Late stamps give it too: their write is certainly their own."""
+    claim = Claim(b"12345678", 1, frozenset([b"12345678"]))
+    for more in ({}, {"receivers": claim.receivers}, {"receivers": claim.receivers, "claim": claim}):
+        for wait, context in ((0, CONTEXT), (20, CONTEXT), (76, "")):
+            origins, own = Origins(GROUP), stamp(context=CONTEXT, **more)
+            assert origins.judge(change(by=own, wall=NOW + wait)).context == context
+            assert origins.judge(change(by=own, wall=NOW + wait)).context == ""  # a copy
+            assert origins.judge(change(by=stamp(context=CONTEXT, id_=7))).context == ""
+            assert origins.judge(change("replace", stamp(Call.SAVED, context=CONTEXT))).context == ""
+    assert Origins("others").judge(change(by=stamp(context=CONTEXT))).context == ""
 
 
 def test_only_the_first_write_of_the_document_gets_the_token_of_a_late_stamp():

@@ -4,6 +4,7 @@ Run `main(name)` for a writing process.
 """
 
 import asyncio
+import contextlib
 import inspect
 import os
 from itertools import count
@@ -76,5 +77,6 @@ async def write(name: str) -> None:
 
 
 def main(name: str) -> None:
-    """Runs a writing process."""
-    asyncio.run(write(name))
+    """Runs a writing process. Its writes are in a context, unless the version has none."""
+    with mongoz.context(user=name) if hasattr(mongoz, "context") else contextlib.nullcontext():
+        asyncio.run(write(name))

@@ -160,6 +160,23 @@ async def test_a_rate_holds_across_partitions_and_what_exceeds_is_parked(account
     assert limited.at[-1] - limited.at[0] >= 1.9
 
 
+async def test_dispatchers_of_a_group_divide_a_rate_by_their_partitions(account, foreign, dispatched, state):
+    """A dispatcher that joins brings the attempts of one second of its share, and no more."""
+    limited = Limited(account, rate="20/s")
+    limited.open.set()
+    async with (
+        dispatching(dispatched, partitions=2) as one,
+        dispatching(dispatched, partitions=2) as other,
+    ):
+        await eventually(lambda: [len(each.service.held) for each in (one, other)] == [1, 1])
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(100)])
+        await eventually(lambda: len(limited.got) == 100)
+        await eventually(lambda: state.empty)
+    assert min(each.stats.delivered for each in (one, other)) >= 20
+    # At most 10 attempts of each process at once. The other 80 take at least 4 seconds at 20/s.
+    assert limited.at[-1] - limited.at[0] >= 3.9
+
+
 async def test_parked_deliveries_of_a_slow_rate_are_not_read_again_and_again(
     account, foreign, dispatched, state, monkeypatch
 ):

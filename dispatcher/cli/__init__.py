@@ -12,6 +12,7 @@ from dispatcher.cli import (
     check,
     claims,
     develop,
+    explain,
     letters,
     pausing,
     position,
@@ -56,6 +57,7 @@ _COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
     "resume": pausing.resume,
     "replay": replay.replay,
     "backfill": replay.backfill,
+    "explain": explain.explain,
 }
 _GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
     ("position", "Show or move the position. All changes up to it are delivered."): {

@@ -213,6 +213,13 @@ class Routes:
             self._natural[natural] = routed
         return routed
 
+    def signal_of(self, change: Change) -> tuple[str, bool] | None:
+        """The signal of a change and the value of `created`; None if no signal stands for the change."""
+        if change.operation not in _NATURAL:
+            return None
+        origin = change.origin
+        return _NATURAL[change.operation] if origin is None else CALLED[change.operation, origin.call]
+
     def claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:
         """The receivers of a change that the writing process has claimed.
 

@@ -8,7 +8,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ class ChangeStreamSource:
             that first reads a long part of the oplog would count as dead.
         batch_size: maximum number of events per round trip.
         await_ms: milliseconds that the server waits for the next event; None for the default.
+        only: a further filter of the events; it must match invalidate events. None for no filter.
     """
 
     name = "the oplog"
@@ -68,9 +69,11 @@ class ChangeStreamSource:
         address: str,
         stats: Stats,
         await_ms: int | None = None,
+        only: Mapping[str, Any] | None = None,
     ) -> None:
         self._whole = WHOLE if await_ms is None else WHOLE._replace(await_ms=await_ms)
-        self._cursors = Cursors(client, scope.database, scope.pipeline(), batch_size)
+        selected = [] if only is None else [{"$match": only}]
+        self._cursors = Cursors(client, scope.database, [*scope.pipeline(), *selected], batch_size)
         self._address = address
         self._stats = stats
         self._open = False

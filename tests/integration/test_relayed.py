@@ -5,10 +5,11 @@ import time
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import ObjectId, Timestamp
 
 import mongoz
 from dispatcher.core.resume_tokens import token_at
+from dispatcher.explain.report import explain
 from dispatcher.runs import backfill
 from dispatcher.runs.player import workplace
 from dispatcher.runtime import assembly
@@ -229,3 +230,30 @@ async def test_the_dispatchers_of_a_topic_make_a_backfill_in_order_with_the_chan
         assert (await task).delivered == 20
         expected = {row["_id"]: row["amount"] for row in foreign["accounts"].find()}
         await eventually(lambda: index == expected)
+
+
+async def test_the_changes_of_a_document_are_explained_also_for_a_topic(
+    account, dispatched, foreign, database, broker
+):
+    got: list[Any] = []
+
+    @post_save(account, name="saved", delivery="dispatcher")
+    async def saved(sender, instance, **kwargs):
+        got.append(instance.id)
+
+    name = relay_name()
+    async with (
+        relaying(dispatched, broker.address, name),
+        dispatching(dispatched, kafka=broker.address, kafka_topic=f"mongoz.{name}"),
+    ):
+        foreign["accounts"].insert_one({"_id": ID, "name": "a"})
+        await eventually(lambda: got == [ID])
+    since = Timestamp(int(time.time()) - 60, 0)
+    elsewhere = mongoz.Registry(dispatched.url, dispatched=dispatched.dispatched)
+    post_save(make_account(elsewhere, database), name="saved", delivery="dispatcher")(saved)
+    report = await explain(elsewhere, settings_for(elsewhere), (database, "accounts"), [ID], since)
+    (change,) = report.changes
+    assert (report.topic, report.published is not None) == (f"mongoz.{name}", True)
+    assert [(one.receiver, one.state) for one in change.receivers] == [("saved", "finished")]
+    assert change.progress is not None
+    assert change.progress.partitions == 4

@@ -19,6 +19,7 @@ from mongoz.connection import Collection, Database, Registry
 from mongoz.documents import Document, EmbeddedDocument, Index, IndexType
 from mongoz.exceptions import (
     AbstractDocumentError,
+    BatchError,
     DocumentNotFound,
     FieldDefinitionError,
     ImproperlyConfigured,
@@ -60,7 +61,7 @@ from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager
 from mongoz.queries.q import Q
 from mongoz.queries.update_operators import U
 from mongoz.settings import MongozSettings, settings
-from mongoz.signals import Delivery, Signal, context
+from mongoz.signals import Batch, BatchEvent, Delivery, Signal, context
 from mongoz.sync import run_sync
 
 __version__ = "0.1.0"
@@ -70,6 +71,9 @@ __all__ = [
     "AbstractDocumentError",
     "Array",
     "ArrayList",
+    "Batch",
+    "BatchError",
+    "BatchEvent",
     "Binary",
     "Boolean",
     "Collection",

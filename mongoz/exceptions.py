@@ -13,16 +13,19 @@
     ├── IndexError                  indexes contradict each other
     ├── TransactionError            transactions are nested, or the server does not support them
     ├── WriteConflict               other clients change a document faster than it can be read and written
-    └── RetryAfter                  raised by a receiver: a dispatcher calls the receiver again later
+    ├── RetryAfter                  raised by a receiver: a dispatcher calls the receiver again later
+    └── BatchError                  raised by a batch receiver: only some events of its batch failed
 
 The driver's own errors (DuplicateKeyError, ServerSelectionTimeoutError, ...) and pydantic's ValidationErrors are
 not wrapped.
 """
 
 import math
+from collections.abc import Mapping
 
 __all__ = [
     "AbstractDocumentError",
+    "BatchError",
     "DocumentNotFound",
     "FieldDefinitionError",
     "ImproperlyConfigured",
@@ -127,6 +130,43 @@ class RetryAfter(MongozException):
         super().__init__(seconds)
         self.seconds = float(seconds)
         self.detail = f"Another attempt is due after {self.seconds:g} s."
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class BatchError(MongozException):
+    """Raised by a batch receiver: only these events of its batch failed, and all others are done.
+
+    A dispatcher repeats the failed events. With `transactional=True` the transaction is aborted, and the other
+    events run again at once, in a transaction without the failed ones.
+
+    Args:
+        errors: the error of each failed event, by its index in the batch.
+
+    Raises:
+        SignalError: `errors` is empty, or is no mapping from indexes to exceptions.
+
+    Examples:
+        >>> response = await search.bulk(actions)
+        >>> if failed := {n: IndexingError(item) for n, item in enumerate(response.items) if item.error}:
+        ...     raise mongoz.BatchError(failed)
+    """
+
+    def __init__(self, errors: Mapping[int, Exception]) -> None:
+        if not isinstance(errors, Mapping) or not errors:
+            raise SignalError(
+                f"BatchError({errors!r}) needs the errors of the failed events by index: {{0: error}}."
+            )
+        for index, error in errors.items():
+            if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+                raise SignalError(f"BatchError: {index!r} is no index of an event in the batch.")
+            if not isinstance(error, Exception):
+                raise SignalError(f"BatchError: {error!r} of the event {index} is no exception.")
+        super().__init__(dict(errors))
+        self.errors = dict(errors)
+        index, error = next(iter(self.errors.items()))
+        self.detail = f"{len(self.errors)} events of the batch failed; event {index}: {error!r}"
 
     def __str__(self) -> str:
         return self.detail

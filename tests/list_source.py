@@ -9,7 +9,7 @@ import bson
 from bson import Timestamp
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import AccessDenied, HistoryLost
 from dispatcher.stream.source import RememberStamp
@@ -86,7 +86,7 @@ class ListSource:
         """The cluster time of a token."""
         return token_time(position)
 
-    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         """The events after `start` in small batches; empty batches at the end."""
         if start.token is not None:
             begin = start.token
@@ -102,7 +102,7 @@ class ListSource:
             self.requested += 1
             found = [one for one in self.events if token_of(one) > begin][: self.batch_size]
             begin = token_of(found[-1]) if found else begin
-            yield Batch(found, begin)
+            yield EventBatch(found, begin)
             if not found:
                 await asyncio.sleep(0.01)
 

@@ -24,7 +24,7 @@ from benchmarks.workloads.sides.mongoz_odm import Announced, Claimed, Heard, Hum
 from dispatcher.claims.store import ClaimStore
 from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.lease import Lease
 from dispatcher.core.partitions import HASH
 from dispatcher.core.state import Group, State
@@ -160,7 +160,7 @@ async def _count_deliveries() -> None:
 
     async def deliver(portion: list[RawEvent]) -> None:
         with inside_dispatcher():
-            await pipeline._take(Batch(portion, portion[-1]["_id"]["_data"]))
+            await pipeline._take(EventBatch(portion, portion[-1]["_id"]["_data"]))
             async with asyncio.timeout(_PATIENCE):  # a worker that crashes leaves its job in the queue
                 await pipeline._capacity.idle()
 
@@ -201,7 +201,7 @@ async def _count_own() -> None:
         events = _events(partial(_stamp, is_claimed=is_claimed))
 
         async def settle(portion: list[RawEvent], watch: _Watch = watch, pipeline: Pipeline = pipeline) -> None:
-            await pipeline._take(Batch(portion, portion[-1]["_id"]["_data"]))
+            await pipeline._take(EventBatch(portion, portion[-1]["_id"]["_data"]))
             watch.note(BookSnapshot(high=2 * _TIMES))
             pipeline._claims.decide()
             watch.note(BookSnapshot())

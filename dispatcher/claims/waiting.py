@@ -11,6 +11,7 @@ receiver, only if a delivery waits for the claim, or if the claim is taken over 
 A chain that waits for long is parked as a whole: its deliveries then wait in the database.
 """
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from dataclasses import dataclass
@@ -447,6 +448,10 @@ class WaitingClaims:
         self._running.add(job)
         try:
             await self._deliver(job)
+            if job.parts > 1:  # a batch receiver, which was not one when the process claimed
+                done = asyncio.get_running_loop().create_future()
+                job.when_ended(partial(done.set_result, None))
+                await self._capacity.until(done)
         finally:
             self._running.discard(job)
 

@@ -24,6 +24,7 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
             "delivery": receiver.delivery,
             "concurrency": receiver.options.concurrency,
             "rate": None if receiver.options.rate is None else str(receiver.options.rate),
+            "batch": None if receiver.options.batch is None else receiver.options.batch.size,
             "where": receiver.defined_at,
         }
         for listener in routes.listeners
@@ -33,7 +34,9 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
     if as_json:
         print_json(rows)
         return
-    table = Grid("collection", "document", "signal", "receiver", "delivery", "concurrency", "rate", "defined at")
+    table = Grid(
+        "collection", "document", "signal", "receiver", "delivery", "concurrency", "rate", "batch", "defined at"
+    )
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     out.print(table if rows else "No receiver of this application runs in the dispatcher.")

@@ -4,7 +4,7 @@ Servers store values that no driver decodes: text that is not UTF-8, UUIDs of th
 Code that must not fail on such values, such as the search for the `_id` of a document, reads the bytes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct, error
 from typing import Any, Final, NamedTuple
 
@@ -98,6 +98,19 @@ def field(raw: bytes, name: str) -> Element | None:
     """The first field of this name; None if there is none."""
     wanted = name.encode()
     return next((one for one in elements(raw) if one.name == wanted), None)
+
+
+def first_fields(raw: bytes, names: Sequence[str]) -> dict[str, Element | None]:
+    """The first fields of these names, in one pass; None for an absent one."""
+    found: dict[str, Element | None] = dict.fromkeys(names)
+    missing = {name.encode() for name in names}
+    for one in elements(raw):
+        if one.name in missing:
+            found[one.name.decode()] = one
+            missing.remove(one.name)
+            if not missing:
+                break
+    return found
 
 
 def raw_field(raw: bytes, name: str) -> bytes | None:

@@ -75,7 +75,7 @@ class Start(NamedTuple):
         return "" if self.cluster_time is None else token_at(self.cluster_time)
 
 
-class Batch(NamedTuple):
+class EventBatch(NamedTuple):
     """The result of one round trip to the server.
 
     Attributes:
@@ -227,14 +227,16 @@ class Job:
 
     Attributes:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
-        passed: the number of finished receivers. Their deliveries succeeded, failed for good, or wait in MongoDB
-            or for a claim.
+        passed: the number of finished receivers. Their deliveries succeeded, failed for good, or wait in MongoDB,
+            for a claim, or in a batch.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
         parts: the number of parts that are not finished. The calls together are one, and each delivery that waits
-            for a claim is one.
+            for a claim or in a batch is one.
         awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
         was_awaited: whether a delivery that waited for a claim was made or parked.
+        gathered: the number of deliveries in batches that are not finished.
+        on_end: called by `finish_part` when the last part is finished; None if nobody waits for that.
     """
 
     __slots__ = (
@@ -242,7 +244,9 @@ class Job:
         "awaited",
         "calls",
         "change",
+        "gathered",
         "marker",
+        "on_end",
         "parts",
         "passed",
         "size",
@@ -261,15 +265,35 @@ class Job:
         self.parts = 1
         self.awaited = 0
         self.was_awaited = False
+        self.gathered = 0
+        self.on_end: Callable[[], None] | None = None
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
+    def when_ended(self, listener: Callable[[], None]) -> None:
+        """Note that the calls are finished, and call a function when the last part is.
+
+        For a job without a place in the order of the stream: `finish_part` counts its other parts.
+        """
+        self.on_end = listener
+        self.finish_part()
+
+    def finish_part(self) -> bool:
+        """Note that a part is finished. Returns whether it was the last one."""
+        self.parts -= 1
+        if self.parts:
+            return False
+        self.change, self.calls = None, ()
+        if self.on_end is not None:
+            self.on_end()
+        return True
+
     @property
     def is_begun(self) -> bool:
         """Returns whether deliveries of the change are finished, and others are left."""
-        return self.passed > 0 or self.was_awaited
+        return self.passed > self.gathered or self.was_awaited
 
     @property
     def is_awaited(self) -> bool:

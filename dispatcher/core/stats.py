@@ -5,10 +5,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-"""Upper bounds of the buckets of all histograms, in seconds. A bucket includes its bound."""
+"""Upper bounds of the buckets of durations, in seconds. A bucket includes its bound."""
+
+SIZES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0)
+"""Upper bounds of the buckets of the sizes of batches."""
 
 MOST_RECEIVERS: Final = 200
 """Maximum number of receivers with their own figures. All further receivers share one set."""
@@ -30,18 +34,19 @@ _EPOCH: Final = datetime(1970, 1, 1)
 
 
 class Histogram:
-    """Counts durations by bucket."""
+    """Counts values by bucket: durations in seconds, or sizes."""
 
-    __slots__ = ("counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.sum += seconds
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
     def as_dict(self) -> dict[str, Any]:
         """The number and sum of the durations, and bounds of the median and of the 99th percentile."""
@@ -53,15 +58,15 @@ class Histogram:
         }
 
     def quantile(self, share: float) -> float | None:
-        """The first bound that this share of the durations does not exceed.
+        """The first bound that this share of the values does not exceed.
 
-        None if there are no durations, or if too many exceed the last bound.
+        None if there are no values, or if too many exceed the last bound.
         """
         wanted = sum(self.counts) * share
         if not wanted:
             return None
         reached = 0
-        for bound, count in zip(BOUNDS, self.counts, strict=False):
+        for bound, count in zip(self.bounds, self.counts, strict=False):
             reached += count
             if reached >= wanted:
                 return bound
@@ -94,6 +99,9 @@ class ReceiverFigures:
     """Durations from the commit of a change to the first attempt."""
     duration: Histogram = field(default_factory=Histogram)
     """Durations of the attempts."""
+    batches: Histogram = field(default_factory=partial(Histogram, SIZES))
+    """Sizes of the batches of a batch receiver, one for each attempt. A batch counts for the signal of its first
+    event."""
     due: float = 0.0
     """Attempts that begin before this time of the monotonic clock are not measured."""
 

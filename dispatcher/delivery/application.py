@@ -28,9 +28,10 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
 
     Raises:
         NothingToDeliver: the registry has none of these receivers.
-        ApplicationError: receivers with one name have different limits.
+        ApplicationError: receivers with one name have different limits, or batches that differ.
     """
     routes = Routes(registry.all_documents, group, settings.state_database)
+    routes.check_batches()
     if routes.listeners:
         _require_one_limit(routes)
         return routes

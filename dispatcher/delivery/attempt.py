@@ -73,6 +73,13 @@ class HeldDelivery(NamedTuple):
     place: Place | None = None
 
 
+class Leaving(Protocol):
+    """The parent of an attempt that can go on in another task, see `HeldDelivery.leave`."""
+
+    async def leave(self, task: "asyncio.Task[Any]", attempt: "Attempt") -> None:
+        """Do the rest of the work. The attempt in the task counts as failed, and its result is ignored."""
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """One attempt to deliver one change to one receiver. No code modifies it: `replace` makes a changed copy.
@@ -80,7 +87,7 @@ class Attempt:
     Attributes:
         calls: the document class, the signal, and the collection of the change.
         keywords: the keyword arguments of the receiver besides `sender` and `delivery`, such as the instance.
-        parent: the job, or the held delivery, to which this attempt belongs.
+        parent: the job, the held delivery or the batch to which this attempt belongs.
         began: the time of the beginning, by the monotonic clock.
     """
 
@@ -89,22 +96,21 @@ class Attempt:
     calls: Calls
     delivery: Delivery
     keywords: dict[str, Any]
-    parent: Job | HeldDelivery
+    parent: Job | HeldDelivery | Leaving
     began: float
+
+    def renewed(self, codec_options: CodecOptions[Any]) -> "Attempt":
+        """Copy the attempt, with a new instance that no receiver has modified.
+
+        Raises:
+            BaseException: a validator of the application raised it.
+        """
+        change = untouched(self.change, codec_options)
+        _, keywords = copy_context().run(keywords_of, change, self.calls)  # validators may set variables
+        return replace(self, keywords=keywords, began=monotonic())
 
 
 def run_receiver(attempt: Attempt) -> Awaitable[Any]:
     """Call the receiver: the innermost `run`."""
     sender, delivery = attempt.calls.document, attempt.delivery
     return attempt.target.receiver.function(sender=sender, delivery=delivery, **attempt.keywords)
-
-
-def with_new_instance(attempt: Attempt, codec_options: CodecOptions[Any]) -> Attempt:
-    """Copy an attempt, with a new instance that no receiver has modified.
-
-    Raises:
-        BaseException: a validator of the application raised it.
-    """
-    change = untouched(attempt.change, codec_options)
-    _, keywords = copy_context().run(keywords_of, change, attempt.calls)  # validators may set variables
-    return replace(attempt, keywords=keywords, began=monotonic())

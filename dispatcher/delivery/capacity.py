@@ -35,13 +35,13 @@ class Bounds(NamedTuple):
 class Capacity:
     """The places for jobs, and the number of places in use.
 
-    Only the lanes and the waiting claims change the counts of the queue.
+    Only the lanes, the waiting claims and the batches change the counts of the queue.
 
     Attributes:
         places: maximum number of jobs in flight now; 0 between `hold` and `release`.
         away: number of jobs in a pause.
-        queued: number of jobs in the lanes that are not finished.
-        queued_bytes: bytes of the events of these jobs and of the waiting deliveries.
+        queued: number of jobs in the lanes, and of deliveries in batches, that are not finished.
+        queued_bytes: bytes of the events of these jobs and deliveries, and of deliveries that wait for a claim.
         waiting: number of deliveries that wait for a claim. An application that writes much causes many of them,
             but nearly all soon end without work. So only their bytes are limited.
         returning: jobs whose pause is over. They wait for a place.
@@ -82,6 +82,20 @@ class Capacity:
     def crowded(self) -> bool:
         """Returns whether more than half of the queue is taken."""
         return self.queued * 2 > self._bounds.max_queued or self.queued_bytes * 2 > self._bounds.max_bytes
+
+    @property
+    def batch_bytes(self) -> int:
+        """The maximum number of bytes of the events of one batch. A single larger event is a batch."""
+        return self._bounds.max_bytes // 8
+
+    def is_crowded_by(self, count: int, size: int) -> bool:
+        """Returns whether some deliveries take more than half of the queue.
+
+        Args:
+            count: the number of the deliveries.
+            size: the bytes of their events.
+        """
+        return count * 2 > self._bounds.max_queued or size * 2 > self._bounds.max_bytes
 
     async def room(self) -> None:
         """Wait until another job may be queued."""
@@ -181,6 +195,14 @@ class Capacity:
             self.away -= 1
             if not has_place:
                 self.in_flight += 1
+
+    async def until(self, future: "asyncio.Future[None]") -> None:
+        """Wait for a future in the middle of a job, which keeps its place.
+
+        Raises:
+            Interrupted: the lanes stop.
+        """
+        await self._wait(future)
 
     async def _sleep(self, seconds: float | None, until: "asyncio.Future[None] | None") -> None:
         loop = asyncio.get_running_loop()

@@ -11,7 +11,7 @@ from bson.codec_options import CodecOptions
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.retry import Pause
-from dispatcher.delivery.attempt import Attempt, Call, Target, with_new_instance
+from dispatcher.delivery.attempt import Attempt, Call, Target
 from dispatcher.delivery.log import described
 from dispatcher.delivery.transactions import is_conflict, is_transient
 from dispatcher.pace.contention import Contention
@@ -56,7 +56,7 @@ class Conflicts:
                 return error
             await self._pause(seconds * random.uniform(0.5, 1.0))
             seconds = min(_LONGEST_PAUSE, seconds * 2)
-            attempt = with_new_instance(attempt, self._codec_options)
+            attempt = attempt.renewed(self._codec_options)
 
     def _count(self, attempt: Attempt, limit: float) -> None:
         """Count a conflict. The log lines are throttled."""

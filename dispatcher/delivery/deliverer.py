@@ -18,14 +18,14 @@ from bson.codec_options import CodecOptions
 from dispatcher.core.events import Calls, Change, Errand, Job, delivery_id_of
 from dispatcher.core.lease import now
 from dispatcher.core.stats import Stats
-from dispatcher.delivery.attempt import Attempt, HeldDelivery, Target, with_new_instance
+from dispatcher.delivery.attempt import Attempt, HeldDelivery, Target
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.echoes import Echoes
 from dispatcher.delivery.failure import FailedAttempt, Failures
 from dispatcher.delivery.instances import keywords_of, untouched
 from dispatcher.delivery.log import log_delivered, log_parked
 from dispatcher.delivery.outcome import Decision, Limited, Waiting
-from dispatcher.delivery.ports import NO_CLAIMS, HeldDeliveries, OpenClaims
+from dispatcher.delivery.ports import GATHERED, NO_CLAIMS, BatchGate, HeldDeliveries, OpenClaims
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
 from mongoz.signals import Delivery
@@ -77,6 +77,7 @@ class Deliverer:
         self._failures = failures
         self._held = held
         self._claims: OpenClaims = NO_CLAIMS
+        self._batches: BatchGate | None = None
         self._echoes = Echoes()
         # Key: `id` of the receiver. The target keeps the receiver alive, so the id stays unique.
         self._targets: dict[int, Target] = {}
@@ -84,6 +85,10 @@ class Deliverer:
     def wait_for(self, claims: OpenClaims) -> None:
         """Let deliveries wait for open claims of writing processes from now on."""
         self._claims = claims
+
+    def gather_in(self, batches: BatchGate) -> None:
+        """Gather the deliveries of batch receivers. Required before their first delivery."""
+        self._batches = batches
 
     # -- changes of the stream -------------------------------------------------------------------------------
 
@@ -192,7 +197,11 @@ class Deliverer:
         return receiver.name in held.watched and await held.holds(change, calls, receiver)
 
     def _choose_steps(self, receiver: Receiver, signal: str) -> Target:
-        target = self._targets[id(receiver)] = self._steps.target(receiver, signal)
+        target = self._steps.target(receiver, signal)
+        if receiver.options.batch is not None:
+            assert self._batches is not None  # required
+            target = replace(target, call=self._batches.gather)
+        self._targets[id(receiver)] = target
         return target
 
     def _succeeded(self, attempt: Attempt) -> None:
@@ -205,6 +214,8 @@ class Deliverer:
 
     async def _retry(self, attempt: Attempt, error: BaseException | None) -> None:
         """Repeat a failed attempt until an attempt succeeds, the delivery is parked, or it is given up."""
+        if error is GATHERED:
+            return
         first = attempt.began
         began: datetime | None = None
         while error is not None:
@@ -231,7 +242,7 @@ class Deliverer:
             since: seconds since the first attempt.
         """
         held, receiver = self._held, attempt.target.receiver
-        if held is not None and self._is_long(waiting, since):
+        if held is not None and is_long(waiting, since, self._park_after, self._capacity):
             if waiting.reason != "limited":  # there may be many; the step logs some of them
                 log_parked(attempt.delivery, waiting)
             await held.park(attempt.change, attempt.calls, receiver, waiting)
@@ -243,17 +254,9 @@ class Deliverer:
             return True
         return False
 
-    def _is_long(self, waiting: Waiting, since: float) -> bool:
-        """Returns whether a delivery would wait too long in memory, or take too much of the queue."""
-        return (
-            waiting.reason not in _SHORT
-            or since + waiting.seconds > self._park_after
-            or (waiting.seconds >= _LONG_WAIT and self._capacity.crowded)
-        )
-
     async def _attempt_again(self, attempt: Attempt, waited: Waiting) -> BaseException | None:
         try:
-            attempt = with_new_instance(attempt, self._codec_options)
+            attempt = attempt.renewed(self._codec_options)
         except BaseException as invalid:  # validators accepted the document at the first attempt
             return invalid
         error = await attempt.target.call(attempt)
@@ -281,6 +284,9 @@ class Deliverer:
     async def _deliver_held(self, held: HeldDelivery) -> Decision:
         change, calls, waiting, retried, *_ = held
         (receiver,) = calls.receivers
+        if receiver.options.batch is not None:
+            assert self._batches is not None  # required
+            return await self._batches.deliver_alone(held)
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
         except BaseException as invalid:  # the model has changed meanwhile
@@ -341,6 +347,9 @@ class Deliverer:
         """
         change, calls, parent = attempt.change, attempt.calls, attempt.parent
         error = TimeoutError(f"it took longer than {attempt.target.terms.timeout:g} s, and ignores cancellation")
+        if not isinstance(parent, Job | HeldDelivery):
+            await parent.leave(task, attempt)
+            return
         with inside_dispatcher(calls.hops):
             if isinstance(parent, HeldDelivery):
                 began = parent.waiting.began or datetime.now(UTC)
@@ -355,3 +364,17 @@ class Deliverer:
         parent.passed += 1
         for rest in parent.left:
             await self._enter(parent, untouched(change, self._codec_options), rest)
+
+
+def is_long(waiting: Waiting, since: float, park_after: float, capacity: Capacity) -> bool:
+    """Returns whether a delivery would wait too long in memory, or take too much of the queue.
+
+    Args:
+        since: seconds since the first attempt.
+        park_after: see `Policy`.
+    """
+    return (
+        waiting.reason not in _SHORT
+        or since + waiting.seconds > park_after
+        or (waiting.seconds >= _LONG_WAIT and capacity.crowded)
+    )

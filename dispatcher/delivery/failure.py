@@ -65,20 +65,11 @@ class Failures(NamedTuple):
         Returns:
             A wait, which the caller applies; or the end of the delivery, which is recorded already.
         """
+        another = self.another(failed)
+        if another is not None:
+            return another
         attempt, error, began, _ = failed
         terms, number = attempt.target.terms, attempt.delivery.attempt
-        seconds = pause_after(number, terms.retry)
-        if isinstance(error, RetryAfter) and terms.postponable:
-            seconds = min(error.seconds, _POSTPONED_FOR.total_seconds())
-            if datetime.now(UTC) - began < _POSTPONED_FOR:
-                attempt.target.figures.postponed += 1
-                log_postponed(attempt.delivery, seconds)
-                return Waiting("retry_after", seconds, number - 1, began, error)
-        if terms.transactional and is_transient(error) and datetime.now(UTC) - began < _TRANSIENT_FOR:
-            return Waiting("retrying", seconds, number - 1, began, error)
-        if number < terms.retry.attempts:
-            log_attempt(attempt.delivery, terms, error)
-            return Waiting("retrying", seconds, number, began, error)
         if terms.on_failure != "block":
             return await self._give_up(failed)
         if number == terms.retry.attempts:
@@ -86,7 +77,33 @@ class Failures(NamedTuple):
             log_failed(text, "blocked", attempt.delivery, attempt.change.id, error)
         else:
             log_attempt(attempt.delivery, terms, error)
-        return Waiting("blocked", seconds, number, began, error)
+        return Waiting("blocked", _pause_after(failed), number, began, error)
+
+    def postponed(self, failed: FailedAttempt) -> Waiting | None:
+        """The wait that the receiver asks for with `RetryAfter`; None if it does not ask, or no longer may."""
+        attempt, error, began, _ = failed
+        if not isinstance(error, RetryAfter) or not attempt.target.terms.postponable:
+            return None
+        if datetime.now(UTC) - began >= _POSTPONED_FOR:
+            return None
+        seconds = _pause_after(failed)
+        attempt.target.figures.postponed += 1
+        log_postponed(attempt.delivery, seconds)
+        return Waiting("retry_after", seconds, attempt.delivery.attempt - 1, began, error)
+
+    def another(self, failed: FailedAttempt) -> Waiting | None:
+        """The wait for the next attempt that the options of the receiver allow; None after the last one."""
+        postponed = self.postponed(failed)
+        if postponed is not None:
+            return postponed
+        attempt, error, began, _ = failed
+        terms, number, seconds = attempt.target.terms, attempt.delivery.attempt, _pause_after(failed)
+        if terms.transactional and is_transient(error) and datetime.now(UTC) - began < _TRANSIENT_FOR:
+            return Waiting("retrying", seconds, number - 1, began, error)
+        if number < terms.retry.attempts:
+            log_attempt(attempt.delivery, terms, error)
+            return Waiting("retrying", seconds, number, began, error)
+        return None
 
     async def _give_up(self, failed: FailedAttempt) -> bool:
         """Keep or drop a delivery after its last attempt. Returns True if its transaction was committed."""
@@ -164,3 +181,11 @@ class Failures(NamedTuple):
         if self.dead_letters is not None:
             failure = Failure(error, datetime.now(UTC), 0, "undecodable")
             await self.dead_letters.keep_event(event, token, failure, term=self.term)
+
+
+def _pause_after(failed: FailedAttempt) -> float:
+    """Seconds until the next attempt: those that the receiver asks for, or those of its options."""
+    error, terms = failed.error, failed.attempt.target.terms
+    if isinstance(error, RetryAfter) and terms.postponable:
+        return min(error.seconds, _POSTPONED_FOR.total_seconds())
+    return pause_after(failed.attempt.delivery.attempt, terms.retry)

@@ -6,7 +6,8 @@ costs no turn of the event loop.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from dispatcher.core.events import Errand, Job
@@ -89,6 +90,24 @@ class Lanes:
         if followers is None:
             followers = self._lanes[key] = deque()
         followers.append(job)
+
+    # -- short exclusive access --------------------------------------------------------------------------------
+
+    def reserve(self, key: Hashable) -> bool:
+        """Let later jobs with this key wait until `release`. Returns False if a job is queued or in flight."""
+        if key in self._lanes:
+            return False
+        self._lanes[key] = None
+        return True
+
+    def release(self, key: Hashable) -> None:
+        """End a reservation."""
+        followers = self._lanes[key]
+        if followers:
+            self._ready.append((key, followers.popleft()))
+            self._wake_first()
+        else:
+            del self._lanes[key]
 
     # -- workers ---------------------------------------------------------------------------------------------
 
@@ -208,10 +227,14 @@ class Lanes:
     ) -> None:
         try:
             await rest()
-        except Interrupted:
+        except Abandoned:  # the worker that replaced this one owns the place now
             return
-        finally:
+        except BaseException as error:
             self._capacity.in_flight -= 1
+            if isinstance(error, Interrupted):
+                return
+            raise
+        self._capacity.in_flight -= 1
         self._finish(key, job)
         self._capacity.free_place()
         await self._run(worker)
@@ -224,8 +247,19 @@ class Lanes:
         jobs = (worker.at[1] for worker in self._workers.values() if worker.at is not None)
         return [job for job in jobs if isinstance(job, Job) and not job.done]
 
-    async def stop(self, grace: float) -> int:
+    def _begin_last(self, key: Hashable, errand: Errand) -> None:
+        self._lanes[key] = None
+        self._capacity.queued += 1
+        self._capacity.in_flight += 1
+        worker = _Worker((key, errand))
+        self._start_task(self._take_over(worker, key, errand, errand.run), worker)
+
+    async def stop(self, grace: float, last: Mapping[Hashable, Errand] = MappingProxyType({})) -> int:
         """Begin no more jobs, give jobs in flight `grace` seconds, then cancel them. Pauses end at once.
+
+        Args:
+            grace: seconds.
+            last: errands that still begin, each with a key that no job has.
 
         Returns:
             The number of cancelled jobs.
@@ -235,6 +269,8 @@ class Lanes:
             if not future.done():
                 future.set_result(None)
         self._idle.clear()
+        for key, errand in last.items():
+            self._begin_last(key, errand)
         if not self._workers:
             return 0
         await asyncio.wait(self._workers.keys(), timeout=grace)

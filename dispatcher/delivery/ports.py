@@ -6,7 +6,8 @@ from typing import Any, Final, Protocol
 
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.retry import Pause
-from dispatcher.delivery.outcome import Failure, RetriedLetter, Waiting
+from dispatcher.delivery.attempt import Attempt, HeldDelivery
+from dispatcher.delivery.outcome import Decision, Failure, RetriedLetter, Waiting
 from mongoz.signals.receivers import Receiver
 
 
@@ -57,6 +58,28 @@ class _NoClaims:
 
 NO_CLAIMS: Final[OpenClaims] = _NoClaims()
 """No claim is open."""
+
+
+class _Gathered(Exception):
+    """The delivery waits for its batch."""
+
+
+GATHERED: Final = _Gathered()
+"""The result of `BatchGate.gather`. It is neither a success nor a failure."""
+
+
+class BatchGate(Protocol):
+    """Gathers the deliveries of batch receivers."""
+
+    async def gather(self, attempt: Attempt) -> BaseException:
+        """Take a delivery out of its job, and let it wait for its batch. The delivery becomes a part of the job.
+
+        Returns:
+            `GATHERED`.
+        """
+
+    async def deliver_alone(self, held: HeldDelivery) -> Decision:
+        """Make one attempt at a delivery that waited in the database, as a batch of one event."""
 
 
 class DeadLetters(Protocol):

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 from dispatcher.core.events import CALLED, Calls, Change, Namespace
 from dispatcher.delivery.instances import name_of
 from dispatcher.delivery.where import Conditions, RoutedChange
+from dispatcher.exceptions import ApplicationError
 from mongoz.connection import Collection
 from mongoz.connection.namespaces import NamespacePattern
 from mongoz.fields.storage import stored_names
@@ -153,6 +154,24 @@ class Routes:
     def listeners(self) -> tuple[Listener, ...]:
         """All documents with receivers."""
         return tuple(self._listeners)
+
+    def check_batches(self) -> None:
+        """Check that the deliveries of each batch receiver can be in the same batches.
+
+        Raises:
+            ApplicationError: receivers of one name and one document differ in options that concern a batch.
+        """
+        for listener in self._listeners:
+            known: dict[str, Receiver] = {}
+            for one in (one for receivers in listener.receivers.values() for one in receivers):
+                other = known.setdefault(one.name, one)
+                if (one.options.batch or other.options.batch) and _batch_form(one) != _batch_form(other):
+                    raise ApplicationError(
+                        f"{listener.document.__name__} has two receivers {one.name!r}, and one of them is a batch "
+                        f"receiver: {other.defined_at} and {one.defined_at}. Their events can't be in one batch.",
+                        remedy="Connect the same function to both signals, with the same options batch, retry, "
+                        "timeout, on_failure and transactional; or give one of them another name=.",
+                    )
 
     async def prepare(self, conditions: Conditions) -> bool:
         """Let the server check every `where`. From now on, `resolve` applies them.
@@ -333,6 +352,19 @@ class Routes:
         )
         self._found[namespace] = found
         return found
+
+
+def _batch_form(receiver: Receiver) -> tuple[Any, ...]:
+    """What the receivers of one batch have in common."""
+    options = receiver.options
+    return (
+        receiver.function,
+        options.batch,
+        options.retry,
+        options.timeout,
+        options.on_failure,
+        options.transactional,
+    )
 
 
 def _collection(document: Any, namespace: Namespace) -> Collection:

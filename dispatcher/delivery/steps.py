@@ -1,12 +1,13 @@
 """The steps around each attempt, in their order. `docs/why.md` explains each step, and how to add one."""
 
+from copy import copy
 from typing import Any
 
 from bson.codec_options import CodecOptions
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.stats import Stats
-from dispatcher.delivery.attempt import Step, Target, run_receiver
+from dispatcher.delivery.attempt import Run, Step, Target, run_receiver
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.conflicts import Conflicts
 from dispatcher.delivery.invoker import Invoker
@@ -45,22 +46,34 @@ class Steps:
         self._policy = policy
         self._stats = stats
         self.invoker = Invoker(policy, capacity, lease)
-        steps: tuple[Step | None, ...] = (
+        self._run: Run = run_receiver
+        self._transactions: Step | None = transactions
+        self._outer: tuple[Step | None, ...] = (
             # In the worker's task, around the whole attempt; the outermost step first.
             limits,
             Measurement(stats),
             Conflicts(codec_options, capacity.pause) if transactions is not None else None,
             self.invoker,
-            # In the receiver's context, inside the time limit.
+            # In the receiver's context, inside the time limit. The transaction is the innermost step.
             tracing,
-            transactions,
         )
-        self._steps = [step for step in steps if step is not None]
+
+    def batched(self, run: Run, transactions: Step | None) -> "Steps":
+        """The steps of batch receivers.
+
+        Args:
+            run: calls a receiver with a batch.
+            transactions: runs transactional receivers with a batch.
+        """
+        steps = copy(self)
+        steps._run, steps._transactions = run, transactions
+        return steps
 
     def target(self, receiver: Receiver, signal: str) -> Target:
         """Choose the steps of a receiver of a signal."""
         terms, figures = self._policy.terms_of(receiver.options), self._stats.figures_of(receiver.name, signal)
-        target = Target(receiver, terms, figures, run_receiver, self.invoker.call)
-        for step in reversed(self._steps):
-            target = step.around(target)
+        target = Target(receiver, terms, figures, self._run, self.invoker.call)
+        for step in reversed((*self._outer, self._transactions)):
+            if step is not None:
+                target = step.around(target)
         return target

@@ -4,7 +4,8 @@ A delivery may be repeated after a crash, or after a wrong assumption that a pro
 the record and ends.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -60,17 +61,26 @@ class Transactions:
         return replace(target, run=partial(self._run, target.run)) if target.terms.transactional else target
 
     async def _run(self, run: Run, attempt: Attempt) -> None:
-        record, *former = self._ids(attempt)
-        records = self._registry.client[self._group.state.name][DELIVERIES]
+        record, *former = self.ids(attempt, attempt.delivery.id)
         try:
-            async with self._registry.transaction(**_OPTIONS) as session:
-                await self._register(session)
+            async with self.begin() as (session, records):
                 await _insert(records, record, session)
                 if former and await records.find_one({"_id": {"$in": former}}, session=session):
                     raise _AlreadyDone
                 await run(replace(attempt, delivery=attempt.delivery._replace(session=session)))
         except _AlreadyDone:
             return
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[tuple[Any, Any]]:
+        """Open a transaction. Yields its session, and the collection of the records.
+
+        Raises:
+            _NotRegistered: the session could not be registered.
+        """
+        async with self._registry.transaction(**_OPTIONS) as session:
+            await self._register(session)
+            yield session, self._registry.client[self._group.state.name][DELIVERIES]
 
     async def _register(self, session: Any) -> None:
         """Register a session, so that other processes can end it.
@@ -91,19 +101,32 @@ class Transactions:
         Raises:
             PyMongoError: the command failed.
         """
-        return await self._records.find_one({"_id": {"$in": self._ids(attempt)}}) is not None
+        return bool(await self.recorded(self.ids(attempt, attempt.delivery.id)))
 
-    def _ids(self, attempt: Attempt) -> list[dict[str, str]]:
-        """The `_id` of the record, followed by its `_id`s under earlier names of the receiver.
+    async def recorded(self, ids: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+        """The `_id`s of those of these records that exist.
+
+        Raises:
+            PyMongoError: the command failed.
+        """
+        return [one["_id"] async for one in self._records.find({"_id": {"$in": list(ids)}}, {"_id": True})]
+
+    def ids(self, attempt: Attempt, delivery: str) -> list[dict[str, str]]:
+        """The `_id` of the record of a delivery, followed by its `_id`s under earlier names of the receiver.
 
         Each `_id` contains the document class. Several subclasses of an abstract class may share a collection, and
         the receiver of the abstract class has the same receiver id for all of them.
         """
-        delivery, document = attempt.delivery.id, name_of(attempt.calls.document)
+        document = name_of(attempt.calls.document)
         return [
             {"group": self._group.name, "delivery": delivery, "receiver": id_.hex(), "document": document}
             for id_ in attempt.target.receiver.ids
         ]
+
+
+def delivery_record(id_: Mapping[str, str]) -> dict[str, Any]:
+    """The record of a delivery."""
+    return {"_id": id_, "at": datetime.now(UTC)}
 
 
 async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
@@ -114,7 +137,7 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
         PyMongoError: the command failed, for example because another process makes the same delivery.
     """
     try:
-        await records.insert_one({"_id": id_, "at": datetime.now(UTC)}, session=session)
+        await records.insert_one(delivery_record(id_), session=session)
     except DuplicateKeyError as error:
         raise _AlreadyDone from error
 

@@ -14,7 +14,7 @@ from typing import Final
 from bson.timestamp import Timestamp
 
 from dispatcher.core.bson_codec import StampedDelete, Undecoded
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.stats import TopicGauges
@@ -74,7 +74,7 @@ class CompletedTopic:
         """The cluster time of a token."""
         return self._topic.time_of(position)
 
-    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the topic from `start` on, without an end.
 
         Raises:
@@ -100,7 +100,7 @@ class CompletedTopic:
                 raise _lost_in_both(lost, error) from error
             log.info("the oplog had all changes that the topic has lost", action="topic.completed", of=self.name)
 
-    async def _missing(self, after: str, end: str) -> AsyncGenerator[Batch]:
+    async def _missing(self, after: str, end: str) -> AsyncGenerator[EventBatch]:
         """Read the changes between two tokens from the oplog."""
         begins, ends = (token_time(one).as_datetime().isoformat() for one in (after, end))
         log.warning(
@@ -111,7 +111,7 @@ class CompletedTopic:
             until=ends,
         )
         while self._streams.locked():
-            yield Batch([], after)
+            yield EventBatch([], after)
             await asyncio.sleep(_BETWEEN)
         # The token may belong to another stream, or lie between a delete marker and its delete. So the change
         # stream begins at the time of the token: before all changes of its transaction.
@@ -138,7 +138,7 @@ def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:
     return HistoryLost(f"{lost.message} {why}", remedy=lost.remedy)
 
 
-def _relayed(batch: Batch, stamps: DeleteStamps, after: str) -> Batch:
+def _relayed(batch: EventBatch, stamps: DeleteStamps, after: str) -> EventBatch:
     """A batch of a change stream in the form that it has in a topic, without the changes up to a token."""
     events: list[Undecoded] = []
     for event in batch.events:
@@ -148,5 +148,5 @@ def _relayed(batch: Batch, stamps: DeleteStamps, after: str) -> Batch:
     if not batch.events:
         stamps.give_up()
     if batch.token <= after:
-        return Batch([], after)
+        return EventBatch([], after)
     return batch._replace(events=events)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from bson.timestamp import Timestamp
 
 from dispatcher.core.bson_codec import Undecoded
-from dispatcher.core.events import Batch, LogPlace, Start
+from dispatcher.core.events import EventBatch, LogPlace, Start
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.tasks import end
 from dispatcher.kafka.log import TopicLog
@@ -26,7 +26,7 @@ class _Partition:
         token: all events up to it are read.
     """
 
-    def __init__(self, batches: AsyncGenerator[Batch]) -> None:
+    def __init__(self, batches: AsyncGenerator[EventBatch]) -> None:
         self._batches = batches
         self._waiting: deque[tuple[str, Undecoded]] = deque()
         self.token = ""
@@ -94,7 +94,7 @@ class MergedTopic:
         """The cluster time of a token."""
         return token_time(position)
 
-    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read all partitions after a token or a time, without an end.
 
         Raises:
@@ -110,7 +110,7 @@ class MergedTopic:
                 await together([one.read() for one in behind])
                 token = min(one.token for one in partitions)
                 found = sorted((pair for one in partitions for pair in one.take(token)), key=lambda pair: pair[0])
-                yield Batch([event for _, event in found], token)
+                yield EventBatch([event for _, event in found], token)
                 behind = [one for one in partitions if one.token == token]
 
     async def recall(self, before: str, remember: RememberStamp) -> float:

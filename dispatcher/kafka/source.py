@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from bson.timestamp import Timestamp
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, LogPlace, Start
+from dispatcher.core.events import EventBatch, LogPlace, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.stats import TopicFigures, TopicGauges
@@ -140,7 +140,7 @@ class KafkaSource:
 
     # -- reading -------------------------------------------------------------------------------------------
 
-    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the partition from `start` on, without an end."""
         position = await self._begin(start)
         self._next = None
@@ -213,11 +213,11 @@ class KafkaSource:
                     remember_stamp(envelope, self._remember)
             position = after
 
-    def _batch(self, events: Sequence[RawEvent], position: LogPosition) -> Batch:
+    def _batch(self, events: Sequence[RawEvent], position: LogPosition) -> EventBatch:
         offset, term, number, token = position
-        return Batch(events, token, place=LogPlace(self._topic_id, offset, term, number))
+        return EventBatch(events, token, place=LogPlace(self._topic_id, offset, term, number))
 
-    async def _special(self, envelope: Envelope, before: LogPosition, after: LogPosition) -> Batch:
+    async def _special(self, envelope: Envelope, before: LogPosition, after: LogPosition) -> EventBatch:
         """The batch of a record that contains no event: a gap, or the name of a large event.
 
         Raises:

@@ -13,7 +13,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from dispatcher.core.stats import (
-    BOUNDS,
     MOST_RECEIVERS,
     ClaimGauges,
     Gauges,
@@ -314,6 +313,13 @@ METRICS: Final = (
         "How long attempts of a receiver took; at most a thousand per second are observed.",
         lambda r: r.duration,
     ),
+    _by_receiver(
+        "histogram",
+        "batch_size",
+        "Events in the batches of a batch receiver, one for each attempt; a batch counts for the signal of its "
+        "first event.",
+        lambda r: r.batches,
+    ),
     # The present.
     _by_partition(
         "lag_seconds",
@@ -555,5 +561,5 @@ def _add(family: Any, labels: tuple[str, ...], value: Any) -> None:
         family.add_metric(labels, value)
         return
     cumulated = accumulate(value.counts)
-    bounds = [*map(str, BOUNDS), "+Inf"]
+    bounds = [*map(str, value.bounds), "+Inf"]
     family.add_metric(labels, buckets=list(zip(bounds, cumulated, strict=True)), sum_value=value.sum)

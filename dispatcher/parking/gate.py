@@ -14,7 +14,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 import asyncio
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ class Parking:
     Args:
         receivers: all receivers of the application.
         paused: returns the names of the receivers that are paused now.
+        position: returns the token up to which everything is finished.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Parking:
         stats: Stats,
         pause: Pause,
         paused: Callable[[], frozenset[str]] = frozenset,
+        position: Callable[[], str] = str,
     ) -> None:
         self._held = held
         self.term = term
         self._stats = stats
         self._pause = pause
         self._paused = paused
+        self._position = position
         self._on_parked: Callable[[float], None] = lambda _seconds: None
         self.own_id = secrets.token_hex(8)
         # A lane is stored under the name that its receiver had when the lane began.
@@ -95,6 +98,16 @@ class Parking:
     def is_paused(self, name: str) -> bool:
         """Returns whether a receiver that has or had this name is paused, also under another of its names."""
         return not self._owners[name].isdisjoint(self._paused_names)
+
+    def is_ours(self, row: Mapping[str, Any]) -> bool:
+        """Returns whether this process may make a parked delivery now.
+
+        Another process may have parked it, and its change may come after the saved position. Then this process
+        will read the change from the stream again, and park the delivery again. An attempt before that could break
+        the order.
+        """
+        token = row.get("token")
+        return row.get("by") == self.own_id or not isinstance(token, str) or token <= self._position()
 
     async def load(self) -> None:
         """Find the deliveries that other processes parked.

@@ -15,7 +15,7 @@ import bson
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
-from dispatcher.core.bson_elements import DOCUMENT, Element, elements, field, joined, keyed, readable
+from dispatcher.core.bson_elements import DOCUMENT, Element, elements, field, first_fields, joined, keyed, readable
 from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.events import Calls, Change, delivery_id, delivery_id_of
 from dispatcher.core.partitions import hash_of
@@ -155,9 +155,10 @@ def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options
     """
     raw = bytes(record.raw)
     fields = readable(raw)
-    key = raw_key_of(raw, parts)
+    found = first_fields(raw, ("key", "wall_time"))
+    key = parts["key"] if found["key"] is None else keyed(found["key"])
     names = fields["update_fields"] if "update_fields" in fields else readable(parts["update_fields"])[""]
-    wall_time = field(raw, "wall_time")
+    wall_time = found["wall_time"]
     event = [Element(name.encode(), DOCUMENT, parts[part]) for name, part in _IMAGES if part in parts]
     document_key = Element(b"documentKey", DOCUMENT, keyed(next(elements(key)), "_id"))
     namespace = fields["namespace"]

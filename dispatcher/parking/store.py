@@ -112,7 +112,31 @@ class Lane(NamedTuple):
     size: int
 
 
-class _Settled(NamedTuple):
+class DueRows(NamedTuple):
+    """Lanes that are due.
+
+    Attributes:
+        lanes: each with its first deliveries, in order.
+        seconds: seconds until another lane is due; None if there is no other lane.
+        is_odd: whether a lane was left out, because its first delivery has no mark or is malformed. `due` corrects
+            such lanes.
+    """
+
+    lanes: list[tuple[Lane, list[RawBSONDocument]]]
+    seconds: float | None
+    is_odd: bool
+
+
+class Settlement(NamedTuple):
+    """The result of some deliveries of a lane, see `HeldStore.settle`."""
+
+    lane: Lane
+    finished: Sequence[Mapping[str, Any]]
+    next: str | None
+    waiting: Waiting | None
+
+
+class _SettledLane(NamedTuple):
     """The finished deliveries of a lane, and its new head.
 
     Attributes:
@@ -166,7 +190,7 @@ class HeldStore:
         self._files = Files(group.state)
         self._puts: Batcher[UpdateOne, None] = Batcher(self._put)
         self._asked: Batcher[str, bool | None] = Batcher(self._are_headed)
-        self._settled: Batcher[_Settled, bool] = Batcher(self._settle)
+        self._settled: Batcher[_SettledLane, bool] = Batcher(self._settle)
 
     # -- lanes -----------------------------------------------------------------------------------------------
 
@@ -299,6 +323,47 @@ class HeldStore:
         joined = {"from": HELD, "localField": "lane", "foreignField": "lane", "pipeline": pipeline, "as": "first"}
         return {"$lookup": joined}
 
+    async def due_rows(self, receiver: str, most: int, most_bytes: int, apart_from: Sequence[str]) -> DueRows:
+        """Lanes that are due, each with its first deliveries. Two queries, however many lanes there are.
+
+        Args:
+            receiver: the name of the receiver in the lanes.
+            most: the maximum number of deliveries.
+            most_bytes: the maximum number of their bytes. A single larger delivery is read alone.
+            apart_from: lanes that are left out.
+        """
+        apart = {"lane": {"$nin": list(apart_from)}}
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"group": self.group, "receiver": receiver, **HEADS, **apart, **self._ours}},
+            {"$sort": {"due_at": 1}},
+            {"$limit": most + 1},
+            {"$project": {"lane": True, "milliseconds": _MILLISECONDS}},
+        ]
+        lanes: list[str] = []
+        seconds = None
+        async for head in await self._held.aggregate(pipeline):
+            if head["milliseconds"] > 0 or len(lanes) == most:
+                seconds = max(0.0, head["milliseconds"] / 1000)
+                break
+            lanes.append(head["lane"])
+        if not lanes:
+            return DueRows([], seconds, is_odd=False)
+        found = self._raw.find({"group": self.group, "lane": {"$in": lanes}}, batch_size=most)
+        rows: dict[str, list[RawBSONDocument]] = {}
+        size, is_odd = 0, False
+        async for row in found.sort(_ORDER).limit(most):
+            size += len(row.raw)
+            if rows and size > most_bytes:
+                seconds = 0.0
+                break
+            try:
+                rows.setdefault(row["lane"], []).append(row)
+            except InvalidBSON:  # it was edited by hand
+                is_odd = True
+        read = {lane: several for lane, several in rows.items() if _is_head(several[0])}
+        due = [(_lane_of_head(several[0]), several) for several in read.values()]
+        return DueRows(due, seconds, is_odd or len(read) < len(rows) or not rows)
+
     async def skip(self, id_: Any, error: Exception) -> bool:
         """Log a malformed delivery. If it is a head, its lane waits, so that an operator can fix the document.
 
@@ -361,17 +426,25 @@ class HeldStore:
         Returns:
             Whether the lane still has a delivery.
         """
+        settled = self._settled_of(Settlement(lane, finished, next_, waiting))
+        return True if settled is None else await self._settled.add(settled)
+
+    def _settled_of(self, settlement: Settlement) -> _SettledLane | None:
+        lane, finished, next_, waiting = settlement
         head = None
         if next_ is not None and waiting is not None:
             change = changed(_waits(waiting), due_at=after(waiting.seconds))
             head = UpdateOne({"_id": next_, "lane": lane.id}, change)
         elif next_ is not None and finished:
             head = _mark(next_, lane.id, lane.state, lane.due_at)
-        if head is None and not finished:
-            return True
-        return await self._settled.add(_Settled(lane, finished, head))
+        return None if head is None and not finished else _SettledLane(lane, finished, head)
 
-    async def _settle(self, all_: list[_Settled]) -> list[bool]:
+    async def settle_all(self, several: Sequence[Settlement]) -> None:
+        """Like `settle`, for many lanes in a few commands."""
+        found = [self._settled_of(one) for one in several]
+        await self._settle([one for one in found if one is not None])
+
+    async def _settle(self, all_: list[_SettledLane]) -> list[bool]:
         heads = [one.head for one in all_ if one.head is not None]
         if heads:
             await self._held.bulk_write(heads, ordered=False)
@@ -412,6 +485,16 @@ def _lane_of(row: Mapping[str, Any]) -> Lane:
     size = first.get("size")
     due_at = row["due_at"] if isinstance(row["due_at"], datetime) else "$$NOW"
     return Lane(lane, state, due_at, first["_id"], size if isinstance(size, int) else 0)
+
+
+def _is_head(row: Mapping[str, Any]) -> bool:
+    """Returns whether the first delivery of a lane has the mark of a head that `due` would not change."""
+    return isinstance(row.get("due_at"), datetime) and isinstance(row.get("state"), str)
+
+
+def _lane_of_head(row: Mapping[str, Any]) -> Lane:
+    size = row.get("size")
+    return Lane(row["lane"], row["state"], row["due_at"], row["_id"], size if isinstance(size, int) else 0)
 
 
 def _mark(id_: str, lane: str, state: str, due_at: Any) -> UpdateOne:

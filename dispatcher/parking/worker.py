@@ -10,29 +10,25 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
 from typing import Any, Final
 
-from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
-from dispatcher.core.events import Calls, Change, Errand, key_from
+from dispatcher.core.events import Errand
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import pause_after
-from dispatcher.core.state import HELD
-from dispatcher.core.state_checks import StateReader
 from dispatcher.core.tasks import Abandoned, Interrupted
 from dispatcher.delivery.attempt import HeldDelivery
-from dispatcher.delivery.outcome import Decision, HoldReason, RetriedLetter, Waiting
-from dispatcher.delivery.routes import Routes
+from dispatcher.delivery.outcome import Decision, Waiting
 from dispatcher.exceptions import DispatcherError
+from dispatcher.parking.bulk import ParkedBatches
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.limited_lanes import LimitedLanes
-from dispatcher.parking.record import change_of, raw_key_of
+from dispatcher.parking.reading import RecordReader, recorded_attempts
 from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
 
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
@@ -91,7 +87,7 @@ class ParkingWorker:
 
     Args:
         may_begin: returns whether another delivery may begin.
-        position: returns the token up to which everything is finished.
+        bulk: makes the parked deliveries of batch receivers.
         places: maximum number of errands at once.
         limited: the lanes of receivers with limits.
     """
@@ -100,26 +96,25 @@ class ParkingWorker:
         self,
         held: HeldStore,
         parking: Parking,
-        routes: Routes,
+        reader: RecordReader,
+        bulk: ParkedBatches,
         *,
         deliver: Deliver,
         add: Callable[[Hashable, Errand], None],
         may_begin: Callable[[], bool],
-        position: Callable[[], str],
         places: int,
-        codec_options: CodecOptions[Any],
         limited: LimitedLanes,
     ) -> None:
         self._held = held
         self._parking = parking
         parking.on_parked(self.wake)
-        self._routes = routes
+        self._reader = reader
+        self._bulk = bulk
+        bulk.on_settled(self.wake)
         self._deliver = deliver
         self._add = add
         self._may_begin = may_begin
-        self._position = position
         self._places = max(1, places)
-        self._codec_options = codec_options
         self._limited = limited
         # Taken lanes, each with its receiver and the size of its first delivery.
         self._taken: dict[str, tuple[str, int]] = {}
@@ -129,7 +124,6 @@ class ParkingWorker:
         self._running: Counter[str] = Counter()
         self._woken = asyncio.Event()
         self._next = 0.0
-        self._orphans: set[tuple[str, str]] = set()
         self._unsettled: dict[str, _Slice] = {}
         self._next_search = monotonic() + _SOON
         # Whether the first search is over. Before that, a former owner may still delete the head of a lane. A
@@ -194,6 +188,12 @@ class ParkingWorker:
         soonest = _RARELY
         for name in names:
             taken = [lane for lane, (of, _) in self._taken.items() if of == name]
+            if name in self._bulk.names:
+                again, others = await self._bulk.take(
+                    name, [*self._taken, *self._parking.stuck], may_forget=self._is_alone
+                )
+                soonest = min(soonest, again, await self._take(name, others))
+                continue
             room = min(self._places, self._share + self._places // 2 - len(taken))
             room = self._limited.room(name, room)
             if delay := self._limited.delay(name):
@@ -225,6 +225,8 @@ class ParkingWorker:
         """Take lanes, and queue their errands. Returns the seconds until other lanes may be taken."""
         room = _BYTES - self._bytes(name)
         taken: list[Lane] = []
+        if not lanes:
+            return _RARELY
         for lane in lanes:
             if room <= 0:
                 break
@@ -234,11 +236,11 @@ class ParkingWorker:
         soonest = _AGAIN if len(taken) < len(lanes) else _RARELY
         for lane in taken:
             first = firsts.get(lane.first)
-            if first is None or not self._is_ours(first):
+            if first is None or not self._parking.is_ours(first):
                 soonest = min(soonest, _AGAIN)
                 continue
             try:
-                key = self._key(first)
+                key = self._reader.key(first)
             except Exception as error:  # it was edited by hand
                 await self._held.skip(lane.first, error)
                 soonest = 0.0  # the query had a limit: further lanes may be due
@@ -275,22 +277,6 @@ class ParkingWorker:
         self._running[name] -= 1
         self._begin()
         self.wake()
-
-    def _key(self, row: RawBSONDocument) -> Hashable:
-        """The key under which the jobs of a delivery's document are queued."""
-        namespace = row["namespace"]
-        raw = raw_key_of(bytes(row.raw), row["parts"])
-        return key_from((namespace["db"], namespace["coll"]), raw, self._codec_options)
-
-    def _is_ours(self, row: RawBSONDocument) -> bool:
-        """Returns whether this process may make a delivery now.
-
-        Another process may have parked it, and its change may come after the saved position. Then this process
-        will read the change from the stream again, and park the delivery again. An attempt before that could break
-        the order.
-        """
-        token = row.get("token")
-        return row.get("by") == self._parking.own_id or not isinstance(token, str) or token <= self._position()
 
     # -- one lane --------------------------------------------------------------------------------------------
 
@@ -330,6 +316,7 @@ class ParkingWorker:
         """
         for slice_ in list(self._unsettled.values()):
             await self._settle(slice_, None)
+        await self._bulk.settle_rest()
 
     async def _settle(self, slice_: _Slice, waiting: Waiting | None) -> bool:
         finished = slice_.rows[: slice_.finished]
@@ -343,7 +330,7 @@ class ParkingWorker:
         """Make deliveries until one must wait. Returns the wait of this delivery; None if none must wait."""
         self._unsettled[slice_.lane.id] = slice_
         for row in slice_.rows:
-            if not self._may_begin() or self._parking.is_paused(name) or not self._is_ours(row):
+            if not self._may_begin() or self._parking.is_paused(name) or not self._parking.is_ours(row):
                 break
             next_ = await self._deliver_one(row, name, slice_)
             if isinstance(next_, Waiting):
@@ -362,62 +349,17 @@ class ParkingWorker:
         self._end(name, slice_.lane)
 
     async def _deliver_one(self, row: RawBSONDocument, name: str, slice_: _Slice) -> Decision:
-        waiting, leave = _recorded_attempts(row), partial(self._leave, name, slice_)
+        waiting, leave = recorded_attempts(row), partial(self._leave, name, slice_)
         try:
             parts = await self._parking.retry_command(lambda: self._held.parts(row))
-            change, calls, retried = self._read(row, parts)
+            change, calls, retried = self._reader.read(row, parts)
         except (PyMongoError, DispatcherError, Interrupted):
             raise
         except Exception as error:  # it was edited by hand
-            self._log_malformed(row, error)
+            self._reader.log_malformed(row, error)
             return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:
             place = self._limited.place(slice_.lane.id)
             return await self._deliver(HeldDelivery(change, calls, waiting, retried, leave, place))
-        self._log_orphaned(row)
+        self._reader.log_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=UNDELIVERABLE)
-
-    def _read(
-        self, row: RawBSONDocument, parts: dict[str, bytes]
-    ) -> tuple[Change, Calls | None, RetriedLetter | None]:
-        """Decode a parked delivery. Its calls are None if the application does not have the receiver any more."""
-        change = change_of(row, parts, self._codec_options)
-        calls = self._routes.calls_to(
-            row["document"],
-            row["signal"],
-            bytes.fromhex(row["receiver_id"]),
-            change.namespace,
-            created=bool(row["created"]),
-            hops=int(row["hops"]),
-            run=row.get("run") or "",
-        )
-        retried = RetriedLetter(row["_id"], int(row.get("retries", 0))) if "reason" in row else None
-        return change, calls, retried
-
-    def _log_malformed(self, row: RawBSONDocument, error: Exception) -> None:
-        reader = StateReader(self._held.database)
-        reader.skip(HELD, row.get("_id"), error)
-        reader.log()
-
-    def _log_orphaned(self, row: RawBSONDocument) -> None:
-        """Log an orphaned delivery, once per receiver and document class: there may be many."""
-        which = (row["receiver_id"], row["document"])
-        if which not in self._orphans:
-            self._orphans.add(which)
-            log.warning(
-                "a delivery is parked for a receiver that the application does not have; it stays parked",
-                action="parked.orphaned",
-                receiver=row["receiver"],
-                document=row["document"],
-                signal=row["signal"],
-                remedy="connect a receiver with this name, or with formerly= this name",
-            )
-
-
-def _recorded_attempts(row: RawBSONDocument) -> Waiting:
-    """The recorded attempts at a delivery."""
-    attempts, began = row.get("attempts"), row.get("first_attempt_at")
-    if not isinstance(attempts, int) or not isinstance(began, datetime):
-        return Waiting("retrying")
-    reason: HoldReason = "retry_after" if row.get("state") == "retry_after" else "retrying"
-    return Waiting(reason, 0.0, attempts, began.replace(tzinfo=UTC))

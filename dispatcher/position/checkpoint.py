@@ -13,7 +13,7 @@ from pymongo.errors import PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
-from dispatcher.core.events import Batch, Job, LogPlace
+from dispatcher.core.events import EventBatch, Job, LogPlace
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
 from dispatcher.core.partitions import HASH
@@ -105,7 +105,7 @@ class Checkpoint:
             self._ahead.discard(digest_of(token))  # the tracker knows it from now on
             self.tracker.add(Job(token))
 
-    def mark(self, batch: Batch) -> None:
+    def mark(self, batch: EventBatch) -> None:
         """Note that a batch has been read, and all its changes are in the tracker."""
         if batch.place is not None:
             self._places.note(batch.token, batch.place)

@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, Literal, NamedTuple
 
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.oplog import oplog_window
 from dispatcher.core.output.logs import log
@@ -261,7 +261,7 @@ class Term:
 
     # -- publishing ----------------------------------------------------------------------------------------------
 
-    async def _publish(self, batch: Batch) -> None:
+    async def _publish(self, batch: EventBatch) -> None:
         """Publish the events of a batch."""
         if batch.lost_after is not None:
             await self._publish_lost_event(batch.lost_after, batch.token)

@@ -169,8 +169,9 @@ class LiveBackfill:
             finished = []
             for key in keys:
                 done = asyncio.get_running_loop().create_future()
-                deliver = partial(self._deliver, work, namespace, key, time)
-                errand = Errand(deliver, partial(done.set_result, None))
+                jobs: list[Job] = []
+                deliver = partial(self._deliver, work, namespace, key, time, jobs)
+                errand = Errand(deliver, partial(_end, jobs, partial(done.set_result, None)))
                 self._lanes.add(key_from(namespace, key, self._codec_options), errand)
                 finished.append(done)
             await asyncio.wait(finished)
@@ -184,8 +185,14 @@ class LiveBackfill:
                 )
                 await asyncio.sleep(_AGAIN)
 
-    async def _deliver(self, work: "_Progress", namespace: Namespace, key: bytes, time: Timestamp) -> None:
-        """Deliver a document in its state at a time, unless the server does not remember that time."""
+    async def _deliver(
+        self, work: "_Progress", namespace: Namespace, key: bytes, time: Timestamp, jobs: list[Job]
+    ) -> None:
+        """Deliver a document in its state at a time, unless the server does not remember that time.
+
+        Args:
+            jobs: gets the job. Its deliveries in batches may finish after this call.
+        """
         try:
             found = await self._parking.retry_command(
                 lambda: document(self._client, namespace, key, time, work.only)
@@ -201,9 +208,18 @@ class LiveBackfill:
         if self._parking.watched:
             await self._parking.look_up([change], work.routes.names_listening_to, None)
         if calls:
-            work.delivered += sum(len(one.receivers) for one in calls)
             job = Job("", change, calls)
+            jobs.append(job)
+            work.delivered += sum(len(one.receivers) for one in calls)
             await self._deliverer.work(job)
+
+
+def _end(jobs: list[Job], listener: Callable[[], None]) -> None:
+    """Call a function when the deliveries of an errand are finished, also those in batches."""
+    if jobs:
+        jobs[0].when_ended(listener)
+    else:
+        listener()
 
 
 @dataclass

@@ -19,6 +19,10 @@ from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
+from dispatcher.batches.attempt import run_batch
+from dispatcher.batches.batches import Batches
+from dispatcher.batches.run import BatchTools
+from dispatcher.batches.transactions import BatchTransactions
 from dispatcher.core.clients import Clients
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Calls, Change, Job
@@ -153,6 +157,14 @@ class Playback:
             on_finished=self._finished,
             can_be_cut=steps.invoker.can_be_cut,
         )
+        self._batches = Batches(
+            BatchTools(term, policy, capacity, stats, codec_options, self._failures, None),
+            steps.batched(run_batch, BatchTransactions(transactions)),
+            places=settings.concurrency // 2,
+            add=self._lanes.add,
+            on_finished=self._finished,
+        )
+        self._deliverer.gather_in(self._batches)
 
     @property
     def delivered(self) -> int:
@@ -182,7 +194,7 @@ class Playback:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end([feeding, *others])
-            await self._lanes.stop(self._grace)
+            await self._lanes.stop(self._grace, self._batches.last())
             finished = feeding.done() and not feeding.cancelled() and feeding.exception() is None
             with suppress(TimeoutError):
                 async with asyncio.timeout(_SAVE_PATIENCE):
@@ -223,7 +235,8 @@ class Playback:
         self._next += 1.0 / self._rate
 
     def _finished(self, job: Job) -> None:
-        job.change, job.calls = None, ()
+        if not job.finish_part():
+            return
         while self._open and self._open[0][0].done:
             _, progress = self._open.popleft()
             self._progress = self._progress if progress is None else progress

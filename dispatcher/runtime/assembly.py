@@ -4,6 +4,10 @@ from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
 
+from dispatcher.batches.attempt import run_batch
+from dispatcher.batches.batches import Batches
+from dispatcher.batches.run import BatchTools
+from dispatcher.batches.transactions import BatchTransactions
 from dispatcher.claims.takeover import Takeovers
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.claims.watch import ClaimWatch
@@ -28,9 +32,11 @@ from dispatcher.kafka.log import TopicLog
 from dispatcher.kafka.source import KafkaSource
 from dispatcher.operate.pauses import Pauses
 from dispatcher.pace.limit import LimitsByName
+from dispatcher.parking.bulk import ParkedBatches
 from dispatcher.parking.gate import Parking
 from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.limited_lanes import LimitedLanes
+from dispatcher.parking.reading import RecordReader
 from dispatcher.parking.redelivery import Redelivery
 from dispatcher.parking.store import HeldStore
 from dispatcher.parking.worker import ParkingWorker
@@ -166,6 +172,7 @@ class Assembly(NamedTuple):
             stats=stats,
             pause=capacity.pause,
             paused=lambda: self.controls.receivers,
+            position=lambda: checkpoint.tracker.token,
         )
         transactions = Transactions(self.registry, self.group, self.sessions)
         steps = Steps(
@@ -206,7 +213,15 @@ class Assembly(NamedTuple):
             on_finished=checkpoint.tracker.finished,
         )
         deliverer.wait_for(claims)
-        return Delivering(capacity, lanes, deliverer, steps.invoker, failures, parking, claims)
+        batches = Batches(
+            BatchTools(lease.term, policy, capacity, stats, codec_options, failures, parking),
+            steps.batched(run_batch, BatchTransactions(transactions)),
+            places=self.settings.concurrency // 2,
+            add=lanes.add,
+            on_finished=checkpoint.tracker.finished,
+        )
+        deliverer.gather_in(batches)
+        return Delivering(capacity, lanes, deliverer, steps.invoker, failures, parking, claims, batches)
 
     def _other_sources(
         self,
@@ -217,18 +232,18 @@ class Assembly(NamedTuple):
         runs: Runs,
         delivering: Delivering,
     ) -> OtherSources:
-        capacity, lanes, deliverer, _, _, parking, claims = delivering
+        capacity, lanes, deliverer, _, _, parking, claims, batches = delivering
         codec_options = self.registry.codec_options
+        records = RecordReader(held.database, self.routes, codec_options)
         worker = ParkingWorker(
             held,
             parking,
-            self.routes,
+            records,
+            ParkedBatches(held, parking, records, batches, lanes, self.routes.receivers, self.limits),
             deliver=claims.deliver_held,
             add=lanes.add,
             may_begin=capacity.may_begin,
-            position=lambda: checkpoint.tracker.token,
             places=self.settings.concurrency // 2,
-            codec_options=codec_options,
             limited=LimitedLanes(self.limits),
         )
         redelivery = Redelivery(

@@ -2,8 +2,8 @@
 
 The stream is no longer read. Then:
 
-1. No further delivery starts. Deliveries in flight have the grace period. The next owner reads queued changes
-   again.
+1. No further delivery starts, except for the batches that have gathered. Deliveries in flight have the grace
+   period. The next owner reads queued changes again.
 2. Receivers that still run are cancelled. Only their cancelled attempts are repeated.
 3. If only some receivers of a change have run, its other deliveries are parked, so that no delivery is repeated.
 4. The position is saved, with the finished changes after it.
@@ -16,6 +16,7 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
+from dispatcher.batches.batches import Batches
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.events import Job
 from dispatcher.core.lease import now
@@ -38,6 +39,7 @@ async def drain(
     parking: Parking,
     worker: ParkingWorker,
     claims: WaitingClaims,
+    batches: Batches,
     checkpoint: Checkpoint,
     *,
     grace: float,
@@ -52,7 +54,7 @@ async def drain(
     log.info("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
     lease.interrupt()
     patience = 0 if lost else grace
-    cut = await lanes.stop(patience)
+    cut = await lanes.stop(patience, {} if lost else batches.last())
     if cut:
         log.warning(
             "receivers still ran after the grace period; they are cancelled, and called again later",
@@ -69,6 +71,8 @@ async def drain(
                     await _park_rest(lanes, parking, checkpoint)
                 with suppress(Interrupted):
                     await claims.park_begun()
+                with suppress(Interrupted):
+                    await batches.park_begun()
                 with suppress(Interrupted):
                     await worker.settle_rest()
             with suppress(DispatcherError):  # the error that ended the pipeline is raised instead
@@ -88,7 +92,7 @@ async def _park_rest(lanes: Lanes, parking: Parking, checkpoint: Checkpoint) -> 
         await parking.park_rest(job)
         checkpoint.tracker.finished(job)
 
-    ends = [park(job) for job in lanes.begun if job.passed]
+    ends = [park(job) for job in lanes.begun if job.is_begun]
     for outcome in await asyncio.gather(*ends, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome

@@ -13,9 +13,10 @@ from functools import partial
 from time import monotonic, time
 from typing import Any, Final, NamedTuple
 
+from dispatcher.batches.batches import Batches
 from dispatcher.claims.waiting import WaitingClaims
 from dispatcher.core.error_text import words_of
-from dispatcher.core.events import Batch, Change
+from dispatcher.core.events import Change, EventBatch
 from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Gauges, Lag, Stats, seconds_of
@@ -70,6 +71,7 @@ class Delivering(NamedTuple):
         failures: keeps events that can't be decoded.
         parking: deliveries that wait in the database.
         claims: deliveries that wait for the process that wrote.
+        batches: deliveries that wait for a batch.
     """
 
     capacity: Capacity
@@ -79,6 +81,7 @@ class Delivering(NamedTuple):
     failures: Failures
     parking: Parking
     claims: WaitingClaims
+    batches: Batches
 
 
 class OtherSources(NamedTuple):
@@ -125,6 +128,7 @@ class Pipeline:
             self._failures,
             self._parking,
             self._claims,
+            self._batches,
         ) = delivering
         self._worker, self._redelivery, self._backfill = others
         self._checkpoint = checkpoint
@@ -157,9 +161,9 @@ class Pipeline:
                 after = start.token
                 self._reader.skip_to(float(self._source.time_of(after).time))
                 self._backfill.wake()
-                await self._take(Batch([], after, place=start.place))
+                await self._take(EventBatch([], after, place=start.place))
 
-    async def _take(self, batch: Batch) -> None:
+    async def _take(self, batch: EventBatch) -> None:
         """Put the changes of a batch into their lanes."""
         self._stats.read += len(batch.events)
         if self._checkpoint.inherits:
@@ -259,6 +263,7 @@ class Pipeline:
                 self._parking,
                 self._worker,
                 self._claims,
+                self._batches,
                 self._checkpoint,
                 grace=self._settings.grace,
             )
@@ -290,10 +295,12 @@ class Pipeline:
         self._parking.watch()
         if self._controls.everything:
             self._unpaused.clear()
+            self._batches.close()
             self._capacity.hold()
         elif self._capacity.held:
             self._unpaused.set()
             self._capacity.release()
+        self._batches.close_if_paused()
         self._worker.wake()
 
     # -- figures and bounds ----------------------------------------------------------------------------------
@@ -346,3 +353,9 @@ class Pipeline:
         self._source.batch_size = share(self._settings.batch_size, part, parts)
         self._capacity.resize(bounds)
         self._worker.resize(bounds.concurrency // 2)
+        self._batches.resize(bounds.concurrency // 2)
+
+    def close_batches(self) -> None:
+        """If all other deliveries are finished, begin the batches that wait for further deliveries."""
+        if self._batches.waiting == self._capacity.queued:
+            self._batches.close()

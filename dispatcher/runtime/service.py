@@ -126,6 +126,11 @@ class Service:
         """The lowest position of the partitions that this process holds; None if it holds none."""
         return min((pipeline.position for pipeline in self.held.values()), default=None)
 
+    def close_batches(self) -> None:
+        """Begin the batches of partitions whose other deliveries are finished, without waiting for more events."""
+        for pipeline in self.held.values():
+            pipeline.close_batches()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Deliver until `stop` is set."""
         started = await unless_set(stop, self._start())

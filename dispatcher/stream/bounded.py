@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from itertools import takewhile
 from typing import Final
 
-from dispatcher.core.events import Batch
+from dispatcher.core.events import EventBatch
 from dispatcher.core.resume_tokens import token_of, token_time
 
 # A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
@@ -13,7 +13,7 @@ from dispatcher.core.resume_tokens import token_of, token_time
 _SURELY_EMPTY: Final = 2
 
 
-async def until(batches: AsyncGenerator[Batch], end: str) -> AsyncGenerator[Batch]:
+async def until(batches: AsyncGenerator[EventBatch], end: str) -> AsyncGenerator[EventBatch]:
     """Yield batches as long as they may contain changes up to a token. The last one contains no later changes.
 
     Args:

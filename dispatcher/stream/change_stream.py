@@ -18,7 +18,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from dispatcher.core.bson_codec import Undecoded
 from dispatcher.core.driver_errors import Kind, drop_traceback, fatal, in_short, kind_of, raise_if_fatal
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.retry import pause_after
@@ -108,7 +108,7 @@ class ChangeStreamSource:
         """The cluster time of a token."""
         return token_time(position)
 
-    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the stream from `start` on, without an end.
 
         Yields:
@@ -154,7 +154,7 @@ class ChangeStreamSource:
     def _opened(self) -> None:
         self._open = True
 
-    async def _read_around(self, start: Start) -> AsyncGenerator[Batch]:
+    async def _read_around(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the events before the event that is too large, then this event in a shape that can be sent.
 
         Raises:
@@ -175,7 +175,7 @@ class ChangeStreamSource:
             else:
                 return
 
-    async def _one_by_one(self, start: Start) -> AsyncGenerator[Batch]:
+    async def _one_by_one(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the events before the event that is too large. End if no event is too large any more."""
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:
@@ -185,7 +185,7 @@ class ChangeStreamSource:
                 if not batch.events or count > self.batch_size:
                     return
 
-    async def _in_fragments(self, start: Start) -> AsyncGenerator[Batch]:
+    async def _in_fragments(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the event in fragments, and the next events as long as they are too large too."""
         if not self._splits:
             raise OperationFailure("the server does not split events", _NOT_SUPPORTED)
@@ -193,7 +193,7 @@ class ChangeStreamSource:
             async for batch in batches:
                 yield batch
 
-    async def _in_part(self, start: Start) -> AsyncGenerator[Batch]:
+    async def _in_part(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the event with fewer images. If no shape of the event can be sent, read the events after it."""
         for how, shape in SMALLER.items():
             batch = await self._next(start, shape)
@@ -211,14 +211,14 @@ class ChangeStreamSource:
                 yield batch._replace(lost_after=start.after)
                 return
 
-    async def _next(self, start: Start, shape: EventShape) -> Batch | None:
+    async def _next(self, start: Start, shape: EventShape) -> EventBatch | None:
         """Read the next event in another shape. Returns None if it is too large in this shape too."""
         try:
             async with aclosing(self._cursors.read(start, shape)) as batches:
                 async for batch in batches:
                     if batch.events:
                         event = batch.events[0]
-                        return Batch([event], token_of(event["_id"]))
+                        return EventBatch([event], token_of(event["_id"]))
         except PyMongoError as error:
             if kind_of(error) not in _WRONG_SHAPE:
                 raise

@@ -19,7 +19,7 @@ from pymongo.errors import NetworkTimeout, PyMongoError
 
 from dispatcher.core.bson_codec import RAW, events_of
 from dispatcher.core.driver_errors import Kind, kind_of
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.resume_tokens import as_sent, token_of
 from mongoz.connection.elections import session_of
 
@@ -103,7 +103,7 @@ class Cursors:
 
     async def read(
         self, start: Start, shape: EventShape, opened: Callable[[], None] = _ignore
-    ) -> AsyncGenerator[Batch]:
+    ) -> AsyncGenerator[EventBatch]:
         """Read the batches of one cursor, until the server closes it.
 
         Args:
@@ -119,7 +119,7 @@ class Cursors:
                 "maxTimeMS": shape.await_ms,
             }
             size = _FEW
-            batch: Batch | None
+            batch: EventBatch | None
             try:
                 while cursor:
                     more["batchSize"] = asked = shape.size or min(size, self.batch_size)
@@ -146,10 +146,10 @@ class Cursors:
             return False
         return True
 
-    async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[Batch, int]:
+    async def _more(self, command: dict[str, Any], session: AsyncClientSession) -> tuple[EventBatch, int]:
         """Read the next batch. Returns the batch and the cursor id, which is 0 after the last batch."""
         events, rest = events_of((await self._ask(command, session))["cursor"])
-        return Batch(events, token_of(rest["postBatchResumeToken"])), rest["id"]
+        return EventBatch(events, token_of(rest["postBatchResumeToken"])), rest["id"]
 
     async def _open(self, session: AsyncClientSession, start: Start, shape: EventShape) -> Any:
         stage = dict(shape.options)

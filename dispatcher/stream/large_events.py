@@ -14,7 +14,7 @@ import bson
 from dispatcher.core.bson_codec import RawEvent, Undecoded
 from dispatcher.core.bson_elements import elements
 from dispatcher.core.bson_elements import joined as document_of
-from dispatcher.core.events import Batch
+from dispatcher.core.events import EventBatch
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import token_of
 from dispatcher.stream.cursor import EventShape
@@ -56,7 +56,7 @@ _FIRST: Final = "2904"
 _END: Final = "04"
 
 
-async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
+async def joined(batches: AsyncGenerator[EventBatch]) -> AsyncGenerator[EventBatch]:
     """Join the fragments of events, up to the first event without fragments. Then close `batches`.
 
     A stream that does not split events can't resume from the token of a fragment. So a joined event gets the token
@@ -75,7 +75,7 @@ async def joined(batches: AsyncGenerator[Batch]) -> AsyncGenerator[Batch]:
                 if event["splitEvent"]["fragment"] == event["splitEvent"]["of"]:
                     whole = _as_one(fragments)
                     fragments = []
-                    yield Batch([whole], token_of(whole["_id"]))
+                    yield EventBatch([whole], token_of(whole["_id"]))
 
 
 def _whole(token: str) -> str:

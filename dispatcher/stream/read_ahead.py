@@ -6,7 +6,7 @@ from contextlib import aclosing
 from time import monotonic
 from typing import Final
 
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.stats import Lag
 from dispatcher.core.tasks import end
 from dispatcher.stream.source import Source
@@ -17,7 +17,7 @@ from dispatcher.stream.source import Source
 _FULL: Final = 100
 
 
-async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerator[Batch]:
+async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerator[EventBatch]:
     """Yield the batches of a source. After a full batch, the next one is requested at once.
 
     Args:
@@ -28,7 +28,7 @@ async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerato
         DispatcherError: as the source does.
     """
     async with aclosing(source.batches(start)) as batches:
-        coming: asyncio.Task[Batch] | None = None
+        coming: asyncio.Task[EventBatch] | None = None
         try:
             while True:
                 batch = await (_next(source, batches, lag) if coming is None else coming)
@@ -44,7 +44,7 @@ async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerato
                     _ = coming.cancelled() or coming.exception()
 
 
-async def _next(source: Source, batches: AsyncGenerator[Batch], lag: Lag) -> Batch:
+async def _next(source: Source, batches: AsyncGenerator[EventBatch], lag: Lag) -> EventBatch:
     lag.note_request(monotonic())
     batch = await anext(batches)
     count = len(batch.events)

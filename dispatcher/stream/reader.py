@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 from bson.codec_options import CodecOptions
 
 from dispatcher.core.bson_codec import Undecoded
-from dispatcher.core.events import Batch, Change
+from dispatcher.core.events import Change, EventBatch
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.stream.decode import decode, decoded_together
 from dispatcher.stream.delete_markers import FINISHED_MARKER, DeleteMarkers
@@ -71,7 +71,7 @@ class Reader:
         """Note that the stamps of all writes before a time, in seconds since 1970, are unknown."""
         self._origins.since = time
 
-    async def read(self, batch: Batch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:
+    async def read(self, batch: EventBatch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:
         """Read a batch in parts, in the order of the stream. For markers see `DeleteMarkers.settle`."""
         if batch.lost_after is not None:
             yield LostEvent(batch.lost_after, batch.token)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from bson.timestamp import Timestamp
 
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.stats import TopicGauges
 from mongoz.stamps import Stamp
 
@@ -43,7 +43,7 @@ class Source(Protocol):
     def time_of(self, position: str) -> Timestamp:
         """The cluster time of a position."""
 
-    def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the events after `start`, without an end. An idle source yields an empty batch about once a second.
 
         If the source breaks, it opens itself again after the last batch.

@@ -13,7 +13,10 @@ import bson
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
-from dispatcher.core.events import Job
+from dispatcher.batches.attempt import run_batch
+from dispatcher.batches.batches import Batches
+from dispatcher.batches.run import BatchTools
+from dispatcher.core.events import Errand, Job
 from dispatcher.core.lease import Lease
 from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
@@ -121,8 +124,8 @@ async def deliver(
     """Deliver a hand-made change to the receivers of a document, as the dispatcher does.
 
     The change becomes a change event, which the code of the dispatcher processes. This needs neither a server
-    nor a running dispatcher. The receivers are called once each, in the order of their connection. `where` is
-    ignored, because only a server can evaluate it.
+    nor a running dispatcher. The receivers are called once each, in the order of their connection; batch receivers
+    get a batch of one event, after the others. `where` is ignored, because only a server can evaluate it.
 
     Args:
         document: the document class. The change is in its collection. Other classes with the same collection do
@@ -163,19 +166,23 @@ async def deliver(
     recorded = recorder.record(decoded, [each for each in calls if each.receivers])
     policy, capacity, stats = Policy(1, timeout, once=True), Capacity(Bounds(1, 1, 1)), Stats()
     steps = Steps(policy, Lease.for_ever(), capacity, stats, registry.codec_options)
-    deliverer = Deliverer(
-        1,
-        policy,
-        capacity,
-        stats,
-        registry.codec_options,
-        steps=steps,
-        failures=Failures(1, stats, pause=capacity.pause),
+    failing = Failures(1, stats, pause=capacity.pause)
+    deliverer = Deliverer(1, policy, capacity, stats, registry.codec_options, steps=steps, failures=failing)
+    errands: list[Errand] = []
+    batches = Batches(
+        BatchTools(1, policy, capacity, stats, registry.codec_options, failing, None),
+        steps.batched(run_batch, None),
+        places=1,
+        add=lambda _key, errand: errands.append(errand),
+        on_finished=lambda _job: None,
     )
+    deliverer.gather_in(batches)
     watch = asyncio.create_task(deliverer.watch(), name="watch-timeouts")
     try:
         # A receiver may cancel the task in which it runs, so it gets its own task.
         await asyncio.create_task(deliverer.work(Job(decoded.token, decoded, recorded)), name="hand-made-change")
+        for errand in errands:  # a batch of one event, because the capacity has no room for more
+            await asyncio.create_task(errand.run(), name="hand-made-batch")
     finally:
         await end([watch])
     for record in recorder.deliveries:

@@ -11,9 +11,9 @@ from dispatcher.core.events import DELIVERABLE, Calls, Change, Namespace, delive
 from dispatcher.core.keys import document_key
 from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import RoutedChange
-from mongoz.exceptions import RetryAfter
+from mongoz.exceptions import BatchError, RetryAfter
 from mongoz.persistence.rows.hydration import hydrate
-from mongoz.signals import Delivery
+from mongoz.signals import BatchEvent, Delivery
 from mongoz.signals.receivers import Receiver
 
 __all__ = ["RecordedDelivery", "Recorder", "RecordingRoutes", "SeenChange", "failures_of", "token_of"]
@@ -99,6 +99,8 @@ class Recorder:
         self.changes: list[SeenChange] = []
         self.activity = 0
         self._resumed: dict[int, tuple[Receiver, Receiver]] = {}
+        # Key: the id of the delivery, and the name of the receiver.
+        self._batched: dict[tuple[str, str], RecordedDelivery] = {}
         self.ending = False
 
     def record(self, change: Change, calls: Iterable[Calls]) -> tuple[Calls, ...]:
@@ -118,10 +120,48 @@ class Recorder:
         record = RecordedDelivery(receiver.name, calls.signal, calls.document, place, change.id, _change=kept)
         self.deliveries.append(record)
 
+        if receiver.options.batch is not None:
+            self._batched[delivery_id_of(kept, calls.run), receiver.name] = record
+            return self._wrap_batched(receiver)
+
         async def recorded(sender: Any, **kwargs: Any) -> Any:
             return await self._call(record, receiver, sender, kwargs)
 
         return replace(receiver, function=recorded)
+
+    def _wrap_batched(self, receiver: Receiver) -> Receiver:
+        """The batch receiver, which records its results. It is the same for all changes, so they form batches."""
+        if id(receiver) not in self._resumed:
+
+            async def recorded(sender: Any, batch: list[BatchEvent]) -> Any:
+                return await self._call_batch(receiver, sender, batch)
+
+            self._resumed[id(receiver)] = (receiver, replace(receiver, function=recorded))
+        return self._resumed[id(receiver)][1]
+
+    async def _call_batch(self, receiver: Receiver, sender: Any, batch: list[BatchEvent]) -> Any:
+        found = [self._batched.get((event.delivery.id, event.delivery.receiver)) for event in batch]
+        records = [(number, record) for number, record in enumerate(found) if record is not None]
+        for number, record in records:
+            record.kwargs, record.outcome, record.error = batch[number]._asdict(), "running", None
+            record.attempts += 1
+            record._began = monotonic()
+        try:
+            result = await receiver.function(sender=sender, batch=batch)
+        except BaseException as error:
+            errors = error.errors if isinstance(error, BatchError) else dict.fromkeys(range(len(found)), error)
+            for number, record in records:
+                if number in errors:
+                    self._failed(record, errors[number])
+                else:
+                    record.outcome = "delivered"
+            raise
+        else:
+            for _, record in records:
+                record.outcome, record.result = "delivered", result
+            return result
+        finally:
+            self.activity += 1
 
     async def _call(
         self, record: RecordedDelivery, receiver: Receiver, sender: Any, kwargs: dict[str, Any]
@@ -143,6 +183,8 @@ class Recorder:
     def resume(self, calls: Calls) -> Calls:
         """Return the call of a parked delivery, with a receiver that continues the record of the delivery."""
         (receiver,) = calls.receivers
+        if receiver.options.batch is not None:
+            return calls._replace(receivers=(self._wrap_batched(receiver),))
         if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, delivery: Delivery, **kwargs: Any) -> Any:

@@ -234,6 +234,8 @@ class Dispatcher:
             if position is None:
                 return False
             marker = self._marked.get(id_)
+            if marker is not None:  # all changes are read, so no further event joins the batches
+                self.service.close_batches()
             # Either the stream has the marker, or an idle stream has a position after the time of the marker.
             return position >= marker if marker is not None else token_time(position) > written_at
 

@@ -11,11 +11,13 @@ from mongoz.signals.decorators import (
     pre_update,
 )
 from mongoz.signals.mutes import muted
-from mongoz.signals.options import DeliveryMode, OnFailure, ReceiverOptions, Retry
-from mongoz.signals.receivers import Delivery
+from mongoz.signals.options import Batch, DeliveryMode, OnFailure, ReceiverOptions, Retry
+from mongoz.signals.receivers import BatchEvent, Delivery
 from mongoz.signals.signal import Signal
 
 __all__ = [
+    "Batch",
+    "BatchEvent",
     "Broadcaster",
     "Delivery",
     "DeliveryMode",

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-__all__ = ["BUILT_IN", "KEYWORDS", "POST", "PRE"]
+__all__ = ["BATCH_KEYWORDS", "BUILT_IN", "KEYWORDS", "POST", "PRE"]
 
 KEYWORDS: Final[dict[str, frozenset[str]]] = {
     "pre_save": frozenset({"sender", "instance", "created"}),
@@ -12,6 +12,9 @@ KEYWORDS: Final[dict[str, frozenset[str]]] = {
     "pre_delete": frozenset({"sender", "instance"}),
     "post_delete": frozenset({"sender", "instance", "delivery"}),
 }
+
+BATCH_KEYWORDS: Final = frozenset({"sender", "batch"})
+"""The keywords of receivers with the option `batch`."""
 
 PRE: Final = ("pre_save", "pre_update", "pre_delete")
 POST: Final = ("post_save", "post_update", "post_delete")

@@ -11,7 +11,7 @@ from mongoz.exceptions import SignalError
 from mongoz.signals.names import POST
 from mongoz.synonyms import nearest
 
-__all__ = ["DeliveryMode", "OnFailure", "Options", "Rate", "ReceiverOptions", "Retry", "options_of"]
+__all__ = ["Batch", "DeliveryMode", "OnFailure", "Options", "Rate", "ReceiverOptions", "Retry", "options_of"]
 
 DeliveryMode = Literal["any", "process", "dispatcher"]
 """Where a `post_*` receiver runs.
@@ -86,6 +86,33 @@ class Rate:
         return f"{self.count}/{self.period}"
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The option `batch`: a dispatcher gathers deliveries, and calls the receiver with many of them at once.
+
+    The receiver is `async def receiver(sender, batch, **kwargs)`, and `batch` is a list of `BatchEvent`.
+
+    Attributes:
+        size: the maximum number of events in one batch.
+        wait: the maximum time from the first event until its batch begins, in seconds. A batch begins earlier if
+            it is full, or if the waiting events take too much of the dispatcher's queue.
+
+    Examples:
+        >>> @post_save(Product, batch=Batch(size=500, wait=0.2))
+        ... async def index(sender, batch, **kwargs):
+        ...     await search.bulk([event.instance for event in batch])
+    """
+
+    size: int = 500
+    wait: float = 0.2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise SignalError(f"Batch(size={self.size!r}) must be an integer of at least 1.")
+        if not _is_duration(self.wait) and self.wait != 0:
+            raise SignalError(f"Batch(wait={self.wait!r}) must be a number of seconds, 0 or more.")
+
+
 class ReceiverOptions(TypedDict, total=False):
     """The options of `post_*` decorators and `Signal.connect`.
 
@@ -104,6 +131,7 @@ class ReceiverOptions(TypedDict, total=False):
         concurrency: maximum number of attempts at once in each dispatcher process.
         rate: maximum number of attempts of all dispatchers of the group in a period, such as `"100/min"`; the
             periods are s, min, h and day. Implies `delivery="dispatcher"`.
+        batch: a `Batch`: call the receiver with a list of events; implies `delivery="dispatcher"`.
     """
 
     delivery: DeliveryMode | None
@@ -117,6 +145,7 @@ class ReceiverOptions(TypedDict, total=False):
     transactional: bool | None
     concurrency: int | None
     rate: str | None
+    batch: Batch | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +168,8 @@ class Options:
     def is_limited(self) -> bool:
         """Whether the receiver has a limit for its attempts."""
         return self.concurrency is not None or self.rate is not None
+
+    batch: Batch | None = None
 
 
 def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> Options:
@@ -174,7 +205,7 @@ def options_of(given: Mapping[str, Any], *, signal: str | None, label: str) -> O
 
 def _mode(checked: dict[str, Any], label: str) -> str:
     """The delivery mode; options that only a dispatcher supports imply "dispatcher"."""
-    implied = next((option for option in ("where", "transactional", "rate") if checked.get(option)), None)
+    implied = next((option for option in ("where", "transactional", "rate", "batch") if checked.get(option)), None)
     given: str | None = checked.get("delivery")
     if implied and given not in {None, "dispatcher"}:
         raise SignalError(
@@ -259,6 +290,12 @@ def _rate(value: Any, label: str) -> Rate:
     return Rate(int(found[1]), found[2])
 
 
+def _batch(value: Any, label: str) -> Batch:
+    if not isinstance(value, Batch):
+        raise SignalError(f"batch={value!r} of {label} must be a Batch, such as Batch(size=500, wait=0.2).")
+    return value
+
+
 _CHECKS: Final[dict[str, Any]] = {
     "delivery": _choice("delivery", DeliveryMode),
     "name": _name,
@@ -271,5 +308,6 @@ _CHECKS: Final[dict[str, Any]] = {
     "transactional": _transactional,
     "concurrency": _concurrency,
     "rate": _rate,
+    "batch": _batch,
 }
 _KNOWN: Final = tuple(one.name for one in fields(Options))

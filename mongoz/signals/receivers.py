@@ -11,12 +11,13 @@ from typing import Any, Final, Literal, NamedTuple
 from bson import Timestamp
 
 from mongoz.exceptions import SignalError
-from mongoz.signals.names import KEYWORDS
+from mongoz.signals.names import BATCH_KEYWORDS, KEYWORDS
 from mongoz.signals.options import DeliveryMode, Options, options_of
 from mongoz.stamps import ContextValues, receiver_id
 from mongoz.synonyms import nearest
 
 __all__ = [
+    "BatchEvent",
     "Delivery",
     "Receiver",
     "ReceiverFunction",
@@ -72,6 +73,25 @@ class Delivery(NamedTuple):
     context: ContextValues | None = None
 
 
+class BatchEvent(NamedTuple):
+    """One event of a batch: the keywords that a receiver without the option `batch` gets.
+
+    Attributes:
+        instance: the document, as in `delivery.image`.
+        delivery: the delivery of this event. `delivery.signal` names the signal; each event has its own
+            `delivery.id`.
+        created: whether the document was inserted; False for other signals than `post_save`.
+        update_fields: the changed fields of a `post_update`; empty for other signals.
+        previous: the document before the change, where the server keeps pre images; else None.
+    """
+
+    instance: Any
+    delivery: Delivery
+    created: bool = False
+    update_fields: frozenset[str] = frozenset()
+    previous: Any = None
+
+
 @dataclass(eq=False, slots=True)
 class Receiver:
     """One connection of a function to a signal.
@@ -125,8 +145,8 @@ def make_receiver(
     """
     label = _label(function)
     _check_async(function, label)
-    _check_signature(function, label, signal)
     checked = options_of(options, signal=signal, label=label)
+    _check_signature(function, label, signal, is_batch=checked.batch is not None)
     _check_fields(checked, sender, label)
     name = checked.name or importable_name(_underlying(function))
     made = Receiver(function, name, sequence, checked, defined_at=_defined_at(function))
@@ -227,7 +247,7 @@ def _is_async_mock(thing: Any) -> bool:
     return "_is_coroutine" in getattr(thing, "__dict__", {})
 
 
-def _check_signature(function: Any, label: str, signal: str) -> None:
+def _check_signature(function: Any, label: str, signal: str, *, is_batch: bool) -> None:
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # it has no signature to check
@@ -246,12 +266,13 @@ def _check_signature(function: Any, label: str, signal: str) -> None:
     if missing:
         raise SignalError(
             f"{label} must take {' and '.join(missing)}; "
-            "write it as 'async def receiver(sender, instance, **kwargs)'."
+            f"write it as 'async def receiver(sender, {'batch' if is_batch else 'instance'}, **kwargs)'."
         )
+    sent = BATCH_KEYWORDS if is_batch else KEYWORDS.get(signal)
     for parameter in parameters:
         required = parameter.default is parameter.empty and parameter.kind in _NAMED
-        if signal in KEYWORDS and required and parameter.name not in KEYWORDS[signal]:
+        if sent is not None and required and parameter.name not in sent:
+            what = f"a batch of {signal}" if is_batch else signal
             raise SignalError(
-                f"{label} requires {parameter.name!r}, which {signal} does not send."
-                f"{nearest(parameter.name, KEYWORDS[signal])}"
+                f"{label} requires {parameter.name!r}, which {what} does not send.{nearest(parameter.name, sent)}"
             )

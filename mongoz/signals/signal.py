@@ -217,6 +217,8 @@ class Signal:
     async def send(self, sender: Any = None, /, **kwargs: Any) -> list[tuple[ReceiverFunction, Any]]:
         """Await the receivers one after another; the first exception ends the call.
 
+        Receivers with the option `batch` run in a dispatcher only, so `send` does not call them.
+
         Args:
             sender: the sender; `sender=` works as well.
             **kwargs: keywords of the receivers.
@@ -263,7 +265,7 @@ class Signal:
         if not is_muted(kwargs["sender"], self.name):
             for observer in active_observers(self._taps):
                 await observer.function(**kwargs)
-        return tuple(receiver.function for receiver in unsilenced(self._taps, self._merged()))
+        return tuple(r.function for r in unsilenced(self._taps, self._merged()) if r.options.batch is None)
 
     def __contains__(self, receiver: object) -> bool:
         """Whether `receiver` is connected to this signal itself, not to a parent's."""
@@ -287,7 +289,7 @@ class Signal:
     def _resolve(self) -> tuple[ReceiverFunction, ...]:
         self._resolved = merged = self._merged()
         self._in_process = tuple(receiver for receiver in merged if receiver.runs_in_process)
-        self._functions = functions = tuple(receiver.function for receiver in merged)
+        self._functions = functions = tuple(r.function for r in merged if r.options.batch is None)
         self._only = functions[0] if len(functions) == 1 else None
         return functions
 

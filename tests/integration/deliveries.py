@@ -1,5 +1,6 @@
 """Shared parts of the tests of deliveries: a document, receivers, and the dispatcher's state."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -7,6 +8,7 @@ import bson
 from bson.codec_options import CodecOptions
 
 import mongoz
+from mongoz import Batch, BatchError
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.support import eventually
@@ -106,6 +108,54 @@ class Strict:
             raise ValueError("not yet")
         self.deliveries.append(delivery)
         self.got.append(instance.name)
+
+
+class Indexer:
+    """A batch receiver that records its batches, and can fail.
+
+    Args:
+        batch: the option.
+        fails: called with each batch; the receiver raises what it returns.
+        signals: the decorators of the signals.
+    """
+
+    def __init__(
+        self,
+        document: Any,
+        batch: Batch,
+        *,
+        fails: Any = None,
+        signals: Any = (post_save,),
+        **options: Any,
+    ) -> None:
+        self.fails = fails or (lambda batch: None)
+        self.batches: list[list[str]] = []
+        self.done: list[str] = []
+        self.deliveries: list[Any] = []
+        self.running = 0
+        self.most_running = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        for connect in signals:
+            connect(document, batch=batch, **{"name": "indexer", "retry": QUICK, **options})(self)
+
+    async def __call__(self, sender: Any, batch: Any, **kwargs: Any) -> None:
+        names = [event.instance.name for event in batch]
+        self.batches.append(names)
+        self.deliveries += [event.delivery for event in batch]
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            await self.gate.wait()
+        finally:
+            self.running -= 1
+        error = self.fails(batch)
+        failed = range(len(batch)) if error is not None else ()
+        if isinstance(error, BatchError):
+            failed = error.errors
+        self.done += [name for index, name in enumerate(names) if index not in failed]
+        if error is not None:
+            raise error
 
 
 def decoded(data: bytes) -> dict[str, Any]:

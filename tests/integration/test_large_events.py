@@ -16,7 +16,7 @@ from pymongo import UpdateOne
 
 import mongoz
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch
+from dispatcher.core.events import EventBatch
 from dispatcher.stream import large_events
 from dispatcher.stream.large_events import joined
 from mongoz.core.signals import post_delete, post_save, post_update
@@ -246,11 +246,13 @@ async def test_the_split_stream_ends_if_there_is_nothing_to_split():
 
     async def stream():
         try:
-            yield Batch([], f"{TOKEN}03")
-            yield Batch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
-            yield Batch([], f"{TOKEN}2904")
-            yield Batch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")
-            yield Batch([event("82FF", whole=True)], "82FF")
+            yield EventBatch([], f"{TOKEN}03")
+            yield EventBatch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
+            yield EventBatch([], f"{TOKEN}2904")
+            yield EventBatch(
+                [event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204"
+            )
+            yield EventBatch([event("82FF", whole=True)], "82FF")
             raise AssertionError("asked for more")
         finally:
             ended.append(True)
@@ -262,9 +264,9 @@ async def test_the_split_stream_ends_if_there_is_nothing_to_split():
 
 async def test_fragments_become_one_event_and_the_split_stream_ends_after_a_whole_event():
     async def stream():
-        yield Batch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
-        yield Batch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")
-        yield Batch([event("82FF", whole=True)], "82FF")
+        yield EventBatch([event(f"{TOKEN}2904", splitEvent={"fragment": 1, "of": 2}, ns="n")], f"{TOKEN}2904")
+        yield EventBatch([event(f"{TOKEN}2B0204", splitEvent={"fragment": 2, "of": 2}, big="x")], f"{TOKEN}2B0204")
+        yield EventBatch([event("82FF", whole=True)], "82FF")
         raise AssertionError("asked for more")
 
     first, second = [batch async for batch in joined(stream())]

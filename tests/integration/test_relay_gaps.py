@@ -6,7 +6,7 @@ import pytest
 from pymongo import AsyncMongoClient, MongoClient
 
 import mongoz
-from dispatcher.core.events import Batch
+from dispatcher.core.events import EventBatch
 from dispatcher.core.resume_tokens import directly_after
 from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.exceptions import HistoryLost
@@ -75,7 +75,7 @@ async def test_an_event_that_the_server_can_not_send_is_a_gap_before_the_next_ev
         before = start.token
         async for batch in batches(self, start):
             rest = [event for event in batch.events if event["documentKey"]["_id"] != "huge"]
-            yield batch if len(rest) == len(batch.events) else Batch(rest, batch.token, lost_after=before)
+            yield batch if len(rest) == len(batch.events) else EventBatch(rest, batch.token, lost_after=before)
             before = batch.token
 
     monkeypatch.setattr(ChangeStreamSource, "batches", with_loss)

@@ -9,7 +9,7 @@ import pytest
 from bson import Timestamp
 
 import mongoz
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost, UnknownReceiver, UnknownRun
 from dispatcher.runs import replay
@@ -109,9 +109,9 @@ async def test_a_replay_delivers_the_changes_at_the_end_of_its_range(foreign, di
         end = session.operation_time
     batches = ChangeStreamSource.batches
 
-    async def late(self: ChangeStreamSource, start: Start) -> AsyncGenerator[Batch]:
-        yield Batch([], token_at(Timestamp(end.time - 1, 1)))
-        yield Batch([], token_at(end))
+    async def late(self: ChangeStreamSource, start: Start) -> AsyncGenerator[EventBatch]:
+        yield EventBatch([], token_at(Timestamp(end.time - 1, 1)))
+        yield EventBatch([], token_at(end))
         async for batch in batches(self, start):
             yield batch
 

@@ -10,7 +10,7 @@ import pytest
 from bson import Timestamp
 
 import mongoz
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import HistoryLost
 from dispatcher.kafka.relay_state import RelayStore
@@ -95,7 +95,7 @@ def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
     starts: list[Start] = []
 
     class Noted(ChangeStreamSource):
-        async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+        async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
             starts.append(start)
             async for batch in super().batches(start):
                 yield batch
@@ -202,7 +202,7 @@ async def test_a_replay_that_finds_records_missing_names_the_run_and_the_time(
     await topic.relay.stop()
     batches = KafkaSource.batches
 
-    async def interrupted(self: KafkaSource, start: Start) -> AsyncGenerator[Batch]:
+    async def interrupted(self: KafkaSource, start: Start) -> AsyncGenerator[EventBatch]:
         count = 0
         async for batch in batches(self, start):
             count += len(batch.events)

@@ -22,7 +22,7 @@ from bson import Binary, Int64, ObjectId, Timestamp
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Start
+from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.lease import Lease
 from dispatcher.core.output import logs
 from dispatcher.core.partitions import HASH
@@ -229,7 +229,7 @@ class Stream:
         self._simulation = simulation
         self._process = process
 
-    async def batches(self, start: Start) -> AsyncGenerator[Batch]:
+    async def batches(self, start: Start) -> AsyncGenerator[EventBatch]:
         at = start.token
         if at is None:
             assert start.cluster_time is not None
@@ -243,10 +243,10 @@ class Stream:
             some = rest[: choose.randint(1, 3)]
             if some:
                 at = some[-1].token
-                yield Batch([one.raw for one in some], at)
+                yield EventBatch([one.raw for one in some], at)
             else:
                 idle += 1
-                yield Batch([], f"{at[:10]}{self._simulation.now.inc + idle:08X}" if idle > 3 else at)
+                yield EventBatch([], f"{at[:10]}{self._simulation.now.inc + idle:08X}" if idle > 3 else at)
 
     def time_of(self, position: str) -> Timestamp:
         return token_time(position)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Change, Job, LogPlace, Start
+from dispatcher.core.events import Change, EventBatch, Job, LogPlace, Start
 from dispatcher.core.resume_tokens import shortened, token_at
 from dispatcher.core.stats import TopicFigures
 from dispatcher.exceptions import HistoryLost, TopicError
@@ -156,7 +156,7 @@ def source_of(
     )
 
 
-async def batches_of(log: MemoryLog, start: Start = FIRST, **options: Any) -> list[Batch]:
+async def batches_of(log: MemoryLog, start: Start = FIRST, **options: Any) -> list[EventBatch]:
     """All batches up to the end of the log, and the empty batch after it."""
     source, found = source_of(log, start, **options), []
     async with aclosing(source.batches(start)) as batches:
@@ -167,7 +167,7 @@ async def batches_of(log: MemoryLog, start: Start = FIRST, **options: Any) -> li
     raise AssertionError("a source never ends")
 
 
-def tokens(batches: list[Batch]) -> list[str]:
+def tokens(batches: list[EventBatch]) -> list[str]:
     return [one["_id"]["_data"] for batch in batches for one in batch.events]
 
 
@@ -366,9 +366,9 @@ def completed(
     return CompletedTopic(topic, ListSource(events, forgets=forgets), asyncio.Semaphore(1))
 
 
-async def events_of(source: CompletedTopic, start: Start, log: MemoryLog, most: int = 1_000) -> list[Batch]:
+async def events_of(source: CompletedTopic, start: Start, log: MemoryLog, most: int = 1_000) -> list[EventBatch]:
     """All batches up to the end of the log, and the empty batch after it, but at most `most` batches."""
-    found: list[Batch] = []
+    found: list[EventBatch] = []
     async with aclosing(source.batches(start)) as batches:
         async for batch in batches:
             found.append(batch)
@@ -435,7 +435,7 @@ async def test_one_change_stream_waits_for_another_one() -> None:
     topic = source_of(log)
     source = CompletedTopic(topic, ListSource([made(i) for i in range(1, 9)]), streams)
     async with aclosing(source.batches(FIRST)) as batches:
-        assert await anext(batches) == Batch([], START)
+        assert await anext(batches) == EventBatch([], START)
         streams.release()
         assert tokens([await anext(batches)]) == [token(1), token(2), token(3)]
         assert streams.locked()
@@ -463,7 +463,7 @@ async def test_a_delete_from_the_oplog_has_the_stamp_of_its_marker(known: int) -
     assert [one.id for one in changes if one.operation == "insert"] == [3, 4]
 
 
-async def as_async(batches: list[Batch]) -> AsyncIterator[Batch]:
+async def as_async(batches: list[EventBatch]) -> AsyncIterator[EventBatch]:
     for batch in batches:
         yield batch
 
@@ -524,8 +524,8 @@ def test_merged_partitions_come_in_the_order_of_their_tokens(where: list[int], s
     start = Start(token=token(since) if since else START)
     source = MergedTopic([source_of(log, start, size=size) for log in logs], "the topic")
 
-    async def run() -> list[Batch]:
-        found: list[Batch] = []
+    async def run() -> list[EventBatch]:
+        found: list[EventBatch] = []
         async with aclosing(source.batches(start)) as batches:
             async for batch in batches:
                 found.append(batch)

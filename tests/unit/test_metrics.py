@@ -196,7 +196,7 @@ def test_names_follow_the_conventions_of_prometheus():
     for one in METRICS:
         assert re.fullmatch(r"[a-z_]+", one.name), one.name
         assert not one.name.endswith("_total")
-        assert one.kind != "histogram" or one.name.endswith("_seconds")
+        assert one.kind != "histogram" or one.name.endswith(("_seconds", "_size"))
         assert one.help.endswith("."), one.name
 
 

@@ -6,11 +6,12 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
-from bson.codec_options import DEFAULT_CODEC_OPTIONS
 from pymongo.errors import AutoReconnect
 
+from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
 from dispatcher.parking import worker
+from dispatcher.parking.gate import Parking
 from dispatcher.parking.limited_lanes import LimitedLanes
 from dispatcher.parking.store import Lane
 from dispatcher.parking.worker import ParkingWorker
@@ -25,20 +26,19 @@ def worker_with(due: tuple[list[Lane], float | None], first: dict[str, Any]) -> 
     The query finds the lanes and the seconds in `due`, and the lane has the delivery `first`.
     """
     held = Mock(due=AsyncMock(return_value=due), read=AsyncMock(return_value={"first": first} if first else {}))
-    parking = Mock(busy=("r",), stuck=set(), own_id="me")
+    parking = Parking(held, (), term=1, stats=Stats(), pause=AsyncMock(), position=lambda: "m")
+    parking.own_id = "me"
     made = ParkingWorker(
         held,
-        parking,
-        Mock(),
+        Mock(busy=("r",), stuck=set(), is_ours=parking.is_ours),
+        Mock(key=Mock(return_value="key")),
+        Mock(names={}),
         deliver=AsyncMock(),
         add=Mock(),
         may_begin=lambda: True,
-        position=lambda: "m",
         places=10,
-        codec_options=DEFAULT_CODEC_OPTIONS,
         limited=LimitedLanes({}),
     )
-    made._key = Mock(return_value="key")  # type: ignore[method-assign]
     return made
 
 
@@ -66,7 +66,7 @@ async def test_a_malformed_delivery_does_not_delay_the_deliveries_after_it():
     made = worker_with(([LANE], 0.0), OWN)
     made.resize(1)
     made._held.skip = AsyncMock(return_value=True)  # type: ignore[method-assign]
-    made._key = Mock(side_effect=ValueError)  # type: ignore[method-assign]
+    made._reader.key = Mock(side_effect=ValueError)  # type: ignore[method-assign]
     assert await made._take_all() == 0.0
 
 

@@ -9,7 +9,7 @@ import pytest
 from bson import Int64, ObjectId
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Batch, Change, Start
+from dispatcher.core.events import Change, EventBatch, Start
 from dispatcher.core.resume_tokens import token_at
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.reader import LostEvent, Reader, UnreadableEvent
@@ -140,7 +140,7 @@ async def test_a_marker_without_a_delete_is_untouched_at_the_end_of_the_source()
 
 async def test_the_rest_of_a_range_is_returned_on_request():
     reader = reader_of(ListSource())
-    batch = Batch([RawEvent(marked(1, 1)), RawEvent(updated(2, 1))], "")
+    batch = EventBatch([RawEvent(marked(1, 1)), RawEvent(updated(2, 1))], "")
     assert [described(part) async for part in reader.read(batch)] == [[("marker", 1), ("deferred", 1)]]  # type: ignore[arg-type]
     assert described(reader.rest()) == [("untouched", 1), ("update", 1)]
 
@@ -155,7 +155,7 @@ async def test_an_undecodable_event_keeps_its_place():
 
 async def test_a_lost_event_comes_before_its_batch():
     reader = reader_of(ListSource())
-    batch = Batch([RawEvent(inserted(1, 1))], "b", lost_after="a")
+    batch = EventBatch([RawEvent(inserted(1, 1))], "b", lost_after="a")
     lost, changes = [part async for part in reader.read(batch)]
     assert lost == LostEvent("a", "b")
     assert described(changes) == [("insert", 1)]  # type: ignore[arg-type]

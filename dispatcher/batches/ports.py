@@ -1,0 +1,33 @@
+"""Protocols for the services that batches need from the packages above this one."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from dispatcher.batches.gathering import GatheredDelivery
+from dispatcher.delivery.outcome import Waiting
+
+
+class HeldSource(Protocol):
+    """The source of deliveries that waited in the database."""
+
+    async def settle(
+        self,
+        decided: Sequence[tuple[GatheredDelivery, bool]],
+        waits: Sequence[tuple[GatheredDelivery, Waiting]],
+        stuck: "asyncio.Task[Any] | None",
+    ) -> None:
+        """Record the result of a batch.
+
+        Args:
+            decided: the deliveries that succeeded or were given up, of each document in order.
+            waits: the deliveries that must wait again, each with its wait, of each document in order. The first
+                one of a document waits for its next attempt, and the others follow it.
+            stuck: the task of the last attempt, if it still runs. The next attempts begin after its end.
+
+        Raises:
+            Interrupted: the process ends, and the write has not succeeded. The deliveries will be repeated.
+        """
+
+    def forget(self, one: GatheredDelivery) -> None:
+        """Note that a delivery was not attempted, because an earlier one of its document must wait."""

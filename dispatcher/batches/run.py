@@ -1,0 +1,377 @@
+"""Delivers one batch: repeats it, divides it after the last attempt, and decides about events that fail alone.
+
+whole batch, attempts as the receiver's options say -> halves, one attempt each -> single events -> on_failure
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import monotonic, time
+from typing import Any, Final, NamedTuple
+
+from bson.codec_options import CodecOptions
+
+from dispatcher.batches.attempt import BatchAttempt, delivery_of, make_events
+from dispatcher.batches.gathering import GatheredDelivery
+from dispatcher.batches.halving import divided
+from dispatcher.core.stats import Stats, seconds_of
+from dispatcher.delivery.attempt import Attempt, HeldDelivery, Leaving, Target
+from dispatcher.delivery.capacity import Capacity
+from dispatcher.delivery.deliverer import is_long
+from dispatcher.delivery.failure import FailedAttempt, Failures
+from dispatcher.delivery.log import log_delivered, log_parked
+from dispatcher.delivery.outcome import Decision, Limited, Waiting
+from dispatcher.delivery.ports import HeldDeliveries
+from dispatcher.delivery.terms import Policy
+from mongoz.exceptions import BatchError
+from mongoz.signals import Delivery
+from mongoz.signals.hops import inside_dispatcher
+
+# A batch without a place waits in the database. Its events are read again after a second.
+_LIMITED: Final = Waiting("limited", 1.0)
+
+
+class BatchTools(NamedTuple):
+    """The services that batches need.
+
+    Attributes:
+        held: the deliveries that wait in the database; None if deliveries wait in memory only.
+    """
+
+    term: int
+    policy: Policy
+    capacity: Capacity
+    stats: Stats
+    codec_options: CodecOptions[Any]
+    failures: Failures
+    held: HeldDeliveries | None
+
+
+class _Failed(NamedTuple):
+    """A delivery after a failed attempt.
+
+    Attributes:
+        alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
+    """
+
+    one: GatheredDelivery
+    error: BaseException
+    alone: bool
+
+
+class BatchRun:
+    """Delivers one batch.
+
+    Args:
+        target: the receiver with the steps around its attempts.
+        finish: called with each delivery of a change of the stream that is finished.
+        end: called at the end, when each delivery is finished, or has an entry in `decided` or `waits`.
+
+    Attributes:
+        decided: the deliveries that waited in the database and are decided, each with the decision.
+        waits: the deliveries that must wait in the database, by document. Each has its wait; a document's first
+            one waits for its next attempt, and the others follow it.
+        stuck: the task of an attempt that ignores cancellation, if there is one. The waiting deliveries wait for
+            its end.
+    """
+
+    def __init__(
+        self,
+        tools: BatchTools,
+        target: Target,
+        gathered: Sequence[GatheredDelivery],
+        *,
+        finish: Callable[[GatheredDelivery], None],
+        end: Callable[["BatchRun"], Awaitable[None]],
+    ) -> None:
+        self._tools = tools
+        self._target = target
+        self._gathered = gathered
+        self._finish = finish
+        self._end = end
+        self._parts: list[list[GatheredDelivery]] = []
+        self.decided: list[tuple[GatheredDelivery, bool]] = []
+        self.waits: dict[Hashable, list[tuple[GatheredDelivery, Waiting]]] = {}
+        self.stuck: asyncio.Task[Any] | None = None
+
+    @property
+    def keys(self) -> set[Hashable]:
+        """The documents of the batch."""
+        return {one.key for one in self._gathered}
+
+    async def run(self) -> None:
+        """Deliver the batch.
+
+        Raises:
+            CancelledError: the process ends.
+            Interrupted: the lanes stop, or the lease is lost.
+        """
+        await self._deliver_whole(self._gathered)
+        await self._end(self)
+
+    async def leave(self, task: "asyncio.Task[Any]", attempt: Attempt) -> None:
+        """Do the rest of the work of a task that is stuck in the receiver, see `Leaving`."""
+        assert isinstance(attempt, BatchAttempt)
+        self.stuck = task
+        error = TimeoutError(f"it took longer than {self._target.terms.timeout:g} s, and ignores cancellation")
+        for one in attempt.gathered:
+            await self._decide(_Failed(one, error, alone=True))
+        await self._deliver_parts()
+        await self._end(self)
+
+    async def deliver_alone(self, held: HeldDelivery) -> Decision:
+        """Make one attempt at a batch that is a single delivery which waited in the database."""
+        (one,) = self._gathered
+        for failed in await self._attempt([one], held):
+            if isinstance(failed.error, Limited):
+                return _LIMITED._replace(attempts=one.attempts - 1, began=held.waiting.began)
+            decision = await self._tools.failures.decide(self._failed_attempt(failed))
+            if decision is not True:
+                return decision
+            self._succeeded([one], monotonic())
+        ((_, is_delivered),) = self.decided
+        return is_delivered
+
+    # -- the whole batch -------------------------------------------------------------------------------------
+
+    async def _deliver_whole(self, gathered: Sequence[GatheredDelivery]) -> None:
+        began = monotonic()
+        if self._is_paused:
+            self._let_all_wait(gathered, Waiting("paused"))
+            return
+        while gathered:
+            for one in gathered:
+                one.attempts += 1
+            failed = await self._attempt(gathered, self)
+            if not failed:
+                return
+            waiting = self._another(failed)
+            gathered = [one.one for one in failed]
+            if isinstance(failed[0].error, Limited):
+                self._let_all_wait(gathered, _LIMITED)
+                return
+            if waiting is None:
+                await self._deliver_failed(failed)
+                return
+            if not await self._wait(gathered, waiting, monotonic() - began):
+                return
+
+    def _another(self, failed: Sequence[_Failed]) -> Waiting | None:
+        """The wait for the next attempt with the whole batch; None after the last one."""
+        if isinstance(failed[0].error, Limited):  # the attempt was not made
+            for one in failed:
+                one.one.attempts -= 1
+            return None
+        most = max(failed, key=lambda one: one.one.attempts)
+        waiting = self._tools.failures.another(self._failed_attempt(most))
+        if waiting is not None and waiting.attempts < most.one.attempts:  # the attempt does not count
+            for one in failed:
+                one.one.attempts -= 1
+        return waiting
+
+    async def _wait(self, gathered: Sequence[GatheredDelivery], waiting: Waiting, since: float) -> bool:
+        """Wait for the next attempt. Returns False if the deliveries must wait in the database."""
+        tools = self._tools
+        if tools.held is not None and is_long(waiting, since, tools.policy.park_after, tools.capacity):
+            self._let_all_wait(gathered, waiting)
+            return False
+        await tools.capacity.pause(waiting.seconds)
+        if self._is_paused:
+            self._let_all_wait(gathered, waiting._replace(reason="paused", seconds=0.0))
+            return False
+        return True
+
+    @property
+    def _is_paused(self) -> bool:
+        held = self._tools.held
+        return held is not None and held.is_paused(self._target.receiver.name)
+
+    def _let_all_wait(self, gathered: Sequence[GatheredDelivery], waiting: Waiting) -> None:
+        for one in gathered:
+            self._let_wait(one, waiting)
+
+    def _let_wait(self, one: GatheredDelivery, waiting: Waiting) -> None:
+        waiting = waiting._replace(attempts=one.attempts, began=one.began)
+        if waiting.reason not in {"retrying", "limited"}:  # there may be many
+            log_parked(self._delivery(one), waiting)
+        self.waits.setdefault(one.key, []).append((one, waiting))
+
+    # -- parts of the batch ----------------------------------------------------------------------------------
+
+    async def _deliver_failed(self, failed: Sequence[_Failed]) -> None:
+        """Decide about the events that failed alone, and deliver the others in parts."""
+        for one in failed:
+            if one.alone:
+                await self._decide(one)
+        rest = [one.one for one in failed if not one.alone]
+        self._divide(rest)
+        await self._deliver_parts()
+
+    def _divide(self, gathered: Sequence[GatheredDelivery]) -> None:
+        for part in reversed(divided([one.key for one in gathered])):
+            self._parts.append([gathered[index] for index in part])
+
+    async def _deliver_parts(self) -> None:
+        while self._parts:
+            part = []
+            for one in self._parts.pop():
+                if self._is_paused:
+                    self._let_wait(one, Waiting("paused"))
+                elif one.key in self.waits:
+                    self._let_wait(one, Waiting("retrying"))
+                else:
+                    part.append(one)
+            failed = await self._attempt(part, self) if part else []
+            if failed and isinstance(failed[0].error, Limited):
+                await self._postpone([each.one for each in failed], _LIMITED)
+                return
+            rest = [each for each in failed if not each.alone]
+            for each in failed:
+                if each.alone:
+                    await self._decide(each)
+            waiting = self._tools.failures.postponed(self._failed_attempt(rest[0])) if rest else None
+            if waiting is None:
+                self._divide([each.one for each in rest])
+            else:
+                await self._postpone([each.one for each in rest], waiting)
+
+    async def _postpone(self, gathered: Sequence[GatheredDelivery], waiting: Waiting) -> None:
+        """Let a part and all later ones wait, because the receiver asks for another attempt later."""
+        several = [*gathered, *(one for part in reversed(self._parts) for one in part)]
+        self._parts.clear()
+        for one in several:
+            one.attempts -= 1
+        if await self._wait(several, waiting, 0.0):
+            await self._deliver_whole(several)
+
+    async def _decide(self, failed: _Failed) -> None:
+        """Decide about an event that failed alone."""
+        while True:
+            one = failed.one
+            if one.key in self.waits:
+                self._let_wait(one, Waiting("retrying"))
+                return
+            decision = await self._tools.failures.decide(self._failed_attempt(failed))
+            if decision is True:  # its transaction was committed
+                self._succeeded([one], monotonic())
+                return
+            if decision is False:
+                self._decided(one, decision=False)
+                return
+            one.attempts = decision.attempts
+            if self._tools.held is not None:
+                self._let_wait(one, decision)
+                return
+            await self._tools.capacity.pause(decision.seconds)
+            one.attempts += 1
+            again = await self._attempt([one], self)
+            if not again:
+                return
+            (failed,) = again
+
+    # -- one attempt -----------------------------------------------------------------------------------------
+
+    async def _attempt(
+        self, gathered: Sequence[GatheredDelivery], parent: Leaving | HeldDelivery
+    ) -> list[_Failed]:
+        """Make one attempt. Returns the deliveries that are not finished."""
+        failed: list[_Failed] = []
+        position = {one: number for number, one in enumerate(gathered)}
+        while gathered:
+            attempt = await self._prepare(gathered, parent)
+            if attempt is None:
+                break
+            with inside_dispatcher(max(one.calls.hops for one in attempt.gathered)):
+                error = await self._target.call(attempt)
+            gathered = attempt.gathered
+            if error is None:
+                self._succeeded(gathered, attempt.began)
+                break
+            if not isinstance(error, BatchError):
+                failed += [_Failed(one, error, len(gathered) == 1) for one in gathered]
+                break
+            named = error.errors
+            failed += [_Failed(gathered[index], each, alone=True) for index, each in named.items()]
+            gathered = [one for index, one in enumerate(gathered) if index not in named]
+            if not self._target.terms.transactional:
+                self._succeeded(gathered, attempt.began)
+                break
+            # The transaction was aborted. The events that did not fail run again at once.
+        return sorted(failed, key=lambda one: position[one.one])
+
+    async def _prepare(
+        self, gathered: Sequence[GatheredDelivery], parent: Leaving | HeldDelivery
+    ) -> BatchAttempt | None:
+        """Make the events, and refuse documents that do not fit. Returns None if no event is left."""
+        tools, target = self._tools, self._target
+        made = make_events(gathered, tools.term, tools.codec_options)
+        for one, error in made.misfits:
+            await tools.failures.refuse_document(one.change, one.calls, error, one.retried)
+            self._decided(one, decision=False)
+        if not made.events:
+            return None
+        first = made.gathered[0]
+        self._count(made.gathered)
+        attempt = BatchAttempt(
+            target,
+            first.change,
+            first.calls,
+            made.events[0].delivery,
+            {},
+            parent,
+            monotonic(),
+            made.gathered,
+            made.events,
+        )
+        began = datetime.now(UTC)
+        for one in made.gathered:
+            one.began = one.began or began
+        return attempt
+
+    def _count(self, gathered: Sequence[GatheredDelivery]) -> None:
+        """Count the batch, its repeated deliveries, and the age of its first change."""
+        stats, name = self._tools.stats, self._target.receiver.name
+        self._target.figures.batches.observe(len(gathered))
+        repeated = Counter(one.calls.signal for one in gathered if one.attempts > 1)
+        for signal, count in repeated.items():
+            stats.retried += count
+            stats.figures_of(name, signal).retried += count
+        first = gathered[0]
+        if first.attempts == 1 and first.job is not None:  # held deliveries waited on purpose
+            committed = seconds_of(first.change.wall_time)
+            if committed is not None:  # the server's clock may be ahead of ours
+                age = time() + stats.clock_offset - committed
+                stats.figures_of(name, first.calls.signal).latency.observe(max(0.0, age))
+
+    def _succeeded(self, gathered: Sequence[GatheredDelivery], began: float) -> None:
+        stats, name = self._tools.stats, self._target.receiver.name
+        for signal, count in Counter(one.calls.signal for one in gathered).items():
+            stats.delivered += count
+            stats.figures_of(name, signal).delivered += count
+        for one in gathered:
+            if self._tools.policy.log_each:
+                log_delivered(one.change, self._delivery(one), monotonic() - began)
+            self._decided(one, decision=True)
+
+    def _decided(self, one: GatheredDelivery, decision: bool) -> None:
+        if one.job is None:
+            self.decided.append((one, decision))
+        else:
+            self._finish(one)
+
+    # -- values for logs and decisions -----------------------------------------------------------------------
+
+    def _failed_attempt(self, failed: _Failed) -> FailedAttempt:
+        """The failed attempt of one event, as if the event had been alone."""
+        one, error, _ = failed
+        figures = self._tools.stats.figures_of(one.receiver.name, one.calls.signal)
+        target = replace(self._target, receiver=one.receiver, figures=figures)
+        attempt = Attempt(target, one.change, one.calls, self._delivery(one), {}, self, monotonic())
+        assert one.began is not None  # set before the attempt
+        return FailedAttempt(attempt, error, one.began, one.retried)
+
+    def _delivery(self, one: GatheredDelivery) -> Delivery:
+        """The delivery of an event, for logs and records."""
+        return delivery_of(one, one.change.image, self._tools.term)

@@ -15,8 +15,8 @@ from dispatcher.operate.findings import Finding
 from dispatcher.operate.privileges import application_role_name, role_name
 from mongoz.stamps import Stamp
 from tests.books import book
+from tests.integration.claiming import claim_in
 from tests.integration.test_check import roles_in
-from tests.integration.test_claims import claim_in
 from tests.integration.test_setup import IMAGES, make_user
 from tests.support import dispatching, eventually, settings_for
 

@@ -8,7 +8,7 @@ from bson import ObjectId
 
 import mongoz
 from mongoz.stamps import FIELD, Stamp
-from tests.integration.test_claims import Held, Told, claiming, make, until_announced, until_passed
+from tests.integration.claiming import Held, Told, claiming, make, until_announced, until_passed
 from tests.support import dispatching
 
 

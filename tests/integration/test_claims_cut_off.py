@@ -16,7 +16,7 @@ from mongoz.claims.book import Book
 from mongoz.connection.deployment import Deployment
 from mongoz.core.signals import post_save
 from mongoz.stamps import Stamp
-from tests.integration.test_claims import SECONDS, claiming, until_announced, until_passed
+from tests.integration.claiming import SECONDS, claiming, until_announced, until_passed
 from tests.proxy import Proxy, proxied
 from tests.support import dispatching, eventually
 

@@ -21,7 +21,7 @@ from mongoz.persistence import write as write_module
 from mongoz.persistence.bulk import delete as bulk_delete
 from mongoz.persistence.bulk import insert as bulk_insert
 from mongoz.persistence.bulk import update as bulk_update
-from tests.integration.test_claims import claiming, make
+from tests.integration.claiming import claiming, make
 from tests.proxy import proxied
 from tests.support import eventually
 

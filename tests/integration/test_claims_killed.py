@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mongoz
-from tests.integration.test_claims import claiming, until_announced, until_passed
+from tests.integration.claiming import claiming, until_announced, until_passed
 from tests.kill_points import (
     CALLS,
     CLAIMED,

@@ -14,7 +14,7 @@ import pytest
 import mongoz
 from mongoz.core.signals import post_save
 from mongoz.stamps import Stamp
-from tests.integration.test_claims import SECONDS, Told, claiming, make, until_announced, until_passed
+from tests.integration.claiming import SECONDS, Told, claiming, make, until_announced, until_passed
 from tests.support import PATIENCE, ROOT, dispatching, eventually
 
 BACKLOG = int(os.environ.get("CLAIMS_BACKLOG") or 3_000)
@@ -37,7 +37,7 @@ def state(foreign: Any, database: str) -> Any:
 START = """
 import asyncio, os, signal, sys, time, pymongo
 from mongoz.core.signals import post_save
-from tests.integration.test_claims import claiming, make
+from tests.integration.claiming import claiming, make
 
 url, database, *rest = sys.argv[1:]
 

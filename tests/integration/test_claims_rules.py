@@ -19,7 +19,7 @@ from mongoz.claims.book import HELD, Book
 from mongoz.core.signals import post_save
 from mongoz.stamps import FIELD, Stamp
 from tests import kill_points
-from tests.integration.test_claims import SECONDS, Held, Told, claiming, make, until_announced, until_passed
+from tests.integration.claiming import SECONDS, Held, Told, claiming, make, until_announced, until_passed
 from tests.integration.test_replay import behind, run
 from tests.support import dispatching, eventually, group_of
 

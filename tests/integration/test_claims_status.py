@@ -16,7 +16,7 @@ from dispatcher.operate.status import read_status
 from mongoz.claims.document import BookState
 from tests.acceptance.commands import run_command
 from tests.books import book
-from tests.integration.test_claims import Held, Told, claim_in, claiming, make, until_announced
+from tests.integration.claiming import Held, Told, claim_in, claiming, make, until_announced
 from tests.support import PATIENCE, dispatching, eventually, group_of
 
 FENCED = {"fenced_at": datetime(2026, 1, 1), "fenced_by": "process"}

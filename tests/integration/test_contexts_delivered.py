@@ -14,8 +14,8 @@ from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from mongoz.stamps import Stamp
 from mongoz.testing import capture
+from tests.integration.claiming import Held, claiming, make, until_announced
 from tests.integration.deliveries import Parked, Strict, make_account
-from tests.integration.test_claims import Held, claiming, make, until_announced
 from tests.integration.test_replay import behind, run
 from tests.support import dispatching, eventually, group_of
 

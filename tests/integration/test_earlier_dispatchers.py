@@ -10,7 +10,7 @@ import pytest
 
 import mongoz
 from mongoz.stamps import Stamp
-from tests.integration.test_claims import claim_in, claiming, make
+from tests.integration.claiming import claim_in, claiming, make
 from tests.support import eventually
 
 EARLIER = {"_id": "earlier", "host": "db-3", "pid": 7, "beat": 0, "format": 2}

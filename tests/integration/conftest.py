@@ -1,11 +1,13 @@
 """Fixtures of the tests that run dispatchers against the server."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 import mongoz
 from dispatcher.operate import dead_letters, pauses
+from tests.integration.claiming import Held
 from tests.integration.relaying import make_document, relay_name
 
 
@@ -26,3 +28,24 @@ def name() -> str:
 def order(dispatched: mongoz.Registry, database: str) -> Any:
     """A document class whose collection a relay publishes."""
     return make_document(dispatched, database, "orders")
+
+
+@pytest.fixture
+def state(foreign: Any, database: str) -> Any:
+    """The state database of the group."""
+    return foreign.client[f"{database}_state"]
+
+
+@pytest.fixture
+def announced(state: Any, database: str) -> None:
+    """The state says that the group takes over claims, although no dispatcher runs."""
+    state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
+
+
+@pytest.fixture
+async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
+    """A writing process with a receiver that waits."""
+    made = Held(mongo.url, database)
+    yield made
+    await made.finish()
+    await made.registry.close()

@@ -34,11 +34,6 @@ def look(database: str) -> Callable[..., Any]:
     return call
 
 
-@pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    return foreign.client[f"{database}_state"]
-
-
 def announce(state: Any, database: str, **fields: Any) -> None:
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, **fields})
 

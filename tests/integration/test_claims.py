@@ -28,18 +28,6 @@ async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
         yield made
 
 
-@pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    """The state database of the group."""
-    return foreign.client[f"{database}_state"]
-
-
-@pytest.fixture
-def announced(state: Any, database: str) -> None:
-    """The state says that the group takes over claims, although no dispatcher runs."""
-    state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
-
-
 # -- the writing process
 
 
@@ -362,14 +350,6 @@ async def test_a_dispatcher_runs_nothing_again_that_a_process_has_finished(regis
         await until_passed(state)
     assert [name for _, name, _, _ in served] == ["durable"] * 9
     assert [name for _, name, _, _ in told] == ["any"] * 9
-
-
-@pytest.fixture
-async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
-    made = Held(mongo.url, database)
-    yield made
-    await made.finish()
-    await made.registry.close()
 
 
 async def test_other_receivers_do_not_wait_for_an_open_claim(registry, database, foreign, state, held):

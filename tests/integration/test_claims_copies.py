@@ -8,7 +8,7 @@ from bson import ObjectId
 
 import mongoz
 from mongoz.stamps import FIELD, Stamp
-from tests.integration.claiming import Held, Told, claiming, make, until_announced, until_passed
+from tests.integration.claiming import Told, claiming, make, until_announced, until_passed
 from tests.support import dispatching
 
 
@@ -17,20 +17,6 @@ async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
     """The registry of the dispatcher."""
     async with claiming(mongo.url, database) as made:
         yield made
-
-
-@pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    """The state database of the group."""
-    return foreign.client[f"{database}_state"]
-
-
-@pytest.fixture
-async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
-    made = Held(mongo.url, database)
-    yield made
-    await made.finish()
-    await made.registry.close()
 
 
 def aged(document: dict[str, Any], seconds: int) -> dict[str, Any]:

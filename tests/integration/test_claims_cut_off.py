@@ -55,12 +55,6 @@ def beats(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Beats:
 
 
 @pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    """The state database of the group."""
-    return foreign.client[f"{database}_state"]
-
-
-@pytest.fixture
 async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
     """The registry of the dispatcher."""
     async with claiming(mongo.url, database) as made:

@@ -25,15 +25,10 @@ from tests.integration.claiming import claiming, make
 from tests.proxy import proxied
 from tests.support import eventually
 
+pytestmark = pytest.mark.usefixtures("announced")
+
 _WRITE_CONFLICT = 112
 _UNAUTHORIZED = 13
-
-
-@pytest.fixture(autouse=True)
-def announced(foreign: Any, database: str) -> None:
-    """The state says that the group takes over claims, although no dispatcher runs."""
-    state = foreign.client[f"{database}_state"]
-    state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
 
 
 @pytest.fixture

@@ -39,12 +39,6 @@ async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
 
 
 @pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    """The state database of the group."""
-    return foreign.client[f"{database}_state"]
-
-
-@pytest.fixture
 def no_transactions_left(foreign: Any) -> Iterator[None]:
     """Ends the transactions of killed processes; the server would end them after a minute."""
     yield

@@ -28,12 +28,6 @@ async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
         yield made
 
 
-@pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    """The state database of the group."""
-    return foreign.client[f"{database}_state"]
-
-
 START = """
 import asyncio, os, signal, sys, time, pymongo
 from mongoz.core.signals import post_save

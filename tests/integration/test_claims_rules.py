@@ -19,7 +19,7 @@ from mongoz.claims.book import HELD, Book
 from mongoz.core.signals import post_save
 from mongoz.stamps import FIELD, Stamp
 from tests import kill_points
-from tests.integration.claiming import SECONDS, Held, Told, claiming, make, until_announced, until_passed
+from tests.integration.claiming import SECONDS, Told, claiming, make, until_announced, until_passed
 from tests.integration.test_replay import behind, run
 from tests.support import dispatching, eventually, group_of
 
@@ -28,26 +28,6 @@ from tests.support import dispatching, eventually, group_of
 async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
     async with claiming(mongo.url, database) as made:
         yield made
-
-
-@pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    """The state database of the group."""
-    return foreign.client[f"{database}_state"]
-
-
-@pytest.fixture
-def announced(state: Any, database: str) -> None:
-    """The state says that the group takes over claims, although no dispatcher runs."""
-    state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
-
-
-@pytest.fixture
-async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
-    made = Held(mongo.url, database)
-    yield made
-    await made.finish()
-    await made.registry.close()
 
 
 class TimePasses(CommandListener):

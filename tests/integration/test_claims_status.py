@@ -16,7 +16,7 @@ from dispatcher.operate.status import read_status
 from mongoz.claims.document import BookState
 from tests.acceptance.commands import run_command
 from tests.books import book
-from tests.integration.claiming import Held, Told, claim_in, claiming, make, until_announced
+from tests.integration.claiming import Told, claim_in, claiming, make, until_announced
 from tests.support import PATIENCE, dispatching, eventually, group_of
 
 FENCED = {"fenced_at": datetime(2026, 1, 1), "fenced_by": "process"}
@@ -29,23 +29,10 @@ async def group(mongo: Any, database: str) -> AsyncIterator[Group]:
 
 
 @pytest.fixture
-def state(foreign: Any, database: str) -> Any:
-    return foreign.client[f"{database}_state"]
-
-
-@pytest.fixture
 async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
     """The registry of the dispatcher."""
     async with claiming(mongo.url, database) as made:
         yield made
-
-
-@pytest.fixture
-async def held(mongo: Any, database: str) -> AsyncIterator[Held]:
-    made = Held(mongo.url, database)
-    yield made
-    await made.finish()
-    await made.registry.close()
 
 
 # -- the status

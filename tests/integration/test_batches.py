@@ -157,21 +157,22 @@ async def test_a_misfit_never_enters_a_batch(account, foreign, dispatched, state
 
 
 async def test_each_attempt_gets_new_instances(account, foreign, dispatched):
-    seen: list[list[str]] = []
+    seen: list[list[Any]] = []
 
     @post_save(account, name="modifies", batch=Batch(size=2, wait=60), retry=Retry(3, base=0.01))
     async def modifies(sender, batch, **kwargs):
-        seen.append([event.instance.name for event in batch])
+        seen.append([(event.instance.name, list(event.instance.tags)) for event in batch])
         for event in batch:
             event.instance.name = "modified"
+            event.instance.tags.append("modified")
         batch.clear()
         if len(seen) < 3:
             raise ValueError
 
     async with dispatching(dispatched):
-        foreign["accounts"].insert_many(rows("0", "1"))
+        foreign["accounts"].insert_many([{"name": name, "tags": ["a"]} for name in "01"])
         await eventually(lambda: len(seen) == 3)
-    assert seen == [["0", "1"]] * 3
+    assert seen == [[("0", ["a"]), ("1", ["a"])]] * 3
 
 
 async def test_receivers_before_and_after_a_batch_receiver_do_not_share_its_instance(account, foreign, dispatched):

@@ -7,6 +7,7 @@ import pytest
 from bson import ObjectId
 
 import mongoz
+from dispatcher.batches.transactions import BatchTransactions
 from dispatcher.runs import backfill, replay
 from dispatcher.runs.player import workplace
 from dispatcher.testing import Dispatcher, deliver, insert
@@ -98,10 +99,18 @@ def counted(foreign: Any) -> dict[str, int]:
     return {one["_id"]: one["n"] for one in foreign["counts"].find()}
 
 
-async def test_the_effects_of_a_batch_happen_once(account, foreign, dispatched, state):
+async def test_the_effects_of_a_batch_happen_once(account, foreign, dispatched, state, monkeypatch):
     """The position is older than the commit. Recorded events are removed before the receiver is called."""
     foreign.create_collection("counts")
     batches = adding(account, foreign, batch=Batch(size=3, wait=0.2))
+    begun: list[int] = []
+    run = BatchTransactions._run_in_transaction
+
+    async def counting(self: Any, *args: Any) -> None:
+        begun.append(len(args[-1]))
+        await run(self, *args)
+
+    monkeypatch.setattr(BatchTransactions, "_run_in_transaction", counting)
     async with dispatching(dispatched):
         before = state.token
         foreign["accounts"].insert_many(rows("0", "1", "2"))
@@ -113,6 +122,7 @@ async def test_the_effects_of_a_batch_happen_once(account, foreign, dispatched, 
         await eventually(lambda: len(counted(foreign)) == 4)
     assert counted(foreign) == {"0": 1, "1": 1, "2": 1, "3": 1}
     assert batches == [["0", "1", "2"], ["3"]]
+    assert begun == [3, 1], "no transaction for recorded events"
 
 
 async def test_an_event_that_another_process_records_meanwhile_leaves_the_transaction(

@@ -156,10 +156,12 @@ class Deliverer:
             return
         id_, signal, held = delivery_id_of(change, calls.run), calls.signal, self._held
         for number, receiver in enumerate(calls.receivers, 1):
-            if held is not None and held.watched and await self._waits(held, change, calls, receiver):
+            # A lane in the database may have earlier deliveries than the chain in memory, never later ones. So a
+            # delivery first waits for the chain, and then joins the lane.
+            if self._capacity.waiting and self._claims.defers(job, change, calls, receiver):
                 job.passed += 1
                 continue
-            if self._capacity.waiting and self._claims.defers(job, change, calls, receiver):
+            if held is not None and held.watched and await self._waits(held, change, calls, receiver):
                 job.passed += 1
                 continue
             target = self._targets.get(id(receiver)) or self._choose_steps(receiver, signal)

@@ -8,8 +8,8 @@ from bson import ObjectId
 
 import mongoz
 from mongoz.stamps import FIELD, Stamp
-from tests.integration.claiming import Told, claiming, make, until_announced, until_passed
-from tests.support import dispatching
+from tests.integration.claiming import Held, Told, claiming, make, until_announced, until_passed
+from tests.support import dispatching, eventually
 
 
 @pytest.fixture
@@ -139,3 +139,36 @@ async def test_the_claims_of_one_document_are_taken_over_in_the_order_of_its_wri
         ("post_update", "stream"),
     ]
     assert served[-1][2] == 3
+
+
+async def test_a_claim_that_waits_holds_back_later_deliveries_behind_a_parked_claim(
+    registry, mongo, database, foreign, state, held
+):
+    """Two processes write one document, and their receivers wait. The dispatcher is restarted between the writes.
+
+    So the first claim is parked, and the second one waits in memory. A foreign write follows them.
+    """
+    served: Told = []
+    make(registry, database, served)
+    foreign.create_collection("items")
+    async with dispatching(registry):
+        await until_announced(state)
+        await held.begin(held.Item(n=1).create())
+        await eventually(lambda: served)
+    assert state.held.count_documents({"state": "claimed"}) == 1
+    other = Held(mongo.url, database)
+    async with other.registry, dispatching(registry):
+        await other.begin((await other.Item.objects.get()).update(n=2))
+        foreign["items"].update_one({}, {"$set": {"n": 3}})
+        await eventually(lambda: len([one for one in served if one[1] == "durable"]) == 3)
+        state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
+        await eventually(lambda: [one for one in served if one[1] == "any"], what="the parked claim is taken over")
+        state.claims.update_one(other.book, {"$set": {"fenced_at": 1}})
+        await until_passed(state)
+        await eventually(lambda: not state.held.find_one(), what="the lane ends")
+        await other.finish()
+    assert [(signal, origin) for signal, name, _, origin in served if name == "any"] == [
+        ("post_save", "takeover"),
+        ("post_update", "takeover"),
+        ("post_update", "stream"),
+    ]

@@ -5,6 +5,7 @@ import fcntl
 import gc
 import importlib
 import itertools
+import logging
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from pymongo import AsyncMongoClient, MongoClient
 
+from dispatcher.core.output.logs import log
 from dispatcher.embedded.broker import EmbeddedBroker, embedded_broker
 from dispatcher.embedded.server import EmbeddedMongo, embedded_mongo
 from dispatcher.exceptions import EmbeddedError
@@ -175,6 +177,14 @@ def database(_sync_client: MongoClient) -> Iterator[str]:
 def foreign(_sync_client: MongoClient, database: str):
     """The test's database, through a client without mongoz."""
     return _sync_client[database]
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Commands that run in the process of the tests configure the log, and their stderr is closed afterwards."""
+    own, last = log.own, logging.lastResort
+    yield
+    log.own, logging.lastResort = own, last
 
 
 @pytest.fixture(params=["pymongo", "motor"])

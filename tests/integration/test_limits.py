@@ -75,7 +75,7 @@ async def test_others_wait_neither_for_places_nor_for_the_deliveries_that_hold_t
         foreign["accounts"].insert_many([{"name": name} for name in names])
         await eventually(lambda: sorted(plain.got) == names)
         await eventually(lambda: len(state.rows) >= 140)
-        assert {head["state"] for head in state.heads} == {"limited"}
+        await eventually(lambda: {head["state"] for head in state.heads} == {"limited"})
         assert {(head["attempts"], head["first_attempt_at"]) for head in state.heads} == {(0, None)}
         assert (limited.running, limited.most) == (2, 2)
         limited.open.set()

@@ -156,3 +156,10 @@ async def clock_offset(client: AsyncMongoClient[Any]) -> float:
     The error is at most half of the shortest round trip, plus half a millisecond.
     """
     return await ClockOffset().ask(client)
+
+
+async def time_of_newest_write(client: AsyncMongoClient[Any]) -> Timestamp:
+    """The cluster time of the newest write on the server."""
+    answer = await client.admin.command("ping")
+    time: Timestamp = answer["operationTime"]
+    return time

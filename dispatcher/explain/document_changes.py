@@ -13,7 +13,7 @@ from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 
 from dispatcher.core.events import DELIVERABLE, Change, Namespace, Start
-from dispatcher.core.oplog import look_at_oplog
+from dispatcher.core.oplog import look_at_oplog, time_of_newest_write
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import time_after, token_at, token_of
 from dispatcher.core.state import State
@@ -86,7 +86,9 @@ async def changes_of(
         raise _not_watched(routes, wanted.namespace)
     scope = scope._replace(hashed=True)
     cursors = Cursors(watching, scope.database, scope.pipeline(), 1)
-    end = await cursors.now()
+    # The token of a stream that begins now is later. On a quiet server, another stream reaches it only with the
+    # server's next no-op, up to ten seconds later.
+    end = token_at(await time_of_newest_write(watching))
     if not await cursors.reaches_back_to(wanted.since):
         raise await _too_far_back(state, wanted.since)
     source = ChangeStreamSource(

@@ -18,7 +18,7 @@ from bson.timestamp import Timestamp
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from dispatcher.core.events import LogPlace
-from dispatcher.core.oplog import look_at_oplog
+from dispatcher.core.oplog import look_at_oplog, time_of_newest_write
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.core.state import POSITIONS, Group
 from dispatcher.core.stats import Stats
@@ -123,7 +123,7 @@ class Mover:
 
     async def now(self) -> str:
         """Return a token for this moment. With it as position, all earlier writes count as finished."""
-        time = await self._time()
+        time = await time_of_newest_write(self._state.client)
         return token_at(Timestamp(time.time, time.inc + 1))
 
     async def require_held(self, token: str) -> None:
@@ -140,7 +140,7 @@ class Mover:
         await self._require_in_oplog(token)
 
     async def _require_past(self, token: str) -> None:
-        time, now = token_time(token), await self._time()
+        time, now = token_time(token), await time_of_newest_write(self._state.client)
         if time.time > now.time:
             raise PositionError(
                 f"{time.as_datetime().isoformat()} is in the future: at {self._address} it is "
@@ -158,7 +158,7 @@ class Mover:
         # read the positions, so the stream is on the positions.
         cursors = Cursors(self._state.client, self._state.name, [{"$match": {"ns.coll": POSITIONS}}], 1)
         time = token_time(token)
-        if not await cursors.reaches_back_to(min(time, await self._time())):
+        if not await cursors.reaches_back_to(min(time, await time_of_newest_write(self._state.client))):
             raise await self._too_far_back(time, in_topic)
 
     async def set(self, token: str | None, settings: Settings, *, force: bool) -> list[MovedPosition]:
@@ -378,12 +378,6 @@ class Mover:
             f"{until} are not delivered"
         )
         return MovedPosition(position.partition, before, after, text)
-
-    async def _time(self) -> Timestamp:
-        """The cluster time of the newest write on the server."""
-        answer = await self._state.client.admin.command("ping")
-        time: Timestamp = answer["operationTime"]
-        return time
 
     async def _too_far_back(self, time: Timestamp, in_topic: str) -> HistoryLost:
         oplog = await look_at_oplog(self._state.client)

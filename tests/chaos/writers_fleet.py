@@ -145,6 +145,7 @@ class Fleet:
         # Id of a delivery -> the receivers that got it.
         self._made: dict[str, set[str]] = defaultdict(set)
         self._audited: set[str] = set()
+        self._ended_at: Any = None
         self._pause = plan.directory / "pause"
         self._environment = {
             "WRITERS_URL": url,
@@ -342,6 +343,7 @@ class Fleet:
                 self._note_death("writing process", writer.process.returncode, writer.errors)
         self._is_over, self._foreign = True, self._foreign + 1
         self._orders.insert_one({"place": -1, "n": self._foreign})
+        self._ended_at = self.client.admin.command("ping")["operationTime"]
         self.until(lambda: any(commit.n == self._foreign for commit in self.log.commits[-100:]))
         self.until(self._is_complete)
         for daemon in self.dispatchers:
@@ -352,7 +354,12 @@ class Fleet:
         """Whether all deliveries were made, apart from those that nobody has claimed."""
         if len(self._audited) < self.written:
             return False
-        return all(commit.claimed <= self._made[commit.token] for commit in self.log.commits if commit.token)
+        if not all(commit.claimed <= self._made[commit.token] for commit in self.log.commits if commit.token):
+            return False
+        # Deliveries of foreign writes may wait behind claims. Then they hold the position, or they are parked.
+        state = self.client[f"{_GROUP}_state"]
+        behind = {"group": _GROUP, "partition": {"$exists": True}, "cluster_time": {"$lt": self._ended_at}}
+        return state["held"].find_one() is None and state["positions"].find_one(behind) is None
 
     def _terminate(self, daemon: ChaosDaemon) -> None:
         """Sends SIGTERM, as soon as the dispatcher has installed its signal handlers."""

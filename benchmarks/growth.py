@@ -69,8 +69,8 @@ DIMENSIONS: Final = (
         "Distinct documents",
         "documents",
         "Updates of this number of documents, with post images, and a receiver that waits 1 ms. The "
-        "changes of one document are delivered one after another, so a single hot document is as "
-        "fast as its receiver.",
+        "changes of one document are delivered one after another, so changes of a single "
+        "document are delivered only as fast as its receiver runs.",
         (1, 100, 100_000),
         lambda value: Busy(
             Shape(wait_ms=1), documents=int(value), changes=2_000 if value < 2 else 20_000, timed=False
@@ -92,7 +92,8 @@ DIMENSIONS: Final = (
         "Dispatchers, receivers that wait",
         "dispatchers, each with a partition",
         "A receiver that waits 50 ms, concurrency 100 for each dispatcher, and a backlog. The "
-        "processes wait at the same time, so their throughput adds up.",
+        "processes wait at the same time, so their throughput adds up until the "
+        "processor is busy.",
         (1, 2, 4),
         lambda value: Busy(
             Shape(wait_ms=50), dispatchers=int(value), changes=int(10_000 * value), timed=False, backlog=True

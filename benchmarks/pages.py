@@ -23,7 +23,7 @@ class _Page(NamedTuple):
     Attributes:
         name: the name of the files.
         plot: the name of the plot.
-        prefix: the page has the rows whose keys begin with this text.
+        prefix: the page has the rows whose keys begin with this text, and that no earlier page has.
     """
 
     name: str
@@ -34,8 +34,8 @@ class _Page(NamedTuple):
 
 
 _INTRO: Final = (
-    "Both sides of a row were measured in turns, in one run, on one machine. The ratio is the median of the "
-    "rounds. The column min..max has the smallest and the largest."
+    "Both sides of a row were measured in turns, in one run, on one machine. Each round has a ratio. "
+    "The column ratio has the median of the rounds, and min..max has the smallest and the largest ratio."
 )
 _KAFKA: Final = _Page(
     "kafka",
@@ -74,7 +74,7 @@ def _write_page(page: _Page, rows: Sequence[Row], result: dict[str, Any], direct
         "| | against | ours | theirs | ratio | min..max | target | |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
         *cells,
-        f"\n![ratios in units of their targets]({page.plot}.svg)\n",
+        f"\n![each ratio divided by its target]({page.plot}.svg)\n",
         "## Rows\n",
         *about,
         "\n## Where\n",
@@ -94,7 +94,7 @@ def write_growth(grown: Sequence[Grown], machine: dict[str, Any], at: str, direc
     text = [
         _HEAD,
         "# How cost grows\n",
-        "In each table one quantity grows, and everything else stays the same. One round.\n",
+        "In each table one quantity grows, and everything else stays the same. Each figure was measured once.\n",
     ]
     for one in grown:
         text += [

@@ -1,11 +1,13 @@
 """The cost of single writes, awaited one after another, as in a request handler.
 
-Most of the time of a write is spent in the server, equally for all sides. So ratios are near 1, and on a busy
-server even nearer: if the server flushes its journal once a millisecond, a write of each side takes a millisecond.
-Therefore further rows compare the processor time of each process, without the server.
+Most of the time of a write is spent in the server, equally for all sides. So ratios are near 1.
+If each write waits for the journal, which some servers flush once a millisecond, all sides take about a
+millisecond, and the ratio says little. So further rows compare the processor time of each process, without the
+server.
 
-`create` and its peers make an instance from plain values and write it, with full validation, of which the e-mail
-address is the most expensive part. `create of an instance` does not include making the instance.
+`create`, and the same operation of other ODMs, makes an instance from plain values, validates it fully, and writes
+it. The e-mail address is the most expensive part of the validation. PyMongo and Motor only insert the values.
+`create of an instance` does not include making the instance.
 """
 
 from math import ceil
@@ -17,8 +19,8 @@ from benchmarks.turns import Comparison, Side, measured_rows
 
 __all__ = ["measure_writes"]
 
-# Operations in a turn: few, so that both sides of a round see the same machine, but enough to outweigh the first
-# step.
+# Operations in a turn: few, so that a disturbance of the machine affects both sides alike, and so many that the
+# start of a turn hardly counts.
 _PORTION = 50
 
 
@@ -111,7 +113,7 @@ _COMPARISONS = (
     Comparison(
         "create_claimed_cpu",
         "create, claimed, own work",
-        "the same, in microseconds of processor time of this process, with its beats",
+        "the same, in microseconds of processor time of the writing process, including the beats of its claims",
         "create, unclaimed",
         _ours("create_claimed"),
         _ours("create_stamped"),
@@ -140,7 +142,7 @@ _COMPARISONS = (
     Comparison(
         "delete_many_stamped",
         "bulk delete, stamped",
-        "the same for objects.filter(...).delete() of all of them",
+        "the same for one objects.filter(...).delete() that deletes all documents of the turn",
         "bulk, unstamped",
         _ours("delete_many_claimed"),
         _ours("delete_many_announced"),

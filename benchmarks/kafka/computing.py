@@ -81,8 +81,9 @@ def _row(stage: Stage, key: str, what: str, ours: str, turns: list[tuple[_Turn, 
     return Row(
         key=key,
         what=what,
-        about=f"changes per second of {stage.plan.computed:,} that wait in the broker, a receiver that computes "
-        f"{_COMPUTE_MS} ms, {ours}; meanwhile mongod used {mongod:.2f} s and the broker {broker:.2f} s of "
+        about=f"changes delivered per second, out of {stage.plan.computed:,} that wait in the broker, with a "
+        f"receiver that computes {_COMPUTE_MS} ms, {ours}; in this time mongod used {mongod:.2f} s and the "
+        f"broker {broker:.2f} s of "
         "processor time",
         peer="one worker",
         unit="/s",

@@ -1,7 +1,8 @@
 """Assigns partitions to members: fair shares, with as few moves as possible. No I/O.
 
 Every member computes the assignment from the documents of the group. Members that have read the same documents
-compute the same assignment. If two members have read different documents, both may claim a partition. A claim is
+compute the same assignment. If two members have read different documents, both may try to claim the same
+partition. A claim is
 one atomic write, so only the first claim succeeds.
 """
 
@@ -22,8 +23,8 @@ def quotas(
 ) -> dict[str, int]:
     """The number of partitions that each member should hold.
 
-    The numbers of members that are not capped differ by one at most. The members that hold most partitions at
-    present get the higher number.
+    Members that are not capped get equal numbers of partitions, or one more. The members that hold most partitions
+    at present get the higher number.
 
     Args:
         members: all members that share the partitions, the longest-serving first.

@@ -1,4 +1,4 @@
-"""`dispatcher check`: one finding for each check of the application and its deployment, with a remedy.
+"""`dispatcher check`: checks the application and its deployment. Warnings and errors have a remedy.
 
 It changes nothing on the server.
 """
@@ -52,7 +52,7 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
         application: its name, `"package.module:registry"`; empty to skip the check that the group belongs to it.
 
     Yields:
-        The findings. An error that prevents further checks is the last one.
+        The findings. After an error that prevents further checks, only findings that need no further check follow.
     """
     try:
         group = group_of(registry, settings)
@@ -120,7 +120,7 @@ class _Checks(NamedTuple):
     application: str
 
     async def all(self) -> AsyncIterator[Finding]:
-        """Run all checks, in an order in which each fault is reported once."""
+        """Run the checks. If rights are missing, stop: the later checks would report the same fault again."""
         server, streams = ServerChecks(self.state, self.clients, _ROLE), self.settings.kafka is None
         yield await server.version()
         if 0 < self.clients.connections < self.settings.concurrency:
@@ -200,7 +200,7 @@ class _Checks(NamedTuple):
             yield of_position(oplog, oldest, "run")
 
     def _other_source(self, saved: SavedPositions, origin: ChangeOrigin) -> Finding | None:
-        """The error about a group that reads from another source."""
+        """An error if the group has read from a different source until now; else None."""
         try:
             require_same_source(self.routes.group, saved, origin, self.settings)
         except PositionError as error:
@@ -208,7 +208,7 @@ class _Checks(NamedTuple):
         return None
 
     def _short_records(self, place: str, level: Level, kept: float) -> Iterator[Finding]:
-        """The finding about records of transactional deliveries that are deleted before the changes.
+        """A finding if records of transactional deliveries are deleted earlier than the changes they belong to.
 
         Args:
             kept: seconds that the changes are kept.
@@ -219,9 +219,9 @@ class _Checks(NamedTuple):
             yield Finding(
                 level,
                 place,
-                f"It keeps changes {holds}, but records of transactional deliveries are kept for "
+                f"The {place} keeps changes {holds}, but records of transactional deliveries are kept for "
                 f"{duration(retention)} only: changes that are read again later would be delivered twice",
-                "Keep them longer with --delivery-retention.",
+                "Keep the records longer with --delivery-retention.",
             )
 
     @property

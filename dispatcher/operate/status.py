@@ -59,7 +59,7 @@ _FRESH: Final = 1.0
 
 _ALL: Final[Mapping[str, Any]] = {}
 
-# Fields of a run that can hold the key of a document, apart from its filter.
+# Fields of a run that can hold the key of a document. The run's filter can hold one, too: `_run` removes it.
 _PLACES: Final = frozenset({"progress", "token"})
 
 
@@ -111,7 +111,7 @@ async def read_status(
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     status.gaps = reader.each(GAPS, newest, _gap)
     status.misfits = reader.misfits
-    if myself is not None:  # commands print the malformed documents instead
+    if myself is not None:  # a command prints the malformed documents, and a member logs them
         reader.log()
     status.health = health_of(status)
     return status
@@ -354,14 +354,17 @@ def _paused(found: dict[str, Any]) -> Pause:
 
 
 def _run(found: dict[str, Any]) -> dict[str, Any]:
-    """Remove the position and the filter of a run: they contain values, and every client may read the status."""
+    """Remove the position and the filter of a run: they can contain values of documents.
+
+    Every client may read the status.
+    """
     _RunTypes.model_validate(found)
     asked = {name: value for name, value in found["asked"].items() if name != "where"}
     return {name: value for name, value in found.items() if name not in _PLACES} | {"asked": asked}
 
 
 def _whole(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs without their parts. A run counts the deliveries of its parts."""
+    """Leave out the parts of runs. Add the counts of each part to its run."""
     whole = {one["run"]: one for one in runs if one.get("of") is None}
     for part in runs:
         of = whole.get(str(part.get("of")))
@@ -372,7 +375,7 @@ def _whole(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _RunTypes(BaseModel):
-    """The types of a run."""
+    """The types of the fields of a run."""
 
     run: str
     what: str

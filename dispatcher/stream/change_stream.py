@@ -33,7 +33,7 @@ from mongoz.stamps import FIELD, Stamp
 # The reading of stamps begins this many seconds before a position. The shorter times are for a short oplog.
 _HORIZONS: Final = (HORIZON, 15, 3)
 
-# Milliseconds that the server waits for events of the past.
+# When past events are read, the server waits only this number of milliseconds for further ones.
 _GLANCE_MS: Final = 1
 
 # Errors of an event that the server can't send in one shape, but maybe in another shape.
@@ -47,7 +47,7 @@ _LONGEST_TOKEN: Final = 200
 
 
 class ChangeStreamSource:
-    """Reads a change stream. If the stream breaks, it is opened again after the last batch.
+    """Reads a change stream. If the stream breaks, it is opened again at the position after the last batch.
 
     Args:
         client: opened for the running loop, without a socket timeout. With a timeout, the connection to a server
@@ -176,7 +176,11 @@ class ChangeStreamSource:
                 return
 
     async def _one_by_one(self, start: Start) -> AsyncGenerator[EventBatch]:
-        """Read the events before the event that is too large. End if no event is too large any more."""
+        """Read the events before the event that is too large.
+
+        The reading ends at an empty batch, or after more events than a batch may have: then the large event is
+        behind, or it can be sent.
+        """
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:
             async for batch in batches:
@@ -231,7 +235,7 @@ class ChangeStreamSource:
         If the oplog is short, this reads fewer stamps. If the server refuses the command, this reads none.
 
         Args:
-            before: the token of the last change to read.
+            before: the token of the position. The change with this token is read, too.
             remember: called with each stamp.
 
         Returns:
@@ -248,7 +252,8 @@ class ChangeStreamSource:
                 if fatal(error, self._address) is not None:
                     horizons.pop(0)
                 log.warning(
-                    "the stamps of earlier writes could not be read; copies of the writes may count as originals",
+                    "the stamps of earlier writes could not be read; if a client has copied a document with its "
+                    "stamp, receivers may miss the copy",
                     action="stamps.not_read",
                     error=in_short(error),
                     trying_again=bool(horizons),
@@ -293,8 +298,8 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
 def _stamped_until(token: str) -> list[dict[str, Any]]:
     """The pipeline stages that select past changes with stamps.
 
-    They also select all changes after the token: the server stops reading at the first of them. And they select
-    an invalidate event, because the stream continues after its token.
+    They also select each change with a later cluster time than the token, so that the server answers as soon as it
+    meets one. And they select an invalidate event, because the stream continues after its token.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [

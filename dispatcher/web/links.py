@@ -1,4 +1,4 @@
-"""Links to the dashboard of a dispatcher that `demo` or `dev` starts with its own token."""
+"""Makes the link to the dashboard of a dispatcher that `demo` or `dev` starts with a token of that command."""
 
 import secrets
 import socket

@@ -226,7 +226,7 @@ def test_a_process_forked_by_a_receiver_is_not_a_dispatcher(deed, loop, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_other_signals_drain_like_sigterm(number, tmp_path, mongo, database):
-    before = signal.signal(number, signal.SIG_DFL)  # nohup lets processes ignore SIGHUP
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup, the daemon would inherit that SIGHUP is ignored
     try:
         with unruly(tmp_path, mongo.url, database) as running:
             running.process.send_signal(number)
@@ -268,7 +268,7 @@ def test_any_error_of_an_application_is_named(error, tmp_path):
 
 @pytest.mark.parametrize("last", ["killed", "frozen"])
 def test_a_lost_server_does_not_prevent_the_end(last, database, tmp_path):
-    """The locks of the driver may be in any state."""
+    """The process is stopped at any moment, so the driver may hold any of its locks."""
     with embedded_mongo() as server, unruly(tmp_path, server.url, database, "--lease", "1") as running:
         mongod = psutil.Process(server.pid)
         for seconds in (0.1, 0.5, 1.5):

@@ -381,7 +381,7 @@ async def test_long_parts_are_shown_by_their_size_only(page, state, database):
 # -- access ------------------------------------------------------------------------------------------
 
 
-async def test_other_machines_see_the_state_without_the_token_but_no_documents(abroad, state, database):
+async def test_without_the_token_other_machines_see_the_state_but_no_documents(abroad, state, database):
     stored = letter(database, 1)
     state.held.insert_one(stored)
     told = (await abroad.get("state", None)).json
@@ -397,7 +397,7 @@ async def test_other_machines_see_the_state_without_the_token_but_no_documents(a
 
 
 async def test_if_a_token_is_set_this_machine_sees_documents_only_with_the_token(page, client, state, database):
-    """A proxy on this machine connects from the loopback address for every client."""
+    """Behind a proxy on this machine, every client seems to come from the loopback address."""
     stored = letter(database, 1)
     state.held.insert_one(stored)
     told = (await page.get("state", None)).json
@@ -605,7 +605,9 @@ async def test_dead_letters_are_grouped_in_part_if_there_are_too_many(page, stat
     assert told["groups"][0]["message"] == "LookupError: number 19999"
 
 
-async def test_a_malformed_dead_letter_is_in_no_group_but_named(page, state, database):
+async def test_a_dead_letter_with_a_malformed_receiver_is_a_misfit_and_one_without_an_error_has_a_group(
+    page, state, database
+):
     state.held.insert_many([failed(database, 1), failed(database, 2, receiver=7), failed(database, 3)])
     state.held.update_one({"key": 3}, {"$set": {"error": "edited by hand"}})
     told = (await page.get("letters/groups")).json

@@ -46,7 +46,7 @@ def modules() -> dict[Path, ast.AST]:
 
 
 def found() -> dict[str, set[str]]:
-    """Actions of all modules with their levels. Patterns are completed from the module's string constants."""
+    """Actions of all modules with their levels. If an action is no literal, all texts of its module are tried."""
     actions: dict[str, set[str]] = defaultdict(set)
     for tree in modules().values():
         for level, value, _ in logged(tree):

@@ -84,7 +84,7 @@ async def test_signals_without_receivers_are_recorded(User):
     assert captured[1].instance is None
 
 
-async def test_a_record_has_the_values_of_its_time(User):
+async def test_a_record_keeps_the_values_at_the_time_of_the_signal(User):
     ada = User(name="Ada")
     with capture(User) as captured:
         await write(User, ada)
@@ -95,7 +95,7 @@ async def test_a_record_has_the_values_of_its_time(User):
     captured.assert_fired("post_save", times=2, instance=ada)
 
 
-async def test_silent_keeps_receivers_from_running_and_from_the_stamp(User, ran):
+async def test_with_silent_receivers_do_not_run_and_are_not_in_the_stamp(User, ran):
     (real,) = (receiver.id for receiver in User.signals.post_save.receivers)
     with capture(User, silent=True) as captured:
         await write(User, User(name="Ada"))

@@ -1,4 +1,4 @@
-"""The events cut out of an answer of the server equal the events that the driver decodes from it."""
+"""`events_of` cuts events out of an answer of the server. The driver would decode the same events."""
 
 import bson
 import pytest
@@ -50,7 +50,7 @@ def test_a_field_of_an_event_can_be_read_without_decoding():
     assert set(found) == {"_id", "n", "text", "lsid"}
 
 
-def test_no_event_is_decoded_together_with_an_undecodable_one():
+def test_if_one_event_is_undecodable_none_is_decoded_together():
     good, broken = RawEvent(bson.encode(event(1))), RawEvent(b"\x05\x00\x00\x00\x01")
     assert [one and one["n"] for one in decoded_together([good, good], CODEC_OPTIONS)] == [1, 1]
     assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]

@@ -6,7 +6,6 @@ whose process has this port open, otherwise a client.
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pymongo.errors import PyMongoError
 from dispatcher.embedded.binary import find_mongod
 from tests.chaos.links import Link, Links, Way
 from tests.chaos.parent_death import tied_to_parent
+from tests.support import free_port
 
 __all__ = ["Member", "ReplicaSet", "replica_set"]
 
@@ -40,7 +40,7 @@ class Member:
     def __init__(self, number: int, directory: Path, links: Links, who: Callable[[int], str]) -> None:
         self.number = number
         self.name = f"member {number}"
-        self._port = _free_port()
+        self._port = free_port()
         self._directory = directory / f"member-{number}"
         self._directory.mkdir()
         self.link: Link = links.to(self._port, who)
@@ -189,12 +189,6 @@ def _eventually(condition: Callable[[], Any], otherwise: str) -> Any:
         assert time.monotonic() < deadline, f"{otherwise} within {_PATIENCE_SECONDS:g} s"
         time.sleep(0.05)
     return value
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 import mongoz
 from dispatcher.operate import dead_letters, pauses
 from tests.integration.claiming import Held
+from tests.integration.deliveries import make_account
 from tests.integration.relaying import make_document, relay_name
 
 
@@ -22,6 +23,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def name() -> str:
     """A relay name that no other test uses."""
     return relay_name()
+
+
+@pytest.fixture
+def account(dispatched: mongoz.Registry, database: str) -> Any:
+    """A document class of the registry, see `make_account`."""
+    return make_account(dispatched, database)
 
 
 @pytest.fixture

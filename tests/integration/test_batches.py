@@ -5,17 +5,11 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-import mongoz
 from mongoz import Batch, BatchError
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import Indexer, Parked, make_account
+from tests.integration.deliveries import Indexer, Parked
 from tests.support import dispatching, eventually
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

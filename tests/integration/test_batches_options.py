@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-import mongoz
 from dispatcher.batches.transactions import BatchTransactions
 from dispatcher.runs import backfill, replay
 from dispatcher.runs.player import workplace
@@ -14,13 +13,8 @@ from dispatcher.testing import Dispatcher, deliver, insert
 from mongoz import Batch, BatchError
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import QUICK, Indexer, State, make_account
+from tests.integration.deliveries import QUICK, Indexer, State
 from tests.support import dispatching, eventually, settings_for
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

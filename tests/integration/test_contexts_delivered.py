@@ -49,11 +49,6 @@ class Seen:
         return taken
 
 
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
 async def in_transaction(registry: mongoz.Registry, *writes: Callable[[], Awaitable[Any]]) -> None:
     async with registry.transaction():
         for write in writes:

@@ -10,20 +10,14 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
-import mongoz
 from dispatcher.core.stats import Stats
 from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.deliveries import IMAGES, State, actions, decoded, make_account
+from tests.integration.deliveries import IMAGES, State, actions, decoded
 from tests.support import dispatching, eventually, group_of
 
 STANDARD: CodecOptions[dict[str, Any]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

@@ -7,18 +7,12 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-import mongoz
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import Parked, State, actions, make_account
+from tests.integration.deliveries import Parked, State, actions
 from tests.support import PATIENCE, dispatching, eventually
 
 QUICK = Retry(attempts=3, base=0.01, cap=0.02)
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

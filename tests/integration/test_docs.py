@@ -60,6 +60,20 @@ def blocks(page: str) -> list[Block]:
     return found
 
 
+def run_tests(folder: Path, mongo: EmbeddedMongo) -> str:
+    """Runs pytest on the files of a page that stand in a folder, and returns the output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-rA"],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT), "MONGOZ_TEST_URL": mongo.url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ran.stdout + ran.stderr
+
+
 def localized(text: str, mongo: EmbeddedMongo, database: str) -> str:
     """The code, changed to use the server and the database of this test."""
     return text.replace(_URL, mongo.url).replace(_DATABASE, repr(database))

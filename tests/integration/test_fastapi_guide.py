@@ -1,8 +1,6 @@
 """The service of the FastAPI guide: its tests pass, and its processes print what the page prints."""
 
-import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +10,8 @@ import httpx
 import pytest
 
 from dispatcher.embedded.server import EmbeddedMongo
-from tests.integration.test_docs import blocks, localized, running, wait_for
-from tests.support import PATIENCE, ROOT
+from tests.integration.test_docs import blocks, localized, run_tests, running, wait_for
+from tests.support import PATIENCE, free_port
 
 PAGE = "docs/how-to/fastapi.md"
 
@@ -30,17 +28,9 @@ def service(tmp_path: Path, mongo: EmbeddedMongo, database: str) -> Path:
 
 @pytest.mark.slow
 def test_the_tests_of_the_guide_pass(service: Path, mongo: EmbeddedMongo):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-rA"],
-        cwd=service,
-        env={**environment, "PYTHONPATH": str(ROOT), "MONGOZ_TEST_URL": mongo.url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    said = run_tests(service, mongo)
     examples = sorted(re.findall(r"async def (test_\w+)", (service / "test_api.py").read_text()))
-    assert sorted(re.findall(r"^PASSED \w+\.py::(\w+)", ran.stdout, re.MULTILINE)) == examples, ran.stdout
+    assert sorted(re.findall(r"^PASSED \w+\.py::(\w+)", said, re.MULTILINE)) == examples, said
     assert len(examples) == 3
 
 
@@ -65,12 +55,6 @@ def test_two_workers_and_a_dispatcher_print_what_the_guide_prints(service: Path)
         schema = httpx.get(f"http://127.0.0.1:{port}/openapi.json").json()
     assert_requests_and_responses_say_the_same(schema)
     assert "Traceback" not in served()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_until_all_workers_started(served) -> None:

@@ -42,11 +42,6 @@ def id_of(number: int) -> ObjectId:
 
 
 @pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
-@pytest.fixture
 def got(account: Any) -> list[int]:
     """The numbers of the delivered documents, in order."""
     numbers: list[int] = []

@@ -8,20 +8,14 @@ import pytest
 from bson import ObjectId
 from bson.timestamp import Timestamp
 
-import mongoz
 from dispatcher.exceptions import ApplicationError
 from dispatcher.runs import replay
 from dispatcher.runs.player import workplace
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import Parked, make_account
+from tests.integration.deliveries import Parked
 from tests.support import dispatching, eventually, settings_for
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

@@ -11,19 +11,13 @@ import pytest
 from bson import ObjectId
 from pymongo import ReplaceOne
 
-import mongoz
 from dispatcher.parking import worker
 from dispatcher.parking.store import HeldStore
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import IMAGES, Parked, Strict, actions, make_account
+from tests.integration.deliveries import IMAGES, Parked, Strict, actions
 from tests.support import PATIENCE, Running, dispatching, eventually, settings_for
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

@@ -6,21 +6,15 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-import mongoz
 from dispatcher.exceptions import UnknownReceiver
 from dispatcher.operate import pauses
 from dispatcher.operate.status_model import Pause
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import Parked, Strict, actions, make_account
+from tests.integration.deliveries import Parked, Strict, actions
 from tests.support import dispatching, eventually, group_of
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

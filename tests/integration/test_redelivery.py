@@ -27,11 +27,6 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
-@pytest.fixture
 def state(foreign: Any) -> Parked:
     return Parked(foreign)
 

@@ -25,11 +25,6 @@ from tests.kafka.publisher import Publisher
 ID = ObjectId()
 
 
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
 async def test_foreign_writes_are_delivered_and_own_writes_are_not(account, dispatched, foreign, broker, client):
     got: list[tuple[str, str, str]] = []
 

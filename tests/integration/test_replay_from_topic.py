@@ -33,11 +33,6 @@ pytestmark = pytest.mark.slow
 PARTITIONS = 3
 
 
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
 class Topic:
     """A topic with a relay that publishes to it."""
 

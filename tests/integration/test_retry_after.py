@@ -12,15 +12,10 @@ from dispatcher.delivery import failure
 from dispatcher.testing import Dispatcher, deliver, insert
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import Parked, actions, make_account
+from tests.integration.deliveries import Parked, actions
 from tests.support import dispatching, eventually
 
 ONCE = Retry(attempts=1)
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ import pytest
 import structlog
 from bson import ObjectId
 
-import mongoz
 from dispatcher.delivery import invoker
 from dispatcher.operate import dead_letters
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import Parked, Strict, actions, make_account
+from tests.integration.deliveries import Parked, Strict, actions
 from tests.support import dispatching, eventually, group_of
 
 refusing_ones: "list[Refusing]" = []
@@ -37,11 +36,6 @@ async def released() -> AsyncIterator[None]:
     for each in refusing_ones:
         each.hangs = False
         each.gate.set()
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

@@ -9,23 +9,17 @@ import pytest
 from bson import Int64, ObjectId
 from bson.timestamp import Timestamp
 
-import mongoz
 from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.resume_tokens import token_at, token_time
 from dispatcher.exceptions import AccessDenied
 from dispatcher.runtime import assembly
 from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
-from tests.integration.deliveries import State, make_account
+from tests.integration.deliveries import State
 from tests.list_source import ListSource, event, token_of
 from tests.support import dispatching, eventually
 
 TRANSACTION = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

@@ -46,11 +46,6 @@ class Deliveries:
 
 
 @pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
-@pytest.fixture
 def got(account: Any) -> Deliveries:
     got = Deliveries()
 

@@ -1,9 +1,6 @@
 """pytest runs the files of the guide to testing, as printed, on a real server."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ import dispatcher.testing
 from dispatcher.embedded.server import EmbeddedMongo
 from dispatcher.testing import Dispatcher, RecordedDelivery
 from mongoz.testing import Captured
-from tests.integration.test_docs import blocks
+from tests.integration.test_docs import blocks, run_tests
 from tests.support import ROOT
 
 PAGE = "docs/how-to/testing.md"
@@ -28,16 +25,7 @@ def run_guide(folder: Path, mongo: EmbeddedMongo, database: str, change: tuple[s
     for block in blocks(PAGE):
         text = block.text.replace('"shop"', repr(database)).replace("dispatched=True", f"dispatched={database!r}")
         (folder / block.title).write_text(text.replace(*change) if change[0] else text)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-rA"],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT), "MONGOZ_TEST_URL": mongo.url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return ran.stdout + ran.stderr
+    return run_tests(folder, mongo)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -21,7 +20,6 @@ from dispatcher.runs.player import workplace
 from dispatcher.settings import Settings
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
-from tests.integration.deliveries import make_account
 from tests.integration.test_replay import behind
 from tests.support import dispatching, eventually, settings_for
 
@@ -39,11 +37,6 @@ def spans() -> Spans:
         trace.set_tracer_provider(provider)
     _exporter.clear()
     return lambda: list(_exporter.get_finished_spans())
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 async def test_a_delivery_has_a_span(account, foreign, dispatched, spans, database):

@@ -27,11 +27,6 @@ async def either(mongo: Any, database: str, driver: str) -> Any:
 
 
 @pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
-
-
-@pytest.fixture
 def total(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
     """A document class for writes of receivers, without receivers of its own."""
     foreign["totals"].insert_one({"name": "all"})

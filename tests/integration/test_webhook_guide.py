@@ -7,8 +7,7 @@ from pathlib import Path
 
 from dispatcher.embedded.server import EmbeddedMongo
 from tests.integration.test_docs import blocks, localized, running, wait_for
-from tests.integration.test_fastapi_guide import free_port
-from tests.support import PATIENCE, eventually_sync
+from tests.support import PATIENCE, eventually_sync, free_port
 
 PAGE = "docs/how-to/webhook.md"
 

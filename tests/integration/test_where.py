@@ -6,16 +6,10 @@ import pytest
 from bson import ObjectId
 from pymongo import DeleteOne, InsertOne, UpdateOne
 
-import mongoz
 from dispatcher.exceptions import ApplicationError
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.deliveries import IMAGES, actions, make_account
+from tests.integration.deliveries import IMAGES, actions
 from tests.support import dispatching, eventually
-
-
-@pytest.fixture
-def account(dispatched: mongoz.Registry, database: str) -> Any:
-    return make_account(dispatched, database)
 
 
 def wanting(document: Any, where: Any, *signals: Any, name: str = "wanting", **options: Any) -> list[str]:

@@ -14,16 +14,16 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, TypedDict, TypeVar
 from weakref import WeakKeyDictionary
 
-from pymongo.errors import ConfigurationError, OperationFailure, PyMongoError, WriteConcernError
+from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from mongoz.claims.book import OpenClaim
 from mongoz.connection.cancellation import uninterrupted
+from mongoz.connection.commits import abort, commit, is_aborted_after, is_committed
 from mongoz.connection.deployment import Deployment
-from mongoz.connection.elections import as_transient, is_connection_error
-from mongoz.connection.retry import ask_until_answered
+from mongoz.connection.elections import as_transient
 from mongoz.error_groups import raise_together
 from mongoz.exceptions import ImproperlyConfigured, TransactionError
 
@@ -32,8 +32,6 @@ __all__ = [
     "JoinedSession",
     "Transaction",
     "TransactionOptions",
-    "is_aborted_after",
-    "is_committed",
     "is_in_transaction",
     "join_transaction",
     "run_private_transaction",
@@ -50,9 +48,6 @@ _NO_TRANSACTIONS: Final = (
     "This server has no transactions: they need a replica set (one node is enough: start mongod with --replSet, "
     "and run rs.initiate() once)."
 )
-_UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
-_COMMIT_ATTEMPTS: Final = 3
-_TRANSACTION_GONE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTransaction
 _OUTCOME_UNKNOWN: Final = (
     "It is not known yet whether the transaction was committed. If it was, its receivers run as soon as that is "
     "known. In both cases, instances keep the values that the transaction wrote."
@@ -294,7 +289,7 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
             a background task gets the resources.
     """
     try:
-        unknown = await _commit(own.session)
+        unknown = await commit(own.session)
     except BaseException as error:  # for example the end of the event loop, while the server commits
         if not is_aborted_after(error):
             own.leave_claims()
@@ -327,82 +322,9 @@ async def _abort(own: Transaction) -> None:
         return
     try:
         if own.session.in_transaction:
-            await _abort_session(own.session)
+            await abort(own.session)
     finally:
         own.undo_in_memory()
-
-
-async def _abort_session(session: Any) -> None:
-    """Abort on the server. If the command does not arrive, the server ends the transaction by itself."""
-    try:
-        await session.abort_transaction()  # the driver ignores all errors but a ConfigurationError
-    except ConfigurationError as error:
-        await as_transient(error, session.client)
-
-
-async def _commit(session: Any) -> PyMongoError | None:
-    """Commit, and commit again while the outcome is unknown: a second commit of one transaction changes nothing.
-
-    Returns:
-        None if it is committed; else the last error, and the outcome stays unknown.
-    """
-    unknown = None
-    for _ in range(_COMMIT_ATTEMPTS):
-        try:
-            await session.commit_transaction()
-        except PyMongoError as error:
-            if not (error.has_error_label(_UNKNOWN_COMMIT) or is_connection_error(error)):
-                raise
-            unknown = await as_transient(error, session.client)
-            unknown._add_error_label(_UNKNOWN_COMMIT)
-        else:
-            return None
-    return unknown
-
-
-def is_aborted_after(error: BaseException) -> bool:
-    """Whether a transaction was certainly not committed, after an error of one of its commands or of its commit.
-
-    If the server can't satisfy the write concern, the commit raises an error although it took effect.
-    """
-    if not isinstance(error, PyMongoError) or error.has_error_label(_UNKNOWN_COMMIT):
-        return False
-    if error.has_error_label(_TRANSIENT):
-        return True
-    return isinstance(error, OperationFailure) and not isinstance(error, WriteConcernError)
-
-
-async def is_committed(session: Any) -> bool:
-    """Whether a transaction was committed, after its commit got no answer. Commits again until there is an answer.
-
-    A second commit changes nothing. Reading the documents proves nothing: another client may have changed them.
-
-    Args:
-        session: the session of the transaction, which had no other use since the commit.
-
-    Raises:
-        InvalidOperation: the client was closed.
-    """
-
-    async def ask() -> bool:
-        try:
-            await session.commit_transaction()
-        except PyMongoError as error:
-            if _is_aborted(error):
-                return False
-            raise await as_transient(error, session.client)  # noqa: B904 - its cause is set
-        return True
-
-    return await ask_until_answered(ask)
-
-
-def _is_aborted(error: PyMongoError) -> bool:
-    """Whether the server answered a commit by saying that the transaction is gone."""
-    if error.has_error_label(_UNKNOWN_COMMIT):
-        return False
-    return error.has_error_label(_TRANSIENT) or (
-        isinstance(error, OperationFailure) and error.code in _TRANSACTION_GONE
-    )
 
 
 async def run_transaction(deployment: Deployment, fn: Callable[..., Awaitable[T]], options: dict[str, Any]) -> T:
@@ -463,10 +385,10 @@ async def run_private_transaction_once(
     await deployment.adapter.start_transaction(session, _transaction_options(deployment.client, {}))
     try:
         await fn(session)
-        unknown = await _commit(session)
+        unknown = await commit(session)
     except BaseException as raised:
         if session.in_transaction:
-            await _abort_session(session)
+            await abort(session)
         raise await as_transient(raised, deployment.client, in_transaction=True)  # noqa: B904 - its cause is set
     if unknown is not None:
         raise unknown

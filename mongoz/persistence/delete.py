@@ -12,9 +12,10 @@ from typing import Any, Final
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
 from mongoz.claims.book import OpenClaim
+from mongoz.connection.commits import is_aborted_after, is_committed
 from mongoz.connection.elections import as_transient
 from mongoz.connection.retry import ask_until_answered
-from mongoz.connection.transactions import is_aborted_after, is_committed, run_private_transaction
+from mongoz.connection.transactions import run_private_transaction
 from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.model.state import loaded

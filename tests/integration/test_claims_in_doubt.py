@@ -180,13 +180,13 @@ DOUBTS = [
 
 
 def after_the_commit(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    commit = transactions._commit
+    commit = transactions.commit
 
     async def commit_and_fail(session: Any) -> None:
         await commit(session)
         raise error
 
-    monkeypatch.setattr(transactions, "_commit", commit_and_fail)
+    monkeypatch.setattr(transactions, "commit", commit_and_fail)
 
 
 def named(error: BaseException) -> str:
@@ -240,7 +240,7 @@ async def test_claims_of_a_refused_commit_are_done(registry, Item, foreign, monk
             error._add_error_label(label)
         raise error
 
-    monkeypatch.setattr(transactions, "_commit", refuse)
+    monkeypatch.setattr(transactions, "commit", refuse)
     with pytest.raises(OperationFailure):
         async with registry.transaction():
             await Item(n=2).create()
@@ -261,7 +261,7 @@ def unknown_commit(monkeypatch: pytest.MonkeyPatch) -> AutoReconnect:
         await asyncio.Event().wait()
         return False
 
-    monkeypatch.setattr(transactions, "_commit", commit)
+    monkeypatch.setattr(transactions, "commit", commit)
     for module in (transactions, delete, bulk_delete, bulk_update):
         monkeypatch.setattr(module, "is_committed", search)
     return error

@@ -136,7 +136,7 @@ async def test_an_unknown_commit_leaves_its_claims_open(registry, database, anno
         await session.commit_transaction()
         return True
 
-    monkeypatch.setattr("mongoz.connection.transactions._commit", unanswered)
+    monkeypatch.setattr("mongoz.connection.transactions.commit", unanswered)
     monkeypatch.setattr("mongoz.connection.transactions.is_committed", later)
     with pytest.raises(AutoReconnect):
         async with registry.transaction():

@@ -12,7 +12,8 @@ from pymongo import UpdateOne
 from pymongo.errors import PyMongoError
 
 from mongoz.claims.book import OpenClaim
-from mongoz.connection.transactions import is_aborted_after, is_committed, run_private_transaction
+from mongoz.connection.commits import is_aborted_after, is_committed
+from mongoz.connection.transactions import run_private_transaction
 from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.persistence.bulk.progress import (

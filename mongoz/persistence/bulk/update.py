@@ -13,7 +13,8 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from pymongo import ReturnDocument
 from pymongo.errors import OperationFailure, PyMongoError, WriteError
 
-from mongoz.connection.transactions import is_aborted_after, is_committed, run_private_transaction_once
+from mongoz.connection.commits import is_aborted_after, is_committed
+from mongoz.connection.transactions import run_private_transaction_once
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
 from mongoz.model.state import loaded, restore

@@ -20,8 +20,9 @@ from dispatcher.delivery.instances import key_of, name_of
 from dispatcher.explain.reasons import RoutingDecision
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.operate.pauses import pauses
+from dispatcher.parking.lane import lane_id
 from dispatcher.parking.record import short_id
-from dispatcher.parking.store import WAITING, lane_id
+from dispatcher.parking.store import WAITING
 from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.inherited import Inherited
 from dispatcher.position.store import PositionStore

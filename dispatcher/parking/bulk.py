@@ -26,8 +26,9 @@ from dispatcher.delivery.outcome import Waiting
 from dispatcher.exceptions import DispatcherError
 from dispatcher.pace.limit import Limit
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.lane import Lane
 from dispatcher.parking.reading import RecordReader, recorded_attempts
-from dispatcher.parking.store import DueRows, HeldStore, Lane, Settlement
+from dispatcher.parking.store import DueRows, HeldStore, Settlement
 from mongoz.signals.receivers import Receiver
 
 # Seconds until the next query, if nothing else causes one; and if lanes were left out of the last query.

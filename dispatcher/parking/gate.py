@@ -24,8 +24,9 @@ from dispatcher.core.retry import Pause, retry
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.instances import key_of, name_of
 from dispatcher.delivery.outcome import Waiting
+from dispatcher.parking.lane import lane_id
 from dispatcher.parking.record import Record, record_of
-from dispatcher.parking.store import HeldStore, lane_id
+from dispatcher.parking.store import HeldStore
 from mongoz.signals.receivers import Receiver
 
 ListenersOf = Callable[[Namespace], Sequence[tuple[str, frozenset[str]]]]

@@ -42,12 +42,9 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from hashlib import blake2b
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
-import bson
 from bson import MinKey
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
@@ -57,18 +54,16 @@ from dispatcher.core.batching import Batcher, update_all
 from dispatcher.core.bson_codec import RAW
 from dispatcher.core.bson_elements import readable
 from dispatcher.core.error_text import text_of
-from dispatcher.core.keys import lane_key
 from dispatcher.core.partitions import belongs
-from dispatcher.core.state import CODEC_OPTIONS, HELD, Group
+from dispatcher.core.state import HELD, Group
 from dispatcher.core.state_checks import StateReader
-from dispatcher.core.undecodable import UndecodedKey
 from dispatcher.delivery.outcome import Waiting
 from dispatcher.parking.files import Files
+from dispatcher.parking.lane import Lane, is_head, lane_of, lane_of_head
 from dispatcher.parking.letters import REQUESTED
 from dispatcher.parking.record import Record, hash_of_key
 from dispatcher.parking.updates import after, changed, replaced
 from dispatcher.parking.upgrade import take_over
-from mongoz.keys import canonical_of
 
 WAITING: Final[Mapping[str, Any]] = {"lane": {"$gt": ""}}
 """Matches deliveries that wait."""
@@ -92,24 +87,6 @@ _LONGEST_MESSAGE: Final = 1_000
 # Limits for the deliveries of one lane that are read at once: their number, and the sum of their recorded sizes.
 _FOLLOWING: Final = 20
 _BYTES: Final = 4_000_000
-
-
-class Lane(NamedTuple):
-    """A lane that is due.
-
-    Attributes:
-        id: the name of the lane, see `lane_id`.
-        state: why the head of the lane waits.
-        due_at: the time at which the head is due.
-        first: `_id` of the first delivery.
-        size: the recorded size of the first delivery, in bytes.
-    """
-
-    id: str
-    state: str
-    due_at: Any
-    first: str
-    size: int
 
 
 class DueRows(NamedTuple):
@@ -147,27 +124,6 @@ class _SettledLane(NamedTuple):
     lane: Lane
     finished: Sequence[Mapping[str, Any]]
     head: UpdateOne | None
-
-
-def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str], id_: Any) -> str:
-    """The name of a lane.
-
-    Args:
-        receiver: the name of the receiver. The id of the receiver is not used, so that the deliveries of several
-            signals of one document to one function stay in order.
-    """
-    named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
-    return blake2b(named, digest_size=16).hexdigest()
-
-
-def _key_of(id_: Any) -> bytes:
-    """Represents an `_id` in the name of a lane."""
-    if not isinstance(id_, UndecodedKey):
-        return lane_key(id_)
-    try:
-        return lane_key(bson.decode(id_.raw, codec_options=CODEC_OPTIONS)[""])
-    except Exception:  # no driver decodes it
-        return canonical_of(id_.raw)
 
 
 class HeldStore:
@@ -297,7 +253,7 @@ class HeldStore:
                 again = True
                 continue
             try:
-                lane = _lane_of(row)
+                lane = lane_of(row)
             except (ValueError, KeyError, TypeError) as error:  # it was edited by hand
                 again |= await self.skip(row["_id"], error)
                 continue
@@ -360,8 +316,8 @@ class HeldStore:
                 rows.setdefault(row["lane"], []).append(row)
             except InvalidBSON:  # it was edited by hand
                 is_odd = True
-        read = {lane: several for lane, several in rows.items() if _is_head(several[0])}
-        due = [(_lane_of_head(several[0]), several) for several in read.values()]
+        read = {lane: several for lane, several in rows.items() if is_head(several[0])}
+        due = [(lane_of_head(several[0]), several) for several in read.values()]
         return DueRows(due, seconds, is_odd or len(read) < len(rows) or not rows)
 
     async def skip(self, id_: Any, error: Exception) -> bool:
@@ -474,27 +430,6 @@ class HeldStore:
 
 # A head whose `due_at` is no date is due.
 _MILLISECONDS: Final = {"$cond": [{"$eq": [{"$type": "$due_at"}, "date"]}, {"$subtract": ["$due_at", "$$NOW"]}, 0]}
-
-
-def _lane_of(row: Mapping[str, Any]) -> Lane:
-    """The lane of a marked delivery."""
-    lane, state = row["lane"], row["state"]
-    if not isinstance(lane, str) or not isinstance(state, str):
-        raise ValueError("lane or state is not text, but the delivery waits")  # noqa: TRY004
-    (first,) = row["first"]
-    size = first.get("size")
-    due_at = row["due_at"] if isinstance(row["due_at"], datetime) else "$$NOW"
-    return Lane(lane, state, due_at, first["_id"], size if isinstance(size, int) else 0)
-
-
-def _is_head(row: Mapping[str, Any]) -> bool:
-    """Returns whether the first delivery of a lane has the mark of a head that `due` would not change."""
-    return isinstance(row.get("due_at"), datetime) and isinstance(row.get("state"), str)
-
-
-def _lane_of_head(row: Mapping[str, Any]) -> Lane:
-    size = row.get("size")
-    return Lane(row["lane"], row["state"], row["due_at"], row["_id"], size if isinstance(size, int) else 0)
 
 
 def _mark(id_: str, lane: str, state: str, due_at: Any) -> UpdateOne:

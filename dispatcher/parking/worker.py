@@ -27,9 +27,10 @@ from dispatcher.delivery.outcome import Decision, Waiting
 from dispatcher.exceptions import DispatcherError
 from dispatcher.parking.bulk import ParkedBatches
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.lane import Lane
 from dispatcher.parking.limited_lanes import LimitedLanes
 from dispatcher.parking.reading import RecordReader, recorded_attempts
-from dispatcher.parking.store import UNDELIVERABLE, HeldStore, Lane
+from dispatcher.parking.store import UNDELIVERABLE, HeldStore
 
 Deliver = Callable[[HeldDelivery], Awaitable[Decision]]
 """Makes an attempt at a delivery."""

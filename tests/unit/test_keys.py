@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import mongoz
 from dispatcher.core.keys import document_key, lane_key
-from dispatcher.parking.store import lane_id
+from dispatcher.parking.lane import lane_id
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.keys import canonical, canonical_of
 from mongoz.stamps import key_hash

@@ -17,8 +17,8 @@ from dispatcher.core.bson_codec import RAW
 from dispatcher.core.events import Calls, Change, delivery_id_of
 from dispatcher.core.state import CODEC_OPTIONS as STORED
 from dispatcher.delivery.instances import key_of, originals_of, untouched
+from dispatcher.parking.lane import lane_id
 from dispatcher.parking.record import change_of, record_of
-from dispatcher.parking.store import lane_id
 from dispatcher.stream.decode import decode
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals.receivers import Receiver

@@ -12,8 +12,8 @@ from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
 from dispatcher.parking import worker
 from dispatcher.parking.gate import Parking
+from dispatcher.parking.lane import Lane
 from dispatcher.parking.limited_lanes import LimitedLanes
-from dispatcher.parking.store import Lane
 from dispatcher.parking.worker import ParkingWorker
 from tests.support import PATIENCE
 

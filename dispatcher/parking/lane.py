@@ -1,0 +1,78 @@
+"""Lanes of deliveries that wait: their names, and their heads as the queries of the store return them. No I/O."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import bson
+
+from dispatcher.core.keys import lane_key
+from dispatcher.core.state import CODEC_OPTIONS
+from dispatcher.core.undecodable import UndecodedKey
+from mongoz.keys import canonical_of
+
+
+class Lane(NamedTuple):
+    """A lane that is due.
+
+    Attributes:
+        id: the name of the lane, see `lane_id`.
+        state: why the head of the lane waits.
+        due_at: the time at which the head is due.
+        first: `_id` of the first delivery.
+        size: the recorded size of the first delivery, in bytes.
+    """
+
+    id: str
+    state: str
+    due_at: Any
+    first: str
+    size: int
+
+
+def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str], id_: Any) -> str:
+    """The name of a lane.
+
+    Args:
+        receiver: the name of the receiver. The id of the receiver is not used, so that the deliveries of several
+            signals of one document to one function stay in order.
+    """
+    named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
+    return blake2b(named, digest_size=16).hexdigest()
+
+
+def _key_of(id_: Any) -> bytes:
+    """Represents an `_id` in the name of a lane."""
+    if not isinstance(id_, UndecodedKey):
+        return lane_key(id_)
+    try:
+        return lane_key(bson.decode(id_.raw, codec_options=CODEC_OPTIONS)[""])
+    except Exception:  # no driver decodes it
+        return canonical_of(id_.raw)
+
+
+def lane_of(row: Mapping[str, Any]) -> Lane:
+    """The lane of a marked delivery, with its first delivery in `first`.
+
+    Raises:
+        ValueError: the delivery is malformed.
+    """
+    lane, state = row["lane"], row["state"]
+    if not isinstance(lane, str) or not isinstance(state, str):
+        raise ValueError("lane or state is not text, but the delivery waits")  # noqa: TRY004
+    (first,) = row["first"]
+    size = first.get("size")
+    due_at = row["due_at"] if isinstance(row["due_at"], datetime) else "$$NOW"
+    return Lane(lane, state, due_at, first["_id"], size if isinstance(size, int) else 0)
+
+
+def is_head(row: Mapping[str, Any]) -> bool:
+    """Returns whether the first delivery of a lane has the mark of a head that `due` would not change."""
+    return isinstance(row.get("due_at"), datetime) and isinstance(row.get("state"), str)
+
+
+def lane_of_head(row: Mapping[str, Any]) -> Lane:
+    """The lane of a delivery for which `is_head` is true."""
+    size = row.get("size")
+    return Lane(row["lane"], row["state"], row["due_at"], row["_id"], size if isinstance(size, int) else 0)

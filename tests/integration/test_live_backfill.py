@@ -13,6 +13,7 @@ import mongoz
 from dispatcher.operate.status import read_status
 from dispatcher.runs import backfill
 from dispatcher.runs.player import RunOutcome, workplace
+from dispatcher.runs.store import Run, Runs
 from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_delete, post_save, post_update
 from tests.integration.deliveries import QUICK, State
@@ -201,19 +202,28 @@ async def test_a_backfill_that_is_stopped_continues_also_with_another_number_of_
     foreign, dispatched, index, command, monkeypatch
 ):
     monkeypatch.setattr("dispatcher.runs.live_backfill._MOST", 5)
-    stop = asyncio.Event()
+    stop, advance, ended = asyncio.Event(), Runs.advance, set()
+
+    async def advance_or_end(self: Runs, run: Run, *progress: Any) -> bool:
+        goes_on = await advance(self, run, *progress)
+        if not goes_on:
+            ended.add(run.id)
+        return goes_on
+
+    monkeypatch.setattr(Runs, "advance", advance_or_end)
     async with before_the_group(foreign, dispatched, 100, partitions=2):
-        task = await command(stop, rate=200)
-        await eventually(lambda: len(index.backfilled) > 10)
+        controls = State(foreign).database["controls"]
+        task = await command(stop, rate=40)
+        await eventually(
+            lambda: controls.count_documents({"progress.seen": {"$gt": 0}}) == 2, what="both parts begin"
+        )
         stop.set()
         first = await task
         assert not first.finished
-        controls = State(foreign).database["controls"]
         assert {one["status"] for one in controls.find({"kind": "run"})} == {"stopped"}
-        # The deliveries that had begun are made and counted. So they are not repeated.
-        await eventually(
-            lambda: sum(one["delivered"] for one in controls.find({"kind": "run"})) == len(index.backfilled)
-        )
+        # The deliveries that had begun are made and counted, and then each part ends. So they are not repeated.
+        await eventually(lambda: ended == {f"{first.run}.0", f"{first.run}.1"}, what="each part notices the stop")
+        assert sum(one["delivered"] for one in controls.find({"kind": "run"})) == len(index.backfilled)
     async with dispatching(dispatched, partitions=3):
         second = await (await command())
         assert (second.run, second.finished, second.delivered) == (first.run, True, len(index.backfilled))

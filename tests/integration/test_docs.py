@@ -34,11 +34,11 @@ PAGES = {"README.md": ROOT / "README.md"} | {
     str(path.relative_to(ROOT)): path for path in sorted((ROOT / "docs").rglob("*.md"))
 }
 
-# A line of the log of a dispatcher that a page runs.
-_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d [\d:]{8} \[.*\n", re.MULTILINE)
 _BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _URL = "mongodb://127.0.0.1:27017/?replicaSet=rs0"
 _DATABASE = '"shop"'
+
+# A line of the log of a dispatcher that a page runs.
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d .* action=.*\n", re.MULTILINE)
 
 

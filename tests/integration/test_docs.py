@@ -125,6 +125,8 @@ GUIDES = {
     "docs/how-to/failing-receivers.md": 0,
     "docs/how-to/requests.md": 5,
     "docs/how-to/scripts.md": 2,
+    "docs/how-to/cache.md": 1,
+    "docs/how-to/outbox.md": 1,
     "docs/how-to/search-index.md": 1,
     "docs/coming-from/mongoz.md": 1,
     "docs/coming-from/beanie.md": 1,

@@ -186,7 +186,7 @@ class _Watch(ClaimWatch):
         """Do nothing."""
 
     def note(self, claims: BookSnapshot) -> None:
-        """Note the claims of the counted process."""
+        """Record the claims of the counted process."""
         self._beat += 1
         named = tuple(NamedReceiver(key, (), "", "post_save", "") for key in _receivers())
         self._note({_INCARNATION: BookState(self._beat, 15.0, claims, named)})

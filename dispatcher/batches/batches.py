@@ -4,8 +4,8 @@ The deliverer takes a delivery out of its job, as it does for a delivery that wa
 document goes on to the next receiver and to the next change, and the job is finished when its parts are. A batch
 is an errand in the lanes with a key of its own, so it takes one of the places of this process.
 
-A document is in one batch of a receiver at a time. A delivery that must wait for long is parked among the jobs of
-its document, together with all later ones that have gathered behind it. So no later delivery overtakes it.
+A document is in one batch of a receiver at a time. If a delivery must wait for long, an errand in the lane of its
+document parks it, together with all later ones that have gathered behind it. So no later delivery overtakes it.
 """
 
 import asyncio
@@ -108,7 +108,7 @@ class Batches:
         return GATHERED
 
     def add_held(self, several: Iterable[GatheredDelivery]) -> None:
-        """Gather deliveries that waited in the database, of each document in order."""
+        """Gather deliveries that waited in the database. Those of one document are in their order."""
         for one in several:
             group = self._group_of(one)
             group.gathering.add(one)

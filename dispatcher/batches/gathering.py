@@ -17,15 +17,15 @@ class GatheredDelivery:
     """A delivery that waits for its batch, or is in a batch.
 
     Attributes:
-        calls: of one receiver.
-        key: of the document.
+        calls: the calls of one receiver.
+        key: the key of the document.
         since: the time at which it was gathered, by the monotonic clock.
-        job: of the change; None for a delivery that waited in the database.
+        job: the job of the change; None for a delivery that waited in the database.
         row: the record of a delivery that waited in the database, for its source; else None.
         attempts: the number of attempts. The attempts with parts of a failed batch count as one.
         began: the time of the first attempt.
         retried: the dead letter that the delivery repeats.
-        made: image and keywords, if no receiver has got them; else None.
+        made: the image and the keywords for the receiver, as long as no receiver has got them; then None.
         is_untouched: whether no instance was made from the documents of the change.
     """
 

@@ -20,9 +20,9 @@ class HeldSource(Protocol):
         """Record the result of a batch.
 
         Args:
-            decided: the deliveries that succeeded or were given up, of each document in order.
-            waits: the deliveries that must wait again, each with its wait, of each document in order. The first
-                one of a document waits for its next attempt, and the others follow it.
+            decided: the deliveries that succeeded or were given up. Those of one document are in their order.
+            waits: the deliveries that must wait again, each with its wait. Those of one document are in their
+                order: the first one waits for its next attempt, and the others follow it.
             stuck: the task of the last attempt, if it still runs. The next attempts begin after its end.
 
         Raises:
@@ -30,4 +30,4 @@ class HeldSource(Protocol):
         """
 
     def forget(self, one: GatheredDelivery) -> None:
-        """Note that a delivery was not attempted, because an earlier one of its document must wait."""
+        """Record that a delivery was not attempted, because an earlier one of its document must wait."""

@@ -71,8 +71,8 @@ class BatchRun:
 
     Attributes:
         decided: the deliveries that waited in the database and are decided, each with the decision.
-        waits: the deliveries that must wait in the database, by document. Each has its wait; a document's first
-            one waits for its next attempt, and the others follow it.
+        waits: the deliveries that must wait in the database, by document, each with its wait. The first delivery
+            of a document waits for its next attempt, and the others follow it.
         stuck: the task of an attempt that ignores cancellation, if there is one. The waiting deliveries wait for
             its end.
     """

@@ -18,7 +18,7 @@ class _SomeDone(Exception):
     """An earlier transaction wrote the records of some events.
 
     Attributes:
-        indexes: of these events.
+        indexes: the indexes of these events.
     """
 
     def __init__(self, indexes: Sequence[int]) -> None:

@@ -38,7 +38,7 @@ class ClaimStore:
         """The books of some incarnations; None for a missing or malformed document.
 
         Args:
-            incarnations: of the books.
+            incarnations: the incarnations of the books.
             since: a time of the server. The read sees all beats that were acknowledged before. Without this time,
                 it may miss beats after an election, because the majority snapshot of the new primary may be older.
         """
@@ -47,7 +47,7 @@ class ClaimStore:
         except OperationFailure as error:
             if since is None or error.code != _INVALID_OPTIONS:
                 raise
-            # `since` is later than the server's present time: a topic has changes of an earlier deployment.
+            # `since` can be later than the server's present time, if a topic has changes of an earlier deployment.
             return await self._read(incarnations, None)
 
     async def _read(

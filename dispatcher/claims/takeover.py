@@ -27,9 +27,9 @@ class Takeovers:
     """Prepares changes for takeovers.
 
     Args:
-        client: of the deployment with the documents.
+        client: the client of the deployment with the documents.
         codec_options: for reading documents.
-        address: of the server, for messages.
+        address: the address of the server, for messages.
     """
 
     def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:

@@ -41,7 +41,7 @@ def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -
 
     Args:
         state: the book of the process; None if its document is missing or malformed.
-        number: of the claim.
+        number: the number of the claim.
         is_dead: the document has been missing or malformed for the whole timeout.
     """
     if state is None:
@@ -74,10 +74,10 @@ class Sightings:
         self._seen: dict[bytes, _Sighting] = {}
 
     def note(self, incarnation: bytes, state: BookState | None, at: float) -> None:
-        """Note the state of a book.
+        """Record the state of a book.
 
         Args:
-            incarnation: of the book.
+            incarnation: the incarnation of the book.
             state: as it was read; None if its document is missing or malformed.
             at: the time after it was read.
         """

@@ -52,8 +52,8 @@ class _UndecidedClaim(NamedTuple):
     """An undecided claim that no delivery waits for. It is one part of its job.
 
     Attributes:
-        job: of the change.
-        key: of the document.
+        job: the job of the change.
+        key: the key of the document.
         since: the time since which it waits.
     """
 
@@ -70,7 +70,7 @@ class _UndecidedDocument:
 
     Attributes:
         claims: in the order of the stream.
-        receivers: the ids of the claimed receivers. Claims that are done meanwhile leave their ids here.
+        receivers: the ids of the claimed receivers. The ids of a claim stay here after the claim is done.
     """
 
     claims: list[_UndecidedClaim]
@@ -81,8 +81,8 @@ class _WaitingPart(NamedTuple):
     """A waiting delivery: one part of a job.
 
     Attributes:
-        job: of the change. The job is finished when all its parts are finished.
-        calls: of one receiver.
+        job: the job of the change. The job is finished when all its parts are finished.
+        calls: the calls of one receiver.
         claim: the claim of the process to this delivery; None if the delivery only waits for earlier ones.
         since: the time since which it waits.
     """
@@ -224,7 +224,7 @@ class WaitingClaims:
         """Let the claimed deliveries of a change wait, or take them over at once.
 
         Args:
-            job: of the change. The claimed deliveries together are one part of the job.
+            job: the job of the change. The claimed deliveries together are one part of the job.
             change: the change.
             verdict: about the claim: `WAIT` or `TAKE`.
         """
@@ -461,7 +461,7 @@ class WaitingClaims:
         return await self._takeovers.prepare(change)
 
     def _end_parked(self, key: Hashable, name: str) -> None:
-        """Go on with the deliveries that have joined a chain while its others were parked."""
+        """Go on with the deliveries that have joined a chain while its earlier deliveries were parked."""
         self._chains[key][name].runs = False
         self._advance(key, name)
 

@@ -54,8 +54,8 @@ class ClaimWatch:
     """The books of the writing processes, as far as this process has read them.
 
     Args:
-        timeout: seconds after which a process without a beat counts as dead. If the timeout of the process is
-            longer, that one holds.
+        timeout: seconds after which a process without a beat counts as dead. If the process has a longer timeout,
+            the longer one applies.
     """
 
     def __init__(self, store: ClaimStore, timeout: float) -> None:
@@ -98,8 +98,8 @@ class ClaimWatch:
     def _is_unknown(self, claim: Claim) -> bool:
         """Whether the book of a claim must be read.
 
-        A beat names a receiver before a claim lists it. So if a known book lacks a claimed receiver, that book was
-        read before this beat.
+        A beat names a receiver before any claim lists this receiver. So if a known book does not name a claimed
+        receiver, the book was read too early, and must be read again.
         """
         incarnation = claim.incarnation
         if incarnation not in self._states:

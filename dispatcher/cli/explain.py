@@ -40,11 +40,12 @@ def explain(
     settings: Annotated[Settings, settings_of(*_SETTINGS, log_level="warning")],
     as_json: Json = False,
 ) -> None:
-    """Explain what became of the changes of a document: why did my receiver not run?
+    """Explain what happened to the changes of a document: why did my receiver not run?
 
-    For each change since `--since`, the command lists the receivers that listen to its signal, why it does not go
-    to some of them, and what the state of the dispatchers tells about the others. The changes come from the oplog,
-    also if the group reads from Kafka. Nothing is written, and no receiver is called.
+    For each change since `--since`, the command lists the receivers that listen to its signal. For a receiver that
+    does not get the change, it shows the reason. For the others, it shows what the state of the dispatchers says
+    about the delivery. The changes come from the oplog, even if the group reads from Kafka. The command writes
+    nothing, and calls no receiver.
 
     Example: `dispatcher explain shop.orders 65f1c0ffee65f1c0ffee65f1 --app shop.models:registry --since 2h`
     """
@@ -55,7 +56,9 @@ def explain(
 
     configure_logging("auto", settings.log_level)
     if app is None:
-        raise typer.BadParameter("Name the application, whose receivers are explained.", param_hint="--app")
+        raise typer.BadParameter(
+            "Name the application: the command explains the receivers of this application.", param_hint="--app"
+        )
     database, dot, name = collection.partition(".")
     if not (database and dot and name):
         raise typer.BadParameter(

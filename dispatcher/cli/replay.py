@@ -84,8 +84,8 @@ def replay(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver past changes again, to the named receivers or to all receivers.
 
-    The changes come from the oplog. With `--kafka`, they come from the topic of a relay, and from the oplog only
-    what the topic does not hold.
+    The changes come from the oplog. With `--kafka`, they come from the topic of a relay, and only the changes that
+    the topic does not hold come from the oplog.
 
     The replay runs in this process, and does not move the position of the dispatchers. Each delivery has a
     `delivery.id` of this run, and `delivery.replayed` is true. The changes of one document are delivered in
@@ -132,7 +132,9 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, max=_MOST_WORKERS, help="Work on N times as many documents at once. The default is 1."
+            min=1,
+            max=_MOST_WORKERS,
+            help="Multiply the number of documents that are worked on at once by N. The default is 1.",
         ),
     ] = None,
     rate: Rate = None,
@@ -145,9 +147,10 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.
 
-    If dispatchers with the receivers run, they deliver the documents, each in order with its changes. Otherwise
-    this process delivers them, in the order of the `_id`s. `delivery.image` is "current" and `delivery.replayed`
-    is true. If the backfill is stopped or killed, the same command continues it.
+    If dispatchers with the receivers run, they deliver the documents. Each document is delivered between its
+    changes, in the right order. Otherwise this process delivers the documents, in the order of the `_id`s.
+    `delivery.image` is "current" and `delivery.replayed` is true. If the backfill is stopped or killed, the same
+    command continues it.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 

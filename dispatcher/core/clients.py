@@ -76,7 +76,8 @@ class Clients:
     """Makes the clients for the deployment of a registry.
 
     Args:
-        registry: of the application. If `settings.url` is set, the registry uses this URL from now on.
+        registry: the registry of the application. If `settings.url` is set, the registry uses this URL from now
+            on.
 
     Raises:
         ApplicationError: the registry has no URL.

@@ -114,8 +114,8 @@ class Change(NamedTuple):
         names: top-level stored names that an update changed or removed, without the stamp's name.
         stamp: the origin stamp in the event, if it is readable. It may be a copy, see `origin`.
         size: bytes of the event as it was sent.
-        raw: the event as it was sent. A dead letter and each further instance get their documents from it,
-            because a receiver may have modified the first instance and its documents.
+        raw: the event as it was sent. Dead letters and further instances are made from this event, because a
+            receiver may have modified the documents of the first instance.
         looked_up: the document from a lookup, if the event had none.
         transaction: identifies the transaction of the change; None outside of transactions.
         origin: `stamp` if it is valid, see `stream/origins.py`; for a delete, the stamp of its marker.
@@ -126,7 +126,8 @@ class Change(NamedTuple):
             the record of the delivery.
         is_claimed: the delivery is claimed by the writing process, and the claim is not decided yet.
         takeover: the delivery is made in the place of the writing process.
-        superseded: the document is newer than the change, because a later write may have reached the receivers.
+        superseded: in a takeover, whether a later write has changed or deleted the document. The receivers then
+            get the present document, or only its id, because they may have run for the later write already.
         context: the context in `origin`, as JSON; "" if it has none. For a held delivery, the context comes from
             the record of the delivery.
     """
@@ -227,12 +228,12 @@ class Job:
 
     Attributes:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
-        passed: the number of finished receivers. Their deliveries succeeded, failed for good, or wait in MongoDB,
-            for a claim, or in a batch.
+        passed: the number of receivers that the calls have passed. Their deliveries succeeded, failed for good, or
+            wait: in MongoDB, for a claim, or in a batch.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
-        parts: the number of parts that are not finished. The calls together are one, and each delivery that waits
-            for a claim or in a batch is one.
+        parts: the number of parts that are not finished. All calls together are one part. Each delivery that waits
+            for a claim or in a batch is a further part.
         awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
         was_awaited: whether a delivery that waited for a claim was made or parked.
         gathered: the number of deliveries in batches that are not finished.
@@ -273,7 +274,7 @@ class Job:
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
     def when_ended(self, listener: Callable[[], None]) -> None:
-        """Note that the calls are finished, and call a function when the last part is.
+        """Record that the calls are finished, and call a function when the last part is finished.
 
         For a job without a place in the order of the stream: `finish_part` counts its other parts.
         """
@@ -281,7 +282,7 @@ class Job:
         self.finish_part()
 
     def finish_part(self) -> bool:
-        """Note that a part is finished. Returns whether it was the last one."""
+        """Record that a part is finished. Returns whether it was the last one."""
         self.parts -= 1
         if self.parts:
             return False

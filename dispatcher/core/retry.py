@@ -56,8 +56,8 @@ async def retry(
         command: may be executed twice: after some errors it is unknown whether the server has executed the
             command.
         report: called after each failed attempt that is repeated, with `error` and `attempt`; logs them.
-        address: of the server. With it, a permanent error is raised as a `DispatcherError`; without it, permanent
-            errors are retried too.
+        address: the address of the server. With it, a permanent error is raised as a `DispatcherError`; without
+            it, permanent errors are retried too.
         on: errors that are retried; other errors are raised unchanged.
         pauses: base and cap of the pauses; `pauses.attempts` is ignored.
         pause: waits between two attempts, and may end the command with an exception of its own.

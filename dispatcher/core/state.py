@@ -100,7 +100,7 @@ class State:
 
     Args:
         client: opened for the running loop.
-        address: of the server, for messages.
+        address: the address of the server, for messages.
     """
 
     def __init__(self, client: AsyncMongoClient[Any], name: str, address: str = "the server") -> None:

@@ -70,7 +70,7 @@ class StateReader:
         return made
 
     def skip(self, collection: str, id_: Any, error: Exception) -> None:
-        """Note a malformed document."""
+        """Record a malformed document."""
         if len(self.misfits) < _MOST_NAMED:
             place, name = f"{self._database}.{collection}", words_of(repr(id_))[:_LONGEST]
             self.misfits.append(Misfit(place, name, problem_of(error)[:_LONGEST], _REMEDY))

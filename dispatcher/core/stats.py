@@ -58,9 +58,9 @@ class Histogram:
         }
 
     def quantile(self, share: float) -> float | None:
-        """The first bound that this share of the values does not exceed.
+        """An upper bound of a percentile: this share of the values does not exceed the bound.
 
-        None if there are no values, or if too many exceed the last bound.
+        None if there are no values, or if too many values are above the last bound.
         """
         wanted = sum(self.counts) * share
         if not wanted:
@@ -277,7 +277,7 @@ _NOTHING: Final = (0, 0, 0, 0)
 
 
 def _age(at: float | None, now: float) -> float | None:
-    """The seconds since a sample; 0 if it is the last one, also before the first sample, which is at no time."""
+    """The seconds since a sample; 0 if it is the last one. Before the first sample both times are infinite."""
     return None if at is None else 0.0 if at == now else round(now - at, 1)
 
 
@@ -373,7 +373,7 @@ class Lag:
         self._sum = 0
 
     def note_request(self, now: float) -> None:
-        """Note that the server was asked for the next batch."""
+        """Record that the server was asked for the next batch."""
         self._asked_at = now
 
     def silent(self, now: float) -> float:
@@ -381,7 +381,7 @@ class Lag:
         return 0.0 if self._asked_at is None else now - self._asked_at
 
     def note_batch(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
-        """Note a batch.
+        """Record a batch.
 
         Args:
             now: by the monotonic clock.

@@ -266,7 +266,7 @@ class Deliverer:
         return error
 
     def _count_retry(self, attempt: Attempt, waited: Waiting, error: BaseException | None) -> None:
-        """Count an attempt after the first one, unless the attempt before it did not fail, or it was not made."""
+        """Count a repeated attempt, unless it follows `RetryAfter`, or the limits left no place for it."""
         if waited.reason == "retry_after" or isinstance(error, Limited):
             return
         self._stats.retried += 1

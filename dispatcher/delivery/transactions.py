@@ -104,7 +104,7 @@ class Transactions:
         return bool(await self.recorded(self.ids(attempt, attempt.delivery.id)))
 
     async def recorded(self, ids: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        """The `_id`s of those of these records that exist.
+        """The `_id`s of the records that exist, among these `_id`s.
 
         Raises:
             PyMongoError: the command failed.
@@ -143,7 +143,7 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether the transaction must be repeated without a failure of the receiver.
+    """Returns whether the transaction must be repeated, and the receiver has not failed.
 
     The server asks for the repetition, or the transaction has not begun. Follows the causes of the error.
     """

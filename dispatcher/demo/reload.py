@@ -32,7 +32,7 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
 
     Args:
         app: `"package.module:registry"`.
-        port: of the embedded MongoDB; a free one by default.
+        port: the port of the embedded MongoDB; a free one by default.
         data: directory of its data; by default a temporary one.
 
     Raises:

@@ -41,7 +41,7 @@ class EmbeddedBroker:
         port: the TCP port, on 127.0.0.1 only.
         cluster_id: no other broker has the same one.
         directory: a temporary directory that holds its `broker.log`, and is removed when the broker ends.
-        pid: of the broker itself, e.g. to send it a SIGSTOP in a test.
+        pid: the process id of the broker itself, e.g. to send it a SIGSTOP in a test.
         notice: says that this broker is for development only, with its version and its licence.
     """
 
@@ -119,12 +119,12 @@ def start_embedded_broker(*, port: int | None = None, timeout: float = 15.0) -> 
 def wait_until_answering(
     guardian: Guardian, cluster_id: str, deadline: float, properties: Mapping[str, str] | None = None
 ) -> None:
-    """Wait until a broker answers clients, and is the one with this id of its cluster.
+    """Wait until a broker answers clients, and check that its cluster has this id.
 
     If another broker has taken the port first, it answers in place of ours, which then ends with an error.
 
     Args:
-        deadline: on the monotonic clock.
+        deadline: the end of the wait, by the monotonic clock.
         properties: more properties of librdkafka, e.g. for TLS.
     """
     try:

@@ -87,7 +87,7 @@ class Program:
     """A kind of server, and how to explain a failed start.
 
     Attributes:
-        name: in errors, and of the log file.
+        name: the name of the server in errors. The log file has this name, too.
         otherwise: the remedy for an unknown error.
         remedies: the first pattern that matches the error gives the remedy.
         last_error: takes the log and the exit code, and returns the line that explains the end best.
@@ -113,7 +113,7 @@ class Guardian:
     """The shell that runs a server, and our end of the pipe that keeps both alive.
 
     Attributes:
-        pid: of the server itself.
+        pid: the process id of the server itself.
         port: the TCP port, on 127.0.0.1 only.
         directory: holds the log, and the server's data if it has any.
         temporary: whether the directory is removed at the end.

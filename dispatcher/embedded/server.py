@@ -79,8 +79,8 @@ class EmbeddedMongo:
         port: the TCP port, on 127.0.0.1 only.
         directory: holds its data and its `mongod.log`. A temporary directory is removed when mongod ends, even if
             it is killed. Pass a directory to start again on the same data.
-        pid: of mongod itself, e.g. to send it a SIGSTOP in a test.
-        version: of mongod, e.g. `"6.0.5"`.
+        pid: the process id of mongod itself, e.g. to send it a SIGSTOP in a test.
+        version: the version of mongod, e.g. `"6.0.5"`.
         notice: says that this server is for development only, with its version and its licence.
     """
 
@@ -151,7 +151,7 @@ def start_embedded(
         replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
         mongod: the binary; `find_mongod()` by default.
         extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath` is
-            not allowed, because this function finds in the log that mongod listens.
+            not allowed, because this function reads the log to find out whether mongod listens.
         timeout: seconds until it must accept writes.
 
     Raises:
@@ -254,7 +254,7 @@ def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) 
 
 
 def _configure(client: "MongoClient[dict[str, Any]]", guardian: Guardian) -> None:
-    """Make the node a replica set with one member. A replica set in its directory gets the new address."""
+    """Make the node a replica set with one member. A set that its directory holds already gets the new address."""
     # PLC0415: see `_wait_until_primary`.
     from pymongo.errors import OperationFailure  # noqa: PLC0415
 

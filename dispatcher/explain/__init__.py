@@ -1,1 +1,1 @@
-"""Explains what became of the changes of a document: why did a receiver not run?"""
+"""Explains what happened to the changes of a document: why did a receiver not run?"""

@@ -1,4 +1,4 @@
-"""Explains what became of the changes of one document. Nothing is written, and no receiver is called.
+"""Explains what happened to the changes of one document. Nothing is written, and no receiver is called.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -2,8 +2,7 @@
 
 Every member computes the assignment from the documents of the group. Members that have read the same documents
 compute the same assignment. If two members have read different documents, both may try to claim the same
-partition. A claim is
-one atomic write, so only the first claim succeeds.
+partition. A claim is one atomic write, so only the first claim succeeds.
 """
 
 from collections import Counter

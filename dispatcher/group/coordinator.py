@@ -74,7 +74,7 @@ class Coordinator(Generic[W]):
     Attributes:
         held: the partitions that this process holds.
         live: the ids of all living members, the longest-serving first; empty before the first read of the group.
-        layout: of the group; None before the first read of the group.
+        layout: the layout of the group; None before the first read of the group.
         outdated: a newer version of the application runs in the group, so this process claims no more partitions.
     """
 
@@ -340,7 +340,7 @@ class Coordinator(Generic[W]):
         self._resized()
 
     def _note_end(self, task: "asyncio.Task[None]") -> None:
-        """Note the error of a task that has ended. The error will end the dispatcher."""
+        """Record the error of a task that has ended. The error will end the dispatcher."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failures.append(error)
         self._awake.set()
@@ -348,7 +348,7 @@ class Coordinator(Generic[W]):
     # -- renewing --------------------------------------------------------------------------------------------
 
     async def _renew_regularly(self) -> None:
-        """Renew the leases of all held partitions, also while their work ends. Runs for ever."""
+        """Renew the leases of all held partitions, even while their work ends. Runs for ever."""
         every, failed = self._lease / _RENEWALS, False
         while True:
             await asyncio.sleep(min(every, self._read_every) if failed else every)

@@ -19,7 +19,7 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
     A group without an application is assigned to this application.
 
     Args:
-        settings: of the dispatcher; `adopt` accepts another name of the application.
+        settings: the settings of the dispatcher; `adopt` accepts another name of the application.
         application: its name, `"package.module:registry"`; empty to require nothing.
 
     Raises:

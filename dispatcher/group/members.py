@@ -131,7 +131,7 @@ class Members:
     async def beat(self, *, leaving: bool = False) -> None:
         """Write a heartbeat. If this process was removed as dead, it becomes a member again.
 
-        Each heartbeat has a new number, also after a removal: to the process that removed this one, an earlier
+        Each heartbeat has a new number, even after a removal: to the process that removed this one, an earlier
         number would look like no heartbeat.
         """
         self._beats += 1

@@ -1,8 +1,8 @@
 """Finds the receivers that are new in a group, and names the command that delivers what they missed.
 
 The application may run with a new receiver before the dispatchers do. Meanwhile the dispatchers finish changes
-without it. So the layout lists the receivers of the last start, and the first start with another one names the
-command for the changes that it may have missed.
+without it. So the layout lists the receivers of the last start. When a dispatcher first starts with a receiver
+that is not in this list, it logs the command that delivers the changes which this receiver may have missed.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -45,7 +45,7 @@ class ChangeOrigin(Protocol):
 
 
 async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutine[Any, Any, str]]) -> ChangeOrigin:
-    """The source that the settings name, for a look at it.
+    """The source that the settings name. It can answer questions about the source, and reads no changes.
 
     Raises:
         KafkaError: no broker answers, or it refuses the user.
@@ -86,7 +86,7 @@ class TopicOrigin:
     """A topic.
 
     Args:
-        watch: it is open.
+        watch: an open `TopicWatch` of the topic.
     """
 
     def __init__(self, watch: TopicWatch) -> None:

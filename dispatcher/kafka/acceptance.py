@@ -77,10 +77,10 @@ class RecordPlace(NamedTuple):
     """The place of a record among the others of its partition.
 
     Attributes:
-        offset: in the log.
-        term: of its producer.
-        number: among the records of its term in this partition, from 0.
-        token: of its event.
+        offset: the offset of the record in the log.
+        term: the term of its producer.
+        number: the number of the record among those of its term in this partition, from 0.
+        token: the token of its event.
     """
 
     offset: int
@@ -113,7 +113,7 @@ def accept(position: LogPosition, record: RecordPlace) -> tuple[Decision, LogPos
 
     Returns:
         The decision, and the position after the record. Save it when all deliveries up to the record are finished,
-        also if the record was refused: otherwise retention may overtake the saved offset.
+        even if the record was refused: otherwise retention may overtake the saved offset.
     """
     offset, term, number, token = position
     if record.offset != offset:
@@ -142,7 +142,7 @@ def resume(position: LogPosition, relay: LogPosition, beginning: int) -> LogPosi
     publishes again.
 
     Args:
-        position: of the reader.
+        position: the position of the reader.
         relay: the relay's saved position for the partition. Read it after `beginning`.
         beginning: the offset of the first record that the log holds.
     """

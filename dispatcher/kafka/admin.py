@@ -46,8 +46,8 @@ class _LostConnection(NamedTuple):
     """The failure of a connection.
 
     Attributes:
-        name: of the error.
-        address: of the broker; empty if it is about all brokers.
+        name: the name of the error.
+        address: the address of the broker; empty if it is about all brokers.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Admin:
         return self._failure is not None and self._failure.name in _REFUSED_USER
 
     def _note(self, error: Any) -> None:
-        """Note a failure. A failure without a reason does not replace an earlier failure."""
+        """Record a failure. A failure without a reason does not replace an earlier failure."""
         if error.name() == _NO_CONNECTION:
             self._failure = self._failure or _LostConnection(_NO_CONNECTION, "", "")
             return
@@ -143,7 +143,7 @@ class Admin:
         self._failure = _LostConnection(error.name(), address, text)
 
     def _unanswered(self, place: str) -> KafkaError:
-        """The error that no broker answers, with the last failure of a connection."""
+        """The error for brokers that do not answer, with the last failure of a connection."""
         failure = self._failure
         asked = f"within {self._patience:g} s (asked about {place})"
         if failure is None:

@@ -99,7 +99,7 @@ class KafkaConfig(NamedTuple):
 
     Attributes:
         servers: `host:port,...`.
-        path: of the file with properties; None without one.
+        path: the path of the file with properties; None without one.
         patience: seconds for each request about the cluster or the topic.
     """
 
@@ -193,7 +193,7 @@ def load_config(servers: str, path: Path | None = None, patience: float = PATIEN
 
     Args:
         servers: `host:port,...`.
-        path: of a file with properties.
+        path: the path of a file with properties.
         patience: seconds for each request about the cluster or the topic.
 
     Raises:

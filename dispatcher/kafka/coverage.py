@@ -6,7 +6,7 @@ from mongoz.connection.namespaces import parse_pattern
 
 
 def covered_since(scope: Scope, relay: RelayState) -> dict[str, str | None]:
-    """The token since which a relay publishes all changes of each watched collection and pattern.
+    """For each watched collection and pattern, the token since which a relay publishes all of its changes.
 
     The token is None if the relay does not publish them.
     """
@@ -24,7 +24,7 @@ def covered_since(scope: Scope, relay: RelayState) -> dict[str, str | None]:
 
 
 def interrupted(scope: Scope, before: RelayState, now: RelayState) -> list[str]:
-    """The watched collections that the relay has not published all the time since an earlier state."""
+    """The watched collections that were not published without interruption since an earlier state."""
     return [
         name for name, token in covered_since(scope, now).items() if token is None or token > before.position.token
     ]

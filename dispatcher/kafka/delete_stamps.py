@@ -23,7 +23,7 @@ Key = tuple[bytes, ...]
 class DeleteStamps:
     """The stamps of the transaction that is being read.
 
-    While no stamp is open, it is enough if `take` sees the markers.
+    While `open` is empty, the caller may pass only the markers to `take`.
 
     Attributes:
         open: the stamps whose deletes have not come.
@@ -51,7 +51,7 @@ class DeleteStamps:
         return b""
 
     def give_up(self) -> None:
-        """Note the end of the stream: no delete follows."""
+        """Record the end of the stream: no delete follows."""
         self.open.clear()
 
 

@@ -66,7 +66,7 @@ class Envelope(NamedTuple):
     """A record of a topic.
 
     Attributes:
-        stamp: of the marker of a delete; empty for all other changes.
+        stamp: the stamp of the marker of a delete; empty for all other changes.
         event: the change event; for another kind of record its document, see `large_event_in` and `gap_in`.
     """
 
@@ -81,8 +81,8 @@ class LargeEvent(NamedTuple):
     """A change event that does not fit into a record.
 
     Attributes:
-        token: of the event. If it is very long, only its beginning, see `resume_tokens.shortened`.
-        id: of the file with the event, see `dispatcher/kafka/large_events.py`.
+        token: the token of the event. If it is very long, only its beginning, see `resume_tokens.shortened`.
+        id: the id of the file with the event, see `dispatcher/kafka/large_events.py`.
         size: bytes of the event.
     """
 
@@ -118,7 +118,7 @@ def encode(term: int, number: int, event: bytes, stamp: bytes = b"") -> bytes:
 
     Args:
         event: as the server sent it.
-        stamp: of the marker of a delete.
+        stamp: the stamp of the marker of a delete.
     """
     return _encoded(term, number, stamp, _EVENT, event)
 
@@ -133,7 +133,7 @@ def encode_without(last: int, head: bytes, number: int, event: bytes) -> bytes:
 
     Args:
         last: the number of bytes of the last field, with its type and name.
-        head: of the term.
+        head: the result of `head_of_term`.
     """
     size = len(event) - last
     return b"".join((_HEAD_OF_EVENT.pack(_ROOM + size, head, number, _EVENT, size), event[4 : size - 1], b"\0\0"))
@@ -160,7 +160,7 @@ def decode(value: bytes | None) -> Envelope:
     """Read a record.
 
     Args:
-        value: of the message; None for a message without a value.
+        value: the value of the message; None for a message without a value.
 
     Raises:
         MalformedRecord: it does not have the form of this module. The caller adds topic, partition and offset.

@@ -25,7 +25,7 @@ def opened(place: str, record: tuple[int, bytes | None]) -> tuple[Envelope, str]
     """Decode a record. Returns its envelope and its token.
 
     Args:
-        place: of the partition, for the message.
+        place: the place of the partition, for the message.
         record: its offset and its value.
 
     Raises:
@@ -58,7 +58,7 @@ async def last_records(
     """Read one record of each partition. If a partition does not answer in time, the result lacks it.
 
     Args:
-        offsets: of the records, by partition.
+        offsets: the offsets of the records, by partition.
 
     Returns:
         The offset and the value of each, by partition.

@@ -49,7 +49,7 @@ class LargeEvents:
         """Write an event, unless it is there already. The time until its deletion begins now.
 
         Args:
-            token: of the event.
+            token: the token of the event.
         """
         id_ = blake2b(f"{self._topic}\0{token}".encode(), digest_size=_ID).digest()
         large = LargeEvent(shortened(token), id_, len(event))

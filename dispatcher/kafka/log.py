@@ -79,12 +79,12 @@ class TopicLog:
     """One topic.
 
     Args:
-        config: of the clients.
+        config: the configuration of the clients.
         topic: its name.
-        group: of dispatchers. The consumer group is `mongoz.<group>`, for tools of Kafka.
+        group: the group of dispatchers. The consumer group is `mongoz.<group>`, for tools of Kafka.
         relay: the state of the relay.
         megabytes: the value of `--max-queued-mb`.
-        address: of the server with the state, for messages.
+        address: the address of the server with the state, for messages.
 
     Attributes:
         watch: looks at the topic.
@@ -302,7 +302,7 @@ class TopicLog:
         polling.order(change)
 
     def _note_report(self, report: str) -> None:
-        """Note the size of the queue of librdkafka. All partitions share one queue, and each reports its size."""
+        """Keep the size of the queue of librdkafka. All partitions share one queue, and each reports its size."""
         topic = json.loads(report)["topics"].get(self.topic)
         partitions = topic["partitions"].values() if topic is not None else ()
         self.prefetched = max((one["fetchq_size"] for one in partitions), default=0)
@@ -348,7 +348,7 @@ class PartitionLog:
     """One partition of a topic: a queue of its records.
 
     Attributes:
-        number: of the partition.
+        number: the number of the partition.
         most: bytes at which no further records are fetched. The messages of the last poll may exceed this number.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
         paused: whether the consumer was told to pause, and not to resume since. Only the loop changes it.
@@ -378,7 +378,7 @@ class PartitionLog:
         """The current gauges.
 
         Args:
-            offset: of the next record to read, in the topic with this id; None before the first one.
+            offset: the offset of the next record to read, in the topic with this id; None before the first one.
         """
         watch = self._topic.watch
         return TopicGauges(

@@ -87,7 +87,7 @@ class TopicWatch:
 
     Args:
         relay: the state of the relay.
-        address: of the server with the state, for messages.
+        address: the address of the server with the state, for messages.
         on_failure: called when the topic can't be used any more.
     """
 

@@ -52,8 +52,8 @@ class MergedTopic:
     with the relay's position, so the events of other partitions wait for some seconds.
 
     Args:
-        partitions: of the topic.
-        name: of the topic, for messages.
+        partitions: the partitions of the topic.
+        name: the name of the topic, for messages.
     """
 
     pairs_deletes = True

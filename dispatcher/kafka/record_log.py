@@ -22,7 +22,7 @@ class RecordLog(Protocol):
         """The current gauges.
 
         Args:
-            offset: of the next record to read, in the topic with this id; None before the first one.
+            offset: the offset of the next record to read, in the topic with this id; None before the first one.
         """
 
     async def seek(self, offset: int) -> None:

@@ -23,8 +23,8 @@ class Mark(NamedTuple):
 
     Attributes:
         offset: the offset after the record.
-        term: of the record; 0 if there is none.
-        number: of the record; -1 if there is none.
+        term: the term of the record; 0 if there is none.
+        number: the number of the record; -1 if there is none.
     """
 
     offset: int
@@ -41,7 +41,7 @@ class RelayPosition(NamedTuple):
 
     Attributes:
         token: all events up to it are published, and acknowledged by the brokers.
-        fingerprint: of the stream that the token belongs to.
+        fingerprint: the fingerprint of the stream that the token belongs to.
         marks: by partition.
     """
 

@@ -79,7 +79,7 @@ class KafkaSource:
     """Reads one partition of a topic.
 
     Args:
-        partition: of the topic.
+        partition: the partition of the topic.
         start: the place where the dispatcher continues.
         batch_size: maximum number of events per batch.
         read_large: reads a large event. By default, all large events count as missing.
@@ -207,8 +207,9 @@ class KafkaSource:
                 return events, position, _Halt(decision, record, envelope, after)
             else:
                 self._figures.dropped[decision] += 1
-                # `Reader` remembers the stamps of the events after the start, maybe later than this. If it found
-                # such a stamp remembered already, it would take the original for a copy.
+                # Only the stamps of events before the start are remembered here. `Reader` itself remembers the
+                # stamps of later events. If such a stamp were remembered here too, `Reader` would take the
+                # original for a copy.
                 if decision is Decision.DUPLICATE and token <= self._began:
                     remember_stamp(envelope, self._remember)
             position = after

@@ -41,7 +41,7 @@ class TopicLayout(NamedTuple):
 
     Attributes:
         cluster: the id of the Kafka cluster.
-        id: of the topic.
+        id: the id of the topic.
     """
 
     cluster: str
@@ -91,7 +91,7 @@ class Weakness(NamedTuple):
     """A property of a topic that can lose changes.
 
     Attributes:
-        name: of the property.
+        name: the name of the property.
     """
 
     name: str

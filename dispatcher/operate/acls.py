@@ -13,7 +13,7 @@ class Acl(NamedTuple):
     """Operations on a resource.
 
     Attributes:
-        option: of the command, for the kind of resource.
+        option: the option of `kafka-acls.sh` for the kind of resource.
     """
 
     option: str

@@ -39,7 +39,7 @@ async def read_books(group: Group, status: GroupStatus, reader: StateReader) -> 
     """The books that have not ended, and those that deliveries wait for. Books with waiting deliveries come first.
 
     Args:
-        status: with its time and its members. This function completes its `at_least`.
+        status: the status of the group, with its time and its members. This function completes its `at_least`.
         reader: collects malformed documents.
     """
     waiting = _waiting(status.members)
@@ -71,8 +71,8 @@ def claims_of(status: GroupStatus, books: Sequence[BookStatus]) -> ClaimsStatus:
     """The claims of a group.
 
     Args:
-        status: with its time, its members and its parked deliveries.
-        books: from `read_books`.
+        status: the status of the group, with its time, its members and its parked deliveries.
+        books: the result of `read_books`.
     """
     begun = [one for one in books if one.fenced_at is None]
     parked = [one for one in status.parked if one.reason == "claimed"]

@@ -1,7 +1,8 @@
 """Dead letters by receiver and error: their counts, and retries and drops of many dead letters in steps.
 
 An action on many dead letters is a sequence of steps, so that a caller can show the progress, and stop. All steps
-select dead letters whose last attempt ended before the action began: what fails again meanwhile is left out.
+select dead letters whose last attempt ended before the action began. Dead letters that fail again meanwhile are
+left out.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

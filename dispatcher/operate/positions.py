@@ -75,7 +75,7 @@ class TopicStatus(NamedTuple):
         """The place of a partition in the topic, and the position of the relay.
 
         Args:
-            document: of the position.
+            document: the document of the position.
         """
         relay = None if self.relay is None else self.relay.position
         until = None if relay is None else _readable(relay.token)
@@ -193,8 +193,8 @@ class Mover:
         """Let all partitions continue after a token, or begin anew.
 
         Args:
-            token: all changes up to the token count as finished, and no later change. With None, only the changes
-                after the next start of a dispatcher are delivered, as after the first start of a group.
+            token: all changes up to the token count as finished, and all later changes do not. With None, only the
+                changes after the next start of a dispatcher are delivered, as after the first start of a group.
             force: move the positions even if a dispatcher is alive. This dispatcher starts no deliveries after
                 the end of its lease, and other processes wait for this end.
             places: for a topic, the known places of the token, by partition.

@@ -1,6 +1,6 @@
 """Reads the status of a relay, and how far the groups that read from its topic have come.
 
-Everything is in the state: no broker is asked. So the status is quick, also while no broker answers.
+Everything is in the state: no broker is asked. So the status is quick, even while no broker answers.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -46,7 +46,7 @@ class RelayLog(NamedTuple):
         """The number of records that a partition of a group has not finished; None if it is unknown.
 
         Args:
-            log: of its position, see docs/reference/state.md.
+            log: the field `log` of its position, see docs/reference/state.md.
         """
         match log:
             case {"topic_id": self.topic_id, "offset": int(offset)} if partition < len(self.offsets):

@@ -214,8 +214,8 @@ class RelayStatus:
     Attributes:
         topic: its name.
         cluster: the id of the Kafka cluster.
-        partitions: of the topic.
-        term: of its producer.
+        partitions: the number of partitions of the topic.
+        term: the term of its producer.
         alive: host and process id of its live processes.
         owner: host and process id of the process that publishes; None if no such process is alive.
         position_at: the time up to which everything is published.

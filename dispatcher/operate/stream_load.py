@@ -11,8 +11,8 @@ from pymongo.errors import OperationFailure
 from dispatcher.core.oplog import Oplog
 from dispatcher.core.state import POSITIONS, Group
 
-# What a stream costs the server, in seconds of CPU: for each change of the oplog, and for each second at rest.
-# Measured: 40,000 inserts cost 1.4 s with one stream, 6.2 s with 4, 32 s with 16 and 227 s with 64.
+# The cost of a stream for the server, in seconds of CPU: for each change of the oplog, and for each second at
+# rest. Measured: 40,000 inserts cost 1.4 s with one stream, 6.2 s with 4, 32 s with 16 and 227 s with 64.
 _PER_CHANGE: Final = 50e-6
 _AT_REST: Final = 0.005
 

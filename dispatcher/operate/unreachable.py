@@ -135,7 +135,7 @@ def _descendants(document: Any) -> Iterator[Any]:
 
 
 def _misspelt(document: Any, where: Any) -> Iterator[tuple[str, str]]:
-    """Yield each top-level name in `where` that is no stored name but resembles one, with the stored name.
+    """Yield the names in `where` that seem misspelt, each with the stored name that it resembles.
 
     Documents can hold more fields than their model. So a name that resembles no field can be right.
     """

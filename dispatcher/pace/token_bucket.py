@@ -10,8 +10,8 @@ _ROUNDING: Final = 1e-9
 class TokenBucket:
     """Tokens that come in at a rate. Each attempt takes one.
 
-    The bucket holds the tokens of one second, and at least one. It is full when it gets its first rate. Later
-    changes of the rate add no tokens. All times are seconds of one monotonic clock.
+    The bucket has room for the tokens of one second, or for one token if that is more. It is full when it gets its
+    first rate. Later changes of the rate add no tokens. All times are seconds of one monotonic clock.
 
     Examples:
         >>> bucket = TokenBucket()

@@ -31,14 +31,16 @@ from dispatcher.parking.reading import RecordReader, recorded_attempts
 from dispatcher.parking.store import DueRows, HeldStore, Settlement
 from mongoz.signals.receivers import Receiver
 
-# Seconds until the next query, if nothing else causes one; and if lanes were left out of the last query.
+# Seconds until the next query. The first number applies if nothing else causes a query, the second one if the last
+# query had to leave out lanes.
 _RARELY: Final = 30.0
 _AGAIN: Final = 1.0
 
 # Maximum number of bytes of the deliveries that are taken at once.
 _BYTES: Final = 8_000_000
 
-# Maximum number of lanes of an odd query: these are delivered one by one.
+# Maximum number of lanes that are delivered one by one after a query with malformed or unmarked lanes, see
+# `DueRows`.
 _FEW: Final = 10
 
 
@@ -47,7 +49,7 @@ class _TakenLane:
     """A lane whose first deliveries are in batches.
 
     Attributes:
-        key: of the document.
+        key: the key of the document.
         left: the number of deliveries that are taken and not settled.
     """
 
@@ -160,7 +162,7 @@ class ParkedBatches:
                 seconds = 0.0
             elif not self._parking.is_ours(rows[0]):
                 seconds = min(seconds, _AGAIN)
-            # The later deliveries of a blocked one wait until it succeeds. In its batch they could succeed before.
+            # Later deliveries wait until a blocked one succeeds. In the same batch they could succeed before it.
             elif not await self._gather(name, lane, rows[:1] if lane.state == "blocked" else rows):
                 others.append(lane)
         return seconds, others
@@ -261,7 +263,7 @@ class ParkedBatches:
         self._on_settled(seconds)
 
     def forget(self, one: GatheredDelivery) -> None:
-        """Note that a delivery was taken out of a gathering, because an earlier one of its lane must wait."""
+        """Record that a delivery was taken out of a gathering, because an earlier one of its lane must wait."""
         self._settled(one.row.of, 1)
 
     def _settled(self, taken: _TakenLane, count: int) -> None:

@@ -75,7 +75,7 @@ class Parking:
         self._busy: dict[str, int] = {}
         # Names with a write in progress: a query may not find the delivery yet.
         self._writing: Counter[str] = Counter()
-        # Lanes that queued jobs must query, each with the round of the look-up that found it, and the key of its
+        # Lanes that queued jobs must query. Each has the number of the look-up that found it, and the key of its
         # document.
         self._remembered: dict[str, tuple[int, Hashable]] = {}
         self._round = 0
@@ -97,7 +97,7 @@ class Parking:
         return tuple(name for name in self._busy if not self.is_paused(name))
 
     def is_paused(self, name: str) -> bool:
-        """Returns whether a receiver that has or had this name is paused, also under another of its names."""
+        """Returns whether a receiver with this present or former name is paused, under any of its names."""
         return not self._owners[name].isdisjoint(self._paused_names)
 
     def is_ours(self, row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Lanes of deliveries that wait: their names, and their heads as the queries of the store return them. No I/O."""
+"""Names the lanes of deliveries that wait, and reads their heads from the results of queries. No I/O."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -53,7 +53,9 @@ def _key_of(id_: Any) -> bytes:
 
 
 def lane_of(row: Mapping[str, Any]) -> Lane:
-    """The lane of a marked delivery, with its first delivery in `first`.
+    """The lane of a row.
+
+    The row is a delivery with the mark of a head. Its field `first` has the first delivery of the lane.
 
     Raises:
         ValueError: the delivery is malformed.
@@ -68,7 +70,7 @@ def lane_of(row: Mapping[str, Any]) -> Lane:
 
 
 def is_head(row: Mapping[str, Any]) -> bool:
-    """Returns whether the first delivery of a lane has the mark of a head that `due` would not change."""
+    """Returns whether the first delivery of a lane is marked as its head, so that `due` need not move the mark."""
     return isinstance(row.get("due_at"), datetime) and isinstance(row.get("state"), str)
 
 

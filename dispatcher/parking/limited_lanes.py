@@ -35,7 +35,7 @@ class LimitedLanes:
         """The number of further lanes that should be read.
 
         Args:
-            most: the number without limits.
+            most: the number that would be read if the receiver had no limits.
         """
         if receiver not in self._limits:
             return most

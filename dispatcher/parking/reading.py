@@ -20,7 +20,7 @@ class ParkedDelivery(NamedTuple):
     """A parked delivery.
 
     Attributes:
-        calls: of one receiver; None if the application does not have the receiver any more.
+        calls: the calls of one receiver; None if the application does not have the receiver any more.
         retried: the dead letter that the delivery repeats; None if it repeats none.
     """
 

@@ -42,7 +42,7 @@ class Redelivery(NamedTuple):
     """Handles the requested retries of one partition's dead letters.
 
     Args:
-        lease: of the partition.
+        lease: the lease of the partition.
         may_begin: returns whether another retry may begin.
     """
 

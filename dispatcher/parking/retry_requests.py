@@ -39,7 +39,7 @@ class RetryRequests:
         return [{"$unionWith": {"coll": HELD, "pipeline": [*found, {"$replaceWith": {HELD: True}}]}}]
 
     def note(self) -> None:
-        """Note that there are requests: wake the tasks that wait for requests."""
+        """Record that there are requests: wake the tasks that wait for requests."""
         self._noted.set()
         self._noted = asyncio.Event()
 

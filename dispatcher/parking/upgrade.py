@@ -5,7 +5,7 @@ The earlier version has five collections:
     parked            one document per delivery that waits: "<lane>:<token>", or "<lane>:<token>~<run>"; with
                       `again` {letter, retries} if it is a retry
     parked_lanes      one document per lane: why its first delivery waits
-    dead_letters      one document per dead letter, also while it is retried
+    dead_letters      one document per dead letter, even while it is retried
     parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": parts that do not fit, counted in `chunked`
 
 The process that claims a partition moves the documents of the partition into `held` before the first delivery. It

@@ -138,7 +138,7 @@ class ParkingWorker:
             self.wake()
 
     def wake(self, seconds: float = 0.0) -> None:
-        """Note that a delivery is due in this number of seconds."""
+        """Record that a delivery is due in this number of seconds."""
         at = monotonic() + seconds
         if at < self._next:
             self._next = at

@@ -44,7 +44,7 @@ class Checkpoint:
             dead.
 
     Attributes:
-        lease: of the partition.
+        lease: the lease of the partition.
         tracker: the changes after the position, in the order of the stream.
         start: the place where the stream continues.
         began: the token of the position when the partition was claimed.
@@ -89,7 +89,7 @@ class Checkpoint:
         return bool(self._inherited)
 
     def look_back(self, event: Undecoded) -> None:
-        """Note whether a change was finished under an earlier layout."""
+        """Record whether a change was finished under an earlier layout."""
         token = token_of(event["_id"])
         if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):
             self._ahead.add(digest_of(token))
@@ -106,7 +106,7 @@ class Checkpoint:
             self.tracker.add(Job(token))
 
     def mark(self, batch: EventBatch) -> None:
-        """Note that a batch has been read, and all its changes are in the tracker."""
+        """Record that a batch has been read, and all its changes are in the tracker."""
         if batch.place is not None:
             self._places.note(batch.token, batch.place)
         self.tracker.mark(batch.token)

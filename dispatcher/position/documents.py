@@ -128,7 +128,7 @@ class Position(NamedTuple):
 
     Attributes:
         token: everything up to it is finished; None if no position was saved yet.
-        fingerprint: of the stream that the token belongs to.
+        fingerprint: the fingerprint of the stream that the token belongs to.
         until: sorts after the tokens of all changes in `ahead`.
         ahead: hashes of the tokens of finished changes after `token`, see `core/resume_tokens.py`.
         inherited: finished changes under earlier layouts, see `position/inherited.py`.
@@ -214,7 +214,7 @@ def read_layout(
     """Read the layout of a group, and its partitions by number.
 
     Args:
-        documents: of the group.
+        documents: the documents of the group.
         read: reads the document of one partition.
 
     Raises:
@@ -251,7 +251,8 @@ def recorded(
 
     Args:
         token: everything up to it is finished.
-        fingerprint: of the stream that the token belongs to. If it is empty, only the time of the token is used.
+        fingerprint: the fingerprint of the stream that the token belongs to. If it is empty, only the time of the
+            token is used.
         ahead: hashes of the tokens of finished changes after `token`.
         until: sorts after these tokens; empty if there are none.
         place: for a topic, a place up to which all accepted records are finished.
@@ -273,7 +274,8 @@ def moved(position: Position, token: str | None, *, force: bool, place: LogPlace
     one more lease time, because the former owner delivers until it notices the loss of its lease.
 
     Args:
-        token: of the new position. With None the position is removed, and the next start records a new one.
+        token: the token of the new position. With None the position is removed, and the next start records a new
+            one.
         force: move the position even if a member holds the partition.
         place: for a topic, the place of the token; None if it is unknown.
     """

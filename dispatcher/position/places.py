@@ -21,7 +21,7 @@ class Places:
         self._ahead: deque[tuple[str, LogPlace]] = deque()
 
     def note(self, token: str, place: LogPlace) -> None:
-        """Note that a batch has been read.
+        """Record that a batch has been read.
 
         Args:
             token: all accepted records before `place` have this token, or an earlier one.

@@ -55,7 +55,7 @@ def _document(
 
     Args:
         before: all positions that it replaces.
-        values: of the position.
+        values: the values of the position.
     """
     newest = max(before, key=lambda one: one.version_since or datetime.min)
     return {

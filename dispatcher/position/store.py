@@ -53,7 +53,7 @@ class FirstPosition(NamedTuple):
 
     Attributes:
         token: all changes up to it count as finished.
-        fingerprint: of the stream that the token belongs to.
+        fingerprint: the fingerprint of the stream that the token belongs to.
         place: for a topic, the place that belongs to the token.
     """
 
@@ -254,8 +254,8 @@ class PositionStore:
         """Make all partitions continue after a token, or begin again, in one transaction.
 
         Args:
-            token: everything up to it counts as finished, and no change after it. None removes the positions, as
-                if no dispatcher had ever run.
+            token: everything up to it counts as finished, and all later changes do not. None removes the
+                positions, as if no dispatcher had ever run.
             force: move the positions even while processes hold partitions.
             also: further writes of the same transaction.
             places: for a topic, the known places of the token, by partition.

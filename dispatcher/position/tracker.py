@@ -21,15 +21,15 @@ class Tracker:
     def __init__(self, token: str) -> None:
         self.token = token
         self._open: deque[Job] = deque()
-        # Finished jobs from a marker on. Its delete is still in `_open`, behind an unfinished change,
-        # and the position must not stop among these jobs.
+        # A finished marker, and the finished jobs after it. The delete of the marker is still in `_open`, behind
+        # an unfinished change. Until the delete is finished, the position must stay before all these jobs.
         self._between: list[Job] = []
         self._announced = 0
         self._mark = token
         self.weight = 0
 
     def add(self, job: Job) -> None:
-        """Note the next change of the stream. If this and all earlier changes are finished, move the position."""
+        """Add the next change of the stream. If this and all earlier changes are finished, move the position."""
         if job.change is None and not self._open:
             self.token = job.token
         else:
@@ -37,7 +37,7 @@ class Tracker:
             self.weight += len(job.token)
 
     def mark(self, token: str) -> None:
-        """Note that the stream has been read up to this token: the token after a batch, which may be empty.
+        """Record that the stream has been read up to this token: the token after a batch, which may be empty.
 
         If the batch was filled to its limit, this is the token of its last event. `mark` adds no change,
         so `ahead` stays the same.
@@ -48,7 +48,7 @@ class Tracker:
             self.token = token
 
     def finished(self, job: Job) -> None:
-        """Note that a part of a change is finished. Most changes have one part."""
+        """Record that a part of a change is finished. Most changes have one part."""
         job.parts -= 1
         if job.parts:
             return
@@ -89,8 +89,8 @@ class Tracker:
     def undelivered(self) -> tuple[Job | None, int]:
         """The oldest change that this process has yet to deliver, and the number of changes from it on.
 
-        While only the writing process may make the deliveries of a change, it is not the oldest. The number
-        includes such changes behind the oldest, and finished ones.
+        A change whose deliveries only the writing process may make is skipped in the search for the oldest. The
+        number counts all changes from the oldest one on: skipped and finished ones, too.
         """
         for place, job in enumerate(self._open):
             if job.change is not None and not job.is_awaited:

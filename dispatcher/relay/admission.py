@@ -29,7 +29,8 @@ def application_of(apps: Iterable[str]) -> str:
 async def admit_relay(store: PositionStore, application: str, *, adopt: bool) -> None:
     """Require that this process knows all applications of the relay. It may know further ones.
 
-    When a process takes over that lacks an application, nobody publishes the collections of this application.
+    If a process that does not know an application takes over, the collections of this application are not
+    published.
 
     Args:
         application: see `application_of`.
@@ -81,7 +82,7 @@ async def require_own_topic(config: KafkaConfig, facts: TopicFacts, store: Posit
     """Require that the topic has no records before the first start of a relay.
 
     Args:
-        database: of the state, for the error.
+        database: the database of the state, for the error.
 
     Raises:
         TopicError: it has records, so another relay writes to it.

@@ -33,7 +33,7 @@ async def check_relay(
     """Check a relay: its applications, their deployment, and the topic.
 
     Args:
-        registries: of the applications, with all receivers connected.
+        registries: the registries of the applications, with all receivers connected.
         apps: their names, each as `"package.module:registry"`.
 
     Yields:

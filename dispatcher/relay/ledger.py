@@ -32,7 +32,7 @@ class Report:
     """Counts the answers to the records of one part. The client calls it with each answer.
 
     Attributes:
-        partition: of the part.
+        partition: the partition of the part.
     """
 
     __slots__ = ("_ledger", "_left", "_offset", "_span", "last", "partition")
@@ -51,7 +51,7 @@ class Report:
         return self._offset + 1
 
     def __call__(self, error: Any, message: Any) -> None:
-        """Note the answer to one record."""
+        """Record the answer to one record."""
         if error is not None:
             self._ledger.fail(f"{error.name()}: {error.str()}")
             return
@@ -93,9 +93,9 @@ class RecordLedger:
     """The records of one term.
 
     Args:
-        term: of the producer.
+        term: the term of the producer.
         position: at which the term begins.
-        fingerprint: of the stream that is read.
+        fingerprint: the fingerprint of the stream that is read.
         figures: counts the acknowledged records.
 
     Attributes:
@@ -115,7 +115,8 @@ class RecordLedger:
         self._token_fingerprint = position.fingerprint
         self._fingerprint = fingerprint
         self._marks = list(position.marks)  # of the records up to `_token`
-        # The marks of acknowledged spans after `_token`, as long as the position may not be at their end.
+        # The marks of spans that are acknowledged, but at whose ends the position must not be. They are after
+        # `_token`.
         self._passed: dict[int, Mark] = {}
         # By partition: the offset minus the number of a record. As long as no other producer writes between the
         # records of the term, the difference stays the same.
@@ -150,7 +151,7 @@ class RecordLedger:
 
         Args:
             token: the stream is read up to it.
-            parts: of its records.
+            parts: the parts of its records.
             size: bytes of its records.
             is_end: whether the position may be at the end of the span: not between a delete marker and its delete.
 
@@ -168,13 +169,13 @@ class RecordLedger:
         return span.reports
 
     def part_acknowledged(self, span: Span) -> None:
-        """Note that all records of a part are acknowledged."""
+        """Record that all records of a part are acknowledged."""
         span.left -= 1
         if not span.left:
             self._move()
 
     def fail(self, text: str) -> None:
-        """Note that a record is not acknowledged, and may never be."""
+        """Record that a record is not acknowledged, and may never be."""
         self.failure = self.failure or text
 
     def _move(self) -> None:

@@ -42,7 +42,7 @@ class TermProducer:
         """Send the records of a batch.
 
         Args:
-            reports: of its parts, in the same order. Each answer goes to one of them.
+            reports: the reports of its parts, in the same order. Each answer goes to one of them.
 
         Returns:
             The text of an error; empty if all records are on their way.

@@ -68,7 +68,7 @@ class Packed(NamedTuple):
 
     Attributes:
         records: by partition.
-        parts: of all partitions with records.
+        parts: the parts of all partitions with records.
         size: bytes of all values.
     """
 
@@ -81,7 +81,7 @@ class Packer:
     """Makes the records of one term.
 
     Args:
-        partitions: of the topic.
+        partitions: the partitions of the topic.
         largest: maximum bytes of a record.
     """
 

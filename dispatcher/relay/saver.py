@@ -28,7 +28,7 @@ class PositionSaver:
 
     Args:
         relays: the state of the relay.
-        store: of the position of the relay's group, which shows the position to operators.
+        store: the store of the position of the relay's group, which shows the position to operators.
 
     Attributes:
         saved_seconds: when the saved position was last up to date, by the monotonic clock.

@@ -40,7 +40,7 @@ class RelayTarget(NamedTuple):
     """The destination of a relay, and the names of its applications.
 
     Attributes:
-        name: of the relay.
+        name: the name of the relay.
         partitions: the requested number of partitions of the topic; None for the present one, or the default.
         apps: the names of the applications, each as `"package.module:registry"`.
     """
@@ -55,7 +55,7 @@ class RelayService:
     """One process of a relay for one or more registries.
 
     Args:
-        registries: of the applications, with all receivers connected.
+        registries: the registries of the applications, with all receivers connected.
 
     Raises:
         ApplicationError: a registry has a setting that excludes a dispatcher, or they are on several deployments.

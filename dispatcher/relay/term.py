@@ -59,8 +59,8 @@ class TermStart(NamedTuple):
     """What is known when a term begins.
 
     Attributes:
-        source: of change events with hashes.
-        facts: of the topic.
+        source: the source of change events with hashes.
+        facts: the facts of the topic.
         state: with the new term, and the position at which it begins.
         moved_to: the later token to which an operator has moved the relay; None in nearly all cases.
     """
@@ -75,11 +75,11 @@ class Term:
     """Publishes with one producer.
 
     Args:
-        lag: of the relay.
+        lag: computes the lag of the relay.
 
     Attributes:
-        number: of the term.
-        ledger: of its records.
+        number: the number of the term.
+        ledger: the ledger of its records.
         failure: the error that has ended the term; empty if there is none.
         has_lost_topic: whether the term has ended because the topic was deleted.
     """
@@ -225,7 +225,7 @@ class Term:
                 log.warning(error.message, action="kafka.not_reached", remedy=error.remedy)
 
     async def _note(self, facts: TopicFacts) -> None:
-        """Note the facts of the topic. If the retention has changed, record it in the state."""
+        """Keep the facts of the topic. If the retention has changed, record it in the state."""
         before, self._facts = self._facts, facts
         if facts.retention_limit != before.retention_limit:
             report = partial(

@@ -39,8 +39,8 @@ class RelayWork:
     """The work of the holder of the lease.
 
     Args:
-        store: of the group's position. It shows the relay's position to operators, who may move it.
-        position: of the group at the time of the claim. It has a token.
+        store: the store of the group's position. It shows the relay's position to operators, who may move it.
+        position: the position of the group at the time of the claim. It has a token.
     """
 
     def __init__(self, parts: RelayParts, store: PositionStore, lease: Lease, position: Position) -> None:
@@ -82,7 +82,7 @@ class RelayWork:
             except Interrupted:
                 return
             term = await self._next_term(before, cause)
-            if term is None:  # another process has begun a term; as the lease holds, this process takes over
+            if term is None:  # another process has begun a term; this process has the lease, so it takes over
                 before, cause = None, "replaced"
                 continue
             saver = PositionSaver(self._parts, self._relays, self._store, self._lease, term.number, term.ledger)
@@ -109,7 +109,7 @@ class RelayWork:
         """Begin a term. Returns None if another process has begun one since `before`.
 
         Args:
-            cause: of the term, see `RelayFigures`.
+            cause: the cause of the term, see `RelayFigures`.
         """
         parts, address = self._parts, self._parts.group.state.address
         report = partial(

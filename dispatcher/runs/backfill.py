@@ -171,7 +171,7 @@ class Backfill:
     # -- this process works ----------------------------------------------------------------------------------
 
     async def _work_alone(self, stop: asyncio.Event) -> bool:
-        """Deliver in this process. Returns True if all is delivered; False after `stop`, or for a dispatcher."""
+        """Deliver in this process. Returns False if it ends early: after `stop`, or when a dispatcher lives."""
         self._parts = await self._ask(partial(self._place.runs.parts, self.run))
         while left := _unfinished(self._parts):
             ending = asyncio.Event()
@@ -246,8 +246,8 @@ async def start(
         resume: id of the run to continue; by default an unfinished run for the same receivers and filter.
         new: begin a new run even if an unfinished one exists.
         where: only documents that match this filter, as extended JSON; by default all documents.
-        workers: by how much the number of documents is multiplied that are worked on at once; by default as
-            before, or 1.
+        workers: the factor for the number of documents that are worked on at once. By default, a run keeps its
+            factor, and a new run has 1.
 
     Raises:
         UnknownReceiver: no `post_save` receiver has this name.

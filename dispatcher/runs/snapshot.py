@@ -41,7 +41,8 @@ _BYTES: Final = 4_000_000
 _LAST: Final = bson.encode({"": MaxKey()})
 
 
-# The server's codes for a read at a time: it has forgotten that time; it can't read that collection at that time.
+# The server's error codes for a read at a past time. The first one: the server does not remember that time any
+# more. The others: it can't read this collection at that time.
 _TOO_OLD: Final = 239
 _NO_SNAPSHOTS: Final = frozenset({72, 246})
 

@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
     @property
     def workers(self) -> int:
-        """By how much the number of documents is multiplied that are worked on at once."""
+        """The factor for the number of documents that are worked on at once."""
         return int(self.asked.get("workers") or 1)
 
 
@@ -235,7 +235,7 @@ class Runs:
         return [_run_of(one) for one in await found.sort("_id").to_list()]
 
     async def begin_alone(self, run: Run) -> None:
-        """Note that this process works on a backfill, and that no dispatcher may begin to deliver."""
+        """Record that this process works on a backfill, and that no dispatcher may begin to deliver."""
         await self._update(run, {"alone": True, "handed": False, "status": "running"})
 
     async def hand_over(self, run: Run, rate: float | None) -> None:
@@ -247,11 +247,11 @@ class Runs:
         await self._runs.update_many(parts, {"$set": {"status": "running", "rate": share}})
 
     async def beat(self, run: Run) -> None:
-        """Note that this process follows the run."""
+        """Record that this process follows the run."""
         await self._update(run, {})
 
     async def end(self, run: Run, status: str) -> None:
-        """Note that the command ends. The dispatchers stop their work on the run.
+        """Record that the command ends. The dispatchers stop their work on the run.
 
         Args:
             status: `"stopped"` or `"finished"`.

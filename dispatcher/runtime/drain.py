@@ -2,9 +2,9 @@
 
 The stream is no longer read. Then:
 
-1. No further delivery starts, except for the batches that have gathered. Deliveries in flight have the grace
-   period. The next owner reads queued changes again.
-2. Receivers that still run are cancelled. Only their cancelled attempts are repeated.
+1. No further delivery starts, except for deliveries that wait for a batch: their batches begin now. Deliveries in
+   flight may run until the grace period ends. The next owner reads queued changes again.
+2. Receivers that still run are cancelled. Only these cancelled attempts are made again.
 3. If only some receivers of a change have run, its other deliveries are parked, so that no delivery is repeated.
 4. The position is saved, with the finished changes after it.
 

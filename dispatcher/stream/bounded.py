@@ -17,7 +17,7 @@ async def until(batches: AsyncGenerator[EventBatch], end: str) -> AsyncGenerator
     """Yield batches as long as they may contain changes up to a token. The last one contains no later changes.
 
     Args:
-        batches: of a source. The caller closes them.
+        batches: the batches of a source. The caller closes them.
         end: a token, or a text that tokens are compared with, such as `time_after`. No yielded batch has a later
             token.
     """

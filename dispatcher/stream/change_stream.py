@@ -178,8 +178,8 @@ class ChangeStreamSource:
     async def _one_by_one(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the events before the event that is too large.
 
-        The reading ends at an empty batch, or after more events than a batch may have: then the large event is
-        behind, or it can be sent.
+        The reading ends at an empty batch, or after more events than a batch may have. By then the stream has
+        passed the large event, or the large event can be sent alone.
         """
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:

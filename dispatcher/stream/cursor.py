@@ -49,7 +49,7 @@ class EventShape(NamedTuple):
     """The form in which the server sends events.
 
     Attributes:
-        options: of the `$changeStream` stage; they select the images.
+        options: the options of the `$changeStream` stage; they select the images.
         stages: pipeline stages after the filter.
         size: maximum number of events per round trip; None for the default.
         await_ms: milliseconds for which the server waits for the first event.

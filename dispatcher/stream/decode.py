@@ -53,7 +53,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     """Decode one change event.
 
     Args:
-        codec_options: of the registry, so that receivers get the types of the application.
+        codec_options: the codec options of the registry, so that receivers get the types of the application.
         event: the decoded event, if `decoded_together` has decoded it.
 
     Returns:

@@ -64,7 +64,7 @@ class SeenTokens:
         """Remember a token. Returns whether the token is certainly new.
 
         Args:
-            token: of a stamp; it begins with its time in seconds.
+            token: the token of a stamp; it begins with its time in seconds.
             wall: the event's wall time in seconds.
         """
         if self._began is None or abs(wall - self._began) >= _REMEMBERED or len(self._recent) >= _MOST:
@@ -89,7 +89,7 @@ class Origins:
     """Judges the stamps of the changes of one stream, in the order of the stream.
 
     Args:
-        group: of dispatchers; stamps of other groups do not count.
+        group: the group of dispatchers; stamps of other groups do not count.
         paired: deletes have the stamps of their markers already, so markers do not count.
 
     Attributes:

@@ -24,8 +24,8 @@ async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerato
         lag: notes each request and each batch.
 
     Raises:
-        HistoryLost: as the source does.
-        DispatcherError: as the source does.
+        HistoryLost: the source raises it.
+        DispatcherError: the source raises it.
     """
     async with aclosing(source.batches(start)) as batches:
         coming: asyncio.Task[EventBatch] | None = None

@@ -42,7 +42,7 @@ class Reader:
 
     Args:
         is_finished: returns whether an earlier process has finished the change with this token.
-        scope: the watched collections, if the source has events of others too.
+        scope: the watched collections, if the source also has events of other collections.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Reader:
         self._markers = DeleteMarkers()
 
     async def recall(self, before: str) -> None:
-        """Read the stamps of the last writes before a position, since later events may contain copies."""
+        """Read the stamps of the last writes before a position: later events may contain copies of them."""
         self._origins.since = await self._source.recall(before, self._origins.remember)
 
     def skip_to(self, time: float) -> None:
-        """Note that the stamps of all writes before a time, in seconds since 1970, are unknown."""
+        """Record that the stamps of all writes before a time, in seconds since 1970, are unknown."""
         self._origins.since = time
 
     async def read(self, batch: EventBatch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:

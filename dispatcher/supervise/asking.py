@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import h11
 
-# Headers of one connection, which are not passed on, and headers that are made anew.
+# Headers that are not passed on: they concern a single connection, or they are made anew.
 _OF_REQUEST: Final = frozenset(
     b"connection keep-alive te trailer transfer-encoding upgrade expect content-length".split()
 )
@@ -54,7 +54,7 @@ async def ask(
     """Send a request, and read the whole answer.
 
     Args:
-        path: of the socket.
+        path: the path of the socket.
         target: the path of the request with its query.
 
     Raises:

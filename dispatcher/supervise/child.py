@@ -26,7 +26,8 @@ _STEADY: Final = 60.0
 # Seconds for the last lines of a process that has ended; another process may keep its streams open.
 _LAST_LINES: Final = 1.0
 
-# Maximum bytes of the only message of a process: the number of partitions, in one piece.
+# Maximum bytes of the message of a process to its supervisor. The process sends one message: the number of
+# partitions.
 _LONGEST_MESSAGE: Final = 10
 
 # Bytes after which a line is written in several parts.

@@ -49,7 +49,7 @@ def make_front(paths: Mapping[str, str], hosts: Sequence[str] | None) -> Guard:
     """Make the ASGI application.
 
     Args:
-        paths: of the Unix sockets of the processes, by name.
+        paths: the paths of the Unix sockets of the processes, by name.
         hosts: host names that clients may use; None allows all.
     """
     return Guard(Front(paths), hosts)

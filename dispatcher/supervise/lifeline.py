@@ -32,7 +32,7 @@ class Role(NamedTuple):
 
     Attributes:
         name: its name in logs and metrics: `"1"`, `"2"` and so on.
-        path: of the Unix socket at which it answers HTTP; empty for `--http off`.
+        path: the path of the Unix socket at which it answers HTTP; empty for `--http off`.
         url: the address at which the supervisor answers for all.
         terminal: whether stderr of the supervisor is a terminal.
     """
@@ -63,7 +63,7 @@ class Lifeline:
     """The connection to the supervisor. It arrives as stdin; then stdin becomes the null device.
 
     Args:
-        path: of the Unix socket of this process.
+        path: the path of the Unix socket of this process.
         within: seconds for an orderly end without the supervisor.
     """
 

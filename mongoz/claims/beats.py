@@ -64,7 +64,7 @@ class Recorded(Protocol):
     book: Book
 
     def note_attempt(self, refusal: ClaimRefusal | None) -> None:
-        """Note the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
+        """Record the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
 
     def replace_book(self) -> Book:
         """Begin a new incarnation; returns the book of the earlier incarnation, which is over."""

@@ -118,7 +118,7 @@ class Book:
         return len(self._released)
 
     def acknowledge(self, sent: float, named: frozenset[bytes]) -> None:
-        """Note that a majority has acknowledged a beat.
+        """Record that a majority has acknowledged a beat.
 
         Args:
             sent: the time before the beat was sent.
@@ -164,13 +164,13 @@ class Book:
         self._lock = Lock()  # another thread of the parent may have held it
 
     def finish(self, number: int) -> None:
-        """Note that a claim is done."""
+        """Record that a claim is done."""
         self._open.discard(number)
         if not (self._has_told or self._open):
             self._tell()
 
     def release(self, number: int) -> None:
-        """Note that a claim is left to dispatchers."""
+        """Record that a claim is left to dispatchers."""
         self._released.append(number)
         self._open.discard(number)
         if not self._has_told:

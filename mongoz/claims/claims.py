@@ -102,7 +102,7 @@ class Claims:
                 self._thread.start()
 
     def note_attempt(self, refusal: ClaimRefusal | None) -> None:
-        """Note the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
+        """Record the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
         self.refusal = refusal
         if refusal is None:
             self._wait.end_outage()

@@ -58,7 +58,7 @@ class BeatWait:
             return self._ends_at - now()
 
     def end_outage(self) -> None:
-        """Note that a beat was acknowledged. The book is valid already. Any thread may call this."""
+        """Record that a beat was acknowledged. The book is valid already. Any thread may call this."""
         self._wake_all(float("inf"))
 
     def give_up(self) -> None:

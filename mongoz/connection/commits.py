@@ -1,4 +1,4 @@
-"""Commits or aborts the transaction of a session, and finds out what became of a commit without an answer."""
+"""Commits or aborts the transaction of a session, and finds the outcome of a commit without an answer."""
 
 from typing import Any, Final
 

@@ -308,7 +308,7 @@ def _group_of(dispatched: bool | str) -> str | None:
 
 
 def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
-    """Await `close` when the running loop shuts down, or when the generator is closed before.
+    """Await `close` when the running loop shuts down, or earlier, when the generator is closed.
 
     A loop that shuts down finalizes the async generators that were started in it (`asyncio.run`, uvloop and
     test runners all do), so a generator that is suspended inside of `try` runs its `finally` then.
@@ -321,7 +321,7 @@ def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[Non
             await close()
 
     generator = wait_for_the_end()
-    # The first step needs no loop: it runs straight to the yield, which surfaces as StopIteration.
+    # The first step needs no loop: it runs to the yield without waiting, and then `send` raises StopIteration.
     with suppress(StopIteration):
         generator.__anext__().__await__().send(None)
     return generator

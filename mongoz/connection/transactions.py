@@ -119,7 +119,7 @@ class Transaction:
         return bool(self._after_commit)
 
     def add_claim(self, claim: OpenClaim) -> None:
-        """Note the claim of a write. It is done if the transaction aborts, or when the receivers have run."""
+        """Record the claim of a write. It is done if the transaction aborts, or when the receivers have run."""
         self._claims.append(claim)
 
     def on_abort(self, undo: Callable[[], None]) -> None:

@@ -101,8 +101,8 @@ def Decimal(
 
     Args:
         max_digits: a value has at most `max_digits - decimal_places` digits before the point; mandatory.
-        decimal_places: the number of digits kept after the point. Further digits are cut off, toward zero, before
-            digits are counted. Mandatory.
+        decimal_places: the number of digits kept after the point; mandatory. Further digits are cut off, toward
+            zero. After that the digits are counted for `max_digits`.
         minimum: the smallest valid value.
         maximum: the largest valid value.
         multiple_of: valid values are multiples of this number.

@@ -49,7 +49,7 @@ def _make_class_of_parts(document: Any, paths: _Paths, **more: Any) -> Any:
 
 
 def _by_first_step(paths: _Paths) -> dict[str, _Paths]:
-    """First step of a path -> the rests of its paths; without the steps whose whole values are loaded."""
+    """First step -> the rests of the paths that begin with it. A step whose whole value is loaded is left out."""
     found: dict[str, set[str]] = {}
     for path in paths:
         first, _, rest = path.partition(".")
@@ -58,7 +58,7 @@ def _by_first_step(paths: _Paths) -> dict[str, _Paths]:
 
 
 def tags_on_the_way(document: Any, path: str) -> set[str]:
-    """The stored paths of the discriminators on the way of a path. They tell the classes of the parts."""
+    """The stored paths of the discriminators that a path passes. A part's class is found by its discriminator."""
     steps = path.split(".")
     found = set()
     for number in range(1, len(steps)):

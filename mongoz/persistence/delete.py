@@ -212,7 +212,7 @@ class _Deletion:
             self.undone()
 
     def undone(self) -> None:
-        """Note that the latest marked attempt certainly did not take effect."""
+        """Record that the latest marked attempt certainly did not take effect."""
         if self.claim is not None:
             self.claim.done()
             self.claim = None

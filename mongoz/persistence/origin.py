@@ -34,7 +34,7 @@ class Origin(NamedTuple):
         return values if self.stamp is None else {**values, FIELD: self.stamp}
 
     def undone(self) -> None:
-        """Note that the write certainly did not take effect."""
+        """Record that the write certainly did not take effect."""
         if self.claim is not None:
             self.claim.done()
 

@@ -127,7 +127,7 @@ class QueryBuilder(Generic[D]):
         """Load these fields only, and the id. A second call replaces the first.
 
         Args:
-            *names: names of fields, or dotted names: of `"address.city"` the address has only the city.
+            *names: names of fields, or dotted names. With `"address.city"`, the loaded address has only the city.
 
         Raises:
             InvalidKeyError: there is no such field.

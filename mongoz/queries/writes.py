@@ -162,12 +162,13 @@ class WriteQuery(ReadQuery[D]):
     async def update_or_create(self, defaults: Mapping[Any, Any] | None = None, **lookups: Any) -> tuple[D, bool]:
         """Update the only matching document, or else create it.
 
-        The update is one atomic command that carries the conditions too, and the insert is an atomic upsert as in
-        `get_or_create`. If another writer is faster, the call starts again with what that writer has left.
+        The update is one atomic command, which contains the conditions too. The insert is an atomic upsert, as in
+        `get_or_create`. If another writer is faster, the call starts again, with the document as that writer has
+        changed it.
 
         Args:
-            defaults: the fields to change, or to create the document with besides the equality conditions; keys
-                are names, dotted names, or `Document.field`.
+            defaults: the fields to change. A new document gets these fields and those of the equality conditions.
+                Keys are names, dotted names, or `Document.field`.
             **lookups: as for `filter`.
 
         Returns:

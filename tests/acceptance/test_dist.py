@@ -51,7 +51,7 @@ def test_the_wheel_has_both_packages_the_example_and_all_licences(wheel: Path) -
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_wheel_works_in_a_fresh_environment(python: str, wheel: Path, tmp_path: Path) -> None:
     found = shutil.which(python)
-    # A shim of pyenv stands for a Python that may not be selected.
+    # `which` may find a shim of pyenv. The shim fails if pyenv has not selected this version.
     if found is None or subprocess.run((found, "--version"), capture_output=True, check=False).returncode:
         pytest.skip(f"{python} is not installed")
     run(found, "-m", "venv", tmp_path / "venv", cwd=tmp_path)

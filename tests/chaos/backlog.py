@@ -40,7 +40,7 @@ class Backlog:
 
     Args:
         plan: the size of the run.
-        url: of the server.
+        url: the URL of the server.
         client: a client of the same server.
     """
 

@@ -110,7 +110,7 @@ def figures(
     """Computes the figures.
 
     Args:
-        evidence: of the run.
+        evidence: the evidence of the run.
         faults: the name of the faults.
         tolerated: names of figures without limits, because the faults affect them.
         memory: the maximum memory of a daemon in MB.
@@ -235,7 +235,7 @@ def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collecti
     process had no fault, the cause is the last fault of all processes. Without any fault, it is "nothing".
 
     Args:
-        entries: of one receiver, in order.
+        entries: the entries of one receiver, in order.
         events: in order.
         harmless: kinds of events that count only if the process had no other fault.
     """
@@ -263,7 +263,7 @@ def outdated(entries: Sequence[Entry]) -> int:
     When the delivery began, a change of the document was already delivered in a later term.
 
     Args:
-        entries: of one receiver, in order.
+        entries: the entries of one receiver, in order.
     """
     begun: dict[str, dict[int, int]] = defaultdict(dict)
     for entry in entries:

@@ -32,7 +32,7 @@ class _Case(NamedTuple):
     """A hostile document.
 
     Attributes:
-        kind: of the hostile document.
+        kind: the kind of the hostile document.
         changes: the number of its changes.
         witnesses: receivers that must get each change.
     """

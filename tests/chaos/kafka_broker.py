@@ -35,7 +35,7 @@ class Broker:
 
     Args:
         directory: for its data.
-        ports: of its listeners for the clients.
+        ports: the ports of its listeners for the clients.
         links: the links of the clients, in the order of `ports`.
         proxies: the proxies that can lose produce requests, one per relay.
     """

@@ -37,8 +37,8 @@ class Link:
     """A port that forwards connections to a server, until it is broken.
 
     Args:
-        loop: of the thread of all links.
-        port: of the server.
+        loop: the loop of the thread of all links.
+        port: the port of the server.
         who: returns the name of a client by its local port; called once per connection.
 
     Attributes:

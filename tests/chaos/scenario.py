@@ -32,8 +32,8 @@ class Plan(NamedTuple):
 
     Attributes:
         size: the size of the run.
-        seed: of the random choices: the writes, the faults, and the number of deliveries or writes before each
-            fault.
+        seed: the seed of the random choices: the writes, the faults, and the number of deliveries or writes before
+            each fault.
         directory: for the ledger and the logs; it exists and is empty.
         say: gets the progress.
     """

@@ -70,7 +70,7 @@ class World:
 
     Args:
         plan: the size of the run.
-        url: of the server, for the clients.
+        url: the URL of the server, for the clients.
         daemons: the number of daemons.
         daemon_url: the URL for the daemons, if they use another one.
         ahead: the number of writes by which the writer may be ahead of the deliveries and of the next fault. By

@@ -76,7 +76,7 @@ class Commit(NamedTuple):
         token: in its stamp; empty for a write of the foreign client.
         n: the written value; None for a delete.
         at: its time, as `time.monotonic_ns()`.
-        incarnation: of its claim, in hexadecimal digits; empty without a claim.
+        incarnation: the incarnation of its claim, in hexadecimal digits; empty without a claim.
         claimed: the names of the claimed receivers.
     """
 
@@ -93,7 +93,7 @@ class Fault(NamedTuple):
 
     Attributes:
         kind: its kind.
-        pid: of the affected process.
+        pid: the process id of the affected process.
         began, ended: as `time.monotonic_ns()`.
     """
 
@@ -107,8 +107,8 @@ class Fence(NamedTuple):
     """The end of a book of claims.
 
     Attributes:
-        pid: of the process whose book it is.
-        author: of the fence; None if the book is not fenced.
+        pid: the process id of the process whose book it is.
+        author: the author of the fence; None if the book is not fenced.
         at: its time, as `time.monotonic_ns()`.
     """
 
@@ -122,7 +122,7 @@ class WritersEvidence:
     """The records of a run.
 
     Attributes:
-        timeout: of the claims, in seconds.
+        timeout: the timeout of the claims, in seconds.
         commits: all writes, in the order of their commits.
         calls: all calls of receivers.
         writer_faults: the faults of writing processes.

@@ -119,11 +119,11 @@ class Fleet:
 
     Args:
         plan: the size of the run.
-        url: of the server.
-        port: of the server.
+        url: the URL of the server.
+        port: the port of the server.
         links: makes the links.
-        timeout: of the claims, in seconds.
-        lease: of the dispatchers, in seconds.
+        timeout: the timeout of the claims, in seconds.
+        lease: the lease of the dispatchers, in seconds.
     """
 
     def __init__(self, plan: Plan, url: str, port: int, links: Links, *, timeout: float, lease: float) -> None:

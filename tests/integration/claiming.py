@@ -1,4 +1,4 @@
-"""Writing processes that claim, for tests of claims: registries, documents and waits."""
+"""Helpers for tests of claims: registries and documents of writing processes, and functions that wait."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""The files of the page about scripts and worker processes print what the page prints, also after forks."""
+"""The files of the page about scripts and worker processes print what the page prints, even after forks."""
 
 import os
 import subprocess

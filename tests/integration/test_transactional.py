@@ -154,7 +154,7 @@ async def test_a_dead_lettered_delivery_has_no_effect(account, total, foreign, d
 
 @pytest.mark.parametrize("wrapped", [False, True])
 async def test_a_write_conflict_is_no_failed_attempt(account, total, foreign, dispatched, wrapped):
-    """The transaction runs again with a new instance, also if another error hides the conflict."""
+    """The transaction runs again with a new instance, even if another error hides the conflict."""
     runs: list[tuple[int, list[str]]] = []
 
     @post_save(account, name="adding", transactional=True, retry=1)

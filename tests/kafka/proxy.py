@@ -80,8 +80,8 @@ def kafka_proxied(port: int, own_port: int) -> Iterator[KafkaProxy]:
     """Runs a proxy in a thread during a block.
 
     Args:
-        port: of the broker, which may start later.
-        own_port: of the proxy. The broker must advertise this port, or a port that forwards to it.
+        port: the port of the broker, which may start later.
+        own_port: the port of the proxy itself. The broker must advertise this port, or a port that forwards to it.
     """
     proxy, started = KafkaProxy(port), threading.Event()
     stop: list[Callable[[], object]] = []

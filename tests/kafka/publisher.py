@@ -32,8 +32,8 @@ class Publisher:
     """Publishes events of one collection to a topic of its own.
 
     Attributes:
-        layout: of the topic.
-        token: of the last published event.
+        layout: the layout of the topic.
+        token: the token of the last published event.
         marks: the last record of each partition.
         term: the present term.
     """

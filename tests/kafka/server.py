@@ -48,7 +48,7 @@ class KafkaServer(NamedTuple):
     Attributes:
         address: for clients, as `bootstrap.servers`.
         cluster_id: each cluster has an id of its own.
-        pid: of the Java process, e.g. to send it a SIGSTOP.
+        pid: the process id of the Java process, e.g. to send it a SIGSTOP.
     """
 
     address: str
@@ -76,7 +76,8 @@ def running(
     """Run an Apache Kafka during a `with` block. A topic must be created before it is used.
 
     Args:
-        properties: of the broker, e.g. `{"message.max.bytes": 100_000}`. The listener of clients is `CLIENTS`.
+        properties: the properties of the broker, e.g. `{"message.max.bytes": 100_000}`. The listener of clients is
+            `CLIENTS`.
         client: the properties of librdkafka that a client needs to connect.
         port: the port of the listener `CLIENTS`; a free port by default.
         directory: keeps the data between runs. By default, a temporary directory that is removed at the end.

@@ -325,7 +325,7 @@ class Foreign:
 
     Attributes:
         kind: one of `set`, `inc`, `unset`, `replace`, `insert` and `delete`.
-        number: of the document.
+        number: the number of the document.
         values: the values to set, add or insert. `unset` removes the fields with these names.
     """
 

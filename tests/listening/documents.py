@@ -18,10 +18,10 @@ class Way(NamedTuple):
     """A kind of receivers.
 
     Attributes:
-        name: of the kind.
+        name: the name of the kind.
         signals: the signals of the receivers.
         dispatched: whether the registry is dispatched.
-        delivery: of the `post_*` receivers.
+        delivery: the delivery of the `post_*` receivers.
         muted: whether calls are muted.
         transactions: whether the server lets bulk calls use transactions.
     """

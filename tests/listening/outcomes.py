@@ -57,7 +57,7 @@ class Outcome:
     Attributes:
         way: the kind of receivers.
         documents: in the database afterwards, without stamps.
-        results: of the calls that returned.
+        results: the results of the calls that returned.
         error: the raised error.
         conflicted: whether the error asks for a repetition of the transaction.
         instances: the instances of the caller, afterwards.

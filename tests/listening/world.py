@@ -32,7 +32,7 @@ class World:
 
     Args:
         client: the other client.
-        database: of the collection.
+        database: the database of the collection.
     """
 
     def __init__(self, client: MongoClient[Row], database: str) -> None:
@@ -190,7 +190,7 @@ class _Write:
 
     Attributes:
         done: whether it was executed; if not, it waited too long for a transaction.
-        time: of its change.
+        time: the time of its change.
         row: its document after the write.
     """
 

@@ -178,12 +178,13 @@ class Told(NamedTuple):
 
     Attributes:
         receiver: its name; `client/name` in process.
-        signal: of the call.
+        signal: the signal of the call.
         created: for `post_save`.
         update_fields: for `post_update`.
         instance: the instance; None where it depends on the time of the lookup.
         previous: the previous instance, in the same form.
-        image: of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without post image.
+        image: the image of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without
+            post image.
         is_known: whether receivers in the writing process had the same `delivery.id`.
         is_taken: whether a dispatcher makes the delivery in the place of the writing process.
     """
@@ -221,7 +222,7 @@ class Change(NamedTuple):
     """One committed write of one document, as the server reports it.
 
     Attributes:
-        operation: of the event. Only the server knows the operation of a pipeline update.
+        operation: the operation of the event. Only the server knows the operation of a pipeline update.
         before: the document before the change.
         after: the document after the change.
         group: the group of its stamp. For other groups, the change is foreign.
@@ -324,9 +325,9 @@ class Model:
         """A write of a client that makes no stamps. It may copy stamps.
 
         Args:
-            key: of the document.
+            key: the key of the document.
             after: the document afterwards; None if it was deleted.
-            operation: of the server's event. An update without a change has no event.
+            operation: the operation of the server's event. An update without a change has no event.
         """
         before = self.documents.get(key)
         if before == after:
@@ -354,7 +355,7 @@ class Model:
         Args:
             client: the writing client.
             call: the signal of the call, and `created`.
-            key: of the document.
+            key: the key of the document.
             after: the document afterwards; None if it was deleted.
             names: the fields of an update.
             muted: whether the write is muted.
@@ -441,9 +442,9 @@ class Model:
         """The deliveries of a document by the dispatcher of a group, in order, for each change.
 
         Args:
-            key: of the document.
+            key: the key of the document.
             events: one fitting event per change.
-            group: of the dispatcher.
+            group: the group of the dispatcher.
         """
         pairs = zip(self.changes[key], events, strict=True)
         seen = [change.as_reported(event).as_seen_by(group) for change, event in pairs]

@@ -127,7 +127,7 @@ class Process:
 
     Attributes:
         running: not set while the process is stopped.
-        lease: of the process.
+        lease: the lease of the process.
     """
 
     def __init__(self) -> None:
@@ -297,7 +297,7 @@ class RelaySimulation:
     """One run.
 
     Attributes:
-        logs: of the partitions.
+        logs: the logs of the partitions.
         late: records that were given up, and may land nevertheless.
         state: the document of the relay.
     """

@@ -56,10 +56,10 @@ class Run:
     """One running sequence.
 
     Attributes:
-        world: of the sequence.
-        model: of the sequence.
-        ids: of its documents: an ObjectId, or a number that each command writes in another type.
-        session: of the transaction of raw writes.
+        world: the world of the sequence.
+        model: the model of the sequence.
+        ids: the ids of its documents: an ObjectId, or a number that each command writes in another type.
+        session: the session of the transaction of raw writes.
         theirs: the session of a transaction that the driver opened, with calls of the ODM.
         memory: a row that a client read and kept: from the server, and from the model.
     """
@@ -122,7 +122,7 @@ class Write:
     Attributes:
         kind: `insert set inc push unset replace delete pipeline-set pipeline-replace unstamp pipeline-unstamp
             restamp`.
-        key: of the document.
+        key: the key of the document.
         values: for kinds that set values.
         upsert: whether it inserts a missing document.
     """
@@ -256,7 +256,7 @@ class Copy(Step):
 
     Attributes:
         source: the document that it reads first; None means the kept one.
-        key: of the written document.
+        key: the key of the written document.
         how: the kind of write: `insert set replace merge merge-replace`.
         by: for the two merges, the sender of the pipeline.
     """
@@ -321,7 +321,7 @@ class Own(Step):
     Attributes:
         by: the client.
         kind: `create save update inc push delete get_or_create`.
-        key: of the document.
+        key: the key of the document.
         values: for kinds that set values.
         mute: `all`, the name of a signal, or nothing.
     """
@@ -391,7 +391,7 @@ class OwnBulk(Step):
     Attributes:
         by: the client.
         kind: `create_many update update_count delete`.
-        collection: of the documents.
+        collection: the collection of the documents.
         values: for kinds that set values.
         mute: as for `Own`.
     """
@@ -460,7 +460,7 @@ class Transaction(Step):
 
     Attributes:
         by: `foreign`, or a client of the ODM.
-        steps: of the transaction, all by this client.
+        steps: the steps of the transaction, all by this client.
         commits: whether it commits.
         theirs: whether the driver opened it, so the ODM does not see its end.
     """
@@ -545,7 +545,7 @@ class Fated(Step):
     """A process writes, and does not finish its claims.
 
     Attributes:
-        step: of the client `by`. A book can end only during a call on one instance.
+        step: the step of the client `by`. A book can end only during a call on one instance.
     """
 
     by: str

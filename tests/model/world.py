@@ -243,8 +243,8 @@ class World:
     """The environment that all sequences share. The sequences share no documents.
 
     Args:
-        url: of the server.
-        database: of the documents. Nothing else uses it; the state has a database of its own.
+        url: the URL of the server.
+        database: the database of the documents. Nothing else uses it; the state has a database of its own.
         park_after: seconds after which deliveries that wait for claims are parked.
     """
 

@@ -84,7 +84,7 @@ class UpdateBatch:
         self._origins: list[Origin] = []
 
     def note_unwritten(self) -> None:
-        """Note that the transaction was certainly not committed."""
+        """Record that the transaction was certainly not committed."""
         for origin in self._origins:
             origin.undone()
 

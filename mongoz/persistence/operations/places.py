@@ -43,7 +43,7 @@ class FieldPlace:
         model: the innermost model, whose settings apply.
         attribute: the attribute of that model, if the value is one of its fields.
         is_required: a model requires a value.
-        is_checked: besides the rules of the value, a validator method for the field applies, or a rule or
+        is_checked: the rules of the value are not all: a validator method of the field applies too, or a rule or a
             validator of a container.
         is_item: the place is in a list.
         incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a

@@ -142,7 +142,7 @@ def _has_part(item: Any, part: Mapping[str, Any]) -> bool:
 
 
 def _values_at(place: Any, steps: list[str]) -> list[Any]:
-    """The values that MongoDB compares with the value of a condition: of a list, also its items."""
+    """The values that MongoDB compares with the value of a condition: for a list, the list and its items."""
     if not steps:
         return [place, *place] if isinstance(place, list) else [place]
     if isinstance(place, Mapping):

@@ -1,10 +1,10 @@
 """The settings of an operator. The CLI makes its flags from this class; the service has no other settings."""
 
+import os
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 __all__ = ["AUTO", "OFF", "Address", "Settings"]
 
@@ -39,10 +39,13 @@ class Address(NamedTuple):
         return cls(host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port))
 
 
-class Settings(BaseSettings):
-    """Settings of one dispatcher process; each has an environment variable `DISPATCHER_<NAME>`."""
+class Settings(BaseModel):
+    """Settings of one dispatcher process; each has an environment variable `DISPATCHER_<NAME>`.
 
-    model_config = SettingsConfigDict(env_prefix="DISPATCHER_", frozen=True, extra="forbid")
+    A setting that is not an argument has the value of its variable.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str | None = Field(
         default=None, description="Connect to this URL instead of the registry's. Receivers use it too."
@@ -217,6 +220,17 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error. debug has a line for each delivery."
     )
+
+    @staticmethod
+    def variable_of(name: str) -> str:
+        """The environment variable of a setting."""
+        return f"DISPATCHER_{name.upper()}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        found = {name: os.environ.get(cls.variable_of(name)) for name in cls.model_fields if name not in values}
+        return {**values, **{name: text for name, text in found.items() if text is not None}}
 
     @field_validator("http_token")
     @classmethod

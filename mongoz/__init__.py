@@ -11,6 +11,8 @@ Examples:
     ...         database = "shop"
 """
 
+from typing import TYPE_CHECKING, Any
+
 import mongoz.installation  # noqa: F401 - the first import: it refuses a mixed installation
 
 # isort: split
@@ -60,9 +62,22 @@ from mongoz.fields.nullable import Nullable
 from mongoz.queries import Expression, Manager, Order, QuerySet, QuerySetManager, SortExpression
 from mongoz.queries.q import Q
 from mongoz.queries.update_operators import U
-from mongoz.settings import MongozSettings, settings
+from mongoz.settings import settings
 from mongoz.signals import Batch, BatchEvent, Delivery, Signal, context
 from mongoz.sync import run_sync
+
+if TYPE_CHECKING:
+    from mongoz.settings_class import MongozSettings
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import `MongozSettings` when it is first used."""
+        if name == "MongozSettings":
+            from mongoz.settings_class import MongozSettings  # noqa: PLC0415 - pydantic-settings takes 0.1 s
+
+            return MongozSettings
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

@@ -112,7 +112,7 @@ def _flag(name: str) -> str:
 def _setting(name: str, **default: Any) -> Parameter:
     """The flag of one setting. `default` can replace the default of the setting."""
     field = Settings.model_fields[name]
-    option = typer.Option(_flag(name), help=field.description, envvar=f"DISPATCHER_{name.upper()}")
+    option = typer.Option(_flag(name), help=field.description, envvar=Settings.variable_of(name))
     kind = Annotated[field.annotation, option]  # type: ignore[name-defined]  # known at run time only
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default.get(name, field.default), annotation=kind)
 
@@ -187,7 +187,7 @@ def make_settings(**values: Any) -> Settings:
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         if Settings.model_fields[name].annotation == SecretStr | None:  # this setting has no flag
-            hint = f"DISPATCHER_{name.upper()}"
+            hint = Settings.variable_of(name)
             raise typer.BadParameter(_refusal(error, show_value=False), param_hint=hint) from None
         raise typer.BadParameter(_refusal(error), param_hint=_flag(name)) from error
 

@@ -155,6 +155,27 @@ def test_an_unknown_group_is_an_error(dispatcher, mongo, foreign):
     assert dispatcher("status", "--group", "shop", "--json").json["group"] == "shop"
 
 
+STATUS = """
+import sys
+from dispatcher.cli import app
+try:
+    app(["status"])
+finally:
+    print("loaded:", sorted({"pydantic_settings", "pymongo", "starlette", "uvicorn"} & sys.modules.keys()))
+"""
+
+
+def test_the_status_loads_the_driver_but_neither_pydantic_settings_nor_a_web_server(mongo, foreign):
+    state = f"{foreign.name}_state"
+    foreign.client[state].positions.insert_one({"_id": "shop:0", "group": "shop", "partition": 0})
+    environment = {**os.environ, "DISPATCHER_URL": mongo.url, "DISPATCHER_STATE_DATABASE": state}
+    done = subprocess.run(
+        [sys.executable, "-c", STATUS], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "group         shop" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: ['pymongo']"
+
+
 def test_an_unreachable_server_is_an_error(dispatcher, monkeypatch):
     monkeypatch.setattr("dispatcher.cli.connecting._SELECTION_TIMEOUT_MS", 200)
     for command in (("status",), ("dead-letters", "list"), ("pause",)):

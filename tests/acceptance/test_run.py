@@ -1,6 +1,7 @@
 """`dispatcher run` as a process that is started, signalled and killed."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -95,6 +96,16 @@ def test_a_daemon_runs_on_uvloop_and_logs_its_work(ledger, foreign, tmp_path):
     (stopped,) = running.lines("dispatcher.stopped")
     assert (stopped["read"], stopped["delivered"]) == (1, 1)
     assert "Traceback" not in running.log
+
+
+def test_a_daemon_does_not_import_pydantic_settings(ledger, foreign, tmp_path):
+    with daemon(APP, cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1", **ledger.environment) as running:
+        running.wait_started()
+        foreign["accounts"].insert_one({"name": "a", "n": 1})
+        eventually_sync(ledger)
+        assert running.terminate() == ExitCode.OK
+    assert re.search(r"\| +pymongo$", running.log, re.MULTILINE)
+    assert "pydantic_settings" not in running.log
 
 
 def test_a_second_signal_ends_a_daemon_immediately(tmp_path, mongo, database, foreign):

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import pytest
 import typer
+from pydantic import ValidationError
 
 from dispatcher.cli import app
 from dispatcher.settings import Settings
@@ -14,7 +16,8 @@ from dispatcher.cli import app
 try:
     app(["--help"])
 finally:
-    print("loaded:", sorted({"bson", "mongoz", "pymongo", "structlog"} & sys.modules.keys()))
+    late = {"bson", "mongoz", "pydantic_settings", "pymongo", "structlog"}
+    print("loaded:", sorted(late & sys.modules.keys()))
 """
 
 
@@ -38,6 +41,25 @@ def test_a_flag_has_the_default_the_help_and_the_variable_of_its_setting():
         field, flag = Settings.model_fields[name], flags[name]
         assert (flag.default, flag.help) == (field.default, field.description)
         assert (flag.opts, flag.envvar) == ([f"--{name.replace('_', '-')}"], f"DISPATCHER_{name.upper()}")
+
+
+def test_a_setting_without_an_argument_has_the_value_of_its_variable(monkeypatch):
+    monkeypatch.setenv("DISPATCHER_CONCURRENCY", "7")
+    monkeypatch.setenv("DISPATCHER_KAFKA_CONFIG", "kafka.properties")
+    monkeypatch.setenv("DISPATCHER_HTTP_TOKEN", "")  # as compose files set a missing variable
+    monkeypatch.setenv("DISPATCHER_NO_SETTING", "1")
+    found = Settings(attempts=3)
+    assert (found.concurrency, found.attempts, str(found.kafka_config)) == (7, 3, "kafka.properties")
+    assert found.http_token is None
+    assert Settings(concurrency=8).concurrency == 8
+    monkeypatch.setenv("DISPATCHER_CONCURRENCY", "many")
+    with pytest.raises(ValidationError, match="concurrency"):
+        Settings()
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValidationError, match="no_setting"):
+        Settings(no_setting=1)
 
 
 def test_a_command_can_override_the_default_of_a_setting():

@@ -112,6 +112,25 @@ def test_without_the_variable_the_defaults_apply(tmp_path: Path, module: str | N
     assert done.stdout.splitlines() == ["imported", "__ tuple", "no shop"], done.stderr
 
 
+QUERY = """
+import sys
+import mongoz
+class User(mongoz.Document):
+    name: str = mongoz.String()
+    class Meta:
+        registry = mongoz.Registry("mongodb://localhost")
+        database = "shop"
+User.objects.filter(name__startswith="A").sort("name")
+print("pydantic_settings" in sys.modules)
+print(isinstance(mongoz.MongozSettings(), mongoz.MongozSettings), "pydantic_settings" in sys.modules)
+"""
+
+
+def test_queries_with_the_default_settings_need_no_pydantic_settings(tmp_path: Path) -> None:
+    done = run(QUERY, tmp_path, None)
+    assert done.stdout.splitlines() == ["False", "True True"], done.stderr
+
+
 @pytest.mark.parametrize(
     "module",
     ["nowhere.Settings", "shop_settings.Missing", "shop_settings.NotSettings", "Settings", "shop_settings"],

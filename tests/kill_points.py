@@ -338,8 +338,7 @@ class Child:
     def close(self) -> None:
         """Close the registry. The child must have claimed all its writes, even after it was stopped."""
         assert self._registry.claims is not None
-        # If the first write waits for its beat while the child is stopped, its time to wait passes.
-        assert self._call.is_first or not self._registry.claims.unclaimed, self._registry.claims.unclaimed
+        assert not self._registry.claims.unclaimed, self._registry.claims.unclaimed
         asyncio.run(self._registry.close())
 
 

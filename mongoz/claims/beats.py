@@ -24,6 +24,7 @@ from weakref import ref
 import pymongo
 from pymongo.errors import DuplicateKeyError, OperationFailure
 from pymongo.read_concern import ReadConcern
+from pymongo.read_preferences import ReadPreference
 from pymongo.write_concern import WriteConcern
 
 from mongoz.claims.book import MOST_RELEASED, Book
@@ -220,7 +221,9 @@ class BookRecorder:
         return None if found is None else _is_earlier(self._group, found)
 
     def _newest_of(self, name: str) -> Any:
-        return self._database.get_collection(name, read_concern=ReadConcern("majority"))
+        return self._database.get_collection(
+            name, read_concern=ReadConcern("majority"), read_preference=ReadPreference.PRIMARY
+        )
 
     def _write(self, book: Book) -> None:
         """Write a beat. If the document is fenced or missing, the book is over."""

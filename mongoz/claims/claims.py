@@ -8,6 +8,7 @@ process that was stopped, or whose book a dispatcher has fenced.
 import atexit
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from threading import Lock
@@ -31,6 +32,9 @@ _UNNAMED: Final = ClaimRefusal(
 _log: Final = logging.getLogger("mongoz.claims")
 
 _used: WeakSet["Claims"] = WeakSet()
+
+# The children of `multiprocessing` that close their claims at their end. A child inherits the pids of its parents.
+_closing: Final[set[int]] = set()
 
 
 class Claims:
@@ -97,6 +101,7 @@ class Claims:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 _used.add(self)
+                _close_with_child()
                 group, state, connect, receivers = self._recorder
                 self._thread = BeatThread(self, BookRecorder(group, state, connect, receivers), self._bell)
                 self._thread.start()
@@ -162,6 +167,15 @@ class Claims:
 def _close_all() -> None:
     for claims in list(_used):
         claims.close()
+
+
+def _close_with_child() -> None:
+    """In a child of `multiprocessing`: close all claims at its end. Such a child runs no functions of `atexit`."""
+    multiprocessing: Any = sys.modules.get("multiprocessing")
+    if multiprocessing is None or multiprocessing.parent_process() is None or os.getpid() in _closing:
+        return
+    _closing.add(os.getpid())
+    multiprocessing.util.Finalize(None, _close_all, exitpriority=0)
 
 
 def _leave_all_to_parent() -> None:

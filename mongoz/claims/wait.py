@@ -14,23 +14,31 @@ __all__ = ["BeatWait"]
 # Maximum seconds for which writes wait in one outage.
 _MOST: Final = 2.0
 
+# Maximum seconds of one step of a wait.
+_STEP: Final = 0.25
+
+# Maximum seconds that count for one step. A step takes longer if the process is stopped, or if its machine sleeps.
+_STEP_COUNTS: Final = 0.5
+
 
 class BeatWait:
     """Lets writes wait until a beat makes the book valid, for a short time in each outage.
 
-    An outage begins when a write finds no valid book, and ends with an acknowledged beat. Two seconds after its
-    begin, or when claims are refused, no write waits any more in this outage.
+    An outage begins when a write finds no valid book, and ends with an acknowledged beat. When the writes of an
+    outage have waited for two seconds together, or when claims are refused, no write waits any more in this
+    outage. The time in which the process is stopped does not count, because no beat can come in this time.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._ends_at = float("inf")
-        self._wakers: list[Callable[[], None]] = []
+        self._waited = 0.0
+        self._counted_at = float("inf")
+        self._wakers: set[Callable[[], None]] = set()
 
     @property
     def is_over(self) -> bool:
         """Whether no write waits any more in this outage."""
-        return now() >= self._ends_at
+        return self._waited >= _MOST
 
     async def until(self, is_valid: Callable[[], bool]) -> None:
         """Wait until the book is valid, or until the wait is over.
@@ -38,37 +46,45 @@ class BeatWait:
         Args:
             is_valid: whether the book is valid now.
         """
-        loop = asyncio.get_running_loop()
-        while True:
-            beat = asyncio.Event()
-            left = self._begin(is_valid, partial(_wake, loop, beat))
-            if left <= 0:
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await beat.wait()
+        beat = asyncio.Event()
+        wake = partial(_wake, asyncio.get_running_loop(), beat)
+        try:
+            while (seconds := self._begin_step(is_valid, wake)) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await beat.wait()
+                beat.clear()
+        finally:
+            with self._lock:
+                self._wakers.discard(wake)
 
-    def _begin(self, is_valid: Callable[[], bool], wake: Callable[[], None]) -> float:
-        """Begin to wait; returns the seconds that are left, 0 or less if there is nothing to wait for."""
+    def _begin_step(self, is_valid: Callable[[], bool], wake: Callable[[], None]) -> float:
+        """Count the last step, and begin the next one.
+
+        Returns:
+            Maximum seconds of the next step; 0 or less if there is nothing to wait for.
+        """
         with self._lock:  # a beat that is acknowledged meanwhile ends the outage afterwards
             if is_valid():
                 return 0.0
-            self._ends_at = min(self._ends_at, now() + _MOST)
-            self._wakers.append(wake)
-            return self._ends_at - now()
+            at = now()
+            self._waited += max(0.0, min(at - self._counted_at, _STEP_COUNTS))
+            self._counted_at = at
+            self._wakers.add(wake)
+            return min(_MOST - self._waited, _STEP)
 
     def end_outage(self) -> None:
         """Record that a beat was acknowledged. The book is valid already. Any thread may call this."""
-        self._wake_all(float("inf"))
+        self._wake_all(0.0)
 
     def give_up(self) -> None:
         """Let no write wait any more in this outage. Any thread may call this."""
-        self._wake_all(float("-inf"))
+        self._wake_all(float("inf"))
 
-    def _wake_all(self, ends_at: float) -> None:
+    def _wake_all(self, waited: float) -> None:
         with self._lock:
-            self._ends_at = ends_at
-            wakers, self._wakers = self._wakers, []
+            self._waited, self._counted_at = waited, float("inf")
+            wakers, self._wakers = self._wakers, set()
         for wake in wakers:
             wake()
 

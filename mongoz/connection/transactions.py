@@ -155,14 +155,13 @@ class Transaction:
         for claim in self._claims:
             claim.release()
 
-    def undo_in_memory(self) -> None:
-        """End the claims of the aborted transaction as done, and reset the instances that the transaction wrote.
-
-        The commit actions of the transaction never run.
-        """
-        _by_session.pop(_key(self.session), None)
+    def drop_claims(self) -> None:
+        """End the claims as done: the transaction is aborted."""
         for claim in self._claims:
             claim.done()
+
+    def undo_in_memory(self) -> None:
+        """Reset the instances that the transaction wrote. The commit actions of the transaction never run."""
         for undo in reversed(self._on_abort):
             undo()
 
@@ -291,7 +290,9 @@ async def _finish(own: Transaction, held: AsyncExitStack) -> None:
     try:
         unknown = await commit(own.session)
     except BaseException as error:  # for example the end of the event loop, while the server commits
-        if not is_aborted_after(error):
+        if is_aborted_after(error):
+            own.drop_claims()
+        else:
             own.leave_claims()
         raise
     if unknown is not None:
@@ -323,7 +324,9 @@ async def _abort(own: Transaction) -> None:
     try:
         if own.session.in_transaction:
             await abort(own.session)
+            own.drop_claims()
     finally:
+        own.leave_claims()  # if the application has committed by itself, or the abort was interrupted
         own.undo_in_memory()
 
 

@@ -120,6 +120,30 @@ async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
     assert incarnation_of(foreign, 1) == incarnation_of(foreign, 3) != incarnation_of(foreign, 2)
 
 
+IN_CHILD = """
+import multiprocessing
+
+def write():
+    registry = claiming(url, database)
+    asyncio.run(make(registry, database, [], others=False)(n=1).create())
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=write)
+    child.start()
+    child.join()
+    tell("exit", child.exitcode)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_child_of_multiprocessing_records_the_end_of_its_book(mongo, database, announced, state):
+    """Such a child runs no functions of `atexit`. Without a last record its finished receivers would run again."""
+    with process(IN_CHILD, mongo.url, database) as parent:
+        assert await line_of(parent) == "exit 0"
+    book = state.claims.find_one()
+    assert (book["high"], book["open"], book["released"], book.get("fenced_by")) == (1, [], [], "process")
+
+
 BLOCKING = """
 async def receive(name, instance, delivery):
     time.sleep(float(rest[0]))

@@ -185,6 +185,33 @@ async def test_a_client_that_is_closed_during_a_commit_releases_the_claims(regis
     assert registry.claims.book.snapshot() == (1, (), (1,))
 
 
+async def test_a_commit_that_the_application_makes_itself_releases_its_claims(
+    registry, database, announced, foreign
+):
+    """The block raises after the commit, so the receivers do not run in this process. But the write stands."""
+    Item = make(registry, database, [])
+
+    async def write() -> None:
+        async with registry.transaction() as session:
+            await Item(n=1).create()
+            await session.commit_transaction()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await write()
+    assert foreign["items"].count_documents({}) == 1
+    assert registry.claims.book.snapshot() == (1, (), (1,))
+
+
+async def test_a_process_that_reads_from_secondaries_reads_the_announcement_from_the_primary(
+    mongo, database, announced
+):
+    """This deployment has no secondary."""
+    async with claiming(f"{mongo.url}&readPreference=secondary", database) as registry:
+        await make(registry, database, [])(n=1).create()
+        assert (registry.claims.book.high, registry.claims.unclaimed) == (1, {})
+
+
 async def test_a_replay_does_not_wait_for_claims(registry, database, foreign, state, held):
     """The deliveries of a replay have ids of their own, so they need not wait for claims."""
     told: list[tuple[str, str, bool]] = []

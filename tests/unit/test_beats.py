@@ -560,6 +560,24 @@ async def test_writes_wait_once_in_an_outage_and_again_in_the_next_one(made, ans
     assert made.is_ready, "the outage continues with the new book"
 
 
+async def test_the_time_in_which_the_process_is_stopped_does_not_count_as_a_wait(made, server, monkeypatch):
+    """After the stop, the waiting write and a new write wait for the next beat."""
+    clock = Clock()
+    monkeypatch.setattr(wait_module, "now", clock)
+    answers = threading.Event()
+    server.fails = lambda command: answers.wait(60) if command == "update" else None
+    waiting = asyncio.create_task(made.prepare())
+    await _until(lambda: made._wait._wakers)
+    clock.time += 20.0
+    steps = made._wait._waited
+    await _until(lambda: made._wait._waited > steps)
+    assert not made.is_ready
+    assert not waiting.done()
+    answers.set()
+    await waiting
+    assert made.claim(frozenset({"mail"}), is_whole=True) is not None
+
+
 async def test_a_write_that_finds_a_book_that_is_over_waits_for_the_next_one(made):
     """A dispatcher has fenced the book, for example, while the process was stopped."""
     await made.prepare()

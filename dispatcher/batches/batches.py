@@ -9,7 +9,7 @@ document parks it, together with all later ones that have gathered behind it. So
 """
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -124,11 +124,21 @@ class Batches:
             group = self._groups[key] = _ReceiverBatches(Gathering(batch), target)
         return group
 
-    def close(self) -> None:
-        """Begin the next batch of each receiver without waiting for further deliveries."""
-        for group in self._groups.values():
-            group.gathering.close()
+    def close(self, names: Collection[str] | None = None) -> None:
+        """Begin the next batch of each receiver without waiting for further deliveries.
+
+        Args:
+            names: the names of the receivers; None for all.
+        """
+        for (name, _), group in self._groups.items():
+            if names is None or name in names:
+                group.gathering.close()
         self._advance_all()
+
+    def close_rest(self) -> None:
+        """Begin the next batches, if no queued job can add a delivery: all queued ones wait for a batch."""
+        if self.waiting == self._tools.capacity.queued:
+            self.close()
 
     def close_if_paused(self) -> None:
         """Begin the next batches of paused receivers. They park their deliveries."""

@@ -7,7 +7,7 @@ an older state after a newer one.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -19,6 +19,7 @@ from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
+from dispatcher.batches.batches import Batches
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import Errand, Job, Namespace, key_from
 from dispatcher.core.lease import Lease
@@ -38,8 +39,12 @@ from dispatcher.stream.scope import scope_of
 # Seconds until the next attempt after an error.
 _AGAIN: Final = 5.0
 
-# Maximum number of documents that wait in the lanes at once, for one worker.
+# Maximum number of documents that wait in the lanes at once, for one worker; and if they fill a batch.
 _MOST: Final = 100
+_MOST_IN_BATCH: Final = 500
+
+# Seconds until the next batches begin, if deliveries still wait for a batch after the ones before.
+_CLOSE_AGAIN: Final = 1.0
 
 
 class LiveBackfill:
@@ -59,6 +64,7 @@ class LiveBackfill:
         parking: Parking,
         deliverer: Deliverer,
         lanes: Lanes,
+        batches: Batches,
         capacity: Capacity,
         lease: Lease,
         *,
@@ -71,6 +77,7 @@ class LiveBackfill:
         self._parking = parking
         self._deliverer = deliverer
         self._lanes = lanes
+        self._batches = batches
         self._capacity = capacity
         self._partition, self._partitions = lease.partition, lease.partitions
         self._read = read
@@ -119,7 +126,15 @@ class LiveBackfill:
             collections=[".".join(one) for one in namespaces],
         )
         done: list[str] = list(run.progress.get("done", ()))
-        work = _Progress(run, routes, selected(run.asked), int(run.progress.get("seen", 0)), run.delivered)
+        batched = ((one.name, one.options.batch) for one in routes.receivers)
+        work = _Progress(
+            run,
+            routes,
+            selected(run.asked),
+            int(run.progress.get("seen", 0)),
+            run.delivered,
+            {name: batch.size for name, batch in batched if batch is not None},
+        )
         for namespace in namespaces:
             name = ".".join(namespace)
             if name not in done:
@@ -140,7 +155,7 @@ class LiveBackfill:
         """Deliver the documents of a collection. Returns False if the run was stopped."""
         run, name = work.run, ".".join(namespace)
         last = run.progress.get("last") if run.progress.get("namespace") == name else None
-        most = _MOST * run.workers
+        most = max(_MOST * run.workers, min(_MOST_IN_BATCH, max(work.batches.values(), default=0)))
         if run.rate is not None:
             most = min(most, max(1, int(run.rate)))
         async for slice_ in documents(
@@ -166,15 +181,18 @@ class LiveBackfill:
             work.too_old = []
             # After lost history, the documents must contain the changes of the gap, which ends at the run's token.
             time = token_time(max(self._read(), work.run.token or ""))
-            finished = []
+            gathered: list[asyncio.Future[None]] = []
+            finished: list[asyncio.Future[None]] = []
+            loop = asyncio.get_running_loop()
             for key in keys:
-                done = asyncio.get_running_loop().create_future()
                 jobs: list[Job] = []
+                gathered.append(loop.create_future())
+                finished.append(loop.create_future())
                 deliver = partial(self._deliver, work, namespace, key, time, jobs)
-                errand = Errand(deliver, partial(_end, jobs, partial(done.set_result, None)))
+                errand = Errand(deliver, partial(_end, jobs, gathered[-1], finished[-1]))
                 self._lanes.add(key_from(namespace, key, self._codec_options), errand)
-                finished.append(done)
-            await asyncio.wait(finished)
+            await asyncio.wait(gathered)
+            await self._until_finished(work, finished)
             keys = work.too_old
             if keys:
                 log.warning(
@@ -184,6 +202,13 @@ class LiveBackfill:
                     read_until=time.as_datetime().isoformat(),
                 )
                 await asyncio.sleep(_AGAIN)
+
+    async def _until_finished(self, work: "_Progress", finished: Sequence["asyncio.Future[None]"]) -> None:
+        """Wait for deliveries that are in batches. No further delivery joins these batches."""
+        while not all(one.done() for one in finished):
+            self._batches.close(work.batches)
+            timeout = _CLOSE_AGAIN if work.batches else None  # some wait behind batches with their documents
+            await asyncio.wait(finished, timeout=timeout)
 
     async def _deliver(
         self, work: "_Progress", namespace: Namespace, key: bytes, time: Timestamp, jobs: list[Job]
@@ -214,12 +239,13 @@ class LiveBackfill:
             await self._deliverer.work(job)
 
 
-def _end(jobs: list[Job], listener: Callable[[], None]) -> None:
-    """Call a function when the deliveries of an errand are finished, also those in batches."""
+def _end(jobs: list[Job], gathered: "asyncio.Future[None]", finished: "asyncio.Future[None]") -> None:
+    """Note that an errand is over. Its deliveries in batches may finish later."""
+    gathered.set_result(None)
     if jobs:
-        jobs[0].when_ended(listener)
+        jobs[0].when_ended(partial(finished.set_result, None))
     else:
-        listener()
+        finished.set_result(None)
 
 
 @dataclass
@@ -230,6 +256,7 @@ class _Progress:
         only: the filter of its documents.
         seen: number of documents that were read.
         delivered: number of deliveries that were made, or parked.
+        batches: the names of its batch receivers, each with the size of its batches.
         too_old: keys of documents that the server can't read in their state at the wanted time.
     """
 
@@ -238,4 +265,5 @@ class _Progress:
     only: Mapping[str, Any]
     seen: int
     delivered: int
+    batches: Mapping[str, int]
     too_old: list[bytes] = field(default_factory=list)

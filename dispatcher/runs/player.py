@@ -210,7 +210,9 @@ class Playback:
         with inside_dispatcher():
             async for step in steps:
                 await self._enter(step)
-            await self._capacity.idle()
+            while self._capacity.queued:
+                self._batches.close_rest()  # no further step comes
+                await self._capacity.progress()
 
     async def _enter(self, step: RunStep) -> None:
         if step.unreadable is not None:

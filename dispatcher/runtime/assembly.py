@@ -263,6 +263,7 @@ class Assembly(NamedTuple):
             parking,
             deliverer,
             lanes,
+            batches,
             capacity,
             lease,
             read=lambda: checkpoint.tracker.read,

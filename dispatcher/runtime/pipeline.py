@@ -357,5 +357,4 @@ class Pipeline:
 
     def close_batches(self) -> None:
         """If all other deliveries are finished, begin the batches that wait for further deliveries."""
-        if self._batches.waiting == self._capacity.queued:
-            self._batches.close()
+        self._batches.close_rest()

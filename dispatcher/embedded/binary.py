@@ -23,8 +23,8 @@ def find_mongod() -> Path:
     """Return the mongod to run: `MONGOZ_MONGOD`, else the mongod on PATH, else the one in the `embedded` extra.
 
     Returns:
-        The absolute path of an executable. The mongod of the extra can be copied first: then this is the path of
-        the copy in the user's cache directory.
+        The absolute path of an executable. If the mongod of the extra had to be copied, this is the path of the
+        copy in the user's cache directory.
 
     Raises:
         EmbeddedError: there is no mongod, `MONGOZ_MONGOD` does not name an executable file, the mongod of the
@@ -51,8 +51,8 @@ def find_broker() -> Path:
     """Return the Kafka broker in the `embedded-kafka` extra.
 
     Returns:
-        The absolute path of an executable. The broker of the extra can be copied first: then this is the path of
-        the copy in the user's cache directory.
+        The absolute path of an executable. If the broker of the extra had to be copied, this is the path of the
+        copy in the user's cache directory.
 
     Raises:
         EmbeddedError: the extra is not installed, its broker can't be made executable, or this is Windows.

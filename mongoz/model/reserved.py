@@ -32,7 +32,10 @@ def refuse_attribute(instance: Any, value: Any) -> None:
 
 
 def without_stamps(row: dict[str, Any]) -> dict[str, Any]:
-    """Remove the stamps from a row, at any depth: pipelines nest documents, and turn them into pairs."""
+    """Remove the stamps from a row, at any depth.
+
+    A pipeline can nest documents, and its `$objectToArray` turns the fields of a document into pairs.
+    """
     row.pop(FIELD, None)
     for name, value in row.items():
         kind = type(value)

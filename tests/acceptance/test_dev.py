@@ -108,7 +108,7 @@ def dev(tmp_path: Path) -> Iterator[Dev]:
 
 
 @pytest.mark.slow
-def test_dev_delivers_and_reloads_saved_code_also_after_a_syntax_error(dev: Dev) -> None:
+def test_dev_delivers_and_reloads_saved_code_even_after_a_syntax_error(dev: Dev) -> None:
     url = dev.wait_for(r"mongodb://\S+")[0]
     assert re.match(r"MongoDB \d+\.\d+\.\d+ \(licence SSPL\): for development only: ", dev.seen[-1])
     shown = dev.wait_for(r"Dashboard: (http://127\.0\.0\.1:\d+)/dashboard/#token=(\S+)")

@@ -279,7 +279,7 @@ def ask(address: str, *arguments: str, sent: str = "") -> str:
 
 
 @pytest.mark.slow
-def test_the_rules_for_clients_hold_also_with_a_supervisor(two):
+def test_the_rules_for_clients_apply_with_a_supervisor_too(two):
     address = address_of(two)
     letters = f"{address}/dashboard/api/letters"
     pause = ["--json", '{"receiver": null}']

@@ -348,7 +348,7 @@ class _Judge:
 
         The time begins at the write, at the last fault of a dispatcher, when a dispatcher last got a partition, or
         when the receiver ended an earlier delivery of the document, if this is later than the death: a takeover
-        waits for the earlier claims of its document and receiver, also for those of living processes.
+        waits for the earlier claims of its document and receiver, even if they belong to living processes.
         """
         deaths = {fault.pid: fault.began for fault in self._evidence.writer_faults if fault.kind in _KILLS}
         faults = (*self._evidence.late_answers, *self._evidence.dispatcher_faults)

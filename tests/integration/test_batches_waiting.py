@@ -1,4 +1,4 @@
-"""What closes a batch early, and what becomes of its events at a pause, at the end and after a crash."""
+"""Batches that are closed early, and the events of batches at a pause, at the end and after a crash."""
 
 import asyncio
 from typing import Any
@@ -106,7 +106,9 @@ async def test_a_drain_closes_a_batch(account, foreign, dispatched, state):
     assert indexer.batches[1:] == [["last"]]
 
 
-async def test_what_the_end_cuts_is_repeated_and_other_receivers_are_not(account, foreign, dispatched, state):
+async def test_a_receiver_interrupted_by_the_end_runs_again_and_finished_ones_do_not(
+    account, foreign, dispatched, state
+):
     """The events of a cancelled batch whose other receivers have run are parked."""
     told: list[str] = []
 

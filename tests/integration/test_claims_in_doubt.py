@@ -100,7 +100,7 @@ async def test_the_claim_of_a_write_that_no_lookup_finds_is_left_to_dispatchers(
         assert claims_of(registry) == (2, (), (2,))
 
 
-async def test_the_claim_of_an_update_of_a_missing_document_is_done_also_in_a_transaction(registry, Item, foreign):
+async def test_the_claim_of_an_update_of_a_missing_document_is_done_even_in_a_transaction(registry, Item, foreign):
     """A transaction may have thousands of such updates, and commit."""
     one = await Item.objects.get(n=1)
     foreign.items.delete_one({})

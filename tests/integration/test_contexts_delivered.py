@@ -86,7 +86,7 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Awaitable[Any]], list[str]]] = {
 
 @pytest.mark.parametrize("modes", [("any", "dispatcher"), ("dispatcher",)], ids="-".join)
 async def test_every_call_in_a_context_carries_the_context(dispatched, database, foreign, modes):
-    """Also if no receiver runs in the process. Outside of a context the same calls carry none."""
+    """The calls carry a context even if no receiver runs in the process. Outside of a context they carry none."""
     foreign.create_collection("accounts", changeStreamPreAndPostImages={"enabled": True})
     account = make_account(dispatched, database)
     seen = Seen(account, *modes)

@@ -72,6 +72,6 @@ async def test_a_dict_is_still_a_whole_value(User: Any) -> None:
         {**GIVEN, "street": "b"},
     ):
         assert await User.objects.filter(address=given).count() == 0
-    # The keys of a plain dict have no order of their own, so MongoDB's holds.
+    # MongoDB compares the order of the keys, too. A plain dict has no model, so its order stays.
     assert await User.objects.filter(data={"a": 1, "b": 2}).count() == 1
     assert await User.objects.filter(data={"b": 2, "a": 1}).count() == 0

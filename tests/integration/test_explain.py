@@ -1,4 +1,4 @@
-"""What became of the changes of one document: receivers, reasons, and what the state knows."""
+"""The explanation of the changes of one document: receivers, reasons, and the state of the deliveries."""
 
 import json
 import time

@@ -58,9 +58,7 @@ class Plain:
         self.got.append(instance.name)
 
 
-async def test_others_wait_neither_for_places_nor_for_the_deliveries_that_hold_them(
-    account, foreign, dispatched, state
-):
+async def test_other_receivers_do_not_wait_for_the_places_of_a_limited_one(account, foreign, dispatched, state):
     """All places are taken, and stay so. Another receiver gets everything, and the position moves on."""
     limited = Limited(account, concurrency=2)
     plain = Plain(account)
@@ -81,7 +79,7 @@ async def test_others_wait_neither_for_places_nor_for_the_deliveries_that_hold_t
     assert limited.most == 2
 
 
-async def test_places_are_for_the_process_not_for_a_partition_and_the_order_stays(
+async def test_all_partitions_of_a_process_share_the_places_and_keep_the_order(
     account, foreign, dispatched, state
 ):
     """Two signals of one name share the places, in four partitions. Each document keeps its order."""
@@ -136,7 +134,9 @@ async def test_a_place_comes_back_when_a_dispatcher_stops_with_deliveries_that_w
     assert sorted(limited.got) == sorted(map(str, range(10)))
 
 
-async def test_a_rate_holds_across_partitions_and_what_exceeds_is_parked(account, foreign, dispatched, state):
+async def test_all_partitions_share_a_rate_and_deliveries_beyond_it_are_parked(
+    account, foreign, dispatched, state
+):
     """Another receiver is not slowed down. Each attempt counts."""
     limited = Limited(account, rate="20/s")
     limited.open.set()

@@ -198,7 +198,7 @@ async def test_the_command_continues_when_the_last_dispatcher_is_gone(
     assert len({call.delivery.id for call in index.backfilled}) == 60
 
 
-async def test_a_backfill_that_is_stopped_continues_also_with_another_number_of_partitions(
+async def test_a_stopped_backfill_continues_even_with_another_number_of_partitions(
     foreign, dispatched, index, command, monkeypatch
 ):
     monkeypatch.setattr("dispatcher.runs.live_backfill._MOST", 5)

@@ -195,7 +195,7 @@ async def test_nothing_is_set_inside_of_none(Order: Any, foreign: Any, update: A
         await update(Order, order, **{"address.street": "b"})
     assert foreign.orders.find_one()["address"] is None
     foreign.orders.update_one({}, {"$unset": {"address": ""}})
-    with pytest.raises(ValidationError, match="city"):  # half of an address must not come into being
+    with pytest.raises(ValidationError, match="city"):  # half of an address must not be stored
         await update(Order, order, **{"address.street": "b"})
     assert "address" not in foreign.orders.find_one()
 
@@ -300,7 +300,7 @@ async def test_receivers_see_the_new_part_and_their_change_of_the_field_is_writt
     assert changed.count == 40
 
 
-async def test_concurrent_updates_of_different_parts_both_hold(Order: Any) -> None:
+async def test_concurrent_updates_of_different_parts_are_both_stored(Order: Any) -> None:
     await made(Order).create()
     one, other = await Order.objects.get(), await Order.objects.get()
     await one.update(**{"address.city.name": "Lyon"})

@@ -1,4 +1,4 @@
-"""A receiver that the application had before the dispatchers: the start names the command for what it missed."""
+"""Receivers that are older than the dispatchers: the start names the command that delivers the missed changes."""
 
 import asyncio
 import re

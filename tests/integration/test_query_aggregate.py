@@ -77,7 +77,7 @@ async def test_a_condition_that_no_pipeline_supports_is_named(Movie: Any) -> Non
         await Movie.objects.where("this.year > 1").aggregate(NAMES)
 
 
-async def test_it_joins_a_transaction_and_uses_another_database(
+async def test_aggregate_joins_a_transaction_and_uses_another_database(
     Movie: Any, foreign: Any, dispatched: Registry
 ) -> None:
     async with dispatched.transaction():

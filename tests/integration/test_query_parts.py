@@ -80,7 +80,7 @@ async def test_only_the_named_parts_are_loaded(Orders: Any) -> None:
     assert order == (await Orders.objects.only("t", "a.city.c", "stops.street", "named.k.c", "data.b.c"))[0]
 
 
-async def test_a_whole_field_and_an_outer_part_win(Orders: Any) -> None:
+async def test_a_whole_field_or_an_outer_part_includes_the_inner_parts(Orders: Any) -> None:
     order = await Orders.objects.only("address.city.name", "address", "stops.city", "stops.city.name").get()
     assert order.address.street == "s"
     assert order.stops[0].city.size == decimal.Decimal("1.5")

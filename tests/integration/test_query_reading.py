@@ -351,7 +351,7 @@ async def test_last_of_a_window_reads_one_document(Movie: Any, commands: Command
         assert (listed[-1].name if listed else None) == expected, "the same as the last of all"
 
 
-async def test_get_honours_the_window(Movie: Any, commands: Commands) -> None:
+async def test_get_respects_skip_and_limit(Movie: Any, commands: Commands) -> None:
     ordered = Movie.objects.sort("name")
     assert (await ordered.skip(4).get()).name == "E"
     assert (await ordered.limit(1).get()).name == "A"
@@ -380,7 +380,7 @@ async def test_get_document_by_id_finds_the_document_or_raises(Movie: Any) -> No
             await Movie.objects.get_document_by_id(wrong)
 
 
-async def test_count_honours_the_window_and_exists_reads_one_document(Movie: Any, commands: Commands) -> None:
+async def test_count_respects_skip_and_limit_and_exists_reads_one_document(Movie: Any, commands: Commands) -> None:
     assert await Movie.objects.count() == 5
     assert await Movie.objects.skip(1).limit(3).count() == 3
     assert await Movie.objects.skip(4).limit(3).count() == 1

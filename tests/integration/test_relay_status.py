@@ -1,4 +1,4 @@
-"""What operators see of a relay, and of a group that reads from its topic."""
+"""The status of a relay, and of a group that reads from its topic."""
 
 import asyncio
 import os

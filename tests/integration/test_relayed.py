@@ -65,7 +65,7 @@ async def test_foreign_writes_are_delivered_and_own_writes_are_not(account, disp
 
 
 async def test_the_context_of_a_write_comes_through_the_topic(account, dispatched, foreign, broker):
-    """That of a delete is in the stamp of its marker, which the relay copies to the record of the delete."""
+    """The context of a delete is in the stamp of its marker. The relay copies it to the record of the delete."""
     got: list[tuple[str, Any]] = []
 
     async def note(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
@@ -227,7 +227,7 @@ async def test_the_dispatchers_of_a_topic_make_a_backfill_in_order_with_the_chan
         await eventually(lambda: index == expected)
 
 
-async def test_the_changes_of_a_document_are_explained_also_for_a_topic(
+async def test_the_changes_of_a_document_are_explained_for_a_topic_too(
     account, dispatched, foreign, database, broker
 ):
     got: list[Any] = []

@@ -126,14 +126,14 @@ async def test_a_retried_dead_letter_may_ask_for_another_time(account, foreign, 
     assert calls == [1, 1, 1, 1]
 
 
-async def test_in_process_it_reaches_the_caller(account):
+async def test_a_retry_after_of_an_in_process_receiver_reaches_the_caller(account):
     Busy(account, times=1, seconds=5, delivery="process", retry=None)
     with pytest.raises(mongoz.RetryAfter):
         await account.objects.create(name="Ada")
     assert await account.objects.count() == 1
 
 
-async def test_in_a_test_it_is_no_failure(account, foreign, dispatched, mongo):
+async def test_a_retry_after_is_no_failure_in_a_test(account, foreign, dispatched, mongo):
     busy = Busy(account, times=1, seconds=0.3)
     with pytest.raises(mongoz.RetryAfter):
         await deliver(account, insert({"name": "Ada"}))

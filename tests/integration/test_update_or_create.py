@@ -71,7 +71,7 @@ async def test_wrong_values_and_names_write_nothing(User: Any, foreign: Any) -> 
 
 
 @pytest.mark.parametrize("method", ["get_or_create", "update_or_create"])
-async def test_a_query_that_hides_its_matches_neither_hangs_nor_finds_them(
+async def test_a_query_with_skip_is_refused_and_an_empty_query_creates(
     User: Any, foreign: Any, method: str
 ) -> None:
     await User.objects.create(email="a")
@@ -137,7 +137,7 @@ async def test_a_race_that_never_ends_is_given_up(
     assert foreign.users.count_documents({"visits": 5}) == 0
 
 
-async def test_it_joins_a_transaction(User: Any, foreign: Any) -> None:
+async def test_update_or_create_joins_a_transaction(User: Any, foreign: Any) -> None:
     await User.objects.create(email="a")
     await User.create_indexes()
 

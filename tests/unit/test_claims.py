@@ -340,7 +340,7 @@ def test_a_malformed_document_counts_as_missing(changed: dict[str, Any]) -> None
 
 
 def findings(rules: Rules | None, runs: int, first: int = SEED) -> tuple[dict[str, int], Faults]:
-    """What the runs found, each finding with the seed of its first run."""
+    """Return the findings of the runs, each with the seed of its first run."""
     found: dict[str, int] = {}
     faults = Faults()
     for seed in range(first, first + runs):

@@ -64,7 +64,7 @@ def test_a_step_has_the_growth_of_the_counters_of_all_members_and_the_largest_la
     assert told["last"]["members"]["b"]["delivered"] == 260
 
 
-def test_what_a_member_counted_before_it_was_seen_is_in_no_step():
+def test_no_step_contains_counts_from_before_a_member_was_seen():
     new = group(
         member("a", delivered=5), member("b", delivered=1_000_000, receivers=[counted("mail", 9)]), minute=1
     )

@@ -458,7 +458,7 @@ def test_string_annotations_of_local_classes_are_resolved():
     assert Whole(parent={"name": "a"}).parent.name == "a"
 
 
-def test_the_repr_of_an_instance_is_short_and_hides_what_the_field_hides() -> None:
+def test_the_repr_of_an_instance_is_short_and_hides_fields_with_repr_false() -> None:
     class Part(mongoz.EmbeddedDocument):
         n: int = mongoz.Integer()
 

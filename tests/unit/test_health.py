@@ -188,7 +188,7 @@ def test_a_receiver_that_succeeds_in_another_process_does_not_fail():
     assert health_of(status).health == "idle"
 
 
-def test_a_receiver_with_dead_letters_that_no_dispatcher_has_is_down():
+def test_a_receiver_that_no_dispatcher_has_is_down_if_it_has_dead_letters():
     status = group([member(shop_mail=GOOD)], [partition()])
     status.dead_letters = [DeadLetterCount("shop.gone", "post_save", 2, NOW), DeadLetterCount(None, None, 1, NOW)]
     found = health_of(status)

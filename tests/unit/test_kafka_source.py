@@ -540,7 +540,7 @@ def test_merged_partitions_come_in_the_order_of_their_tokens(where: list[int], s
         assert all(one["_id"]["_data"] > before.token for one in after.events)
 
 
-async def test_merged_partitions_have_lost_what_one_of_them_has_lost() -> None:
+async def test_history_lost_in_one_partition_is_lost_for_the_merged_topic() -> None:
     logs = [retained(), MemoryLog(encode(3, 0, made(2)))]
     source = MergedTopic([source_of(log) for log in logs], "the topic")
     with pytest.raises(HistoryLost, match="that the relay counts"):

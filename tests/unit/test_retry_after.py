@@ -42,7 +42,7 @@ async def decided(one: Any, seconds: float, ago: timedelta) -> Any:
     return await failures.decide(FailedAttempt(one, mongoz.RetryAfter(seconds), datetime.now(UTC) - ago))
 
 
-async def test_it_uses_up_no_attempt_not_even_the_last_one():
+async def test_a_retry_after_uses_up_no_attempt_not_even_the_last_one():
     for number in (1, 3):
         one = attempt(number)
         decision = await decided(one, 90.0, timedelta(hours=23))
@@ -50,7 +50,7 @@ async def test_it_uses_up_no_attempt_not_even_the_last_one():
         assert one.target.figures.postponed == 1
 
 
-async def test_after_a_day_it_uses_up_attempts_and_keeps_its_time():
+async def test_a_retry_after_uses_up_attempts_after_a_day_and_keeps_its_time():
     one = attempt(1)
     decision = await decided(one, 90.0, timedelta(hours=25))
     assert isinstance(decision, Waiting)

@@ -120,28 +120,43 @@ async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
     assert incarnation_of(foreign, 1) == incarnation_of(foreign, 3) != incarnation_of(foreign, 2)
 
 
-IN_CHILD = """
-import multiprocessing
+ENDING = """
+registry = claiming(url, database)
+Item = make(registry, database, [], others=False)
 
-def write():
-    registry = claiming(url, database)
-    asyncio.run(make(registry, database, [], others=False)(n=1).create())
-
-if __name__ == "__main__":
-    child = multiprocessing.get_context("fork").Process(target=write)
-    child.start()
-    child.join()
-    tell("exit", child.exitcode)
+async def write():
+    await Item(n=1).create()
+    await Item(n=2).create()
 """
 
+ENDS = {
+    "the end of the script": "asyncio.run(write())",
+    "sys.exit": "asyncio.run(write()); sys.exit(3)",
+    "an exception": "asyncio.run(write()); raise ZeroDivisionError",
+    "an interrupt": """
+async def interrupted():
+    await write()
+    signal.raise_signal(signal.SIGINT)
+    await asyncio.sleep(60)
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-async def test_a_child_of_multiprocessing_records_the_end_of_its_book(mongo, database, announced, state):
-    """Such a child runs no functions of `atexit`. Without a last record its finished receivers would run again."""
-    with process(IN_CHILD, mongo.url, database) as parent:
-        assert await line_of(parent) == "exit 0"
-    book = state.claims.find_one()
-    assert (book["high"], book["open"], book["released"], book.get("fenced_by")) == (1, [], [], "process")
+asyncio.run(interrupted())
+""",
+    "the end of a child of multiprocessing": """
+import multiprocessing
+child = multiprocessing.get_context("fork").Process(target=lambda: asyncio.run(write()))
+child.start()
+child.join()
+""",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_process_that_ends_in_order_records_the_end_of_its_book(mongo, database, announced, state, end):
+    """Otherwise receivers that have ended in the last second would run again."""
+    with process(ENDING + ENDS[end], mongo.url, database) as ending:
+        await asyncio.to_thread(ending.wait, 60)
+    (book,) = state.claims.find()
+    assert (book["high"], book["open"], book["released"], book.get("fenced_by")) == (2, [], [], "process")
 
 
 BLOCKING = """

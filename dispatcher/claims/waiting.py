@@ -14,10 +14,10 @@ A chain that waits for long is parked as a whole: its deliveries then wait in th
 import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from dispatcher.claims.chains import UndecidedClaim, UndecidedDocument, WaitingChain, WaitingPart
 from dispatcher.claims.orphans import calls_of_orphan, is_orphan
 from dispatcher.claims.ports import ParkingGate
 from dispatcher.claims.takeover import Takeovers, claimed
@@ -48,128 +48,71 @@ _AGAIN: Final = 2.0
 _MOST_NAMED: Final = 20
 
 
-class _UndecidedClaim(NamedTuple):
-    """An undecided claim that no delivery waits for. It is one part of its job.
+class ClaimTools(NamedTuple):
+    """The services that waiting claims need.
 
     Attributes:
-        job: the job of the change.
-        key: the key of the document.
-        since: the time since which it waits.
+        watch: decides about claims.
+        takeovers: prepares the changes that are taken over.
+        routes: finds the receivers of a claim.
+        parking: parks chains that wait for long.
+        stats: counts takeovers and orphaned deliveries.
     """
 
-    job: Job
-    change: Change
-    claim: Claim
-    key: Hashable
-    since: float
+    watch: ClaimWatch
+    takeovers: Takeovers
+    routes: Routes
+    parking: ParkingGate
+    stats: Stats
 
 
-@dataclass(slots=True)
-class _UndecidedDocument:
-    """The undecided claims of one document that no delivery waits for.
+class WaitingRoom(NamedTuple):
+    """The room in memory for waiting deliveries.
 
     Attributes:
-        claims: in the order of the stream.
-        receivers: the ids of the claimed receivers. The ids of a claim stay here after the claim is done.
+        capacity: counts the waiting deliveries and their bytes.
+        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
+        park_after: maximum seconds for which a delivery that is not claimed waits in memory.
     """
 
-    claims: list[_UndecidedClaim]
-    receivers: frozenset[bytes]
+    capacity: Capacity
+    is_crowded: Callable[[], bool]
+    park_after: float
 
 
-class _WaitingPart(NamedTuple):
-    """A waiting delivery: one part of a job.
+class ClaimStages(NamedTuple):
+    """The stages that waiting claims call.
 
     Attributes:
-        job: the job of the change. The job is finished when all its parts are finished.
-        calls: the calls of one receiver.
-        claim: the claim of the process to this delivery; None if the delivery only waits for earlier ones.
-        since: the time since which it waits.
+        add: puts an errand into the lane of a document.
+        deliver: makes the deliveries of a job.
+        deliver_held: makes an attempt at a delivery that waited in the database.
+        on_finished: called with the job when one of its parts is finished.
     """
 
-    job: Job
-    change: Change
-    calls: Calls
-    claim: Claim | None
-    since: float
-
-
-@dataclass(slots=True)
-class _WaitingChain:
-    """The waiting deliveries of one document to one receiver, in the order of the stream.
-
-    Attributes:
-        parts: the first one waits for its process, or runs.
-        runs: an errand of the chain is in the lane of the document. It makes the first delivery, or parks the
-            chain.
-    """
-
-    parts: deque[_WaitingPart]
-    runs: bool = False
-
-    def insert(self, part: _WaitingPart) -> None:
-        """Add a delivery at its place in the order of the stream. The one that runs stays the first."""
-        place, first = len(self.parts), int(self.runs)
-        while place > first and part.change.token < self.parts[place - 1].change.token:
-            place -= 1
-        self.parts.insert(place, part)
+    add: Callable[[Hashable, Errand], None]
+    deliver: Callable[[Job], Coroutine[Any, Any, None]]
+    deliver_held: Callable[[HeldDelivery], Awaitable[Decision]]
+    on_finished: Callable[[Job], None]
 
 
 class WaitingClaims:
     """The waiting deliveries of one partition.
 
-    Args:
-        watch: decides about claims.
-        takeovers: prepares the changes that are taken over.
-        routes: finds the receivers of a claim.
-        parking: parks chains that wait for long.
-        capacity: counts the waiting deliveries and their bytes.
-        stats: counts takeovers and orphaned deliveries.
-        park_after: maximum seconds for which a delivery that is not claimed waits in memory.
-        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
-        add: puts an errand into the lane of a document.
-        deliver: makes the deliveries of a job.
-        deliver_held: makes an attempt at a delivery that waited in the database.
-        on_finished: called with the job when one of its parts is finished.
-
     Attributes:
         judge: decides about a claim, with the books that were read last.
     """
 
-    def __init__(  # noqa: PLR0913 - it stands between the watch, the lanes, the deliverer and the parking
-        self,
-        watch: ClaimWatch,
-        takeovers: Takeovers,
-        routes: Routes,
-        parking: ParkingGate,
-        capacity: Capacity,
-        stats: Stats,
-        *,
-        park_after: float,
-        is_crowded: Callable[[], bool],
-        add: Callable[[Hashable, Errand], None],
-        deliver: Callable[[Job], Coroutine[Any, Any, None]],
-        deliver_held: Callable[[HeldDelivery], Awaitable[Decision]],
-        on_finished: Callable[[Job], None],
-    ) -> None:
-        self._watch = watch
-        self.judge = watch.verdict
-        self._takeovers = takeovers
-        self._routes = routes
-        self._parking = parking
-        self._capacity = capacity
-        self._park_after = park_after
-        self._is_crowded = is_crowded
-        self._stats = stats
-        self._add = add
-        self._deliver = deliver
-        self._deliver_parked = deliver_held
-        self._on_finished = on_finished
+    def __init__(self, tools: ClaimTools, room: WaitingRoom, stages: ClaimStages) -> None:
+        self._watch, self._takeovers, self._routes, self._parking, self._stats = tools
+        self._capacity, self._is_crowded, self._park_after = room
+        self._stages = stages
+        self.judge = self._watch.verdict
         # The undecided claims: in the order of the stream, and by document.
-        self._open: dict[Job, _UndecidedClaim] = {}
-        self._open_of: dict[Hashable, _UndecidedDocument] = {}
+        self._open: dict[Job, UndecidedClaim] = {}
+        self._open_of: dict[Hashable, UndecidedDocument] = {}
         # By document, then by the name of the receiver.
-        self._chains: dict[Hashable, dict[str, _WaitingChain]] = {}
+        self._chains: dict[Hashable, dict[str, WaitingChain]] = {}
         self._followers = 0  # deliveries in chains that are not claimed
         self._running: set[Job] = set()
         # Books that parked claims wait for, each with the time until which it is followed.
@@ -231,10 +174,10 @@ class WaitingClaims:
         assert change.origin is not None
         assert change.origin.claim is not None
         key, claim = change.key, change.origin.claim
-        one = self._open[job] = _UndecidedClaim(job, change, claim, key, now())
+        one = self._open[job] = UndecidedClaim(job, change, claim, key, now())
         document = self._open_of.get(key)
         if document is None:
-            self._open_of[key] = _UndecidedDocument([one], claim.receivers)
+            self._open_of[key] = UndecidedDocument([one], claim.receivers)
         else:
             document.claims.append(one)
             document.receivers |= claim.receivers
@@ -267,7 +210,7 @@ class WaitingClaims:
         if chain is None or change.token < chain.parts[0].change.token:
             return False
         job.parts += 1
-        self._append(key, _WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
+        self._append(key, WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
         return True
 
     def decide(self) -> None:
@@ -314,12 +257,12 @@ class WaitingClaims:
         began = None if oldest is None else seconds_of(oldest.wall_time)
         return ClaimGauges(processes.total(), max(0.0, server_now - (began or server_now)), most)
 
-    def _each_chain(self) -> Iterator[tuple[Hashable, str, _WaitingChain]]:
+    def _each_chain(self) -> Iterator[tuple[Hashable, str, WaitingChain]]:
         for key, chains in self._chains.items():
             for name, chain in chains.items():
                 yield key, name, chain
 
-    def _drop(self, one: _UndecidedClaim) -> None:
+    def _drop(self, one: UndecidedClaim) -> None:
         """Finish a claim that is done."""
         claims = self._open_of[one.key].claims
         claims.remove(one)
@@ -334,10 +277,10 @@ class WaitingClaims:
             job, several = one.job, self._calls_of(one.change, one.claim)
             job.parts += len(several)
             for calls in several:
-                self._append(key, _WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
+                self._append(key, WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
             self._close(one)
 
-    def _close(self, one: _UndecidedClaim) -> None:
+    def _close(self, one: UndecidedClaim) -> None:
         del self._open[one.job]
         one.job.awaited -= 1
         self._finish(one.job, one.change)
@@ -354,9 +297,9 @@ class WaitingClaims:
             followed = follower is not None and at - follower.since >= self._park_after
             if not chain.runs and (followed or at - chain.parts[0].since >= longest):
                 chain.runs = True
-                self._add(key, Errand(partial(self._park, chain), partial(self._end_parked, key, name)))
+                self._stages.add(key, Errand(partial(self._park, chain), partial(self._end_parked, key, name)))
 
-    async def _park(self, chain: _WaitingChain) -> None:
+    async def _park(self, chain: WaitingChain) -> None:
         """Park all deliveries of a chain, in their order."""
         while chain.parts:
             part = chain.parts[0]
@@ -364,7 +307,7 @@ class WaitingClaims:
             part.job.was_awaited = True
             self._finish_first(chain, is_awaited=True)
 
-    async def _park_part(self, part: _WaitingPart) -> None:
+    async def _park_part(self, part: WaitingPart) -> None:
         (receiver,) = part.calls.receivers
         if not await self._parking.holds(part.change, part.calls, receiver):
             reason: HoldReason = "interrupted" if part.claim is None else "claimed"
@@ -386,25 +329,25 @@ class WaitingClaims:
             begun = next((place for place, part in enumerate(chain.parts) if part.job.is_begun), None)
             for part in list(chain.parts)[begun:] if begun is not None else ():
                 await self._park_part(part)
-                self._on_finished(part.job)
+                self._stages.on_finished(part.job)
 
     async def deliver_held(self, held: HeldDelivery) -> Decision:
         """Make an attempt at a delivery that waited in the database, once its claim is decided."""
         change = held.change
         claim = change.origin.claim if change.origin is not None and not change.takeover else None
         if claim is None:
-            return await self._deliver_parked(held)
+            return await self._stages.deliver_held(held)
         await self._watch.load([change])
         verdict = self.judge(claim)
         if verdict is DONE:
             return True
         if verdict is TAKE:
-            return await self._deliver_parked(held._replace(change=await self._taken_over(change)))
+            return await self._stages.deliver_held(held._replace(change=await self._taken_over(change)))
         self._asked[claim.incarnation] = now() + _LONGEST
         self._watch.wake()
         return held.waiting._replace(reason="claimed", seconds=_AGAIN)
 
-    def _append(self, key: Hashable, part: _WaitingPart) -> None:
+    def _append(self, key: Hashable, part: WaitingPart) -> None:
         (receiver,) = part.calls.receivers
         self._capacity.waiting += 1
         self._capacity.queued_bytes += part.change.size
@@ -416,7 +359,7 @@ class WaitingClaims:
         if receiver.name in chains:
             chains[receiver.name].insert(part)
             return
-        chains[receiver.name] = _WaitingChain(deque([part]))
+        chains[receiver.name] = WaitingChain(deque([part]))
         self._advance(key, receiver.name)
 
     def _advance(self, key: Hashable, name: str) -> None:
@@ -430,7 +373,7 @@ class WaitingClaims:
             if verdict is TAKE:
                 chain.runs = True
                 part.job.awaited -= part.claim is not None
-                self._add(key, Errand(partial(self._run, part), partial(self._end, key, name)))
+                self._stages.add(key, Errand(partial(self._run, part), partial(self._end, key, name)))
                 return
             self._finish_first(chain, is_awaited=True)
         if not chain.parts:
@@ -438,7 +381,7 @@ class WaitingClaims:
             if not self._chains[key]:
                 del self._chains[key]
 
-    async def _run(self, part: _WaitingPart) -> None:
+    async def _run(self, part: WaitingPart) -> None:
         if is_orphan(part.calls):
             self._stats.orphaned += 1
             await self._parking.park(part.change, part.calls, part.calls.receivers[0], _ORPHANED)
@@ -447,7 +390,7 @@ class WaitingClaims:
         job = Job(change.token, change, (part.calls,))
         self._running.add(job)
         try:
-            await self._deliver(job)
+            await self._stages.deliver(job)
             if job.parts > 1:  # a batch receiver, which was not one when the process claimed
                 done = asyncio.get_running_loop().create_future()
                 job.when_ended(partial(done.set_result, None))
@@ -473,7 +416,7 @@ class WaitingClaims:
         self._finish_first(chain, is_awaited=False)
         self._advance(key, name)
 
-    def _finish_first(self, chain: _WaitingChain, *, is_awaited: bool) -> None:
+    def _finish_first(self, chain: WaitingChain, *, is_awaited: bool) -> None:
         """Finish the first delivery of a chain.
 
         Args:
@@ -491,6 +434,6 @@ class WaitingClaims:
         capacity = self._capacity
         capacity.waiting -= 1
         capacity.queued_bytes -= change.size
-        self._on_finished(job)
+        self._stages.on_finished(job)
         if capacity.watched is not None:
             capacity.report_progress()

@@ -9,7 +9,7 @@ from dispatcher.batches.batches import Batches
 from dispatcher.batches.run import BatchTools
 from dispatcher.batches.transactions import BatchTransactions
 from dispatcher.claims.takeover import Takeovers
-from dispatcher.claims.waiting import WaitingClaims
+from dispatcher.claims.waiting import ClaimStages, ClaimTools, WaitingClaims, WaitingRoom
 from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.lease import Lease
 from dispatcher.core.output.logs import log
@@ -199,18 +199,9 @@ class Assembly(NamedTuple):
         )
         takeovers = Takeovers(self.group.state.client, codec_options, self.group.state.address)
         claims = WaitingClaims(
-            self.claims,
-            takeovers,
-            self.routes,
-            parking,
-            capacity,
-            stats,
-            park_after=policy.park_after,
-            is_crowded=lambda: capacity.crowded or checkpoint.is_crowded,
-            add=lanes.add,
-            deliver=deliverer.work,
-            deliver_held=deliverer.deliver_held,
-            on_finished=checkpoint.tracker.finished,
+            ClaimTools(self.claims, takeovers, self.routes, parking, stats),
+            WaitingRoom(capacity, lambda: capacity.crowded or checkpoint.is_crowded, policy.park_after),
+            ClaimStages(lanes.add, deliverer.work, deliverer.deliver_held, checkpoint.tracker.finished),
         )
         deliverer.wait_for(claims)
         batches = Batches(

@@ -9,7 +9,7 @@ import pytest
 from dispatcher.claims import waiting as waiting_module
 from dispatcher.claims import watch as watch_module
 from dispatcher.claims.verdict import TAKEN, ClaimVerdict
-from dispatcher.claims.waiting import WaitingClaims
+from dispatcher.claims.waiting import ClaimStages, ClaimTools, WaitingClaims, WaitingRoom
 from dispatcher.core.events import Calls, Change, Errand, Job
 from dispatcher.core.stats import ClaimGauges, Stats
 from dispatcher.delivery.attempt import HeldDelivery
@@ -39,29 +39,28 @@ class Scene:
         self.stats = Stats()
         self.capacity = SimpleNamespace(waiting=0, queued_bytes=0, watched=None, crowded=False)
         self.lanes: set[tuple[Hashable, str]] = set()
+        watch = SimpleNamespace(
+            verdict=lambda claim: self.verdicts.get(claim.number, ClaimVerdict.WAIT),
+            named=lambda claim: claim.receivers,
+            receivers_of=lambda claim: (),
+            wake=lambda: None,
+            load=self._load,
+        )
+        routes = SimpleNamespace(
+            claimed=self._claimed,
+            is_listed=lambda namespace, receiver, ids: receiver.id in ids,
+            stamped_ids=lambda namespace: frozenset(),
+        )
+        takeovers: Any = SimpleNamespace(prepare=self._prepare)
         self.claims = WaitingClaims(
-            SimpleNamespace(  # type: ignore[arg-type]
-                verdict=lambda claim: self.verdicts.get(claim.number, ClaimVerdict.WAIT),
-                named=lambda claim: claim.receivers,
-                receivers_of=lambda claim: (),
-                wake=lambda: None,
-                load=self._load,
+            ClaimTools(watch, takeovers, routes, self, self.stats),  # type: ignore[arg-type]
+            WaitingRoom(self.capacity, lambda: self.capacity.crowded, park_after),  # type: ignore[arg-type]
+            ClaimStages(
+                lambda key, errand: self.errands.append((key, errand)),
+                self._deliver,
+                self._deliver_held,
+                self._finished,
             ),
-            SimpleNamespace(prepare=self._prepare),  # type: ignore[arg-type]
-            SimpleNamespace(  # type: ignore[arg-type]
-                claimed=self._claimed,
-                is_listed=lambda namespace, receiver, ids: receiver.id in ids,
-                stamped_ids=lambda namespace: frozenset(),
-            ),
-            self,  # type: ignore[arg-type]
-            self.capacity,  # type: ignore[arg-type]
-            self.stats,
-            is_crowded=lambda: self.capacity.crowded,
-            park_after=park_after,
-            add=lambda key, errand: self.errands.append((key, errand)),
-            deliver=self._deliver,
-            deliver_held=self._deliver_held,
-            on_finished=self._finished,
         )
 
     async def _load(self, changes: Any) -> None: ...

@@ -13,6 +13,7 @@ from dispatcher.cli.claims import table_of
 from dispatcher.cli.options import Json, OfGroupOfApp
 from dispatcher.cli.output import out, print_json
 from dispatcher.core.output.terminal import Grid, shown
+from dispatcher.core.partitions import in_ranges
 from dispatcher.core.redaction import redacted
 from dispatcher.core.stats import duration
 from dispatcher.exceptions import ServerError
@@ -180,7 +181,7 @@ def _lag(name: str, seconds: float | None, more: str = "") -> _Fact:
 def _brokers(overview: "GroupStatus") -> _Fact:
     """The report of the live processes about the brokers. This command does not ask the brokers itself."""
     if overview.broker_troubles:
-        return "brokers", "; ".join(overview.broker_troubles), "bold red"
+        return "brokers", "; ".join(one.rstrip(".") for one in overview.broker_troubles), "bold red"
     if overview.alive or (overview.relay is not None and overview.relay.alive):
         return "brokers", "answer", ""
     return "brokers", "unknown: no process that asks them is alive", ""
@@ -355,7 +356,7 @@ def _members(overview: "GroupStatus") -> Grid:
             one.version,
             _when(one.started_at),
             shown(f"{duration(one.seen_seconds)} ago", "" if one.alive else "red"),
-            ", ".join(map(str, one.partitions)) or "stands by",
+            in_ranges(one.partitions) or "stands by",
             str(one.stats.get("per_second", {}).get(rate, "")),
             one.http or "",
         )

@@ -1,8 +1,10 @@
-"""Computes the partition of a document from the hash of its `_id`. No I/O.
+"""Computes the partition of a document from the hash of its `_id`, and names partitions in messages. No I/O.
 
 The server computes the hash, as for hashed indexes. The hash is signed, so its remainder may be negative.
 """
 
+from collections.abc import Iterable
+from itertools import groupby
 from typing import Any, Final
 
 HASH: Final = "_mongoz_hash"
@@ -35,3 +37,21 @@ def belongs(hashed: Any, partition: int, partitions: int) -> dict[str, Any]:
 def partition_of(hashed: int, partitions: int) -> int:
     """The partition of a hash."""
     return abs(hashed) % partitions
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """Numbers of partitions for people, such as `"0, 2 to 5"`."""
+    ranges: list[str] = []
+    for _, run in groupby(enumerate(sorted(numbers)), key=lambda one: one[1] - one[0]):
+        first, *others = (number for _, number in run)
+        if len(others) > 1:
+            ranges.append(f"{first} to {others[-1]}")
+        else:
+            ranges.extend(map(str, (first, *others)))
+    return ", ".join(ranges)
+
+
+def name_partitions(numbers: Iterable[int]) -> str:
+    """Partitions for people, such as `"partition 3"` or `"partitions 0, 2 to 5"`."""
+    several = list(numbers)
+    return f"partition{'' if len(several) == 1 else 's'} {in_ranges(several)}"

@@ -5,7 +5,7 @@ shares, and claims or hands over partitions. One atomic write decides each claim
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -216,16 +216,8 @@ class Coordinator(Generic[W]):
         capped = [member.id for member in sharing if _is_outdated(member, seen)]
         self._note_outdated(self.member_id in capped)
         todo = moves(self.member_id, owners, [member.id for member in sharing], capped)
-        for number in todo.release:
-            self._hand_over(number)
-        claiming_since = now()
-        for number in todo.claim:
-            if now() - claiming_since > self._lease / _RENEWALS:
-                # A heartbeat is due, and the members may have changed. The other partitions are claimed after the
-                # next read.
-                self._awake.set()
-                break
-            await self._claim(seen.partitions[number], seen.layout.partitions)
+        self._hand_over(todo.release)
+        await self._claim_each([seen.partitions[number] for number in todo.claim], seen.layout.partitions)
         self._read_at = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
@@ -282,8 +274,7 @@ class Coordinator(Generic[W]):
 
         All members try to divide the work; the first one succeeds.
         """
-        for number in self.held:
-            self._hand_over(number)
+        self._hand_over(self.held)
         if any(owner is not None for owner in owners.values()):
             return
         saved = await self._store.load()
@@ -300,14 +291,38 @@ class Coordinator(Generic[W]):
             )
         self._awake.set()  # read the group again at once
 
-    async def _claim(self, seen: Ownership, of: int) -> None:
+    async def _claim_each(self, several: Sequence[Ownership], of: int) -> None:
+        """Claim partitions, and log them in one line."""
+        began, leases = now(), []
+        try:
+            for one in several:
+                if now() - began > self._lease / _RENEWALS:
+                    # A heartbeat is due, and the members may have changed. The other partitions are claimed after
+                    # the next read.
+                    self._awake.set()
+                    break
+                lease = await self._claim(one, of)
+                if lease is not None:
+                    leases.append(lease)
+        finally:
+            if leases:
+                log.info(
+                    "claimed partitions",
+                    action="lease.claimed",
+                    partitions=[lease.partition for lease in leases],
+                    of=of,
+                    terms=sorted({lease.term for lease in leases}),
+                )
+
+    async def _claim(self, seen: Ownership, of: int) -> Lease | None:
+        """Claim a partition, and begin to work on it. Returns None if another member was faster."""
         started = self._members.started
         assert started is not None  # this process has joined
         if seen.version == self._version and seen.version_since is not None:
             started = seen.version_since
         claimed = await self._store.claim(seen, of, seconds=self._lease, version=self._version, started=started)
         if claimed is None:
-            return
+            return None
         lease, position = claimed
         assert position.token is not None  # the group has begun
         work, stop = self._work(lease, position), asyncio.Event()
@@ -315,12 +330,14 @@ class Coordinator(Generic[W]):
         self.held[lease.partition] = HeldPartition(lease, work, stop, task)
         task.add_done_callback(partial(self._ended, lease.partition))
         self._resized()
+        return lease
 
-    def _hand_over(self, number: int) -> None:
-        held = self.held[number]
-        if not held.stop.is_set():
-            log.info("a partition is handed over", action="lease.handed_over", partition=number)
-            held.stop.set()
+    def _hand_over(self, numbers: Iterable[int]) -> None:
+        held = [number for number in numbers if not self.held[number].stop.is_set()]
+        if held:
+            log.info("partitions are handed over", action="lease.handed_over", partitions=held)
+        for number in held:
+            self.held[number].stop.set()
 
     async def _hold(self, lease: Lease, work: W, stop: asyncio.Event) -> None:
         """Work on a partition until everything is saved. Meanwhile its lease is renewed."""
@@ -401,8 +418,7 @@ class Coordinator(Generic[W]):
 
         The first heartbeat announces that this process leaves, so that other members claim its partitions.
         """
-        for number in self.held:
-            self._hand_over(number)
+        self._hand_over(self.held)
         await self._try_write(self._members.beat(leaving=True))
         while self.held:
             await asyncio.wait([held.task for held in self.held.values()], timeout=self._lease / _RENEWALS)

@@ -34,6 +34,7 @@ from datetime import datetime
 from math import inf
 from typing import Any, Final, NamedTuple
 
+from dispatcher.core.partitions import name_partitions
 from dispatcher.core.stats import duration
 from dispatcher.operate.status_model import (
     NO_DISPATCHER,
@@ -90,7 +91,7 @@ def health_of(status: GroupStatus, unreadable: str = "") -> Health:
     """
     alive = status.alive
     owners = {one.id for one in alive}
-    without = sorted(one.number for one in status.partitions if one.owner not in owners)
+    without = [one.number for one in status.partitions if one.owner not in owners]
     stopped = {one.receiver for one in status.paused}
     lag = max((one.lag_seconds or 0.0 for one in alive), default=0.0)
     names = _names(alive)
@@ -105,8 +106,7 @@ def health_of(status: GroupStatus, unreadable: str = "") -> Health:
     if not alive:
         return Health("down", f"no {process} is alive", [one._replace(health="down") for one in receivers])
     if without:
-        listed = ", ".join(map(str, without))
-        return Health("down", f"no {process} owns partition {listed}", receivers)
+        return Health("down", f"no {process} owns {name_partitions(without)}", receivers)
     if status.is_relay:
         return _of_relay(status, lag)
     health = _of_group(receivers, everything=None in stopped, lag=lag)

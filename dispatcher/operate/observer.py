@@ -3,8 +3,8 @@
 import asyncio
 import os
 import socket
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic, time
 from typing import Any, Final, Literal
 
@@ -14,6 +14,7 @@ from dispatcher.core.driver_errors import in_short
 from dispatcher.core.oplog import MOST_SKEW, ClockOffset, ServerTimes, look_at_oplog
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.writer import dropped_lines
+from dispatcher.core.partitions import name_partitions
 from dispatcher.core.state import Group
 from dispatcher.core.stats import ClaimGauges, Gauges, Recent, Stats
 from dispatcher.kafka.config import connection_errors
@@ -243,14 +244,19 @@ class Observer:
         if self.phase != "delivering":
             return [f"the {self._kind} is {self.phase}"]
         reasons = self._troubles()
-        for number, one in sorted(self._gauges().items()):
-            if self.stats.topic is not None:
+        gauges = self._gauges()
+        if self.stats.topic is not None:
+            unread: dict[str, list[int]] = defaultdict(list)
+            for number, one in gauges.items():
                 if one.topic is not None and one.topic.trouble:
-                    reasons.append(f"partition {number} of the topic can't be read: {one.topic.trouble}")
-            elif not one.connected:
-                reasons.append(f"the change stream of partition {number} is not open")
-            elif one.silent_seconds > _SILENCE:
-                reasons.append(f"the change stream of partition {number} is silent for {one.silent_seconds:.0f} s")
+                    unread[one.topic.trouble].append(number)
+            for why, some in unread.items():
+                reasons.append(f"{name_partitions(some)} of the topic can't be read: {why}")
+        else:
+            if closed := [number for number, one in gauges.items() if not one.connected]:
+                reasons.append(f"the change stream of {name_partitions(closed)} is not open")
+            open_ = {number: one for number, one in gauges.items() if one.connected}
+            reasons += _silent("the change stream of {} is silent", open_, _SILENCE)
         if self._check_error:
             reasons.append(f"the server can't be reached: {self._check_error}")
         return reasons
@@ -262,12 +268,25 @@ class Observer:
             return [f"the {self._kind} does not end after a request to stop"]
         if self.phase != "delivering" or self._check_error:
             return []
-        source = "change stream of partition {}" if self.stats.topic is None else "partition {} of the topic"
-        return [
-            f"the {source.format(number)} is silent for {one.silent_seconds:.0f} s, though the server answers"
-            for number, one in sorted(self._gauges().items())
-            if one.silent_seconds > _STUCK and not (one.topic is not None and one.topic.trouble)
-        ]
+        answering = {
+            number: one for number, one in self._gauges().items() if one.topic is None or not one.topic.trouble
+        }
+        text = "the change stream of {} is silent" if self.stats.topic is None else "the topic is silent in {}"
+        return [f"{one}, though the server answers" for one in _silent(text, answering, _STUCK)]
+
+
+def _silent(text: str, gauges: Mapping[int, Gauges], limit: float) -> list[str]:
+    """The reason for partitions that are silent for more than `limit` seconds; empty if there are none.
+
+    Args:
+        text: the reason, with a place for the partitions.
+        gauges: by partition.
+    """
+    silent = {number: one.silent_seconds for number, one in gauges.items() if one.silent_seconds > limit}
+    if not silent:
+        return []
+    longest = "up to " if len(silent) > 1 else ""
+    return [f"{text.format(name_partitions(silent))} for {longest}{max(silent.values()):.0f} s"]
 
 
 def _claims_report(claims: Iterable[ClaimGauges]) -> dict[str, Any]:

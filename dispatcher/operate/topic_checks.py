@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final, NamedTuple
 
 from dispatcher.core.oplog import Oplog
+from dispatcher.core.partitions import name_partitions
 from dispatcher.core.resume_tokens import token_time
 from dispatcher.core.state import Group, State
 from dispatcher.core.stats import duration
@@ -199,8 +200,8 @@ def _positions(watch: TopicWatch, saved: SavedPositions, oplog: Oplog | None) ->
     lost = [one for one in begun if _is_lost(watch, one)]
     oldest = min(float(token_time(one.token).time) for one in begun if one.token is not None)
     if lost:
-        numbers = ", ".join(str(one.partition) for one in lost)
-        text = f"The topic does not hold all records after the position any more, in the partitions {numbers}"
+        numbers = name_partitions(one.partition for one in lost)
+        text = f"The topic does not hold all records after the position any more, in {numbers}"
         if oplog is not None and oplog.headroom(oldest) > 0:
             remedy = "Run a dispatcher now: it reads the missing changes from the oplog, which still holds them."
             yield Finding("warning", "position", text, remedy)

@@ -106,13 +106,13 @@ class Term:
         self._trouble = ""
         self._waits_for: str | None = None
         self._waits_since = 0.0
+        self._is_silent = False
 
     @property
     def trouble(self) -> str:
         """The reason why the topic can't be used now; empty if it can be used."""
-        waits = monotonic() - self._waits_since
-        if self._waits_for is not None and waits > _SILENCE:
-            return f"the brokers have acknowledged no record for {waits:.0f} s"
+        if self._is_silent:
+            return f"the brokers have acknowledged no record for {monotonic() - self._waits_since:.0f} s"
         return self._trouble
 
     @property
@@ -183,8 +183,7 @@ class Term:
             self._busy.clear()
             self._producer.poll()
             self._room.set()
-            if self.ledger.oldest != self._waits_for:
-                self._waits_for, self._waits_since = self.ledger.oldest, monotonic()
+            self._note_silence()
             if not self.ledger.is_empty:
                 await asyncio.sleep(_SOON)
                 continue
@@ -192,6 +191,29 @@ class Term:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LATER):
                     await self._busy.wait()
+
+    def _note_silence(self) -> None:
+        """Note since when the oldest record waits for its answer. Log a long wait once, and its end."""
+        seconds = monotonic() - self._waits_since
+        if self.ledger.oldest != self._waits_for:
+            if self._is_silent:
+                log.info(
+                    "the brokers acknowledge records again",
+                    action="kafka.acknowledged",
+                    topic=self._parts.topic,
+                    seconds=round(seconds, 1),
+                )
+            self._waits_for, self._waits_since, self._is_silent = self.ledger.oldest, monotonic(), False
+        elif self._waits_for is not None and not self._is_silent and seconds > _SILENCE:
+            self._is_silent = True
+            log.warning(
+                "the brokers acknowledge no records; the relay waits, and changes wait in the oplog",
+                action="kafka.not_acknowledged",
+                topic=self._parts.topic,
+                seconds=round(seconds, 1),
+                remedy="Look at the brokers. With fewer replicas in sync than min.insync.replicas, they accept no "
+                "records.",
+            )
 
     async def _check_topic(self) -> None:
         """Check regularly that the topic is still the same, and delete old large events. Runs for ever.

@@ -87,14 +87,13 @@ class Assembly(NamedTuple):
         scope = scope_of(self.routes).part(lease.partition, lease.partitions)
         scope = scope._replace(hashed=bool(position.inherited))
         fingerprint = scope.fingerprint if self.topic is None else ""  # a topic has the events of all collections
-        log.info(
-            "claimed a partition",
-            action="lease.claimed",
-            partition=lease.partition,
-            of=lease.partitions,
-            term=lease.term,
-            begins="position" if (position.fingerprint or "") == fingerprint else "time of the position",
-        )
+        if (position.fingerprint or "") != fingerprint:
+            log.info(
+                "the watched collections or the partitions have changed: the change stream begins at the time of "
+                "the position",
+                action="position.by_time",
+                partition=lease.partition,
+            )
         checkpoint = Checkpoint(
             store,
             lease,

@@ -51,7 +51,8 @@ async def drain(
     """
     lease = checkpoint.lease
     lost = lease.lost.is_set()
-    log.info("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
+    report = log.info if capacity.in_flight else log.debug  # a process may hold hundreds of idle partitions
+    report("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
     lease.interrupt()
     patience = 0 if lost else grace
     cut = await lanes.stop(patience, {} if lost else batches.last())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
+from structlog.testing import capture_logs
 
 import mongoz
 from dispatcher.core.lease import HELD, TAKEN, Lease, now
@@ -367,6 +368,23 @@ async def test_four_partitions_are_shared_evenly(user, seen, foreign, dispatched
         await seen.wait(300)
     assert sorted(names(seen), key=int) == [str(number) for number in range(300)]
     assert all(one.stats.delivered > 20 for one in three)
+
+
+async def test_the_log_has_one_line_for_all_partitions(user, seen, dispatched):
+    settings = {"lease": 1, "partitions": 8}
+    with capture_logs() as lines:
+        async with dispatching(dispatched, **settings) as first:
+            async with dispatching(dispatched, **settings) as second:
+                await eventually(lambda: len(first.service.held) == len(second.service.held) == 4)
+            await eventually(lambda: len(first.service.held) == 8)
+    told = {
+        action: [one["partitions"] for one in lines if one["action"] == action]
+        for action in ("lease.claimed", "lease.handed_over")
+    }
+    (all_, *_), (given, *_) = told["lease.claimed"], told["lease.handed_over"]
+    assert (all_, len(given)) == (list(range(8)), 4)
+    assert sum(map(len, told["lease.claimed"])) == 16  # 8, then 4 by the second one, then 4 again
+    assert not [one for one in lines if one["action"] == "dispatcher.draining" and one["log_level"] != "debug"]
 
 
 async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_version(

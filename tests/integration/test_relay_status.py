@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 from pymongo import AsyncMongoClient
+from structlog.testing import capture_logs
 
 import mongoz
 from dispatcher.core.state import RELAYS, State
@@ -163,7 +164,7 @@ async def test_a_malformed_relay_is_named_and_hides_nothing_else(client, databas
 async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, client, database, seeing):
     gate.set()
     name = relay_name()
-    with embedded_broker() as own:
+    with embedded_broker() as own, capture_logs() as lines:
         async with (
             relaying(dispatched, own.address, name, grace=0.1) as relay,
             dispatching(dispatched, kafka=own.address, kafka_topic=f"mongoz.{name}") as running,
@@ -185,6 +186,9 @@ async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, c
                 os.kill(own.pid, signal.SIGCONT)
             await eventually(lambda: not running.service.observer.not_ready(), what="it is ready again")
             await eventually(lambda: not relay.service.observer.not_ready(), what="the relay is ready again")
+            waits = [one for one in lines if one["action"].endswith("acknowledged")]
+            assert [one["action"] for one in waits] == ["kafka.not_acknowledged", "kafka.acknowledged"]
+            assert 10 <= waits[0]["seconds"] < waits[1]["seconds"]
             await seeing.until(lambda one: not one.broker_troubles and one.health.health != "behind")
 
 

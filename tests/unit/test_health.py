@@ -156,7 +156,7 @@ def test_a_group_without_live_members_is_down():
     assert (nobody.health, nobody.why) == ("down", "no dispatcher is alive")
     assert [one.health for one in nobody.receivers] == ["down"]
     without = health_of(group([member(shop_mail=GOOD)], [partition(), partition(None, 1), partition("gone", 2)]))
-    assert (without.health, without.why) == ("down", "no dispatcher owns partition 1, 2")
+    assert (without.health, without.why) == ("down", "no dispatcher owns partitions 1, 2")
     assert [one.health for one in without.receivers] == ["delivering"]
 
 

@@ -61,13 +61,25 @@ async def test_a_process_with_a_broken_or_silent_stream_is_not_ready():
     assert len(stuck.must_restart()) == 1
 
 
+async def test_partitions_with_the_same_trouble_are_one_reason():
+    closed, quiet = WELL._replace(connected=False), WELL._replace(silent_seconds=20.0)
+    several = observer(closed, closed, closed, WELL, quiet, quiet._replace(silent_seconds=350.0))
+    assert several.not_ready() == [
+        "the change stream of partitions 0 to 2 is not open",
+        "the change stream of partitions 4, 5 is silent for up to 350 s",
+    ]
+    assert several.must_restart() == [
+        "the change stream of partition 5 is silent for 350 s, though the server answers"
+    ]
+
+
 async def test_a_process_that_can_not_use_its_topic_is_not_ready_and_a_restart_does_not_help():
     gone = WELL._replace(connected=False, silent_seconds=400.0, topic=TopicGauges("no broker answers"))
     reading = Observer(
-        Stats(topic=TopicFigures()), group="g", settings=Settings(), gauges=lambda: {0: WELL, 3: gone}
+        Stats(topic=TopicFigures()), group="g", settings=Settings(), gauges=lambda: {0: WELL, 3: gone, 4: gone}
     )
     reading.begin(asyncio.Event())
-    assert reading.not_ready() == ["partition 3 of the topic can't be read: no broker answers"]
+    assert reading.not_ready() == ["partitions 3, 4 of the topic can't be read: no broker answers"]
     assert reading.must_restart() == []
     assert reading.stats_document()["trouble"] == "no broker answers"
 

@@ -1,7 +1,7 @@
 // The panels: figures, relay, receivers, partitions, members, parked deliveries, claims, runs and gaps.
 
 import { Table, byId, column, element, write } from "./dom.js";
-import { TONES, DASH, ago, count, duration, orMore, percent, rate, since } from "./format.js";
+import { TONES, DASH, ago, count, duration, orMore, percent, ranges, rate, since } from "./format.js";
 import { Spark } from "./spark.js";
 
 const DELIVERIES = ["Deliveries", (s) => [rate(s.figures.delivered), "/s"]];
@@ -244,7 +244,7 @@ const partitionColumns = (topic) => [
 const memberColumns = () => [
   column("Member", (row) => `${row.host}, pid ${row.pid}`),
   column("State", (row) => memberState(row), { tone: (row) => (row.alive ? "good" : "bad") }),
-  column("Partitions", (row) => row.partitions.join(", ") || "none: standby"),
+  column("Partitions", (row) => ranges(row.partitions) || "none: standby"),
   column("Per second", (row) => rate(row.stats?.per_second?.deliveries), { number: true }),
   column("In flight", (row) => count(row.stats?.in_flight), { number: true }),
   column("Version", (row) => row.version.slice(0, 8)),

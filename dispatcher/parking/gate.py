@@ -65,7 +65,11 @@ class Parking:
         self._on_parked: Callable[[float], None] = lambda _seconds: None
         self.own_id = secrets.token_hex(8)
         # A lane is stored under the name that its receiver had when the lane began.
+        receivers = tuple(receivers)
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
+        # A receiver with limits often has parked deliveries. A look-up for it would delay the other receivers of a
+        # change. So its lanes are queried at its turn, which comes after theirs.
+        self._queried_late = frozenset(one.name for one in receivers if one.options.is_limited)
         self._owners: dict[str, set[str]] = defaultdict(set)
         for name, names in self._names.items():
             for one in names:
@@ -160,7 +164,7 @@ class Parking:
         lanes: dict[str, Hashable] = {}
         for change in changes:
             for document, names in listeners_of(change.namespace):
-                for name in names & self.watched:
+                for name in (names & self.watched) - self._queried_late:
                     lanes.update(dict.fromkeys(self._lanes(name, document, change), change.key))
         if lanes:
             for lane in await self.retry_command(lambda: self._held.existing(list(lanes))):
@@ -177,7 +181,7 @@ class Parking:
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Park a delivery if it must wait for earlier ones, or for the end of a pause. Returns whether it must."""
         for lane, name in self._lanes(receiver.name, name_of(calls.document), change).items():
-            if lane in self._remembered:
+            if lane in self._remembered or receiver.name in self._queried_late:
                 headed = await self.retry_command(lambda lane=lane: self._held.is_headed(lane))  # type: ignore[misc]
                 if headed is not None:
                     waiting = None if headed else Waiting("retrying")
@@ -185,7 +189,7 @@ class Parking:
                     if waiting is not None:
                         self._on_parked(waiting.seconds)
                     return True
-                del self._remembered[lane]
+                self._remembered.pop(lane, None)
         if receiver.name not in self._paused_names:
             return False
         await self.park(change, calls, receiver, Waiting("paused"))

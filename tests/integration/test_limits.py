@@ -9,6 +9,7 @@ from bson import ObjectId
 from bson.timestamp import Timestamp
 
 from dispatcher.exceptions import ApplicationError
+from dispatcher.parking.store import HeldStore
 from dispatcher.runs import replay
 from dispatcher.runs.player import workplace
 from dispatcher.runtime.service import Service
@@ -77,6 +78,36 @@ async def test_other_receivers_do_not_wait_for_the_places_of_a_limited_one(accou
     assert (figures.receiver, figures.retried, figures.failed) == ("limited", 0, 0)
     assert figures.limited >= 140
     assert limited.most == 2
+
+
+async def test_others_do_not_wait_for_the_queries_about_parked_deliveries(
+    account, foreign, dispatched, state, monkeypatch
+):
+    """Receivers with limits often have parked deliveries. The queries for their lanes hang here."""
+    limited = Limited(account, concurrency=1)
+    plain = Plain(account)
+    names = [f"{n:03}" for n in range(20)]
+    answer = asyncio.Event()
+    existing, is_headed = HeldStore.existing, HeldStore.is_headed
+
+    async def existing_late(self: HeldStore, lanes: Any) -> set[str]:
+        await answer.wait()
+        return await existing(self, lanes)
+
+    async def is_headed_late(self: HeldStore, lane: str) -> bool | None:
+        await answer.wait()
+        return await is_headed(self, lane)
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_many([{"name": name} for name in names])
+        await eventually(lambda: len(plain.got) == 20 and len(state.rows) >= 10)
+        monkeypatch.setattr(HeldStore, "existing", existing_late)
+        monkeypatch.setattr(HeldStore, "is_headed", is_headed_late)
+        foreign["accounts"].insert_one({"name": "later"})
+        await eventually(lambda: plain.got[20:] == ["later"])
+        answer.set()
+        limited.open.set()
+        await eventually(lambda: sorted(limited.got) == [*names, "later"])
 
 
 async def test_all_partitions_of_a_process_share_the_places_and_keep_the_order(

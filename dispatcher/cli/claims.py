@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from dispatcher.cli.options import Json, OfGroup, Yes
-from dispatcher.cli.output import confirmed, name_malformed, out, print_json
+from dispatcher.cli.output import confirm, name_malformed, out, print_json
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.stats import duration
-from dispatcher.exceptions import ExitCode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,8 +95,7 @@ def release(
     changed = False
     if book.fenced_at is None:
         question = f"Release {_open(book)} of {_named(book)}? {_consequence(book)}"
-        if not confirmed(question, yes=yes):
-            raise typer.Exit(ExitCode.FAILED)
+        confirm(question, yes=yes)
         changed = with_group(lambda there: claims.release(there.group, book.process), place)
     if as_json:
         print_json({"process": book.process, "changed": changed, "open": book.open, "alive": book.alive})

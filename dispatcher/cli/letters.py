@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from dispatcher.cli.options import Json, OfGroup, Yes, fields_of
-from dispatcher.cli.output import confirmed, err, name_malformed, out, print_json
+from dispatcher.cli.output import confirm, err, name_malformed, out, print_json
 from dispatcher.exceptions import ExitCode, NotRunning
 
 if TYPE_CHECKING:
@@ -226,10 +226,9 @@ def drop(
 
     chosen = with_group(lambda there: _chosen(there, ids, wanted), place)
     count = f"{len(chosen)} dead letter{'s' if len(chosen) != 1 else ''}"
-    if chosen and not confirmed(f"Drop {count}? They can't be restored.", yes=yes):
-        raise typer.Exit(ExitCode.FAILED)
     done = dead_letters.Dropped([], [])
     if chosen:
+        confirm(f"Drop {count}? They can't be restored.", yes=yes)
         done = with_group(lambda there: dead_letters.drop(there.group, chosen), place)
     if as_json:
         print_json(done._asdict())

@@ -63,7 +63,7 @@ Import = Annotated[
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal, this flag is required.")]
 
 
 AppArgument = Annotated[

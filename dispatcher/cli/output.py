@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +10,7 @@ import typer
 
 from dispatcher.core.output.terminal import Terminal, shown
 from dispatcher.core.redaction import redacted
-from dispatcher.exceptions import DispatcherError
+from dispatcher.exceptions import DispatcherError, ExitCode
 
 if TYPE_CHECKING:
     from dispatcher.core.state_checks import Misfit
@@ -37,20 +37,28 @@ def name_malformed(misfits: "Iterable[Misfit]") -> None:
         err.print(shown(f"The document {one.id} in {one.collection} is malformed: {one.problem}. {one.remedy}"))
 
 
-def confirmed(question: str, *, yes: bool) -> bool:
-    """Ask an operator to confirm a command that can't be undone.
+def confirm(question: str | Callable[[], str], *, yes: bool) -> None:
+    """Ask an operator before a command does what can't be undone. After a no, the command ends.
+
+    Args:
+        question: the question, or a function that makes it. The function is called only if someone can answer.
+        yes: the flag `--yes`: do not ask.
 
     Raises:
         typer.BadParameter: stdin is not a terminal.
+        typer.Exit: the answer is no.
     """
     if yes:
-        return True
+        return
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            "The command can't be undone, and stdin is not a terminal. Confirm the command with this flag.",
+            "This command asks before it does what can't be undone, and stdin is not a terminal. Give --yes to "
+            "run it without the question.",
             param_hint="--yes",
         )
-    return typer.confirm(question, err=True)
+    if not typer.confirm(question if isinstance(question, str) else question(), err=True):
+        err.print("Nothing was changed.")
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def print_json(value: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dispatcher.cli.options import Json, OfGroupOfApp, Yes, settings_of
-from dispatcher.cli.output import confirmed, out, print_json
+from dispatcher.cli.output import confirm, out, print_json
 from dispatcher.core.output.terminal import shown
 from dispatcher.exceptions import ExitCode
 from dispatcher.settings import Settings
@@ -132,8 +132,7 @@ def move(
     async def do(there: "GroupConnection") -> "list[MovedPosition]":
         return await Mover(there.group).set(wanted, source, force=force)
 
-    if not confirmed(f"Deliver everything since {at}, and nothing before?", yes=yes):
-        raise typer.Exit(ExitCode.FAILED)
+    confirm(f"Deliver everything since {at}, and nothing before?", yes=yes)
     _print_moves(with_group(do, place, relays=True), as_json=as_json)
 
 
@@ -154,8 +153,7 @@ def reset(
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate.positions import Mover
 
-    if not confirmed("Forget the position? Changes that are still undelivered will not be delivered.", yes=yes):
-        raise typer.Exit(ExitCode.FAILED)
+    confirm("Forget the position? Changes that are still undelivered will not be delivered.", yes=yes)
     moved = with_group(lambda there: Mover(there.group).move(None, force=force), place, relays=True)
     _print_moves(moved, as_json=as_json)
 
@@ -183,8 +181,7 @@ def switch(
         return await mover.switch(await origin_of(source, there.group.state, mover.now))
 
     name = "change streams" if source.kafka is None else f"the topic {source.kafka_topic}"
-    if not confirmed(f"Let the group read from {name} from now on?", yes=yes):
-        raise typer.Exit(ExitCode.FAILED)
+    confirm(f"Let the group read from {name} from now on?", yes=yes)
     partitions = with_group(do, place)
     if as_json:
         print_json({"source": name, "partitions": partitions})

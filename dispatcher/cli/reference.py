@@ -25,6 +25,11 @@ _HEAD: Final = """\
 APP is `package.module:registry`. The working directory is importable. APP can also be in the variable
 `DISPATCHER_APP`. Results go to stdout. An error goes to stderr: one line for the error, and one for
 the remedy. Each kind of error has an [exit code](exit-codes.md). Only terminals get colours and progress bars.
+
+Commands that do what can't be undone ask first: `position set`, `position reset`, `position switch`,
+`dead-letters drop`, `claims release`, and `replay` without `--receiver`. `--yes` (`-y`) skips the question.
+Without a terminal, these commands need `--yes`, and otherwise exit with 2. After a no they exit with 1, and
+nothing was changed.
 """
 
 # Pages with more about a command.

@@ -10,7 +10,8 @@ import typer
 
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, Yes, settings_of
-from dispatcher.cli.output import confirmed, out, print_json
+from dispatcher.cli.output import confirm, err, out, print_json
+from dispatcher.core.output.terminal import Grid
 from dispatcher.exceptions import ExitCode
 from dispatcher.settings import Settings
 
@@ -84,6 +85,9 @@ def replay(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver past changes again, to the named receivers or to all receivers.
 
+    Without `--receiver`, the command lists all receivers, counts the changes, and asks first. `--yes` skips the
+    question.
+
     The changes come from the oplog. With `--kafka`, they come from the topic of a relay, and only the changes that
     the topic does not hold come from the oplog.
 
@@ -99,10 +103,8 @@ def replay(  # noqa: PLR0913 - one parameter per flag
     if since is None and resume is None:
         raise typer.BadParameter("Give a start (--since) or a run to continue (--resume).", param_hint="--since")
     begin, end = _points(since, until)
-    whom = ", ".join(receivers) or "all receivers"
-    what = f"the remaining changes of the run {resume}" if resume else f"changes since {since}"
-    if not confirmed(f"Deliver {what} again to {whom}?", yes=yes):
-        raise typer.Exit(ExitCode.FAILED)
+    if begin is not None and not receivers and resume is None:
+        confirm(lambda: _question(app, imports, settings, begin, end), yes=yes)
     asked = {"since": since, "until": until, "missed": missed or None}
 
     async def work(place: "Workplace", stop: asyncio.Event) -> "RunOutcome":
@@ -252,6 +254,29 @@ async def _shown(
             updating.cancel()
             with suppress(asyncio.CancelledError):
                 await updating
+
+
+def _question(
+    app: str, imports: list[str], settings: Settings, begin: "Timestamp", end: "Timestamp | None"
+) -> str:
+    """Print what a replay for all receivers would deliver, and return the question about it."""
+    from dispatcher.core.output.logs import configure_logging
+    from dispatcher.runs.preview import preview_replay
+
+    configure_logging("auto", settings.log_level)
+    found = asyncio.run(preview_replay(load_registry(app, imports), settings, begin, end))
+    table = Grid("collection", "signal", "receiver")
+    for row in found.receivers:
+        table.add_row(*row)
+    err.print(table)
+    number = "" if found.counted_all else "more than "
+    count = "an unknown number of" if found.changes is None else f"{number}{found.changes}"
+    err.print(f"Since {_text(begin)} until {_text(end)}: {count} change{'' if found.changes == 1 else 's'}.")
+    return "Deliver these changes again to all of these receivers?"
+
+
+def _text(time: "Timestamp | None") -> str:
+    return "now" if time is None else f"{time.as_datetime():%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _filter(text: str) -> str:

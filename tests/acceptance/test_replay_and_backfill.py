@@ -111,8 +111,15 @@ def test_a_backfill_needs_no_broker_and_a_replay_from_a_topic_does(ledger, forei
     assert "127.0.0.1:1" in said
 
 
+def test_a_replay_for_named_receivers_and_a_continued_replay_ask_nothing(ledger, foreign, command):
+    foreign["accounts"].insert_one({"name": "a", "n": 1})
+    first = command("replay", APP, "--since", "1min", "--receiver", RECEIVER, "--json")
+    assert (first["finished"], len(ledger())) == (True, 1)
+    assert command("replay", APP, "--resume", first["run"], "--json")["run"] == first["run"]
+
+
 def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):
-    said = command("replay", APP, "--since", "1h", "--receiver", f"{RECEIVER}s", "--yes", code=ExitCode.NOT_FOUND)
+    said = command("replay", APP, "--since", "1h", "--receiver", f"{RECEIVER}s", code=ExitCode.NOT_FOUND)
     assert f"Did you mean {RECEIVER!r}" in said
     assert foreign.client[f"{foreign.name}_state"]["controls"].count_documents({}) == 0
 
@@ -124,7 +131,10 @@ def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):
         (["replay", APP, "--since", "yesterday", "--yes"], ExitCode.USAGE, "'yesterday' is not a point in time"),
         (["replay", APP, "--since", "2100-01-01", "--yes"], ExitCode.USAGE, "in the future"),
         (["replay", APP, "--since", "1h", "--until", "-2h", "--yes"], ExitCode.USAGE, "before it begins"),
-        (["replay", APP, "--since", "1h"], ExitCode.USAGE, "--yes"),
+        (["replay", APP, "--since", "1h"], ExitCode.USAGE, "Give --yes"),
+        (["position", "set", "--at", "1h"], ExitCode.USAGE, "Give --yes"),
+        (["position", "reset"], ExitCode.USAGE, "Give --yes"),
+        (["position", "switch"], ExitCode.USAGE, "Give --yes"),
         (["backfill", APP], ExitCode.USAGE, "--receiver"),
         (["backfill", APP, "--receiver", "x", "--where", "{a: 1}"], ExitCode.USAGE, "it is no JSON"),
         (["backfill", APP, "--receiver", "x", "--where", "[1]"], ExitCode.USAGE, "no JSON object, but list"),

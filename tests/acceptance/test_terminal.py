@@ -193,3 +193,18 @@ def test_irreversible_actions_ask_for_confirmation(answer, left, environment, fo
         code = terminal.ends()
     assert (code == ExitCode.OK) == (answer == "y")
     assert letters.count_documents({}) == left
+
+
+@pytest.mark.parametrize(("answer", "delivered"), [("n", 0), ("y", 3)])
+def test_a_replay_for_all_receivers_lists_them_and_asks(answer, delivered, environment, ledger, foreign):
+    foreign["accounts"].insert_many([{"name": f"a{n}", "n": n} for n in range(3)])
+    with on_terminal("replay", APP, "--since", "1min", **environment) as terminal:
+        asked = plain(terminal.read_until(lambda shown: "[y/N]" in shown))
+        assert re.search(rf"{foreign.name}.accounts +post_save +{re.escape(RECEIVER)}", asked)
+        assert re.search(r"Since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC until now: 3 changes\.", asked)
+        assert ledger() == []
+        terminal.type(f"{answer}\n")
+        code = terminal.ends()
+    assert code == (ExitCode.OK if delivered else ExitCode.FAILED)
+    assert ("Nothing was changed." in terminal.shown) == (not delivered)
+    assert len(ledger()) == delivered

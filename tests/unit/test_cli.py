@@ -21,6 +21,25 @@ finally:
 """
 
 
+ASKING = {
+    "claims release",
+    "dead-letters drop",
+    "position reset",
+    "position set",
+    "position switch",
+    "replay",
+}
+
+
+def commands(group: object = None, path: str = "") -> dict[str, object]:
+    """All commands by name."""
+    found = {}
+    for name, each in (group or typer.main.get_command(app)).commands.items():
+        whole = f"{path} {name}".strip()
+        found |= commands(each, whole) if hasattr(each, "commands") else {whole: each}
+    return found
+
+
 def flags_of(command: str) -> dict[str, object]:
     commands = typer.main.get_command(app).commands
     return {one.name: one for one in commands[command].params}
@@ -64,3 +83,11 @@ def test_an_unknown_setting_is_refused():
 
 def test_a_command_can_override_the_default_of_a_setting():
     assert (flags_of("replay")["log_level"].default, flags_of("dev")["log_level"].default) == ("warning", "info")
+
+
+def test_all_commands_that_ask_have_the_same_flag_to_skip_the_question():
+    flags = {name: one for name, command in commands().items() for one in command.params if one.name == "yes"}
+    assert flags.keys() == ASKING
+    assert {(*one.opts, one.help, one.default) for one in flags.values()} == {
+        ("--yes", "-y", "Do not ask. Without a terminal, this flag is required.", False)
+    }

@@ -66,7 +66,7 @@ class Sightings:
     """How long each book has been without a new beat, by this process's own clock.
 
     Args:
-        timeout: the least timeout, in seconds. It also holds for a book whose document is missing.
+        timeout: the least timeout, in seconds. It also applies to a book whose document is missing.
     """
 
     def __init__(self, timeout: float) -> None:

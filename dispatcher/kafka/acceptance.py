@@ -10,7 +10,7 @@ number 0 of a higher term, and the next number of its own term. It refuses every
 it delivers those with a token after its high-water mark, and drops the others: it has delivered these events
 already.
 
-The rule loses nothing, because three statements hold in every partition:
+The rule loses nothing, because three statements are true in every partition:
 
 1. A term begins after the relay's saved position, and publishes all later events in order. So its records 0 to k
    are all the events between that position and the token of record k.

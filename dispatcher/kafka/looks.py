@@ -123,7 +123,7 @@ class TopicWatch:
         self._newest = await self._look()
 
     def keep_covered(self, scope: Scope) -> None:
-        """Require that the relay goes on to publish these collections: else `run` ends with an error."""
+        """Require that the relay continues to publish these collections. Otherwise `run` ends with an error."""
         self._scope = scope
 
     @property

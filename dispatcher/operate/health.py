@@ -17,7 +17,7 @@ A receiver has the first word that applies:
 A group is `down` if its state can't be read, no dispatcher is alive or a partition has no live owner. It is
 `paused` if everything is paused, or if every receiver that is not down is paused. Otherwise it has the worst word
 of its receivers: failing, blocked, behind, delivering, idle. Receivers that are paused or down individually don't
-count. If the lag is BEHIND seconds or more, the word is `behind` or a worse one. The same holds for a group that
+count. If the lag is BEHIND seconds or more, the word is `behind` or a worse one. The same applies to a group that
 reads from a topic, while the relay of this topic is not alive or has such a lag.
 
 A relay is `down` under the same conditions, and `failing` while it can't use its topic. Otherwise it is `behind`,

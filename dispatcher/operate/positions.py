@@ -256,7 +256,7 @@ class Mover:
             since = min(log.watch.relay.since.values(), default="")
             if token < since:
                 raise HistoryLost(
-                    f"The relay publishes changes to {topic} since {_readable(since)} only. Nothing was changed.",
+                    f"The relay publishes changes to {topic} only since {_readable(since)}. Nothing was changed.",
                     remedy="Choose a later time. `dispatcher replay` without --kafka delivers earlier changes "
                     "from the oplog.",
                 )
@@ -303,7 +303,7 @@ class Mover:
         if min(tokens) < origin.since:
             raise PositionError(
                 f"The relay publishes all changes to {source} since {_readable(origin.since)}, and the group "
-                f"{name!r} has delivered the changes until {_readable(min(tokens))} only. Nothing was changed.",
+                f"{name!r} has delivered the changes only until {_readable(min(tokens))}. Nothing was changed.",
                 remedy="Let its dispatchers deliver the changes until then from change streams, then stop them.",
             )
         if not await self._store.switch(saved, origin.topic, partitions):

@@ -103,10 +103,10 @@ class Limit:
 
     @property
     def is_crowded(self) -> bool:
-        """Returns whether a delivery of the stream would wait for long: it is parked instead."""
+        """Returns whether a delivery of the stream would wait for long. Such a delivery is parked."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
-        return self.delay > AHEAD / 2  # parked deliveries may wait longer, so that later ones do not overtake them
+        return self.delay > AHEAD / 2  # parked ones may wait for AHEAD, so later ones do not overtake them
 
     @property
     def ahead(self) -> int:
@@ -116,7 +116,7 @@ class Limit:
 
 
 class Place:
-    """A place for one attempt at a parked delivery, which is taken before the attempt."""
+    """A place for one attempt at a parked delivery. The place is taken before the attempt begins."""
 
     __slots__ = ("_limit",)
 

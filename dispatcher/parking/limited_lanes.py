@@ -1,6 +1,6 @@
 """Lets lanes of receivers with limits wait for places, before their errands begin.
 
-No other delivery of the document waits for such a place. Only the deliveries that get places soon are read.
+So the other deliveries of the document don't wait for the place. Only deliveries that get places soon are read.
 """
 
 import asyncio

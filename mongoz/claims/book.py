@@ -39,9 +39,9 @@ class Book:
     Args:
         seconds: the timeout.
         clock: returns seconds. The clock can't be set, and also counts the time in which the machine sleeps.
-        on_news: called when a beat would tell dispatchers something that they may wait for: the last open claim is
-            done, or a claim is released. Between two snapshots it is called once at most. Any thread or finalizer
-            may make the call.
+        on_news: called when a beat should be sent soon, because dispatchers may wait for it: the last open claim
+            is done, or a claim is released. Between two snapshots it is called once at most. Any thread or
+            finalizer may make the call.
 
     Attributes:
         incarnation: eight random bytes.
@@ -150,8 +150,8 @@ class Book:
         with self._lock:
             high, open_ = self._high, list(self._open)
         # The released claims are read after the open claims. So a claim that is released between the two reads is
-        # in both, not in none. The deque is copied first, because making a tuple may run finalizers, which append
-        # to it.
+        # in both lists, and is never missing. The deque is copied first, because making a tuple may run
+        # finalizers, which append to it.
         return BookSnapshot(high, intervals_of(open_), tuple(self._released.copy()))
 
     def end(self) -> None:

@@ -56,7 +56,7 @@ class Link:
 
 
 innermost_link: Final[ContextVar[Link | None]] = ContextVar("mongoz_chain", default=None)
-"""The link of the innermost signal whose receivers run in this task, or started this task."""
+"""The link of the innermost signal around this task: its receivers run in the task, or have started the task."""
 
 
 def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:

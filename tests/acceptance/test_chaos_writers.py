@@ -164,7 +164,7 @@ def test_the_cause_of_a_repetition_is_a_fault_of_its_time_or_a_fence(faults, fen
 
 
 @pytest.mark.exhaustive
-def test_a_short_run_of_the_scenario_holds(mongo, tmp_path):
+def test_a_short_run_of_the_scenario_passes(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos(
         "writers", "--seed", "11", "--writes", "600", "--documents", "50", "--faults", "3", "--json", str(where)

@@ -162,7 +162,7 @@ def test_a_killed_dev_leaves_no_process(dev: Dev) -> None:
 
 
 def test_installed_packages_are_not_watched_as_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds for any name of the virtual environment. Otherwise pip would restart `dev` for each file."""
+    """This is true for any name of the virtual environment. Otherwise pip would restart `dev` for each file."""
     installed = tmp_path / "venv" / "bin"
     installed.mkdir(parents=True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))

@@ -1,4 +1,4 @@
-"""Batch receivers get many events at once. Order, delivery ids and failures hold for each event."""
+"""Batch receivers get many events at once. Each event keeps its order, its delivery id and its failures."""
 
 from typing import Any
 

@@ -168,7 +168,7 @@ async def test_a_backfill_without_dispatchers_does_not_wait_for_further_document
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-async def test_limits_hold_in_a_backfill_by_the_dispatchers(
+async def test_limits_apply_in_a_backfill_by_the_dispatchers(
     account, foreign, dispatched, database, state, concurrency
 ):
     """What exceeds the limit is parked, and made later. The command says how many wait."""
@@ -198,7 +198,7 @@ async def test_limits_hold_in_a_backfill_by_the_dispatchers(
     assert (sorted(names), most) == ([row["name"] for row in rows(20)], concurrency)
 
 
-async def test_limits_hold_in_a_backfill_without_dispatchers(account, foreign, dispatched, state):
+async def test_limits_apply_in_a_backfill_without_dispatchers(account, foreign, dispatched, state):
     """The process of the command parks nothing, so it waits."""
     running = most = 0
     at: list[float] = []

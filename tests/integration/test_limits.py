@@ -230,7 +230,7 @@ async def test_parked_deliveries_of_a_slow_rate_are_not_read_again_and_again(
         assert queries == before
 
 
-async def test_limits_hold_in_a_replay(account, foreign, dispatched, mongo):
+async def test_limits_apply_in_a_replay(account, foreign, dispatched, mongo):
     latest = foreign.client.admin.command("hello")["operationTime"]
     begin = Timestamp(latest.time, latest.inc + 1)
     limited = Limited(account, concurrency=2, rate="40/s")

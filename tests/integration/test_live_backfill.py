@@ -231,7 +231,7 @@ async def test_a_stopped_backfill_continues_even_with_another_number_of_partitio
     assert len({call.delivery.id for call in index.backfilled}) == 100
 
 
-async def test_a_filter_holds_for_the_dispatchers_too(foreign, dispatched, index, command, client, database):
+async def test_a_filter_applies_to_the_dispatchers_too(foreign, dispatched, index, command, client, database):
     async with before_the_group(foreign, dispatched, 10):
         text = json_util.dumps({"_id": {"$gte": 7}, "name": {"$ne": "8"}})
         outcome = await (await command(where=text))

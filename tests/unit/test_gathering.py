@@ -81,7 +81,7 @@ def test_close_begins_one_batch_and_not_the_later_ones():
     assert not one.is_due(0.0, MANY)
 
 
-def test_close_holds_until_all_present_deliveries_are_taken():
+def test_a_closed_batch_is_due_until_all_present_deliveries_are_taken():
     one = gathering("a", "b", size=1)
     one.close()
     assert taken(one) == "a"

@@ -123,7 +123,7 @@ def test_a_reader_of_a_topic_has_the_lag_of_the_broker_and_the_headroom_of_the_t
     assert not any("relay" in name for name in names)
 
 
-def test_a_topic_holds_a_position_longer_if_nothing_waits_there():
+def test_the_headroom_of_a_topic_is_longer_if_nothing_waits_there():
     assert topic_headroom(3_600.0, 600.0, all_read=False) == 3_000
     assert topic_headroom(3_600.0, 600.0, all_read=True) == 3_600
     assert topic_headroom(None, 600.0, all_read=False) is None

@@ -140,7 +140,7 @@ def test_a_context_has_its_values_or_is_too_long(given: dict[str, Any]) -> None:
     assert entered() is None
 
 
-def test_the_limit_holds_for_the_values_of_all_blocks_together() -> None:
+def test_the_limit_applies_to_the_values_of_all_blocks_together() -> None:
     with mongoz.context(a="x" * 1000):
         with pytest.raises(ValueError, match="'a' is 'xxx") as raised, mongoz.context(user="ada", note="y" * 20):
             raise AssertionError

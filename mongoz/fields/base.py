@@ -94,10 +94,11 @@ def set_stored_alias(field: FieldInfo, name: str, stored_name: str) -> None:
         stored_name: the name in the database.
     """
     if field.alias in (None, stored_name):
-        aliases = {"alias": stored_name, "validation_alias": stored_name, "serialization_alias": name}
-        for key, alias in aliases.items():
-            setattr(field, key, alias)
-            field._attributes_set[key] = alias  # pydantic reads these when it copies a field
+        names = {"alias": stored_name, "validation_alias": stored_name, "serialization_alias": name}
+        changes = {**names, "alias_priority": 2}  # no alias_generator replaces them
+        for key, value in changes.items():
+            setattr(field, key, value)
+            field._attributes_set[key] = value  # pydantic reads these when it copies a field
 
 
 # Arguments that become attributes of the field.

@@ -13,13 +13,23 @@ import typing
 import uuid
 import zoneinfo
 from collections import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import bson
 from bson.datetime_ms import DatetimeMS
-from pydantic import AnyUrl, BaseModel, ImportString, NameEmail, PostgresDsn, Secret, SecretBytes, SecretStr
+from pydantic import (
+    AnyUrl,
+    BaseModel,
+    ImportString,
+    NameEmail,
+    PostgresDsn,
+    RootModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+)
 from pydantic.types import EncodedBytes, EncodedStr
 
 from mongoz.exceptions import FieldDefinitionError
@@ -79,23 +89,29 @@ class _NotStorable(Exception):
 
 def is_open(annotation: Any) -> bool:
     """Whether an annotation does not restrict the content of a value."""
-    annotation = resolve_alias(annotation)
-    if annotation in (Any, object) or isinstance(annotation, TypeVar):
-        return True
-    if annotation in (*_LISTS, *_MAPPINGS):  # without arguments
-        return True
-    if get_origin(annotation) is Literal:
-        return False
-    return any(is_open(argument) for argument in get_args(annotation) if argument is not Ellipsis)
+    return any(
+        each in (Any, object, *_LISTS, *_MAPPINGS) or isinstance(each, TypeVar)  # lists without arguments
+        for each in _all_inside(annotation, set())
+    )
 
 
 def holds_mappings(annotation: Any) -> bool:
     """Whether a value may be or contain a mapping, by its annotation."""
-    annotation = resolve_alias(annotation)
-    kind = get_origin(annotation) or annotation
-    if isinstance(kind, type) and issubclass(kind, _MAPPINGS):
-        return True
-    return any(holds_mappings(argument) for argument in get_args(annotation) if kind is not Literal)
+    kinds = (get_origin(each) or each for each in _all_inside(annotation, set()))
+    return any(isinstance(kind, type) and issubclass(kind, _MAPPINGS) for kind in kinds)
+
+
+def _all_inside(annotation: Any, seen: set[int]) -> Iterator[Any]:
+    """The annotation and the annotations inside of it. An alias that contains itself is followed once."""
+    resolved = resolve_alias(annotation)
+    if resolved is not annotation:
+        if id(annotation) in seen:
+            return
+        seen.add(id(annotation))
+    yield resolved
+    if get_origin(resolved) is not Literal:
+        for argument in get_args(resolved):
+            yield from _all_inside(argument, seen)
 
 
 def check_storable(owner: str, name: str, annotation: Any, metadata: Iterable[Any] = ()) -> None:
@@ -122,17 +138,28 @@ class _AnnotationWalk:
     def __init__(self) -> None:
         self._seen: set[int] = set()
 
-    def kinds_of(self, annotation: Any) -> Kinds:  # noqa: PLR0911 - a table, one line per kind
+    def kinds_of(self, annotation: Any) -> Kinds:
         """The kinds of BSON values that the values of an annotation are stored as.
 
         Raises:
             _NotStorable: its values can't be stored.
         """
+        resolved = resolve_alias(annotation)
+        if resolved is annotation:
+            return self._of_type(annotation)
+        if id(annotation) in self._seen:  # it contains itself
+            return {}
+        self._seen.add(id(annotation))
+        try:
+            return self._of_type(resolved)
+        finally:
+            self._seen.remove(id(annotation))
+
+    def _of_type(self, annotation: Any) -> Kinds:  # noqa: PLR0911 - a table, one line per kind
         if get_origin(annotation) is Annotated:
             bare, *metadata = get_args(annotation)
             _refuse_encoded(metadata)
             return self.kinds_of(bare)
-        annotation = resolve_alias(annotation)
         origin, arguments = get_origin(annotation), get_args(annotation)
         if origin in (Union, types.UnionType):
             return self._of_union(arguments)
@@ -235,12 +262,14 @@ class _AnnotationWalk:
 
 
 def resolve_alias(annotation: Any) -> Any:
-    """The annotation, with `NewType` and `type` aliases replaced by their types."""
+    """The annotation, with `NewType`, `type` aliases and root models replaced by their types."""
     while True:
         if hasattr(annotation, "__supertype__"):
             annotation = annotation.__supertype__
         elif type(annotation).__name__ == "TypeAliasType":
             annotation = annotation.__value__
+        elif isinstance(annotation, type) and issubclass(annotation, RootModel) and annotation.__pydantic_fields__:
+            annotation = annotation.__pydantic_fields__["root"].annotation
         elif get_origin(annotation) in (typing.Final, typing.Required, typing.NotRequired):
             annotation = get_args(annotation)[0]
         else:

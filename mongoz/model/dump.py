@@ -1,14 +1,41 @@
 """Dumps of instances: dicts and JSON; and their short form for people."""
 
 import reprlib
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, GetCoreSchemaHandler
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
+from mongoz.fields.email import LOADING
 from mongoz.fields.json_forms import add_json_forms, as_json
 
 __all__ = ["DumpableModel", "as_json", "shown"]
+
+
+def _names_in_dumps(model: type[BaseModel]) -> frozenset[str]:
+    """The names that only computed fields have in dumps."""
+    computed = model.__pydantic_decorators__.computed_fields
+    names = {*computed, *(one.info.alias for one in computed.values() if one.info.alias)}
+    fields = model.__pydantic_fields__
+    return frozenset(names.difference(fields, (str(field.validation_alias) for field in fields.values())))
+
+
+def _leave_out_computed(schema: Any, names: frozenset[str]) -> None:
+    """Make a model's schema leave out the values of computed fields in its input, which may be a dump.
+
+    Otherwise they would be undeclared keys, and stored. Stored keys of these names stay.
+    """
+
+    def leave_out(value: Any, info: core_schema.ValidationInfo[Any]) -> Any:
+        if info.context is LOADING or not isinstance(value, Mapping) or names.isdisjoint(value):
+            return value  # for an assignment, it is the instance
+        return {name: each for name, each in value.items() if name not in names}
+
+    own = dict(schema)
+    ref = own.pop("ref", None)
+    schema.clear()
+    schema.update(core_schema.with_info_before_validator_function(leave_out, own, ref=ref))
 
 
 class DumpableModel(BaseModel):
@@ -17,7 +44,10 @@ class DumpableModel(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        add_json_forms(handler.resolve_ref_schema(schema))
+        own: Any = handler.resolve_ref_schema(schema)
+        add_json_forms(own)
+        if names := _names_in_dumps(cls):
+            _leave_out_computed(own, names)
         return schema
 
     def model_dump(self, *, show_id: bool = False, **options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from mongoz.fields.storage import stored_names
 
 __all__ = [
     "PARTIAL_VALIDATOR",
+    "default_of",
     "fill_in_defaults",
     "is_partial",
     "loaded_from",
@@ -61,7 +62,7 @@ def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None 
             del found[name]
     names = stored_names(document)
     for name, field in partial.__pydantic_fields__.items():  # copies of the document's fields
-        field.default, field.default_factory, field.validate_default = _UNLOADED, None, None
+        field.default, field.default_factory, field.validate_default = _UNLOADED, None, False
         if convert is not None:
             field.annotation = convert(names[name], field.annotation)
     partial.model_rebuild(force=True)
@@ -88,16 +89,44 @@ def fill_in_defaults(instance: Any, names: Iterable[str], title: str = "") -> No
     Raises:
         pydantic.ValidationError: one of the fields is required.
     """
-    document = type(instance)
+    document, wanted = type(instance), set(names)
     missing: list[InitErrorDetails] = []
-    for name in names:
-        field = document.model_fields[name]
+    for name, field in document.model_fields.items():  # in this order: a factory may use the fields before its own
+        if name not in wanted:
+            continue
         if field.is_required():
             missing.append({"type": "missing", "loc": (stored_names(document)[name],), "input": {}})
-        else:
-            instance.__dict__[name] = field.get_default(call_default_factory=True)
+            continue
+        try:
+            instance.__dict__[name] = _valid_default(document, name, default_of(field, instance.__dict__))
+        except KeyError:  # the factory uses a field that is not loaded, so its own field is not loaded, either
+            if not field.default_factory_takes_validated_data:
+                raise
     if missing:
         raise ValidationError.from_exception_data(title or document.__name__, missing)
+
+
+def _valid_default(partial: Any, name: str, default: Any) -> Any:
+    """A default, validated if the class or the field wants that."""
+    wanted = partial.model_fields[name].validate_default
+    if not (partial.model_config.get("validate_default") if wanted is None else wanted):
+        return default
+    valid = partial.__pydantic_validator__.validate_python({name: default}, by_alias=False, by_name=True)
+    return valid.__dict__[name]
+
+
+def default_of(field: Any, values: dict[str, Any]) -> Any:
+    """A new default of a field.
+
+    Args:
+        field: the field; it is not required.
+        values: attribute name -> value, for a factory that uses other fields.
+
+    Raises:
+        KeyError: the factory uses a field that has no value.
+    """
+    takes_values = field.default_factory_takes_validated_data
+    return field.get_default(call_default_factory=True, validated_data=dict(values) if takes_values else None)
 
 
 def loaded_from(document: Any, collection: Collection | None, id_: Any) -> str:

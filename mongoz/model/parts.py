@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
-from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic import BaseModel, Discriminator, GetCoreSchemaHandler, RootModel
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -17,7 +17,7 @@ from mongoz.model.dump import as_json
 from mongoz.model.partial import fill_in_defaults, make_partial_class
 from mongoz.model.paths import resolve_path
 
-__all__ = ["class_of_parts", "holds_parts", "is_part", "tags_on_the_way"]
+__all__ = ["class_of_parts", "divisible_path", "holds_parts", "is_part", "tags_on_the_way"]
 
 _Paths = frozenset[str]
 """Stored, dotted names of the loaded parts, from the document or embedded document on."""
@@ -75,6 +75,31 @@ def _discriminators(declared: Any) -> set[str]:
     if isinstance(declared, FieldInfo):
         return found.union(*map(_discriminators, (declared.annotation, *declared.metadata)))
     return found.union(*map(_discriminators, get_args(declared)))
+
+
+def divisible_path(document: Any, path: str) -> str:
+    """The stored path, cut off after the first value that can only be loaded as a whole."""
+    steps = path.split(".")
+    for number in range(1, len(steps)):
+        outer = ".".join(steps[:number])
+        if _is_indivisible(resolve_path(document, outer).field):
+            return outer
+    return path
+
+
+def _is_indivisible(declared: Any) -> bool:
+    """Whether values need all their parts: a function tells their class, or a root model validates them.
+
+    Args:
+        declared: a field, an annotation, or a part of its metadata.
+    """
+    if isinstance(declared, FieldInfo):
+        return any(map(_is_indivisible, (declared.annotation, declared.discriminator, *declared.metadata)))
+    if isinstance(declared, Discriminator):
+        return callable(declared.discriminator)
+    if isinstance(declared, type) and issubclass(declared, RootModel):
+        return True
+    return any(map(_is_indivisible, get_args(declared)))
 
 
 def is_part(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, 
 from uuid import UUID
 
 import bson
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 __all__ = ["OPEN", "FieldShape", "shape_of"]
 
@@ -68,29 +68,37 @@ OPEN: Final = FieldShape(open=True)
 """The shape without any restriction."""
 
 
-def shape_of(annotation: Any) -> FieldShape:  # noqa: PLR0911 - a table, one line per kind
-    """The shape of a field with this annotation: X, X | None, list[X], Annotated[X, ...], Literal[...]."""
+def shape_of(annotation: Any, outer: frozenset[type] = frozenset()) -> FieldShape:  # noqa: PLR0911 - a table
+    """The shape of a field with this annotation: X, X | None, list[X], Annotated[X, ...], Literal[...].
+
+    Args:
+        annotation: the annotation.
+        outer: the root models around it, since a root model may contain itself.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is None or annotation is types.NoneType:
         return FieldShape()
     if origin is Annotated:
-        return shape_of(arguments[0])
+        return shape_of(arguments[0], outer)
     if origin is Literal:
         return FieldShape(scalars=frozenset(map(type, arguments)))
     if origin in (Union, types.UnionType):
-        return _merged(arguments)
+        return _merged(arguments, outer)
     if annotation in _LISTS or origin in _LISTS:
-        items = _merged([kind for kind in arguments if kind is not Ellipsis]) if arguments else OPEN
+        items = _merged([kind for kind in arguments if kind is not Ellipsis], outer) if arguments else OPEN
         return items._replace(depth=items.depth + 1)
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return FieldShape(models=(annotation,))
+        if not issubclass(annotation, RootModel):
+            return FieldShape(models=(annotation,))
+        root = annotation.model_fields.get("root")
+        return OPEN if root is None or annotation in outer else shape_of(root.annotation, outer | {annotation})
     if inspect.isclass(annotation) and not origin and issubclass(annotation, _CLOSED):
         return FieldShape(scalars=frozenset({annotation}))
     return OPEN
 
 
-def _merged(annotations: Any) -> FieldShape:
-    shapes = [shape_of(annotation) for annotation in annotations]
+def _merged(annotations: Any, outer: frozenset[type]) -> FieldShape:
+    shapes = [shape_of(annotation, outer) for annotation in annotations]
     return FieldShape(
         scalars=frozenset().union(*(shape.scalars for shape in shapes)),
         models=tuple(model for shape in shapes for model in shape.models),

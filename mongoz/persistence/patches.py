@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
+from mongoz.model.partial import default_of
 from mongoz.model.state import loaded, remember
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.preview import preview_operations
@@ -215,6 +216,6 @@ def _take_computed(instance: Model, operations: Sequence[Operation], row: dict[s
             if alias in row:
                 value = validate_stored(partial, {alias: value}).__dict__[name]
             else:
-                value = type(instance).model_fields[name].get_default(call_default_factory=True)
+                value = default_of(type(instance).model_fields[name], instance.__dict__)
         instance.__dict__[name] = value
         instance.__pydantic_fields_set__.add(name)

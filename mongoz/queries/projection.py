@@ -8,7 +8,7 @@ from mongoz.connection import Collection
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.storage import stored_names
 from mongoz.model.partial import fill_in_defaults, loaded_from
-from mongoz.model.parts import class_of_parts, tags_on_the_way
+from mongoz.model.parts import class_of_parts, divisible_path, tags_on_the_way
 from mongoz.model.paths import resolve_path
 from mongoz.model.state import attach
 from mongoz.queries.plan import Plan
@@ -45,9 +45,10 @@ def field_parts(document: Any, names: Iterable[Any]) -> tuple[frozenset[str], fr
     known = {*stored_as, *stored_as.values(), *settings.parsed_ids}
     dotted = {str(name) for name in names if str(name) not in known and "." in str(name)}
     whole = field_names(document, "only", [name for name in names if str(name) not in dotted])
-    paths = {resolve_path(document, name).path for name in dotted}
-    paths |= {tag for path in paths for tag in tags_on_the_way(document, path)}
     attributes = {alias: name for name, alias in stored_as.items()}
+    paths = {divisible_path(document, resolve_path(document, name).path) for name in dotted}
+    whole |= {attributes[path] for path in paths if path in attributes}
+    paths |= {tag for path in paths for tag in tags_on_the_way(document, path)}
     for path in paths:
         if any(step.isdecimal() for step in path.split(".")):
             raise InvalidKeyError(f"only() of {document.__name__} can't load single items of a list: {path!r}.")

@@ -15,7 +15,7 @@ from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.storage import stored, stored_names
 from mongoz.fields.stored_schema import from_stored, validator_of
 from mongoz.model.base import Model
-from mongoz.model.partial import fill_in_defaults, is_partial, loaded_from
+from mongoz.model.partial import default_of, fill_in_defaults, is_partial, loaded_from
 from mongoz.model.state import Loaded, loaded, remember, restore
 from mongoz.stamps import FIELD
 
@@ -127,7 +127,7 @@ def _hydrate_unvalidated(document: type[D], row: dict[str, Any], collection: Col
         field = document.model_fields[name]
         if name not in values and not field.is_required():
             with suppress(Exception):  # errors of the application's factory
-                values[name] = field.get_default(call_default_factory=True)
+                values[name] = default_of(field, values)
     instance = document.__new__(document)
     private = {}
     for name, attribute in document.__private_attributes__.items():

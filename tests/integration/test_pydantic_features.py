@@ -1,0 +1,304 @@
+"""Features of pydantic in documents: generated aliases, root models, computed fields, defaults."""
+
+import datetime
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, computed_field, model_validator
+from pydantic.alias_generators import to_camel
+from typing_extensions import TypeAliasType
+
+import mongoz
+
+DAY = datetime.date(2020, 1, 1)
+
+# -- Models ------------------------------------------------------------------------------------------
+
+
+class Stay(BaseModel):
+    nights: int
+    begins: datetime.date | None = None
+
+
+class OneStay(RootModel[Stay]):
+    pass
+
+
+class Stays(RootModel[list[Stay]]):
+    pass
+
+
+class StaysByName(RootModel[dict[str, Stay]]):
+    pass
+
+
+class Json(RootModel[dict[str, "Json"] | list["Json"] | str | int | None]):
+    pass
+
+
+class Nested(RootModel[list["Nested"]]):
+    pass
+
+
+Tree = TypeAliasType("Tree", "dict[str, Tree] | None")
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    mice: int
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    balls: int
+
+
+def kind_of(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Pet = Annotated[Annotated[Cat, Tag("cat")] | Annotated[Dog, Tag("dog")], Discriminator(kind_of)]
+
+
+class Part(mongoz.EmbeddedDocument):
+    count: int
+
+    @computed_field(alias="twice")
+    @property
+    def double(self) -> int:
+        return 2 * self.count
+
+
+@pytest.fixture
+def meta(registry: mongoz.Registry, database: str) -> Callable[[str], Any]:
+    """Makes the Meta of a class, with this name of a collection."""
+    return lambda collection: type(
+        "Meta", (), {"registry": registry, "database": database, "collection": collection}
+    )
+
+
+# -- Generated aliases -------------------------------------------------------------------------------
+
+
+async def test_an_alias_generator_does_not_rename_the_id(meta: Any, foreign: Any) -> None:
+    class Home(mongoz.EmbeddedDocument):
+        model_config = ConfigDict(alias_generator=to_camel)
+        zip_code: str
+
+    class Person(mongoz.Document):
+        model_config = ConfigDict(alias_generator=to_camel)
+        first_name: str
+        home_address: Home
+        shoe_size: int = mongoz.Integer(default=40, index=True)
+        Meta = meta("people")
+
+    class Employee(Person):
+        staff_number: int = 1
+        Meta = meta("employees")
+
+    for kind in (Person, Employee):
+        made = await kind.objects.create(first_name="Ada", home_address={"zipCode": "1"})
+        row = foreign[kind.meta.collection.name].find_one()
+        assert row.pop("staffNumber", 1) == 1
+        assert row == {"_id": made.id, "firstName": "Ada", "homeAddress": {"zipCode": "1"}, "shoeSize": 40}
+        found = await kind.objects.get(**{"home_address.zip_code": "1"}, shoe_size__gt=1)
+        assert found == made
+        found.first_name = "Bea"
+        found.home_address.zip_code = "2"
+        await found.save()
+        await found.update(**{"home_address.zip_code": "3"})
+        row = foreign[kind.meta.collection.name].find_one()
+        assert (row["firstName"], row["homeAddress"]) == ("Bea", {"zipCode": "3"})
+        for dump in (found.model_dump(), found.model_dump(by_alias=True)):
+            assert dump["id"] == made.id
+            assert kind.model_validate(dump) == found
+        assert kind.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+# -- Root models -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def Booking(meta: Any) -> Any:
+    class Booking(mongoz.Document):
+        one: OneStay
+        many: Stays = Stays([])
+        named: StaysByName = StaysByName({})
+        maybe: Stays | None = None
+        notes: Json = Json(None)
+        nested: Nested = Nested([])
+        tree: Tree = None
+        Meta = meta("bookings")
+
+    return Booking
+
+
+async def test_a_root_model_is_stored_as_its_root(Booking: Any, foreign: Any) -> None:
+    stay = {"nights": 1, "begins": DAY}
+    made = await Booking.objects.create(
+        one=stay, many=[stay], named={"a": stay}, notes={"x": [1, {"y": "z"}]}, nested=[[], [[]]], tree={"t": None}
+    )
+    stored = {"nights": 1, "begins": datetime.datetime(2020, 1, 1)}
+    row = foreign.bookings.find_one()
+    assert (row["one"], row["many"], row["named"], row["maybe"]) == (stored, [stored], {"a": stored}, None)
+    assert (row["notes"], row["nested"], row["tree"]) == ({"x": [1, {"y": "z"}]}, [[], [[]]], {"t": None})
+    found = await Booking.objects.get()
+    assert found == made
+    assert Booking.model_validate_json(found.model_dump_json()) == found
+    await found.save()
+    assert foreign.bookings.find_one() == row
+    found.many.root.append(Stay(nights=2))
+    await found.save()
+    assert [stay["nights"] for stay in foreign.bookings.find_one()["many"]] == [1, 2]
+
+
+async def test_queries_and_updates_reach_into_root_models(Booking: Any) -> None:
+    stay = Stay(nights=1, begins=DAY)
+    made = await Booking.objects.create(one=stay, many=[stay], named={"a": stay}, notes={"x": 1})
+    found = {"one.nights": 1, "many.begins": DAY, "named.a.begins": DAY, "notes.x": 1}
+    for name, value in found.items():
+        assert await Booking.objects.filter(**{name: value}).count() == 1, name
+    assert await Booking.query(Booking.one.begins == DAY, Booking.many.nights == 1).count() == 1
+    await made.update(
+        mongoz.U.push("many", {"nights": 3}),
+        **{"one.nights": 4, "named.b": {"nights": 5}, "named.a.nights": 6},
+    )
+    assert made.one == OneStay(Stay(nights=4, begins=DAY))
+    assert made.many == Stays([stay, Stay(nights=3)])
+    assert {name: stay.nights for name, stay in made.named.root.items()} == {"a": 6, "b": 5}
+    await Booking.objects.update(many=[{"nights": 7}], maybe=Stays([stay]))
+    assert (await Booking.objects.get()).many == Stays([Stay(nights=7)])
+
+
+@pytest.mark.parametrize("root", [list[Callable[[], int]], dict[str, datetime.date | datetime.datetime]])
+def test_a_root_model_with_an_unstorable_root_is_refused(root: Any) -> None:
+    class Root(RootModel[root]):  # type: ignore[valid-type]
+        pass
+
+    with pytest.raises(mongoz.FieldDefinitionError, match="held can't be stored"):
+
+        class Holder(mongoz.EmbeddedDocument):
+            held: Root
+
+
+async def test_values_that_need_validation_as_a_whole_are_loaded_as_a_whole(meta: Any) -> None:
+    class Owner(mongoz.EmbeddedDocument):
+        name: str
+        pet: Pet
+
+    class House(mongoz.Document):
+        stay: OneStay
+        pet: Pet
+        owner: Owner
+        Meta = meta("houses")
+
+    stay, pet = Stay(nights=1, begins=DAY), Dog(balls=3)
+    await House.objects.create(stay=stay, pet=pet, owner={"name": "Ada", "pet": pet})
+    for names in (["stay.nights", "pet.balls", "owner.pet.balls"], ["stay.nights", "stay", "pet", "owner.pet"]):
+        found = await House.objects.only(*names).get()
+        assert (found.stay.root, found.pet, found.owner.pet) == (stay, pet, pet)
+        with pytest.raises(AttributeError, match="name was not loaded"):
+            print(found.owner.name)
+
+
+# -- Computed fields ---------------------------------------------------------------------------------
+
+
+async def test_a_dump_with_computed_fields_makes_an_equal_instance_and_is_not_stored(
+    meta: Any, foreign: Any
+) -> None:
+    class Order(mongoz.Document):
+        part: Part
+        parts: list[Part] = []  # noqa: RUF012 - pydantic copies it
+
+        @computed_field
+        @property
+        def total(self) -> int:
+            return self.part.count
+
+        Meta = meta("orders")
+
+    class Checked(Order):
+        @model_validator(mode="after")
+        def check(self) -> Any:
+            return self
+
+        Meta = meta("checked")
+
+    for kind in (Order, Checked):
+        made = await kind.objects.create(part={"count": 1}, parts=[{"count": 2}])
+        dumps = (made.model_dump(), made.model_dump(by_alias=True), made.model_dump(mode="json"))
+        assert [dump["total"] for dump in dumps] == [1, 1, 1]
+        copies = [kind.model_validate(dump) for dump in dumps]
+        copies += [kind(**dumps[0]), kind.model_validate_json(made.model_dump_json(by_alias=True))]
+        for copy in copies:
+            assert copy == made
+            assert await copy.save() == made
+        await made.update(part=made.part.model_dump(), parts=[part.model_dump() for part in made.parts])
+        collection = foreign[kind.meta.collection.name]
+        assert collection.find_one() == {"_id": made.id, "part": {"count": 1}, "parts": [{"count": 2}]}
+
+
+async def test_a_stored_key_named_like_a_computed_field_is_kept(meta: Any, foreign: Any) -> None:
+    class Order(mongoz.Document):
+        count: int
+
+        @computed_field
+        @property
+        def total(self) -> int:
+            return self.count
+
+        Meta = meta("orders")
+
+    foreign.orders.insert_one({"count": 1, "total": 7})
+    found = await Order.objects.get()
+    found.count = 2
+    await found.save()
+    assert foreign.orders.find_one() == {"_id": found.id, "count": 2, "total": 7}
+    assert found.total == 2
+
+
+# -- Defaults ----------------------------------------------------------------------------------------
+
+
+async def test_a_factory_that_uses_other_fields_fills_partial_rows(meta: Any, foreign: Any) -> None:
+    class Box(mongoz.Document):
+        width: int
+        height: int = mongoz.Integer(default_factory=lambda data: data["width"] + 1)
+        Meta = meta("boxes")
+
+    foreign.boxes.insert_one({"width": 2})
+    assert (await Box.objects.get()).height == 3
+    assert (await Box.objects.only("height", "width").get()).height == 3
+    found = await Box.objects.only("height").get()
+    with pytest.raises(AttributeError, match="height was not loaded"):
+        print(found.height)
+
+
+async def test_a_failing_factory_is_an_error_in_partial_rows_too(meta: Any, foreign: Any) -> None:
+    class Box(mongoz.Document):
+        label: str = Field(default_factory=lambda: {}["missing"])  # type: ignore[misc]
+        Meta = meta("boxes")
+
+    foreign.boxes.insert_one({})
+    with pytest.raises(KeyError, match="missing"):
+        await Box.objects.only("label").get()
+
+
+@pytest.mark.parametrize("config", [{"validate_default": True}, {}], ids=["class", "fields"])
+async def test_validated_defaults_allow_partial_updates_and_rows(config: Any, meta: Any, foreign: Any) -> None:
+    class Box(mongoz.Document):
+        model_config = ConfigDict(**config)
+        width: int = Field(default="5", validate_default=True)  # type: ignore[assignment]
+        label: str = mongoz.String(default="a", validate_default=True)
+        Meta = meta("boxes")
+
+    made = await Box.objects.create()
+    await Box.objects.update(label="b")
+    await made.update(label="c")
+    foreign.boxes.update_one({}, {"$unset": {"width": 1}})
+    found = await Box.objects.only("width").get()
+    assert (found.width, made.width) == (5, 5)
+    with pytest.raises(AttributeError, match="label was not loaded"):
+        print(found.label)

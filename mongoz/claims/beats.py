@@ -110,11 +110,14 @@ class Bell:
         self._rung.put(None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the bell. Returns whether it was rung."""
+        """Wait for the bell. Returns whether it was rung, once or several times."""
         try:
             self._rung.get(timeout=max(0.0, seconds))
         except Empty:
             return False
+        with suppress(Empty):
+            while True:
+                self._rung.get_nowait()
         return True
 
 

@@ -94,17 +94,21 @@ class Claims:
         """Start the thread if it does not run, and wait for a beat, for a short time."""
         if self._pid != os.getpid():  # a fork without a call of `leave_to_parent`
             self.leave_to_parent()
-        self._start()
+        if not self._start():
+            self._bell.ring()  # the thread may rest: its machine may have slept, for example
         await self._wait.until(lambda: self.book.is_valid)
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start the thread if it does not run. Returns whether it was started."""
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
+            starts = self._thread is None or not self._thread.is_alive()
+            if starts:
                 _used.add(self)
                 _close_with_child()
                 group, state, connect, receivers = self._recorder
                 self._thread = BeatThread(self, BookRecorder(group, state, connect, receivers), self._bell)
                 self._thread.start()
+            return starts
 
     def note_attempt(self, refusal: ClaimRefusal | None) -> None:
         """Record the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""

@@ -12,7 +12,7 @@ from pymongo.errors import AutoReconnect, DuplicateKeyError, OperationFailure
 from mongoz.claims import beats
 from mongoz.claims import claims as claims_module
 from mongoz.claims import wait as wait_module
-from mongoz.claims.beats import BeatThread, BookRecorder, ClaimRefusal
+from mongoz.claims.beats import BeatPause, BeatThread, BookRecorder, ClaimRefusal
 from mongoz.claims.book import MOST_RELEASED, Book, OpenClaim
 from mongoz.claims.claims import Claims
 from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
@@ -558,6 +558,17 @@ async def test_writes_wait_once_in_an_outage_and_again_in_the_next_one(made, ans
     assert made.is_ready
     await _until(lambda: made.book is not before)
     assert made.is_ready, "the outage continues with the new book"
+
+
+async def test_a_write_that_waits_for_a_beat_wakes_the_thread(made, monkeypatch):
+    """The clock of the rest stops while the machine sleeps, but the validity of a beat goes by."""
+    monkeypatch.setattr(beats, "pause_after", lambda *_, **__: BeatPause(0.0, 0.0, 600.0))
+    await made.prepare()
+    for _ in range(2):
+        made.book.end()
+        await asyncio.gather(*(made.prepare() for _ in range(10)))
+        assert made.claim(frozenset({"mail"}), is_whole=True) is not None
+    assert made.unclaimed == {}
 
 
 async def test_the_time_in_which_the_process_is_stopped_does_not_count_as_a_wait(made, server, monkeypatch):

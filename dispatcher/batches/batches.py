@@ -91,8 +91,7 @@ class Batches:
         made = (attempt.delivery.image, attempt.keywords) if calls.receivers[0] is receiver else None
         own = calls if len(calls.receivers) == 1 else calls._replace(receivers=(receiver,))
         one = GatheredDelivery(change, own, change.key, attempt.began, job, made=made)
-        job.parts += 1
-        job.gathered += 1
+        job.gather()
         capacity = self._tools.capacity
         capacity.queued += 1
         capacity.queued_bytes += change.size
@@ -217,7 +216,7 @@ class Batches:
         capacity = self._tools.capacity
         capacity.queued -= 1
         capacity.queued_bytes -= one.change.size
-        one.job.gathered -= 1
+        one.job.end_gathering()
         if one.job.on_end is None:
             self._on_finished(one.job)
         else:

@@ -181,7 +181,7 @@ class WaitingClaims:
         else:
             document.claims.append(one)
             document.receivers |= claim.receivers
-        job.parts, job.awaited = 1 + bool(job.calls), 1
+        job.wait_for_process()
         self._capacity.waiting += 1
         self._capacity.queued_bytes += change.size
         if verdict is TAKE:
@@ -209,7 +209,7 @@ class WaitingClaims:
         chain = None if chains is None else chains.get(receiver.name)
         if chain is None or change.token < chain.parts[0].change.token:
             return False
-        job.parts += 1
+        job.split()
         self._append(key, WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
         return True
 
@@ -275,14 +275,14 @@ class WaitingClaims:
         document = self._open_of.pop(key, None)
         for one in () if document is None else document.claims:
             job, several = one.job, self._calls_of(one.change, one.claim)
-            job.parts += len(several)
+            job.split(len(several), awaited=True)
             for calls in several:
                 self._append(key, WaitingPart(job, claimed(one.change), calls, one.claim, one.since))
             self._close(one)
 
     def _close(self, one: UndecidedClaim) -> None:
         del self._open[one.job]
-        one.job.awaited -= 1
+        one.job.end_wait()
         self._finish(one.job, one.change)
 
     def _park_long_waits(self, at: float, *, is_crowded: bool) -> None:
@@ -304,7 +304,7 @@ class WaitingClaims:
         while chain.parts:
             part = chain.parts[0]
             await self._park_part(part)
-            part.job.was_awaited = True
+            part.job.note_made()
             self._finish_first(chain, is_awaited=True)
 
     async def _park_part(self, part: WaitingPart) -> None:
@@ -351,10 +351,7 @@ class WaitingClaims:
         (receiver,) = part.calls.receivers
         self._capacity.waiting += 1
         self._capacity.queued_bytes += part.change.size
-        if part.claim is None:
-            self._followers += 1
-        else:
-            part.job.awaited += 1
+        self._followers += part.claim is None
         chains = self._chains.setdefault(key, {})
         if receiver.name in chains:
             chains[receiver.name].insert(part)
@@ -372,7 +369,8 @@ class WaitingClaims:
                 return
             if verdict is TAKE:
                 chain.runs = True
-                part.job.awaited -= part.claim is not None
+                if part.claim is not None:
+                    part.job.end_wait()
                 self._stages.add(key, Errand(partial(self._run, part), partial(self._end, key, name)))
                 return
             self._finish_first(chain, is_awaited=True)
@@ -412,7 +410,7 @@ class WaitingClaims:
         """Go on with a chain after its first delivery is finished."""
         chain = self._chains[key][name]
         chain.runs = False
-        chain.parts[0].job.was_awaited = True
+        chain.parts[0].job.note_made()
         self._finish_first(chain, is_awaited=False)
         self._advance(key, name)
 
@@ -427,7 +425,7 @@ class WaitingClaims:
         if part.claim is None:
             self._followers -= 1
         elif is_awaited:
-            part.job.awaited -= 1
+            part.job.end_wait()
         self._finish(part.job, part.change)
 
     def _finish(self, job: Job, change: Change) -> None:

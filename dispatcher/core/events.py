@@ -226,14 +226,17 @@ class Calls(NamedTuple):
 class Job:
     """The delivery of one change, and its place in the order of the stream.
 
+    The stages tell the job what they did: only its own methods change its attributes. The exception is `passed`:
+    the deliverer counts there.
+
     Attributes:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
-        passed: the number of receivers that the calls have passed. Their deliveries succeeded, failed for good, or
-            wait: in MongoDB, for a claim, or in a batch.
-        marker: for a delete, the job of the update that announced it. Both are finished together.
         announces: whether the change is an update that announces a delete.
-        parts: the number of parts that are not finished. All calls together are one part. Each delivery that waits
-            for a claim or in a batch is a further part.
+        marker: for a delete, the job of the update that announced it. Both are finished together.
+        passed: the number of finished receivers. Their deliveries succeeded, failed for good, or wait in MongoDB,
+            for a claim, or in a batch.
+        parts: the number of parts that are not finished. The calls together are one, and each delivery that waits
+            for a claim or in a batch is one.
         awaited: the number of parts that only the writing process may make, because its claim is not decided yet.
         was_awaited: whether a delivery that waited for a claim was made or parked.
         gathered: the number of deliveries in batches that are not finished.
@@ -255,41 +258,83 @@ class Job:
         "was_awaited",
     )
 
-    def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
+    def __init__(
+        self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = (), *, announces: bool = False
+    ) -> None:
         self.token = token
         self.change = change
         self.calls = calls
         self.size = 0 if change is None else change.size
         self.passed = 0
         self.marker: Job | None = None
-        self.announces = False
+        self.announces = announces
         self.parts = 1
         self.awaited = 0
         self.was_awaited = False
         self.gathered = 0
         self.on_end: Callable[[], None] | None = None
 
+    # -- markers and deferred changes ------------------------------------------------------------------------
+
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
+    def finish_with(self, marker: "Job") -> None:
+        """Note that the job of the update that announced this delete ends together with this one."""
+        self.marker = marker
+
+    # -- parts -----------------------------------------------------------------------------------------------
+
+    def wait_for_process(self) -> None:
+        """Note that the claimed deliveries are a part, which only the writing process may make for now."""
+        self.parts, self.awaited = 1 + bool(self.calls), 1
+
+    def split(self, parts: int = 1, *, awaited: bool = False) -> None:
+        """Note that deliveries have become parts of their own.
+
+        Args:
+            awaited: whether only the writing process may make them for now.
+        """
+        self.parts += parts
+        self.awaited += parts * awaited
+
+    def end_wait(self) -> None:
+        """Note that the claim to a part is decided, or the part waits in the database."""
+        self.awaited -= 1
+
+    def note_made(self) -> None:
+        """Note that a delivery that waited for a claim was made or parked."""
+        self.was_awaited = True
+
+    def gather(self) -> None:
+        """Note that a delivery waits in a batch, as a part of its own."""
+        self.parts += 1
+        self.gathered += 1
+
+    def end_gathering(self) -> None:
+        """Note that a delivery of a batch is finished. `finish_part` follows."""
+        self.gathered -= 1
+
+    def finish_part(self) -> bool:
+        """Note that a part is finished. Returns whether it was the last one."""
+        self.parts -= 1
+        if self.parts:
+            return False
+        self.change, self.calls = None, ()
+        if self.marker is not None:
+            self.marker.change = None
+        if self.on_end is not None:
+            self.on_end()
+        return True
+
     def when_ended(self, listener: Callable[[], None]) -> None:
-        """Record that the calls are finished, and call a function when the last part is finished.
+        """Note that the calls are finished, and call a function when the last part is.
 
         For a job without a place in the order of the stream: `finish_part` counts its other parts.
         """
         self.on_end = listener
         self.finish_part()
-
-    def finish_part(self) -> bool:
-        """Record that a part is finished. Returns whether it was the last one."""
-        self.parts -= 1
-        if self.parts:
-            return False
-        self.change, self.calls = None, ()
-        if self.on_end is not None:
-            self.on_end()
-        return True
 
     @property
     def is_begun(self) -> bool:

@@ -49,12 +49,8 @@ class Tracker:
 
     def finished(self, job: Job) -> None:
         """Record that a part of a change is finished. Most changes have one part."""
-        job.parts -= 1
-        if job.parts:
+        if not job.finish_part():
             return
-        job.change, job.calls = None, ()
-        if job.marker is not None:
-            job.marker.change = None
         jobs = self._open
         while jobs and jobs[0].change is None:
             self._pass(jobs.popleft())

@@ -55,10 +55,9 @@ class Intake:
             job.settle(change, calls)
         else:
             unfinished = calls or is_claimed or change.marker or operation in _UNSETTLED
-            job = Job(change.token, change if unfinished else None, calls)
+            job = Job(change.token, change if unfinished else None, calls, announces=operation == "marker")
             self._tracker.add(job)
             if operation in _UNSETTLED:
-                job.announces = operation == "marker"
                 self._unsettled[change.token] = job
                 return
         if operation not in DELIVERABLE:
@@ -66,7 +65,7 @@ class Intake:
         elif change.origin is not None:
             self._count_stamp(change)
         if change.marker:
-            job.marker = self._unsettled.pop(change.marker)
+            job.finish_with(self._unsettled.pop(change.marker))
         if calls:
             self._lanes.add(change.key, job)
         if is_claimed:

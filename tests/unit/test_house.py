@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dispatcher.core.events import Job
+
 ROOT = Path(__file__).parents[2]
 MODULES = {
     str(path.relative_to(ROOT)): ast.parse(path.read_text())
@@ -98,3 +100,21 @@ def test_a_package_has_at_most_24_modules() -> None:
     for name in MODULES:
         sizes[str(Path(name).parent)] += 1
     assert {package: size for package, size in sizes.items() if size > 24} == {}
+
+
+def written_from_outside(module: ast.AST, attributes: set[str]) -> Iterator[str]:
+    """The assignments to these attributes of another object than `self`."""
+    for node in ast.walk(module):
+        is_written = (
+            isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in attributes
+        )
+        if is_written and not is_own_object(node.value):
+            yield ast.unparse(node)
+
+
+def test_only_a_job_changes_its_attributes_and_the_deliverer_counts() -> None:
+    attributes = set(Job.__slots__) - {"size", "token", "change", "calls"}  # names that other classes have, too
+    found = {name: list(written_from_outside(module, attributes)) for name, module in MODULES.items()}
+    del found["dispatcher/core/events.py"]
+    assert {name for name, places in found.items() if places} == {"dispatcher/delivery/deliverer.py"}
+    assert set(found["dispatcher/delivery/deliverer.py"]) == {"job.passed", "parent.passed"}

@@ -44,11 +44,11 @@ def test_a_change_that_only_the_writing_process_may_deliver_does_not_count_as_un
     tracker, jobs = Tracker(""), [open_job(number) for number in range(4)]
     for job in jobs:
         tracker.add(job)
-    jobs[0].awaited = 1  # the only part waits for a claim
-    # One part waits for a claim, the dispatcher may make the other part.
-    jobs[1].parts, jobs[1].awaited = 2, 1
+    jobs[0].split(awaited=True)
+    tracker.finished(jobs[0])  # the calls; the other part waits for a claim
+    jobs[1].wait_for_process()  # a part waits for a claim, the dispatcher may make the other part
     assert tracker.undelivered() == (jobs[1], 3)
-    jobs[1].parts = 1
+    tracker.finished(jobs[1])
     tracker.finished(jobs[2])
     assert tracker.undelivered() == (jobs[3], 1)
     tracker.finished(jobs[3])

@@ -67,8 +67,7 @@ class Scene:
 
     def _finished(self, job: Job) -> None:
         assert job.awaited <= job.parts
-        job.parts -= 1
-        if not job.parts:
+        if job.finish_part():
             self.finished.append(job)
 
     def _claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:

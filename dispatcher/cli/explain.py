@@ -99,7 +99,8 @@ def _print(report: "DocumentReport") -> None:
 def _print_change(change: "ChangeReport") -> None:
     out.print()
     names = f" ({', '.join(change.update_fields)})" if change.update_fields else ""
-    what = f"{change.operation}{names} of {change.id!r}"
+    document = "" if change.operation == "undecodable" else f" of {change.id!r}"
+    what = f"{change.operation}{names}{document}"
     _line(f"{change.at:%Y-%m-%d %H:%M:%S}  {what}, by {change.by}")
     progress = change.progress
     if progress is None:

@@ -12,6 +12,7 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
     Example: `dispatcher receivers shop.models:registry`
     """
     from dispatcher.delivery.routes import Routes
+    from dispatcher.group.facts import pace_of
 
     registry = load_registry(app, imports)
     routes = Routes(registry.all_documents, registry.dispatched or "default")
@@ -22,9 +23,7 @@ def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  #
             "signal": signal,
             "receiver": receiver.name,
             "delivery": receiver.delivery,
-            "concurrency": receiver.options.concurrency,
-            "rate": None if receiver.options.rate is None else str(receiver.options.rate),
-            "batch": None if receiver.options.batch is None else receiver.options.batch.size,
+            **pace_of(receiver.options),
             "where": receiver.defined_at,
         }
         for listener in routes.listeners

@@ -289,11 +289,14 @@ def _headroom(overview: "GroupStatus") -> _Fact:
 
 
 def _receivers(overview: "GroupStatus") -> Grid:
-    table = Grid("health", "receiver", "signal", "errors", "why")
-    for one in overview.health.receivers:
+    receivers = overview.health.receivers
+    limits = ["limits"] if any(one.limits for one in receivers) else []
+    table = Grid("health", "receiver", "signal", *limits, "errors", "why")
+    for one in receivers:
         errors = "" if one.error_rate is None else f"{one.error_rate:.1%}"
         word = shown(one.health, _STYLES[one.health])
-        table.add_row(word, shown(one.receiver), shown(one.signal), errors, shown(one.why))
+        texts = [one.limits for _ in limits]
+        table.add_row(word, shown(one.receiver), shown(one.signal), *texts, errors, shown(one.why))
     return table
 
 

@@ -8,7 +8,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from dispatcher.claims.verdict import ClaimVerdict, verdict_of
 from dispatcher.core.events import Change, delivery_id_of
@@ -17,11 +17,12 @@ from dispatcher.core.redaction import redacted
 from dispatcher.core.resume_tokens import digest_of, holds, token_time
 from dispatcher.core.state import Group
 from dispatcher.delivery.instances import key_of, name_of
+from dispatcher.delivery.outcome import HoldReason
 from dispatcher.explain.reasons import RoutingDecision
 from dispatcher.kafka.relay_state import RelayStore
 from dispatcher.operate.pauses import pauses
 from dispatcher.parking.lane import lane_id
-from dispatcher.parking.record import short_id
+from dispatcher.parking.record import event_record_id, short_id
 from dispatcher.parking.store import WAITING
 from dispatcher.position.documents import Position, SavedPositions
 from dispatcher.position.inherited import Inherited
@@ -31,10 +32,11 @@ from mongoz.claims.document import BookState
 # Fields of held deliveries that are not read: they are large.
 _LARGE: Final = {"parts": False, "files": False, "error.traceback": False}
 
-_STATES: Final = {
+_STATES: Final[Mapping[HoldReason | Literal["following"], str]] = {
     "following": "it waits for an earlier delivery of the document, which is parked",
     "retrying": "its last attempt failed, and it is tried again",
     "retry_after": "its receiver asked for another time",
+    "limited": "concurrency= or rate= of its receiver leaves no place now",
     "blocked": 'it failed, and on_failure="block" keeps the later changes of the document back',
     "paused": "its receiver is paused",
     "retry": "the retry of a dead letter waits",
@@ -114,6 +116,18 @@ class ExplainedDelivery(NamedTuple):
         return [lane_id(group, name, document, self.change.namespace, key) for name in names]
 
 
+class UnreadEvent(NamedTuple):
+    """An event that can't be decoded. One dead letter represents all of its deliveries."""
+
+    token: str
+    hashed: int
+
+    @property
+    def held_id(self) -> str:
+        """The `_id` of its dead letter."""
+        return event_record_id(self.token)
+
+
 class Knowledge(NamedTuple):
     """The state of a group at one moment, as far as it concerns some deliveries.
 
@@ -178,6 +192,15 @@ class Knowledge(NamedTuple):
             return DeliveryOutcome("finished", "the position has passed the change; it is neither parked nor dead")
         return self._waiting(one)
 
+    def event_outcome(self, one: "UnreadEvent") -> DeliveryOutcome:
+        """What is known about the deliveries of an event that can't be decoded."""
+        held = self.held.get(one.held_id)
+        if held is not None:
+            return _held(held)
+        if self.is_finished(one.token, one.hashed):
+            return DeliveryOutcome("finished", "its dead letter was dropped, or is too old")
+        return DeliveryOutcome("waits", "the position is before the change")
+
     def _waiting(self, one: ExplainedDelivery) -> DeliveryOutcome:
         """Why a delivery is not made yet."""
         receiver, token = one.decision.receiver, one.change.token
@@ -223,21 +246,23 @@ def _held(row: Mapping[str, Any]) -> DeliveryOutcome:
         if "retry_requested_at" in row or "retrying_since" in row:
             text += "; a retry is requested"
         return DeliveryOutcome("dead letter", text, letter=short_id(row["_id"]))
-    text = _STATES.get(str(row.get("state")), str(row.get("state")))
+    state: Any = row.get("state")
+    text = _STATES.get(state, str(state))
     return DeliveryOutcome("parked", f"{text}{': ' * bool(failure)}{failure}", due_at=row.get("due_at"))
 
 
-async def knowledge_of(group: Group, deliveries: Sequence[ExplainedDelivery]) -> Knowledge:
-    """Read what the state knows about some deliveries."""
+async def knowledge_of(
+    group: Group, deliveries: Sequence[ExplainedDelivery], events: Sequence[UnreadEvent]
+) -> Knowledge:
+    """Read what the state knows about some deliveries, and about events that can't be decoded."""
     state = group.state
     saved = await PositionStore(group).load()
     topic = None if saved.layout is None else saved.layout.topic
     relay = None if topic is None else await RelayStore(state, topic.name).load()
     claims = {one.change.origin.claim for one in deliveries if one.change.origin is not None}
     books = {one.incarnation.hex(): one.incarnation for one in claims if one is not None}
-    held = await state.held.find(
-        {"_id": {"$in": [id_ for one in deliveries for id_ in one.held_ids]}}, _LARGE
-    ).to_list()
+    held_ids = [*(id_ for one in deliveries for id_ in one.held_ids), *(one.held_id for one in events)]
+    held = await state.held.find({"_id": {"$in": held_ids}}, _LARGE).to_list()
     lanes = [lane for one in deliveries for lane in one.lanes(group.name)]
     waiting = await state.held.distinct("lane", {"group": group.name, **WAITING, "lane": {"$in": lanes}})
     records = [

@@ -20,7 +20,7 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.delivery.where import Conditions
 from dispatcher.exceptions import NotFound
 from dispatcher.explain.document_changes import PastChange, WantedDocument, changes_of
-from dispatcher.explain.known import ExplainedDelivery, Knowledge, PartitionProgress, knowledge_of
+from dispatcher.explain.known import ExplainedDelivery, Knowledge, PartitionProgress, UnreadEvent, knowledge_of
 from dispatcher.explain.reasons import RoutingDecision, decisions
 from dispatcher.settings import Settings
 from mongoz import Registry
@@ -31,6 +31,7 @@ class ReceiverReport:
     """One receiver of a change.
 
     Attributes:
+        receiver: its name; `"all receivers"` if the event can't be decoded.
         reason: why the change does not go to it, see `reasons.Reason`; empty if it does.
         state: what is known, see `known.DeliveryOutcome`; `"not called"` if the change does not go there.
         text: the same in words.
@@ -50,7 +51,7 @@ class ChangeReport:
     """One change of the document.
 
     Attributes:
-        id: its `_id`.
+        id: its `_id`; None if the event can't be decoded.
         by: who wrote it.
         signal: the signal of its receivers; empty if it has none.
         progress: how far the group is with the document.
@@ -129,7 +130,8 @@ async def _report(
         for decision in some
         if one.change is not None
     ]
-    known = await knowledge_of(group, deliveries)
+    events = [UnreadEvent(one.token, one.hashed) for one in found if one.change is None]
+    known = await knowledge_of(group, deliveries, events)
     layout = known.saved.layout
     topic = None if layout is None or layout.topic is None else layout.topic.name
     return DocumentReport(
@@ -146,9 +148,17 @@ async def _report(
 def _change_report(one: PastChange, some: Sequence[RoutingDecision], known: Knowledge, group: str) -> ChangeReport:
     change = one.change
     if change is None:
-        text = "the event can't be decoded; it is a dead letter as a whole"
-        operation, by, hops, names, key, id_ = "undecodable", text, 0, [], None, delivery_id(one.token)
+        operation, by, hops, names, key, id_ = (
+            "undecodable",
+            "an unknown client",
+            0,
+            [],
+            None,
+            delivery_id(one.token),
+        )
+        receivers = [_event_report(UnreadEvent(one.token, one.hashed), known)]
     else:
+        receivers = [_receiver_report(_delivery(change, one.hashed, each), known) for each in some]
         operation, by = change.operation, _writer(change, group)
         hops = 0 if change.origin is None else change.origin.hops
         names, key, id_ = sorted(change.names), change.id, delivery_id_of(change)
@@ -164,8 +174,14 @@ def _change_report(one: PastChange, some: Sequence[RoutingDecision], known: Know
         hops,
         known.is_finished(one.token, one.hashed),
         known.progress(one.hashed),
-        [] if change is None else [_receiver_report(_delivery(change, one.hashed, each), known) for each in some],
+        receivers,
     )
+
+
+def _event_report(one: UnreadEvent, known: Knowledge) -> ReceiverReport:
+    """The report about an event that can't be decoded, so that its receivers are unknown."""
+    state, text, letter, due_at = known.event_outcome(one)
+    return ReceiverReport("all receivers", "", "", state, f"the event can't be decoded: {text}", letter, due_at)
 
 
 def _delivery(change: Change, hashed: int, decision: RoutingDecision) -> ExplainedDelivery:

@@ -7,12 +7,22 @@ from dispatcher.delivery.routes import Routes
 from dispatcher.group.members import FORMAT
 from dispatcher.settings import Settings
 from dispatcher.stream.scope import scope_of
+from mongoz.signals.options import Options
 
 
 def version_of(routes: Routes) -> str:
     """A hash that identifies the version of the application: collections, receivers, and format of the state."""
     receivers = sorted(receiver.id.hex() for receiver in routes.receivers)
     return sha256(" ".join([str(FORMAT), scope_of(routes).fingerprint, *receivers]).encode()).hexdigest()[:16]
+
+
+def pace_of(options: Options) -> dict[str, Any]:
+    """The limits of a receiver, and the size of its batches, for people and for JSON. None stands for none."""
+    return {
+        "concurrency": options.concurrency,
+        "rate": None if options.rate is None else str(options.rate),
+        "batch": None if options.batch is None else options.batch.size,
+    }
 
 
 def facts_of(routes: Routes, settings: Settings, version: str, application: str) -> dict[str, Any]:
@@ -32,6 +42,7 @@ def facts_of(routes: Routes, settings: Settings, version: str, application: str)
                 "formerly": list(receiver.options.formerly),
                 "signal": signal,
                 "document": listener.document.__name__,
+                **pace_of(receiver.options),
             }
             for listener in routes.listeners
             for signal, receivers in listener.receivers.items()

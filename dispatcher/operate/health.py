@@ -61,7 +61,11 @@ _NAMED: Final = 3
 
 @dataclass
 class _Facts:
-    """The last minute of one receiver of one signal, the age of its last results, and its held deliveries."""
+    """The last minute of one receiver of one signal, the age of its last results, and its held deliveries.
+
+    Attributes:
+        pace: the options `concurrency`, `rate` and `batch`.
+    """
 
     delivered: float = 0.0
     given_up: float = 0.0
@@ -69,6 +73,7 @@ class _Facts:
     succeeded_seconds: float = inf
     failed_seconds: float = inf
     letters: int = 0
+    pace: tuple[int | None, str | None, int | None] = (None, None, None)
     waiting: list[ParkedCount] = field(default_factory=list)
 
     @property
@@ -97,7 +102,7 @@ def health_of(status: GroupStatus, unreadable: str = "") -> Health:
     names = _names(alive)
     group_facts = _GroupFacts(status.at, lag, names, stopped)
     receivers = [
-        ReceiverHealth(name, signal, *next(_verdicts(name, facts, group_facts)), facts.error_rate)
+        _receiver_health(name, signal, facts, group_facts)
         for (name, signal), facts in sorted(_facts(status, names).items(), key=lambda one: one[0])
     ]
     process = "relay" if status.is_relay else "dispatcher"
@@ -167,6 +172,12 @@ class _GroupFacts(NamedTuple):
     stopped: set[str | None]
 
 
+def _receiver_health(name: str, signal: str, facts: _Facts, group_facts: _GroupFacts) -> ReceiverHealth:
+    word, why = next(_verdicts(name, facts, group_facts))
+    concurrency, rate, batch = facts.pace
+    return ReceiverHealth(name, signal, word, why, facts.error_rate, concurrency, rate, batch)
+
+
 def _verdicts(name: str, facts: _Facts, group_facts: _GroupFacts) -> Iterator[tuple[Word, str]]:
     """The words that apply to a receiver, each with its reason. The first one counts."""
     if name not in group_facts.names:
@@ -217,7 +228,8 @@ def _facts(status: GroupStatus, names: Mapping[str, set[str]]) -> dict[tuple[str
     facts: dict[tuple[str, str], _Facts] = defaultdict(_Facts)
     for member in status.alive:
         for known in member.known:
-            facts[str(known["name"]), str(known.get("signal"))]  # the defaultdict adds it
+            one = facts[str(known["name"]), str(known.get("signal"))]
+            one.pace = (known.get("concurrency"), known.get("rate"), known.get("batch"))
         for counted in member.counted:
             one, recent = facts[str(counted["receiver"]), str(counted.get("signal"))], counted.get("recent")
             if isinstance(recent, Mapping):  # earlier versions do not report it

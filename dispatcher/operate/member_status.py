@@ -109,3 +109,6 @@ class _ReceiverTypes(BaseModel):
     name: str
     signal: str
     formerly: list[str] | None = None
+    concurrency: int | None = None
+    rate: str | None = None
+    batch: int | None = None

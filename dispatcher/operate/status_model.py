@@ -23,6 +23,9 @@ class ReceiverHealth(NamedTuple):
         signal: the name of the signal; empty if it is unknown.
         why: the reason, for people; may be empty.
         error_rate: the share of the last minute's attempts that failed, from 0 to 1; None without attempts.
+        concurrency: the maximum number of attempts at once in each process; None if there is none.
+        rate: the maximum number of attempts in a period, such as `"100/min"`; None if there is none.
+        batch: the maximum number of events in a batch; None if the receiver gets single events.
     """
 
     receiver: str
@@ -30,6 +33,16 @@ class ReceiverHealth(NamedTuple):
     health: Word
     why: str = ""
     error_rate: float | None = None
+    concurrency: int | None = None
+    rate: str | None = None
+    batch: int | None = None
+
+    @property
+    def limits(self) -> str:
+        """The limits, for people; empty without limits."""
+        named = {"at once": self.concurrency, "events a batch": self.batch}
+        texts = [f"{count} {text}" for text, count in named.items() if count is not None]
+        return ", ".join([*texts, *([self.rate] if self.rate else [])])
 
 
 class Health(NamedTuple):
@@ -77,7 +90,8 @@ class MemberStatus:
         seen_seconds: the seconds since its last heartbeat, by the server's clock.
         alive: whether its last heartbeat is younger than one and a half lease times, and its process is not known
             to be dead.
-        receivers: the receivers that it knows: `{id, former_ids, name, formerly, signal, document}` each.
+        receivers: the receivers that it knows: `{id, former_ids, name, formerly, signal, document,
+            concurrency, rate, batch}` each.
         stats: its counters and gauges.
         http: its URL; None if it does not listen.
     """

@@ -120,9 +120,14 @@ def record_id(fields: Mapping[str, Any]) -> str:
 def undecodable_event(event: bytes, failure: Failure, *, token: str, term: int, group: str) -> Record:
     """The dead letter of a change event that can't be decoded. It represents all deliveries of the event."""
     absent = dict.fromkeys(("receiver", "receiver_id", "document", "signal", "operation"))
-    id_ = delivery_id(token)
-    fields = {"_id": f"{id_}:event", "group": group, **absent, "delivery_id": id_, "term": term, "token": token}
+    own = {"_id": event_record_id(token), "delivery_id": delivery_id(token)}
+    fields = {**own, "group": group, **absent, "term": term, "token": token}
     return failed(Record(fields, {"event": event}), failure)
+
+
+def event_record_id(token: str) -> str:
+    """The `_id` of the dead letter of a change event that can't be decoded."""
+    return f"{delivery_id(token)}:event"
 
 
 def failed(record: Record, failure: Failure) -> Record:

@@ -128,7 +128,8 @@ class ReceiverOptions(TypedDict, total=False):
         on_failure: `"dead_letter"` (default), `"block"` or `"drop"`: see `OnFailure`.
         transactional: run in a transaction of MongoDB, together with a record of the delivery; implies
             `delivery="dispatcher"`. Writes through `delivery.session`, or through the ODM, take effect once.
-        concurrency: maximum number of attempts at once in each dispatcher process.
+        concurrency: maximum number of attempts at once in each dispatcher process. A dispatcher calls receivers
+            with `concurrency` or `rate` after the other receivers of a change.
         rate: maximum number of attempts of all dispatchers of the group in a period, such as `"100/min"`; the
             periods are s, min, h and day. Implies `delivery="dispatcher"`.
         batch: a `Batch`: call the receiver with a list of events; implies `delivery="dispatcher"`.

@@ -75,6 +75,7 @@ def _receivers(status: GroupStatus) -> list[dict[str, Any]]:
             "health": (found := status.health.of(name, signal)).health,
             "why": found.why,
             "error_rate": found.error_rate,
+            "limits": found.limits,
             **counted.get((name, signal), dict.fromkeys(_COUNTED, 0.0)),
             "dead_letters": letters.get((name, signal), 0),
         }

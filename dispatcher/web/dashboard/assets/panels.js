@@ -160,6 +160,7 @@ export class Panels {
       column("Receiver", (row) => row.name),
       column("Signal", (row) => row.documents.length ? `${row.signal} of ${row.documents.join(", ")}` : row.signal),
       column("State", (row) => row.health, { tone: (row) => TONES[row.health], hint: (row) => row.why }),
+      column("Limits", (row) => row.limits, { hint: () => "attempts at once in each process, attempts in a period, events in a batch" }),
       chart,
       column("Errors", (row) => percent(row.error_rate), { number: true, tone: (row) => errorTone(row.error_rate), hint: () => "failed attempts of the last minute" }),
       column("Per second", (row) => rate(row.window.rate("delivered")), { number: true }),

@@ -1,6 +1,5 @@
 """Lets attempts wait for a place if the receiver has the option `concurrency` or `rate`."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -12,7 +11,7 @@ from dispatcher.delivery.attempt import Attempt, Call, HeldDelivery, Target
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.log import described
 from dispatcher.delivery.outcome import Limited
-from dispatcher.pace.limit import Limit
+from dispatcher.pace.limit import Limit, LimitsByName
 
 # Seconds that a delivery of the stream waits in memory for a place. During this time, later changes of its
 # document wait, too.
@@ -24,13 +23,12 @@ class ReceiverLimits:
 
     Args:
         limits: the limits by the names of receivers. Other receivers have no limit.
-        may_park: whether deliveries that would wait for long are parked. Otherwise they wait in memory.
     """
 
-    def __init__(self, limits: Mapping[str, Limit], capacity: Capacity, *, may_park: bool) -> None:
+    def __init__(self, limits: LimitsByName, capacity: Capacity) -> None:
         self._limits = limits
         self._capacity = capacity
-        self._may_park = may_park
+        self._may_park = limits.may_park
         self._throttle = Throttle()
 
     def around(self, target: Target) -> Target:

@@ -139,14 +139,21 @@ class LimitsByName(Mapping[str, Limit]):
     """The limits of the receivers of a process that have limits, by the present and former names of the receivers.
 
     Receivers of several signals or documents that have one name share one limit.
+
+    Args:
+        rates: whether rates hold. Otherwise only `concurrency` is a limit.
+
+    Attributes:
+        may_park: whether deliveries that would wait for long are parked. Otherwise they wait in memory.
     """
 
-    def __init__(self, receivers: Iterable[Receiver] = ()) -> None:
+    def __init__(self, receivers: Iterable[Receiver] = (), *, may_park: bool = True, rates: bool = True) -> None:
+        self.may_park = may_park
         self._by_name: dict[str, Limit] = {}
         for receiver in receivers:
-            options = receiver.options
-            if options.is_limited and receiver.name not in self._by_name:
-                limit = Limit(options.concurrency, options.rate)
+            options, rate = receiver.options, receiver.options.rate if rates else None
+            if (options.concurrency or rate) and receiver.name not in self._by_name:
+                limit = Limit(options.concurrency, rate)
                 self._by_name.update(dict.fromkeys((*options.formerly, receiver.name), limit))
 
     def __getitem__(self, name: str) -> Limit:

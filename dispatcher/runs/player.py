@@ -141,7 +141,7 @@ class Playback:
             capacity,
             stats,
             codec_options,
-            limits=ReceiverLimits(limits, capacity, may_park=False),
+            limits=ReceiverLimits(limits, capacity),
             tracing=tracing_of(settings, stats),
             transactions=transactions,
         )
@@ -295,7 +295,7 @@ class Workplace(NamedTuple):
             transactions=transactions,
             term=await PositionStore(self.group).newest_term(),
             rate=rate,
-            limits=LimitsByName(self.routes.receivers).share(1, 1),
+            limits=LimitsByName(self.routes.receivers, may_park=False).share(1, 1),
         )
 
     async def prepare(self, routes: Routes) -> None:

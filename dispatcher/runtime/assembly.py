@@ -180,7 +180,7 @@ class Assembly(NamedTuple):
             capacity,
             stats,
             codec_options,
-            limits=ReceiverLimits(self.limits, capacity, may_park=True),
+            limits=ReceiverLimits(self.limits, capacity),
             tracing=tracing_of(self.settings, stats),
             transactions=transactions,
         )

@@ -72,7 +72,7 @@ class Service:
         group = group_of(registry, settings)
         self._clients = Clients(registry, settings)
         self.routes = routes_of(registry, settings, group)
-        self._limits = LimitsByName(self.routes.receivers)
+        self.limits = LimitsByName(self.routes.receivers)
         self.observer = Observer(
             self.stats, group=group, settings=settings, gauges=self.gauges, troubles=self.troubles
         )
@@ -270,7 +270,7 @@ class Service:
             Pauses(group),
             sessions,
             ClaimWatch(ClaimStore(group), self.settings.claim_timeout),
-            self._limits,
+            self.limits,
             topic,
         )
 
@@ -294,6 +294,6 @@ class Service:
         pipelines = self.held.values()
         layout = self.layout
         if layout is not None:
-            self._limits.share(len(pipelines), layout.partitions)
+            self.limits.share(len(pipelines), layout.partitions)
         for place, pipeline in enumerate(pipelines):
             pipeline.resize(place, len(pipelines))

@@ -17,6 +17,7 @@ from pymongo.write_concern import WriteConcern
 from dispatcher.core.clients import close
 from dispatcher.core.events import Change, Namespace
 from dispatcher.core.resume_tokens import token_time
+from dispatcher.pace.limit import LimitsByName
 from dispatcher.runtime.service import Service
 from dispatcher.settings import Settings
 from dispatcher.testing.recording import RecordedDelivery, Recorder, RecordingRoutes, failures_of, token_of
@@ -54,6 +55,8 @@ class Dispatcher:
     Unlike the daemon, it makes one attempt at each delivery, unless `settings` are given. It has its own state
     database, unless `settings` name one: so it delivers the changes after the start of the block, and drops the
     database at the end.
+
+    The option `rate` of receivers has no effect, so that no test waits for it. `concurrency` holds.
 
     `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. This collection is
     dropped at the end too.
@@ -121,6 +124,8 @@ class Dispatcher:
         assert url is not None  # Service() requires it
         self._marker: Namespace = (self.service.routes.namespaces[0][0], _MARKERS)
         self.service.routes = RecordingRoutes(self.service.routes, self._recorder, self._marker, self._on_marker)
+        # A test waits for no rate. Deliveries beyond `concurrency` wait in memory, so `until_idle` waits for them.
+        self.service.limits = LimitsByName(self.service.routes.receivers, may_park=False, rates=False)
         options: dict[str, Any] = {"serverSelectionTimeoutMS": int(_PATIENCE * 1000)}
         self._client: AsyncMongoClient[Any] = AsyncMongoClient(url, **options)
         self._task = asyncio.create_task(self.service.run(self._stop), name="dispatcher")

@@ -29,6 +29,11 @@ class BatchAttempt(Attempt):
     gathered: Sequence[GatheredDelivery]
     events: list[BatchEvent]
 
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """The deliveries of the events."""
+        return [event.delivery for event in self.events]
+
     def renewed(self, codec_options: CodecOptions[Any]) -> "BatchAttempt":
         """Copy the attempt, with new instances that no receiver has modified.
 

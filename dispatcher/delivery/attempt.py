@@ -1,7 +1,7 @@
 """One attempt: the receiver, its arguments, and the steps around the call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -98,6 +98,11 @@ class Attempt:
     keywords: dict[str, Any]
     parent: Job | HeldDelivery | Leaving
     began: float
+
+    @property
+    def deliveries(self) -> Sequence[Delivery]:
+        """The deliveries of the attempt: one, or those of a batch."""
+        return (self.delivery,)
 
     def renewed(self, codec_options: CodecOptions[Any]) -> "Attempt":
         """Copy the attempt, with a new instance that no receiver has modified.

@@ -4,7 +4,7 @@ The package opentelemetry is an extra, and only this module imports it. The name
 semantic conventions of OpenTelemetry for messaging and databases. Names without a convention begin with `mongoz.`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ class Tracing:
     """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
 
     If the write carries the trace of its writer, the span links to the writer's span, and is a child of it unless
-    the delivery is replayed.
+    the delivery is replayed. The span of a batch links to the spans of all its writers, and begins a trace.
     """
 
     def __init__(self, tracer: "Tracer", stats: Stats) -> None:
@@ -46,7 +46,7 @@ class Tracing:
     async def _run(self, run: Run, attempt: Attempt) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - an extra
 
-        parent, links = _trace_of(attempt.delivery)
+        parent, links = _trace_of(attempt.deliveries)
         # OpenTelemetry records only subclasses of Exception, but a late attempt raises CancelledError.
         with self._tracer.start_as_current_span(
             f"process {attempt.change.namespace[1]}",
@@ -91,23 +91,29 @@ class Tracing:
         committed = seconds_of(change.wall_time)
         if committed is not None:
             attributes["mongoz.lag"] = max(0.0, time() + self._stats.clock_offset - committed)
+        if len(attempt.deliveries) > 1:
+            del attributes["messaging.message.id"]
+            attributes["messaging.batch.message_count"] = len(attempt.deliveries)
         return attributes
 
 
-def _trace_of(delivery: Delivery) -> "tuple[Context | None, tuple[Link, ...]]":
-    """The parent and the links of a span, from the `traceparent` of the write. None begins a trace."""
-    traceparent = None if delivery.context is None else delivery.context.get("traceparent")
-    if not isinstance(traceparent, str):
-        return None, ()
+def _trace_of(deliveries: Sequence[Delivery]) -> "tuple[Context | None, list[Link]]":
+    """The parent and the links of a span, from the `traceparent` of each write. None begins a trace."""
+    contexts = (one.context for one in deliveries if one.context is not None)
+    found = dict.fromkeys(context.get("traceparent") for context in contexts)
+    traceparents = [one for one in found if isinstance(one, str)]
+    if not traceparents:
+        return None, []
     from opentelemetry.context import Context  # noqa: PLC0415 - an extra
     from opentelemetry.trace import Link, get_current_span  # noqa: PLC0415
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
-    parent = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
-    writer = get_current_span(parent).get_span_context()
-    if not writer.is_valid:
-        return None, ()
-    return None if delivery.replayed else parent, (Link(writer),)
+    extract = TraceContextTextMapPropagator().extract
+    parents = [extract({"traceparent": one}, Context()) for one in traceparents]
+    writers = [get_current_span(parent).get_span_context() for parent in parents]
+    links = [Link(writer) for writer in writers if writer.is_valid]
+    is_child = links and len(deliveries) == 1 and not deliveries[0].replayed
+    return parents[0] if is_child else None, links
 
 
 def _exception(error: BaseException) -> dict[str, str]:

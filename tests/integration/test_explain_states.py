@@ -171,6 +171,7 @@ async def test_an_event_that_can_not_be_decoded_is_one_dead_letter(
     async with dispatching(dispatched):
         foreign["accounts"].insert_one({"_id": ID, "name": "a"})
         letter = await parked.letter()
+        await eventually(lambda: parked.token >= letter["token"])
     report = await explained(dispatched, "accounts", ID)
     (change,) = report.changes
     assert (change.operation, change.id, change.delivery_id) == ("undecodable", None, letter["delivery_id"])

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -18,6 +19,7 @@ from dispatcher.exceptions import NotInstalled
 from dispatcher.runs import replay
 from dispatcher.runs.player import workplace
 from dispatcher.settings import Settings
+from mongoz import Batch
 from mongoz.core.signals import post_save
 from mongoz.signals.options import Retry
 from tests.integration.test_replay import behind
@@ -215,6 +217,89 @@ async def test_a_delivery_is_in_the_trace_of_the_write_and_a_replay_links_to_it(
     replayed = named(spans, "process accounts")
     assert {one.parent for one in replayed} == {None}
     assert [link.context.span_id for one in replayed for link in one.links] == [writer.span_id]
+
+
+async def test_a_batch_links_to_the_spans_of_its_writers(account, foreign, dispatched, spans):
+    """A batch of several events begins a trace. A batch of one event is in the trace of its writer."""
+    sizes: list[int] = []
+
+    @post_save(account, name="index", batch=Batch(size=4, wait=60))
+    async def index(sender, batch, **kwargs):
+        sizes.append(len(batch))
+
+    tracer = trace.get_tracer("shop")
+    writers = []
+    async with dispatching(dispatched, traces=True) as running:
+        with tracer.start_as_current_span("first") as one, mongoz.context():
+            await account(name="a").create()
+            await account(name="b").create()
+        with tracer.start_as_current_span("second") as other, mongoz.context():
+            await account(name="c").create()
+        foreign["accounts"].insert_one({"name": "foreign"})
+        writers += [one.get_span_context(), other.get_span_context()]
+        await eventually(lambda: named(spans, "process accounts"))
+        with tracer.start_as_current_span("third") as one, mongoz.context():
+            await account(name="d").create()
+        await eventually(lambda: running.stats.read >= 5)
+        await eventually(lambda: running.service.close_batches() or len(named(spans, "process accounts")) == 2)
+    batch, single = named(spans, "process accounts")
+    assert sizes == [4, 1]
+    assert batch.parent is None
+    assert [link.context.span_id for link in batch.links] == [writer.span_id for writer in writers]
+    assert batch.context.trace_id not in {writer.trace_id for writer in writers}
+    assert batch.attributes["messaging.batch.message_count"] == 4
+    assert "messaging.message.id" not in batch.attributes
+    assert single.parent.span_id == one.get_span_context().span_id
+    assert "messaging.batch.message_count" not in single.attributes
+
+
+async def test_a_receiver_in_the_writing_process_is_in_the_trace_of_the_write(account, spans):
+    """It finds the `traceparent` of the write, and its own spans are children of the span."""
+    got: dict[str, Any] = {}
+
+    @post_save(account, name="here")
+    async def here(sender, instance, delivery, **kwargs):
+        got[instance.name] = (delivery.origin, delivery.context)
+        with trace.get_tracer("shop").start_as_current_span("mail"):
+            pass
+
+    with trace.get_tracer("shop").start_as_current_span("sign up") as request:
+        with mongoz.context(user="ada"):
+            await account(name="ada").create()
+        await account(name="without").create()
+    writer = request.get_span_context()
+    traceparent = f"00-{writer.trace_id:032x}-{writer.span_id:016x}-{writer.trace_flags:02x}"
+    assert got == {
+        "ada": ("process", {"user": "ada", "traceparent": traceparent}),
+        "without": ("process", None),
+    }
+    mails = named(spans, "mail")
+    assert {(one.context.trace_id, one.parent.span_id) for one in mails} == {(writer.trace_id, writer.span_id)}
+    assert len(mails) == 2
+
+
+async def test_both_receivers_of_a_write_find_the_trace_of_the_writer(account, foreign, dispatched, spans):
+    """One receiver runs in the writing process, the other one in the dispatcher."""
+    got: dict[str, Any] = {}
+
+    def connect(name: str, delivery: Any) -> None:
+        @post_save(account, name=name, delivery=delivery)
+        async def receive(sender, delivery, **kwargs):
+            got[name] = (delivery.origin, delivery.context)
+
+    connect("here", "process")
+    connect("there", "dispatcher")
+    async with dispatching(dispatched, traces=True):
+        with trace.get_tracer("shop").start_as_current_span("sign up") as request, mongoz.context(user="ada"):
+            await account(name="ada").create()
+        await eventually(lambda: len(got) == 2 and named(spans, "process accounts"))
+    writer = request.get_span_context()
+    assert got["here"][0] == "process"
+    assert got["there"][0] == "stream"
+    assert got["here"][1] == got["there"][1]
+    assert f"{writer.trace_id:032x}-{writer.span_id:016x}" in got["here"][1]["traceparent"]
+    (attempt,) = named(spans, "process accounts")
+    assert (attempt.context.trace_id, attempt.parent.span_id) == (writer.trace_id, writer.span_id)
 
 
 def named(spans: Spans, name: str) -> list[ReadableSpan]:

@@ -7,6 +7,7 @@ import pytest
 import mongoz
 from dispatcher.pace.limit import Limit, LimitsByName, Place
 from dispatcher.parking.limited_lanes import LimitedLanes
+from mongoz.core.signals import post_save, pre_save
 from mongoz.signals.options import Options, Rate, options_of
 from mongoz.signals.receivers import Receiver
 from tests.support import eventually
@@ -26,7 +27,28 @@ def test_a_rate_is_a_number_and_a_period(text, rate, seconds):
     assert (options.delivery, options.is_limited) == ("dispatcher", True)
 
 
-WRONG_RATES = ["", "5", "0/s", "-1/s", "1.5/s", "5/m", "5/week", "5 / s", "/s", 5, "5/s\n", "05/s"]
+WRONG_RATES = [
+    "",
+    "5",
+    "0/s",
+    "-1/s",
+    "100/parsec",
+    "5/",
+    "s/5",
+    "5/s/s",
+    "5/min ",
+    "\N{ARABIC-INDIC DIGIT FIVE}/s",
+    0,
+    (5, "s"),
+    "1.5/s",
+    "5/m",
+    "5/week",
+    "5 / s",
+    "/s",
+    5,
+    "5/s\n",
+    "05/s",
+]
 
 
 @pytest.mark.parametrize("rate", WRONG_RATES)
@@ -35,10 +57,43 @@ def test_a_wrong_rate_is_an_error_that_shows_a_right_one(rate):
         checked(rate=rate)
 
 
-@pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "5"])
+@pytest.mark.parametrize("concurrency", [0, -1, 1.5, True, "5", float("inf"), []])
 def test_concurrency_is_a_positive_integer(concurrency):
-    with pytest.raises(mongoz.SignalError, match="must be an integer of at least 1"):
+    with pytest.raises(mongoz.SignalError, match="of receiver hook must be an integer of at least 1"):
         checked(concurrency=concurrency)
+
+
+LIMITS = [{"concurrency": 5}, {"rate": "5/s"}, {"batch": mongoz.Batch()}]
+
+
+@pytest.mark.parametrize("given", LIMITS)
+@pytest.mark.parametrize("signal", ["pre_save", "pre_update", "pre_delete", None])
+def test_limits_and_batches_are_for_post_signals(given, signal):
+    (option,) = given
+    with pytest.raises(mongoz.SignalError, match=rf"{option}= is for post_\* signals; .* runs in process only"):
+        options_of(given, signal=signal, label="receiver hook")
+
+
+@pytest.mark.parametrize("given", LIMITS)
+def test_a_refused_receiver_is_not_connected(given):
+    class Item(mongoz.Document):
+        name: str = mongoz.String()
+
+        class Meta:
+            abstract = True
+
+    async def hook(sender, **kwargs): ...
+
+    with pytest.raises(mongoz.SignalError, match="is for post_"):
+        pre_save(Item, **given)(hook)
+    with pytest.raises(mongoz.SignalError, match="is for post_"):
+        Item.signals.pre_delete.connect(hook, **given)
+    with pytest.raises(mongoz.SignalError, match="a custom signal runs in process only"):
+        mongoz.Signal().connect(hook, **given)
+    with pytest.raises(mongoz.SignalError, match=r"contradicts|is for dispatchers"):
+        post_save(Item, delivery="process", **given)(hook)
+    for name in ("pre_save", "pre_delete", "post_save"):
+        assert getattr(Item.signals, name).receivers == ()
 
 
 @pytest.mark.parametrize(

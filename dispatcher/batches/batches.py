@@ -1,8 +1,8 @@
 """Gathers the deliveries of batch receivers, and runs their batches in the lanes.
 
 The deliverer takes a delivery out of its job, as it does for a delivery that waits for a claim: the lane of the
-document goes on to the next receiver and to the next change, and the job is finished when its parts are. A batch
-is an errand in the lanes with a key of its own, so it takes one of the places of this process.
+document goes on to the next receiver and to the next change. The job is finished when all its parts are finished.
+A batch is an errand in the lanes with a key of its own, so it takes one of the places of this process.
 
 A document is in one batch of a receiver at a time. If a delivery must wait for long, an errand in the lane of its
 document parks it, together with all later ones that have gathered behind it. So no later delivery overtakes it.

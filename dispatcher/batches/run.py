@@ -122,7 +122,7 @@ class BatchRun:
         await self._end(self)
 
     async def deliver_alone(self, held: HeldDelivery) -> Decision:
-        """Make one attempt at a batch that is a single delivery which waited in the database."""
+        """Make one attempt at a batch of one delivery, which waited in the database."""
         (one,) = self._gathered
         for failed in await self._attempt([one], held):
             if isinstance(failed.error, Limited):

@@ -389,7 +389,7 @@ class WaitingClaims:
         self._running.add(job)
         try:
             await self._stages.deliver(job)
-            if job.parts > 1:  # a batch receiver, which was not one when the process claimed
+            if job.parts > 1:  # since the claim, it has become a batch receiver
                 done = asyncio.get_running_loop().create_future()
                 job.when_ended(partial(done.set_result, None))
                 await self._capacity.until(done)

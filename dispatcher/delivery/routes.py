@@ -257,7 +257,7 @@ class Routes:
         return tuple(calls)
 
     def is_listed(self, namespace: Namespace, receiver: Receiver, ids: frozenset[bytes]) -> bool:
-        """Returns whether one of these ids, from stamps of the collection's documents, names a receiver."""
+        """Returns whether one of these ids names a receiver. The ids are from stamps in the collection."""
         return any(
             other.name == receiver.name and not stamped.isdisjoint(ids)
             for one in self._found.get(namespace) or self._find(namespace)

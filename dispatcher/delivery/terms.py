@@ -14,7 +14,7 @@ class Terms(NamedTuple):
 
     Attributes:
         timeout: the time limit of one attempt in seconds.
-        postponable: honour `RetryAfter`; otherwise it is a failure like any other.
+        postponable: `RetryAfter` postpones the delivery; otherwise it is a failure like any other.
     """
 
     retry: Retry
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
             first attempt.
         slow_after: seconds after which the log names a receiver as slow.
         once: make one attempt and keep no dead letter, regardless of the options of a receiver.
-        blocking: honour `on_failure="block"`; otherwise the delivery becomes a dead letter.
+        blocking: `on_failure="block"` blocks the document; otherwise the delivery becomes a dead letter.
         log_each: log each delivery, at level debug.
     """
 

@@ -11,7 +11,7 @@ from dispatcher.delivery.routes import Routes
 from mongoz.signals.receivers import Receiver
 
 Reason = Literal["", "ran", "muted", "fields", "where", "process"]
-"""Why a change does not go to a receiver. `""`: it does. `"process"`: no dispatcher may call the receiver."""
+"""The reason why a receiver does not get a change. `""`: it gets it. `"process"`: no dispatcher may call it."""
 
 
 class RoutingDecision(NamedTuple):

@@ -96,7 +96,9 @@ class TopicOrigin:
         self.since = max(watch.relay.since.values(), default="")
 
     def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
-        """Require that the relay publishes all changes of the watched collections since the position, and goes on.
+        """Require that the relay has published all changes of the watched collections since the position.
+
+        From now on, `watch` raises an error if the relay stops publishing one of them.
 
         Raises:
             TopicError: a collection is missing, or was added too late.
@@ -106,7 +108,7 @@ class TopicOrigin:
         self.watch.keep_covered(scope)
 
     def require_since(self, scope: Scope, begins: str) -> None:
-        """Require that the relay publishes all changes of the watched collections since a token.
+        """Require that the relay has published all changes of the watched collections since a token.
 
         Raises:
             TopicError: a collection is missing, or was added too late.
@@ -128,9 +130,9 @@ class TopicOrigin:
                 )
             elif since > begins:
                 yield TopicError(
-                    f"The relay publishes the changes of {name} to the topic {self.watch.topic!r} since "
+                    f"The relay publishes the changes of {name} to the topic {self.watch.topic!r} only since "
                     f"{token_time(since).as_datetime().isoformat()}, but this group has delivered the "
-                    f"changes until {token_time(begins).as_datetime().isoformat()} only.",
+                    f"changes only until {token_time(begins).as_datetime().isoformat()}.",
                     remedy="Let the dispatchers of this group deliver the changes until then without the new "
                     "collection, and start again. Or let the group read from change streams until then: "
                     "`dispatcher position switch`.",

@@ -140,7 +140,7 @@ class Polling:
             polled: the time of the last poll.
 
         Returns:
-            The time of the last poll, now.
+            The time of the last poll after this call.
         """
         self._run_commands()
         if self._may_poll.wait(_TICK):

@@ -2,8 +2,8 @@
 
 A receiver has the first word that applies:
 
-    down        no dispatcher is alive, or the state can't be read; or no live dispatcher has this receiver (but it
-                has dead letters), and no documents wait for it
+    down        no dispatcher is alive, or the state can't be read; or the receiver has dead letters, no live
+                dispatcher has it, and no documents wait for it
     paused      it or everything is paused, and a live dispatcher has this receiver
     blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
     failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
@@ -23,8 +23,9 @@ reads from a topic, while the relay of this topic is not alive or has such a lag
 A relay is `down` under the same conditions, and `failing` while it can't use its topic. Otherwise it is `behind`,
 `delivering` or `idle`.
 
-Members report the last minute, and the age of the last results, as `recent`. A receiver is healthy a minute after
-its repair, when a delivery has succeeded, or when its dead letters are gone.
+Members report the last minute, and the age of the last results, as `recent`. A repaired receiver is
+`failing` for at most a minute. But if its last delivery failed for good, it is `failing` until a delivery
+succeeds, or until its dead letters are gone.
 """
 
 from collections import defaultdict

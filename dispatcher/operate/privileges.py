@@ -9,7 +9,7 @@ the dispatcher can't read the changes that the topic has lost.
     serverStatus            on the deployment: how far back the oplog reaches
     collStats               on local.oplog.rs: how full the oplog is (collStats does not show its entries)
     listCollections         on the databases of the documents: whether collections keep images
-    hostInfo                on the deployment: how many change streams its CPU bears; not with `--kafka`
+    hostInfo                on the deployment: how many change streams its CPU can run; not with `--kafka`
     getClusterParameter     on the deployment: how long images are kept
 
 To claim receivers (see `mongoz/claims/beats.py`), the user of the application needs in the state database:
@@ -77,7 +77,7 @@ def needed(scope: Scope, state_database: str, *, streams: bool = True) -> list[R
 def useful_to_run(scope: Scope, *, streams: bool) -> list[Right]:
     """The optional privileges of a dispatcher. `streams` has the same meaning as in `needed`."""
     changes = Right(scope.database or "", "", ("changeStream",), "to read changes that a topic has lost")
-    cores = Right(None, "", ("hostInfo",), "to tell how many change streams its CPU bears")
+    cores = Right(None, "", ("hostInfo",), "to tell how many change streams its CPU can run")
     return [cores if streams else changes, *useful(scope)]
 
 

@@ -348,7 +348,7 @@ class ClaimsStatus:
         released: the number of claims in these books that the processes left to the dispatchers.
         waiting: the number of deliveries that wait for writing processes in the memory of dispatchers.
         parked: the number of documents with deliveries that wait for writing processes in the database.
-        oldest_seconds: how long ago the oldest write was committed whose deliveries wait; 0 if there is none.
+        oldest_seconds: the seconds since the commit of the oldest write whose deliveries wait; 0 without one.
         taken_over: the number of deliveries that the live dispatchers have taken over since their start.
         orphaned: the number of documents with parked deliveries to a receiver that no dispatcher has.
         books: the books that matter most: those that deliveries wait for, and those with open claims, come first.

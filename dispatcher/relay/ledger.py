@@ -74,7 +74,7 @@ class Span:
         records: their number.
         size: bytes of its records.
         is_end: whether the position may be at the end of the span.
-        reports: for each of its parts.
+        reports: one for each of its parts.
         left: the number of parts with unacknowledged records.
     """
 
@@ -94,7 +94,7 @@ class RecordLedger:
 
     Args:
         term: the term of the producer.
-        position: at which the term begins.
+        position: the position at which the term begins.
         fingerprint: the fingerprint of the stream that is read.
         figures: counts the acknowledged records.
 

@@ -7,7 +7,7 @@ from dispatcher.kafka.config import KafkaConfig
 from dispatcher.relay.ledger import Report
 from dispatcher.relay.records import Packed
 
-# Maximum bytes of a batch of records. If the topic has a lower limit, that one holds.
+# Maximum bytes of a batch of records. If the topic has a lower limit, that limit applies.
 _BATCH: Final = 1_000_000
 
 # The range of the client's own limit for a record.

@@ -45,7 +45,7 @@ _LOOK: Final = 1.0
 # Maximum bytes of a batch of records, if the broker does not tell it.
 _LARGEST: Final = 1_000_000
 
-# Seconds without an acknowledgement, while records are on their way, after which the relay has a problem.
+# If no acknowledgement comes for this many seconds while records are on their way, the relay has a problem.
 _SILENCE: Final = 10.0
 
 # Bytes of a megabyte in settings.

@@ -39,11 +39,12 @@ from dispatcher.stream.scope import scope_of
 # Seconds until the next attempt after an error.
 _AGAIN: Final = 5.0
 
-# Maximum number of documents that wait in the lanes at once, for one worker; and if they fill a batch.
+# Maximum number of documents that wait in the lanes at once, for each worker. To fill a larger batch, more
+# documents wait: up to `_MOST_IN_BATCH`.
 _MOST: Final = 100
 _MOST_IN_BATCH: Final = 500
 
-# Seconds until the next batches begin, if deliveries still wait for a batch after the ones before.
+# Seconds between two orders to begin batches, while deliveries still wait for a batch.
 _CLOSE_AGAIN: Final = 1.0
 
 
@@ -207,7 +208,7 @@ class LiveBackfill:
         """Wait for deliveries that are in batches. No further delivery joins these batches."""
         while not all(one.done() for one in finished):
             self._batches.close(work.batches)
-            timeout = _CLOSE_AGAIN if work.batches else None  # some wait behind batches with their documents
+            timeout = _CLOSE_AGAIN if work.batches else None  # some wait behind another batch
             await asyncio.wait(finished, timeout=timeout)
 
     async def _deliver(

@@ -172,7 +172,7 @@ def _source_of(place: Workplace, routes: Routes, begin: str) -> Source:
 
 
 def _covers(topic: TopicLog, scope: Scope, begin: str) -> bool:
-    """Returns whether the relay publishes all changes of the watched collections since a token."""
+    """Returns whether the relay has published all changes of the watched collections since a token."""
     try:
         TopicOrigin(topic.watch).require_since(scope, begin)
     except TopicError as error:

@@ -35,8 +35,8 @@ _ENDS_ALL: Final = frozenset(
 )
 """Exit codes of errors that a restart of one process does not repair."""
 
-# Seconds that the supervisor waits for a process beyond the time limit of the process for an orderly end. The
-# supervisor gets as many seconds more for its own end.
+# A process has a time limit for an orderly end. The supervisor waits this many seconds longer, and then has the
+# same number of seconds for its own end.
 _SPARE: Final = 2.0
 
 

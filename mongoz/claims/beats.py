@@ -75,9 +75,9 @@ class BeatPause(NamedTuple):
     """The limits of the time until the next beat, in seconds.
 
     Attributes:
-        least: counted from the start of the last beat: no beat comes earlier.
-        settled: counted from news: the beat waits this long, because more news often follows at once.
-        most: counted from the start of the last beat: without news, the beat comes then.
+        least: no beat comes earlier than this after the start of the last beat.
+        settled: after news, the beat waits this long, because more news often follows at once.
+        most: without news, the beat comes this long after the start of the last beat.
     """
 
     least: float
@@ -154,7 +154,7 @@ class BookRecorder:
         with pymongo.timeout(seconds / 3):
             try:
                 refusal = self._look_at_dispatchers()
-                if refusal is not None:  # noted before the book pauses, so that unclaimed writes count under it
+                if refusal is not None:  # noted before the book pauses, so unclaimed writes count for this reason
                     claims.note_attempt(refusal)
                     if self._book is None:
                         return pause_after(seconds, is_waiting=False)
@@ -188,7 +188,7 @@ class BookRecorder:
         """Record the end of the last book, and close the client."""
         if self._book is not None:
             self._book.end()
-            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # after an error, the timeout shows the end
+            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # otherwise the end shows at the timeout
                 self._write_end(self._book)
         if self._client is not None:
             self._client.close()

@@ -64,7 +64,7 @@ class BeatWait:
         Returns:
             Maximum seconds of the next step; 0 or less if there is nothing to wait for.
         """
-        with self._lock:  # a beat that is acknowledged meanwhile ends the outage afterwards
+        with self._lock:  # `end_outage` waits for this block
             if is_valid():
                 return 0.0
             at = now()

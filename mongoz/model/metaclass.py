@@ -103,7 +103,7 @@ class FieldsMetaclass(PydanticMetaclass):
 
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            # Pydantic rebuilds the class, or an application sets its __init__. A class of parts is being made.
+            # Pydantic rebuilds the class, or an application sets its __init__. Making a class of parts is neither.
             if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 

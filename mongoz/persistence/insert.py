@@ -98,7 +98,7 @@ def mark_inserted(instance: Model, row: dict[str, Any], other_collection: Collec
         row: the row without a stamp.
         other_collection: the collection, unless it is the document's own.
     """
-    if instance.id is None:  # an id that the application set stays: the stored one may be of another type
+    if instance.id is None:  # keep an id of the application, because the stored id may have another type
         instance.__dict__["id"] = row["_id"]
     remember(instance, row, other_collection)
 

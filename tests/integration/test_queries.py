@@ -264,7 +264,7 @@ async def test_limit_and_skip_apply_to_every_terminal(User: Any) -> None:
     assert await ordered.skip(1).limit(2).count() == 2
     assert await ordered.skip(3).count() == 1
     assert (await ordered.skip(2).first()).name == "Cyd"
-    assert (await ordered.skip(3).get()).name == "Dan", "get honours skip"
+    assert (await ordered.skip(3).get()).name == "Dan", "get respects skip"
     assert await ordered.skip(4).get_or_none() is None
     assert not await ordered.skip(4).exists()
     for builder in (ordered.limit, ordered.skip):

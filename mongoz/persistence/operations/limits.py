@@ -96,7 +96,7 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
 
 
 def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The condition that the checks hold for `it`: the resulting number, or the length of the resulting list."""
+    """A condition that is true if `it` passes the checks. `it` is the resulting number or length of a list."""
     present: Any = f"${operation.path}"
     if operation.operator == "$inc":
         now: Any = {"$ifNull": [present, 0]}
@@ -107,7 +107,7 @@ def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, 
         fits = {"$isArray": [now]}
         after = _length(operation, now)
     within = {"$let": {"vars": {"it": after}, "in": {"$and": checks}}}
-    # With a present value of another type the condition holds: the server itself refuses the operation.
+    # With a present value of another type the condition is true: the server itself refuses the operation.
     return {"$expr": {"$cond": [fits, within, True]}}
 
 

@@ -43,8 +43,8 @@ class FieldPlace:
         model: the innermost model, whose settings apply.
         attribute: the attribute of that model, if the value is one of its fields.
         is_required: a model requires a value.
-        is_checked: the rules of the value are not all: a validator method of the field applies too, or a rule or a
-            validator of a container.
+        is_checked: further rules apply to the value: those of a validator method of the field, or of a list or
+            mapping around the value.
         is_item: the place is in a list.
         incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
             document does not exist, an operator would create it without these fields.

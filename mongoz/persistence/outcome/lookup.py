@@ -156,7 +156,7 @@ async def was_absent(target: WriteTarget, id_: Any, since: float) -> bool:
 
 
 def durable_collection(target: WriteTarget) -> Any:
-    """`WriteTarget.raw_collection` for reads from the current primary, of data that no rollback can undo."""
+    """`raw_collection` of a target, for reads from the current primary. No rollback can undo the read data."""
     return target.raw_collection.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )

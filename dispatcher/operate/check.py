@@ -186,8 +186,7 @@ class _Checks(NamedTuple):
     def _stream(self, saved: SavedPositions, oplog: Oplog | None) -> Iterator[Finding]:
         """The position of a group that reads from change streams."""
         if oplog is not None:
-            short = [*self._short_records("oplog", "error", oplog.window)] if self._transactional else []
-            yield from short or [of_oplog(oplog)]
+            yield from [*self._short_records("oplog", "error", oplog.window)] or [of_oplog(oplog)]
         scope, client = scope_of(self.routes), self.state.client
         other = self._other_source(saved, StreamOrigin(partial(token_of_now, client, scope, self.state.address)))
         oldest = _oldest(saved)
@@ -208,21 +207,29 @@ class _Checks(NamedTuple):
         return None
 
     def _short_records(self, place: str, level: Level, kept: float) -> Iterator[Finding]:
-        """A finding if records of transactional deliveries are deleted earlier than the changes they belong to.
+        """A finding if records in the state are deleted earlier than the changes they belong to.
 
         Args:
+            level: of the finding if the records are those of transactional deliveries.
             kept: seconds that the changes are kept.
         """
         retention = self.settings.delivery_retention * _SECONDS_PER_DAY
-        if kept > retention:
+        records = "records of transactional deliveries"
+        if not self._transactional:
+            level, records = "warning", "claims of processes that have ended"
+        if kept > retention and (self._transactional or self._claims):
             holds = "for ever" if kept == float("inf") else f"for {duration(kept)}"
             yield Finding(
                 level,
                 place,
-                f"The {place} keeps changes {holds}, but records of transactional deliveries are kept for "
+                f"The {place} keeps changes {holds}, but {records} are kept for "
                 f"{duration(retention)} only: changes that are read again later would be delivered twice",
                 "Keep the records longer with --delivery-retention.",
             )
+
+    @property
+    def _claims(self) -> bool:
+        return self.registry.claims is not None and bool(self.registry.claimable_receivers())
 
     @property
     def _transactional(self) -> bool:

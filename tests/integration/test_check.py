@@ -179,6 +179,22 @@ async def test_a_retention_shorter_than_the_oplog_is_named(dispatched, database,
     assert "--delivery-retention" in found.remedy
 
 
+@pytest.mark.parametrize(("delivery", "level"), [("any", "warning"), ("dispatcher", "ok")])
+async def test_claims_that_are_kept_for_a_shorter_time_than_the_oplog_are_named(
+    dispatched, database, foreign, look, monkeypatch, delivery, level
+):
+    """A claim whose book is deleted is taken over, although its process has finished it."""
+    user = make_user(dispatched, database, connects=())
+
+    async def index(sender: Any, **kwargs: Any) -> None: ...
+
+    user.meta.signals.post_save.connect(index, name="index", delivery=delivery)
+    monkeypatch.setattr("dispatcher.operate.check._SECONDS_PER_DAY", 1.0)
+    monkeypatch.setattr("dispatcher.core.oplog.Oplog.window", property(lambda self: 86_400.0))
+    (found,) = about(await look(), "oplog")
+    assert (found.level, "claims of processes that have ended" in found.text) == (level, level == "warning")
+
+
 async def test_different_clocks_are_named(dispatched, database, look, monkeypatch):
     make_user(dispatched, database)
     monkeypatch.setattr("dispatcher.core.oplog.time", lambda: 1_000.0)

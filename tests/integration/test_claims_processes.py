@@ -134,6 +134,8 @@ ENDS = {
     "sys.exit": "asyncio.run(write()); sys.exit(3)",
     "an exception": "asyncio.run(write()); raise ZeroDivisionError",
     "an interrupt": """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets background processes ignore the signal
+
 async def interrupted():
     await write()
     signal.raise_signal(signal.SIGINT)

@@ -82,6 +82,16 @@ async def relaying(
         await running.stop()
 
 
+async def compact(servers: str, topic: str) -> None:
+    """Let the brokers compact a topic."""
+    from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
+
+    entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+    await asyncio.wrap_future(admin.incremental_alter_configs([resource])[resource])
+
+
 class RelayProcess(Daemon):
     """`dispatcher relay` as a process."""
 

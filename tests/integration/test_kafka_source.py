@@ -27,6 +27,7 @@ from dispatcher.settings import MOST_PARTITIONS
 from mongoz.core.signals import post_delete, post_save
 from mongoz.stamps import Call, Stamp, key_hash
 from tests.integration.deliveries import State, make_account
+from tests.integration.relaying import compact
 from tests.kafka.server import KafkaServer
 from tests.list_source import ListSource, event
 from tests.support import PATIENCE, dispatching, eventually, eventually_sync, settings_for
@@ -527,3 +528,22 @@ async def test_a_compacted_topic_is_refused(account, dispatched, kafka_server, c
     with pytest.raises(TopicError, match="is compacted"):
         async with reading(dispatched, publisher):
             pass
+
+
+async def test_a_topic_that_is_compacted_while_a_dispatcher_runs_ends_the_dispatcher(
+    account, dispatched, kafka_server, client, database, got
+):
+    publisher = Publisher(kafka_server.address, f"{database}.accounts")
+    publisher.create()
+    await publisher.begin(state_module.State(client, f"{database}_state"))
+
+    async def run() -> None:
+        async with reading(dispatched, publisher) as running:
+            publisher.insert(id_of(1))
+            await eventually(lambda: got, what="it delivers")
+            await compact(publisher.address, publisher.topic)
+            await asyncio.wait_for(running.task, PATIENCE)
+
+    with pytest.raises(TopicError, match="is compacted") as caught:
+        await run()
+    assert "cleanup.policy=delete" in caught.value.remedy

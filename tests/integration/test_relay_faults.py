@@ -13,12 +13,14 @@ from dispatcher.kafka.config import load_config
 from dispatcher.kafka.envelope import RecordKind, large_event_in
 from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.topics import read_topic
+from mongoz.core.signals import post_update
+from tests.integration.deliveries import IMAGES, make_account
 from tests.integration.relaying import accepted, last_token, relaying, saved_state
 from tests.kafka import server as kafka
 from tests.kafka.proxy import kafka_proxied
 from tests.kafka.security import secured
 from tests.kafka.server import KafkaServer
-from tests.support import free_port
+from tests.support import dispatching, eventually, free_port
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
@@ -70,6 +72,39 @@ async def test_an_event_that_does_not_fit_into_a_record_is_a_file(
         sizes.append(len(event) // 1_000_000)
     assert sorted(sizes) == [1, 3]
     assert len(accepted(servers, f"mongoz.{name}")) == len(texts)
+
+
+@pytest.mark.slow
+async def test_an_event_of_20_mb_is_delivered_over_a_topic_that_takes_1_mb(
+    dispatched, foreign, client, database, name, kafka_server: KafkaServer
+) -> None:
+    size = 10_000_000
+    account = make_account(dispatched, database, longest=size)
+    got: list[tuple[str, int | None]] = []
+
+    @post_update(account, name="changed")
+    async def changed(sender: Any, instance: Any, delivery: Any, **kwargs: Any) -> None:
+        got.append((delivery.image, len(instance.name) if delivery.image != "key" else None))
+
+    accounts = foreign.create_collection("accounts", **IMAGES)
+    id_ = accounts.insert_one({"name": "a" * size}).inserted_id
+    async with (
+        relaying(dispatched, kafka_server.address, name) as relay,
+        dispatching(dispatched, kafka=kafka_server.address, kafka_topic=f"mongoz.{name}"),
+    ):
+        for letter in "bc":  # with both images, each event has 20 MB
+            accounts.update_one({"_id": id_}, {"$set": {"name": letter * size}})
+        await relay.published(await last_token(foreign, client, database))
+        await eventually(lambda: len(got) == 2, what="the events are delivered")
+    assert got[0][0] in ("post", "current")  # a server that can't split the event sends it without images
+    assert {length for _, length in got} == {size}
+    large = [
+        one for one in accepted(kafka_server.address, f"mongoz.{name}") if one.envelope.kind is RecordKind.LARGE
+    ]
+    files = LargeEvents(State(client, f"{database}_state"), f"mongoz.{name}")
+    for one in large:
+        assert await files.read(large_event_in(one.envelope)) is not None
+    assert len(large) == 2
 
 
 async def test_a_deleted_topic_is_lost_history(

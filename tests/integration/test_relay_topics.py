@@ -17,6 +17,7 @@ from dispatcher.kafka.topics import create_topic, read_topic
 from dispatcher.relay import term
 from tests.integration.relaying import (
     accepted,
+    compact,
     eventually_or_failed,
     last_token,
     relaying,
@@ -48,15 +49,6 @@ async def delete(servers: str, topic: str) -> None:
     async with asyncio.timeout(PATIENCE):
         while await read_topic(looking, topic) is not None:
             await asyncio.sleep(0.02)
-
-
-async def compact(servers: str, topic: str) -> None:
-    from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
-
-    entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
-    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
-    admin = AdminClient({"bootstrap.servers": servers})
-    await asyncio.wrap_future(admin.incremental_alter_configs([resource])[resource])
 
 
 class Writes:

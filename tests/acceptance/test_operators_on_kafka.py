@@ -14,16 +14,9 @@ from tests.conftest import EmbeddedBroker
 from tests.support import Daemon, eventually_sync
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-from tests.integration.relaying import relay_name
+from tests.integration.relaying import RelayProcess, relay_name
 
 __all__ = ["broken", "environment"]
-
-
-class Relay(Daemon):
-    """`dispatcher relay` as a process."""
-
-    command = "relay"
-    started = "relay.term"
 
 
 @pytest.fixture
@@ -31,9 +24,9 @@ def worker(environment, broker: EmbeddedBroker, foreign, tmp_path: Path) -> Iter
     """A dispatcher that reads from the topic of a relay."""
     name, kafka = relay_name(), {"DISPATCHER_KAFKA": broker.address}
     foreign.create_collection("orders")
-    relay = Relay(APP, "--name", name, "--partitions", "2", cwd=tmp_path, **environment, **kafka)
+    relay = RelayProcess(APP, "--name", name, "--partitions", "2", cwd=tmp_path, **environment, **kafka)
     try:
-        relay.wait_started()
+        eventually_sync(lambda: relay.lines("relay.term"), what="the relay publishes")
         topic = f"mongoz.{name}"
         running = Daemon(
             APP, "--kafka-topic", topic, "--save-interval", "0.1", cwd=tmp_path, **environment, **kafka

@@ -2,6 +2,7 @@
 
 import os
 from datetime import datetime
+from typing import Any
 
 import mongoz
 
@@ -24,9 +25,9 @@ class ShopDocument(mongoz.Document):
 class KeyedDocument(ShopDocument):
     """A document with a chosen text as `_id`, so that writing it twice makes one document."""
 
-    id: str = mongoz.String(alias="_id")  # type: ignore[assignment]  # instead of an ObjectId
+    id: Any = mongoz.String(alias="_id")  # instead of an ObjectId
 
-    class Meta:
+    class Meta(ShopDocument.Meta):
         abstract = True
 
 
@@ -59,7 +60,7 @@ class Stock(KeyedDocument):
     # The latest deliveries that changed the level. See receivers.take_from_stock.
     applied: list[str] = mongoz.Array(str, default=list)
 
-    class Meta:
+    class Meta(KeyedDocument.Meta):
         collection = "stock"
 
 
@@ -69,7 +70,7 @@ class Mail(KeyedDocument):
     to: str = mongoz.Email()
     subject: str = mongoz.String()
 
-    class Meta:
+    class Meta(KeyedDocument.Meta):
         collection = "outbox"
 
 
@@ -82,5 +83,5 @@ class AuditEntry(KeyedDocument):
     fields: list[str] = mongoz.Array(str, default=list)
     at: datetime = mongoz.DateTime(null=True)
 
-    class Meta:
+    class Meta(KeyedDocument.Meta):
         collection = "audit_trail"

@@ -40,7 +40,7 @@ async def take_from_stock(
     """
     if not created:
         return
-    await Stock.get_collection()._collection.update_one(
+    await Stock.get_collection().driver_collection.update_one(
         {"_id": instance.product, "applied": {"$ne": delivery.id}},
         {
             "$inc": {"level": -instance.quantity},

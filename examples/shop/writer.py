@@ -205,7 +205,7 @@ class Client:
 def fill_stock(stock: Collection[Row]) -> None:
     """Insert the products that are missing."""
     for product in PRODUCTS:
-        values = {"stocked": STOCKED, "level": STOCKED, "applied": []}
+        values: Row = {"stocked": STOCKED, "level": STOCKED, "applied": []}
         stock.update_one({"_id": product}, {"$setOnInsert": values}, upsert=True)
 
 
@@ -248,9 +248,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+
+    def stop_soon(*_: object) -> None:
         # In a thread: the main thread may hold the lock of the event when the signal arrives.
-        signal.signal(number, lambda *_: threading.Thread(target=stop.set, daemon=True).start())
+        threading.Thread(target=stop.set, daemon=True).start()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_soon)
     try:
         with MongoClient[Row](options.url, serverSelectionTimeoutMS=10_000) as mongo:
             shop = mongo["shop"]

@@ -1,32 +1,40 @@
 """`Nullable`: the annotation of nullable fields that type checkers accept in expressions."""
 
-from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Optional, Protocol, TypeVar, overload
 
-__all__ = ["Nullable"]
+__all__ = ["Nullable", "StandsFor"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class StandsFor(Protocol[T_co]):
+    """For type checkers: what a field accepts besides its own type, as a reference accepts a document."""
+
+    def __stands_for__(self) -> T_co: ...
 
 
 class Nullable(Generic[T]):
     """`Nullable[int]` is `int | None`, and type checkers accept `User.age > 3`.
 
     Type checkers take `User.age` for the value of an instance. With `age: int | None`, they refuse to compare it,
-    since None has no order.
+    since None has no order. With `Nullable[ObjectId]`, they accept a document for a reference.
 
     Examples:
         >>> class User(mongoz.Document):
         ...     age: mongoz.Nullable[int] = mongoz.Integer(null=True)
+        ...     team: mongoz.Nullable[mongoz.ObjectId] = mongoz.ForeignKey("Team", null=True)
         >>> await User.query(User.age > 3)
     """
 
     if TYPE_CHECKING:
 
         @overload
-        def __get__(self, instance: None, owner: Any) -> Any: ...
+        def __get__(self, instance: None, owner: Any) -> T | Any: ...
         @overload
         def __get__(self, instance: object, owner: Any) -> T | None: ...
         def __get__(self, instance: object, owner: Any) -> Any: ...
-        def __set__(self, instance: object, value: T | None) -> None: ...
+        def __set__(self, instance: object, value: T | StandsFor[T] | None) -> None: ...
 
     else:
 

@@ -1,6 +1,6 @@
 """`mongoz.ObjectId`: a value, an annotation and a field declaration in one."""
 
-from typing import TYPE_CHECKING, Any, Final, Protocol, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import bson
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -8,19 +8,11 @@ from pydantic_core import CoreSchema
 
 from mongoz.exceptions import InvalidObjectIdError
 from mongoz.fields.json_forms import bson_schema
+from mongoz.fields.nullable import StandsFor
 
 __all__ = ["ObjectId", "parse_object_id"]
 
 _NO_OPTIONS: Final[dict[str, Any]] = {}
-
-
-class _Referable(Protocol):
-    """An instance of a document, for type checkers."""
-
-    @classmethod
-    def get_instance_name(cls) -> str: ...
-
-    async def refresh(self, session: Any = None) -> Any: ...
 
 
 class ObjectId(bson.ObjectId):
@@ -57,7 +49,7 @@ class ObjectId(bson.ObjectId):
         @overload
         def __get__(self, instance: object, owner: Any) -> "ObjectId": ...
         def __get__(self, instance: object, owner: Any) -> Any: ...
-        def __set__(self, instance: object, value: "ObjectId | _Referable") -> None: ...
+        def __set__(self, instance: object, value: "ObjectId | StandsFor[ObjectId]") -> None: ...
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -72,6 +72,8 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
         # For type checkers only: at run time pydantic would call it for every loaded row.
         def __init__(self, **values: Any) -> None: ...
 
+        def __stands_for__(self) -> ObjectId: ...  # see mongoz.fields.nullable
+
     if not TYPE_CHECKING:  # else type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> Any:

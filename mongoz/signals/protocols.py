@@ -5,7 +5,7 @@
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from mongoz.signals.receivers import Delivery
+from mongoz.signals.receivers import BatchEvent, Delivery
 
 __all__ = [
     "ConnectedReceiver",
@@ -49,7 +49,7 @@ class SavedReceiver(Protocol[D_contra, R_co]):
         created: bool,
         previous: D_contra | None,
         delivery: Delivery,
-        batch: Any,
+        batch: list[BatchEvent],
         **kwargs: Any,
     ) -> Awaitable[R_co]: ...
 
@@ -73,7 +73,7 @@ class UpdatedReceiver(Protocol[D_contra, R_co]):
         update_fields: frozenset[str],
         previous: D_contra | None,
         delivery: Delivery,
-        batch: Any,
+        batch: list[BatchEvent],
         **kwargs: Any,
     ) -> Awaitable[R_co]: ...
 
@@ -88,5 +88,11 @@ class DeletedReceiver(Protocol[D_contra, R_co]):
     """A receiver of `post_delete`."""
 
     def __call__(
-        self, sender: type[D_contra], *, instance: D_contra, delivery: Delivery, batch: Any, **kwargs: Any
+        self,
+        sender: type[D_contra],
+        *,
+        instance: D_contra,
+        delivery: Delivery,
+        batch: list[BatchEvent],
+        **kwargs: Any,
     ) -> Awaitable[R_co]: ...

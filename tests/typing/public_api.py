@@ -48,6 +48,7 @@ class User(Document):
     friend: mongoz.ObjectId = mongoz.ObjectId()
     boss: mongoz.ObjectId | None = fields.NullableObjectId()
     team: mongoz.ObjectId = fields.ForeignKey("Team", null=True)
+    club: mongoz.Nullable[mongoz.ObjectId] = mongoz.ForeignKey("Team", null=True)
     kind: str = mongoz.String(choices=[("a", "A"), ("b", "B")])
     height: mongoz.Nullable[int] = mongoz.Integer(null=True)
     home: mongoz.Nullable[Address] = mongoz.Embed(Address, null=True)
@@ -68,6 +69,11 @@ class Child(User):
 
 class Purchase(Document):
     buyer: mongoz.ObjectId = mongoz.ForeignKey(User)
+
+
+class Team(Document):
+    id: Any = mongoz.String(alias="_id")
+    name: str = mongoz.String()
 
 
 def the_fields_have_their_python_types(user: User) -> None:
@@ -95,6 +101,7 @@ def the_fields_have_their_python_types(user: User) -> None:
     assert_type(user.id, mongoz.ObjectId | None)
     assert_type(user.height, int | None)
     assert_type(user.home, Address | None)
+    assert_type(user.club, mongoz.ObjectId | None)
 
 
 def the_factories_return_the_types_of_the_values() -> None:
@@ -186,6 +193,7 @@ async def expressions() -> None:
 
 async def nullable_fields(user: User) -> None:
     await User.query((User.height > 3) & (User.home.city == "Bonn"), User.height == None)  # noqa: E711
+    await User.query(mongoz.Q.gt(User.email, "b"), User.email == "b", User.email == None)  # noqa: E711
     await User.objects.sort(User.height, -1)
     User(height=None, home=Address(city="Bonn"))
     user.height = 5
@@ -196,6 +204,14 @@ async def references(user: User, purchase: Purchase) -> None:
     assert_type(purchase.buyer, mongoz.ObjectId)
     purchase.buyer = user
     await Purchase.query(Purchase.buyer == user)
+
+
+async def nullable_references(user: User, team: Team) -> None:
+    await User(club=team).create()
+    User(club=None, boss=None)
+    user.club = team
+    user.club = mongoz.ObjectId()
+    await User.query((User.club == team) | (User.club == None))  # noqa: E711
 
 
 async def writing(user: User, child: Child) -> None:
@@ -249,6 +265,11 @@ async def note(
     sender: type[User], instance: User, delivery: mongoz.Delivery, previous: User | None, **kwargs: Any
 ) -> str:
     return delivery.id
+
+
+@post_save(User, batch=mongoz.Batch(size=10))
+async def index(sender: type[User], batch: list[mongoz.BatchEvent], **kwargs: Any) -> None:
+    assert_type(batch[0].delivery, mongoz.Delivery)
 
 
 @post_delete([User, Purchase])

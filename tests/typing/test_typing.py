@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(400)  # the limit of a first run on a busy mach
 
 HERE = Path(__file__).parent
 RIGHT, WRONG = HERE / "public_api.py", HERE / "wrong_uses.py"
+CHECKED = (RIGHT, WRONG, *sorted((ROOT / "examples" / "shop").glob("*.py")))
 
 Found = dict[tuple[str, int], str]
 """(file name, line) -> what the checker says about it."""
@@ -28,7 +29,7 @@ def mypy(scratch: Path, *, plugins: str = "") -> Found:
     config = scratch / "mypy.ini"
     config.write_text(f"[mypy]\nstrict = true\nplugins = {plugins}\n")
     cache = ROOT / ".mypy_cache" / f"public_api_{plugins}"  # kept, because a run without a cache takes a minute
-    output = run("mypy", "--config-file", str(config), "--cache-dir", str(cache), str(RIGHT), str(WRONG))
+    output = run("mypy", "--config-file", str(config), "--cache-dir", str(cache), *map(str, CHECKED))
     lines = [re.fullmatch(r".*?(\w+\.py):(\d+): error: (.*)", line) for line in output.splitlines()]
     return {(line[1], int(line[2])): line[3] for line in lines if line}
 
@@ -42,7 +43,7 @@ def mypy_with_pydantics_plugin(scratch: Path) -> Found:
 def pyright(scratch: Path) -> Found:
     """Pyright's strict mode."""
     config = scratch / "pyrightconfig.json"
-    config.write_text(json.dumps({"include": [str(RIGHT), str(WRONG)], "typeCheckingMode": "strict"}))
+    config.write_text(json.dumps({"include": [*map(str, CHECKED)], "typeCheckingMode": "strict"}))
     output = run("basedpyright", "--pythonpath", sys.executable, "--project", str(config), "--outputjson")
     found = [line for line in json.loads(output)["generalDiagnostics"] if line["severity"] == "error"]
     return {(Path(line["file"]).name, line["range"]["start"]["line"] + 1): line["message"] for line in found}
@@ -71,6 +72,11 @@ def test_right_uses_pass_and_wrong_ones_are_found(checker: Callable[[Path], Foun
     found = checker(tmp_path)
     assert {place: message for place, message in found.items() if place not in marked} == {}
     assert sorted(marked - found.keys()) == [], "not found"
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)
+def test_no_checked_file_silences_a_checker(path: Path) -> None:
+    assert re.search(r"#\s*(type|pyright|mypy|basedpyright):|\bcast\(", path.read_text()) is None
 
 
 def test_right_uses_also_run() -> None:

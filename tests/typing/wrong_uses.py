@@ -19,6 +19,8 @@ class Thing(mongoz.Document):
     part: Part = mongoz.Embed(Part)
     size: mongoz.Nullable[int] = mongoz.Integer(null=True)
     other: mongoz.ObjectId = fields.ForeignKey("Thing")
+    maybe: mongoz.Nullable[mongoz.ObjectId] = fields.ForeignKey("Thing", null=True)
+    box: mongoz.Nullable[Part] = mongoz.Embed(Part, null=True)
     wrong_type: int = mongoz.String()  # error
     wrong_part: Part = mongoz.Embed(mongoz.Registry)  # error
     unknown_argument: str = mongoz.String(max_lenght=5)  # error
@@ -39,6 +41,10 @@ async def using(thing: Thing) -> None:
     found: Part = await Thing.objects.get()  # error
     number: int = Thing.objects.count()  # error
     Thing.query("name")  # error
+    Thing.query(Thing.number > "five")  # error
+    Thing.query(Thing.number == "five")  # error
+    Thing.query(Thing.size > "five")  # error
+    Thing.query(Thing.box.unknown_name == "a")  # error
     Thing.objects.filter(Thing.name == "a")  # error
     Thing.objects.limit("5")  # error
     await Thing.create_many([Part(name="a")])  # error
@@ -54,6 +60,10 @@ async def using(thing: Thing) -> None:
     Thing(size="five")  # error
     Thing(part=thing)  # error
     Thing(other=5)  # error
+    Thing(maybe=5)  # error
+    Thing(maybe=Part(name="a"))  # error
+    Thing(size=thing)  # error
+    thing.maybe = 5  # error
     registry.transaction(max_commit_time="5")  # error
     with mongoz.context(amount=1.5):  # error
         await thing.save()
@@ -82,3 +92,19 @@ async def of_another_sender(sender: type[Another], **kwargs: Any) -> None: ...
 
 @post_update(Thing)  # error
 async def without_kwargs(sender: type[Thing], instance: Thing) -> None: ...
+
+
+@post_save(Thing)  # error
+async def of_wrong_created(sender: type[Thing], instance: Thing, created: str, **kwargs: Any) -> None: ...
+
+
+@post_save(Thing)  # error
+async def of_wrong_delivery(sender: type[Thing], delivery: str, **kwargs: Any) -> None: ...
+
+
+@post_update(Thing)  # error
+async def of_wrong_fields(sender: type[Thing], update_fields: list[str], **kwargs: Any) -> None: ...
+
+
+@post_save(Thing, batch=mongoz.Batch(size=10))  # error
+async def of_wrong_batch(sender: type[Thing], batch: list[Thing], **kwargs: Any) -> None: ...

@@ -78,6 +78,7 @@ class Invoker:
         self._lease = lease
         self._slow_after = policy.slow_after
         self._shortest = min(policy.timeout, policy.slow_after)
+        self._loop: asyncio.AbstractEventLoop | None = None
         # One check covers all deliveries: a timer per delivery would cost more than the delivery.
         self._running: dict[asyncio.Task[Any], _Running] = {}
         self._cancelled: Counter[asyncio.Task[Any]] = Counter()
@@ -121,7 +122,10 @@ class Invoker:
         capacity = self._capacity
         if capacity.cutting:
             raise Interrupted
-        task = asyncio.current_task()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        # Without the argument, Python 3.11 asks the system for the id of the process each time.
+        task = asyncio.current_task(self._loop)
         assert task is not None
         target = attempt.target
         run = target.run

@@ -41,7 +41,8 @@ class DocumentLookup:
 
         Slices keep memory small where documents are large.
         """
-        if not any(_lacks_document(change) for change in changes):
+        without = [change for change in changes if change.document is None]
+        if not any(_lacks_document(change) for change in without):
             yield changes
             return
         begin = 0

@@ -73,6 +73,16 @@ class Capacity:
         bounds = self._bounds
         return self.queued >= bounds.max_queued or (self.queued_bytes >= bounds.max_bytes and self.has_unfinished)
 
+    def has_room_for(self, count: int, size: int) -> bool:
+        """Returns whether the queue has room for some jobs.
+
+        Args:
+            count: the number of the jobs.
+            size: the bytes of their events.
+        """
+        bounds = self._bounds
+        return self.queued + count <= bounds.max_queued and self.queued_bytes + size <= bounds.max_bytes
+
     @property
     def has_unfinished(self) -> bool:
         """Returns whether a job is queued, or a delivery waits for a claim."""

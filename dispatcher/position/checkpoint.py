@@ -121,6 +121,15 @@ class Checkpoint:
         """Returns whether the position must move before the stream is read further."""
         return self.tracker.span >= _LONGEST_SPAN or self.tracker.weight >= _HEAVIEST_SPAN
 
+    def has_room_for(self, count: int, size: int) -> bool:
+        """Returns whether some changes can be read, and the position need not move first.
+
+        Args:
+            count: the number of the changes.
+            size: the bytes of their events. The token of an event is shorter than the event.
+        """
+        return self.tracker.span + count <= _LONGEST_SPAN and self.tracker.weight + size <= _HEAVIEST_SPAN
+
     @property
     def is_crowded(self) -> bool:
         """Returns whether the changes after the position have reached three quarters of one of the limits."""

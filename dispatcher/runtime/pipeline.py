@@ -186,16 +186,27 @@ class Pipeline:
         if self._parking.watched:
             wanted = [change for change, calls in routed if calls or change.origin is not None]
             await self._parking.look_up(wanted, self._routes.names_listening_to, self._is_queued)
+        has_room = self._has_room_for(changes)
         for change, calls in routed:
-            if self._capacity.full:
-                await self._capacity.room()
-            # If only delete markers and deferred changes are unfinished, don't wait: only a later event of the
-            # stream can finish them, so the wait would never end.
-            while self._checkpoint.is_far_ahead and self._capacity.has_unfinished:
-                await self._capacity.progress()
+            if not has_room:
+                await self._room()
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
+                has_room = False  # others may have taken it meanwhile
             self._intake.enter(change, calls)
+
+    def _has_room_for(self, changes: list[Change]) -> bool:
+        """Returns whether all of these changes may enter without a wait: the usual case, checked once for all."""
+        count, size = len(changes), sum([change.size for change in changes])
+        return self._capacity.has_room_for(count, size) and self._checkpoint.has_room_for(count, size)
+
+    async def _room(self) -> None:
+        """Wait until another change may enter."""
+        await self._capacity.room()
+        # If only delete markers and deferred changes are unfinished, don't wait: only a later event of the
+        # stream can finish them, so the wait would never end.
+        while self._checkpoint.is_far_ahead and self._capacity.has_unfinished:
+            await self._capacity.progress()
 
     def _is_queued(self, key: Hashable) -> bool:
         """Returns whether deliveries of a document are queued, or wait for a claim."""

@@ -95,7 +95,8 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     transaction = None
     if "txnNumber" in event and "lsid" in event:
         transaction = (raw_field(data, "lsid"), event["txnNumber"])
-    return Change(
+    return Change.__new__(  # `Change(...)` takes 100 ns longer
+        Change,
         id_["_data"] if len(id_) == 1 else token_of(id_),
         operation,
         (namespace.get("db", ""), namespace.get("coll", "")),

@@ -79,15 +79,15 @@ _GROUPS: Final[Mapping[tuple[str, str], Mapping[str, Callable[..., None]]]] = {
 }
 
 
-def _add(commands: Mapping[str, Callable[..., None]], to: typer.Typer) -> None:
+def _add(commands: Mapping[str, Callable[..., None]], to: typer.Typer, group: str = "") -> None:
     for name, function in commands.items():
-        to.command(name)(command(function))
+        to.command(name)(command(f"{group} {name}".strip(), function))
 
 
 _add(_COMMANDS, app)
 for (_name, _help), _commands in _GROUPS.items():
     app.add_typer(_group := typer.Typer(help=_help, no_args_is_help=True), name=_name)
-    _add(_commands, _group)
+    _add(_commands, _group, _name)
 
 
 def _version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 from dispatcher.cli.application import load_registries
 from dispatcher.cli.options import Apps, Import, Json, settings_of
 from dispatcher.cli.output import out, print_json
+from dispatcher.core.output.commands import completed
 from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.core.redaction import redacted
 from dispatcher.exceptions import ApplicationError, ExitCode
@@ -68,7 +69,8 @@ def check(
     if role:
         print(_role(load_registries(apps, imports), settings, relay=relay))  # noqa: T201 - mongosh reads the output: no line may wrap
         return
-    found = asyncio.run(_findings(apps, imports, settings, relay=relay))
+    raw = asyncio.run(_findings(apps, imports, settings, relay=relay))
+    found = [one._replace(remedy=completed(one.remedy)) for one in raw]
     if as_json:
         print_json([finding._asdict() for finding in found])
     else:

@@ -8,7 +8,10 @@ import typer
 from pydantic import SecretStr, ValidationError
 from typer.core import TyperGroup
 
+from dispatcher.cli.pasting import FLAGS, Completion
+from dispatcher.core.output.commands import completed, completing
 from dispatcher.core.redaction import escaped, redacted
+from dispatcher.exceptions import DispatcherError
 from dispatcher.settings import Settings
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
@@ -142,8 +145,12 @@ def fields_of(kind: type[Any], **annotations: Any) -> Flags:
     return Flags(kind, flags)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a function for typer: flags replace each parameter that is annotated with `Flags`."""
+def command(name: str, function: Callable[..., None]) -> Callable[..., None]:
+    """Make a function for typer: flags replace each parameter that is annotated with `Flags`.
+
+    Args:
+        name: the name of the command, with the name of its group.
+    """
     bundles: dict[str, Flags] = {}
     flags: list[Parameter] = []
     for one in signature(function).parameters.values():
@@ -151,13 +158,20 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         bundles.update((one.name, each) for each in found)
         flags += found[0].flags if found else [one.replace(kind=Parameter.KEYWORD_ONLY)]
 
-    def run(**values: Any) -> None:
+    def run(**given: Any) -> None:
+        values = dict(given)
         made = {
             name: bundle.make(**{flag.name: values.pop(flag.name) for flag in bundle.flags})
             for name, bundle in bundles.items()
         }
-        function(**values, **made)
+        with completing(Completion(given)):
+            try:
+                function(**values, **made)
+            except DispatcherError as error:
+                error.remedy = completed(error.remedy)
+                raise
 
+    FLAGS[name] = flags
     run.__doc__ = function.__doc__
     run.__signature__ = Signature(flags)  # type: ignore[attr-defined]  # typer reads it
     return run

@@ -11,7 +11,8 @@ import typer
 from dispatcher.cli.application import load_registry
 from dispatcher.cli.options import App, Import, Json, Yes, settings_of
 from dispatcher.cli.output import confirm, err, out, print_json
-from dispatcher.core.output.terminal import Grid
+from dispatcher.core.output.commands import completed
+from dispatcher.core.output.terminal import Grid, shown
 from dispatcher.exceptions import ExitCode
 from dispatcher.settings import Settings
 
@@ -205,7 +206,8 @@ def _work(
         if outcome.waiting:
             out.print(f"{outcome.waiting} deliveries are parked; the dispatchers make them later")
         if outcome.dead_letters:
-            out.print(f"{outcome.dead_letters} dead letters: `dispatcher dead-letters list` shows them")
+            listed = completed("`dispatcher dead-letters list` shows them")
+            out.print(shown(f"{outcome.dead_letters} dead letters: {listed}"))
         if not outcome.finished:
             out.print(f"the same command continues it, or --resume {outcome.run}")
     if outcome.failed or not outcome.finished:

@@ -61,20 +61,19 @@ async def note_receivers(group: Group, receivers: Iterable[Receiver]) -> NewRece
     return NewReceivers(tuple(sorted(new)), since.replace(tzinfo=UTC)) if new else None
 
 
-async def name_new_receivers(group: Group, receivers: Iterable[Receiver], application: str, version: str) -> None:
+async def name_new_receivers(group: Group, receivers: Iterable[Receiver], version: str) -> None:
     """Record the receivers of this process, and log the new ones with the command that delivers what they missed.
 
     Call this before the process claims a partition.
 
     Args:
-        application: the name of the application on the command line; empty if it has none.
         version: the version of the application that this process runs.
     """
     new = await note_receivers(group, receivers)
     if new is None:
         return
     until = None if _runs_another(await read_group(group), version) else await _finished_until(group)
-    command = await _command(group, new, application or "APP", until)
+    command = await _command(group, new, until)
     begin = "When the processes of the earlier version have ended, this" if until is None else "This"
     log.warning(
         "receivers are new: changes that the dispatchers finished before this start are not delivered to them",
@@ -97,13 +96,13 @@ async def _finished_until(group: Group) -> Timestamp | None:
     return max((token_time(max(one.token, one.until)) for one in positions if one.token is not None), default=None)
 
 
-async def _command(group: Group, new: NewReceivers, application: str, until: Timestamp | None) -> str:
+async def _command(group: Group, new: NewReceivers, until: Timestamp | None) -> str:
     """The command for the changes of the time in question, as far as the oplog reaches back."""
     since = new.since
     oplog = await look_at_oplog(group.state.client)
     if oplog is not None and oplog.begins > since.timestamp():
         since = datetime.fromtimestamp(min(oplog.begins + _MARGIN, oplog.ends), UTC)
-    arguments: list[Any] = ["dispatcher", "replay", application, "--missed"]
+    arguments: list[Any] = ["dispatcher", "replay", "APP", "--missed"]
     arguments += ["--since", since.strftime("%Y-%m-%dT%H:%M:%SZ")]
     if until is not None:
         arguments += ["--until", f"{until.time},{until.inc}"]

@@ -258,7 +258,7 @@ def _warn_of_missing_images(watched: Iterable[WatchedCollection], routes: Routes
             "the id only",
             action="collections.without_images",
             collections=names,
-            remedy="dispatcher setup APP",
+            remedy="Run `dispatcher setup APP`.",
         )
 
 

@@ -226,7 +226,7 @@ class Service:
             begins="now" if begun else "position",
             source="change streams" if origin.topic is None else str(origin.topic),
         )
-        name_new = partial(name_new_receivers, group, self.routes.receivers, self._application, version)
+        name_new = partial(name_new_receivers, group, self.routes.receivers, version)
         await self._clients.patiently(name_new)
         self._coordinator = Coordinator(
             store,

@@ -14,6 +14,7 @@ from typing import Any, Final
 import structlog
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
+from dispatcher.core.output.commands import completed
 from dispatcher.core.output.writer import replace_stream
 from dispatcher.core.redaction import escaped, names_a_secret, redacted, shortened
 
@@ -77,6 +78,7 @@ def configure_logging(log_format: str, level: str, *, process: str = "", termina
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _with_traceback,
+        _with_complete_commands,
         _described,
         *renderers,
     ]
@@ -133,6 +135,14 @@ def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any])
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
         event["exception"] = trace_of(error)
+    return event
+
+
+def _with_complete_commands(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    if isinstance(remedy := event.get("remedy"), str):
+        event["remedy"] = completed(remedy, elsewhere=True)
     return event
 
 

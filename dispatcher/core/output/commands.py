@@ -1,0 +1,36 @@
+"""Completes the commands in messages, so that they work when an operator pastes them into a shell.
+
+A message names a command between backquotes: `dispatcher setup APP`. The operator has named the application and
+the server on the command line of the running command. Only the command line knows how to repeat them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+Completer = Callable[[str, bool], str]
+"""Completes the commands in a text. The flag says whether the reader has another environment."""
+
+_completer: Final[ContextVar[Completer | None]] = ContextVar("completer", default=None)
+
+
+@contextmanager
+def completing(by: Completer) -> Iterator[None]:
+    """Complete the commands in messages inside of the block."""
+    before = _completer.set(by)
+    try:
+        yield
+    finally:
+        _completer.reset(before)
+
+
+def completed(text: str, *, elsewhere: bool = False) -> str:
+    """A text with complete commands, as far as the running command knows what they lack.
+
+    Args:
+        elsewhere: whether the reader may have another environment, such as the reader of a log. Then the commands
+            repeat the values of environment variables too.
+    """
+    complete = _completer.get()
+    return text if complete is None else complete(text, elsewhere)

@@ -2,7 +2,6 @@
 
 import re
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -16,7 +15,7 @@ _ORDERLY: Final = 20.0
 
 _SETTINGS: Final = (
     *("url", "deliver_everything", "connect_timeout", "state_database", "lease", "on_history_lost", "adopt"),
-    *("max_queued_mb", "batch_size", "grace", "save_interval", "idle_save_interval"),
+    *("kafka_config", "max_queued_mb", "batch_size", "grace", "save_interval", "idle_save_interval"),
     *("http", "log_format", "log_level"),
 )
 
@@ -44,15 +43,6 @@ def relay(
             envvar="DISPATCHER_KAFKA",
         ),
     ],
-    kafka_config: Annotated[
-        Path | None,
-        typer.Option(
-            "--kafka-config",
-            metavar="FILE",
-            help="A file with properties of librdkafka, such as those for TLS and passwords.",
-            envvar="DISPATCHER_KAFKA_CONFIG",
-        ),
-    ] = None,
     name: Annotated[
         str,
         typer.Option(
@@ -95,7 +85,7 @@ def relay(
 
     configure_logging(settings.log_format, settings.log_level)
     replace_stream("stdout", "{} lines were dropped: stdout could not be written\n".format)
-    config = load_config(kafka, kafka_config, settings.connect_timeout)
+    config = load_config(kafka, settings.kafka_config, settings.connect_timeout)
     from dispatcher.relay.service import RelayService, RelayTarget
     from dispatcher.runtime import main_loop
     from dispatcher.web.server import Web

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import bson
+from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
 from dispatcher.batches.attempt import run_batch
 from dispatcher.batches.batches import Batches
 from dispatcher.batches.run import BatchTools
-from dispatcher.core.events import Errand, Job
+from dispatcher.core.events import Change, Errand, Job
 from dispatcher.core.lease import Lease
 from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
@@ -148,29 +149,48 @@ async def deliver(
     Examples:
         >>> await deliver(User, update({"_id": 1, "name": "Ada"}, changed={"name"}), receiver=reindex)
     """
-    collection = document.meta.require_collection()
-    registry = collection.database.deployment
     _check_receiver(document, receiver)
-    namespace = (collection.database.name, collection.name)
-    event = RawBSONDocument(bson.encode(_event(document, change, namespace), codec_options=registry.codec_options))
-    decoded = decode(event, registry.codec_options)
-    if change.image == "current":
-        decoded = decoded._replace(image="current")
-    if change.context:
-        decoded = decoded._replace(context=make_context(dict(change.context)).text)
+    registry = document.meta.require_collection().database.deployment
+    decoded = _decoded(document, change, registry.codec_options)
     calls = [
         each._replace(receivers=tuple(one for one in each.receivers if receiver in (None, one.function, one.name)))
         for each in Routes([document], registry.dispatched or "default").route(decoded)
     ]
     recorder = Recorder()
     recorded = recorder.record(decoded, [each for each in calls if each.receivers])
+    await _work(Job(decoded.token, decoded, recorded), timeout, registry.codec_options)
+    for record in recorder.deliveries:
+        if record.outcome == "postponed":  # there is no later attempt
+            record.outcome = "failed"
+    failures = [error for _, error in failures_of(recorder.deliveries)]
+    if raise_failures:
+        raise_together(failures, f"{len(failures)} of {len(recorder.deliveries)} receivers failed")
+    return recorder.deliveries
+
+
+def _decoded(document: type[Document], change: HandMade, codec_options: CodecOptions[Any]) -> Change:
+    """The change that a dispatcher would decode."""
+    collection = document.meta.require_collection()
+    event = bson.encode(
+        _event(document, change, (collection.database.name, collection.name)), codec_options=codec_options
+    )
+    decoded = decode(RawBSONDocument(event), codec_options)
+    if change.image == "current":
+        decoded = decoded._replace(image="current")
+    if change.context:
+        decoded = decoded._replace(context=make_context(dict(change.context)).text)
+    return decoded
+
+
+async def _work(job: Job, timeout: float, codec_options: CodecOptions[Any]) -> None:  # noqa: ASYNC109 - as above
+    """Make the deliveries of a job with the stages of a dispatcher."""
     policy, capacity, stats = Policy(1, timeout, once=True), Capacity(Bounds(1, 1, 1)), Stats()
-    steps = Steps(policy, Lease.for_ever(), capacity, stats, registry.codec_options)
+    steps = Steps(policy, Lease.for_ever(), capacity, stats, codec_options)
     failing = Failures(1, stats, pause=capacity.pause)
-    deliverer = Deliverer(1, policy, capacity, stats, registry.codec_options, steps=steps, failures=failing)
+    deliverer = Deliverer(1, policy, capacity, stats, codec_options, steps=steps, failures=failing)
     errands: list[Errand] = []
     batches = Batches(
-        BatchTools(1, policy, capacity, stats, registry.codec_options, failing, None),
+        BatchTools(1, policy, capacity, stats, codec_options, failing, None),
         steps.batched(run_batch, None),
         places=1,
         add=lambda _key, errand: errands.append(errand),
@@ -180,18 +200,11 @@ async def deliver(
     watch = asyncio.create_task(deliverer.watch(), name="watch-timeouts")
     try:
         # A receiver may cancel the task in which it runs, so it gets its own task.
-        await asyncio.create_task(deliverer.work(Job(decoded.token, decoded, recorded)), name="hand-made-change")
+        await asyncio.create_task(deliverer.work(job), name="hand-made-change")
         for errand in errands:  # a batch of one event, because the capacity has no room for more
             await asyncio.create_task(errand.run(), name="hand-made-batch")
     finally:
         await end([watch])
-    for record in recorder.deliveries:
-        if record.outcome == "postponed":  # there is no later attempt
-            record.outcome = "failed"
-    failures = [error for _, error in failures_of(recorder.deliveries)]
-    if raise_failures:
-        raise_together(failures, f"{len(failures)} of {len(recorder.deliveries)} receivers failed")
-    return recorder.deliveries
 
 
 def _check_receiver(document: type[Document], receiver: object) -> None:

@@ -68,7 +68,7 @@ format: $(VENV)/.installed  ## Format the code, and apply the fixes of ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## Measure against the bare driver and other libraries; prints a table of ratios
+bench: $(VENV)/.installed  ## Measure against the bare driver and other libraries; writes docs/benchmarks/
 	$(BIN)/python -m benchmarks $(ARGS)
 
 guard: $(VENV)/.installed  ## Count instructions; fail if an operation is more than 15 % slower

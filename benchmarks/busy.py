@@ -1,8 +1,8 @@
-"""Measures a busy application: changes per second, latency and memory."""
+"""Measures a busy application: changes per second, latency, processor time and memory."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
@@ -13,17 +13,18 @@ from pymongo import AsyncMongoClient, MongoClient, UpdateOne
 from pymongo.database import Database
 
 from benchmarks.contestants import BenchmarkFailed, Contestant, busy_daemon
-from benchmarks.figures import quantile
+from benchmarks.figures import Measured, Pair, Target, quantile
 from benchmarks.workloads.environment import GROUP, Assignment
-from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, Shape
-from dispatcher.core.state import POSITIONS, Group, State
+from benchmarks.workloads.shape import COLLECTION_PREFIX, COUNTERS, RECEIVER_PREFIX, Shape
+from dispatcher.core.state import HELD, POSITIONS, Group, State
 from dispatcher.operate.pauses import pause, resume
 
-__all__ = ["Busy", "Heard", "Point", "measure_busy"]
+__all__ = ["Busy", "Heard", "Point", "cpu_of", "measure_busy"]
 
 _DATABASE, _STATE = "busy", "busy_state"
 _PATIENCE_SECONDS = 90.0
 _AT_ONCE = 1_000
+_FIRST = f"{RECEIVER_PREFIX}1"
 _TIMED, _RATE = 200, 100.0  # the number of timed writes, and writes per second
 
 
@@ -40,6 +41,7 @@ class Busy:
         dispatchers: the number of dispatcher processes, and of partitions.
         timed: whether the latency is measured too.
         backlog: whether all changes are written before the first delivery.
+        parked: whether the first receiver is paused until all its deliveries are parked.
     """
 
     shape: Shape = field(default_factory=Shape)
@@ -50,6 +52,7 @@ class Busy:
     dispatchers: int = 1
     timed: bool = True
     backlog: bool = False
+    parked: bool = False
 
 
 class Point(NamedTuple):
@@ -60,12 +63,19 @@ class Point(NamedTuple):
         p50, p99: milliseconds from sending a write to the end of its last receiver, at 100 writes/s; None if not
             measured.
         memory_mb: the memory of the largest process, at most.
+        cpu_us: microseconds of processor time of all processes for each change.
     """
 
     rate: float
     p50: float | None
     p99: float | None
     memory_mb: float
+    cpu_us: float
+
+
+def cpu_of(points: Sequence[tuple[Point, Point]], target: Target | None = None) -> Measured:
+    """The processor times of pairs of measurements."""
+    return Measured(pairs=[Pair(ours.cpu_us, peer.cpu_us) for ours, peer in points], target=target)
 
 
 class Heard:
@@ -98,18 +108,21 @@ class Heard:
         spreads = self._spreads.values()
         return float(max(s["last"] for s in spreads) - min(s["first"] for s in spreads)) / 1e9
 
-    def wait(self, what: str, is_over: Callable[[], bool]) -> None:
-        """Read reports until a condition holds.
+    @property
+    def cpu_seconds(self) -> float:
+        """The processor time of all processes since their first changes."""
+        return float(sum(spread["cpu_seconds"] for spread in self._spreads.values()))
+
+    def wait(self, what: str, is_over: Callable[[], bool], patience: float = _PATIENCE_SECONDS) -> None:
+        """Read reports until a condition holds, for at most this number of seconds.
 
         Raises:
             BenchmarkFailed: the condition does not hold in time.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + patience
         while not is_over():
             if time.monotonic() > deadline:
-                raise BenchmarkFailed(
-                    f"{what} did not happen within {_PATIENCE_SECONDS:g} s ({self.count} changes)."
-                )
+                raise BenchmarkFailed(f"{what} did not happen within {patience:g} s ({self.count} changes).")
             time.sleep(0.05)
             for process in self._processes:
                 for said in process.news():
@@ -133,6 +146,8 @@ def measure_busy(url: str, busy: Busy) -> Point:
         _prepare(database, busy)
         if busy.backlog:
             asyncio.run(_with_state(url, pause))
+        if busy.parked:
+            asyncio.run(_with_state(url, _pause_receivers))
         flags = ("--concurrency", str(busy.concurrency), "--partitions", str(busy.dispatchers))
         processes = [
             stack.enter_context(busy_daemon(assignment, _STATE, busy.shape, flags=flags))
@@ -150,15 +165,29 @@ def measure_busy(url: str, busy: Busy) -> Point:
             if heard.count:
                 raise BenchmarkFailed("The dispatchers deliver, though they are paused.")
             asyncio.run(_with_state(url, resume))
-        heard.wait("Delivering all changes", lambda: heard.count >= busy.changes)
-        rate = (busy.changes - 1) / heard.seconds
+        if busy.parked:
+            held = client[_STATE][HELD]
+            is_parked = lambda: held.estimated_document_count() >= busy.changes  # noqa: E731 - a condition
+            heard.wait("Parking all deliveries", is_parked, _PATIENCE_SECONDS * 3)
+            asyncio.run(_with_state(url, _resume_receivers))
+        heard.wait("Delivering all changes", lambda: heard.count >= busy.changes, _PATIENCE_SECONDS * 3)
+        rate, cpu_us = busy.changes / heard.seconds, heard.cpu_seconds / busy.changes * 1e6
         latencies = _timed(database, busy, heard) if busy.timed else []
     return Point(
         rate,
         quantile(latencies, 0.5) if latencies else None,
         quantile(latencies, 0.99) if latencies else None,
         heard.memory_mb,
+        cpu_us,
     )
+
+
+async def _pause_receivers(group: Group) -> bool:
+    return await pause(group, _FIRST, known=[_FIRST])
+
+
+async def _resume_receivers(group: Group) -> bool:
+    return await resume(group, _FIRST, known=[_FIRST])
 
 
 async def _with_state(url: str, do: Callable[[Group], Awaitable[bool]]) -> None:

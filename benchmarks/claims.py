@@ -16,6 +16,7 @@ from pymongo import MongoClient
 
 from benchmarks.contestants import BenchmarkFailed, Contestant, claiming_writer, daemon
 from benchmarks.figures import Pair, Row, Target
+from benchmarks.memory import growth_row
 from benchmarks.setting import Setting
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.shape import CLAIMED, CLAIMS_STATE
@@ -24,7 +25,6 @@ __all__ = ["measure_claims"]
 
 _CPU = Target(limit=1.3, tolerated=2.0, better="lower")
 _BEATS = Target(limit=1.0, tolerated=1.1, better="lower")
-_GROWTH = Target(limit=1.1, tolerated=1.5, better="lower")
 
 _DATABASE = "claims"
 _RATE = 1_000.0
@@ -47,19 +47,21 @@ def measure_claims(setting: Setting) -> list[Row]:
     sides: dict[bool, list[Measured]] = {True: [], False: []}
     with MongoClient[dict[str, Any]](setting.url) as client:
         client[_DATABASE].create_collection(CLAIMED)
-        with daemon(assignment, CLAIMS_STATE, app="claiming") as process:
+        with daemon(assignment, CLAIMS_STATE, app="benchmarks.workloads.claiming") as process:
             process.wait_ready()
             reports = _Reports(client, process)
-            for i in range(setting.plan.rounds):
+            for i in range(setting.plan.long_rounds):
                 for claims in (True, False) if i % 2 == 0 else (False, True):
                     sides[claims].append(_turn(assignment, reports, claims=claims))
                 cpu = " and ".join(f"{one[-1]['dispatcher_us']:.1f}" for one in sides.values())
                 beats = sides[True][-1]["beats_per_second"]
-                setting.say(f"claims, round {i + 1} of {setting.plan.rounds}: {cpu} us, {beats:.2f} beats/s")
+                setting.say(f"claims, round {i + 1} of {setting.plan.long_rounds}: {cpu} us, {beats:.2f} beats/s")
         memory = _memory(setting)
         for name in (_DATABASE, CLAIMS_STATE):
             client.drop_database(name)
-    return [*_rows(sides[True], sides[False]), _memory_row(setting, memory)]
+    of = f"{setting.plan.long:,} claimed writes"
+    growth = growth_row("claims_memory_growth", "memory of a writer, growth", of, memory["memory_mb"])
+    return [*_rows(sides[True], sides[False]), growth]
 
 
 class _Reports:
@@ -109,6 +111,7 @@ def _rows(claimed: list[Measured], unclaimed: list[Measured]) -> list[Row]:
             unit="us CPU",
             pairs=[Pair(a["dispatcher_us"], b["dispatcher_us"]) for a, b in zip(claimed, unclaimed, strict=True)],
             target=_CPU,
+            cpu="the row is about a processor time itself",
             details={"claimed": claimed, "unclaimed": unclaimed},
         ),
         Row(
@@ -119,20 +122,6 @@ def _rows(claimed: list[Measured], unclaimed: list[Measured]) -> list[Row]:
             unit="/s",
             pairs=[Pair(one["beats_per_second"], _MOST_BEATS) for one in claimed],
             target=_BEATS,
+            cpu="the row counts writes",
         ),
     ]
-
-
-def _memory_row(setting: Setting, measured: Measured) -> Row:
-    tenths: list[float] = measured["memory_mb"]
-    return Row(
-        key="claims_memory_growth",
-        what="memory of a writer, growth",
-        about=f"megabytes after the last tenth of {setting.plan.long:,} claimed writes, against those after the "
-        "second tenth",
-        peer="itself, earlier",
-        unit="MB",
-        pairs=[Pair(tenths[-1], tenths[1])],
-        target=_GROWTH,
-        details={"memory_mb": tenths, "seconds": measured["seconds"]},
-    )

@@ -137,15 +137,19 @@ class Contestant:
 
 
 def daemon(
-    assignment: Assignment, state_database: str, *, flags: Sequence[str] = (), app: str = "app"
+    assignment: Assignment,
+    state_database: str,
+    *,
+    flags: Sequence[str] = (),
+    app: str = "benchmarks.workloads.app",
 ) -> Contestant:
     """The dispatcher as an operator starts it, without flags that affect its speed.
 
     Args:
         flags: further flags.
-        app: an application of `benchmarks.workloads`.
+        app: the module of the application.
     """
-    command = ["-m", "dispatcher", "run", f"benchmarks.workloads.{app}:registry", "--log-format", "json"]
+    command = ["-m", "dispatcher", "run", f"{app}:registry", "--log-format", "json"]
     return Contestant(
         "dispatcher",
         [*command, "--state-database", state_database, *flags],

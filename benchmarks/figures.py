@@ -6,7 +6,7 @@ from math import ceil
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Pair", "Row", "Target", "quantile"]
+__all__ = ["Measured", "Pair", "Row", "Target", "quantile"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,14 +15,19 @@ class Target:
 
     Attributes:
         limit: the design's target.
-        tolerated: the limit of `--check`, far beyond the target: a regression by a factor must fail a build, and a
-            busy shared machine must not.
+        tolerated: the limit of `--check`, beyond the target: a regression must fail a build, and a busy shared
+            machine must not. None if `--check` lets everything pass: the time depends on the load.
         better: `"higher"` for a rate, `"lower"` for a time.
     """
 
     limit: float
-    tolerated: float
+    tolerated: float | None
     better: Literal["higher", "lower"]
+
+    @classmethod
+    def cost(cls, limit: float) -> "Target":
+        """A target for processor times. Other processes hardly change them, so little more is tolerated."""
+        return cls(limit, limit * 1.3, "lower")
 
     def met_by(self, ratio: float) -> bool:
         """Whether a ratio is within the target."""
@@ -30,6 +35,8 @@ class Target:
 
     def tolerates(self, ratio: float) -> bool:
         """Whether `--check` lets a ratio pass."""
+        if self.tolerated is None:
+            return True
         return ratio >= self.tolerated if self.better == "higher" else ratio <= self.tolerated
 
     def missed_by(self, ratio: float) -> float:
@@ -49,29 +56,17 @@ class Pair(NamedTuple):
         return self.ours / self.peer
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One quantity of both sides.
 
     Attributes:
-        key: stable name, for machines.
-        what: the measured thing in a few words, for people.
-        about: the measured thing in a sentence, for people.
-        peer: the other side.
-        unit: the unit of the samples.
         pairs: the results, one pair for each round.
-        target: the target for the median of the ratios; None for a row without a target.
-        details: further results by name, for the JSON.
+        target: the target for the median of the ratios; None without a target.
     """
 
-    key: str
-    what: str
-    about: str
-    peer: str
-    unit: str
     pairs: Sequence[Pair]
-    target: Target | None
-    details: dict[str, Any] = field(default_factory=dict)
+    target: Target | None = None
 
     @property
     def ratios(self) -> list[float]:
@@ -92,6 +87,45 @@ class Row:
     def theirs(self) -> float:
         """The median of the peer's samples."""
         return median(pair.peer for pair in self.pairs)
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the ratio is within the target; None without a target."""
+        return None if self.target is None else self.target.met_by(self.ratio)
+
+    @property
+    def is_tolerated(self) -> bool | None:
+        """Whether `--check` lets the ratio pass; None without a target."""
+        return None if self.target is None else self.target.tolerates(self.ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(Measured):
+    """One line of the table: what a user notices, and the processor time that it costs.
+
+    Attributes:
+        key: stable name, for machines.
+        what: the measured thing in a few words, for people.
+        about: the measured thing in a sentence, for people.
+        peer: the other side.
+        unit: the unit of the samples.
+        cpu: the processor time of the measured processes, of both sides for the same work; or the reason why a
+            comparison of processor times says nothing about this row.
+        details: further results by name, for the JSON.
+    """
+
+    key: str
+    what: str
+    about: str
+    peer: str
+    unit: str
+    cpu: Measured | str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> Measured:
+        """What the verdict is about: the processor time if it has a target, because it needs no quiet machine."""
+        return self.cpu if isinstance(self.cpu, Measured) and self.cpu.target is not None else self
 
 
 def quantile(values: Sequence[float], share: float) -> float:

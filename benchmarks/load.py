@@ -41,6 +41,7 @@ _COMPARISONS = (
         Side("mongoz_odm", "find"),
         "/s",
         Target(limit=0.35, tolerated=0.2, better="higher"),
+        Target.cost(3.0),
     ),
     Comparison(
         "load_motor",
@@ -60,6 +61,7 @@ _COMPARISONS = (
         Side("beanie_odm", "load", "beanie"),
         "/s",
         Target(limit=5.0, tolerated=2.5, better="higher"),
+        Target.cost(0.2),
     ),
     Comparison(
         "load_mongoengine",
@@ -70,5 +72,6 @@ _COMPARISONS = (
         Side("mongoengine_odm", "load", "mongoengine"),
         "/s",
         Target(limit=2.5, tolerated=1.25, better="higher"),
+        Target.cost(0.4),
     ),
 )

@@ -12,6 +12,7 @@ class Plan:
     Attributes:
         rounds: the number of rounds; a round measures both sides of a ratio once, e.g. mongoz and another
             ODM.
+        long_rounds: the number of rounds of measurements that start many processes.
         changes: length of the backlog.
         writes: timed writes per side and round, for latency.
         documents: the number of documents in the loaded collection.
@@ -22,6 +23,8 @@ class Plan:
             claims when the memory of the writing process is measured.
         claimed: writes with claims, and as many without claims, per round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
+        indexed: changes that are indexed in batches, and one by one.
+        large: events of 5 MB for a batch receiver.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
         members, partitions: the numbers of members and partitions in the group whose commands are counted.
         counted: seconds for which the commands are counted.
@@ -29,6 +32,7 @@ class Plan:
     """
 
     rounds: int
+    long_rounds: int
     changes: int
     writes: int
     documents: int
@@ -38,6 +42,8 @@ class Plan:
     long: int
     claimed: int
     waits: int
+    indexed: int
+    large: int
     computed: int
     members: int
     partitions: int
@@ -52,6 +58,7 @@ class Plan:
 
 WHOLE = Plan(
     rounds=5,
+    long_rounds=3,
     changes=60_000,
     writes=1_200,
     documents=20_000,
@@ -61,6 +68,8 @@ WHOLE = Plan(
     long=1_000_000,
     claimed=10_000,
     waits=40_000,
+    indexed=100_000,
+    large=200,
     computed=1_500,
     members=20,
     partitions=256,
@@ -68,15 +77,18 @@ WHOLE = Plan(
 )
 QUICK = Plan(
     rounds=2,
-    changes=10_000,
+    long_rounds=1,
+    changes=20_000,
     writes=400,
     documents=5_000,
     loads=2,
     operations=200,
     sends=20_000,
     long=20_000,
-    claimed=2_000,
-    waits=2_000,
+    claimed=1_000,
+    waits=1_000,
+    indexed=5_000,
+    large=20,
     computed=300,
     members=4,
     partitions=64,

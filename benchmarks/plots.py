@@ -28,20 +28,23 @@ class Line(NamedTuple):
 
 
 def bars(rows: Sequence[Row]) -> str:
-    """Bars of the ratios of rows with a target, each divided by its target. A line marks the targets."""
-    chosen = [row for row in rows if row.target is not None]
+    """Bars of the ratios that verdicts are about, each divided by its target. A line marks the targets."""
+    chosen = [(row, judged, judged.target) for row in rows if (judged := row.judged).target is not None]
     parts, right, most = [], 230, 2.0
-    scale = (_WIDTH - right - 110) / most
-    for i, row in enumerate(chosen):
-        assert row.target is not None
-        share, y = row.ratio / row.target.limit, 40 + i * 26
-        better = ">=" if row.target.better == "higher" else "<="
-        colour = _COLOURS[2] if row.target.met_by(row.ratio) else _COLOURS[1]
+    scale = (_WIDTH - right - 150) / most
+    for i, (row, judged, target) in enumerate(chosen):
+        assert target is not None
+        share, y = judged.ratio / target.limit, 40 + i * 26
+        better = ">=" if target.better == "higher" else "<="
+        colour = _COLOURS[2] if judged.is_met else _COLOURS[1]
+        of = "" if judged is row else "CPU "
         parts += [
             _text(right - 8, y + 13, f"{row.what}, {row.peer}", "end"),
             f"<rect x='{right}' y='{y}' width='{min(share, most) * scale:.1f}' height='18' fill='{colour}'/>",
             _text(
-                right + min(share, most) * scale + 6, y + 13, f"{row.ratio:.2f}x ({better} {row.target.limit:g})"
+                right + min(share, most) * scale + 6,
+                y + 13,
+                f"{of}{judged.ratio:.2f}x ({better} {target.limit:g})",
             ),
         ]
     height = 52 + len(chosen) * 26

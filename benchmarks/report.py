@@ -11,14 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.figures import Row
+from benchmarks.figures import Measured, Row
 from benchmarks.plan import Plan
 
-__all__ = ["RESULTS", "as_json", "place", "quantity", "show", "store", "target_of", "verdict_of"]
+__all__ = ["FIGURES", "RESULTS", "as_json", "described", "figures_of", "place", "show", "store", "verdict_of"]
+
+FIGURES: Final = ("ours", "theirs", "ratio", "min..max", "target", "CPU", "min..max", "CPU target", "verdict")
+"""The columns with figures. CPU is the ratio of the processor times."""
 
 RESULTS: Final = Path(__file__).parent / "results"
 
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _SHOWN: Final = ("pymongo", "pydantic")
 
 
@@ -27,24 +30,14 @@ def show(console: Console, rows: Sequence[Row], machine: dict[str, Any]) -> None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("", "against"):
         table.add_column(name, no_wrap=True)
-    for name in ("ours", "theirs", "ratio", "min..max", "target", "verdict"):
+    for name in FIGURES:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(
-            row.what,
-            row.peer,
-            quantity(row.ours, row.unit),
-            quantity(row.theirs, row.unit),
-            f"{row.ratio:.2f}x",
-            f"{min(row.ratios):.2f}..{max(row.ratios):.2f}",
-            target_of(row),
-            _verdict(row),
-        )
+        style = "green" if row.judged.is_met else "red"
+        table.add_row(row.what, row.peer, *figures_of(row), Text(verdict_of(row), style=style))
     console.print(table)
     for row in rows:
-        console.print(
-            f"{row.what}, {row.peer}: {row.about}", style="dim", highlight=False, markup=False, soft_wrap=True
-        )
+        console.print(described(row), style="dim", highlight=False, markup=False, soft_wrap=True)
     console.print(place(machine), style="dim", highlight=False, soft_wrap=True)
 
 
@@ -67,27 +60,40 @@ def _described(peer: str, versions: dict[str, str]) -> str:
     return f"{peer} {versions[peer]}" + (f" with {', '.join(beside)}" if beside else "")
 
 
-def quantity(value: float, unit: str) -> str:
-    """A sample, for people."""
+def figures_of(row: Row) -> list[str]:
+    """The cells of `FIGURES` before the verdict."""
+    cpu = row.cpu if isinstance(row.cpu, Measured) else None
+    return [
+        _quantity(row.ours, row.unit),
+        _quantity(row.theirs, row.unit),
+        *_ratio(row),
+        *(_ratio(cpu) if cpu is not None else ("-", "", "")),
+    ]
+
+
+def _quantity(value: float, unit: str) -> str:
     return f"{value:,.0f}{unit}" if unit.startswith("/") else f"{value:,.2f} {unit}"
 
 
-def target_of(row: Row) -> str:
-    """The target of a row, for people; empty if it has none."""
-    if row.target is None:
-        return ""
-    return f"{'>=' if row.target.better == 'higher' else '<='} {row.target.limit:g}x"
+def _ratio(measured: Measured) -> tuple[str, str, str]:
+    ratios, target = measured.ratios, measured.target
+    limit = f"{'>=' if target.better == 'higher' else '<='} {target.limit:g}x" if target is not None else ""
+    return f"{measured.ratio:.2f}x", f"{min(ratios):.2f}..{max(ratios):.2f}", limit
 
 
 def verdict_of(row: Row) -> str:
-    """Whether the target is met, for people."""
-    if row.target is None:
+    """Whether the target is met, for people; empty without a target. It is about `row.judged`."""
+    judged = row.judged
+    if judged.target is None:
         return ""
-    return "met" if row.target.met_by(row.ratio) else f"missed {row.target.missed_by(row.ratio):.0%}"
+    verdict = "met" if judged.is_met else f"missed {judged.target.missed_by(judged.ratio):.0%}"
+    return verdict if judged is row or row.is_met in {True, None} else f"{verdict}, time missed"
 
 
-def _verdict(row: Row) -> Text:
-    return Text(verdict_of(row), style="green" if row.target and row.target.met_by(row.ratio) else "red")
+def described(row: Row) -> str:
+    """What a row measures, in a sentence, for people."""
+    without = f". No processor times: {row.cpu}" if isinstance(row.cpu, str) else ""
+    return f"{row.what}, {row.peer}: {row.about}{without}"
 
 
 def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -104,17 +110,24 @@ def as_json(rows: Sequence[Row], machine: dict[str, Any], plan: Plan) -> dict[st
                 "about": row.about,
                 "peer": row.peer,
                 "unit": row.unit,
-                "ours": [pair.ours for pair in row.pairs],
-                "limit": [pair.peer for pair in row.pairs],
-                "ratios": row.ratios,
-                "ratio": row.ratio,
-                "target": row.target and asdict(row.target),
-                "met": row.target and row.target.met_by(row.ratio),
-                "tolerated": row.target and row.target.tolerates(row.ratio),
+                **_as_json(row),
+                "cpu": row.cpu if isinstance(row.cpu, str) else _as_json(row.cpu),
                 "details": row.details,
             }
             for row in rows
         ],
+    }
+
+
+def _as_json(measured: Measured) -> dict[str, Any]:
+    return {
+        "ours": [pair.ours for pair in measured.pairs],
+        "limit": [pair.peer for pair in measured.pairs],
+        "ratios": measured.ratios,
+        "ratio": measured.ratio,
+        "target": measured.target and asdict(measured.target),
+        "met": measured.is_met,
+        "tolerated": measured.is_tolerated,
     }
 
 

@@ -33,6 +33,7 @@ _COMPARISONS = (
         Side("mongoz_signals", "await"),
         "us",
         Target(limit=4.0, tolerated=8.0, better="lower"),
+        Target.cost(4.0),
     ),
     Comparison(
         "send_django",
@@ -43,6 +44,7 @@ _COMPARISONS = (
         Side("django_signals", "send", "django"),
         "/s",
         Target(limit=25.0, tolerated=10.0, better="higher"),
+        Target.cost(0.04),
     ),
     Comparison(
         "send_blinker",
@@ -53,5 +55,6 @@ _COMPARISONS = (
         Side("blinker_signals", "send", "blinker"),
         "/s",
         Target(limit=2.0, tolerated=1.0, better="higher"),
+        Target.cost(0.5),
     ),
 )

@@ -10,11 +10,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from operator import attrgetter
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.figures import Pair, Row, Target
+from benchmarks.figures import Measured, Pair, Row, Target
 from benchmarks.setting import Setting
 from benchmarks.workers import Turn, Worker
 
@@ -45,9 +44,9 @@ class Comparison(NamedTuple):
         peer: the other side, for people.
         ours: our side.
         theirs: the other side.
-        unit: `"/s"` to compare rates, `"us"` to compare times, `"us CPU"` to compare processor times of the
-            processes. Times are those of one document, write or signal.
-        target: the target for the ratio; None for a row without a target.
+        unit: `"/s"` to compare rates, `"us"` to compare times. Times are those of one document, write or signal.
+        target: the target for the ratio; None without a target.
+        cpu_target: the target for the ratio of the processor times of the processes; None without a target.
     """
 
     key: str
@@ -58,6 +57,7 @@ class Comparison(NamedTuple):
     theirs: Side
     unit: str
     target: Target | None = None
+    cpu_target: Target | None = None
 
 
 def measured_rows(setting: Setting, comparisons: Sequence[Comparison], *, portions: int, count: int) -> list[Row]:
@@ -80,9 +80,9 @@ def measured_rows(setting: Setting, comparisons: Sequence[Comparison], *, portio
             workers[side.module].measure(side.operation, count)
         for i in range(setting.plan.rounds):
             rounds.append(_round(sides, workers, portions, count))
-            ratios = ", ".join(f"{one.key} {_pair(one, rounds[-1], count).ratio:.2f}" for one in chosen)
-            setting.say(f"round {i + 1} of {setting.plan.rounds}: {ratios}")
-    return [_row(one, rounds, portions, count) for one in chosen]
+            ratios = ", ".join(f"{one.key} {_cpu_pair(one, rounds[-1], count).ratio:.2f}" for one in chosen)
+            setting.say(f"round {i + 1} of {setting.plan.rounds}: CPU {ratios}")
+    return [_row(one, rounds, count) for one in chosen]
 
 
 @contextmanager
@@ -112,19 +112,19 @@ def _round(sides: Sequence[Side], workers: dict[str, Worker], portions: int, cou
 
 
 def _pair(comparison: Comparison, turns: dict[Side, Turn], times: int) -> Pair:
-    measured = attrgetter("cpu_seconds" if comparison.unit == "us CPU" else "seconds")
-    ours, theirs = measured(turns[comparison.ours]), measured(turns[comparison.theirs])
-    return (
-        Pair(times / ours, times / theirs)
-        if comparison.unit == "/s"
-        else Pair(ours / times * 1e6, theirs / times * 1e6)
-    )
+    ours, theirs = turns[comparison.ours].seconds, turns[comparison.theirs].seconds
+    if comparison.unit == "/s":
+        return Pair(times / ours, times / theirs)
+    return Pair(ours / times * 1e6, theirs / times * 1e6)
 
 
-def _row(comparison: Comparison, rounds: Sequence[dict[Side, Turn]], portions: int, times: int) -> Row:
-    def cpu(side: Side) -> list[float]:
-        return [round(turns[side].cpu_seconds / times * 1e6, 3) for turns in rounds]
+def _cpu_pair(comparison: Comparison, turns: dict[Side, Turn], times: int) -> Pair:
+    """Microseconds of processor time of the processes for one operation."""
+    ours, theirs = turns[comparison.ours], turns[comparison.theirs]
+    return Pair(ours.cpu_seconds / times * 1e6, theirs.cpu_seconds / times * 1e6)
 
+
+def _row(comparison: Comparison, rounds: Sequence[dict[Side, Turn]], times: int) -> Row:
     return Row(
         key=comparison.key,
         what=comparison.what,
@@ -133,9 +133,7 @@ def _row(comparison: Comparison, rounds: Sequence[dict[Side, Turn]], portions: i
         unit=comparison.unit,
         pairs=[_pair(comparison, turns, times) for turns in rounds],
         target=comparison.target,
-        details={
-            "portions": portions,
-            "times": times,
-            "cpu_us": {"ours": cpu(comparison.ours), "peer": cpu(comparison.theirs)},
-        },
+        cpu=Measured(
+            pairs=[_cpu_pair(comparison, turns, times) for turns in rounds], target=comparison.cpu_target
+        ),
     )

@@ -57,6 +57,7 @@ def measure_commands(stage: Stage) -> list[Row]:
             unit="commands/s",
             pairs=[Pair(found, _LIMIT)],
             target=_TARGET,
+            cpu="the row counts commands",
             details={name: count for name, count in of_members.items() if count},
         )
     ]

@@ -10,7 +10,9 @@ from typing import Final
 
 from benchmarks.contestants import daemon
 from benchmarks.figures import Pair, Row, Target
-from benchmarks.kafka.stage import Stage, memory_mb, state_of
+from benchmarks.kafka.stage import Stage, state_of
+from benchmarks.memory import NO_CPU, growth_row
+from benchmarks.processes import memory_mb
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.people import COLLECTION, people
 
@@ -21,7 +23,6 @@ _PARTITIONS: Final = 16
 _LIMIT_MB: Final = 150.0
 _PATIENCE_SECONDS: Final = 500.0
 _PEAK: Final = Target(limit=1.0, tolerated=1.2, better="lower")
-_GROWTH: Final = Target(limit=1.1, tolerated=1.5, better="lower")
 
 
 def measure_memory(stage: Stage) -> list[Row]:
@@ -69,15 +70,8 @@ def _rows(which: str, changes: int, peak: float, tenths: list[float]) -> list[Ro
             unit="MB",
             pairs=[Pair(peak, _LIMIT_MB)],
             target=_PEAK,
-            details={"changes": changes, "memory_mb": tenths},
+            cpu=NO_CPU,
+            details={"changes": changes},
         ),
-        Row(
-            key=f"kafka_memory_{which}_growth",
-            what=f"memory, {which}, growth",
-            about="megabytes after the last tenth of these changes, against those after the second tenth",
-            peer="itself, earlier",
-            unit="MB",
-            pairs=[Pair(tenths[-1], tenths[1])],
-            target=_GROWTH,
-        ),
+        growth_row(f"kafka_memory_{which}_growth", f"memory, {which}, growth", f"{changes:,} changes", tenths),
     ]

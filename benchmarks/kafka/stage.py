@@ -1,10 +1,5 @@
 """The servers of a run, and the processes around them."""
 
-import os
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pymongo import MongoClient
@@ -13,16 +8,16 @@ from benchmarks.busy import Heard
 from benchmarks.contestants import Contestant, busy_daemon, relay
 from benchmarks.kafka.topic import Topic
 from benchmarks.plan import Plan
+from benchmarks.processes import cpu_seconds
 from benchmarks.setting import Setting
 from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.shape import COLLECTION_PREFIX, Shape
 from dispatcher.core.state import POSITIONS
 from dispatcher.kafka.topics import topic_name
 
-__all__ = ["Stage", "Usage", "frozen"]
+__all__ = ["Stage", "Usage", "state_of"]
 
 _AT_ONCE: Final = 1_000
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 # Relays and workers are stopped while a backlog is written, and must keep their leases.
 _LEASE: Final = ("--lease", "120")
@@ -140,28 +135,3 @@ class Stage(NamedTuple):
 def state_of(name: str) -> str:
     """The state database that belongs to a database."""
     return f"{name}_state"
-
-
-def cpu_seconds(pid: int) -> float:
-    """Seconds of processor time of a process so far, without its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def memory_mb(pid: int, what: str = "VmRSS") -> float:
-    """Megabytes of memory of a process; its maximum with `VmHWM`."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    (line,) = (line for line in lines if line.startswith(f"{what}:"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-@contextmanager
-def frozen(pids: Sequence[int]) -> Iterator[None]:
-    """Stop processes during a block, so that a backlog collects. They all continue at the same time."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)

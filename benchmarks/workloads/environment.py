@@ -33,8 +33,13 @@ class Assignment:
     @property
     def environment(self) -> dict[str, str]:
         """Our environment with the assignment, and without settings that would affect the run."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
-        return kept | {f"{_PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
+        left_out = (
+            "DISPATCHER_",
+            "PYTHONDONTWRITEBYTECODE",
+        )  # without bytecode files each process compiles all modules
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+        own = {f"{_PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
+        return kept | own | {"SHOP_MONGODB_URL": self.url}  # for the example application
 
     @classmethod
     def received(cls) -> Self:

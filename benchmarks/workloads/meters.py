@@ -57,7 +57,7 @@ class Pace:
 
 
 class Arrivals:
-    """Notes the time of each change, by the number of the change."""
+    """Notes the time of each change, by the number of the change; and the processor time of the process so far."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected
@@ -66,11 +66,12 @@ class Arrivals:
     def event(self, number: int) -> None:
         self._arrived.setdefault(number, monotonic_ns())
         if len(self._arrived) == self._expected:
-            say({"measured": {"arrived": [self._arrived[n] for n in range(self._expected)]}})
+            arrived = [self._arrived[n] for n in range(self._expected)]
+            say({"measured": {"arrived": arrived, "cpu_seconds": process_time_ns() / 1e9}})
 
 
 class Spread:
-    """Counts the changes of this process, and notes their times.
+    """Counts the changes of this process, and notes their times, and the processor time since the first change.
 
     This meter is for several processes that share the changes, because none of them knows when all changes have
     arrived. It needs a running event loop.
@@ -78,13 +79,18 @@ class Spread:
 
     def __init__(self) -> None:
         self._count = 0
-        self._first = self._last = 0
+        self._first = self._last = self._began_cpu = 0
         self._arrived: dict[int, int] = {}
         self._is_waiting = False
 
+    def begin(self) -> None:
+        """A change reaches the user's code."""
+        if not self._first:
+            self._first, self._began_cpu = monotonic_ns(), process_time_ns()
+
     def event(self, number: int) -> None:
+        """The user's code has handled the change with this number."""
         self._last = monotonic_ns()
-        self._first = self._first or self._last
         self._count += 1
         self._arrived[number] = self._last
         if not self._is_waiting:
@@ -98,6 +104,7 @@ class Spread:
             "count": self._count,
             "first": self._first,
             "last": self._last,
+            "cpu_seconds": (process_time_ns() - self._began_cpu) / 1e9,
             "rss_mb": rss_mb(),
         }
         latest = {number: at for number, at in self._arrived.items() if number < 0}

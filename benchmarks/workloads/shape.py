@@ -5,9 +5,21 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Self
 
-__all__ = ["CLAIMED", "CLAIMS_STATE", "COLLECTION_PREFIX", "COUNTERS", "Shape"]
+__all__ = [
+    "BESIDE",
+    "CLAIMED",
+    "CLAIMS_STATE",
+    "COLLECTION_PREFIX",
+    "COUNTERS",
+    "INDEX",
+    "RECEIVER_PREFIX",
+    "Shape",
+]
 
-COLLECTION_PREFIX, COUNTERS = "items", "counters"
+COLLECTION_PREFIX, COUNTERS, INDEX = "items", "counters", "index"
+
+RECEIVER_PREFIX, BESIDE = "receive-", "beside"
+"""The names of the receivers, with a number from 1 on; and of the receiver beside them."""
 
 CLAIMED, CLAIMS_STATE = "claimed", "claims_state"
 """The collection and the state database of the claiming application, `claiming.py`."""
@@ -26,6 +38,12 @@ class Shape:
         compute_ms: processor time of each receiver.
         counters: the number of documents that receivers count into; 0 for none.
         transactional: whether each delivery is a transaction.
+        batch: the maximum number of events in a call of a receiver; 0 for single deliveries.
+        indexes: whether receivers write each document into another collection.
+        beside: one more receiver, with the name `BESIDE`, which gets the same changes: `"slow batch"` or
+            `"limited"`; empty for none.
+        times_beside: whether the meter counts the deliveries of this receiver
+            instead of those of the last other one.
     """
 
     receivers: int = 1
@@ -34,6 +52,10 @@ class Shape:
     compute_ms: float = 0.0
     counters: int = 0
     transactional: bool = False
+    batch: int = 0
+    indexes: bool = False
+    beside: str = ""
+    times_beside: bool = False
 
     @property
     def environment(self) -> dict[str, str]:

@@ -9,11 +9,13 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.busy import Busy, Point, measure_busy
+from benchmarks.cli import main
 from benchmarks.contestants import BenchmarkFailed
-from benchmarks.figures import Pair, Row, Target, quantile
+from benchmarks.figures import Measured, Pair, Row, Target, quantile
 from benchmarks.growth import DIMENSIONS, Grown
 from benchmarks.pages import write_growth, write_results
 from benchmarks.plan import Plan
+from benchmarks.report import verdict_of
 from benchmarks.setting import Setting
 from benchmarks.turns import Comparison, Side, measured_rows
 from benchmarks.workers import Worker
@@ -22,15 +24,19 @@ from tests.support import ROOT
 
 OUR_ROWS = [
     "load",
-    *("create", "create_heard", "create_cpu", "create_heard_cpu", "create_made", "create_stamped"),
-    *("create_claimed", "create_claimed_cpu", "create_claimed_heard"),
+    *("create", "create_heard", "create_made", "create_stamped", "create_claimed", "create_claimed_heard"),
     *("delete_stamped", "delete_many_stamped", "save", "update"),
     *("send", "backlog"),
 ]
 SUITES = ["load", "writes", "signals", "backlog"]  # other suites start many processes; CI measures all
 PEER_ROWS = {"load_motor", "load_beanie", "load_mongoengine", "send_django", "send_blinker"}
+MACHINE = dict.fromkeys(
+    ("processor", "cores", "memory_gb", "system", "load_before", "load_after", "mongodb", "python", "pymongo",
+     "pydantic", "uvloop", "mongoz-dispatcher"), "x",
+) | {"peers": None}  # fmt: skip
 SIZES = {
     "rounds": 1,
+    "long_rounds": 1,
     "documents": 300,
     "loads": 2,
     "operations": 10,
@@ -40,6 +46,8 @@ SIZES = {
     "long": 2000,
     "claimed": 200,
     "waits": 100,
+    "indexed": 100,
+    "large": 10,
     "computed": 40,
     "members": 2,
     "partitions": 8,
@@ -59,7 +67,9 @@ def bench(*arguments):
 
 
 def sizes(**changes):
-    return [word for name, value in (SIZES | changes).items() for word in (f"--{name}", str(value))]
+    return [
+        word for name, value in (SIZES | changes).items() for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def check_rows(rows, rounds):
@@ -69,11 +79,17 @@ def check_rows(rows, rounds):
         assert all(value > 0 for value in (*row["ours"], *row["limit"]))
         assert row["ratios"] == pytest.approx([a / b for a, b in zip(row["ours"], row["limit"], strict=True)])
         assert min(row["ratios"]) <= row["ratio"] <= max(row["ratios"])
-        if row["target"] is None:
-            assert row["met"] is row["tolerated"] is None
-        else:
-            assert set(row["target"]) == {"limit", "tolerated", "better"}
-            assert {type(row["met"]), type(row["tolerated"])} == {bool}
+        assert row["cpu"]
+        for one in (row, row["cpu"]):
+            if isinstance(one, str):
+                continue
+            assert len(one["ratios"]) == number
+            assert all(value > 0 for value in (*one["ours"], *one["limit"]))
+            if one["target"] is None:
+                assert one["met"] is one["tolerated"] is None
+            else:
+                assert set(one["target"]) == {"limit", "tolerated", "better"}
+                assert {type(one["met"]), type(one["tolerated"])} == {bool}
 
 
 @pytest.mark.slow
@@ -81,7 +97,7 @@ def test_a_run_prints_the_table_and_writes_all_rows(mongo, tmp_path):
     path = tmp_path / "result.json"
     run = bench(*SUITES, "--quick", "--no-peers", *sizes(), "--json", str(path))
     assert run.returncode == 0, run.stderr
-    for word in ("load", "create, stamped", "send", "backlog", "us CPU", "target"):
+    for word in ("load", "create, stamped", "send", "backlog", "CPU target"):
         assert word in run.stdout
     assert ">= 0.35x" in run.stdout
     assert "<= 1.1x" in run.stdout
@@ -96,9 +112,8 @@ def test_a_run_prints_the_table_and_writes_all_rows(mongo, tmp_path):
     assert [row["key"] for row in result["rows"]] == OUR_ROWS
     check_rows(result["rows"], 1)
     rows = {row["key"]: row for row in result["rows"]}
-    cpu = rows["backlog"]["details"]["cpu_us_per_change"]
-    assert all(0 < value < 10_000 for value in (*cpu["ours"], *cpu["peer"]))
-    assert all(value > 0 for value in rows["load"]["details"]["cpu_us"]["ours"])
+    cpu = rows["backlog"]["cpu"]
+    assert all(0 < value < 10_000 for value in (*cpu["ours"], *cpu["limit"]))
     assert (rows["create"]["target"]["better"], rows["load"]["target"]["better"]) == ("lower", "higher")
     assert rows["save"]["target"] is None
 
@@ -178,6 +193,7 @@ def test_a_side_with_too_few_documents_is_an_error(mongo):
     comparison = Comparison("key", "what", "about", "peer", side, side, "/s")
     plan = Plan(
         rounds=1,
+        long_rounds=1,
         changes=1,
         writes=1,
         documents=1,
@@ -186,6 +202,8 @@ def test_a_side_with_too_few_documents_is_an_error(mongo):
         sends=1,
         long=1,
         waits=1,
+        indexed=1,
+        large=1,
         computed=1,
         members=1,
         partitions=1,
@@ -217,9 +235,47 @@ def test_a_ratio_meets_or_misses_its_target(better, ratio, met, tolerated):
     assert (target.missed_by(ratio) <= 0) == met
 
 
+def make_row(pairs, target, cpu="none", key="key", what="what"):
+    return Row(key=key, what=what, about="about", peer="peer", unit="/s", pairs=pairs, target=target, cpu=cpu)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cpu", "limit", "verdict", "is_tolerated"),
+    [
+        (0.9, 0.9, 1.0, "met", True),
+        (9.0, 0.9, 1.0, "met, time missed", True),  # a busy machine
+        (0.9, 1.2, 1.0, "missed 20%", True),
+        (0.9, 1.4, 1.0, "missed 40%", False),
+        (9.0, 0.9, None, "missed 800%", False),
+        (0.9, 9.0, None, "met", True),
+    ],
+)
+def test_the_verdict_is_about_the_processor_time_if_it_has_a_target(seconds, cpu, limit, verdict, is_tolerated):
+    target = None if limit is None else Target.cost(limit)
+    row = make_row(
+        [Pair(seconds, 1.0)], Target(1.0, 2.0, "lower"), Measured(pairs=[Pair(cpu, 1.0)], target=target)
+    )
+    assert verdict_of(row) == verdict
+    assert row.judged.is_tolerated is is_tolerated
+
+
+def test_check_passes_a_time_that_only_a_quiet_machine_reaches():
+    row = make_row([Pair(9.0, 1.0)], Target(1.0, None, "lower"))
+    assert (row.is_met, row.is_tolerated, verdict_of(row)) == (False, True, "missed 800%")
+
+
+@pytest.mark.parametrize(("cpu", "code"), [(1.2, 0), (1.4, 1)])
+def test_check_fails_beyond_what_is_tolerated(monkeypatch, tmp_path, capsys, cpu, code):
+    measured = Measured(pairs=[Pair(cpu, 1.0)], target=Target.cost(1.0))
+    rows = [make_row([Pair(1.0, 1.0)], None, measured), make_row([Pair(1.0, 1.0)], None)]
+    monkeypatch.setattr("benchmarks.cli._measure", lambda *_: (rows, MACHINE, Plan(**SIZES)))
+    assert main(["load", "--check", "--json", str(tmp_path / "result.json")]) == code
+    assert ("1.40 of processor time is beyond 1.3" in capsys.readouterr().out) == bool(code)
+
+
 def test_a_row_has_the_medians_of_its_pairs():
     pairs = [Pair(1.0, 2.0), Pair(3.0, 2.0), Pair(4.0, 2.0)]
-    row = Row("key", "what", "about", "peer", "ms", pairs, Target(1.2, 2.0, "lower"))
+    row = make_row(pairs, Target(1.2, 2.0, "lower"))
     assert (row.ratios, row.ratio, row.ours, row.theirs) == ([0.5, 1.5, 2.0], 1.5, 3.0, 2.0)
     hundred = list(range(1, 101))
     assert [quantile(hundred, share) for share in (0.5, 0.99, 1.0, 0.0)] == [50, 99, 100, 1]
@@ -229,25 +285,22 @@ def test_a_row_has_the_medians_of_its_pairs():
 def test_each_page_has_its_rows_and_plots(tmp_path):
     target = Target(1.5, 1.0, "higher")
     rows = [
-        Row(key, what, "about", "peer", "/s", [Pair(3, 2), Pair(4, 2)], target)
+        make_row([Pair(3, 2), Pair(4, 2)], target, key=key, what=what)
         for key, what in (("a", "a < b"), ("kafka_b", "on Kafka"))
     ]
-    machine = dict.fromkeys(
-        ("processor", "cores", "memory_gb", "system", "load_before", "load_after", "mongodb", "python", "pymongo",
-         "pydantic", "uvloop", "mongoz-dispatcher"), "x",
-    ) | {"peers": None}  # fmt: skip
-    result = {"machine": machine, "at": "today", "plan": {"rounds": 2}, "rows": [{"key": row.key} for row in rows]}
+    result = {"machine": MACHINE, "at": "today", "plan": {"rounds": 2}, "rows": [{"key": row.key} for row in rows]}
     write_results(rows, result, tmp_path)
     for page, row, key in (("results", "a < b", "a"), ("kafka", "on Kafka", "kafka_b")):
         text = (tmp_path / f"{page}.md").read_text()
-        assert f"| {row} | peer | 4/s | 2/s | 1.75x | 1.50..2.00 | >= 1.5x | met |" in text
+        assert f"| {row} | peer | 4/s | 2/s | 1.75x | 1.50..2.00 | >= 1.5x | - |  |  | met |" in text
         assert len([line for line in text.splitlines() if "met |" in line]) == 1
+        assert f"- {row}, peer: about. No processor times: none" in text
         assert json.loads((tmp_path / f"{page}.json").read_text())["rows"] == [{"key": key}]
     earlier = (tmp_path / "results.md").read_text()
     write_results(rows[1:], result, tmp_path)
     assert (tmp_path / "results.md").read_text() == earlier  # a run of one suite keeps the other pages
-    growth = [Grown(one, [Point(10.0 * v, 1.0, 2.0, 70.0) for v in one.values]) for one in DIMENSIONS]
-    write_growth(growth, machine, "today", tmp_path)
+    growth = [Grown(one, [Point(10.0 * v, 1.0, 2.0, 70.0, 40.0) for v in one.values]) for one in DIMENSIONS]
+    write_growth(growth, MACHINE, "today", tmp_path)
     pictures = [*tmp_path.glob("*.svg")]
     assert len(pictures) == 2 + 2 * len(DIMENSIONS)
     for picture in pictures:

@@ -44,6 +44,12 @@ _ORPHANED: Final = Waiting("orphaned", 300.0)
 # Seconds until a parked claim is judged again. So a takeover can come some seconds later than the timeout.
 _AGAIN: Final = 2.0
 
+# Maximum number of parked claims that are judged again in a second. If there are more, each waits longer.
+_MOST_JUDGED: Final = 400
+
+# Maximum seconds until a parked claim is judged again. Meanwhile its book must be followed, see `_LONGEST`.
+_LATEST: Final = 30.0
+
 # Maximum number of processes that the gauges name.
 _MOST_NAMED: Final = 20
 
@@ -115,8 +121,9 @@ class WaitingClaims:
         self._chains: dict[Hashable, dict[str, WaitingChain]] = {}
         self._followers = 0  # deliveries in chains that are not claimed
         self._running: set[Job] = set()
-        # Books that parked claims wait for, each with the time until which it is followed.
-        self._asked: dict[bytes, float] = {}
+        # Undecided parked deliveries: book, number of the claim, and receiver. Each has the time until which its
+        # book is followed.
+        self._parked: dict[tuple[bytes, int, str], float] = {}
 
     def begin(self) -> None:
         """Follow the claims from now on."""
@@ -138,10 +145,11 @@ class WaitingClaims:
     def incarnations(self) -> set[bytes]:
         """The books that claims wait for."""
         at = now()
-        self._asked = {one: until for one, until in self._asked.items() if until > at}
+        self._parked = {one: until for one, until in self._parked.items() if until > at}
         found = {one.claim.incarnation for one in self._open.values()}
         claims = [part.claim for _, _, chain in self._each_chain() for part in chain.parts]
-        return self._asked.keys() | found | {claim.incarnation for claim in claims if claim is not None}
+        found |= {incarnation for incarnation, _, _ in self._parked}
+        return found | {claim.incarnation for claim in claims if claim is not None}
 
     @property
     def is_urgent(self) -> bool:
@@ -339,13 +347,17 @@ class WaitingClaims:
             return await self._stages.deliver_held(held)
         await self._watch.load([change])
         verdict = self.judge(claim)
+        (receiver,) = held.calls.receivers
+        parked = claim.incarnation, claim.number, receiver.name
+        if verdict is WAIT:
+            self._parked[parked] = now() + _LONGEST
+            self._watch.wake()
+            seconds = min(max(_AGAIN, len(self._parked) / _MOST_JUDGED), _LATEST)
+            return held.waiting._replace(reason="claimed", seconds=seconds)
+        self._parked.pop(parked, None)
         if verdict is DONE:
             return True
-        if verdict is TAKE:
-            return await self._stages.deliver_held(held._replace(change=await self._taken_over(change)))
-        self._asked[claim.incarnation] = now() + _LONGEST
-        self._watch.wake()
-        return held.waiting._replace(reason="claimed", seconds=_AGAIN)
+        return await self._stages.deliver_held(held._replace(change=await self._taken_over(change)))
 
     def _append(self, key: Hashable, part: WaitingPart) -> None:
         (receiver,) = part.calls.receivers

@@ -329,13 +329,29 @@ async def test_a_stop_parks_nothing_of_a_change_without_a_finished_delivery():
 async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delivered):
     scene = Scene()
     scene.verdicts[1] = verdict
-    claim = Claim(b"incarnat", 1, frozenset({MAIL.id}))
-    one = change("insert")._replace(origin=stamp(Call.CREATED, receivers=claim.receivers, claim=claim))
-    held: Any = HeldDelivery(one, Calls(None, "post_save", True, (MAIL,)), Waiting("claimed"), None, None)  # type: ignore[arg-type]
-    found = await scene.claims.deliver_held(held)
+    found = await scene.claims.deliver_held(parked_claim(1))
     assert (found.reason if isinstance(found, Waiting) else found) == decision
     assert scene.delivered == delivered
     assert scene.claims.incarnations == ({b"incarnat"} if decision == "claimed" else set())
+
+
+def parked_claim(number: int) -> Any:
+    claim = Claim(b"incarnat", number, frozenset({MAIL.id}))
+    one = change("insert")._replace(origin=stamp(Call.CREATED, receivers=claim.receivers, claim=claim))
+    return HeldDelivery(one, Calls(None, "post_save", True, (MAIL,)), Waiting("claimed"), None, None)  # type: ignore[arg-type]
+
+
+async def test_parked_claims_are_judged_less_often_if_there_are_many(monkeypatch):
+    """Each judgement writes to the database."""
+    monkeypatch.setattr(waiting_module, "_MOST_JUDGED", 1)
+    scene = Scene()
+    pauses = [(await scene.claims.deliver_held(parked_claim(number))).seconds for number in (1, 2, 2, 3, 4)]
+    assert pauses == [2.0, 2.0, 2.0, 3.0, 4.0]
+    scene.verdicts[1] = scene.verdicts[2] = ClaimVerdict.DONE
+    assert [await scene.claims.deliver_held(parked_claim(number)) for number in (1, 2)] == [True, True]
+    assert (await scene.claims.deliver_held(parked_claim(3))).seconds == 2.0
+    pauses = [(await scene.claims.deliver_held(parked_claim(number))).seconds for number in range(5, 100)]
+    assert max(pauses) == 30.0
 
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])

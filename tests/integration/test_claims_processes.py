@@ -14,7 +14,7 @@ import pytest
 import mongoz
 from mongoz.core.signals import post_save
 from mongoz.stamps import Stamp
-from tests.integration.claiming import SECONDS, Told, claiming, make, until_announced, until_passed
+from tests.integration.claiming import SECONDS, Told, claim_in, claiming, make, until_announced, until_passed
 from tests.support import PATIENCE, ROOT, dispatching, eventually
 
 BACKLOG = int(os.environ.get("CLAIMS_BACKLOG") or 3_000)
@@ -118,6 +118,30 @@ async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
     assert [one for one in served if one[2] == 3] == [("post_save", "any", 3, "takeover")]
     assert [one for one in served if one[2] == 2] == []
     assert incarnation_of(foreign, 1) == incarnation_of(foreign, 3) != incarnation_of(foreign, 2)
+
+
+async def test_threads_with_event_loops_of_their_own_share_a_book_for_each_registry(
+    mongo, database, announced, state, foreign
+):
+    """No number is given twice, and every claim ends."""
+    told: Told = []
+    registries = [claiming(mongo.url, database), claiming(mongo.url, database)]
+    items = [make(one, database, told, others=False) for one in registries]
+
+    async def write(Item: Any) -> None:
+        await asyncio.gather(*(Item(n=n).create() for n in range(20)))
+
+    def in_loops(Item: Any) -> None:
+        for _ in range(2):
+            asyncio.run(write(Item))
+
+    await asyncio.gather(*(asyncio.to_thread(in_loops, Item) for Item in (*items, *items)))
+    assert [one.claims.book.snapshot() for one in registries] == [(80, (), ())] * 2
+    claims = [claim_in(row) for row in foreign["items"].find()]
+    assert len({(one.incarnation, one.number) for one in claims}) == len(told) == 160
+    for one in registries:
+        await one.close()
+    assert sorted((book["high"], book["fenced_by"]) for book in state.claims.find()) == [(80, "process")] * 2
 
 
 ENDING = """

@@ -25,7 +25,7 @@ from dispatcher.delivery.log import log_delivered, log_parked
 from dispatcher.delivery.outcome import Decision, Limited, Waiting
 from dispatcher.delivery.ports import HeldDeliveries
 from dispatcher.delivery.terms import Policy
-from mongoz.exceptions import BatchError
+from mongoz.exceptions import BatchError, RetryAfter
 from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
 
@@ -164,7 +164,20 @@ class BatchRun:
             for one in failed:
                 one.one.attempts -= 1
             return None
-        most = max(failed, key=lambda one: one.one.attempts)
+        asked = [one for one in failed if isinstance(one.error, RetryAfter)]
+        others = [one for one in failed if not isinstance(one.error, RetryAfter)]
+        waits: list[Waiting] = []
+        for several in (others, asked):
+            waiting = self._another_of(several) if several else None
+            if waiting is not None:
+                waits.append(waiting)
+            elif several:
+                return None
+        return max(waits, key=lambda waiting: waiting.seconds)  # none is repeated before the time that it asks for
+
+    def _another_of(self, failed: Sequence[_Failed]) -> Waiting | None:
+        """The wait for the next attempt with events that failed in the same way."""
+        most = max(failed, key=lambda one: (one.one.attempts, getattr(one.error, "seconds", 0.0)))
         waiting = self._tools.failures.another(self._failed_attempt(most))
         if waiting is not None and waiting.attempts < most.one.attempts:  # the attempt does not count
             for one in failed:

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from mongoz import Batch
+from mongoz import Batch, BatchError, RetryAfter
 from mongoz.core.signals import post_save
+from mongoz.signals.options import Retry
 from tests.integration.deliveries import QUICK, Indexer, Parked
 from tests.support import dispatching, eventually
 
@@ -58,6 +60,45 @@ async def test_a_batch_that_is_cancelled_is_repeated_and_halved(account, foreign
         assert (figures.delivered, figures.failed) == (7, 1)
     assert batches == ["0123", "0123", "01", "23", "2", "3", "4567"]
     assert (letter["reason"], letter["attempts"], letter["error"]["type"]) == ("failed", 2, error)
+
+
+@pytest.mark.parametrize("busy", ["1", "2"])
+async def test_an_event_that_asks_for_another_time_is_not_attempted_before(
+    account, foreign, dispatched, state, busy
+):
+    """Another event of the batch fails. Its attempts count, and those of the busy event do not."""
+    wrong = "3" if busy == "2" else "2"
+    at: list[float] = []
+    attempts: dict[str, list[int]] = {busy: [], wrong: []}
+    done: list[str] = []
+
+    @post_save(account, name="mixed", batch=Batch(size=4, wait=0.2), retry=Retry(3, base=0.01, cap=0.02))
+    async def mixed(sender, batch, **kwargs):
+        errors: dict[int, Exception] = {}
+        for number, event in enumerate(batch):
+            name = event.instance.name
+            if name in attempts:
+                attempts[name].append(event.delivery.attempt)
+            if name == busy:
+                at.append(time.monotonic())
+                if len(at) < 4:
+                    errors[number] = RetryAfter(0.3)
+                    continue
+            if name == wrong:
+                errors[number] = ValueError("wrong")
+                continue
+            done.append(name)
+        if errors:
+            raise BatchError(errors)
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_many(rows("0", "1", "2", "3"))
+        letter = await state.letter()
+        await eventually(lambda: sorted(done) == sorted({"0", "1", "2", "3"} - {wrong}))
+        await eventually(lambda: state.empty)
+    assert all(after - before >= 0.29 for before, after in pairwise(at))
+    assert attempts == {busy: [1, 1, 1, 1], wrong: [1, 2, 3]}
+    assert (letter["attempts"], letter["error"]["message"]) == (3, "ValueError: wrong")
 
 
 async def test_a_batch_counts_as_one_attempt_of_a_rate(account, foreign, dispatched, state):

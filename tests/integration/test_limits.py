@@ -9,6 +9,7 @@ from bson import ObjectId
 from bson.timestamp import Timestamp
 
 from dispatcher.exceptions import ApplicationError
+from dispatcher.operate.dead_letters import request_retry
 from dispatcher.parking.store import HeldStore
 from dispatcher.runs import replay
 from dispatcher.runs.player import workplace
@@ -16,7 +17,7 @@ from dispatcher.runtime.service import Service
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals.options import Retry
 from tests.integration.deliveries import Parked
-from tests.support import dispatching, eventually, settings_for
+from tests.support import dispatching, eventually, group_of, settings_for
 
 
 @pytest.fixture
@@ -183,6 +184,40 @@ async def test_all_partitions_share_a_rate_and_deliveries_beyond_it_are_parked(
     for first, last in zip(limited.at, limited.at[21:], strict=False):
         assert last - first >= 1 / 20 - 0.02
     assert limited.at[-1] - limited.at[0] >= 1.9
+
+
+async def test_each_further_attempt_counts_in_a_rate(account, foreign, dispatched, state):
+    """Ten attempts are made at once, and each further one a tenth of a second later."""
+    at: list[float] = []
+
+    @post_save(account, name="failing", rate="10/s", retry=Retry(4, base=0.001, cap=0.002))
+    async def failing(sender, instance, **kwargs):
+        at.append(time.monotonic())
+        raise ValueError("no")
+
+    async with dispatching(dispatched):
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(6)])
+        letters = await state.wait(6)
+    assert {letter["attempts"] for letter in letters} == {4}
+    assert len(at) == 24
+    for first, last in zip(at, at[11:], strict=False):
+        assert last - first >= 1 / 10 - 0.02
+    assert at[-1] - at[0] >= 1.3
+
+
+@pytest.mark.usefixtures("quick")
+async def test_retried_dead_letters_need_places_too(account, foreign, dispatched, client, database, state):
+    limited = Limited(account, concurrency=2, retry=1, timeout=0.3)
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_many([{"name": str(n)} for n in range(6)])
+        await state.wait(6)
+        limited.open.set()
+        limited.seconds, limited.most = 0.02, 0
+        await request_retry(group_of(client, database), None)
+        await eventually(lambda: sorted(limited.got) == sorted(map(str, range(6))))
+        await eventually(lambda: state.empty and not state.letters)
+        assert running.stats.figures_of("limited", "post_save").failed == 6
+    assert limited.most == 2
 
 
 async def test_dispatchers_of_a_group_divide_a_rate_by_their_partitions(account, foreign, dispatched, state):

@@ -100,13 +100,15 @@ def spark(page, receiver: str, kind: str) -> str:
 
 
 @pytest.mark.slow
-def test_each_receiver_has_a_chart_and_an_error_rate(browser, shown, foreign):
+def test_each_receiver_has_a_chart_an_error_rate_and_its_limits(browser, shown, foreign):
     watched = Watched(browser, link_of(shown))
     page = watched.page
     foreign["accounts"].insert_many([{"name": f"good {n}"} for n in range(3)])
     foreign["accounts"].insert_one({"name": HOSTILE})
     expect(row(page, "works").locator("[data-label=Errors]")).to_have_text("0 %")
     expect(row(page, "breaks").locator("[data-label=Errors]")).to_have_text("25 %")
+    expect(row(page, "works").locator("[data-label=Limits]")).to_have_text("1000 at once")
+    expect(row(page, "breaks").locator("[data-label=Limits]")).to_have_text("")
     eventually_sync(lambda: spark(page, "works", "good"), what="the chart of works")
     eventually_sync(lambda: "NaN" not in spark(page, "breaks", "bad") != "", what="the chart of breaks")
     expect(page.locator("#receiver-chart")).to_be_hidden()

@@ -150,6 +150,16 @@ async def test_a_failed_attempt_gives_its_place_back(account, foreign, dispatche
     assert sorted(calls) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+async def test_concurrency_does_not_bound_the_writing_process(account, dispatched):
+    limited = Limited(account, concurrency=1, delivery="any")
+    async with asyncio.TaskGroup() as group:
+        for number in range(5):
+            group.create_task(account(name=str(number)).create())
+        await eventually(lambda: limited.running == 5)
+        limited.open.set()
+    assert (limited.most, sorted(limited.got)) == (5, list("01234"))
+
+
 async def test_a_place_comes_back_when_a_dispatcher_stops_with_deliveries_that_wait(
     account, foreign, dispatched, state
 ):

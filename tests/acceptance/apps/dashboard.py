@@ -18,7 +18,7 @@ class Account(mongoz.Document):
         database = os.environ["SHOWN_GROUP"]
 
 
-@post_save(Account, name="works")
+@post_save(Account, name="works", concurrency=1_000)
 async def works(sender, instance, **kwargs):
     pass
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from bson.binary import Binary
 from bson.codec_options import CodecOptions
@@ -48,25 +48,35 @@ _MOST_IN_BATCH: Final = 500
 _CLOSE_AGAIN: Final = 1.0
 
 
+class DeliveryStages(NamedTuple):
+    """The stages that deliver the documents of a backfill.
+
+    Attributes:
+        capacity: its `may_begin` returns whether deliveries of other sources than the stream may begin.
+    """
+
+    parking: Parking
+    deliverer: Deliverer
+    lanes: Lanes
+    batches: Batches
+    capacity: Capacity
+
+
 class LiveBackfill:
     """Runs the backfills of one partition.
 
     Args:
         client: a client that is open for the running loop.
-        capacity: its `may_begin` returns whether deliveries of other sources than the stream may begin.
+        stages: of the partition.
         read: returns the token up to which all changes are in their lanes.
     """
 
-    def __init__(  # noqa: PLR0913 - a source of deliveries needs these stages
+    def __init__(
         self,
         client: AsyncMongoClient[Any],
         runs: Runs,
         routes: Routes,
-        parking: Parking,
-        deliverer: Deliverer,
-        lanes: Lanes,
-        batches: Batches,
-        capacity: Capacity,
+        stages: DeliveryStages,
         lease: Lease,
         *,
         read: Callable[[], str],
@@ -75,11 +85,7 @@ class LiveBackfill:
         self._client = client
         self._runs = runs
         self._all_routes = routes
-        self._parking = parking
-        self._deliverer = deliverer
-        self._lanes = lanes
-        self._batches = batches
-        self._capacity = capacity
+        self._parking, self._deliverer, self._lanes, self._batches, self._capacity = stages
         self._partition, self._partitions = lease.partition, lease.partitions
         self._read = read
         self._codec_options = codec_options

@@ -44,7 +44,7 @@ from dispatcher.position.checkpoint import Checkpoint
 from dispatcher.position.documents import Position
 from dispatcher.position.gaps import Gaps
 from dispatcher.position.store import PositionStore
-from dispatcher.runs.live_backfill import LiveBackfill
+from dispatcher.runs.live_backfill import DeliveryStages, LiveBackfill
 from dispatcher.runs.store import Runs
 from dispatcher.runtime.history_lost import LostHistory
 from dispatcher.runtime.pipeline import Delivering, OtherSources, Pipeline, Reading
@@ -250,11 +250,7 @@ class Assembly(NamedTuple):
             self.group.state.client,
             runs,
             self.routes,
-            parking,
-            deliverer,
-            lanes,
-            batches,
-            capacity,
+            DeliveryStages(parking, deliverer, lanes, batches, capacity),
             lease,
             read=lambda: checkpoint.tracker.read,
             codec_options=codec_options,

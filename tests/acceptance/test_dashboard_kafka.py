@@ -67,6 +67,7 @@ def test_relay_and_broker_are_shown_on_the_page_of_a_group(browser: Browser, sho
     page.set_viewport_size({"width": 390, "height": 844})
     assert (page.evaluate(SCROLLS_SIDEWAYS), page.evaluate(BROKEN_WORDS)) == (False, [])
     expect(page.locator("#partitions tbody tr")).to_have_count(3)
+    expect(page.locator("#members [data-label='Partitions']")).to_have_text("0 to 2")
     expect(page.locator("#partitions [data-label='Records to read']").first).to_have_text("0")
     expect(page.locator("#readers-section")).to_be_hidden()
     shown.relay.kill()

@@ -263,16 +263,14 @@ class Job:
         "was_awaited",
     )
 
-    def __init__(
-        self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = (), *, announces: bool = False
-    ) -> None:
+    def __init__(self, token: str, change: Change | None = None, calls: tuple[Calls, ...] = ()) -> None:
         self.token = token
         self.change = change
         self.calls = calls
         self.size = 0 if change is None else change.size
         self.passed = 0
         self.marker: Job | None = None
-        self.announces = announces
+        self.announces = False
         self.parts = 1
         self.awaited = 0
         self.was_awaited = False
@@ -280,6 +278,10 @@ class Job:
         self.on_end: Callable[[], None] | None = None
 
     # -- markers and deferred changes ------------------------------------------------------------------------
+
+    def announce_delete(self) -> None:
+        """Note that the change is an update that announces a delete."""
+        self.announces = True
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""

@@ -55,9 +55,11 @@ class Intake:
             job.settle(change, calls)
         else:
             unfinished = calls or is_claimed or change.marker or operation in _UNSETTLED
-            job = Job(change.token, change if unfinished else None, calls, announces=operation == "marker")
+            job = Job(change.token, change if unfinished else None, calls)
             self._tracker.add(job)
             if operation in _UNSETTLED:
+                if operation == "marker":
+                    job.announce_delete()
                 self._unsettled[change.token] = job
                 return
         if operation not in DELIVERABLE:

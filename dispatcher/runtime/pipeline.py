@@ -187,9 +187,11 @@ class Pipeline:
             wanted = [change for change, calls in routed if calls or change.origin is not None]
             await self._parking.look_up(wanted, self._routes.names_listening_to, self._is_queued)
         has_room = self._has_room_for(changes)
-        for change, calls in routed:
-            if not has_room:
-                await self._room()
+        for number, (change, calls) in enumerate(routed):
+            if not has_room and self._must_wait():
+                while self._must_wait():
+                    await self._capacity.progress()
+                has_room = self._has_room_for(changes[number:])
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
                 has_room = False  # others may have taken it meanwhile
@@ -200,13 +202,14 @@ class Pipeline:
         count, size = len(changes), sum([change.size for change in changes])
         return self._capacity.has_room_for(count, size) and self._checkpoint.has_room_for(count, size)
 
-    async def _room(self) -> None:
-        """Wait until another change may enter."""
-        await self._capacity.room()
-        # If only delete markers and deferred changes are unfinished, don't wait: only a later event of the
-        # stream can finish them, so the wait would never end.
-        while self._checkpoint.is_far_ahead and self._capacity.has_unfinished:
-            await self._capacity.progress()
+    def _must_wait(self) -> bool:
+        """Returns whether the next change must wait until others are finished.
+
+        If only delete markers and deferred changes are unfinished, it does not wait: only a later event of the
+        stream can finish them, so the wait would never end.
+        """
+        capacity = self._capacity
+        return capacity.full or (self._checkpoint.is_far_ahead and capacity.has_unfinished)
 
     def _is_queued(self, key: Hashable) -> bool:
         """Returns whether deliveries of a document are queued, or wait for a claim."""

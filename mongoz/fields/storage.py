@@ -24,7 +24,7 @@ from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.storability import IP_ADDRESSES, URLS, is_open
 
-__all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_names", "stored_values"]
+__all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_key", "stored_names", "stored_values"]
 
 UNSTORABLE: Final = (InvalidBSON, InvalidDocument, ArithmeticError, ValueError)
 """The errors of a value that BSON has no type for or no room for: a large number, text that is no Unicode."""
@@ -70,7 +70,7 @@ def stored(value: Any, *, declared: bool = True) -> Any:  # noqa: PLR0911 - a ta
     if isinstance(value, dict):
         if not declared:
             return {key: stored(item, declared=False) for key, item in value.items()}
-        return {key if type(key) is str else _key(key): stored(item) for key, item in value.items()}
+        return {key if type(key) is str else stored_key(key): stored(item) for key, item in value.items()}
     if isinstance(value, Enum):
         return stored(value.value)
     if isinstance(value, decimal.Decimal):  # subclasses too: every codec can encode a Decimal128
@@ -162,10 +162,10 @@ def _is_exact(seconds: float, value: datetime.timedelta) -> bool:
         return False
 
 
-def _key(key: Any) -> str:
+def stored_key(key: Any) -> str:
     """The stored form of a key of a mapping: BSON keys are strings."""
     if isinstance(key, Enum):
-        return _key(key.value)
+        return stored_key(key.value)
     if isinstance(key, datetime.datetime | datetime.date):
         return key.isoformat()
     if isinstance(key, datetime.timedelta):

@@ -14,6 +14,8 @@ from typing import Any, Final
 import bson
 from pydantic_core import SchemaValidator, core_schema
 
+from mongoz.fields.storage import stored_key
+
 __all__ = ["DATA", "NATIVE", "STORED", "from_stored", "validator_of"]
 
 NATIVE: Final = {"mongoz_native": True}
@@ -61,7 +63,12 @@ def _converter(name: str, schema: Any) -> Callable[[Any], Any]:
 
 def _keys_from_stored(schema: Any) -> Any:
     """Like `from_stored`, for the keys of a mapping: their stored form is a string."""
-    return schema if STORED in schema.get("metadata", {}) else from_stored(schema)
+    if STORED in schema.get("metadata", {}):
+        return schema
+    members = schema.get("members") or schema.get("expected") or []  # of an enum or a literal
+    if schema.get("type") in ("enum", "literal") and not all(isinstance(member, str) for member in members):
+        return _before(partial(_key_member, members), schema)
+    return from_stored(schema)
 
 
 def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +112,10 @@ def _decimal(value: Any) -> Any:
 
 def _member(members: list[Enum], value: Any) -> Any:
     return next((each for each in members if type(each.value) is type(value) and each.value == value), value)
+
+
+def _key_member(members: list[Any], key: Any) -> Any:
+    return next((each for each in members if stored_key(each) == key), key)
 
 
 def _aware(value: Any) -> Any:

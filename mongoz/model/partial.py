@@ -1,5 +1,6 @@
 """Rows with only some of the fields: their class, and the handling of the missing fields."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ __all__ = [
     "make_partial_class",
     "not_loaded",
     "require_all_fields",
+    "takes_info",
 ]
 
 
@@ -37,8 +39,8 @@ PARTIAL_VALIDATOR: Final = "_drop_unloaded"
 def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None = None, **more: Any) -> Any:
     """Make the class of a document's partial rows, which accepts rows with any fields missing.
 
-    It has no Meta and no signals of its own, and is in no registry. Validators of the model and computed fields
-    do not run, since they read several fields.
+    It has no Meta and no signals of its own, and is in no registry. Validators that may read several fields do not
+    run, and it has no computed fields.
 
     Args:
         document: the class.
@@ -60,6 +62,10 @@ def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None 
     for found in (decorators.model_validators, decorators.root_validators, decorators.computed_fields):
         for name in found.keys() - {PARTIAL_VALIDATOR}:
             del found[name]
+    for each in list(decorators.field_validators.values()):
+        if takes_info(each):
+            del decorators.field_validators[each.cls_var_name]
+    decorators.validators.clear()
     names = stored_names(document)
     for name, field in partial.__pydantic_fields__.items():  # copies of the document's fields
         field.default, field.default_factory, field.validate_default = _UNLOADED, None, False
@@ -68,6 +74,16 @@ def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None 
     partial.model_rebuild(force=True)
     partial.model_fields = document.model_fields  # with the document's defaults and requirements
     return partial
+
+
+def takes_info(validator: Any) -> bool:
+    """Whether a field's validator takes `info`, besides the value and (in mode "wrap") the inner validator."""
+    try:
+        parameters = inspect.signature(validator.func).parameters.values()
+    except ValueError:  # some built-in functions have no signature
+        return False
+    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    return len(needed) > (2 if validator.info.mode == "wrap" else 1)
 
 
 def _drop_unloaded(instance: Any) -> Any:

@@ -2,10 +2,23 @@
 
 import datetime
 from collections.abc import Callable
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, computed_field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    RootModel,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    computed_field,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypeAliasType
 
@@ -200,6 +213,66 @@ async def test_values_that_need_validation_as_a_whole_are_loaded_as_a_whole(meta
         assert (found.stay.root, found.pet, found.owner.pet) == (stay, pet, pet)
         with pytest.raises(AttributeError, match="name was not loaded"):
             print(found.owner.name)
+
+
+# -- Keys of mappings --------------------------------------------------------------------------------
+
+
+async def test_keys_that_are_members_or_literals_come_back(meta: Any, foreign: Any) -> None:
+    class Size(Enum):
+        SMALL = 1
+        LARGE = 2
+
+    class Stock(mongoz.Document):
+        by_size: dict[Size, int]
+        by_shelf: dict[Literal[1, 2, "top"], int]
+        by_state: dict[bool, int]
+        Meta = meta("stocks")
+
+    made = await Stock.objects.create(by_size={Size.SMALL: 5}, by_shelf={1: 6, "top": 7}, by_state={True: 8})
+    row = foreign.stocks.find_one()
+    assert (row["by_size"], row["by_shelf"], row["by_state"]) == ({"1": 5}, {"1": 6, "top": 7}, {"True": 8})
+    found = await Stock.objects.get()
+    assert found == made
+    await found.update(**{"by_size.2": 9, "by_shelf.2": 10})
+    assert (found.by_size[Size.LARGE], found.by_shelf[2]) == (9, 10)
+    with pytest.raises(mongoz.InvalidKeyError, match="can't have '3' inside"):
+        await found.update(**{"by_size.3": 1})
+
+
+# -- Validators --------------------------------------------------------------------------------------
+
+
+async def test_a_validator_that_reads_another_field_sees_only_values_of_that_field(meta: Any) -> None:
+    class Range(mongoz.Document):
+        low: int
+        high: int
+
+        @field_validator("high")
+        @classmethod
+        def check(cls, high: int, info: ValidationInfo) -> int:
+            if high < info.data["low"]:
+                raise ValueError("high is below low")
+            return high
+
+        Meta = meta("ranges")
+
+    made = await Range.objects.create(low=3, high=5)
+    found = await Range.objects.only("high").get()
+    found.high = 1
+    for write in (
+        found.save(),
+        made.update(mongoz.U.inc(high=-9)),
+        made.update(high=2),
+        Range.objects.update(mongoz.U.inc(high=-9)),
+        Range.objects.update(high=2),
+    ):
+        with pytest.raises(ValidationError, match="high is below low"):
+            await write
+    found.high = 4
+    await found.save()
+    await Range.objects.update(mongoz.U.inc(high=1))
+    assert await Range.objects.values(["low", "high"]) == [{"low": 3, "high": 5}]
 
 
 # -- Computed fields ---------------------------------------------------------------------------------

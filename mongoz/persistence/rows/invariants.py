@@ -1,12 +1,11 @@
 """Finds models whose validators read several fields. A field of such a model can't be validated alone."""
 
-import inspect
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from mongoz.fields.class_cache import cached_per_class
-from mongoz.model.partial import PARTIAL_VALIDATOR
+from mongoz.model.partial import PARTIAL_VALIDATOR, takes_info
 
 __all__ = ["has_invariants", "has_validator_of", "needs_other_fields"]
 
@@ -24,13 +23,13 @@ def has_invariants(model: Any) -> bool:
         return True
     if model.model_post_init.__qualname__ not in _TRIVIAL_POST_INITS:
         return True
-    return any(_takes_info(found) for found in decorators.field_validators.values()) or bool(decorators.validators)
+    return any(takes_info(found) for found in decorators.field_validators.values()) or bool(decorators.validators)
 
 
 def needs_other_fields(model: type[BaseModel], attribute: str) -> bool:
     """Whether a validator of a field reads other fields, so that the value alone can't be validated."""
     decorators = model.__pydantic_decorators__
-    found: list[Any] = [one for one in decorators.field_validators.values() if _takes_info(one)]
+    found: list[Any] = [one for one in decorators.field_validators.values() if takes_info(one)]
     found += decorators.validators.values()
     return any({attribute, "*"} & set(one.info.fields) for one in found)
 
@@ -40,13 +39,3 @@ def has_validator_of(model: type[BaseModel], attribute: str) -> bool:
     decorators = model.__pydantic_decorators__
     found: list[Any] = [*decorators.field_validators.values(), *decorators.validators.values()]
     return any({attribute, "*"} & set(one.info.fields) for one in found)
-
-
-def _takes_info(validator: Any) -> bool:
-    """Whether a field's validator takes `info`, besides the value and (in mode "wrap") the inner validator."""
-    try:
-        parameters = inspect.signature(validator.func).parameters.values()
-    except ValueError:  # some built-in functions have no signature
-        return False
-    needed = [one for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    return len(needed) > (2 if validator.info.mode == "wrap" else 1)

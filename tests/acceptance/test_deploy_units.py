@@ -53,18 +53,18 @@ def service_section(command: str) -> configparser.SectionProxy:
     return parser["Service"]
 
 
-@pytest.mark.parametrize("with_kafka", [False, True], ids=["alone", "with kafka.conf"])
+@pytest.mark.parametrize("more", [[], ["kafka.conf"], ["url.conf", "kafka.conf"]], ids=" ".join)
 @pytest.mark.parametrize("command", UNITS)
-def test_systemd_accepts_the_unit_and_finds_it_hardened(command: str, with_kafka: bool, tmp_path: Path):
+def test_systemd_accepts_the_unit_and_finds_it_hardened(command: str, more: list[str], tmp_path: Path):
     program = need("systemd-analyze")
     dispatcher = shutil.which("true")
     text = UNITS[command].read_text().replace("/srv/app/.venv/bin/dispatcher", str(dispatcher))
     unit = tmp_path / UNITS[command].name
     unit.write_text(text)
-    if with_kafka:
-        further = tmp_path / f"{unit.name}.d"
-        further.mkdir()
-        shutil.copy(SYSTEMD / "kafka.conf", further)
+    further = tmp_path / f"{unit.name}.d"
+    further.mkdir()
+    for name in more:
+        shutil.copy(SYSTEMD / name, further)
     done = subprocess.run([program, "verify", str(unit)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     security = [program, "security", "--offline=true", "--threshold=20", str(unit)]  # out of 100, less is better
@@ -114,6 +114,26 @@ def test_the_environment_files_of_systemd_name_variables_that_exist(name: str, c
     assert {"DISPATCHER_APP", "DISPATCHER_URL", "DISPATCHER_KAFKA"} <= named <= variables(command)
     (file,) = re.findall(r"EnvironmentFile=/etc/dispatcher/(\S+)", UNITS[command].read_text())
     assert file == name
+
+
+def test_the_credentials_of_systemd_become_files_that_the_settings_name():
+    text = (SYSTEMD / "url.conf").read_text()
+    assert re.findall(r"^LoadCredential=([\w.]+):/etc/dispatcher/\1$", text, re.MULTILINE) == ["url", "ca.crt"]
+    (setting,) = re.findall(r"^Environment=(\w+)=%d/url$", text, re.MULTILINE)
+    assert setting in variables() & variables("relay")
+
+
+def test_every_example_of_a_url_with_a_password_uses_tls():
+    guides = [DEPLOY.parent / "docs" / "how-to" / f"{name}.md" for name in ("systemd", "kubernetes")]
+    files = [path for path in (*DEPLOY.rglob("*"), *guides) if path.is_file()]
+    texts = {path: path.read_text().replace("\\\n    ", "") for path in files}
+    urls = {
+        (path.name, url)
+        for path, text in texts.items()
+        for url in re.findall(r"mongodb://[^\s'\"]*@[^\s'\"]*", text)
+    }
+    assert {name for name, _ in urls} >= {"dispatcher.env", "relay.env", "secret.yaml", "systemd.md"}
+    assert [(name, url) for name, url in urls if parse_qs(urlsplit(url).query).get("tls") != ["true"]] == []
 
 
 def test_the_manifests_name_variables_that_exist():

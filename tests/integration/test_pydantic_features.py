@@ -1,4 +1,4 @@
-"""Features of pydantic in documents: generated aliases, root models, computed fields, defaults."""
+"""Features of pydantic in documents: aliases, root models, computed fields, defaults, validators, serializers."""
 
 import datetime
 from collections.abc import Callable
@@ -16,7 +16,10 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     computed_field,
+    create_model,
+    field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -375,3 +378,76 @@ async def test_validated_defaults_allow_partial_updates_and_rows(config: Any, me
     assert (found.width, made.width) == (5, 5)
     with pytest.raises(AttributeError, match="label was not loaded"):
         print(found.label)
+
+
+# -- Frozen models, serializers, classes made by calls -----------------------------------------------
+
+
+async def test_frozen_documents_fields_and_parts_can_be_written(meta: Any) -> None:
+    class Size(BaseModel):
+        model_config = ConfigDict(frozen=True)
+        width: int
+
+    class Plan(mongoz.Document):
+        code: str = Field(frozen=True)
+        size: Size
+        count: int = 0
+        Meta = meta("plans")
+
+    class Fixed(mongoz.Document):
+        model_config = ConfigDict(frozen=True)
+        code: str
+        Meta = meta("fixed")
+
+    made = await Plan.objects.create(code="a", size={"width": 1})
+    made.count = 2
+    await made.save()
+    await made.update(**{"size.width": 3})
+    assert await made.refresh() == await Plan.objects.get(code="a")
+    assert (made.count, made.size.width) == (2, 3)
+    with pytest.raises(ValidationError, match="frozen"):
+        made.code = "b"
+    fixed = await Fixed(code="a").create()
+    assert fixed.id is not None
+    assert hash(fixed) == hash(await Fixed.objects.get())
+    await Fixed.objects.update(code="b")
+    assert (await fixed.refresh()).code == "b"
+    assert await fixed.delete() == 1
+
+
+async def test_serializers_do_not_change_what_is_stored(meta: Any, foreign: Any) -> None:
+    class Entry(mongoz.Document):
+        at: datetime.datetime
+        count: int
+
+        @field_serializer("at")
+        def year(self, at: datetime.datetime) -> int:
+            return at.year
+
+        Meta = meta("entries")
+
+    class Hidden(Entry):
+        @model_serializer
+        def nothing(self) -> dict[str, Any]:
+            return {}
+
+        Meta = meta("hidden")
+
+    for kind in (Entry, Hidden):
+        made = await kind.objects.create(at=datetime.datetime(2020, 1, 1), count=1)
+        await made.update(count=2)
+        made.count = 3
+        await made.save()
+        row = foreign[kind.meta.collection.name].find_one()
+        assert row == {"_id": made.id, "at": datetime.datetime(2020, 1, 1), "count": 3}
+        assert await kind.objects.get() == made
+
+
+async def test_a_class_made_by_create_model_is_a_document(meta: Any) -> None:
+    class Base(mongoz.Document):
+        name: str
+        Meta = meta("made")
+
+    Made = create_model("Made", __base__=Base, count=(int, 1), day=(datetime.date | None, None))
+    made = await Made.objects.create(name="a", day=DAY)
+    assert await Made.query(Made.day == DAY, Made.count == 1).get() == made

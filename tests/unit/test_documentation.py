@@ -16,6 +16,24 @@ def test_the_guide_to_the_dispatcher_is_short():
     assert len((ROOT / "docs/guide/dispatcher.md").read_text().split()) <= 1_200
 
 
+def test_the_first_screen_of_the_readme_says_what_it_is_and_how_to_try_it():
+    screen = (ROOT / "README.md").read_text().partition("\n## ")[0]
+    assert len(screen.splitlines()) <= 40
+    for said in (
+        "It is for teams",
+        "| It needs |",
+        "on PyPI yet",
+        "beside the package `mongoz`",
+        "sharded clusters",
+    ):
+        assert said in screen
+    assert re.findall(r"!\[.+\]\((\S+)\)", screen) == ["docs/images/demo.svg"]
+    (commands,) = re.findall(r"```sh\n(.*?)```", screen, re.DOTALL)
+    assert commands.splitlines() == ["make demo", "make test"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_that_a_page_names_exists(page: Path):
     named = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())

@@ -16,6 +16,7 @@ from dispatcher.settings import Settings
 
 if TYPE_CHECKING:
     from dispatcher.explain.report import ChangeReport, DocumentReport, ReceiverReport
+    from mongoz import Registry
 
 _SETTINGS: Final = ("url", "deliver_everything", "connect_timeout", "state_database", "log_level")
 _WIDTH: Final = 80
@@ -60,18 +61,29 @@ def explain(
             "Name the application: the command explains the receivers of this application.", param_hint="--app"
         )
     database, dot, name = collection.partition(".")
-    if not (database and dot and name):
-        raise typer.BadParameter(
-            f"{collection!r} is no collection. Write the database and the collection: shop.orders.",
-            param_hint="DB.COLL",
-        )
     begin = point(since, "--since")
     registry = load_registry(app, imports)
+    if not (database and dot and name):
+        raise typer.BadParameter(
+            f"{collection!r} is no collection. Write the database and the collection: shop.orders."
+            f"{_meant(collection, registry)}",
+            param_hint="DB.COLL",
+        )
     report = asyncio.run(explained(registry, settings, (database, name), keys_named(key), begin))
     if as_json:
         print_json(_plain(report))
     else:
         _print(report)
+
+
+def _meant(name: str, registry: "Registry") -> str:
+    """A hint about a collection that is named without its database, or by its document class."""
+    from mongoz.synonyms import nearest
+
+    documents: tuple[Any, ...] = registry.all_documents
+    names = {document.meta.collection.namespace: document for document in documents}
+    short = {whole.partition(".")[2]: whole for whole in names}
+    return nearest(name, names, {document.__name__: whole for whole, document in names.items()} | short)
 
 
 def _plain(report: "DocumentReport") -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Ids = Annotated[
     list[str],
     typer.Argument(
-        metavar="[ID]...",
+        metavar="ID",
         help="Ids of dead letters. The first characters are enough if they are unique.",
     ),
 ]
@@ -166,7 +166,6 @@ def retry(
     from dispatcher.cli.letter_text import print_outcomes
     from dispatcher.operate import dead_letters
     from dispatcher.operate.member_status import members_of
-    from dispatcher.parking.record import short_id
 
     wanted = filters.wanted()
     _check_selection(ids, wanted, all_=all_)
@@ -194,7 +193,7 @@ def retry(
 
     found = with_group(retry, place)
     if as_json:
-        print_json([{"id": short_id(one.letter), **one._asdict()} for one in found])
+        print_json([_named(one.letter) | one._asdict() for one in found])
     elif not found:
         out.print("No dead letters match.")
     else:
@@ -231,11 +230,18 @@ def drop(
         confirm(f"Drop {count}? They can't be restored.", yes=yes)
         done = with_group(lambda there: dead_letters.drop(there.group, chosen), place)
     if as_json:
-        print_json(done._asdict())
+        print_json({what: [_named(one) for one in ids] for what, ids in done._asdict().items()})
         return
     out.print(f"{len(done.dropped)} dropped." if chosen else "No dead letters match.")
     if done.kept:
         out.print(f"{len(done.kept)} are being retried, and are kept.")
+
+
+def _named(letter: str) -> dict[str, str]:
+    """The short id and the id of a dead letter, for JSON."""
+    from dispatcher.parking.record import short_id
+
+    return {"id": short_id(letter), "letter": letter}
 
 
 def _check_selection(ids: list[str], wanted: "Wanted", *, all_: bool) -> None:

@@ -47,7 +47,7 @@ App = Annotated[
 Apps = Annotated[
     list[str],
     typer.Argument(
-        metavar="APP...",
+        metavar="APP",
         help="The registries, each as package.module:registry. The working directory is importable. In the "
         "variable, separate them by spaces.",
         envvar="DISPATCHER_APP",
@@ -72,7 +72,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a te
 AppArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[APP]",
+        metavar="APP",
         help="The registry of the dispatchers: package.module:registry. Or name the server with --url.",
         envvar="DISPATCHER_APP",
     ),

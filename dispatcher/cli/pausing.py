@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ReceiverName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECEIVER]",
+        metavar="RECEIVER",
         help="The receiver's name in `dispatcher receivers APP`. Without a name, the command applies to "
         "everything.",
     ),

@@ -71,8 +71,10 @@ def _section(path: tuple[str, ...], command: Any) -> str:
 
 
 def _row(parameter: Any) -> str:
-    named = (parameter.metavar or parameter.name) if parameter.param_type_name == "argument" else ""
-    name = named.upper() if named else ", ".join(f"`{opt}`" for opt in parameter.opts)
+    name = ", ".join(f"`{opt}`" for opt in parameter.opts)
+    if parameter.param_type_name == "argument":
+        name = f"{(parameter.metavar or parameter.name).upper()}{'...' if parameter.nargs < 0 else ''}"
+        name = name if parameter.required else f"[{name}]"
     variable = f"`{parameter.envvar}`" if parameter.envvar else ""
     meaning = " ".join((parameter.help or "").split()).replace("|", "\\|")
     return f"| {name} | {variable} | {_default(parameter)} | {meaning} |\n"

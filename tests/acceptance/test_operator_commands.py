@@ -101,7 +101,10 @@ def are_dropped(letters, dispatcher, foreign):
     dropped = dispatcher("dead-letters", "drop", "--key", str(KEYS[1]), "--yes")
     assert dropped.out == "1 dropped.\n"
     rest = dispatcher("dead-letters", "drop", "--all", "--yes", "--json").json
-    assert rest == {"dropped": [letters[1]], "kept": [letters[2]]}
+    assert {what: [one["letter"] for one in some] for what, some in rest.items()} == {
+        "dropped": [letters[1]],
+        "kept": [letters[2]],
+    }
     assert [one["_id"] for one in state.find()] == [letters[2]]
 
 

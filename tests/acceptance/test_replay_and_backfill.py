@@ -119,8 +119,9 @@ def test_a_replay_for_named_receivers_and_a_continued_replay_ask_nothing(ledger,
 
 
 def test_an_unknown_receiver_is_named_with_a_suggestion(command, foreign):
-    said = command("replay", APP, "--since", "1h", "--receiver", f"{RECEIVER}s", code=ExitCode.NOT_FOUND)
-    assert f"Did you mean {RECEIVER!r}" in said
+    for what in (("replay", APP, "--since", "1h"), ("backfill", APP)):
+        said = command(*what, "--receiver", f"{RECEIVER}s", code=ExitCode.NOT_FOUND)
+        assert f"Did you mean {RECEIVER!r}" in said
     assert foreign.client[f"{foreign.name}_state"]["controls"].count_documents({}) == 0
 
 

@@ -173,5 +173,10 @@ async def receiver(sender, **kwargs): ...
     found = json.loads(CliRunner().invoke(app, [*place, "--json"]).output)
     assert found["changes"][0]["id"] == {"$oid": str(ID)}
     assert found["changes"][0]["receivers"][0]["state"] == "waits"
-    wrong = CliRunner().invoke(app, ["explain", "accounts", "1"])
-    assert (wrong.exit_code, "is no collection" in wrong.output) == (2, True)
+    for name in ("accounts", "Account"):
+        wrong = CliRunner().invoke(app, ["explain", name, "1"])
+        said = "".join(wrong.output.replace("\u2502", " ").split())
+        assert (wrong.exit_code, "isnocollection" in said) == (2, True)
+        assert f"Didyoumean'{database}.accounts'?" in said
+    wrong = CliRunner().invoke(app, ["explain", f"{database}.acounts", "1"])
+    assert f"Did you mean '{database}.accounts'?" in str(wrong.exception)

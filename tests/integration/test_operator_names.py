@@ -84,6 +84,40 @@ async def test_dead_letters_of_earlier_versions_are_found(kept, foreign):
     assert len(await ids_of(kept, Wanted(receiver="shop.receiver1"))) == 1
 
 
+def two_alike() -> tuple[str, str]:
+    """Ids of two dead letters whose short ids differ only after the third character."""
+    seen: dict[str, str] = {}
+    for receiver in range(10_000):
+        id_ = id_of(receiver)
+        before = seen.setdefault(short_id(id_)[:3], id_)
+        if before != id_ and short_id(before)[3] != short_id(id_)[3]:
+            return before, id_
+    raise AssertionError("a hash of 3 characters has 4096 values")
+
+
+def test_an_id_is_shortened_as_far_as_it_stays_unique(mongo, database, foreign):
+    held = foreign.client[f"{database}_state"].held
+    alike = two_alike()
+    for number, id_ in enumerate(alike):
+        held.insert_one(fields(database, number, _id=id_, parts={}, short_id=short_id(id_)))
+    foreign.client[f"{database}_state"].positions.insert_one({"_id": f"{database}:0", "group": database})
+    place = ["--url", mongo.url, "--state-database", f"{database}_state", "--group", database, "--json"]
+    listed = json.loads(CliRunner().invoke(app, ["dead-letters", "list", *place]).stdout)
+    assert {one["_id"]: one["id"] for one in listed} == {id_: short_id(id_) for id_ in alike}
+    for command in (["show"], ["retry"], ["drop", "--yes"]):
+        ran = CliRunner().invoke(app, ["dead-letters", *command, short_id(alike[0])[:3], *place])
+        assert isinstance(ran.exception, UnknownLetter)
+        assert all(short_id(id_) in ran.exception.message for id_ in alike)
+    assert held.count_documents({}) == 2
+    for id_ in alike:
+        shown = CliRunner().invoke(app, ["dead-letters", "show", short_id(id_)[:4], *place])
+        assert json.loads(shown.stdout)["_id"] == id_
+    dropped = CliRunner().invoke(app, ["dead-letters", "drop", short_id(alike[0])[:4], "--yes", *place])
+    named = {"id": short_id(alike[0]), "letter": alike[0]}
+    assert json.loads(dropped.stdout) == {"dropped": [named], "kept": []}
+    assert [one["_id"] for one in held.find()] == [alike[1]]
+
+
 @pytest.fixture
 def group(mongo, database, foreign) -> list[str]:
     """A group with a position, a member, a dead letter and a lane; returns the arguments that name the group."""

@@ -1,11 +1,13 @@
 """The command line: its flags come from the settings, and its help starts fast."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 import typer
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
 from dispatcher.cli import app
 from dispatcher.settings import Settings
@@ -91,3 +93,19 @@ def test_all_commands_that_ask_have_the_same_flag_to_skip_the_question():
     assert {(*one.opts, one.help, one.default) for one in flags.values()} == {
         ("--yes", "-y", "Do not ask. Without a terminal, this flag is required.", False)
     }
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_help_of_a_command_has_an_example_with_its_flags(name):
+    command = commands()[name]
+    found = re.search(rf"Example: `dispatcher {name}( [^`]*)?`", " ".join(command.help.split()))
+    assert found, command.help
+    known = {opt for one in command.params for opt in one.opts}
+    assert {word for word in (found[1] or "").split() if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("name", commands())
+def test_the_usage_of_a_command_has_no_doubled_brackets(name):
+    usage = CliRunner().invoke(app, [*name.split(), "--help"]).stdout.split("\n\n")[0]
+    assert "[[" not in usage
+    assert f"dispatcher {name}" in usage.replace("root", "dispatcher")

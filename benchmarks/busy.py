@@ -22,7 +22,7 @@ from dispatcher.operate.pauses import pause, resume
 __all__ = ["Busy", "Heard", "Point", "cpu_of", "measure_busy"]
 
 _DATABASE, _STATE = "busy", "busy_state"
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS, _PATIENCE_FOR_ALL = 90.0, 900.0  # for one thing, and for all changes
 _AT_ONCE = 1_000
 _FIRST = f"{RECEIVER_PREFIX}1"
 _TIMED, _RATE = 200, 100.0  # the number of timed writes, and writes per second
@@ -168,9 +168,9 @@ def measure_busy(url: str, busy: Busy) -> Point:
         if busy.parked:
             held = client[_STATE][HELD]
             is_parked = lambda: held.estimated_document_count() >= busy.changes  # noqa: E731 - a condition
-            heard.wait("Parking all deliveries", is_parked, _PATIENCE_SECONDS * 3)
+            heard.wait("Parking all deliveries", is_parked, _PATIENCE_FOR_ALL)
             asyncio.run(_with_state(url, _resume_receivers))
-        heard.wait("Delivering all changes", lambda: heard.count >= busy.changes, _PATIENCE_SECONDS * 3)
+        heard.wait("Delivering all changes", lambda: heard.count >= busy.changes, _PATIENCE_FOR_ALL)
         rate, cpu_us = busy.changes / heard.seconds, heard.cpu_seconds / busy.changes * 1e6
         latencies = _timed(database, busy, heard) if busy.timed else []
     return Point(

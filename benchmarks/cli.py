@@ -68,6 +68,7 @@ _SIZES = {
     "waits": "changes for one and for four dispatchers with a waiting receiver",
     "writes": "writes timed for latency, per side and round",
     "indexed": "changes that are indexed in batches, and one by one",
+    "burst": "changes at once for a receiver with a limit",
     "large": "events of 5 MB for a batch receiver",
     "computed": "changes for one and for two workers on Kafka with a computing receiver",
     "members": "members of the group on Kafka whose commands are counted",

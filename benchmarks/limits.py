@@ -17,7 +17,6 @@ __all__ = ["measure_limits"]
 
 _TARGET: Final = Target(limit=1.1, tolerated=None, better="lower")
 _RATE: Final = Target(limit=0.91, tolerated=0.6, better="higher")
-_BURST: Final = 1_000
 
 
 def measure_limits(setting: Setting) -> list[Row]:
@@ -26,30 +25,29 @@ def measure_limits(setting: Setting) -> list[Row]:
     Raises:
         BenchmarkFailed: a process did not do what it should.
     """
-    rounds = setting.plan.long_rounds
+    rounds, burst = setting.plan.long_rounds, setting.plan.burst
     both = Shape(beside="limited")
     plain: list[tuple[Point, Point]] = []
     limited: list[tuple[Point, Point]] = []
     for i in range(rounds):
-        plain.append(_pair(setting, Busy(both, changes=_BURST), Busy(changes=_BURST)))
+        plain.append(_pair(setting, Busy(both, changes=burst), Busy(changes=burst)))
         timed = replace(both, times_beside=True)
         alone = replace(timed, receivers=0)
-        limited.append(_pair(setting, *(Busy(one, changes=_BURST, timed=False) for one in (timed, alone))))
+        limited.append(_pair(setting, *(Busy(one, changes=burst, timed=False) for one in (timed, alone))))
         medians = " and ".join(f"{point.p50:.2f}" for point in plain[-1])
         rates = " and ".join(f"{point.rate:,.0f}" for point in limited[-1])
-        bursts = " and ".join(f"{_BURST / point.rate:.2f}" for point in plain[-1])
+        bursts = " and ".join(f"{burst / point.rate:.2f}" for point in plain[-1])
         setting.say(
             f"limits, round {i + 1} of {rounds}: plain {medians} ms, burst {bursts} s, limited {rates} changes/s"
         )
-    return _rows(plain, limited)
+    return _rows(burst, plain, limited)
 
 
 def _pair(setting: Setting, ours: Busy, peer: Busy) -> tuple[Point, Point]:
     return measure_busy(setting.url, ours), measure_busy(setting.url, peer)
 
 
-def _rows(plain: list[tuple[Point, Point]], limited: list[tuple[Point, Point]]) -> list[Row]:
-    no_cpu = "both receivers run in one process"
+def _rows(burst: int, plain: list[tuple[Point, Point]], limited: list[tuple[Point, Point]]) -> list[Row]:
     return [
         Row(
             key="limits_plain",
@@ -65,7 +63,7 @@ def _rows(plain: list[tuple[Point, Point]], limited: list[tuple[Point, Point]]) 
         Row(
             key="limits_limited",
             what="limited beside plain",
-            about=f"changes per second of a receiver with concurrency=5 that waits 40 ms, out of {_BURST:,} "
+            about=f"changes per second of a receiver with concurrency=5 that waits 40 ms, out of {burst:,} "
             "written at once, beside a plain receiver",
             peer="alone",
             unit="/s",
@@ -76,11 +74,11 @@ def _rows(plain: list[tuple[Point, Point]], limited: list[tuple[Point, Point]]) 
         Row(
             key="limits_burst",
             what="plain beside limited, burst",
-            about=f"seconds until a plain receiver has {_BURST:,} changes that are written at once, while those "
+            about=f"seconds until a plain receiver has {burst:,} changes that are written at once, while those "
             "of the limited receiver are parked",
             peer="alone",
             unit="s",
-            pairs=[Pair(_BURST / ours.rate, _BURST / peer.rate) for ours, peer in plain],
-            cpu=no_cpu,
+            pairs=[Pair(burst / ours.rate, burst / peer.rate) for ours, peer in plain],
+            cpu="both receivers run in one process",
         ),
     ]

@@ -48,7 +48,7 @@ _KAFKA: Final = _Page(
     '`make bench ARGS="kafka --pages"` measures this page again.',
     "kafka_",
 )
-_RESULTS: Final = _Page("results", "ratios", "Measured", _INTRO, "")
+_RESULTS: Final = _Page("results", "ratios", "Measured", f"{_INTRO} `make bench` measures all pages again.", "")
 
 
 def write_results(rows: Sequence[Row], result: dict[str, Any], directory: Path = PAGES) -> None:

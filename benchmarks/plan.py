@@ -24,6 +24,7 @@ class Plan:
         claimed: writes with claims, and as many without claims, per round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
         indexed: changes that are indexed in batches, and one by one.
+        burst: changes at once for a receiver with a limit.
         large: events of 5 MB for a batch receiver.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
         members, partitions: the numbers of members and partitions in the group whose commands are counted.
@@ -43,6 +44,7 @@ class Plan:
     claimed: int
     waits: int
     indexed: int
+    burst: int
     large: int
     computed: int
     members: int
@@ -69,6 +71,7 @@ WHOLE = Plan(
     claimed=10_000,
     waits=40_000,
     indexed=100_000,
+    burst=1_000,
     large=200,
     computed=1_500,
     members=20,
@@ -79,15 +82,16 @@ QUICK = Plan(
     rounds=2,
     long_rounds=1,
     changes=20_000,
-    writes=400,
+    writes=300,
     documents=5_000,
     loads=2,
     operations=200,
     sends=20_000,
     long=20_000,
-    claimed=1_000,
+    claimed=2_000,
     waits=1_000,
-    indexed=5_000,
+    indexed=2_500,
+    burst=300,
     large=20,
     computed=300,
     members=4,

@@ -108,7 +108,7 @@ _COMPARISONS = (
         _INSERT_ONE,
         "us",
         Target(limit=1.15, tolerated=2.0, better="lower"),
-        Target.cost(1.4),
+        Target(limit=1.4, tolerated=2.5, better="lower"),
     ),
     Comparison(
         "delete_stamped",

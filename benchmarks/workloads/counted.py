@@ -17,8 +17,9 @@ from confluent_kafka import Message
 from pydantic import BaseModel
 from pymongo import AsyncMongoClient
 
+import mongoz
 from benchmarks.workloads.counting import counted
-from benchmarks.workloads.people import person
+from benchmarks.workloads.people import CREATED, person
 from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
 from benchmarks.workloads.sides.mongoz_odm import Announced, Claimed, Heard, Human, Person, Silent, Stamped
 from dispatcher.claims.store import ClaimStore
@@ -47,6 +48,8 @@ from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
 from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
 from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.core.signals import post_save
+from mongoz.signals import Batch, BatchEvent
 from mongoz.signals.hops import inside_dispatcher
 from mongoz.signals.receivers import stamp_ids
 from mongoz.stamps import FIELD, Call, Claim, Stamp, key_hash
@@ -64,6 +67,9 @@ _PATIENCE: Final = 300.0
 # The incarnation of the process that makes the counted writes.
 _INCARNATION: Final = b"counting"
 
+_CONTEXT: Final = '{"user":"ada","request":"7c0e"}'
+"""The context of the writes that have one."""
+
 _SECOND: Final = 1_704_067_200
 """The time of the events, in seconds since 1970."""
 
@@ -78,6 +84,30 @@ class Plain(BaseModel):
     number: int
     tags: list[str]
     joined_at: datetime.datetime
+
+
+class Batched(Human):
+    """Has one batch receiver."""
+
+    class Meta:
+        collection = CREATED
+
+
+class Bounded(Human):
+    """Has one receiver with a limit."""
+
+    class Meta:
+        collection = CREATED
+
+
+@post_save(Batched, batch=Batch(size=_TIMES // 2, wait=_PATIENCE))
+async def after_many(sender: type[Human], batch: list[BatchEvent], **kwargs: Any) -> None:
+    """Do nothing."""
+
+
+@post_save(Bounded, concurrency=5)
+async def after_each(sender: type[Human], **kwargs: Any) -> None:
+    """Do nothing."""
 
 
 class _NoDriver:
@@ -140,6 +170,12 @@ async def _count_creates() -> None:
         await _count(f"create_{document.__name__.lower()}", _creating(document), _people())
 
 
+async def _count_contexts() -> None:
+    """These operations come last: from the first context of a process on, each write looks for one."""
+    with mongoz.context(user="ada", request="7c0e"):
+        await _count("create_context", _creating(Stamped), _people())
+
+
 def _creating(document: type[Human]) -> Step:
     async def create(row: dict[str, Any]) -> None:
         await document(**row).create()
@@ -156,7 +192,15 @@ async def _count_deliveries() -> None:
         await mongoz_odm.after(sender=Announced, instance=change["fullDocument"])
 
     await _count("loop", bare, events)
-    pipeline = _pipeline(_Watch())
+    await _count_delivery("deliver", Announced, events)
+    await _count_delivery("deliver_batch", Batched, events)
+    await _count_delivery("deliver_limited", Bounded, events)
+    stamp = partial(_stamp, receivers=frozenset(), is_claimed=False, context=_CONTEXT)
+    await _count_delivery("deliver_context", Announced, _events(stamp))
+
+
+async def _count_delivery(name: str, document: type[Human], events: list[RawEvent]) -> None:
+    pipeline = _pipeline(_Watch(), document)
 
     async def deliver(portion: list[RawEvent]) -> None:
         with inside_dispatcher():
@@ -168,10 +212,10 @@ async def _count_deliveries() -> None:
     # Durations are observed at most a thousand times a second. Under valgrind, this would be at each delivery.
     for figures in pipeline._stats.receivers.values():
         figures.due = float("inf")
-    with counted(f"deliver {_TIMES}"):
+    with counted(f"{name} {_TIMES}"):
         await deliver(events[:_TIMES])
     if pipeline._stats.delivered != len(events):
-        raise RuntimeError(f"{len(events)} changes, {pipeline._stats.delivered} deliveries")
+        raise RuntimeError(f"{name}: {len(events)} changes, {pipeline._stats.delivered} deliveries")
     await pipeline._lanes.stop(0.0)
 
 
@@ -213,8 +257,15 @@ async def _count_own() -> None:
             raise RuntimeError(f"{pipeline._stats.delivered} deliveries of own changes up to {pipeline.position}")
 
 
-def _stamp(number: int, id_: bson.ObjectId, *, is_claimed: bool) -> bytes:
-    collection, receivers = Announced.get_collection(), _receivers()
+def _stamp(
+    number: int,
+    id_: bson.ObjectId,
+    *,
+    receivers: frozenset[bytes] | None = None,
+    is_claimed: bool,
+    context: str = "",
+) -> bytes:
+    collection, receivers = Announced.get_collection(), _receivers() if receivers is None else receivers
     return Stamp(
         "default",
         Call.CREATED,
@@ -222,6 +273,7 @@ def _stamp(number: int, id_: bson.ObjectId, *, is_claimed: bool) -> bytes:
         key_hash(f"{collection.database.name}.{collection.name}", id_),
         receivers,
         claim=Claim(_INCARNATION, number + 1, receivers) if is_claimed else None,
+        context=context,
     ).pack()
 
 
@@ -235,9 +287,9 @@ def _group() -> Group:
     return Group(State(AsyncMongoClient[Any]("mongodb://127.0.0.1:1", connect=False), "state"), "default")
 
 
-def _pipeline(watch: ClaimWatch) -> Pipeline:
+def _pipeline(watch: ClaimWatch, document: type[Human] = Announced) -> Pipeline:
     """The pipeline of the daemon."""
-    group, routes = _group(), Routes([Announced], "default")
+    group, routes = _group(), Routes([document], "default")
     assembly = Assembly(
         group,
         group.state.client,
@@ -351,6 +403,7 @@ async def main() -> None:
     await _count_own()
     await _count_relay()
     await _count_topic()
+    await _count_contexts()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     load.py             rows: loading documents
     writes.py           rows: single writes
     signals.py          rows: sending a signal
-    backlog.py          row: delivering a backlog
+    backlog.py          rows: delivering a backlog
     latency.py          rows: the time from a write to its receiver
     start.py            rows: the time from the start of a daemon to its first delivery; the cost of commands
     four.py             row: four dispatchers against one

@@ -6,8 +6,11 @@ position, and the bare loop starts after the token in it. The time is measured i
 to the last change that reaches the user's code. It does not include starting Python, imports, connecting, and
 fetching the first batch of 1,000 changes. This batch is a large part of a short backlog. So a short backlog
 favours the side that waits longer for the server. The first side changes from round to round.
+
+The second row has the same measurement, while all cores except one compute something else.
 """
 
+from functools import partial
 from typing import Any
 
 from pymongo import MongoClient
@@ -16,6 +19,7 @@ from pymongo.collection import Collection
 from benchmarks.contestants import BenchmarkFailed, bare_loop, daemon
 from benchmarks.figures import Measured, Pair, Row, Target
 from benchmarks.plan import Plan
+from benchmarks.processes import other_cores_busy
 from benchmarks.setting import Setting
 from benchmarks.workloads.environment import Assignment
 from benchmarks.workloads.people import COLLECTION, people
@@ -34,31 +38,52 @@ Measurement = dict[str, Any]
 
 
 def measure_backlog(setting: Setting) -> list[Row]:
-    """Measure the row.
+    """Measure the rows.
 
     Raises:
         BenchmarkFailed: a process did not do what it should.
     """
-    url, plan, say = setting.url, setting.plan, setting.say
+    url, plan = setting.url, setting.plan
     assignment = Assignment(url, _DATABASE, plan.changes, "pace")
     with MongoClient[dict[str, Any]](url) as client:
         positions = client[_STATE][POSITIONS]
         position = _saved_position(assignment, positions)
-        say(f"writing a backlog of {plan.changes:,} inserts")
+        setting.say(f"writing a backlog of {plan.changes:,} inserts")
         for portion in people(plan.changes):
             client[_DATABASE][COLLECTION].insert_many(portion)
-        ours: list[Measurement] = []
-        theirs: list[Measurement] = []
-        for i in range(plan.rounds):
-            for ours_now in (True, False) if i % 2 == 0 else (False, True):
-                if ours_now:
-                    ours.append(_our_turn(assignment, positions, position))
-                else:
-                    theirs.append(_their_turn(assignment, position["token"]))
-            rates = " and ".join(f"{plan.changes / side[-1]['seconds']:,.0f}" for side in (ours, theirs))
-            cpu = ours[-1]["cpu_seconds"] / theirs[-1]["cpu_seconds"]
-            say(f"backlog, round {i + 1} of {plan.rounds}: {rates} changes/s, CPU {cpu:.2f}")
-    return [_row(plan, ours, theirs)]
+        turns = partial(_turns, setting, assignment, positions, position)
+        quiet = turns("backlog", plan.rounds)
+        with other_cores_busy():
+            busy = turns("backlog, busy", plan.long_rounds)
+    return [
+        _row(plan, "backlog", "backlog", "", quiet),
+        _row(plan, "backlog_busy", "backlog, busy", ", while another process computes on each other core", busy),
+    ]
+
+
+def _turns(
+    setting: Setting,
+    assignment: Assignment,
+    positions: Collection[dict[str, Any]],
+    position: dict[str, Any],
+    name: str,
+    rounds: int,
+) -> list[tuple[Measurement, Measurement]]:
+    """Let both sides deliver the backlog in turns."""
+    turns = []
+    for i in range(rounds):
+        taken: dict[bool, Measurement] = {}
+        for ours_now in (True, False) if i % 2 == 0 else (False, True):
+            if ours_now:
+                taken[ours_now] = _our_turn(assignment, positions, position)
+            else:
+                taken[ours_now] = _their_turn(assignment, position["token"])
+        ours, theirs = taken[True], taken[False]
+        turns.append((ours, theirs))
+        rates = " and ".join(f"{setting.plan.changes / one['seconds']:,.0f}" for one in (ours, theirs))
+        cpu = ours["cpu_seconds"] / theirs["cpu_seconds"]
+        setting.say(f"{name}, round {i + 1} of {rounds}: {rates} changes/s, CPU {cpu:.2f}")
+    return turns
 
 
 def _saved_position(assignment: Assignment, positions: Collection[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +117,7 @@ def _their_turn(assignment: Assignment, token: str) -> Measurement:
         return process.measured()
 
 
-def _row(plan: Plan, ours: list[Measurement], theirs: list[Measurement]) -> Row:
+def _row(plan: Plan, key: str, what: str, when: str, turns: list[tuple[Measurement, Measurement]]) -> Row:
     def rate(measured: Measurement) -> float:
         return (plan.changes - 1) / float(measured["seconds"])
 
@@ -100,13 +125,13 @@ def _row(plan: Plan, ours: list[Measurement], theirs: list[Measurement]) -> Row:
         return float(measured["cpu_seconds"]) / plan.changes * 1e6
 
     return Row(
-        key="backlog",
-        what="backlog",
-        about=f"changes per second out of a backlog of {plan.changes:,} inserts, first to last receiver call",
+        key=key,
+        what=what,
+        about=f"changes per second out of a backlog of {plan.changes:,} inserts, first to last call{when}",
         peer="a bare PyMongo loop",
         unit="/s",
-        pairs=[Pair(rate(a), rate(b)) for a, b in zip(ours, theirs, strict=True)],
+        pairs=[Pair(rate(ours), rate(theirs)) for ours, theirs in turns],
         target=_TARGET,
-        cpu=Measured(pairs=[Pair(cpu(a), cpu(b)) for a, b in zip(ours, theirs, strict=True)], target=_CPU),
-        details={"changes": plan.changes, "ours": ours, "peer": theirs},
+        cpu=Measured(pairs=[Pair(cpu(ours), cpu(theirs)) for ours, theirs in turns], target=_CPU),
+        details={"changes": plan.changes, "turns": turns},
     )

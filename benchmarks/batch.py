@@ -3,7 +3,7 @@
 Each change is written into another collection of the same server. `batch=500` uses one `bulk_write` for up to 500
 changes, the other receiver one `replace_one` for each change, 100 at once. All changes wait: in the change stream,
 or parked, because the receiver was paused when the dispatcher read them. The time is measured from the first call
-of the receiver to the last.
+of the receiver to the last. This takes minutes, so there is one round.
 
 Further rows: what a slow batch receiver does to the latency of a plain one, and the memory for large events.
 """
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pymongo import MongoClient
 
-from benchmarks.busy import Busy, Heard, Point, cpu_of, measure_busy
+from benchmarks.busy import Busy, Heard, cpu_of, measure_busy
 from benchmarks.contestants import busy_daemon
 from benchmarks.figures import Pair, Row, Target
 from benchmarks.memory import growth_row
@@ -40,24 +40,20 @@ def measure_batch(setting: Setting) -> list[Row]:
     Raises:
         BenchmarkFailed: a process did not do what it should.
     """
-    rounds = setting.plan.long_rounds
     one_by_one = Busy(Shape(indexes=True), changes=setting.plan.indexed, timed=False, backlog=True)
     parked = replace(one_by_one, backlog=False, parked=True)
     return [
-        _index_row(setting, "batch", "batches", "wait in the change stream", one_by_one, rounds),
-        _index_row(setting, "batch_parked", "batches, parked", "are parked", parked, 1),
-        _beside_row(setting, rounds),
+        _index_row(setting, "batch", "batches", "wait in the change stream", one_by_one),
+        _index_row(setting, "batch_parked", "batches, parked", "are parked", parked),
+        _beside_row(setting),
         _memory_row(setting),
     ]
 
 
-def _index_row(setting: Setting, key: str, what: str, where: str, one_by_one: Busy, rounds: int) -> Row:
+def _index_row(setting: Setting, key: str, what: str, where: str, one_by_one: Busy) -> Row:
     batches = replace(one_by_one, shape=replace(one_by_one.shape, batch=_SIZE))
-    points: list[tuple[Point, Point]] = []
-    for i in range(rounds):
-        points.append((measure_busy(setting.url, batches), measure_busy(setting.url, one_by_one)))
-        rates = " and ".join(f"{point.rate:,.0f}" for point in points[-1])
-        setting.say(f"{what}, round {i + 1} of {rounds}: {rates} changes/s")
+    ours, peer = measure_busy(setting.url, batches), measure_busy(setting.url, one_by_one)
+    setting.say(f"{what}: {ours.rate:,.0f} and {peer.rate:,.0f} changes/s")
     return Row(
         key=key,
         what=what,
@@ -65,14 +61,14 @@ def _index_row(setting: Setting, key: str, what: str, where: str, one_by_one: Bu
         f"out of {one_by_one.changes:,} that {where}",
         peer="one by one",
         unit="/s",
-        pairs=[Pair(ours.rate, peer.rate) for ours, peer in points],
+        pairs=[Pair(ours.rate, peer.rate)],
         target=_RATE,
-        cpu=cpu_of(points, _CPU),
+        cpu=cpu_of([(ours, peer)], _CPU),
     )
 
 
-def _beside_row(setting: Setting, rounds: int) -> Row:
-    pairs = []
+def _beside_row(setting: Setting) -> Row:
+    pairs, rounds = [], setting.plan.long_rounds
     for i in range(rounds):
         beside, alone = (
             measure_busy(setting.url, Busy(Shape(beside=beside), changes=1_000)) for beside in ("slow batch", "")

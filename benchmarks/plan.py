@@ -79,13 +79,13 @@ WHOLE = Plan(
     counted=20,
 )
 QUICK = Plan(
-    rounds=2,
+    rounds=1,
     long_rounds=1,
     changes=20_000,
     writes=300,
     documents=5_000,
     loads=2,
-    operations=200,
+    operations=400,
     sends=20_000,
     long=20_000,
     claimed=2_000,

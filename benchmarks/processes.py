@@ -1,13 +1,15 @@
-"""Other processes: their processor time, their memory, and stopping them for a while."""
+"""Other processes: their processor time, their memory, stopping them for a while, and keeping cores busy."""
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cpu_seconds", "frozen", "memory_mb"]
+__all__ = ["cpu_seconds", "frozen", "memory_mb", "other_cores_busy"]
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -23,6 +25,18 @@ def memory_mb(pid: int, what: str = "VmRSS") -> float:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     (line,) = (line for line in lines if line.startswith(f"{what}:"))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+@contextmanager
+def other_cores_busy() -> Iterator[None]:
+    """Compute on all cores except one during a block."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range((os.cpu_count() or 1) - 1)]
+    try:
+        yield
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ OUR_ROWS = [
     "load",
     *("create", "create_heard", "create_made", "create_stamped", "create_claimed", "create_claimed_heard"),
     *("delete_stamped", "delete_many_stamped", "save", "update"),
-    *("send", "backlog"),
+    *("send", "backlog", "backlog_busy"),
 ]
 SUITES = ["load", "writes", "signals", "backlog"]  # other suites start many processes; CI measures all
 PEER_ROWS = {"load_motor", "load_beanie", "load_mongoengine", "send_django", "send_blinker"}

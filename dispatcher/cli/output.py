@@ -38,7 +38,7 @@ def name_malformed(misfits: "Iterable[Misfit]") -> None:
 
 
 def confirm(question: str | Callable[[], str], *, yes: bool) -> None:
-    """Ask an operator before a command does what can't be undone. After a no, the command ends.
+    """Ask an operator before a command that can't be undone. If the answer is no, the command ends.
 
     Args:
         question: the question, or a function that makes it. The function is called only if someone can answer.
@@ -52,8 +52,8 @@ def confirm(question: str | Callable[[], str], *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise typer.BadParameter(
-            "This command asks before it does what can't be undone, and stdin is not a terminal. Give --yes to "
-            "run it without the question.",
+            "This command can't be undone, so it asks first, but stdin is not a terminal. Give --yes to run it "
+            "without the question.",
             param_hint="--yes",
         )
     if not typer.confirm(question if isinstance(question, str) else question(), err=True):

@@ -26,10 +26,10 @@ APP is `package.module:registry`. The working directory is importable. APP can a
 `DISPATCHER_APP`. Results go to stdout. An error goes to stderr: one line for the error, and one for
 the remedy. Each kind of error has an [exit code](exit-codes.md). Only terminals get colours and progress bars.
 
-Commands that do what can't be undone ask first: `position set`, `position reset`, `position switch`,
+Some commands can't be undone, so they ask first: `position set`, `position reset`, `position switch`,
 `dead-letters drop`, `claims release`, and `replay` without `--receiver`. `--yes` (`-y`) skips the question.
-Without a terminal, these commands need `--yes`, and otherwise exit with 2. After a no they exit with 1, and
-nothing was changed.
+Without a terminal, these commands need `--yes`, and otherwise exit with 2. If you answer no, they
+change nothing, and exit with 1.
 """
 
 # Pages with more about a command.

@@ -288,17 +288,17 @@ class Job:
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
     def finish_with(self, marker: "Job") -> None:
-        """Note that the job of the update that announced this delete ends together with this one."""
+        """Record that the job of the marker of this delete ends together with this job."""
         self.marker = marker
 
     # -- parts -----------------------------------------------------------------------------------------------
 
     def wait_for_process(self) -> None:
-        """Note that the claimed deliveries are a part, which only the writing process may make for now."""
+        """Record that the claimed deliveries are a part. For now, only the writing process may make it."""
         self.parts, self.awaited = 1 + bool(self.calls), 1
 
     def split(self, parts: int = 1, *, awaited: bool = False) -> None:
-        """Note that deliveries have become parts of their own.
+        """Record that deliveries have become parts of their own.
 
         Args:
             awaited: whether only the writing process may make them for now.
@@ -307,24 +307,24 @@ class Job:
         self.awaited += parts * awaited
 
     def end_wait(self) -> None:
-        """Note that the claim to a part is decided, or the part waits in the database."""
+        """Record that the claim to a part is decided, or the part waits in the database."""
         self.awaited -= 1
 
     def note_made(self) -> None:
-        """Note that a delivery that waited for a claim was made or parked."""
+        """Record that a delivery that waited for a claim was made or parked."""
         self.was_awaited = True
 
     def gather(self) -> None:
-        """Note that a delivery waits in a batch, as a part of its own."""
+        """Record that a delivery waits in a batch, as a part of its own."""
         self.parts += 1
         self.gathered += 1
 
     def end_gathering(self) -> None:
-        """Note that a delivery of a batch is finished. `finish_part` follows."""
+        """Record that a delivery of a batch is finished. `finish_part` follows."""
         self.gathered -= 1
 
     def finish_part(self) -> bool:
-        """Note that a part is finished. Returns whether it was the last one."""
+        """Record that a part is finished. Returns whether it was the last one."""
         self.parts -= 1
         if self.parts:
             return False
@@ -336,7 +336,7 @@ class Job:
         return True
 
     def when_ended(self, listener: Callable[[], None]) -> None:
-        """Note that the calls are finished, and call a function when the last part is.
+        """Record that the calls are finished. Call a function when the last part is finished.
 
         For a job without a place in the order of the stream: `finish_part` counts its other parts.
         """

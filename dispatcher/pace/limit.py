@@ -141,7 +141,7 @@ class LimitsByName(Mapping[str, Limit]):
     Receivers of several signals or documents that have one name share one limit.
 
     Args:
-        rates: whether rates hold. Otherwise only `concurrency` is a limit.
+        rates: whether rates apply. Otherwise only `concurrency` is a limit.
 
     Attributes:
         may_park: whether deliveries that would wait for long are parked. Otherwise they wait in memory.

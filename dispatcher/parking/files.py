@@ -2,7 +2,7 @@
 
 A file is written before the document that names it, and deleted after this document. A file never changes: if the
 document is written again, it names new files. A crash between two writes leaves a file that no document names.
-`sweep` deletes such a file at least an hour after the first `sweep` of this process that found the file.
+The first `sweep` that finds such a file notes the time. A `sweep` at least an hour later deletes the file.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

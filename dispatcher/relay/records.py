@@ -124,7 +124,7 @@ class Packer:
                 and not open_stamps
                 and (
                     raw.startswith(_NO_MARKERS, _TOKEN_AT + size_at(raw, _TOKEN_AT)[0])
-                    or STAMPED not in raw  # it takes longer, since it reads the whole event
+                    or STAMPED not in raw  # slower, since it reads the whole event
                     or IN_TRANSACTION not in raw
                 )
             ):

@@ -247,7 +247,7 @@ class LiveBackfill:
 
 
 def _end(jobs: list[Job], gathered: "asyncio.Future[None]", finished: "asyncio.Future[None]") -> None:
-    """Note that an errand is over. Its deliveries in batches may finish later."""
+    """Record that an errand is over. Its deliveries in batches may finish later."""
     gathered.set_result(None)
     if jobs:
         jobs[0].when_ended(partial(finished.set_result, None))

@@ -56,7 +56,7 @@ async def preview_replay(
 
     Args:
         registry: the registry of the application, with all receivers connected.
-        since: the begin of the range.
+        since: the start of the range.
         until: the end of the range; None for now.
     """
     clients, routes = Clients(registry, settings), routes_of(registry, settings, group_of(registry, settings))

@@ -56,7 +56,7 @@ class Dispatcher:
     database, unless `settings` name one: so it delivers the changes after the start of the block, and drops the
     database at the end.
 
-    The option `rate` of receivers has no effect, so that no test waits for it. `concurrency` holds.
+    The option `rate` of receivers has no effect, so that no test waits for it. `concurrency` applies.
 
     `until_idle` writes into a collection `mongoz_dispatcher_testing` next to the documents. This collection is
     dropped at the end too.

@@ -30,7 +30,7 @@ class UndecidedDocument:
     """The undecided claims of one document that no delivery waits for.
 
     Attributes:
-        claims: in the order of the stream.
+        claims: the claims in the order of the stream.
         receivers: the ids of the claimed receivers. The ids of a claim stay here after the claim is done.
     """
 

@@ -177,7 +177,7 @@ class WaitingClaims:
         Args:
             job: the job of the change. The claimed deliveries together are one part of the job.
             change: the change.
-            verdict: about the claim: `WAIT` or `TAKE`.
+            verdict: the verdict about the claim: `WAIT` or `TAKE`.
         """
         assert change.origin is not None
         assert change.origin.claim is not None
@@ -245,7 +245,7 @@ class WaitingClaims:
         """The waiting deliveries now.
 
         Args:
-            server_now: by the server's clock, in seconds since 1970.
+            server_now: the time by the server's clock, in seconds since 1970.
         """
         processes: Counter[bytes] = Counter()
         oldest: Change | None = None

@@ -110,7 +110,7 @@ def table_of(books: "Sequence[BookStatus]", now: datetime) -> Grid:
     """A table of books.
 
     Args:
-        now: by the server's clock.
+        now: the time by the server's clock.
     """
     table = Grid("process", "host", "pid", "since", "last beat", "open", "released", "waiting", "state")
     for one in books:

@@ -212,7 +212,7 @@ class Calls(NamedTuple):
     Attributes:
         document: the class. The receivers get instances of it.
         created: the argument `created` of `post_save` receivers.
-        receivers: in connection order.
+        receivers: the receivers in the order of their connection.
         collection: the collection of the change, if it is not the document's own. If a receiver saves the
             instance, the write must go to this collection.
         hops: the number of hops in the chain of writes that led to this change.

@@ -234,7 +234,7 @@ class Recent:
         """Sample the counters, at most once in `_STEP` seconds. Call this method often.
 
         Args:
-            now: by the monotonic clock.
+            now: the time by the monotonic clock.
         """
         samples = self._samples
         if now - samples[-1][0] < _STEP:
@@ -384,7 +384,7 @@ class Lag:
         """Record a batch.
 
         Args:
-            now: by the monotonic clock.
+            now: the time by the monotonic clock.
             up_to: cluster time of the end of the batch, in seconds since 1970.
             more: whether the next batch was probably available already.
         """
@@ -413,8 +413,8 @@ class Lag:
         """The age of the oldest change that is not delivered.
 
         Args:
-            now: by the monotonic clock.
-            server_now: by the server's clock, in seconds since 1970.
+            now: the time by the monotonic clock.
+            server_now: the time by the server's clock, in seconds since 1970.
             oldest: cluster time of the oldest change that was read and is not finished.
         """
         waiting = 0.0 if oldest is None else server_now - oldest

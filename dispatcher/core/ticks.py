@@ -24,7 +24,7 @@ def next_tick(seconds: float, now: float, shift: float = _SHIFT) -> float:
 
     Args:
         seconds: the interval.
-        now: by the clock of the event loop.
+        now: the time by the clock of the event loop.
         shift: each tick comes this part of an interval after a multiple of the interval.
     """
     return (floor(now / seconds - shift + _EARLY) + 1 + shift) * seconds

@@ -52,7 +52,7 @@ class PastChange(NamedTuple):
     """A change of the document.
 
     Attributes:
-        change: with its origin and its document, as receivers get them; None if the event can't be decoded.
+        change: the change with its origin and its document; None if the event can't be decoded.
         token: the token of the change.
         hashed: the hash of the `_id`.
         time: the cluster time.

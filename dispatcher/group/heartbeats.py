@@ -18,7 +18,7 @@ class Heartbeats:
         """Record the current values. Returns the seconds for which each has been unchanged, by our clock.
 
         Args:
-            values: by the key of the document that holds them.
+            values: the values, by the key of the document that holds them.
             asked: the time before the values were read, by `core.lease.now`.
             answered: the time after the values were read.
         """

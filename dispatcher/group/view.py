@@ -43,7 +43,7 @@ class GroupView(NamedTuple):
 
     Attributes:
         layout: None if no dispatcher of the group ever ran, or if only versions without partitions ran.
-        partitions: by number. Deleted positions are missing.
+        partitions: the partitions by number. Deleted positions are missing.
         begun: whether the layout and the positions of all partitions are recorded.
         members: dead or alive, the longest-serving first.
         sessions: the sessions that members have registered. If `members` lacks the owner of a session, the

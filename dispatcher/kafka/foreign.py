@@ -85,7 +85,7 @@ def foreign_among(topic: str, records: Mapping[int, tuple[int, bytes]], highest:
     """The errors about foreign records.
 
     Args:
-        records: by partition, with their offsets.
+        records: the records by partition, with their offsets.
         highest: the highest term of a relay in the state. It was read after the records.
     """
     for partition, record in sorted(records.items()):

@@ -88,7 +88,7 @@ class LargeEvents:
 
         Args:
             retention: seconds for which the topic keeps records.
-            now: by the clock of the server.
+            now: the time by the clock of the server.
         """
         if retention == float("inf"):
             return 0

@@ -42,7 +42,7 @@ class RelayPosition(NamedTuple):
     Attributes:
         token: all events up to it are published, and acknowledged by the brokers.
         fingerprint: the fingerprint of the stream that the token belongs to.
-        marks: by partition.
+        marks: the marks by partition.
     """
 
     token: str

@@ -100,7 +100,7 @@ async def books_of(group: Group, now: datetime, limit: int = 0) -> tuple[list[Bo
     """The books of a group, the one with the newest beat first.
 
     Args:
-        now: by the server's clock.
+        now: the time by the server's clock.
         limit: the maximum number of books; 0 for all.
 
     Returns:
@@ -122,7 +122,7 @@ async def resolve(group: Group, process: str, now: datetime) -> BookStatus:
 
     Args:
         process: the text.
-        now: by the server's clock.
+        now: the time by the server's clock.
 
     Raises:
         NotFound: no book has this id, or the ids of several books begin with the text.
@@ -193,7 +193,7 @@ def _book(found: Mapping[str, Any], now: datetime, waiting: Mapping[str, int]) -
     """Read a document.
 
     Args:
-        now: by the server's clock.
+        now: the time by the server's clock.
         waiting: the number of deliveries that wait for each book.
 
     Raises:

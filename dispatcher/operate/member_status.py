@@ -28,7 +28,7 @@ async def members_of(group: Group, now: float | None = None) -> list[MemberStatu
     """The processes of a group, live and dead, the oldest first.
 
     Args:
-        now: by the server's clock, in seconds since 1970; None asks the server.
+        now: the time by the server's clock, in seconds since 1970; None asks the server.
     """
     if now is None:
         now = time() + await clock_offset(group.state.client)

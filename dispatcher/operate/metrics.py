@@ -59,8 +59,8 @@ class Snapshot(NamedTuple):
     """A process and its group at one moment.
 
     Attributes:
-        now: by the monotonic clock.
-        server_now: by the server's clock, in seconds since 1970.
+        now: the time by the monotonic clock.
+        server_now: the time by the server's clock, in seconds since 1970.
         status: the status of the group; None while it is unknown.
         oplog_begins: cluster time of the oplog's oldest entry, in seconds since 1970; None if it can't be read.
         oplog_ends: cluster time of the oplog's newest entry.

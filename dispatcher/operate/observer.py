@@ -280,7 +280,7 @@ def _silent(text: str, gauges: Mapping[int, Gauges], limit: float) -> list[str]:
 
     Args:
         text: the reason, with a place for the partitions.
-        gauges: by partition.
+        gauges: the gauges by partition.
     """
     silent = {number: one.silent_seconds for number, one in gauges.items() if one.silent_seconds > limit}
     if not silent:

@@ -62,7 +62,7 @@ class _Read(NamedTuple):
     """The values with which the status of a relay is read.
 
     Attributes:
-        now: by the server's clock, in seconds since 1970.
+        now: the time by the server's clock, in seconds since 1970.
     """
 
     state: State

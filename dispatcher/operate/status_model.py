@@ -137,7 +137,7 @@ class PartitionStatus:
     """One partition.
 
     Attributes:
-        number: from 0 on.
+        number: its number, from 0 on.
         term: grows with every new owner.
         owner: id of the member that owns it; None if it has no owner.
         where: host and process id of the owner, for people.

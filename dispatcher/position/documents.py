@@ -186,7 +186,7 @@ class SavedPositions(NamedTuple):
 
     Attributes:
         layout: None if no dispatcher of the group ever ran, or if only versions without partitions ran.
-        positions: by partition. Deleted positions are missing.
+        positions: the positions by partition. Deleted positions are missing.
     """
 
     layout: Layout | None

@@ -109,7 +109,7 @@ class PositionStore:
         """Record the first positions of partitions: the first owner of each partition begins there.
 
         Args:
-            first: by partition.
+            first: the first positions by partition.
             new: the group has no layout yet.
             topic: the source of a new group; None for change streams.
 

@@ -67,7 +67,7 @@ class Packed(NamedTuple):
     """The records of a batch.
 
     Attributes:
-        records: by partition.
+        records: the records by partition.
         parts: the parts of all partitions with records.
         size: bytes of all values.
     """
@@ -107,7 +107,7 @@ class Packer:
         """Make the records of some events.
 
         Args:
-            events: in the order of the stream.
+            events: the events in the order of the stream.
             large: the files of the events that do not fit into a record, by token.
         """
         records: list[list[Record]] = [[] for _ in range(self._partitions)]

@@ -61,7 +61,7 @@ class TermStart(NamedTuple):
     Attributes:
         source: the source of change events with hashes.
         facts: the facts of the topic.
-        state: with the new term, and the position at which it begins.
+        state: the state with the new term, and the position at which it begins.
         moved_to: the later token to which an operator has moved the relay; None in nearly all cases.
     """
 

@@ -88,8 +88,8 @@ class Recorder:
     """The changes that a dispatcher read, and its deliveries.
 
     Attributes:
-        deliveries: in the order in which their changes were read.
-        changes: in the order in which they were read.
+        deliveries: the deliveries in the order in which their changes were read.
+        changes: the changes in the order in which they were read.
         activity: grows when a change with receivers is read, and when a call of a receiver ends.
         ending: whether the dispatcher ends. A receiver that is cancelled then has not failed.
     """

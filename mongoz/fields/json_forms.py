@@ -1,6 +1,6 @@
 """The JSON forms of BSON's own types: how models show them in JSON, and read them from it.
 
-Web frameworks parse JSON first and validate Python values then, so a string is accepted wherever pydantic is lax.
+Web frameworks parse JSON first and validate Python values then. So a string is accepted, except in strict mode.
 """
 
 from collections.abc import Callable

@@ -111,7 +111,7 @@ class RelayStore:
             since: as in `RelayState`.
             term: the present term; the update does nothing if there is another term. None takes over from every
                 term.
-            position: to save with the same update; None keeps the saved one.
+            position: the position to save with the same update; None keeps the saved one.
 
         Returns:
             None if there is another term, or no state.

@@ -92,7 +92,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`, `U.push("tags", "new")`.
-            **fields: new values, also of a part of a field: `**{"address.city": "Lyon"}`; and `session`, unless
+            **fields: new values, even of a part of a field: `**{"address.city": "Lyon"}`; and `session`, unless
                 the document has a field of that name.
 
         Raises:

@@ -36,7 +36,7 @@ class MetaInfo:
         watch: further databases and collections with this document, as written in Meta.
         watched: `watch` as patterns of namespaces, without the document's own collection, which is always watched.
         fields: name -> field.
-        indexes: the indexes of the fields, also inside of embedded documents, then Meta's own, then the indexes of
+        indexes: the indexes of the fields, even inside of embedded documents, then Meta's own, then the indexes of
             the parents' Meta. The list may be changed after the class is defined.
         signals: the Broadcaster.
         document: the class; for the class of partial rows, the full class.

@@ -53,7 +53,7 @@ class WriteQuery(ReadQuery[D]):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
-            **fields: new values, also of a part of a field: `**{"address.city": "Lyon"}`.
+            **fields: new values, even of a part of a field: `**{"address.city": "Lyon"}`.
 
         Returns:
             The documents that matched before the write, as they are after it.
@@ -85,7 +85,7 @@ class WriteQuery(ReadQuery[D]):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
-            **fields: new values, also of a part of a field: `**{"address.city": "Lyon"}`.
+            **fields: new values, even of a part of a field: `**{"address.city": "Lyon"}`.
 
         Returns:
             The number of matching documents.

@@ -71,7 +71,7 @@ def change(publisher: Publisher, number: int) -> str:
 
 
 def claimed(worker: Daemon) -> set[int]:
-    """The partitions that a worker has claimed, also those that it has handed over."""
+    """The partitions that a worker has claimed, including those that it has handed over."""
     return {number for line in worker.lines("lease.claimed") for number in line["partitions"]}
 
 

@@ -1,4 +1,4 @@
-"""A small relay for tests: it publishes given events, also as a zombie or a foreign program would."""
+"""A small relay for tests: it publishes given events, or publishes as a zombie or a foreign program."""
 
 import asyncio
 import itertools

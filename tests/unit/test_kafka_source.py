@@ -443,7 +443,7 @@ async def test_one_change_stream_waits_for_another_one() -> None:
 
 @pytest.mark.parametrize("known", [0, 1, 2])
 async def test_a_delete_from_the_oplog_has_the_stamp_of_its_marker(known: int) -> None:
-    """This holds if the position lies between marker and delete, too. The marker itself is not delivered."""
+    """The position may lie between marker and delete. The marker itself is not delivered."""
     own = [stamp(Call.DELETED, 1), stamp(Call.DELETED, 1)]
     oplog = [marker(1, own[0]), deleted(2), made(3)]
     log = MemoryLog(encode(3, 0, deleted(2), own[0].pack()), encode(3, 1, made(3)), encode(3, 2, made(4)))
@@ -631,7 +631,7 @@ async def changes_of(log: MemoryLog, start: Start = FIRST) -> list[Change]:
     raise AssertionError("a source never ends")
 
 
-async def test_a_delete_has_the_stamp_of_its_envelope_and_its_marker_waits_for_nothing() -> None:
+async def test_a_delete_has_the_stamp_of_its_envelope_and_its_marker_does_not_wait() -> None:
     own = stamp(Call.DELETED, 1)
     log = MemoryLog(encode(3, 0, marker(1, own)), encode(3, 1, deleted(2), own.pack()))
     changes = await changes_of(log)

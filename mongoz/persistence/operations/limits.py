@@ -47,7 +47,7 @@ class OperationLimits(NamedTuple):
 
     @property
     def exceeded(self) -> dict[str, Any]:
-        """The filter condition that holds if a limit would be exceeded."""
+        """The filter condition that is true if a limit would be exceeded."""
         return {"$nor": [{"$and": list(self.conditions)}]}
 
 

@@ -51,8 +51,10 @@ async def drain(
     """
     lease = checkpoint.lease
     lost = lease.lost.is_set()
-    report = log.info if capacity.in_flight else log.debug  # a process may hold hundreds of idle partitions
-    report("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
+    if capacity.in_flight:
+        log.info("draining", action="dispatcher.draining", partition=lease.partition, in_flight=capacity.in_flight)
+    else:  # a process may hold hundreds of idle partitions
+        log.debug("draining", action="dispatcher.draining", partition=lease.partition, in_flight=0)
     lease.interrupt()
     patience = 0 if lost else grace
     cut = await lanes.stop(patience, {} if lost else batches.last())

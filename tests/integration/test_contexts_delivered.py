@@ -116,9 +116,11 @@ async def test_a_write_in_a_transaction_of_the_driver_carries_the_context(accoun
     one = await account(name="one").create()
     async with Dispatcher(dispatched) as dispatcher:
         seen.contexts.clear()
-        async with dispatched.client.start_session() as session, await session.start_transaction():
+        async with dispatched.new_session() as session:
+            await dispatched.adapter.start_transaction(session, {})
             with mongoz.context(**ADA):
                 await one.update(name="changed", session=session)
+            await session.commit_transaction()
         await dispatcher.until_idle()
     assert seen.contexts == [("stream", UPDATED, ADA)]
 

@@ -114,12 +114,14 @@ def _role(registries: "Sequence[Registry]", settings: Settings, *, relay: bool) 
 
 
 def _print(found: "list[Finding]") -> None:
-    table = Grid()
-    table.add_column()
-    table.add_column()
-    table.add_column(overflow="fold")
+    widths = [max((len(one[at]) for one in found), default=0) for at in (0, 1)]
     for finding in found:
+        table = Grid()
+        for width in widths:
+            table.add_column(width=width)
+        table.add_column(overflow="fold")
         table.add_row(shown(finding.level, _STYLES[finding.level]), finding.topic, redacted(finding.text))
-        if finding.remedy:
-            table.add_row("", "", shown(f"-> {redacted(finding.remedy)}", "dim"))
-    out.print(table)
+        out.print(table)
+        if finding.remedy:  # without line breaks, so that a command in it can be pasted
+            indent = " " * (sum(widths) + len(widths))
+            out.print(shown(f"{indent}-> {redacted(finding.remedy)}", "dim"), soft_wrap=True)

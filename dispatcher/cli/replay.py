@@ -207,7 +207,7 @@ def _work(
             out.print(f"{outcome.waiting} deliveries are parked; the dispatchers make them later")
         if outcome.dead_letters:
             listed = completed("`dispatcher dead-letters list` shows them")
-            out.print(shown(f"{outcome.dead_letters} dead letters: {listed}"))
+            out.print(shown(f"{outcome.dead_letters} dead letters: {listed}"), soft_wrap=True)
         if not outcome.finished:
             out.print(f"the same command continues it, or --resume {outcome.run}")
     if outcome.failed or not outcome.finished:

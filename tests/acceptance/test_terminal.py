@@ -208,3 +208,14 @@ def test_a_replay_for_all_receivers_lists_them_and_asks(answer, delivered, envir
     assert code == (ExitCode.OK if delivered else ExitCode.FAILED)
     assert ("Nothing was changed." in terminal.shown) == (not delivered)
     assert len(ledger()) == delivered
+
+
+def test_a_remedy_has_no_line_break_on_a_terminal(environment, foreign, mongo, database):
+    foreign["accounts"].insert_one({"name": "a", "n": 1})  # a collection without images
+    place = ("--url", f"{mongo.url}&appName={'long' * 30}", "--state-database", f"{database}_another_state")
+    with on_terminal("check", APP, *place, **environment) as terminal:
+        assert terminal.ends() == ExitCode.OK
+    shown = [line for line in plain(terminal.shown).splitlines() if "dispatcher setup" in line]
+    assert shown
+    for line in shown:
+        assert f"`dispatcher setup {APP} --url '{place[1]}' --state-database {place[3]}`" in line

@@ -5,7 +5,7 @@ whole batch, attempts as the receiver's options say -> halves, one attempt each 
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic, time
@@ -54,11 +54,14 @@ class _Failed(NamedTuple):
 
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
+        is_behind: whether an earlier event of its document failed, and this one or one before it did not. It is
+            repeated after the earlier one: otherwise the receiver would get an older state after a newer one.
     """
 
     one: GatheredDelivery
     error: BaseException
     alone: bool
+    is_behind: bool = False
 
 
 class BatchRun:
@@ -215,12 +218,18 @@ class BatchRun:
 
     async def _deliver_failed(self, failed: Sequence[_Failed]) -> None:
         """Decide about the events that failed alone, and deliver the others in parts."""
+        self._divide([one.one for one in await self._decide_each(failed)])
+        await self._deliver_parts()
+
+    async def _decide_each(self, failed: Sequence[_Failed]) -> list[_Failed]:
+        """Decide about the events that failed alone. Those behind them become a part. Returns the others."""
         for one in failed:
             if one.alone:
                 await self._decide(one)
-        rest = [one.one for one in failed if not one.alone]
-        self._divide(rest)
-        await self._deliver_parts()
+        behind = [one.one for one in failed if one.is_behind]
+        if behind:
+            self._parts.append(behind)
+        return [one for one in failed if not (one.alone or one.is_behind)]
 
     def _divide(self, gathered: Sequence[GatheredDelivery]) -> None:
         for part in reversed(divided([one.key for one in gathered])):
@@ -240,10 +249,7 @@ class BatchRun:
             if failed and isinstance(failed[0].error, Limited):
                 await self._postpone([each.one for each in failed], _LIMITED)
                 return
-            rest = [each for each in failed if not each.alone]
-            for each in failed:
-                if each.alone:
-                    await self._decide(each)
+            rest = await self._decide_each(failed)
             waiting = self._tools.failures.postponed(self._failed_attempt(rest[0])) if rest else None
             if waiting is None:
                 self._divide([each.one for each in rest])
@@ -305,9 +311,8 @@ class BatchRun:
             if not isinstance(error, BatchError):
                 failed += [_Failed(one, error, len(gathered) == 1) for one in gathered]
                 break
-            named = error.errors
-            failed += [_Failed(gathered[index], each, alone=True) for index, each in named.items()]
-            gathered = [one for index, one in enumerate(gathered) if index not in named]
+            named, gathered = _divided_by_errors(gathered, error.errors)
+            failed += named
             if not self._target.terms.transactional:
                 self._succeeded(gathered, attempt.began)
                 break
@@ -378,7 +383,7 @@ class BatchRun:
 
     def _failed_attempt(self, failed: _Failed) -> FailedAttempt:
         """The failed attempt of one event, as if the event had been alone."""
-        one, error, _ = failed
+        one, error = failed.one, failed.error
         figures = self._tools.stats.figures_of(one.receiver.name, one.calls.signal)
         target = replace(self._target, receiver=one.receiver, figures=figures)
         attempt = Attempt(target, one.change, one.calls, self._delivery(one), {}, self, monotonic())
@@ -388,3 +393,27 @@ class BatchRun:
     def _delivery(self, one: GatheredDelivery) -> Delivery:
         """The delivery of an event, for logs and records."""
         return delivery_of(one, one.change.image, self._tools.term)
+
+
+def _divided_by_errors(
+    gathered: Sequence[GatheredDelivery], errors: Mapping[int, Exception]
+) -> tuple[list[_Failed], list[GatheredDelivery]]:
+    """The events that failed, with those behind them, and the events that did not.
+
+    Args:
+        errors: see `BatchError`.
+    """
+    failed: list[_Failed] = []
+    others: list[GatheredDelivery] = []
+    first: dict[Hashable, Exception] = {}
+    behind: set[Hashable] = set()
+    for index, one in enumerate(gathered):
+        if one.key in behind or (one.key in first and index not in errors):
+            behind.add(one.key)
+            failed.append(_Failed(one, first[one.key], alone=False, is_behind=True))
+        elif index in errors:
+            first.setdefault(one.key, errors[index])
+            failed.append(_Failed(one, errors[index], alone=True))
+        else:
+            others.append(one)
+    return failed, others

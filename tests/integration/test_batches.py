@@ -140,6 +140,33 @@ async def test_a_batch_error_names_the_events_that_failed(account, foreign, disp
     assert {letter["attempts"] for letter in letters} == {2}
 
 
+@pytest.mark.parametrize("transactional", [False, True])
+async def test_later_events_of_a_document_that_failed_come_again_after_it(
+    account, foreign, dispatched, transactional
+):
+    """Otherwise the older state would come last. Events of other documents are not repeated."""
+    busy = True
+
+    def fails(batch: Any) -> Exception | None:
+        bad = {n: ValueError("busy") for n, event in enumerate(batch) if event.instance.name == "a0" and busy}
+        return BatchError(bad) if bad else None
+
+    options = {"transactional": transactional, "retry": Retry(9, base=0.1, cap=0.1)}
+    indexer = Indexer(account, Batch(size=5, wait=60), fails=fails, **options)
+    ids = [ObjectId(), ObjectId()]
+    async with dispatching(dispatched):
+        for version in (0, 1):
+            for id_, name in zip(ids, "ab", strict=True):
+                document = {"name": f"{name}{version}", "amount": 0}
+                foreign["accounts"].replace_one({"_id": id_}, document, upsert=True)
+        foreign["accounts"].insert_one({"name": "c0", "amount": 0})
+        await eventually(lambda: "b1" in indexer.done)
+        busy = False
+        await eventually(lambda: indexer.done[-2:] == ["a0", "a1"])
+    assert sorted(indexer.batches[0]) == ["a0", "a1", "b0", "b1", "c0"]
+    assert all(batch == ["a0", "a1"] or sorted(batch) == ["b0", "b1", "c0"] for batch in indexer.batches[1:])
+
+
 async def test_a_misfit_never_enters_a_batch(account, foreign, dispatched, state):
     indexer = Indexer(account, Batch(size=2, wait=60))
     async with dispatching(dispatched):

@@ -506,6 +506,9 @@ async def test_the_number_of_changes_read_ahead_is_bounded(user, foreign, dispat
     async with dispatching(dispatched, max_queued=50, concurrency=5, batch_size=20) as running:
         foreign["users"].insert_many([{"name": f"n{i}"} for i in range(500)])
         await eventually(lambda: calls == 5)
+        capacity = running.service.held[0]._capacity
+        await eventually(lambda: capacity.watched is not None, what="the reader waits for room")
+        assert capacity.queued == 50
         assert running.stats.read <= 50 + 20 * 4  # in the lanes, in the queue, and in the reader
         gate.set()
         await eventually(lambda: calls == 500)

@@ -1,5 +1,6 @@
 """The command line: its flags come from the settings, and its help starts fast."""
 
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,17 @@ try:
 finally:
     late = {"bson", "mongoz", "pydantic_settings", "pymongo", "structlog"}
     print("loaded:", sorted(late & sys.modules.keys()))
+"""
+
+DAEMON = """
+import sys
+import dispatcher.cli
+import dispatcher.runtime.service
+import dispatcher.web.app
+from dispatcher.core.output.logs import configure_logging, log
+configure_logging("json", "info")
+log.info("started", action="test.started")
+print("loaded:", sorted({"pydantic_settings", "pygments", "structlog"} & sys.modules.keys()))
 """
 
 
@@ -50,6 +62,13 @@ def flags_of(command: str) -> dict[str, object]:
 def test_the_help_loads_neither_the_driver_nor_the_odm():
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_a_daemon_that_writes_json_loads_no_modules_for_terminals():
+    """They would take three megabytes for as long as it runs."""
+    done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+    assert json.loads(done.stderr)["action"] == "test.started"
 
 
 def test_run_has_a_flag_for_each_setting_except_the_http_token():

@@ -3,15 +3,15 @@
 A thread writes the lines: the dispatcher never waits for the log, and continues if the log fails.
 """
 
+import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partialmethod
+from datetime import UTC, datetime
+from functools import partial, partialmethod
 from itertools import islice
 from typing import Any, Final
-
-import structlog
 
 from dispatcher.core.error_text import text_of, trace_of, words_of
 from dispatcher.core.output.commands import completed
@@ -27,18 +27,55 @@ _BLOCKS: Final = ("exception", "stack")
 _INDENTED: Final = "\n    "
 
 
-class _Log:
-    """The logger. Before `configure_logging`, it is structlog's logger, as the process has configured it.
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
-    It never raises. A receiver that configures structlog does not change our lines.
+_Line = dict[str, Any]
+
+
+class _Lines:
+    """Writes the lines of a process.
+
+    Args:
+        lowest: lines of lower levels are not written.
+        render: makes the text of a line.
+        names: values that every line has.
+        write: writes a text.
     """
 
-    def __init__(self) -> None:
-        self.own: Any = None
+    def __init__(
+        self, lowest: int, render: Callable[[_Line], str], names: _Line, write: Callable[[str], object]
+    ) -> None:
+        self._lowest = lowest
+        self._render = render
+        self._names = names
+        self._write = write
+
+    def add(self, level: str, event: str, values: _Line) -> None:
+        """Write a line, unless its level is too low."""
+        if _LEVELS[level] >= self._lowest:
+            now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+            line = {**self._names, **values, "event": event, "level": level, "timestamp": now}
+            self._write(f"{self._render(_described(_with_complete_commands(_with_traceback(line))))}\n")
+
+
+class _Log:
+    """The logger. It never raises. A receiver that configures structlog does not change our lines.
+
+    Args:
+        own: writes the lines. As long as it is None, structlog does, as the process has configured it.
+    """
+
+    def __init__(self, own: _Lines | None = None) -> None:
+        self.own = own
 
     def _write(self, level: str, event: str, /, **values: Any) -> None:
         try:
-            getattr(self.own or structlog.get_logger("dispatcher"), level)(event, **values)
+            if self.own is not None:
+                self.own.add(level, event, values)
+            else:
+                import structlog  # noqa: PLC0415 - a daemon that writes JSON needs none of its megabytes
+
+                getattr(structlog.get_logger("dispatcher"), level)(event, **values)
         except Exception as error:  # a processor that the application added, or a value, may raise
             with suppress(Exception):
                 print(f"[{level}] {event} (not all of it can be logged: {text_of(error)})", file=sys.stderr)  # noqa: T201
@@ -66,50 +103,36 @@ def configure_logging(log_format: str, level: str, *, process: str = "", termina
     """
     colours = sys.stderr.isatty() if terminal is None else terminal
     console = log_format == "console" or (log_format == "auto" and colours)
-    renderers: Sequence[Any] = (
-        (
-            _escaped,
-            structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback),
-        )
-        if console
-        else (structlog.processors.JSONRenderer(), _escape_delete)
-    )
-    processors = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _with_traceback,
-        _with_complete_commands,
-        _described,
-        *renderers,
-    ]
-    number = logging.getLevelNamesMapping()[level.upper()]
-    names: dict[str, Any] = {"process": process} if process else {}
-    replace_stream("stderr", _named_dropped(processors, names))
-    log.own = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        context_class=dict,
-        cache_logger_on_first_use=False,
-        **names,
-    )
+    render = _console_renderer(colours=colours) if console else _as_json
+    names: _Line = {"process": process} if process else {}
+    replace_stream("stderr", _named_dropped(render, names))
+    write = partial(print, end="", file=sys.stderr, flush=True)
+    log.own = _Lines(_LEVELS[level.lower()], render, names, write)
     logging.lastResort = _LibraryHandler(logging.WARNING)
 
 
-def _named_dropped(processors: Sequence[Any], names: Mapping[str, Any]) -> Callable[[int], str]:
+def _as_json(line: _Line) -> str:
+    return json.dumps(line).replace("\x7f", "\\u007f")  # JSON does not escape DEL
+
+
+def _console_renderer(*, colours: bool) -> Callable[[_Line], str]:
+    """A function that makes lines for people."""
+    from structlog.dev import ConsoleRenderer, plain_traceback  # noqa: PLC0415 - see `_Log`
+
+    render = ConsoleRenderer(colors=colours, exception_formatter=plain_traceback)
+    return lambda line: render(None, line["level"], _escaped(line))
+
+
+def _named_dropped(render: Callable[[_Line], str], names: _Line) -> Callable[[int], str]:
     """Return a function that makes the line with the number of dropped lines. No level of the log hides it."""
-    log: Any = structlog.wrap_logger(
-        structlog.ReturnLogger(),
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(0),
-        **names,
-    )
+    texts: list[str] = []
+    log: Any = _Log(_Lines(0, render, names, texts.append))
 
     def named(count: int) -> str:
-        line: str = log.error(
+        log.error(
             f"{count} log lines were dropped: stderr could not be written", action="log.dropped", dropped=count
         )
-        return f"{line}\n"
+        return texts.pop()
 
     return named
 
@@ -129,31 +152,24 @@ class _LibraryHandler(logging.Handler):
             log.warning(text, action="library.warning", logger=record.name, exc_info=error)
 
 
-def _with_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    error = event.pop("exc_info", None)
+def _with_traceback(line: _Line) -> _Line:
+    error = line.pop("exc_info", None)
     if error is True:
         error = sys.exc_info()[1]
     if isinstance(error, BaseException):
-        event["exception"] = trace_of(error)
-    return event
+        line["exception"] = trace_of(error)
+    return line
 
 
-def _with_complete_commands(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    if isinstance(remedy := event.get("remedy"), str):
-        event["remedy"] = completed(remedy, elsewhere=True)
-    return event
+def _with_complete_commands(line: _Line) -> _Line:
+    if isinstance(remedy := line.get("remedy"), str):
+        line["remedy"] = completed(remedy, elsewhere=True)
+    return line
 
 
-def _described(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _described(line: _Line) -> _Line:
     """Convert the values of a line to plain types, shorten them, and remove secrets."""
-    return {key: _plain(value) for key, value in event.items()}
-
-
-def _escape_delete(_logger: Any, _method: str, line: str) -> str:
-    """Escape DEL, the only control character that JSON does not escape."""
-    return line.replace("\x7f", "\\u007f")
+    return {key: _plain(value) for key, value in line.items()}
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -169,9 +185,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return words_of(value)
 
 
-def _escaped(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _escaped(line: _Line) -> _Line:
     """Escape values for terminals, so that no value moves the cursor or looks like a line of ours."""
-    return {key: _on_terminal(key, value) for key, value in event.items()}
+    return {key: _on_terminal(key, value) for key, value in line.items()}
 
 
 def _on_terminal(key: str, value: Any) -> Any:

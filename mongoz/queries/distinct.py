@@ -5,11 +5,12 @@ from collections import deque
 from functools import cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import SchemaValidator
 
 from mongoz.fields.email import LOADING
+from mongoz.fields.storability import resolve_alias
 from mongoz.fields.storage import stored_names
 from mongoz.fields.stored_schema import from_stored, validator_of
 from mongoz.model.shapes import shape_of
@@ -38,9 +39,14 @@ def _adapter(document: Any, path: str) -> SchemaValidator | None:
         return None
     # The constraints of a list field, such as limits, apply to the list and not to its items.
     kind: Any = _items(field.annotation) or Annotated[(field.annotation, *field.metadata, "")]
-    models = shape_of(kind).models
-    schema: Any = from_stored(TypeAdapter(kind, config=None if kind in models else _CONFIG).core_schema)
-    return validator_of(schema)
+    return validator_of(from_stored(_type_adapter(kind).core_schema))
+
+
+def _type_adapter(kind: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(kind, config=_CONFIG)
+    except PydanticUserError:  # a model, dataclass or typed dict has a configuration of its own
+        return TypeAdapter(kind)
 
 
 def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
@@ -57,6 +63,7 @@ def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
 
 def _items(annotation: Any) -> Any:
     """The type of a list's items; None if it is no list."""
+    annotation = resolve_alias(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return next((items for each in get_args(annotation) if (items := _items(each)) is not None), None)
     if get_origin(annotation) in (list, set, frozenset, tuple, deque):

@@ -1,5 +1,6 @@
 """Features of pydantic in documents: aliases, root models, computed fields, defaults, validators, serializers."""
 
+import dataclasses
 import datetime
 from collections.abc import Callable
 from enum import Enum
@@ -185,6 +186,42 @@ async def test_queries_and_updates_reach_into_root_models(Booking: Any) -> None:
     assert {name: stay.nights for name, stay in made.named.root.items()} == {"a": 6, "b": 5}
     await Booking.objects.update(many=[{"nights": 7}], maybe=Stays([stay]))
     assert (await Booking.objects.get()).many == Stays([Stay(nights=7)])
+
+
+async def test_distinct_values_are_instances_of_the_declared_types(meta: Any) -> None:
+    @dataclasses.dataclass
+    class Point:
+        x: int
+        day: datetime.date = DAY
+
+    class Title(RootModel[str]):
+        pass
+
+    class Trip(mongoz.Document):
+        title: Title
+        stay: Stay
+        one: OneStay
+        many: Stays
+        point: Point
+        points: list[Point]
+        part: Part = mongoz.Embed(Part)
+        Meta = meta("trips")
+
+    stay, point = Stay(nights=1, begins=DAY), Point(1)
+    made = await Trip.objects.create(
+        title="a", stay=stay, one=stay, many=[stay], point=point, points=[point], part={"count": 1}
+    )
+    found = {name: await Trip.objects.distinct_values(name) for name in Trip.model_fields if name != "id"}
+    assert found == {
+        "title": [Title("a")],
+        "stay": [stay],
+        "one": [OneStay(stay)],
+        "many": [stay],
+        "point": [point],
+        "points": [point],
+        "part": [made.part],
+    }
+    assert await Trip.objects.distinct_values("many.begins") == [DAY]
 
 
 @pytest.mark.parametrize("root", [list[Callable[[], int]], dict[str, datetime.date | datetime.datetime]])

@@ -31,6 +31,7 @@ from pydantic import (
     SecretStr,
 )
 from pydantic.types import EncodedBytes, EncodedStr
+from typing_extensions import is_typeddict
 
 from mongoz.exceptions import FieldDefinitionError
 
@@ -172,7 +173,7 @@ class _AnnotationWalk:
         kind = origin or annotation
         if kind in _NO_DATA or kind is ImportString or not isinstance(kind, type):
             raise _NotStorable(f"{_label(annotation)} is no data. {_REMEDY}")
-        if issubclass(kind, _MAPPINGS) and not typing.is_typeddict(kind):
+        if issubclass(kind, _MAPPINGS) and not is_typeddict(kind):
             return self._of_mapping(kind, arguments)
         if issubclass(kind, _LISTS) or kind in _SEQUENCES:
             return self._of_list(kind, arguments)
@@ -247,7 +248,7 @@ class _AnnotationWalk:
         """The kinds of a class with fields; empty for other classes."""
         if issubclass(kind, BaseModel):
             fields = {name: (field.annotation, field.metadata) for name, field in kind.__pydantic_fields__.items()}
-        elif dataclasses.is_dataclass(kind) or typing.is_typeddict(kind):
+        elif dataclasses.is_dataclass(kind) or is_typeddict(kind):
             fields = {name: (hint, []) for name, hint in _hints(kind).items()}
         else:
             return {}

@@ -1,5 +1,6 @@
 """Embedded documents that were loaded in part, by `only("address.city")`."""
 
+import dataclasses
 import types
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from pydantic import BaseModel, Discriminator, GetCoreSchemaHandler, RootModel
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
+from typing_extensions import is_typeddict
 
 from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.email import LOADING
@@ -88,7 +90,7 @@ def divisible_path(document: Any, path: str) -> str:
 
 
 def _is_indivisible(declared: Any) -> bool:
-    """Whether values need all their parts: a function tells their class, or a root model validates them.
+    """Whether values need all their parts: a function tells their class, or their class is no ordinary model.
 
     Args:
         declared: a field, an annotation, or a part of its metadata.
@@ -97,7 +99,10 @@ def _is_indivisible(declared: Any) -> bool:
         return any(map(_is_indivisible, (declared.annotation, declared.discriminator, *declared.metadata)))
     if isinstance(declared, Discriminator):
         return callable(declared.discriminator)
-    if isinstance(declared, type) and issubclass(declared, RootModel):
+    kind = get_origin(declared) or declared
+    if dataclasses.is_dataclass(kind) or is_typeddict(kind) or hasattr(kind, "_fields"):  # the last: a named tuple
+        return True
+    if isinstance(kind, type) and issubclass(kind, RootModel):
         return True
     return any(map(_is_indivisible, get_args(declared)))
 

@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import pytest
 from pydantic import (
@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from typing_extensions import TypeAliasType
+from typing_extensions import TypeAliasType, TypedDict
 
 import mongoz
 
@@ -59,6 +59,17 @@ class Nested(RootModel[list["Nested"]]):
 
 
 Tree = TypeAliasType("Tree", "dict[str, Tree] | None")
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    day: datetime.date = datetime.date(1999, 1, 1)
+
+
+class Seen(TypedDict):
+    x: int
+    day: NotRequired[datetime.date]
 
 
 class Cat(BaseModel):
@@ -189,11 +200,6 @@ async def test_queries_and_updates_reach_into_root_models(Booking: Any) -> None:
 
 
 async def test_distinct_values_are_instances_of_the_declared_types(meta: Any) -> None:
-    @dataclasses.dataclass
-    class Point:
-        x: int
-        day: datetime.date = DAY
-
     class Title(RootModel[str]):
         pass
 
@@ -207,7 +213,7 @@ async def test_distinct_values_are_instances_of_the_declared_types(meta: Any) ->
         part: Part = mongoz.Embed(Part)
         Meta = meta("trips")
 
-    stay, point = Stay(nights=1, begins=DAY), Point(1)
+    stay, point = Stay(nights=1, begins=DAY), Point(1, DAY)
     made = await Trip.objects.create(
         title="a", stay=stay, one=stay, many=[stay], point=point, points=[point], part={"count": 1}
     )
@@ -222,6 +228,27 @@ async def test_distinct_values_are_instances_of_the_declared_types(meta: Any) ->
         "part": [made.part],
     }
     assert await Trip.objects.distinct_values("many.begins") == [DAY]
+
+
+async def test_keys_of_typed_dicts_have_the_declared_types(meta: Any) -> None:
+    class Visit(mongoz.Document):
+        seen: Seen
+        Meta = meta("visits")
+
+    made = await Visit.objects.create(seen={"x": 1})
+    await made.update(**{"seen.day": "2020-01-01", "seen.x": "2"})
+    assert made.seen == {"x": 2, "day": DAY}
+    with pytest.raises(ValidationError, match=r"seen\.x"):
+        await made.update(**{"seen.x": "many"})
+    assert (await Visit.objects.get()).seen == {"x": 2, "day": DAY}
+
+    class Wrong(TypedDict):
+        call: NotRequired[Callable[[], int]]
+
+    with pytest.raises(mongoz.FieldDefinitionError, match="is no data"):
+
+        class Holder(mongoz.EmbeddedDocument):
+            held: Wrong
 
 
 @pytest.mark.parametrize("root", [list[Callable[[], int]], dict[str, datetime.date | datetime.datetime]])
@@ -244,10 +271,16 @@ async def test_values_that_need_validation_as_a_whole_are_loaded_as_a_whole(meta
         stay: OneStay
         pet: Pet
         owner: Owner
+        points: list[Point]
+        seen: Seen | None
         Meta = meta("houses")
 
-    stay, pet = Stay(nights=1, begins=DAY), Dog(balls=3)
-    await House.objects.create(stay=stay, pet=pet, owner={"name": "Ada", "pet": pet})
+    stay, pet, seen = Stay(nights=1, begins=DAY), Dog(balls=3), {"x": 1, "day": DAY}
+    await House.objects.create(
+        stay=stay, pet=pet, owner={"name": "Ada", "pet": pet}, points=[Point(1, DAY)], seen=seen
+    )
+    found = await House.objects.only("points.x", "seen.x").get()
+    assert (found.points, found.seen) == ([Point(1, DAY)], seen)
     for names in (["stay.nights", "pet.balls", "owner.pet.balls"], ["stay.nights", "stay", "pet", "owner.pet"]):
         found = await House.objects.only(*names).get()
         assert (found.stay.root, found.pet, found.owner.pet) == (stay, pet, pet)

@@ -8,11 +8,12 @@ from collections import abc, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import cached_property, lru_cache, partial
-from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Final, NotRequired, Required, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import BaseModel, ConfigDict, Strict, TypeAdapter, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError
+from typing_extensions import is_typeddict
 
 from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.class_cache import cached_per_class
@@ -216,7 +217,7 @@ def _next_places(place: FieldPlace, step: str, before: str) -> Iterator[FieldPla
                 yield reached(annotation=item, is_checked=checked, is_item=True)
         elif is_typeddict(origin) or dataclasses.is_dataclass(origin):
             hints = get_type_hints(origin, include_extras=True)
-            yield reached(annotation=hints.get(step, Any), is_checked=checked)
+            yield reached(annotation=_without_qualifier(hints.get(step, Any)), is_checked=checked)
         elif not (isinstance(origin, type) and issubclass(origin, _SCALARS)):
             yield reached(annotation=Any, is_checked=checked)
 
@@ -241,6 +242,11 @@ def _field(place: FieldPlace, model: Any, alias: str, checked: bool) -> FieldPla
         is_required=field.is_required(),
         is_checked=checked or has_validator_of(model, name),
     )
+
+
+def _without_qualifier(hint: Any) -> Any:
+    """The type of a key of a typed dict, which may be `Required[...]` or `NotRequired[...]`."""
+    return get_args(hint)[0] if get_origin(hint) in (Required, NotRequired) else hint
 
 
 def _is_key(keys: Any, step: str) -> bool:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-__all__ = ["OF_ARGUMENTS", "OF_INSTANCES", "OF_LOOKUPS", "OF_QUERIES", "did_you_mean", "nearest"]
+__all__ = ["OF_ARGUMENTS", "OF_INSTANCES", "OF_LOOKUPS", "OF_QUERIES", "closest", "did_you_mean", "nearest"]
 
 OF_QUERIES: Final = {
     "annotate": "aggregate", "bulk_insert": "create_many", "count_documents": "count", "delete_all": "delete",
@@ -64,12 +64,17 @@ def nearest(name: str, valid: Iterable[str], foreign_names: Mapping[str, str] | 
 
 def did_you_mean(name: str, valid: Iterable[str], foreign_names: Mapping[str, str] | None = None) -> str:
     """A hint with the nearest valid name, or "" if no name is near; arguments as for `nearest`."""
+    meant = closest(name, valid, foreign_names)
+    return f" Did you mean {meant!r}?" if meant else ""
+
+
+def closest(name: str, valid: Iterable[str], foreign_names: Mapping[str, str] | None = None) -> str | None:
+    """The nearest valid name, or None if no name is near; arguments as for `nearest`."""
     known = list(valid)
     meant = (foreign_names or {}).get(name)
-    if meant not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        meant = next((one for one in close if _is_near(name, one)), None)
-    return f" Did you mean {meant!r}?" if meant else ""
+    if meant in known:
+        return meant
+    return next((one for one in difflib.get_close_matches(name, known, n=3) if _is_near(name, one)), None)
 
 
 def _is_near(name: str, other: str) -> bool:

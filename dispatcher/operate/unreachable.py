@@ -4,7 +4,6 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pymongo import AsyncMongoClient
@@ -19,6 +18,7 @@ from mongoz import Document, Registry
 from mongoz.fields.storage import stored_names
 from mongoz.signals.names import POST
 from mongoz.signals.receivers import Receiver
+from mongoz.synonyms import closest
 
 
 class Unreachable(NamedTuple):
@@ -145,6 +145,6 @@ def _misspelt(document: Any, where: Any) -> Iterator[tuple[str, str]]:
         top = name.partition(".")[0]
         if top.startswith("$") or top in known:
             continue
-        meant = names.get(top) or next(iter(get_close_matches(top, known, n=1)), None)
+        meant = closest(top, known, names)
         if meant is not None:
             yield top, meant

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import bson
 from bson.errors import InvalidBSON, InvalidDocument
-from pydantic import AliasChoices, BaseModel, NameEmail, RootModel, Secret, SecretBytes, SecretStr
+from pydantic import AliasChoices, BaseModel, NameEmail, Secret, SecretBytes, SecretStr
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.class_cache import cached_per_class
@@ -98,8 +98,8 @@ def stored_values(model: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stored_model(model: BaseModel) -> Any:
     names, open_ = stored_names(type(model)), _open_fields(type(model))
-    if isinstance(model, RootModel):
-        return stored(model.root, declared="root" not in open_)
+    if model.__pydantic_root_model__:  # quicker than isinstance
+        return stored(model.__dict__["root"], declared="root" not in open_)
     name, value = "", None
     row = {}
     try:

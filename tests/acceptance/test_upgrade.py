@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return earlier_version(tmp_path_factory.mktemp("earlier"), SEVERAL_COLLECTIONS)
+    return earlier_version(tmp_path_factory, SEVERAL_COLLECTIONS)
 
 
 class Load:

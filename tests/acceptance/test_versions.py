@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def earlier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit = getattr(request, "param", WITHOUT_CLAIMS)
-    return earlier_version(tmp_path_factory.mktemp("earlier"), commit)
+    return earlier_version(tmp_path_factory, commit)
 
 
 class Written(NamedTuple):

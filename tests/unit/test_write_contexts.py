@@ -17,7 +17,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 import mongoz
 from mongoz.signals.contexts import current_context
 from mongoz.stamps import Call, Claim, Stamp, context_of
-from tests.earlier_version import WITHOUT_CONTEXTS, earlier_version
+from tests.earlier_version import WITHOUT_CONTEXTS, earlier_source
 
 ids = st.binary(min_size=8, max_size=8)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -56,7 +56,7 @@ def entered() -> dict[str, Any] | None:
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """`mongoz.stamps` of the last version without contexts."""
-    path = earlier_version(tmp_path_factory.mktemp("earlier"), WITHOUT_CONTEXTS) / "mongoz" / "stamps.py"
+    path = earlier_source(tmp_path_factory.mktemp("earlier"), WITHOUT_CONTEXTS) / "mongoz" / "stamps.py"
     spec = importlib.util.spec_from_file_location("earlier_stamps", path)
     assert spec is not None
     assert spec.loader is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -97,38 +97,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=200)
     stderr = Console(stderr=True, style="dim", highlight=False, soft_wrap=True)
     try:
-        if _GROWTH in options.suites:
-            return _grow(options, stderr)
-        rows, machine, plan = _measure(options, stderr)
-        is_whole = not (options.quick or options.suites)
-        if is_whole:
-            _grow(options, stderr)
+        return _grow(options, stderr) if _GROWTH in options.suites else _run(options, console, stderr)
     except (BenchmarkFailed, EmbeddedError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+        _report(error)
         return _EXIT_FAILED
+
+
+def _report(error: Exception) -> None:
+    Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+
+
+def _run(options: argparse.Namespace, console: Console, stderr: Console) -> int:
+    measured = _measure(options, stderr)
+    rows, machine = measured.rows, measured.machine
     show(console, rows, machine)
     if machine["peers"] is None:
         console.print("rows against peers are left out; --peers has them", style="dim", highlight=False)
-    result = as_json(rows, machine, plan)
+    result = as_json(rows, machine, measured.plan)
+    is_whole = not (options.quick or options.suites)
     if pages := options.pages or (PAGES if is_whole else None):
         write_results(rows, result, pages)
     path = store(result, options.json)
     console.print(f"written to {path}", style="dim", highlight=False, soft_wrap=True)
+    if is_whole:
+        _grow(options, stderr)
+    if measured.failed:
+        console.print(f"failed: {', '.join(measured.failed)}", style="red")
+        return _EXIT_FAILED
     return _judged(rows, console) if options.check else 0
 
 
-def _measure(options: argparse.Namespace, stderr: Console) -> tuple[list[Row], dict[str, Any], Plan]:
+class _Run(NamedTuple):
+    """The results of a run, and the names of the suites that failed."""
+
+    rows: list[Row]
+    machine: dict[str, Any]
+    plan: Plan
+    failed: list[str]
+
+
+def _measure(options: argparse.Namespace, stderr: Console) -> _Run:
     plan, peers = _plan(options), _peers(options, stderr)
+    rows, failed = list[Row](), list[str]()
     with embedded_mongo() as server:
         machine = describe_machine(server.url) | {"peers": peers and peers.versions}
         setting = Setting(server.url, plan, peers, stderr.print)
-        rows: list[Row] = []
         for name in options.suites or _SUITES:
             stderr.print(f"{name}:")
             began = time.monotonic()
-            rows += _SUITES[name](setting)
+            try:
+                rows += _SUITES[name](setting)
+            except BenchmarkFailed as error:  # the other suites took minutes, too
+                _report(error)
+                failed.append(name)
             stderr.print(f"{name} took {time.monotonic() - began:.0f} s")
-    return rows, machine | {"load_after": round(os.getloadavg()[0], 2)}, plan
+    return _Run(rows, machine | {"load_after": round(os.getloadavg()[0], 2)}, plan, failed)
 
 
 def _grow(options: argparse.Namespace, stderr: Console) -> int:

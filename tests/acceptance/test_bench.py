@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.busy import Busy, Point, measure_busy
-from benchmarks.cli import main
+from benchmarks.cli import _Run, main
 from benchmarks.contestants import BenchmarkFailed
 from benchmarks.figures import Measured, Pair, Row, Target, quantile
 from benchmarks.growth import DIMENSIONS, Grown
@@ -270,9 +270,25 @@ def test_check_passes_a_time_that_only_a_quiet_machine_reaches():
 def test_check_fails_beyond_what_is_tolerated(monkeypatch, tmp_path, capsys, cpu, code):
     measured = Measured(pairs=[Pair(cpu, 1.0)], target=Target.cost(1.0))
     rows = [make_row([Pair(1.0, 1.0)], None, measured), make_row([Pair(1.0, 1.0)], None)]
-    monkeypatch.setattr("benchmarks.cli._measure", lambda *_: (rows, MACHINE, Plan(**SIZES)))
+    monkeypatch.setattr("benchmarks.cli._measure", lambda *_: _Run(rows, MACHINE, Plan(**SIZES), []))
     assert main(["load", "--check", "--json", str(tmp_path / "result.json")]) == code
     assert ("1.40 of processor time is beyond 1.3" in capsys.readouterr().out) == bool(code)
+
+
+def test_a_run_of_all_suites_writes_all_pages_even_if_a_suite_fails(mongo, monkeypatch, tmp_path, capsys):
+    def fail(_setting):
+        raise BenchmarkFailed("The daemon ended.")
+
+    row = make_row([Pair(1.0, 1.0)], None)
+    point = Point(10.0, 1.0, 2.0, 70.0, 40.0)
+    grown = [Grown(one, [point for _ in one.values]) for one in DIMENSIONS]
+    monkeypatch.setattr("benchmarks.cli._SUITES", {"first": fail, "second": lambda _: [row]})
+    monkeypatch.setattr("benchmarks.cli.measure_growth", lambda *_, **__: grown)
+    arguments = ["--no-peers", "--pages", str(tmp_path), "--json", str(tmp_path / "result.json")]
+    assert main(arguments) == 2
+    assert "The daemon ended." in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("*.md")} == {"results.md", "growth.md"}
+    assert [one["key"] for one in json.loads((tmp_path / "result.json").read_text())["rows"]] == ["key"]
 
 
 def test_a_row_has_the_medians_of_its_pairs():

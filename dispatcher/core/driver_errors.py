@@ -29,7 +29,7 @@ class Kind(StrEnum):
     """An event is too large with its images. Maybe the server can send the event without them."""
     HISTORY_LOST = "history_lost"
     """The oplog no longer holds the changes after the position."""
-    BAD_TOKEN = "bad_token"  # noqa: S105 - of a stream
+    BAD_TOKEN = "bad_token"  # noqa: S105 - a resume token, not a password
     """The server does not accept the position: it is malformed, or it belongs to another deployment."""
     NO_ACCESS = "no_access"
     """The user lacks privileges."""
@@ -178,9 +178,9 @@ _VERDICTS: Final = {
 def kind_of(error: PyMongoError) -> Kind:
     """Classify an error of the driver.
 
-    Errors with a class of their own, such as a lost connection, have no code. A ConfigurationError of a command is
-    about the servers that the driver has found: an unresolved name, a starting member, or a member of an old
-    version. A wrong URL raises an error earlier, when the client is created.
+    Errors with a class of their own, such as a lost connection, have no code. A command raises a
+    ConfigurationError for a server that the driver has found: its name is not resolved, it is starting, or its
+    version is old. A wrong URL raises an error earlier, when the client is created.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN

@@ -74,10 +74,13 @@ class HeldDelivery(NamedTuple):
 
 
 class Leaving(Protocol):
-    """The parent of an attempt that can go on in another task, see `HeldDelivery.leave`."""
+    """A parent that can leave an attempt whose receiver ignores cancellation, see `HeldDelivery.leave`."""
 
     async def leave(self, task: "asyncio.Task[Any]", attempt: "Attempt") -> None:
-        """Do the rest of the work. The attempt in the task counts as failed, and its result is ignored."""
+        """Do the rest of the work without this task.
+
+        The attempt in the task counts as failed, and its result is ignored.
+        """
 
 
 @dataclass(slots=True, eq=False)

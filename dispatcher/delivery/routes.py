@@ -108,9 +108,9 @@ class Routes:
 
         Args:
             keep: called with a signal name and a receiver; returns whether the receiver stays.
-            run: the id of a replay or a backfill, which also calls the receivers that the writing process has run;
-                "" for live deliveries.
-            missed: the run does not call the receivers that the writing process has run.
+            run: the id of a replay or a backfill; "" for live deliveries. A run also calls the receivers that the
+                writing process has run, unless `missed` is True.
+            missed: the run leaves out these receivers.
         """
         routes = Routes((), self.group, self.apart_from)
         routes._run = run
@@ -257,7 +257,7 @@ class Routes:
         return tuple(calls)
 
     def is_listed(self, namespace: Namespace, receiver: Receiver, ids: frozenset[bytes]) -> bool:
-        """Returns whether one of these ids names a receiver. The ids are from stamps in the collection."""
+        """Whether one of these ids stands for this receiver. The ids are from stamps in the collection."""
         return any(
             other.name == receiver.name and not stamped.isdisjoint(ids)
             for one in self._found.get(namespace) or self._find(namespace)

@@ -14,7 +14,7 @@ class Terms(NamedTuple):
 
     Attributes:
         timeout: the time limit of one attempt in seconds.
-        postponable: `RetryAfter` postpones the delivery; otherwise it is a failure like any other.
+        postponable: `RetryAfter` postpones the delivery. If False, `RetryAfter` is a failure like any other error.
     """
 
     retry: Retry

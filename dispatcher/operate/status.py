@@ -225,7 +225,7 @@ class StatusCache:
         self._read_at = monotonic()
 
     def _fail(self, error: str) -> None:
-        """Record an error. The metrics show the last status, whose health must not stay good."""
+        """Record an error, also in the health of the last status, because the metrics still show this status."""
         self.error = error
         if self.last is not None:
             self.last.health = health_of(self.last, unreadable=error)

@@ -62,8 +62,7 @@ def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[t
             annotations.pop(name, None)
         elif value is ObjectId or (inspect.isfunction(value) and value in _FACTORIES):
             raise FieldDefinitionError(
-                f"{document_name}.{name} is the factory of a field and no field; call it: "
-                f"{name} = {value.__name__}()."
+                f"{document_name}.{name} is a field factory, not a field. Call it: {name} = {value.__name__}()."
             )
     body["__annotations__"] = _merge_in_order(annotations, declared)
 

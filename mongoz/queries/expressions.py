@@ -1,4 +1,4 @@
-"""Expressions: conditions and sort keys as values, from `Document.field == value` and from `Q`."""
+"""Objects for conditions and sort keys. `Document.field == value` and `Q` make such objects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,10 +36,11 @@ class Expression:
 
     Args:
         key: a field's name or `Document.field`; None for combined conditions.
-        operator: a name of `Q`, `"gte"`, or of MongoDB, `"$gte"`.
+        operator: the name of an operator of `Q`, such as `"gte"`, or of MongoDB, such as `"$gte"`.
         value: the value to compare with. MongoDB executes operators inside the value only if `operator` takes
             other operators, as `"$elemMatch"` does.
-        options: further operators beside this one, `{"$options": "i"}`; or the options of a pattern, `"i"`.
+        options: further operators beside this one, such as `{"$options": "i"}`. A string, such as `"i"`, has the
+            options of a pattern.
 
     Examples:
         >>> await User.query((User.age >= 18) & ~Expression("name", "startswith", "A"))
@@ -51,7 +52,7 @@ class Expression:
     options: Mapping[str, Any] | str | None = None
 
     def compile(self) -> dict[str, Any]:
-        """The MongoDB condition. A key that is a string is the stored name.
+        """The MongoDB condition. If the key is a string, the condition uses it as the stored name.
 
         Raises:
             OperatorInvalid: there is no such operator, or it does not support the value.

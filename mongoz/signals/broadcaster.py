@@ -79,7 +79,7 @@ class Broadcaster:
             if name.startswith(("pre_", "post_")):
                 raise SignalError(
                     f"{_name_of(self)} has no signal {name!r}, so it would never fire."
-                    f"{nearest(name, self)} Assign a custom signal of this name first."
+                    f"{nearest(name, self)} Assign a custom signal before you use it."
                 )
             found = Signal()
             setattr(self, name, found)

@@ -140,7 +140,9 @@ async def test_the_message_of_a_mistake_names_the_mistake(
 @pytest.mark.parametrize("factory", [mongoz.String, mongoz.ForeignKey, mongoz.ObjectId])
 @pytest.mark.parametrize("base", [mongoz.Document, mongoz.EmbeddedDocument])
 def test_a_factory_without_a_call_is_an_error(factory: Any, base: Any) -> None:
-    with pytest.raises(FieldDefinitionError, match=rf"Thing\.name is the factory .*: name = {factory.__name__}"):
+    with pytest.raises(
+        FieldDefinitionError, match=rf"Thing\.name is a field factory.*: name = {factory.__name__}"
+    ):
         type(base)("Thing", (base,), {"__module__": __name__, "name": factory})
 
 

@@ -27,7 +27,7 @@ def three(User):
     return [User(name="Cyd"), User(name="Dan")]
 
 
-# name -> (the call, the keywords of each signal: `created` for the save signals)
+# name -> (the call, the expected signals: for each signal, the value of `created` in each call of its receiver)
 INSTANCE = {
     "create": (lambda User, ada: User(name="Cyd").create(), CREATED),
     "save of a new one": (lambda User, ada: User(name="Cyd").save(), CREATED),

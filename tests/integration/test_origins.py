@@ -170,7 +170,7 @@ async def test_a_document_restored_to_another_collection_is_delivered(world, dis
 
 @pytest.mark.parametrize("age", [3600, 90, 30, -30, -3600])
 async def test_writes_with_an_old_or_a_future_stamp_are_delivered(world, age):
-    """A stamp that is late but certainly new gives its token to the deliveries as their id."""
+    """A stamp of 30 s ago is late, and can't be a copy. So the deliveries take its token as their id."""
     id_ = ObjectId()
     async with dispatching(world.registry) as running:
         stamp = world.stamp(Call.CREATED, id_, "watcher", age=age)
@@ -384,7 +384,7 @@ async def test_a_start_without_earlier_changes_does_not_wait_for_a_change(world)
     async with dispatching(world.registry):
         pass
     took = []
-    while not took or (min(took) >= 0.9 and len(took) < 10):  # one start without a delay of a busy machine
+    while not took or (min(took) >= 0.9 and len(took) < 10):  # a busy machine may delay some starts
         began = time.monotonic()
         async with dispatching(world.registry):
             took.append(time.monotonic() - began)
@@ -428,7 +428,7 @@ async def test_the_stamp_is_not_on_the_instance_of_a_delete(world):
 
 
 async def test_each_of_many_markers_is_joined_with_its_delete(world):
-    """There are more markers than the lanes and the span of the position have room for. A marker takes no room."""
+    """The lanes have room for 5 changes, and the span of the position for 10. The 60 markers take no room."""
     ids = [ObjectId() for _ in range(60)]
     world.users.insert_many([{"_id": id_} for id_ in ids])
     async with dispatching(world.registry, max_queued=5, concurrency=2, batch_size=7):
@@ -523,7 +523,7 @@ async def test_a_copy_of_a_marker_does_not_suppress_a_second_delete(world):
         assert await world.told(id_) == ["post_save", "post_delete", "post_save"]
 
 
-async def test_a_restart_during_a_marked_delete_repeats_marker_and_delete(world, database):
+async def test_after_a_restart_marker_and_delete_are_read_again(world, database):
     """One delivery of a delete hangs, so the position stays before the markers. Only this delivery is repeated."""
     ids, hanging = [ObjectId() for _ in range(5)], True
     deleted: list[Any] = []
@@ -568,7 +568,7 @@ async def test_a_renamed_receiver_is_recognized_by_its_earlier_names(world):
         assert await world.told(id_) == []
 
 
-async def test_a_write_with_hops_reaches_all_receivers_with_the_signal_of_its_call(world):
+async def test_all_receivers_get_a_write_with_hops_under_the_signal_of_its_call(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):

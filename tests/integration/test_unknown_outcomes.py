@@ -173,7 +173,7 @@ def notes(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("executed", [True, False])
-async def test_receivers_run_exactly_if_the_write_is_committed(
+async def test_receivers_run_if_and_only_if_the_write_is_committed(
     User, told, proxy, write, executed, foreign, registry
 ):
     user = await written(User, told)
@@ -201,10 +201,12 @@ async def test_receivers_run_exactly_if_the_write_is_committed(
 
 @pytest.mark.parametrize("driver", ["motor"], indirect=True)
 @pytest.mark.parametrize("write", [create, delete, update_many], indirect=True)
-async def test_receivers_run_exactly_if_the_write_is_committed_with_motor(
+async def test_receivers_run_if_and_only_if_the_write_is_committed_with_motor(
     User, told, proxy, write, foreign, registry
 ):
-    await test_receivers_run_exactly_if_the_write_is_committed(User, told, proxy, write, True, foreign, registry)
+    await test_receivers_run_if_and_only_if_the_write_is_committed(
+        User, told, proxy, write, True, foreign, registry
+    )
 
 
 @AWAY
@@ -460,8 +462,10 @@ async def test_the_outcome_of_a_delete_without_a_marker_is_found(User, proxy, fo
     assert told == ["Ada"] * executed
 
 
-async def test_the_document_decides_without_access_to_the_change_stream(User, told, proxy, foreign, monkeypatch):
-    """Without the privilege for the change stream, the stored document decides."""
+async def test_the_document_shows_the_outcome_without_access_to_the_change_stream(
+    User, told, proxy, foreign, monkeypatch
+):
+    """Without the privilege for the change stream, the stored document shows whether the write took effect."""
     user = await written(User, told)
     foreign.client.admin.command(
         {
@@ -557,7 +561,7 @@ async def test_the_outcome_of_an_unknown_commit_is_found_later(
 
 
 @AWAY
-async def test_no_outcome_is_searched_for_an_unknown_commit_without_receivers(User, proxy, registry):
+async def test_the_odm_does_not_look_for_the_outcome_of_a_commit_without_receivers(User, proxy, registry):
     lose(proxy, "commitTransaction", 1, executed=True, then_refuse=True)
     with pytest.raises(PyMongoError) as caught:
         async with registry.transaction():
@@ -570,7 +574,8 @@ async def test_no_outcome_is_searched_for_an_unknown_commit_without_receivers(Us
 
 
 def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_numbers(foreign, mongo):
-    # The client is a separate one, because clients reuse sessions, and the next numbers would be too low.
+    # This test needs a new client. A client reuses its sessions, and in a reused session the server refuses the
+    # numbers of this test, because they are too low.
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session:
 
         def send(number: int, command: dict[str, Any]) -> Any:

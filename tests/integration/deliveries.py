@@ -115,7 +115,7 @@ class Indexer:
 
     Args:
         batch: the option.
-        fails: called with each batch; the receiver raises what it returns.
+        fails: called with each batch. If it returns an error, the receiver raises the error.
         signals: the decorators of the signals.
     """
 

@@ -219,12 +219,12 @@ async def test_a_run_keeps_its_filter_and_its_workers(foreign, dispatched, Thing
     assert second.finished
     assert {call.n for call in seen} == {*range(60, 100)}
     assert runs.find_one({"run": first.run})["asked"] == {**asked, "workers": 2}
-    # A command without the filter, or with another one, is another request.
+    # A command with another filter begins a new run.
     assert (await run(dispatched, "watcher", where=other)).delivered == 1
     assert runs.count_documents({"kind": "run"}) == 2
 
 
-async def test_workers_multiply_the_number_of_deliveries_at_once(foreign, dispatched, Thing):
+async def test_each_worker_of_a_backfill_makes_deliveries_at_the_same_time(foreign, dispatched, Thing):
     running, most, gate = 0, 0, asyncio.Event()
 
     @post_save(Thing, name="slow")
@@ -275,7 +275,7 @@ async def moment(client: Any) -> Timestamp:
 
 @pytest.mark.parametrize("capped", [False, True])
 async def test_a_document_is_read_as_it_was_at_a_time(client, database, capped):
-    """A capped collection has no past: its document is read as it is now."""
+    """A capped collection can't be read at an earlier time, so the current document is read."""
     options = {"capped": True, "size": 4096} if capped else {}
     things = await client[database].create_collection("things", **options)
     await things.insert_one({"_id": 1, "n": 1})

@@ -1,4 +1,7 @@
-"""Batch receivers get many events at once. Each event keeps its order, its delivery id and its failures."""
+"""Batch receivers get many events at once.
+
+Each event has its own delivery id and its own failures. The events of a document stay in order.
+"""
 
 from typing import Any
 
@@ -100,7 +103,7 @@ async def test_batches_of_different_documents_run_at_once(account, foreign, disp
 
 
 async def test_a_batch_is_repeated_as_a_whole_and_then_halved(account, foreign, dispatched, state):
-    """Four events, two attempts of the whole batch, then halves until the bad event is alone."""
+    """The whole batch has two attempts. Then the batch is halved until the bad event is alone."""
 
     def fails(batch: Any) -> Exception | None:
         return ValueError("bad") if any(event.instance.name == "2" for event in batch) else None
@@ -124,7 +127,7 @@ async def test_a_batch_is_repeated_as_a_whole_and_then_halved(account, foreign, 
 
 
 async def test_a_batch_error_names_the_events_that_failed(account, foreign, dispatched, state):
-    """The others are done, and are not repeated."""
+    """The other events of the batch are done, and are not repeated."""
 
     def fails(batch: Any) -> Exception | None:
         bad = {n: KeyError(event.instance.name) for n, event in enumerate(batch) if event.instance.name in "13"}
@@ -141,10 +144,10 @@ async def test_a_batch_error_names_the_events_that_failed(account, foreign, disp
 
 
 @pytest.mark.parametrize("transactional", [False, True])
-async def test_later_events_of_a_document_that_failed_come_again_after_it(
+async def test_after_a_failed_event_the_later_events_of_its_document_come_again(
     account, foreign, dispatched, transactional
 ):
-    """Otherwise the older state would come last. Events of other documents are not repeated."""
+    """Otherwise the receiver would get the older state last. Events of other documents are not repeated."""
     busy = True
 
     def fails(batch: Any) -> Exception | None:
@@ -167,7 +170,7 @@ async def test_later_events_of_a_document_that_failed_come_again_after_it(
     assert all(batch == ["a0", "a1"] or sorted(batch) == ["b0", "b1", "c0"] for batch in indexer.batches[1:])
 
 
-async def test_a_misfit_never_enters_a_batch(account, foreign, dispatched, state):
+async def test_an_event_with_an_invalid_document_enters_no_batch(account, foreign, dispatched, state):
     indexer = Indexer(account, Batch(size=2, wait=60))
     async with dispatching(dispatched):
         foreign["accounts"].insert_many([{"name": "0"}, {"name": ["no text"]}, {"name": "2"}])
@@ -216,8 +219,10 @@ async def test_receivers_before_and_after_a_batch_receiver_do_not_share_its_inst
     assert (indexer.done, seen) == (["0"], ["0", "0"])
 
 
-async def test_waiting_long_parks_each_event_and_gathers_them_again(account, foreign, dispatched, state):
-    """Each document has its own lane. Later changes of the document follow, and batches are formed again."""
+async def test_events_that_wait_long_are_parked_one_by_one_and_form_batches_again(
+    account, foreign, dispatched, state
+):
+    """Each document has its own lane, in which later changes wait too. The parked events come back in batches."""
     broken = True
 
     def fails(batch: Any) -> Exception | None:

@@ -63,10 +63,10 @@ async def test_another_member_takes_over_the_events_of_a_batch(account, foreign,
 # -- replays and backfills -------------------------------------------------------------------------------------
 
 
-async def test_a_backfill_by_the_dispatchers_fills_batches_and_waits_for_no_further_event(
+async def test_a_backfill_by_the_dispatchers_fills_batches_and_closes_the_last_one(
     account, foreign, dispatched, database, state
 ):
-    """The last batch is not full, and no event would come within an hour."""
+    """The last batch is not full, and `wait` is an hour. The backfill closes the batch at its end."""
     indexer = Indexer(account, NEVER)
     foreign["accounts"].insert_many(rows(450))
     async with dispatching(dispatched):
@@ -78,7 +78,7 @@ async def test_a_backfill_by_the_dispatchers_fills_batches_and_waits_for_no_furt
     assert len({delivery.id for delivery in indexer.deliveries}) == 450
 
 
-async def test_a_backfill_does_not_begin_the_batches_of_other_receivers(
+async def test_a_backfill_of_one_receiver_does_not_close_the_batches_of_other_receivers(
     account, foreign, dispatched, database, state
 ):
     indexer = Indexer(account, NEVER)
@@ -171,7 +171,7 @@ async def test_a_backfill_without_dispatchers_does_not_wait_for_further_document
 async def test_limits_apply_in_a_backfill_by_the_dispatchers(
     account, foreign, dispatched, database, state, concurrency
 ):
-    """What exceeds the limit is parked, and made later. The command says how many wait."""
+    """Deliveries beyond the limit are parked, and are made later."""
     names, running, most = [], 0, 0
     gate = asyncio.Event()
 
@@ -199,7 +199,7 @@ async def test_limits_apply_in_a_backfill_by_the_dispatchers(
 
 
 async def test_limits_apply_in_a_backfill_without_dispatchers(account, foreign, dispatched, state):
-    """The process of the command parks nothing, so it waits."""
+    """The process of the command parks no deliveries. It waits until they may begin."""
     running = most = 0
     at: list[float] = []
 
@@ -217,5 +217,5 @@ async def test_limits_apply_in_a_backfill_without_dispatchers(account, foreign, 
         one = await backfill.start(place, [], rate=None, resume=None, new=False)
         outcome = await one.work(asyncio.Event())
     assert (outcome.finished, outcome.delivered, outcome.waiting, most) == (True, 40, 0, 2)
-    assert at[-1] - at[0] >= 0.9  # twenty at once, and the others within a second
+    assert at[-1] - at[0] >= 0.9  # twenty begin at once, and twenty within the next second
     assert state.rows == []

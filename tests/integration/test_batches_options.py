@@ -94,7 +94,7 @@ def counted(foreign: Any) -> dict[str, int]:
 
 
 async def test_the_effects_of_a_batch_happen_once(account, foreign, dispatched, state, monkeypatch):
-    """The position is older than the commit. Recorded events are removed before the receiver is called."""
+    """The second dispatcher reads the events again. It calls the receiver without the recorded events."""
     foreign.create_collection("counts")
     batches = adding(account, foreign, batch=Batch(size=3, wait=0.2))
     begun: list[int] = []
@@ -119,10 +119,10 @@ async def test_the_effects_of_a_batch_happen_once(account, foreign, dispatched, 
     assert begun == [3, 1], "no transaction for recorded events"
 
 
-async def test_an_event_that_another_process_records_meanwhile_leaves_the_transaction(
+async def test_a_batch_leaves_out_an_event_that_another_process_has_recorded_meanwhile(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """The look-up finds no record, but the insert of the records does: a duplicate key."""
+    """The look-up finds no record, and the receiver runs. Then the insert of the records finds a duplicate key."""
     foreign.create_collection("counts")
     batches = adding(account, foreign, batch=Batch(size=3, wait=0.2))
     async with dispatching(dispatched):
@@ -165,7 +165,7 @@ async def test_a_failed_event_aborts_the_transaction_and_the_others_commit_in_th
 
 
 async def test_until_idle_does_not_wait_for_further_events(account, foreign, dispatched):
-    """All events until now are in one batch, and are recorded one by one."""
+    """`until_idle` closes the batch with all events so far. The kit records each event as one delivery."""
     indexer = Indexer(account, Batch(size=100, wait=3_600))
     async with Dispatcher(dispatched, settings_for(dispatched)) as dispatcher:
         for round_ in range(2):
@@ -205,8 +205,8 @@ async def test_a_hand_made_change_is_a_batch_of_one_event(account):
 # -- limits ----------------------------------------------------------------------------------------------------
 
 
-async def test_concurrency_counts_batches(account, foreign, dispatched):
-    """Batches without a place are parked, and gathered again. Another receiver does not wait for them."""
+async def test_concurrency_limits_how_many_batches_run_at_once(account, foreign, dispatched):
+    """Events of batches without a place are parked, and form batches again. Another receiver does not wait."""
     indexer = Indexer(account, Batch(size=2, wait=0.05), concurrency=1)
     indexer.gate.clear()
     told: list[str] = []

@@ -38,7 +38,7 @@ async def cancel_itself() -> None:
     ("end", "error"), [(hang, "builtins.TimeoutError"), (cancel_itself, "asyncio.exceptions.CancelledError")]
 )
 async def test_a_batch_that_is_cancelled_is_repeated_and_halved(account, foreign, dispatched, state, end, error):
-    """The event that hangs is found, and the others are done. The dispatcher goes on."""
+    """Only the event that hangs becomes a dead letter. The other events and a later batch are delivered."""
     batches: list[str] = []
     done: list[str] = []
 
@@ -63,10 +63,10 @@ async def test_a_batch_that_is_cancelled_is_repeated_and_halved(account, foreign
 
 
 @pytest.mark.parametrize("busy", ["1", "2"])
-async def test_an_event_that_asks_for_another_time_is_not_attempted_before(
+async def test_an_event_is_not_attempted_before_the_time_that_retry_after_asks_for(
     account, foreign, dispatched, state, busy
 ):
-    """Another event of the batch fails. Its attempts count, and those of the busy event do not."""
+    """The attempts of the busy event do not count. Another event of the batch fails, and its attempts count."""
     wrong = "3" if busy == "2" else "2"
     at: list[float] = []
     attempts: dict[str, list[int]] = {busy: [], wrong: []}
@@ -102,7 +102,7 @@ async def test_an_event_that_asks_for_another_time_is_not_attempted_before(
 
 
 async def test_a_batch_counts_as_one_attempt_of_a_rate(account, foreign, dispatched, state):
-    """Two batches begin at once, and each further one half a second later. What exceeds is parked."""
+    """Two batches begin at once. Then one batch begins every half second. Events that must wait are parked."""
     at: list[float] = []
     indexer = Indexer(
         account, Batch(size=10, wait=0.1), fails=lambda batch: at.append(time.monotonic()), rate="2/s"

@@ -1,4 +1,4 @@
-"""Transactional batch receivers: effects happen once, whatever becomes of the batch."""
+"""The effects of transactional batch receivers happen once, even if a batch fails, is parked or is repeated."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -26,14 +26,14 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 async def succeed(names: list[str]) -> None:
-    """The end of a batch that succeeds."""
+    """Raises no error, so the batch succeeds."""
 
 
 class Counter:
     """Counts each event in MongoDB, or all events in one document.
 
     Attributes:
-        fails: called with the names of a batch after its writes.
+        fails: called with the names of a batch, after the writes of the batch. It may raise an error or wait.
     """
 
     def __init__(self, account: Any, database: str, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Batches that are closed early, and the events of batches at a pause, at the end and after a crash."""
+"""Batches close early if necessary. Their events survive a pause, the end of a dispatcher, and a crash."""
 
 import asyncio
 from typing import Any
@@ -31,7 +31,7 @@ def rows(count: int, text: str = "") -> list[dict[str, Any]]:
     return [{"name": f"{number:04}{text}", "amount": 0} for number in range(count)]
 
 
-async def test_a_batch_closes_when_its_events_have_an_eighth_of_the_bytes_of_the_queue(
+async def test_a_batch_closes_when_its_events_take_an_eighth_of_the_memory_of_the_queue(
     account, foreign, dispatched
 ):
     indexer = Indexer(account, NEVER)
@@ -42,7 +42,7 @@ async def test_a_batch_closes_when_its_events_have_an_eighth_of_the_bytes_of_the
 
 
 async def test_a_batch_closes_when_waiting_events_take_half_of_the_queue(account, foreign, dispatched):
-    """Waiting events count as queued, so otherwise the stream would not be read further."""
+    """Waiting events count as queued. If no batch closed, the queue would be full, and the reading would stop."""
     indexer = Indexer(account, NEVER)
     other = Indexer(account, NEVER, name="other")
     async with dispatching(dispatched, max_queued=20):
@@ -106,10 +106,10 @@ async def test_a_drain_closes_a_batch(account, foreign, dispatched, state):
     assert indexer.batches[1:] == [["last"]]
 
 
-async def test_a_receiver_interrupted_by_the_end_runs_again_and_finished_ones_do_not(
+async def test_after_a_restart_interrupted_receivers_run_again_and_finished_receivers_do_not(
     account, foreign, dispatched, state
 ):
-    """The events of a cancelled batch whose other receivers have run are parked."""
+    """The batch is cancelled. Its events are parked only for its receiver, because the other receiver has run."""
     told: list[str] = []
 
     @post_save(account, name="plain")
@@ -191,7 +191,7 @@ async def test_a_blocked_event_holds_back_the_later_events_of_its_document_only(
     assert said().count("delivery.blocked") == 1
 
 
-async def test_an_event_that_fails_alone_is_dropped_if_the_receiver_says_so(account, foreign, dispatched, state):
+async def test_an_event_that_fails_alone_is_dropped_with_on_failure_drop(account, foreign, dispatched, state):
     def fails(batch: Any) -> Exception | None:
         return ValueError("bad") if any(event.instance.name == "0001" for event in batch) else None
 
@@ -204,7 +204,7 @@ async def test_an_event_that_fails_alone_is_dropped_if_the_receiver_says_so(acco
     assert state.empty
 
 
-async def test_a_single_document_is_tried_change_by_change(account, foreign, dispatched, state):
+async def test_a_failed_batch_of_one_document_is_repeated_event_by_event(account, foreign, dispatched, state):
     def fails(batch: Any) -> Exception | None:
         return ValueError("bad") if any(event.instance.name == "1" for event in batch) else None
 
@@ -238,7 +238,7 @@ async def test_a_retried_dead_letter_is_an_event_of_a_batch(account, foreign, di
     assert {delivery.id for delivery in indexer.deliveries[-2:]} == {letter["delivery_id"] for letter in letters}
 
 
-async def test_a_batch_that_asks_for_another_time_uses_up_no_attempt(account, foreign, dispatched, state):
+async def test_a_batch_that_raises_retry_after_uses_up_no_attempt(account, foreign, dispatched, state):
     asked = 0
 
     def fails(batch: Any) -> Exception | None:

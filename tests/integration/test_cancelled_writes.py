@@ -57,7 +57,7 @@ async def upsert(User: Any, ids: list[ObjectId]) -> None:
 
 
 async def many(User: Any, ids: list[ObjectId]) -> None:
-    """Several batches of two."""
+    """Each call writes five documents in batches of two."""
     await User.create_many([User(id=id_, name="new") for id_ in ids])
     await User.objects.filter(id__in=ids).update_count(age=1)
     await User.objects.filter(id__in=ids).delete()
@@ -92,7 +92,7 @@ def listen(told: Counter[Any]) -> Any:
 
 
 async def cancelled_at_random(User: Any, monkeypatch: Any) -> int:
-    """Starts the calls, cancels each at a random point, and returns how many had not ended before."""
+    """Starts the calls, and cancels each at a random point. Returns the number of interrupted calls."""
     monkeypatch.setattr(bulk, "BATCH", 2)
     monkeypatch.setattr(selection, "BATCH", 2)
     loop, chance, cut = asyncio.get_running_loop(), random.Random(), 0

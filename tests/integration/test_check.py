@@ -183,7 +183,7 @@ async def test_a_retention_shorter_than_the_oplog_is_named(dispatched, database,
 async def test_claims_that_are_kept_for_a_shorter_time_than_the_oplog_are_named(
     dispatched, database, foreign, look, monkeypatch, delivery, level
 ):
-    """A claim whose book is deleted is taken over, although its process has finished it."""
+    """A dispatcher takes over a claim whose book is deleted, even if the process has finished the claim."""
     user = make_user(dispatched, database, connects=())
 
     async def index(sender: Any, **kwargs: Any) -> None: ...
@@ -263,7 +263,7 @@ async def test_a_receiver_of_another_registry_is_named(dispatched, database, mon
     assert ["another registry" in one.text for one in found] == [True]
 
 
-async def test_a_refused_where_is_named(dispatched, database, foreign, look):
+async def test_a_where_that_the_server_refuses_is_named(dispatched, database, foreign, look):
     async def picky(sender: Any, **kwargs: Any) -> None: ...
 
     user = make_user(dispatched, database, connects=(post_update,))
@@ -315,7 +315,7 @@ async def test_the_printed_role_is_enough_for_a_dispatcher(guarded: MongoClient,
 
 
 @pytest.mark.parametrize("scope", ["one database", "several"])
-async def test_the_role_shows_the_times_and_no_entries_of_the_oplog(
+async def test_with_the_role_the_times_of_the_oplog_can_be_read_and_its_entries_can_not(
     guarded: MongoClient, database: str, scope: str
 ):
     printed = role_of(guarded, database, scope)

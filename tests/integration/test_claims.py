@@ -23,7 +23,10 @@ from tests.support import ROOT, dispatching, eventually
 
 @pytest.fixture
 async def registry(mongo: Any, database: str) -> AsyncIterator[mongoz.Registry]:
-    """A registry that claims: of the dispatcher, or of the writing process if no dispatcher runs."""
+    """A registry with claims: the registry of the dispatcher.
+
+    In tests without a dispatcher, it is the registry of the writing process.
+    """
     async with claiming(mongo.url, database) as made:
         yield made
 
@@ -393,7 +396,7 @@ async def test_open_claims_do_not_stop_the_reading_of_the_stream(registry, datab
         await until_passed(state)
 
 
-async def test_a_delivery_that_waits_for_a_claim_makes_the_next_beat_and_read_come_early(
+async def test_a_delivery_that_waits_for_a_claim_causes_an_early_beat_and_an_early_read_of_the_book(
     registry, mongo, database, foreign, state, monkeypatch
 ):
     monkeypatch.setattr("mongoz.claims.beats.pause_after", lambda *_, **__: BeatPause(0.0, 0.0, 3_600.0))

@@ -216,7 +216,7 @@ async def test_a_cut_that_is_shorter_than_the_timeout_changes_nothing(
 async def test_a_beat_whose_answer_is_lost_counts_when_the_next_beat_is_answered(
     world, registry, writing, state, proxy, foreign
 ):
-    """The driver repeats a beat once, so two answers must get lost. Both answer the beat that inserts the book."""
+    """The driver repeats a beat once, so the test loses both answers to the beat that inserts the book."""
     proxy.cut_after_request("update", times=2)
     async with dispatching(registry, claim_timeout=1.0):
         await until_announced(state)

@@ -101,7 +101,7 @@ async def test_the_claim_of_a_write_that_no_lookup_finds_is_left_to_dispatchers(
 
 
 async def test_the_claim_of_an_update_of_a_missing_document_is_done_even_in_a_transaction(registry, Item, foreign):
-    """A transaction may have thousands of such updates, and commit."""
+    """A transaction that commits may contain thousands of such updates. Their claims must not stay open."""
     one = await Item.objects.get(n=1)
     foreign.items.delete_one({})
     async with registry.transaction():

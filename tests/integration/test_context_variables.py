@@ -1,4 +1,4 @@
-"""A context variable set by a receiver is visible only in its own delivery."""
+"""A receiver sets a context variable. The variable is visible only in the same delivery."""
 
 import asyncio
 import decimal

@@ -1,4 +1,4 @@
-"""The context of a write reaches its receivers on every path, and no other write's receivers."""
+"""All deliveries of a write have the context of this write. Deliveries of other writes do not have it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -26,7 +26,7 @@ class Seen:
     """Receivers of a document that note their contexts.
 
     Attributes:
-        contexts: for each delivery: where, the signal, and the context.
+        contexts: the origin, the signal and the context of each delivery.
     """
 
     def __init__(self, document: Any, *modes: str) -> None:
@@ -43,7 +43,7 @@ class Seen:
             signal(document, name=mode, delivery=mode)(note)
 
     def take(self, origin: str) -> list[tuple[str, Any]]:
-        """Signal and context of all deliveries so far from this origin. They are forgotten."""
+        """Removes the deliveries of this origin, and returns their signals and contexts."""
         taken = [(signal, context) for where, signal, context in self.contexts if where == origin]
         self.contexts = [one for one in self.contexts if one[0] != origin]
         return taken
@@ -57,7 +57,7 @@ async def in_transaction(registry: mongoz.Registry, *writes: Callable[[], Awaita
 
 SAVED, UPDATED, DELETED = "post_save", "post_update", "post_delete"
 
-# Call -> the call on a document class with two documents, and its signals.
+# For each call: a function that makes the call on a class with two documents, and the expected signals.
 CALLS: dict[str, tuple[Callable[[Any, Any], Awaitable[Any]], list[str]]] = {
     "create": (lambda A, one: A(name="new").create(), [SAVED]),
     "save": (lambda A, one: one.save(), [SAVED]),
@@ -148,7 +148,7 @@ async def test_only_the_write_with_the_stamp_has_the_context(account, dispatched
 
 
 async def test_an_update_of_equal_values_in_a_context_is_delivered(account, dispatched):
-    """The server gets a stamp, so the write is a change. Outside of a context it is none."""
+    """In a context, the update writes a stamp, so the document changes. Otherwise it does not change."""
     fields: list[tuple[Any, Any]] = []
 
     @post_update(account, name="watch", delivery="dispatcher")
@@ -202,7 +202,7 @@ async def test_a_muted_write_and_a_write_of_another_group_have_no_context(dispat
 
 
 async def test_a_receiver_in_the_dispatcher_may_set_a_context_of_its_own(account, dispatched, foreign):
-    """Its stamp has the hops too. Without a block, the receiver's writes have no context."""
+    """A receiver's write outside of a `context` block has no context. Inside, its stamp also has the hops."""
     got: list[Any] = []
 
     @post_save(account, name="follow", delivery="dispatcher")

@@ -215,7 +215,7 @@ async def test_released_partitions_are_free_after_one_command(shared):
     assert owners == [None, "second", None]
 
 
-def test_other_members_wait_longer_than_the_holder_acts():
+def test_other_members_claim_a_partition_only_after_its_holder_has_stopped():
     assert HELD < TAKEN < 1
 
 
@@ -383,7 +383,8 @@ async def test_the_log_has_one_line_for_all_partitions(user, seen, dispatched):
     }
     (all_, *_), (given, *_) = told["lease.claimed"], told["lease.handed_over"]
     assert (all_, len(given)) == (list(range(8)), 4)
-    assert sum(map(len, told["lease.claimed"])) == 16  # 8, then 4 by the second one, then 4 again
+    # The first dispatcher claims 8, the second one claims 4, and the first one claims these 4 again.
+    assert sum(map(len, told["lease.claimed"])) == 16
     assert not [one for one in lines if one["action"] == "dispatcher.draining" and one["log_level"] != "debug"]
 
 
@@ -392,8 +393,7 @@ async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_v
 ):
     """A process of the older version does not know the newer state.
 
-    In a downgrade a process of the older version starts after those of the newer version. Then it may claim the
-    partitions.
+    In a downgrade, a process of the older version starts later than those of the newer version. It may claim partitions.
     """
     async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
         twin = make_user(newer, database)

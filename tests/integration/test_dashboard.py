@@ -596,7 +596,7 @@ async def test_dead_letters_are_grouped_by_receiver_and_error(page, state, datab
     assert [one["key"] for one in (await page.get("letters", **unreadable)).json["letters"]] == ["7"]
 
 
-async def test_dead_letters_are_grouped_in_part_if_there_are_too_many(page, state, database, monkeypatch):
+async def test_only_a_part_of_too_many_dead_letters_is_grouped(page, state, database, monkeypatch):
     monkeypatch.setattr("dispatcher.operate.letter_groups._PATIENCE_MS", 1)
     monkeypatch.setattr("dispatcher.operate.letter_groups._COUNTED", 7)
     state.held.insert_many([failed(database, number) for number in range(20_000)])
@@ -605,9 +605,7 @@ async def test_dead_letters_are_grouped_in_part_if_there_are_too_many(page, stat
     assert told["groups"][0]["message"] == "LookupError: number 19999"
 
 
-async def test_a_dead_letter_with_a_malformed_receiver_is_a_misfit_and_one_without_an_error_has_a_group(
-    page, state, database
-):
+async def test_groups_leave_out_malformed_dead_letters_and_keep_those_without_an_error(page, state, database):
     state.held.insert_many([failed(database, 1), failed(database, 2, receiver=7), failed(database, 3)])
     state.held.update_one({"key": 3}, {"$set": {"error": "edited by hand"}})
     told = (await page.get("letters/groups")).json

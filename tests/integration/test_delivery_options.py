@@ -20,7 +20,7 @@ def state(foreign: Any) -> State:
     return State(foreign)
 
 
-async def test_a_receiver_has_the_number_of_attempts_of_its_option(account, foreign, dispatched, state):
+async def test_the_option_retry_sets_the_number_of_attempts(account, foreign, dispatched, state):
     """Without the option the setting of the operator applies."""
     attempts: dict[str, list[int]] = {"own": [], "setting": []}
 
@@ -42,7 +42,7 @@ async def test_a_receiver_has_the_number_of_attempts_of_its_option(account, fore
 
 
 async def test_a_retry_gets_a_new_instance(account, foreign, dispatched):
-    """After a failed attempt, later receivers get a new instance too, without the changes of earlier receivers."""
+    """Receivers that run after the failed attempt also get a new instance, without changes of earlier ones."""
     seen: list[tuple[str, list[str]]] = []
 
     def connect(name: str, fails: int = 0) -> None:
@@ -70,7 +70,7 @@ async def test_a_retry_gets_a_new_instance(account, foreign, dispatched):
 
 
 async def test_a_hanging_receiver_delays_only_its_document(account, foreign, dispatched, state):
-    """Each attempt ends at the timeout, and the last one with a dead letter. Other deliveries run meanwhile."""
+    """The timeout ends each attempt, and the last one leaves a dead letter. Other deliveries run meanwhile."""
     calls: list[str] = []
 
     @post_save(account, name="hanging", timeout=0.2, retry=Retry(2, base=0.01))

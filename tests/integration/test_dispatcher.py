@@ -1,4 +1,4 @@
-"""The service of the daemon on a real server: routes, keywords, and no repetitions."""
+"""The daemon on a real server calls the right receivers with the right keywords, and repeats no delivery."""
 
 import asyncio
 import contextlib

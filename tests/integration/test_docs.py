@@ -61,7 +61,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def run_tests(folder: Path, mongo: EmbeddedMongo) -> str:
-    """Runs pytest on the files of a page that stand in a folder, and returns the output."""
+    """Runs pytest in a folder with the files of a page, and returns the output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-m", "pytest", "-p", "no:cacheprovider", "-rA"],
@@ -110,7 +110,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     return outputs
 
 
-# Pages that run as a whole, with the least number of their output blocks.
+# Pages whose Python blocks all run in order. The number says how many output blocks a page has at least.
 GUIDES = {
     "docs/guide/delivery.md": 0,
     "docs/guide/dispatcher.md": 0,

@@ -147,9 +147,7 @@ async def test_an_instance_has_no_id_after_a_failed_create(Order: Any) -> None:
     assert order.id is None
 
 
-async def test_a_save_without_an_id_creates_a_document_and_after_a_reset_of_the_id_a_copy(
-    Order: Any, foreign: Any
-) -> None:
+async def test_a_save_without_an_id_creates_a_document(Order: Any, foreign: Any) -> None:
     order = await Order(title="a", undeclared=[1]).save()
     first = order.id
     order.id = None
@@ -272,7 +270,7 @@ async def test_a_nested_change_is_always_written(Order: Any, foreign: Any) -> No
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, True), (True, 1), (1, 1.0), (1.0, 1), (0, False), ("", None)])
-async def test_values_that_are_equal_only_in_python_are_changes(
+async def test_a_save_writes_values_that_are_equal_only_in_python(
     Order: Any, foreign: Any, before: Any, after: Any
 ) -> None:
     order = await Order(title="a", payload={"v": [before]}, extra=before).create()
@@ -377,7 +375,7 @@ async def test_a_save_without_changes_notices_a_deleted_document(Order: Any, for
 # -- update ------------------------------------------------------------------------------------------
 
 
-async def test_update_writes_only_the_patch(Order: Any, foreign: Any) -> None:
+async def test_update_writes_only_the_given_fields(Order: Any, foreign: Any) -> None:
     order = await Order(title="a", payload={"x": 1}).create()
     foreign.orders.update_one({}, {"$set": {"units": 99}})
     order.title = "changed, not saved"
@@ -385,13 +383,13 @@ async def test_update_writes_only_the_patch(Order: Any, foreign: Any) -> None:
     await order.update(total=2.5)
     row = foreign.orders.find_one()
     assert (row["units"], row["title"], row["total"], row["payload"]) == (99, "a", 2.5, {"x": 1})
-    # A change outside of the update is still written by save.
+    # A later save writes the changes that the update has left out.
     await order.save()
     row = foreign.orders.find_one()
     assert (row["units"], row["title"], row["payload"]) == (99, "changed, not saved", {"x": 2})
 
 
-async def test_an_update_of_a_never_loaded_instance_writes_nothing_else(Order: Any, foreign: Any) -> None:
+async def test_an_update_of_a_never_loaded_instance_writes_only_the_given_fields(Order: Any, foreign: Any) -> None:
     stored = await Order(title="stored", units=5).create()
     order = Order(id=stored.id, title="mine", units=6)
     await order.update(total=1.0)

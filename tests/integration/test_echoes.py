@@ -1,4 +1,4 @@
-"""Receivers that write to their own document outside of the ODM are slowed down and named, without a loss."""
+"""Receivers that write to their own document outside of the ODM are slowed down and logged. Nothing is lost."""
 
 import asyncio
 from time import monotonic

@@ -78,7 +78,7 @@ async def test_each_receiver_has_a_reason_or_a_state(foreign, dispatched, accoun
     assert report.changes[0].delivery_id == letter["delivery_id"]
 
 
-async def test_own_writes_ran_or_were_muted_and_the_rest_waits(foreign, dispatched, account, database):
+async def test_receivers_of_own_writes_ran_or_are_muted_or_wait(foreign, dispatched, account, database):
     connect(account, "both", post_save, post_delete)
     connect(account, "later", post_save, delivery="dispatcher")
     async with dispatching(dispatched):
@@ -140,7 +140,9 @@ async def test_unknown_names_and_old_times_are_refused(foreign, dispatched, acco
         foreign.client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
-def test_the_command_prints_80_columns_and_json(foreign, dispatched, mongo, database, tmp_path, monkeypatch):
+def test_the_command_prints_lines_of_80_columns_or_json(
+    foreign, dispatched, mongo, database, tmp_path, monkeypatch
+):
     (tmp_path / f"explained_{database}.py").write_text(
         f"""
 import mongoz

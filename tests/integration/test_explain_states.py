@@ -44,7 +44,7 @@ def states(report: DocumentReport, place: int = -1) -> dict[str, str]:
     return {name: one.state for name, one in receivers(report, place).items()}
 
 
-def test_each_reason_to_wait_has_a_sentence():
+def test_explain_has_a_text_for_each_reason_to_wait():
     assert {*known._STATES} == {*get_args(HoldReason), "following"}
 
 
@@ -104,7 +104,7 @@ def another_application(dispatched: Any, account: Any) -> Any:
     return registry
 
 
-async def test_a_delivery_without_a_place_is_parked_and_says_so(account, foreign, dispatched, parked):
+async def test_a_delivery_beyond_the_concurrency_is_parked_and_explained(account, foreign, dispatched, parked):
     gate = asyncio.Event()
 
     @post_save(account, name="limited", concurrency=1)
@@ -189,7 +189,7 @@ async def test_an_event_that_can_not_be_decoded_is_one_dead_letter(
 
 
 async def test_each_document_is_explained_by_the_position_of_its_partition(account, foreign, dispatched):
-    """Partition by partition: a document whose partition is done is finished, although another partition waits."""
+    """A delivery is finished if the position of its own partition has passed it. Other partitions may wait."""
     gate = asyncio.Event()
 
     @post_save(account, name="plain")

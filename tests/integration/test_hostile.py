@@ -270,7 +270,10 @@ async def test_changes_finished_ahead_stay_finished_over_two_restarts(Thing, for
 
 
 async def test_changes_finished_ahead_stay_finished_if_the_next_process_is_killed(Thing, foreign, dispatched):
-    """The killed process has read these changes again, and finished another change. The position is before all."""
+    """The killed process has read these changes again, and has finished another change.
+
+    The saved position is older than all of these changes.
+    """
     calls = (sticky := Sticky(Thing)).calls
     async with dispatching(dispatched, grace=0.05):
         foreign["things"].insert_one({"name": "stuck"})

@@ -65,7 +65,7 @@ async def published(publisher: Publisher, count: int, size: int) -> list[ObjectI
 
 
 @pytest.mark.slow
-async def test_fetched_records_count_against_the_bound_and_wait_at_the_broker(
+async def test_the_memory_of_fetched_records_is_bounded_and_further_records_wait_at_the_broker(
     gate, got, dispatched, client: AsyncMongoClient[Any], database, kafka_server: KafkaServer, monkeypatch
 ):
     monkeypatch.setattr(polling, "_LONG", 30.0)

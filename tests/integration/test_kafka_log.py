@@ -1,4 +1,4 @@
-"""One consumer reads all partitions of a process: pauses, places, and the end of reading."""
+"""One consumer reads all partitions of a process. Each partition can be paused, moved to an offset, and left."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ async def test_a_paused_partition_continues_after_a_seek(topic: TopicLog) -> Non
     assert await first_of(feed) == 7
 
 
-async def test_a_pause_does_not_outlast_the_end_of_reading(topic: TopicLog) -> None:
+async def test_a_partition_that_was_left_while_paused_can_be_read_again(topic: TopicLog) -> None:
     feed = await paused(topic)
     await feed.leave()
     again = topic.partition(0)
@@ -68,7 +68,7 @@ async def test_a_pause_does_not_outlast_the_end_of_reading(topic: TopicLog) -> N
     assert await first_of(again) == 7
 
 
-async def test_a_pause_that_is_ordered_during_a_seek_does_not_last(
+async def test_a_seek_ends_a_pause_that_begins_during_the_seek(
     topic: TopicLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed = await paused(topic)

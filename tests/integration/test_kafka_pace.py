@@ -40,8 +40,8 @@ def reading(registry: mongoz.Registry, publisher: Publisher, **changes: Any) -> 
     return dispatching(registry, kafka=publisher.address, kafka_topic=publisher.topic, **changes)
 
 
-async def test_a_rate_holds_on_a_topic_and_what_exceeds_is_parked(account, dispatched, publisher, parked):
-    """Another receiver does not wait."""
+async def test_a_rate_limits_deliveries_of_a_topic_and_parks_the_others(account, dispatched, publisher, parked):
+    """Another receiver does not wait for the limited receiver."""
     at: list[float] = []
     told: list[int] = []
 
@@ -88,7 +88,9 @@ async def test_events_of_a_topic_are_delivered_in_batches_and_the_position_follo
     assert indexer.batches == [["later"]]
 
 
-async def test_a_batch_of_a_topic_that_fails_is_parked_and_gathered_again(account, dispatched, publisher, parked):
+async def test_events_of_a_failed_batch_of_a_topic_are_parked_and_form_a_batch_again(
+    account, dispatched, publisher, parked
+):
     broken = True
 
     def fails(batch: Any) -> Exception | None:

@@ -85,7 +85,7 @@ async def test_own_writes_to_foreign_documents_are_recognized(dispatched, databa
             things.insert_one({"_id": theirs, "name": "Ada"})
             await eventually(lambda: told and told[-1].name == "Ada" and told[-1].signal == "post_save")
             thing = await Thing.objects.get(id=own)
-            thing.id = own  # an application that has not read the document has this id
+            thing.id = own  # the id as an application writes it without reading the document
             told.clear()
             await call(thing)
             things.replace_one({"_id": theirs}, {"name": "end"}, upsert=True)

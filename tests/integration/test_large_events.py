@@ -73,7 +73,10 @@ def large(letter: str) -> str:
 
 
 async def test_an_event_too_large_with_its_images_is_delivered(foreign, dispatched, Thing, seen, splits, capsys):
-    """Other changes are delivered once and in order, with images. Large changes have what the server can send."""
+    """Other changes are delivered once and in order, with images.
+
+    Large changes have only the images that the server can send.
+    """
     things = foreign.create_collection("things", **IMAGES)
     things.insert_many([{"_id": "large", "data": large("a")}, {"_id": "small"}])
     async with dispatching(dispatched) as running:

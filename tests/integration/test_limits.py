@@ -1,4 +1,4 @@
-"""The options `concurrency` and `rate`: a receiver's attempts at once, and in a period."""
+"""`concurrency` limits the attempts of a receiver at the same time. `rate` limits its attempts in a period."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ def state(foreign: Any) -> Parked:
 
 
 class Limited:
-    """A receiver that counts its attempts at once, and keeps them until the test sets `open`."""
+    """A receiver that counts its running attempts. Each attempt waits until the test sets `open`."""
 
     def __init__(self, document: Any, *signals: Any, **options: Any) -> None:
         self.open = asyncio.Event()
@@ -61,7 +61,7 @@ class Plain:
 
 
 async def test_other_receivers_do_not_wait_for_the_places_of_a_limited_one(account, foreign, dispatched, state):
-    """All places are taken, and stay so. Another receiver gets everything, and the position moves on."""
+    """All places of the limited receiver stay taken. Another receiver gets all events, and the position moves."""
     limited = Limited(account, concurrency=2)
     plain = Plain(account)
     names = [f"{n:03}" for n in range(150)]
@@ -81,7 +81,7 @@ async def test_other_receivers_do_not_wait_for_the_places_of_a_limited_one(accou
     assert limited.most == 2
 
 
-async def test_others_do_not_wait_for_the_queries_about_parked_deliveries(
+async def test_other_receivers_do_not_wait_for_the_queries_about_parked_deliveries(
     account, foreign, dispatched, state, monkeypatch
 ):
     """Receivers with limits often have parked deliveries. The queries for their lanes hang here."""
@@ -160,10 +160,10 @@ async def test_concurrency_does_not_bound_the_writing_process(account, dispatche
     assert (limited.most, sorted(limited.got)) == (5, list("01234"))
 
 
-async def test_a_place_comes_back_when_a_dispatcher_stops_with_deliveries_that_wait(
+async def test_a_dispatcher_that_stops_frees_its_places_although_deliveries_wait(
     account, foreign, dispatched, state
 ):
-    """The next dispatcher makes all deliveries, once."""
+    """The next dispatcher makes each delivery once."""
     limited = Limited(account, concurrency=1)
     async with dispatching(dispatched, grace=0.1):
         foreign["accounts"].insert_many([{"name": str(n)} for n in range(10)])
@@ -179,7 +179,7 @@ async def test_a_place_comes_back_when_a_dispatcher_stops_with_deliveries_that_w
 async def test_all_partitions_share_a_rate_and_deliveries_beyond_it_are_parked(
     account, foreign, dispatched, state
 ):
-    """Another receiver is not slowed down. Each attempt counts."""
+    """The deliveries beyond the rate do not slow down another receiver."""
     limited = Limited(account, rate="20/s")
     limited.open.set()
     plain = Plain(account)
@@ -196,8 +196,8 @@ async def test_all_partitions_share_a_rate_and_deliveries_beyond_it_are_parked(
     assert limited.at[-1] - limited.at[0] >= 1.9
 
 
-async def test_each_further_attempt_counts_in_a_rate(account, foreign, dispatched, state):
-    """Ten attempts are made at once, and each further one a tenth of a second later."""
+async def test_repeated_attempts_count_in_a_rate_too(account, foreign, dispatched, state):
+    """Ten attempts begin at once. After that, one attempt begins every tenth of a second."""
     at: list[float] = []
 
     @post_save(account, name="failing", rate="10/s", retry=Retry(4, base=0.001, cap=0.002))
@@ -216,7 +216,7 @@ async def test_each_further_attempt_counts_in_a_rate(account, foreign, dispatche
 
 
 @pytest.mark.usefixtures("quick")
-async def test_retried_dead_letters_need_places_too(account, foreign, dispatched, client, database, state):
+async def test_retries_of_dead_letters_obey_concurrency(account, foreign, dispatched, client, database, state):
     limited = Limited(account, concurrency=2, retry=1, timeout=0.3)
     async with dispatching(dispatched) as running:
         foreign["accounts"].insert_many([{"name": str(n)} for n in range(6)])
@@ -231,7 +231,7 @@ async def test_retried_dead_letters_need_places_too(account, foreign, dispatched
 
 
 async def test_dispatchers_of_a_group_divide_a_rate_by_their_partitions(account, foreign, dispatched, state):
-    """A dispatcher that joins brings the attempts of one second of its share, and no more."""
+    """Each dispatcher has half of the rate. At its start it may make only the attempts of one second at once."""
     limited = Limited(account, rate="20/s")
     limited.open.set()
     async with (
@@ -243,7 +243,7 @@ async def test_dispatchers_of_a_group_divide_a_rate_by_their_partitions(account,
         await eventually(lambda: len(limited.got) == 100)
         await eventually(lambda: state.empty)
     assert min(each.stats.delivered for each in (one, other)) >= 20
-    # At most 10 attempts of each process at once. The other 80 take at least 4 seconds at 20/s.
+    # Each process makes at most 10 attempts at once. The other 80 attempts take at least 4 seconds at 20/s.
     assert limited.at[-1] - limited.at[0] >= 3.9
 
 

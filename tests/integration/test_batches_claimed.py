@@ -56,7 +56,7 @@ async def test_a_claimed_event_joins_no_batch_before_its_claim_is_decided(
         else:
             state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
         await eventually(lambda: ("post_update", 2, "stream") in [one for batch in batches for one in batch])
-        await eventually(lambda: not state.held.find_one(), what="the lane ends")
+        await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
         await until_passed(state)
     taken = [] if finishes else [("post_save", 1, "takeover")]
     events = [one for batch in batches[1:] for one in batch]

@@ -165,7 +165,8 @@ async def test_a_relay_warns_of_another_producer(
                 await relay.published(await last_token(foreign, client, database))
                 publisher.send(b"hello")
             line = await eventually(
-                lambda: next((one for one in lines if one["action"] == "topic.mixed"), None), what="it warns"
+                lambda: next((one for one in lines if one["action"] == "topic.mixed"), None),
+                what="the relay warns",
             )
     assert line["partitions"] == [0]
     assert "another state" in line["remedy"]

@@ -389,7 +389,7 @@ async def test_open_claims_do_not_stop_the_reading_of_the_stream(registry, datab
         await eventually(lambda: ("post_save", "any", 99, "stream") in served)
         await eventually(
             lambda: all(one.lag_seconds == one.lag_changes == 0 for one in running.service.gauges().values()),
-            what="changes that are up to their process do not count as lag",
+            what="changes with open claims do not count as lag",
         )
         assert sum(one.queued for one in running.service.gauges().values()) == 10
         await held.finish()
@@ -446,7 +446,7 @@ async def test_a_restart_repeats_no_other_receiver_of_a_change_with_an_open_clai
     else:
         state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
     async with dispatching(registry):
-        await eventually(lambda: not state.held.find_one(), what="the claim is judged")
+        await eventually(lambda: not state.held.find_one(), what="the claim is decided")
         await until_passed(state)
     taken = [("post_save", "any", 1, "takeover")] if outcome == "the process is fenced" else []
     assert served == [("post_save", "durable", 1, "stream"), *taken]
@@ -470,7 +470,7 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
             await held.finish()
         else:
             state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
-        await eventually(lambda: not state.held.find_one(), what="the lane ends")
+        await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
     taken = [] if finishes else [("post_save", "any", 1, "takeover")]
     assert [one for one in served if one[1] == "any"] == [*taken, ("post_update", "any", 2, "stream")]
 

@@ -165,7 +165,7 @@ async def test_a_claim_that_waits_holds_back_later_deliveries_behind_a_parked_cl
         await eventually(lambda: [one for one in served if one[1] == "any"], what="the parked claim is taken over")
         state.claims.update_one(other.book, {"$set": {"fenced_at": 1}})
         await until_passed(state)
-        await eventually(lambda: not state.held.find_one(), what="the lane ends")
+        await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
         await other.finish()
     assert [(signal, origin) for signal, name, _, origin in served if name == "any"] == [
         ("post_save", "takeover"),

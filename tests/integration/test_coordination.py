@@ -393,7 +393,7 @@ async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_v
 ):
     """A process of the older version does not know the newer state.
 
-    In a downgrade, a process of the older version starts later than those of the newer version. It may claim partitions.
+    In a downgrade, the processes of the older version start last. These processes may claim partitions.
     """
     async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
         twin = make_user(newer, database)
@@ -404,7 +404,8 @@ async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_v
                 await eventually(lambda: list(new.service.held) == [1])
             coordinator, left = old.service._coordinator, now()
             await eventually(
-                lambda: coordinator._read_at > left + 1, what="the member looks until every lease is over"
+                lambda: coordinator._read_at > left + 1,
+                what="the member reads the state after all leases have expired",
             )
             assert (list(old.service.held), old.service.ready) == ([0], False)
             async with dispatching(dispatched, lease=1) as back:
@@ -453,7 +454,10 @@ async def test_a_dispatcher_of_an_earlier_format_gets_no_partitions(
 
     async with dispatching(dispatched, lease=1, partitions=2) as running:
         coordinator, began = running.service._coordinator, now()
-        await eventually(lambda: still_alive() or coordinator._read_at > began + 1.5, what="many looks")
+        await eventually(
+            lambda: still_alive() or coordinator._read_at > began + 1.5,
+            what="the dispatcher reads the state several times",
+        )
         assert "0" * 24 in running.service.live
         assert list(running.service.held) == [0, 1]
         member = state.members.find_one({"_id": running.service.member_id})

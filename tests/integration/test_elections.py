@@ -150,7 +150,9 @@ async def test_a_dispatcher_continues_after_an_election(User, told, proxy, regis
         await eventually(lambda: len(told) == 1)
         reconnects = running.stats.reconnects
         elect(proxy)
-        await eventually(lambda: running.stats.reconnects > reconnects + 2, within=60, what="it tries again")
+        await eventually(
+            lambda: running.stats.reconnects > reconnects + 2, within=60, what="the dispatcher connects again"
+        )
         assert not running.task.done()
         foreign.users.insert_one({"name": "during"})
         proxy.electing = False  # connections opened during the election stay, without sessions

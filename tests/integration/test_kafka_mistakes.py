@@ -330,6 +330,6 @@ async def relay(world: World, until: Callable[[], bool]) -> None:
 
 
 async def wait(running: Running | Relaying, until: Callable[[], bool]) -> None:
-    await eventually(lambda: running.task.done() or until(), what="it ends, or warns")
+    await eventually(lambda: running.task.done() or until(), what="the process ends, or warns")
     if running.task.done():
         await running.task

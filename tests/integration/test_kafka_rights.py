@@ -174,7 +174,9 @@ async def run(world: World, settings: Settings) -> None:
 async def relay(world: World, settings: Settings) -> None:
     running = world.relay(settings)
     try:
-        await eventually(lambda: running.task.done() or running.service.position, what="it ends")
+        await eventually(
+            lambda: running.task.done() or running.service.position, what="the relay ends or has a position"
+        )
     finally:
         await running.stop()
 

@@ -109,7 +109,7 @@ async def test_events_that_a_second_term_repeats_are_dropped_and_events_of_a_zom
         publisher.publish(third)
         await eventually(lambda: len(got) >= 3, what="all are delivered")
         last = publisher.insert(id_of(4))
-        await eventually(lambda: State(foreign).token >= last, what="all is finished")
+        await eventually(lambda: State(foreign).token >= last, what="the position passes all changes")
     assert got == [1, 2, 3, 4]
 
 
@@ -127,11 +127,11 @@ async def test_a_delete_with_the_stamp_of_its_marker_is_not_delivered(account, d
         publisher.publish(publisher.made("delete", id_of(2), **TRANSACTION))
         await eventually(lambda: got, what="the foreign delete is delivered")
         last = publisher.publish(publisher.made("delete", id_of(3)))
-        await eventually(lambda: State(foreign).token >= last, what="all is finished")
+        await eventually(lambda: State(foreign).token >= last, what="the position passes all changes")
     assert got == [2, 3]
 
 
-async def test_a_malformed_record_ends_the_dispatcher_with_an_error_that_has_the_place(
+async def test_a_malformed_record_ends_the_dispatcher_with_an_error_that_names_its_place(
     account, dispatched, publisher, got
 ):
     async with reading(dispatched, publisher) as running:
@@ -158,7 +158,7 @@ async def test_events_of_other_collections_are_not_delivered(account, dispatched
         publisher.publish(publisher.made("drop", None))
         publisher.place = place
         last = publisher.insert(id_of(2))
-        await eventually(lambda: State(foreign).token >= last, what="all is finished")
+        await eventually(lambda: State(foreign).token >= last, what="the position passes all changes")
     assert got == [2]
     assert not list(State(foreign).database["gaps"].find())
 
@@ -168,7 +168,7 @@ async def test_all_partitions_of_a_topic_are_read(account, dispatched, foreign, 
     publisher.create()
     await publisher.begin(state_module.State(client, f"{database}_state"))
     async with reading(dispatched, publisher) as running:
-        await eventually(lambda: len(running.service.held) == 5, what="it holds all partitions")
+        await eventually(lambda: len(running.service.held) == 5, what="the dispatcher holds all partitions")
         for number in range(100):
             publisher.insert(id_of(number), number % 5)
         await eventually(lambda: len(got) == 100, what="all are delivered")
@@ -185,11 +185,17 @@ async def test_two_dispatchers_share_and_read_256_partitions(
     publisher.create(**{"message.timestamp.type": "LogAppendTime"})
     await publisher.begin(state_module.State(client, f"{database}_state"))
     async with reading(dispatched, publisher, connect_timeout=60.0) as first:
-        await eventually(lambda: len(first.service.held) == MOST_PARTITIONS, within=300.0, what="all")
+        await eventually(
+            lambda: len(first.service.held) == MOST_PARTITIONS,
+            within=300.0,
+            what="the first dispatcher holds all partitions",
+        )
         async with reading(dispatched, publisher, connect_timeout=60.0) as second:
             half = MOST_PARTITIONS // 2
             await eventually(
-                lambda: len(first.service.held) == len(second.service.held) == half, within=300.0, what="half each"
+                lambda: len(first.service.held) == len(second.service.held) == half,
+                within=300.0,
+                what="each dispatcher holds half of the partitions",
             )
             for number in range(2 * MOST_PARTITIONS):
                 publisher.insert(id_of(number), number % MOST_PARTITIONS)
@@ -226,7 +232,7 @@ async def test_a_full_partition_does_not_stop_the_other_partitions_and_loses_not
     publisher.create()
     await publisher.begin(state_module.State(client, f"{database}_state"))
     async with reading(dispatched, publisher, max_queued_mb=1, max_queued=20) as running:
-        await eventually(lambda: len(running.service.held) == 2, what="it holds both partitions")
+        await eventually(lambda: len(running.service.held) == 2, what="the dispatcher holds both partitions")
         for number in range(120):
             publisher.insert(id_of(number), number % 2, tags=["x" * 50_000])
         await eventually(lambda: len(got) == 60, what="the other partition is delivered")
@@ -246,15 +252,15 @@ async def test_a_silent_broker_makes_the_dispatcher_unready_until_the_broker_ans
         await publisher.begin(state_module.State(client, f"{database}_state"))
         async with reading(dispatched, publisher) as running:
             publisher.insert(id_of(1))
-            await eventually(lambda: got == [1], what="it is delivered")
+            await eventually(lambda: got == [1], what="the first change is delivered")
             os.kill(own.pid, signal.SIGSTOP)
             try:
-                await eventually(lambda: not running.service.ready, what="it is not ready")
+                await eventually(lambda: not running.service.ready, what="the dispatcher is not ready")
             finally:
                 os.kill(own.pid, signal.SIGCONT)
             publisher.insert(id_of(2))
             await eventually(lambda: got == [1, 2], what="the next one is delivered")
-            await eventually(lambda: running.service.ready, what="it is ready again")
+            await eventually(lambda: running.service.ready, what="the dispatcher is ready again")
 
 
 # -- switching ----------------------------------------------------------------------------------------------
@@ -297,7 +303,8 @@ async def test_a_group_switches_to_a_topic_and_back_and_repeats_nothing(
     async with reading(dispatched, publisher):
         await eventually(lambda: len(got) == 6, what="the others are delivered from the topic")
         await eventually(
-            lambda: min(one["token"] for one in positions(foreign)) >= publisher.token, what="all is finished"
+            lambda: min(one["token"] for one in positions(foreign)) >= publisher.token,
+            what="the position passes all changes",
         )
     assert sorted(got) == [1, 2, 3, 4, 5, 6]
     assert await mover.switch(StreamOrigin(mover.now)) == 2
@@ -396,9 +403,11 @@ async def test_a_collection_that_the_relay_stops_publishing_ends_the_dispatcher(
     async def run() -> None:
         async with reading(dispatched, publisher) as running:
             publisher.insert(id_of(1))
-            await eventually(lambda: got, what="it delivers")
+            await eventually(lambda: got, what="the first change is delivered")
             await publisher.save()
-            await eventually(lambda: State(foreign).token >= publisher.token, what="it follows the relay")
+            await eventually(
+                lambda: State(foreign).token >= publisher.token, what="the position follows the relay"
+            )
             later = {"name": publisher.place, "since": directly_after(publisher.token)}
             relays.update_one({}, {"$set": {"collections": [later] if is_back else []}})
             await asyncio.wait_for(running.task, PATIENCE)
@@ -467,7 +476,7 @@ async def test_a_quiet_partition_that_retention_emptied_has_lost_no_history(
         real.forget_before(0, 1)
     async with reading(dispatched, real):
         real.insert(id_of(2))
-        await eventually(lambda: got == [1, 2], what="it goes on")
+        await eventually(lambda: got == [1, 2], what="the next change is delivered")
     assert not list(State(foreign).database["gaps"].find())
 
 
@@ -489,7 +498,7 @@ async def test_undelivered_changes_that_retention_removed_come_from_the_oplog(
         await eventually(lambda: len(got) > 10, what="the first ones are delivered from the oplog")
     async with reading(dispatched, real):
         real.insert(id_of(60))
-        await eventually(lambda: len(got) == 60, what="it continues on the topic")
+        await eventually(lambda: len(got) == 60, what="the last change is delivered from the topic")
     assert got == list(range(1, 61))
     assert not list(State(foreign).database["gaps"].find())
 
@@ -508,7 +517,7 @@ async def test_a_topic_that_is_deleted_and_created_again_is_lost_history(
     async with reading(dispatched, real, on_history_lost="resume"):
         await eventually(State(foreign).database["gaps"].find_one, what="the gap is recorded")
         real.insert(id_of(2))
-        await eventually(lambda: got == [1, 2], what="it goes on in the new topic")
+        await eventually(lambda: got == [1, 2], what="a change of the new topic is delivered")
 
 
 async def test_the_tools_of_kafka_show_the_saved_offsets(account, dispatched, real, got):
@@ -517,7 +526,9 @@ async def test_the_tools_of_kafka_show_the_saved_offsets(account, dispatched, re
             real.insert(id_of(number))
         await eventually(lambda: len(got) == 3, what="all are delivered")
         await asyncio.to_thread(
-            eventually_sync, lambda: real.committed(f"mongoz.{dispatched.dispatched}") == 3, what="it is committed"
+            eventually_sync,
+            lambda: real.committed(f"mongoz.{dispatched.dispatched}") == 3,
+            what="the offset is committed",
         )
 
 
@@ -540,7 +551,7 @@ async def test_a_topic_that_is_compacted_while_a_dispatcher_runs_ends_the_dispat
     async def run() -> None:
         async with reading(dispatched, publisher) as running:
             publisher.insert(id_of(1))
-            await eventually(lambda: got, what="it delivers")
+            await eventually(lambda: got, what="the first change is delivered")
             await compact(publisher.address, publisher.topic)
             await asyncio.wait_for(running.task, PATIENCE)
 

@@ -17,7 +17,7 @@
     │   ├── UnknownRun            no replay or backfill has this id
     │   └── UnknownLetter         no dead letter has this id
     ├── FilterRefused             a filter on the command line is not one that the server accepts
-    ├── OtherRun                  the run that is to continue has another request
+    ├── OtherRun                  a run can't continue with other options
     ├── MalformedLetter           the document of a dead letter is malformed
     ├── NotRunning                no dispatcher of the group is alive to execute the command
     ├── StillRunning              a dispatcher of the group is alive and would undo the command
@@ -209,7 +209,7 @@ class FilterRefused(DispatcherError):
 
 
 class OtherRun(DispatcherError):
-    """The run that is to continue has another request."""
+    """A run can't continue with options that differ from those of its beginning."""
 
     exit_code = ExitCode.USAGE
 

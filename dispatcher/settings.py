@@ -191,7 +191,7 @@ class Settings(BaseModel):
         ge=1.0,
         le=3_600.0,
         description="Seconds after which the deliveries of a writing process that is dead or cut off are taken "
-        "over. A process with a longer timeout of its own keeps that one.",
+        "over. If the process has a longer timeout, the longer one applies.",
     )
     dead_letter_retention: float = Field(
         default=90.0,

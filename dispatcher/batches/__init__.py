@@ -1,1 +1,1 @@
-"""Deliveries of batch receivers: gathered from the lanes and from the database, and made many at a time."""
+"""Gathers the deliveries of batch receivers from the lanes and the database, and makes many in one call."""

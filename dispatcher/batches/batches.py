@@ -135,7 +135,7 @@ class Batches:
         self._advance_all()
 
     def close_rest(self) -> None:
-        """Begin the next batches, if no queued job can add a delivery: all queued ones wait for a batch."""
+        """Begin the next batches if everything in the queue waits for a batch. Then no job can add a delivery."""
         if self.waiting == self._tools.capacity.queued:
             self.close()
 
@@ -205,13 +205,13 @@ class Batches:
         return BatchRun(self._tools, group.target, gathered, finish=self._finish, end=end)
 
     def _ended(self, group: _ReceiverBatches, run: BatchRun) -> None:
-        """Go on after a batch. The documents that wait in the database are released later, by `_release`."""
+        """End a batch, and release its documents. `_release` releases those with parked deliveries later."""
         group.gathering.running -= 1
         group.gathering.release(run.keys - run.waits.keys())
         self._advance_all()
 
     def _finish(self, one: GatheredDelivery) -> None:
-        assert one.job is not None  # otherwise its source records the result
+        assert one.job is not None  # called only for deliveries with a job
         del self._unfinished[one]
         capacity = self._tools.capacity
         capacity.queued -= 1
@@ -297,9 +297,9 @@ class Batches:
             Interrupted: the process ends, and a write has not succeeded.
         """
         held = self._tools.held
-        assert held is not None  # a run has no position that its changes could pass
+        assert held is not None  # only replays and backfills have none, and they do not call this
         for one in list(self._unfinished):
-            assert one.job is not None  # others are not in this list
+            assert one.job is not None  # only deliveries with a job are in this list
             if one.job.is_begun:
                 if not await held.holds(one.change, one.calls, one.receiver):
                     await held.park(one.change, one.calls, one.receiver, Waiting("interrupted"))

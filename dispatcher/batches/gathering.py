@@ -25,7 +25,7 @@ class GatheredDelivery:
         attempts: the number of attempts. The attempts with parts of a failed batch count as one.
         began: the time of the first attempt.
         retried: the dead letter that the delivery repeats.
-        made: the image and the keywords for the receiver, as long as no receiver has got them; then None.
+        made: the image and the keywords for the receiver; None after a receiver has got them.
         is_untouched: whether no instance was made from the documents of the change.
     """
 

@@ -54,8 +54,9 @@ class _Failed(NamedTuple):
 
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
-        is_behind: whether an earlier event of its document failed, and this one or one before it did not. It is
-            repeated after the earlier one: otherwise the receiver would get an older state after a newer one.
+        is_behind: whether the event is delivered again after an earlier event of its document that failed.
+            Otherwise the receiver would get an older state after a newer one. The first event that did not fail
+            after the failed one is behind it, and so are all later events of the document.
     """
 
     one: GatheredDelivery
@@ -69,7 +70,7 @@ class BatchRun:
 
     Args:
         target: the receiver with the steps around its attempts.
-        finish: called with each delivery of a change of the stream that is finished.
+        finish: called with each finished delivery that has a job.
         end: called at the end, when each delivery is finished, or has an entry in `decided` or `waits`.
 
     Attributes:
@@ -176,7 +177,7 @@ class BatchRun:
                 waits.append(waiting)
             elif several:
                 return None
-        return max(waits, key=lambda waiting: waiting.seconds)  # none is repeated before the time that it asks for
+        return max(waits, key=lambda waiting: waiting.seconds)  # no event is repeated too early
 
     def _another_of(self, failed: Sequence[_Failed]) -> Waiting | None:
         """The wait for the next attempt with events that failed in the same way."""
@@ -210,7 +211,7 @@ class BatchRun:
 
     def _let_wait(self, one: GatheredDelivery, waiting: Waiting) -> None:
         waiting = waiting._replace(attempts=one.attempts, began=one.began)
-        if waiting.reason not in {"retrying", "limited"}:  # there may be many
+        if waiting.reason not in {"retrying", "limited"}:  # these may be too many for the log
             log_parked(self._delivery(one), waiting)
         self.waits.setdefault(one.key, []).append((one, waiting))
 
@@ -222,7 +223,7 @@ class BatchRun:
         await self._deliver_parts()
 
     async def _decide_each(self, failed: Sequence[_Failed]) -> list[_Failed]:
-        """Decide about the events that failed alone. Those behind them become a part. Returns the others."""
+        """Decide about the events that failed alone. The events behind them become one part. Returns the rest."""
         for one in failed:
             if one.alone:
                 await self._decide(one)
@@ -257,7 +258,7 @@ class BatchRun:
                 await self._postpone([each.one for each in rest], waiting)
 
     async def _postpone(self, gathered: Sequence[GatheredDelivery], waiting: Waiting) -> None:
-        """Let a part and all later ones wait, because the receiver asks for another attempt later."""
+        """Let a part and all later parts wait for the next attempt."""
         several = [*gathered, *(one for part in reversed(self._parts) for one in part)]
         self._parts.clear()
         for one in several:
@@ -398,7 +399,7 @@ class BatchRun:
 def _divided_by_errors(
     gathered: Sequence[GatheredDelivery], errors: Mapping[int, Exception]
 ) -> tuple[list[_Failed], list[GatheredDelivery]]:
-    """The events that failed, with those behind them, and the events that did not.
+    """The events that failed or are behind a failed event, and the other events.
 
     Args:
         errors: see `BatchError`.

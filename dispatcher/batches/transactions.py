@@ -46,7 +46,7 @@ class BatchTransactions:
                 await self._run_in_transaction(run, attempt, ids, left)
             except _SomeDone as done:
                 left = _without(left, done.indexes)
-            except BatchError as error:  # the indexes in the whole batch
+            except BatchError as error:  # its indexes count only the events in `left`
                 raise BatchError({left[index]: one for index, one in error.errors.items()}) from error
             else:
                 return

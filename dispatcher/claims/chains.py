@@ -60,9 +60,9 @@ class WaitingChain:
     """The waiting deliveries of one document to one receiver, in the order of the stream.
 
     Attributes:
-        parts: the first one waits for its process, or runs.
-        runs: an errand of the chain is in the lane of the document. It makes the first delivery, or parks the
-            chain.
+        parts: the deliveries. The first one waits for its process, or runs.
+        runs: whether an errand of the chain is in the lane of the document. The errand makes the first delivery,
+            or parks the chain.
     """
 
     parts: deque[WaitingPart]

@@ -38,7 +38,7 @@ class Takeovers:
         self._address = address
 
     async def prepare(self, change: Change) -> Change:
-        """The change for the receivers that are taken over. Its origin has a claim."""
+        """Make the change that receivers get in a takeover. The origin of the given change has a claim."""
         assert change.origin is not None
         taken = claimed(change)._replace(is_claimed=False, takeover=True)
         report = partial(
@@ -72,7 +72,7 @@ def superseded(change: Change, raw: bytes | None, codec_options: CodecOptions[An
         codec_options: for reading the document.
     """
     assert change.origin is not None
-    if change.operation == "delete":  # a later write has inserted the document again
+    if change.operation == "delete":  # a later write may have inserted the document again
         return change if raw is None or _token_in(raw) is None else change._replace(superseded=True)
     if raw is None:
         return change._replace(document=None, looked_up=None, image="key", superseded=True)

@@ -84,7 +84,7 @@ class Sightings:
         before = self._seen.get(incarnation)
         if state is not None:
             beat, seconds = state.beat, max(state.seconds, self._timeout)
-        else:  # an earlier read may have shown the timeout of the book
+        else:  # keep the timeout that an earlier read of the book has shown
             beat, seconds = None, self._timeout if before is None else before.seconds
         if before is None or before.beat != beat:
             self._seen[incarnation] = _Sighting(beat, seconds, at)

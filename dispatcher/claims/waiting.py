@@ -401,7 +401,7 @@ class WaitingClaims:
         self._running.add(job)
         try:
             await self._stages.deliver(job)
-            if job.parts > 1:  # since the claim, it has become a batch receiver
+            if job.parts > 1:  # the receiver has become a batch receiver since the claim
                 done = asyncio.get_running_loop().create_future()
                 job.when_ended(partial(done.set_result, None))
                 await self._capacity.until(done)
@@ -409,7 +409,7 @@ class WaitingClaims:
             self._running.discard(job)
 
     async def _taken_over(self, change: Change) -> Change:
-        """The change for the receivers that are taken over."""
+        """Make the change that receivers get in a takeover, and count the takeover."""
         self._stats.taken_over += 1
         return await self._takeovers.prepare(change)
 

@@ -152,7 +152,7 @@ class ClaimWatch:
                 return
             try:
                 await self._look(needed)
-            except PyMongoError as error:  # if it is permanent, a save of the position raises it
+            except PyMongoError as error:  # a save of the position raises permanent errors
                 log.warning(
                     "claims can't be read now, trying again", action="claims.not_read", error=in_short(error)
                 )

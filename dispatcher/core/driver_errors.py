@@ -179,8 +179,8 @@ def kind_of(error: PyMongoError) -> Kind:
     """Classify an error of the driver.
 
     Errors with a class of their own, such as a lost connection, have no code. A command raises a
-    ConfigurationError for a server that the driver has found: its name is not resolved, it is starting, or its
-    version is old. A wrong URL raises an error earlier, when the client is created.
+    ConfigurationError if the driver can't use the server: its name is not resolved, it is starting, or its version
+    is old. A wrong URL raises an error earlier, when the client is created.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN

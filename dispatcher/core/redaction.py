@@ -150,7 +150,7 @@ def names_a_secret(name: str) -> bool:
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
-    At most the first letters and digits of a cut word stay, because redaction would not recognize half of a
+    A word that is cut keeps at most its first letters and digits, because redaction would not recognize half of a
     secret.
     """
     if len(text) <= limit:

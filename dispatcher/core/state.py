@@ -141,7 +141,7 @@ class State:
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
-        """Create the indexes of held deliveries, and an index of claims that finds books without a fence."""
+        """Create the indexes of held deliveries, and an index that finds the books that are not fenced."""
         await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
         for name, fields, present in (
             ("due", ("group", "receiver", "due_at"), "due_at"),

@@ -227,7 +227,7 @@ class Recent:
     def __init__(self) -> None:
         # All counters are zero at the start, so events before the first sample are recent too.
         self._samples: deque[tuple[float, _Counters]] = deque([(float("-inf"), {})])
-        # For each receiver, the times of the first samples with its last success and with its last failure.
+        # For each receiver, the times of the samples that first counted its last success and its last failure.
         self._times: dict[tuple[str, str], tuple[float | None, float | None]] = {}
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
@@ -258,8 +258,8 @@ class Recent:
     def of(self, figures: ReceiverFigures) -> dict[str, float | None]:
         """The growth of a receiver's counters in the last minute, and the age of its last results.
 
-        `succeeded_seconds` and `failed_seconds` are the seconds since a delivery succeeded or was given up, as
-        exact as the samples; None if there is no such delivery.
+        `succeeded_seconds` and `failed_seconds` are the seconds since a delivery succeeded or was given up. They
+        are as exact as the samples. None stands for no such delivery.
         """
         key, counted = (figures.receiver, figures.signal), _recent_counters(figures)
         before = self._samples[0][1].get(key, _NOTHING)
@@ -277,7 +277,7 @@ _NOTHING: Final = (0, 0, 0, 0)
 
 
 def _age(at: float | None, now: float) -> float | None:
-    """The seconds since a sample; 0 if it is the last one. Before the first sample both times are infinite."""
+    """The seconds since a sample; 0 for the last sample. Before the first sample, `at` and `now` are infinite."""
     return None if at is None else 0.0 if at == now else round(now - at, 1)
 
 

@@ -28,7 +28,7 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
 
     Raises:
         NothingToDeliver: the registry has none of these receivers.
-        ApplicationError: receivers with one name have different limits, or batches that differ.
+        ApplicationError: receivers with one name have different limits, or different options for batches.
     """
     routes = Routes(registry.all_documents, group, settings.state_database)
     routes.check_batches()

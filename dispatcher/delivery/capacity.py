@@ -95,7 +95,7 @@ class Capacity:
 
     @property
     def batch_bytes(self) -> int:
-        """The maximum number of bytes of the events of one batch. A single larger event is a batch."""
+        """The maximum number of bytes of the events of one batch. A single larger event is a batch of its own."""
         return self._bounds.max_bytes // 8
 
     def is_crowded_by(self, count: int, size: int) -> bool:
@@ -182,7 +182,7 @@ class Capacity:
         """Wait in the middle of a job. Another job may take its place. Later jobs of the same lane wait, too.
 
         Args:
-            seconds: the end of the wait; None for no such end.
+            seconds: the wait ends after this time; None for no such end.
             until: the wait also ends when this future is done.
 
         Raises:

@@ -246,7 +246,7 @@ class Deliverer:
         """
         held, receiver = self._held, attempt.target.receiver
         if held is not None and is_long(waiting, since, self._park_after, self._capacity):
-            if waiting.reason != "limited":  # there may be many; the step logs some of them
+            if waiting.reason != "limited":  # these may be too many for the log; the step logs some
                 log_parked(attempt.delivery, waiting)
             await held.park(attempt.change, attempt.calls, receiver, waiting)
             return True
@@ -260,7 +260,7 @@ class Deliverer:
     async def _attempt_again(self, attempt: Attempt, waited: Waiting) -> BaseException | None:
         try:
             attempt = attempt.renewed(self._codec_options)
-        except BaseException as invalid:  # validators accepted the document at the first attempt
+        except BaseException as invalid:  # a validator refuses a document that it accepted before
             return invalid
         error = await attempt.target.call(attempt)
         self._count_retry(attempt, waited, error)

@@ -17,12 +17,12 @@ from dispatcher.delivery.transactions import Transactions, is_transient
 from mongoz.exceptions import RetryAfter
 from mongoz.signals.receivers import Receiver
 
-# During this time, transient transaction errors use up no attempt. Transactions of others end after a minute at
-# most. So a receiver that still has conflicts after this time causes them itself, with its own other writes.
+# During this time, transient transaction errors use up no attempt. Transactions of other clients end after a
+# minute at most. So if a receiver still has conflicts after this time, it causes them with its own other writes.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
 
-# During this time, `RetryAfter` uses up no attempt. It is also the longest wait that a receiver can ask for. So a
-# receiver that always asks for another attempt gets its last one, and its dead letter, in the end.
+# During this time, `RetryAfter` uses up no attempt. It is also the longest wait that a receiver can ask for. So if
+# a receiver always asks for another attempt, the delivery becomes a dead letter in the end.
 _POSTPONED_FOR: Final = timedelta(days=1)
 
 
@@ -106,7 +106,11 @@ class Failures(NamedTuple):
         return None
 
     async def _give_up(self, failed: FailedAttempt) -> bool:
-        """Keep or drop a delivery after its last attempt. Returns True if its transaction was committed."""
+        """Drop a delivery after its last attempt, or write its dead letter.
+
+        Returns:
+            True if the transaction of the delivery was committed. Then nothing else is done.
+        """
         attempt, error, began, retried = failed
         target, delivery, id_ = attempt.target, attempt.delivery, attempt.change.id
         if target.terms.transactional and await self._is_committed(attempt):

@@ -81,7 +81,7 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
     """Log that the last attempt that the options of a delivery allow has failed.
 
-    Only a blocked delivery is attempted again nevertheless.
+    After that, only a blocked delivery is attempted again.
     """
     log.error(
         what,

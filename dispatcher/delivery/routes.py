@@ -110,7 +110,7 @@ class Routes:
             keep: called with a signal name and a receiver; returns whether the receiver stays.
             run: the id of a replay or a backfill; "" for live deliveries. A run also calls the receivers that the
                 writing process has run, unless `missed` is True.
-            missed: the run leaves out these receivers.
+            missed: whether the run leaves out the receivers that the writing process has run.
         """
         routes = Routes((), self.group, self.apart_from)
         routes._run = run
@@ -355,7 +355,7 @@ class Routes:
 
 
 def _batch_form(receiver: Receiver) -> tuple[Any, ...]:
-    """What the receivers of one batch have in common."""
+    """The function and the options that all receivers of one batch have in common."""
     options = receiver.options
     return (
         receiver.function,
@@ -375,7 +375,7 @@ def _collection(document: Any, namespace: Namespace) -> Collection:
 
 
 def _in_order(receivers: Iterable[Receiver]) -> tuple[Receiver, ...]:
-    """Sort receivers for their calls. Receivers with limits come last, so that no other waits for them."""
+    """Sort receivers for their calls. Receivers with limits come last, so that the others don't wait for them."""
     return tuple(sorted(receivers, key=lambda one: one.options.is_limited))
 
 

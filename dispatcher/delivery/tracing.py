@@ -98,7 +98,7 @@ class Tracing:
 
 
 def _trace_of(deliveries: Sequence[Delivery]) -> "tuple[Context | None, list[Link]]":
-    """The parent and the links of a span, from the `traceparent` of each write. None begins a trace."""
+    """The parent and the links of a span, from the `traceparent` of each write. With None, a trace begins."""
     contexts = (one.context for one in deliveries if one.context is not None)
     found = dict.fromkeys(context.get("traceparent") for context in contexts)
     traceparents = [one for one in found if isinstance(one, str)]

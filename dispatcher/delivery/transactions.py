@@ -145,7 +145,8 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 def is_transient(error: BaseException) -> bool:
     """Returns whether the transaction must be repeated, and the receiver has not failed.
 
-    The server asks for the repetition, or the transaction has not begun. Follows the causes of the error.
+    This is so if the server asks for the repetition, or if the transaction has not begun. The causes of the error
+    count, too.
     """
     return isinstance(error, _NotRegistered) or any(
         any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error)
@@ -153,7 +154,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Returns whether a transaction conflicted with another write. Follows the cause of the receiver's error."""
+    """Returns whether a transaction conflicted with another write. The causes of the error count, too."""
     return any(isinstance(one, OperationFailure) and one.code in _CONFLICTS for one in _driver_errors(error))
 
 

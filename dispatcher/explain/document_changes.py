@@ -31,7 +31,7 @@ from mongoz.synonyms import nearest
 # Milliseconds that the server waits for further changes.
 _AWAIT_MS: Final = 100
 
-# Operations of changes that are listed. Placeholders for changes that come later in the list are left out.
+# Operations of changes that are listed. Placeholders are left out: their changes come later.
 _LISTED: Final = DELIVERABLE | {"untouched"}
 
 
@@ -86,8 +86,8 @@ async def changes_of(
         raise _not_watched(routes, wanted.namespace)
     scope = scope._replace(hashed=True)
     cursors = Cursors(watching, scope.database, scope.pipeline(), 1)
-    # The token of a stream that begins now is later. On a quiet server, another stream reaches it only with the
-    # server's next no-op, up to ten seconds later.
+    # Reading ends at the newest write, not at a token of this moment. On a quiet server, a stream reaches such a
+    # token only with the server's next no-op, up to ten seconds later.
     end = token_at(await time_of_newest_write(watching))
     if not await cursors.reaches_back_to(wanted.since):
         raise await _too_far_back(state, wanted.since)

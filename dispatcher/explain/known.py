@@ -35,12 +35,12 @@ _LARGE: Final = {"parts": False, "files": False, "error.traceback": False}
 _STATES: Final[Mapping[HoldReason | Literal["following"], str]] = {
     "following": "it waits for an earlier delivery of the document, which is parked",
     "retrying": "its last attempt failed, and it is tried again",
-    "retry_after": "its receiver asked for another time",
+    "retry_after": "its receiver asked for another attempt later",
     "limited": "concurrency= or rate= of its receiver leaves no place now",
     "blocked": 'it failed, and on_failure="block" keeps the later changes of the document back',
     "paused": "its receiver is paused",
     "retry": "the retry of a dead letter waits",
-    "interrupted": "the process ended when other receivers had the change",
+    "interrupted": "the process ended after other receivers had got the change",
     "orphaned": "no dispatcher has the receiver",
     "malformed": "its document was edited, and can't be read",
     "claimed": "the process that wrote may still make it",
@@ -55,7 +55,7 @@ class DeliveryOutcome(NamedTuple):
             `"waits"` or `"not published"`.
         text: the same in a sentence; empty if the state says all.
         letter: the short id of the dead letter; None if there is none.
-        due_at: the server's time from which a parked delivery may be attempted; None if another one is first.
+        due_at: the server's time from which a parked delivery may be attempted; None for a follower.
     """
 
     state: str

@@ -11,7 +11,10 @@ from dispatcher.delivery.routes import Routes
 from mongoz.signals.receivers import Receiver
 
 Reason = Literal["", "ran", "muted", "fields", "where", "process"]
-"""The reason why a receiver does not get a change. `""`: it gets it. `"process"`: no dispatcher may call it."""
+"""The reason why a receiver does not get a change.
+
+`""` means that the receiver gets the change. `"process"` means that no dispatcher may call the receiver.
+"""
 
 
 class RoutingDecision(NamedTuple):

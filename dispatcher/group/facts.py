@@ -17,7 +17,10 @@ def version_of(routes: Routes) -> str:
 
 
 def pace_of(options: Options) -> dict[str, Any]:
-    """The limits of a receiver, and the size of its batches, for people and for JSON. None stands for none."""
+    """The limits of a receiver, and the size of its batches, for people and for JSON.
+
+    None means that the receiver has no such limit, or no batches.
+    """
     return {
         "concurrency": options.concurrency,
         "rate": None if options.rate is None else str(options.rate),

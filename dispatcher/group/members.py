@@ -131,8 +131,8 @@ class Members:
     async def beat(self, *, leaving: bool = False) -> None:
         """Write a heartbeat. If this process was removed as dead, it becomes a member again.
 
-        Each heartbeat has a new number, even after a removal: to the process that removed this one, an earlier
-        number would look like no heartbeat.
+        Each heartbeat has a new number, even after a removal. If it had an earlier number, the process that
+        removed this one would not notice the heartbeat.
         """
         self._beats += 1
         values = {**self._facts, "started_at": self.started, "leaving": leaving, "beat": self._beats}

@@ -80,8 +80,8 @@ async def name_new_receivers(group: Group, receivers: Iterable[Receiver], versio
         action="receivers.new",
         receivers=list(new.names),
         until=None if until is None else until.as_datetime().isoformat(),
-        remedy=f"{begin} command delivers what they missed: `{command}`. As --since, write the time at which the "
-        "application was deployed with them, if that was later.",
+        remedy=f"{begin} command delivers what they missed: `{command}`. If the application was deployed with "
+        "them after the time of --since, write the time of the deployment instead.",
     )
 
 
@@ -97,7 +97,10 @@ async def _finished_until(group: Group) -> Timestamp | None:
 
 
 async def _command(group: Group, new: NewReceivers, until: Timestamp | None) -> str:
-    """The command for the changes of the time in question, as far as the oplog reaches back."""
+    """Make the command that delivers the missed changes.
+
+    It begins at `new.since`, or shortly after the beginning of the oplog if that is later.
+    """
     since = new.since
     oplog = await look_at_oplog(group.state.client)
     if oplog is not None and oplog.begins > since.timestamp():

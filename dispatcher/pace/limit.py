@@ -106,7 +106,8 @@ class Limit:
         """Returns whether a delivery of the stream would wait for long. Such a delivery is parked."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
-        return self.delay > AHEAD / 2  # parked ones may wait for AHEAD, so later ones do not overtake them
+        # Parked deliveries may queue for up to AHEAD seconds. The half keeps new deliveries from overtaking them.
+        return self.delay > AHEAD / 2
 
     @property
     def ahead(self) -> int:

@@ -31,10 +31,9 @@ from dispatcher.parking.reading import RecordReader, recorded_attempts
 from dispatcher.parking.store import DueRows, HeldStore, Settlement
 from mongoz.signals.receivers import Receiver
 
-# Seconds until the next query. The first number applies if nothing else causes a query, the second one if the last
-# query had to leave out lanes.
-_RARELY: Final = 30.0
-_AGAIN: Final = 1.0
+# Seconds until the next query.
+_RARELY: Final = 30.0  # if nothing causes an earlier query
+_AGAIN: Final = 1.0  # if some due deliveries can't be taken yet
 
 # Maximum number of bytes of the deliveries that are taken at once.
 _BYTES: Final = 8_000_000
@@ -135,7 +134,7 @@ class ParkedBatches:
         Args:
             name: the name of a batch receiver.
             apart_from: further lanes that are left out.
-            may_forget: whether the name is forgotten if no delivery is parked.
+            may_forget: whether to forget the name if no delivery is parked under it.
 
         Returns:
             The seconds until other deliveries may be taken, and the lanes that must be delivered one by one.

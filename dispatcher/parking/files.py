@@ -103,7 +103,7 @@ class Files:
 
 
 def _divided(parts: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Divides parts into inline parts and files. Inline are the key and the smallest parts that fit."""
+    """Divides parts into inline parts and files. The key and the smallest parts that fit are inline."""
     inline: dict[str, bytes] = {}
     large: dict[str, bytes] = {}
     room = _INLINE

@@ -68,7 +68,7 @@ class Parking:
         receivers = tuple(receivers)
         self._names = {one.name: (*one.options.formerly, one.name) for one in receivers}
         # A receiver with limits often has parked deliveries. A look-up for it would delay the other receivers of a
-        # change. So its lanes are queried at its turn, which comes after theirs.
+        # change. So its lanes are queried only after the calls of the other receivers.
         self._queried_late = frozenset(one.name for one in receivers if one.options.is_limited)
         self._owners: dict[str, set[str]] = defaultdict(set)
         for name, names in self._names.items():
@@ -86,7 +86,7 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter joined after the last errand of the lane. It may be the first delivery now."""
+        """Lanes that a dead letter joined after their last errand. It may be their first delivery now."""
         self._paused_names: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""
@@ -153,8 +153,8 @@ class Parking:
         """Find the lanes of these changes, before the changes are queued.
 
         Args:
-            is_queued: returns whether a document has queued jobs. The lanes of other documents are forgotten. None
-                if changes of earlier calls may be neither queued nor finished yet; then no lane is forgotten.
+            is_queued: returns whether a document has queued jobs. The lanes of other documents are forgotten. With
+                None no lane is forgotten, because changes of earlier calls are maybe not queued yet.
         """
         if is_queued is not None:
             self._round += 1

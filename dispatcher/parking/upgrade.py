@@ -9,7 +9,7 @@ The earlier version has five collections:
     parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": parts that do not fit, counted in `chunked`
 
 The process that claims a partition moves the documents of the partition into `held` before the first delivery. It
-searches again later, since a run or a command of an earlier version may write later. The lease of the partition
+searches again later, since a run or a command of an earlier version may still write. The lease of the partition
 ensures that no other process works on it. Each document is written to `held`, unless it is there already. Then
 the old document is deleted. After a crash in between, the next process continues.
 

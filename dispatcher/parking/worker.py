@@ -218,7 +218,10 @@ class ParkingWorker:
         return max(1, self._places // max(1, len(self._parking.busy)))
 
     def _bytes(self, name: str) -> int:
-        """The bytes of the taken lanes: only those of receivers with limits, or those of the other receivers."""
+        """The bytes of the taken lanes.
+
+        If the receiver has limits, only the lanes of receivers with limits count. Otherwise only others count.
+        """
         limited = name in self._limited
         return sum(size for of, size in self._taken.values() if (of in self._limited) == limited)
 

@@ -27,7 +27,7 @@ class Places:
             token: all accepted records before `place` have this token, or an earlier one.
         """
         if self._ahead and self._ahead[-1][0] == token:
-            self._ahead.pop()  # only refused records came since
+            self._ahead.pop()  # since then, only refused records have come
         self._ahead.append((token, place))
 
     def at(self, token: str) -> LogPlace | None:

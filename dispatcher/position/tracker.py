@@ -37,7 +37,7 @@ class Tracker:
             self.weight += len(job.token)
 
     def mark(self, token: str) -> None:
-        """Record that the stream has been read up to this token: the token after a batch, which may be empty.
+        """Record that the stream has been read up to this token, the token after a batch. The batch may be empty.
 
         If the batch was filled to its limit, this is the token of its last event. `mark` adds no change,
         so `ahead` stays the same.

@@ -36,7 +36,7 @@ _HORIZONS: Final = (HORIZON, 15, 3)
 # When past events are read, the server waits only this number of milliseconds for further ones.
 _GLANCE_MS: Final = 1
 
-# Errors of an event that the server can't send in one shape, but maybe in another shape.
+# After these errors, the server may still be able to send the event in another shape.
 _WRONG_SHAPE: Final = frozenset({Kind.TOO_LARGE, Kind.NOT_SUPPORTED, Kind.BAD_TOKEN})
 
 # The server's code for an unknown aggregation stage.

@@ -45,7 +45,7 @@ def decoded_together(
         return (None,)
     try:
         return bson.decode_all(b"".join([event.raw for event in events]), codec_options)
-    except Exception:  # `decode` finds out which event it is
+    except Exception:  # `decode` finds the undecodable event
         return (None,) * len(events)
 
 
@@ -70,7 +70,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
         except Exception:  # the driver raises several types, and decoders of the application any type
             event, fault = _decoded_in_parts(data, codec_options)
     operation: str = event["operationType"]
-    names, stamp = _NOTHING, None  # the stamp is still packed
+    names, stamp = _NOTHING, None  # the stamp is not unpacked yet
     document = event.get("fullDocument")
     if operation == "update":
         description = event.get("updateDescription")
@@ -135,7 +135,7 @@ def _changed_names(description: dict[str, Any]) -> frozenset[str]:
 
 
 def _is_untouched(before: dict[str, Any] | None, after: dict[str, Any] | None) -> bool:
-    """Returns whether two documents differ in the stamp only. Some updates by pipelines are reported as replaces.
+    """Returns whether a replace changed only the stamp. The server reports some updates by pipelines as replaces.
 
     Returns False if the pre image is missing.
     """

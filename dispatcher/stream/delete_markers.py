@@ -85,7 +85,7 @@ class DeleteMarkers:
             yield change._replace(operation="deferred")
 
     def _without_delete(self, key: Hashable, change: Change) -> Iterator[Change]:
-        """Release the markers for which this change proves that no delete follows, or that have too many changes.
+        """Release the markers that have no delete, as this change proves, or that have too many deferred changes.
 
         The changes of a transaction follow each other and have the same cluster time, so a change with another
         cluster time comes after the end of the transaction. If a document has two markers, the later one counts.

@@ -69,7 +69,7 @@ class SeenTokens:
         """
         if self._began is None or abs(wall - self._began) >= _REMEMBERED or len(self._recent) >= _MOST:
             self._next_generation(wall)
-        if wall < self._doubtful_until:  # the server's clock was set back; no token since then was forgotten
+        if wall < self._doubtful_until:  # the server's clock was set back; all tokens since then are remembered
             self._doubtful_until = 0.0
         self._latest = wall
         if token in self._recent or token in self._older:
@@ -132,7 +132,7 @@ class Origins:
             return change._replace(operation=operation, origin=stamp, context=stamp.context)
         if latest < wall - made <= HORIZON and made >= self.since:
             claimed = _NO_RECEIVERS if stamp.claim is None else stamp.claim.receivers
-            if claimed and claimed == stamp.receivers:  # the claim tells whether they have run
+            if claimed and claimed == stamp.receivers:  # the claim tells whether the receivers have run
                 return change._replace(operation=operation, origin=stamp, context=stamp.context)
             in_doubt, id_ = stamp._replace(receivers=claimed, muted=False), str(stamp.token)
             return change._replace(operation=operation, origin=in_doubt, delivery_id=id_, context=stamp.context)

@@ -31,7 +31,7 @@ class UnreadableEvent(NamedTuple):
 
 
 class LostEvent(NamedTuple):
-    """An event between two tokens, which the server can't send."""
+    """An event that the server can't send. It lies between two tokens."""
 
     after: str
     before: str
@@ -103,7 +103,7 @@ class Reader:
             if self._scope is not None and not self._scope.concerns(change.operation, change.namespace):
                 changes.append(change._replace(operation="elsewhere"))
                 continue
-            if change.stamp is not None:  # `judge` must see each stamp once, even of finished changes
+            if change.stamp is not None:  # `judge` must see each stamp once, even if the change is finished
                 change = self._origins.judge(change)
             if self._is_finished(change.token):
                 marker = change.operation == "marker"

@@ -79,7 +79,7 @@ class Scope(NamedTuple):
         return namespace in self.namespaces or any(one.matches(*namespace, apart_from) for one in self.patterns)
 
     def concerns(self, operation: str, namespace: Namespace) -> bool:
-        """Returns whether a stream of these collections would have an event. Renames are not checked."""
+        """Returns whether a stream of these collections contains such an event. Renames always count."""
         if operation == "dropDatabase":
             database = namespace[0]
             named = any(database == one for one, _ in self.namespaces)

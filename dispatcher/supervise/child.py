@@ -23,7 +23,8 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 _STEADY: Final = 60.0
 
-# Seconds for the last lines of a process that has ended; another process may keep its streams open.
+# Maximum seconds to wait for the last lines of a process that has ended. The streams have no end if another
+# process keeps them open.
 _LAST_LINES: Final = 1.0
 
 # Maximum bytes of the message of a process to its supervisor. The process sends one message: the number of

@@ -1,7 +1,7 @@
 """A supervised process from the inside.
 
-Its stdin is one end of a socket pair. The supervisor sends a byte to stop the process. If the supervisor ends, by
-SIGKILL too, the socket closes and the process ends as well.
+Its stdin is one end of a socket pair. The supervisor sends a byte to stop the process. If the supervisor ends,
+even by SIGKILL, the socket closes and the process ends as well.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class Lifeline:
             self._read()
             self._remove_directory()
         else:
-            self._remove_directory()  # first, because during the start the signal ends the process at once
+            self._remove_directory()  # first: during the start, SIGTERM ends the process at once
             os.kill(os.getpid(), signal.SIGTERM)
             sleep(self._within)
         os._exit(ExitCode.FORCED)

@@ -62,7 +62,7 @@ class _Log:
     """The logger. It never raises. A receiver that configures structlog does not change our lines.
 
     Args:
-        own: writes the lines. As long as it is None, structlog does, as the process has configured it.
+        own: writes the lines. As long as it is None, structlog writes them, as the process has configured it.
     """
 
     def __init__(self, own: _Lines | None = None) -> None:
@@ -73,7 +73,7 @@ class _Log:
             if self.own is not None:
                 self.own.add(level, event, values)
             else:
-                import structlog  # noqa: PLC0415 - a daemon that writes JSON needs none of its megabytes
+                import structlog  # noqa: PLC0415 - it takes megabytes, and JSON lines do not need it
 
                 getattr(structlog.get_logger("dispatcher"), level)(event, **values)
         except Exception as error:  # a processor that the application added, or a value, may raise

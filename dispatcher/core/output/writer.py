@@ -49,7 +49,7 @@ class Writer:
         self._dropped = 0
         self._reset()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._reset)  # the waiting lines are the parent's
+            os.register_at_fork(after_in_child=self._reset)  # the parent writes the waiting lines
 
     def _reset(self) -> None:
         # Re-entrant: the garbage collector may run code that logs while a line is added.

@@ -74,7 +74,7 @@ bench: $(VENV)/.installed  ## Measure against the bare driver and other librarie
 guard: $(VENV)/.installed  ## Count instructions; fail if an operation is more than 15 % slower
 	$(BIN)/python -m benchmarks.guard $(ARGS)
 
-chaos: $(VENV)/.installed  ## Inject faults for minutes, and count losses
+chaos: $(VENV)/.installed  ## Inject faults for more than an hour, and count losses; ARGS=--short takes minutes
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 docs: $(VENV)/.docs  ## Build the documentation into site/

@@ -70,7 +70,7 @@ def growth_row(key: str, what: str, of: str, tenths: Sequence[float]) -> Row:
     """The row about the growth of the memory of a process.
 
     Args:
-        of: the work, after whose tenths the megabytes were measured.
+        of: the work. The megabytes were measured after each tenth of it.
     """
     return Row(
         key=key,

@@ -23,7 +23,7 @@ class _Page(NamedTuple):
     Attributes:
         name: the name of the files.
         plot: the name of the plot.
-        prefix: the page has the rows whose keys begin with this text, and that no earlier page has.
+        prefix: the page has the rows whose keys begin with this text. Rows of earlier pages are left out.
     """
 
     name: str

@@ -60,7 +60,7 @@ async def reindex(sender, instance, **kwargs):
 
 
 class Still(Screen):
-    """The recording without the live view, which a terminal no longer shows at the end."""
+    """The recording without the live view: at the end of a demo, a terminal does not show it any more."""
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:

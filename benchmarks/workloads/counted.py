@@ -310,7 +310,10 @@ def _pipeline(watch: ClaimWatch, document: type[Human] = Announced) -> Pipeline:
 
 
 def _events(stamp: Callable[[int, bson.ObjectId], bytes] | None = None) -> list[RawEvent]:
-    """Two halves. The first half is counted and delivered last, so its tokens are larger."""
+    """The events of two deliveries, one after the other: the counted events, then those of the warm-up.
+
+    The warm-up is delivered first, so the tokens of the counted events are larger.
+    """
     return [RawEvent(_event(number, stamp)) for number in (*range(_TIMES, 2 * _TIMES), *range(_TIMES))]
 
 

@@ -42,8 +42,8 @@ class Shape:
         indexes: whether receivers write each document into another collection.
         beside: one more receiver, with the name `BESIDE`, which gets the same changes: `"slow batch"` or
             `"limited"`; empty for none.
-        times_beside: whether the meter counts the deliveries of this receiver
-            instead of those of the last other one.
+        times_beside: whether the meter counts the deliveries of the receiver beside, instead of those of the last
+            ordinary receiver.
     """
 
     receivers: int = 1

@@ -1,8 +1,8 @@
 """The receivers of the shop. They run for the changes of every client.
 
 A delivery can be repeated after a crash, with the same `delivery.id`. So a second run of a receiver must change
-nothing. Either the id is the `_id` of the document that it writes, or the atomic update with the effect also
-records the id.
+nothing. Some receivers write a document with this id as its `_id`. `take_from_stock` records the id in the same
+atomic update that has the effect.
 """
 
 from contextlib import suppress

@@ -186,7 +186,7 @@ class Client:
         return {"street": f"Main Street {self.random.randint(1, 99)}", "city": self.random.choice(CITIES)}
 
     def another_status(self, row: Row) -> str:
-        """Another value: an update that changes nothing makes no change event."""
+        """A status that differs from the present one: an update that changes nothing makes no change event."""
         return self.random.choice([status for status in ("paid", "packed", "shipped") if status != row["status"]])
 
     def any_of(self, collection: Collection[Row]) -> Row | None:

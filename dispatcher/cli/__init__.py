@@ -38,7 +38,7 @@ app = typer.Typer(
     name="dispatcher",
     cls=Commands,
     help="Delivers mongoz signals for writes of other clients: by another service, a shell or a migration.\n\n"
-    "`dispatcher COMMAND --help` describes a command. `dispatcher demo` shows one at work.\n\n"
+    "`dispatcher COMMAND --help` describes a command. `dispatcher demo` shows a dispatcher at work.\n\n"
     "Example: `dispatcher run shop.models:registry --import shop.receivers`",
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -45,7 +45,7 @@ def load_registry(app: str, modules: Iterable[str] = ()) -> "Registry":
 
 
 def load_registries(apps: Iterable[str], modules: Iterable[str] = ()) -> "list[Registry]":
-    """Import several applications, see `load_registry`. The modules are imported after all of them."""
+    """Import several applications, see `load_registry`. The modules are imported after all applications."""
     registries = [load_registry(app) for app in apps]
     for name in modules:
         _import(name, "--import")

@@ -41,8 +41,8 @@ def check(
         bool,
         typer.Option(
             "--role",
-            help="Print the createRole commands with the least rights instead, for dispatchers and for the "
-            "application, with --kafka also the commands of kafka-acls.sh.",
+            help="Instead of the checks, print createRole commands with the least rights for the dispatchers and "
+            "the application. With --kafka, print the commands of kafka-acls.sh too.",
         ),
     ] = False,
     as_json: Json = False,
@@ -62,7 +62,9 @@ def check(
             "A relay publishes to Kafka. Name its brokers with --kafka.", param_hint="--relay"
         )
     if len(apps) > 1 and not relay:
-        raise typer.BadParameter("`run` serves one APP. Several are for `relay`: add --relay.", param_hint="APP")
+        raise typer.BadParameter(
+            "`run` serves one APP. To check a `relay` of several, add --relay.", param_hint="APP"
+        )
     from dispatcher.core.output.logs import configure_logging
 
     configure_logging("auto", "warning")  # to stderr; findings go to stdout

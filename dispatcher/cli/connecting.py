@@ -137,7 +137,7 @@ async def _chosen(state: State, database: str, group: str | None, *, may_be_new:
 
 
 def _no_receivers(relay: str, groups: list[str]) -> typer.BadParameter:
-    """The error about a relay in place of a group of dispatchers."""
+    """The error for a command that needs receivers, but gets a relay."""
     names = f"Name a group of dispatchers: {', '.join(groups)}." if groups else "No group of dispatchers is here."
     return typer.BadParameter(
         f"{relay!r} is a relay. It has no receivers, so this command has nothing to do there. {names}",

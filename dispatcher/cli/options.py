@@ -16,7 +16,7 @@ from dispatcher.settings import Settings
 
 _UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
 
-# The requirement for each type of pydantic's errors.
+# The requirement that a value does not meet, by the type of pydantic's error.
 _MUSTS: Final = {
     "greater_than": "be more than {gt}",
     "greater_than_equal": "be at least {ge}",

@@ -22,10 +22,10 @@ _PLACE: Final = (
 
 _COMMAND: Final = re.compile(r"`dispatcher ([^`]+)`")
 
-# A text ends with one of these flags if it is about the flag.
+# A command that ends with one of these flags is not completed: the text is about the flag.
 _TOPICS: Final = ("--help", "--kafka", "--partitions")
 
-# Shells replace this word. A password is not printed.
+# Stands for a URL with a password, which is not printed. Shells replace this word by the URL.
 _HIDDEN_URL: Final = "$DISPATCHER_URL"
 
 
@@ -60,7 +60,7 @@ class Completion:
         return f"`{' '.join(['dispatcher', name, *arguments, *rest, *options])}`"
 
     def _lacks(self, place: Mapping[str, Parameter]) -> bool:
-        """Whether the running command does not have a flag that another one requires."""
+        """Whether the other command requires a flag that the running command does not have."""
         flags = (flag for name, flag in place.items() if name not in ("app", "apps"))
         return any(flag.default is Parameter.empty and not self._values.get(flag.name) for flag in flags)
 
@@ -81,7 +81,7 @@ class Completion:
 def _name_of(flag: Parameter) -> str:
     """The long form of a flag on the command line."""
     info = flag.annotation.__metadata__[0]
-    given = (info.default, *(info.param_decls or ()))  # typer takes the first name for a default at first
+    given = (info.default, *(info.param_decls or ()))  # typer keeps the first name in `default`
     names = (name for name in given if isinstance(name, str) and name.startswith("--"))
     return next(names, f"--{flag.name.replace('_', '-')}")
 

@@ -119,7 +119,8 @@ def move(
     are not delivered, and a gap is recorded. Parked deliveries and dead letters stay. All dispatchers of the group
     must be stopped.
 
-    For a group that reads from a topic, `--kafka` names its brokers. The position of a relay moves forward only.
+    For a group that reads from a topic, `--kafka` names its brokers. The position of a relay can
+    only move forward.
 
     Example: `dispatcher position set shop.models:registry --at 2h`
     """
@@ -167,8 +168,9 @@ def switch(
 ) -> None:
     """Let a group read from another source: with `--kafka` from a topic, without it from change streams.
 
-    The group continues at its position, and keeps the finished changes after it. After a topic, change streams
-    keep the number of partitions; `run --partitions` changes it. All dispatchers of the group must be stopped.
+    The group continues at its position, and keeps the finished changes after it. A group that leaves
+    a topic keeps its number of partitions; `run --partitions` changes it. All dispatchers of the group must be
+    stopped.
 
     Example: `dispatcher position switch shop.models:registry --kafka kafka-1:9092`
     """

@@ -26,7 +26,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,242}")
 
 def _require_name(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise typer.BadParameter(f"{name!r} must have 1 to 242 letters, digits, '.', '_' and '-', and no others.")
+        raise typer.BadParameter(f"{name!r} must have 1 to 242 characters: letters, digits, '.', '_' and '-'.")
     return name
 
 

@@ -137,7 +137,7 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=1,
             max=_MOST_WORKERS,
-            help="Multiply the number of documents that are worked on at once by N. The default is 1.",
+            help="The factor for the number of documents that are worked on at once. The default is 1.",
         ),
     ] = None,
     rate: Rate = None,

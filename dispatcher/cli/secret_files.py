@@ -31,4 +31,4 @@ def read_secret_files(environment: MutableMapping[str, str]) -> None:
             raise typer.BadParameter(f"{path} can't be read: {error.strerror}.", param_hint=variable) from None
         except ValueError:
             raise typer.BadParameter(f"{path} is not text in UTF-8.", param_hint=variable) from None
-        del environment[variable]  # processes that this one starts have the value
+        del environment[variable]  # otherwise a child process would get both variables

@@ -24,7 +24,7 @@ _START_SECONDS: Final = 30.0
 # A delivery that is not made within these seconds after the last write counts as lost.
 _STRAGGLER_SECONDS: Final = 30.0
 _LOG_LINES: Final = 15
-# The log of a process has one of these actions when it delivers or publishes.
+# When a process begins to deliver or to publish, it logs one of these actions.
 _WORKING: Final = frozenset({"lease.claimed", "relay.term"})
 
 

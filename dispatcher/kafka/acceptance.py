@@ -137,9 +137,9 @@ def resume(position: LogPosition, relay: LogPosition, beginning: int) -> LogPosi
     relay's position.
 
     If the result has another term or number than `position`, the relay's position passed records that the reader
-    did not accept: except for a first start, history is lost between the tokens of `position` and `relay`.
-    Otherwise only records are missing that no reader needs: refused ones, or ones that a later term
-    publishes again.
+    did not accept. Then history is lost between the tokens of `position` and `relay`, except at a first start.
+    If term and number are the same, only records that no reader needs are missing: refused ones, or ones that
+    a later term publishes again.
 
     Args:
         position: the position of the reader.

@@ -166,8 +166,8 @@ class Admin:
         if "SSL" in failure.text:
             return KafkaError(
                 f"The TLS connection to the broker of Kafka at {address} fails: {failure.text}.",
-                remedy="In --kafka-config, let ssl.ca.location name the certificate of the broker's authority, "
-                "and security.protocol fit the listener. In --kafka, write the host as its certificate does.",
+                remedy="In --kafka-config, set ssl.ca.location to the certificate of the broker's authority, and "
+                "security.protocol to the one of the listener. In --kafka, write the host as in its certificate.",
             )
         remedy = "Are the brokers running, are the addresses of --kafka right, may this machine reach them?"
         if failure.address and failure.address not in self._servers.split(","):
@@ -222,7 +222,7 @@ _REFUSALS: Final[Mapping[str, _Refusal]] = {
     **dict.fromkeys(
         _REFUSED_USER,
         _Refusal(
-            "Kafka refuses the user, asked about {place}",
+            "Kafka refuses the user in a request about {place}",
             "Correct sasl.username, sasl.password and sasl.mechanisms in --kafka-config.",
             KafkaError,
         ),

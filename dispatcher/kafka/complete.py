@@ -1,9 +1,9 @@
 """Completes a topic: changes that the topic has lost are read from the oplog, if it still has them.
 
 A topic loses changes by its retention, or when it is deleted. Then a change stream reads the changes up to the
-relay's position, and the topic is read from there. During this time the token of the position moves as always,
-while its place in the topic stays. After a restart, the topic has still lost the place, and the change stream
-continues after the token.
+relay's position, and the topic is read from there. While the change stream is read, the token of the position
+moves as always, but its place in the topic stays. If the process restarts meanwhile, the topic still lacks this
+place, so the change stream continues after the token.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class CompletedTopic:
 
     @property
     def name(self) -> str:
-        """The holder of the changes, for messages."""
+        """The name of the source, for messages."""
         return self._topic.name
 
     def topic_gauges(self) -> TopicGauges | None:
@@ -134,7 +134,9 @@ class CompletedTopic:
 
 def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:
     """The error about changes that neither the topic nor the oplog holds."""
-    why = "Nor does the oplog hold them." if isinstance(error, HistoryLost) else f"The oplog: {error.message}"
+    why = (
+        "The oplog does not hold them either." if isinstance(error, HistoryLost) else f"The oplog: {error.message}"
+    )
     return HistoryLost(f"{lost.message} {why}", remedy=lost.remedy)
 
 

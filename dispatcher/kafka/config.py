@@ -175,7 +175,7 @@ class KafkaConfig(NamedTuple):
     def _culprit(
         self, kind: Callable[[dict[str, Any]], C], ours: Mapping[str, Any], text: str
     ) -> _Property | None:
-        """The property that an error is about; None if it is about several, or about none of the file.
+        """The property that causes an error; None if no single property of the file causes it.
 
         The error names some properties by their older names. So each property is tried alone.
         """

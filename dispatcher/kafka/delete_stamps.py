@@ -15,7 +15,7 @@ from mongoz.stamps import FIELD, Call, Stamp
 
 IN_TRANSACTION: Final = b"\x12txnNumber\0"
 STAMPED: Final = b"\x05" + FIELD.encode() + b"\0"
-"""Bytes in the events of all markers, and in few other events."""
+"""Bytes that the events of all markers contain. Few other events contain them."""
 
 Key = tuple[bytes, ...]
 
@@ -23,7 +23,7 @@ Key = tuple[bytes, ...]
 class DeleteStamps:
     """The stamps of the transaction that is being read.
 
-    While `open` is empty, the caller may pass only the markers to `take`.
+    While `open` is empty, the caller need not pass other events than markers to `take`.
 
     Attributes:
         open: the stamps whose deletes have not come.

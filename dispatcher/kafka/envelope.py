@@ -9,7 +9,7 @@ Then one of three fields follows:
 
     event    the change event, as the server sent it
     large    {token, id, size}: a change event that does not fit into a record. It is a file in the state database
-    gap      {token, kind, after, until, policy}: changes between two tokens that nobody can read any more
+    gap      {token, kind, after, until, policy}: the changes between two tokens are lost
 
 All fields come in this order. `decode` accepts nothing else: a record in another form was written by another
 program, or by a later version.

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _FETCHED: Final = 4
 _QUEUED: Final = 4
 
-# Maximum number of messages that are taken at once. Of large messages, only about an eighth of the bytes of the
-# queues is taken at once, so that the queues do not grow far beyond their bounds.
+# Maximum number of messages that are taken at once. If messages are large, fewer are taken: about an
+# eighth of the bytes that the queues may hold. So the queues do not grow far beyond their bounds.
 _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
@@ -127,7 +127,7 @@ class TopicLog:
             enable_auto_offset_store=False,
             queued_max_messages_kbytes=max(1, share // 2_000),
             fetch_max_bytes=answer,
-            message_max_bytes=answer,  # librdkafka raises the bound of an answer to this one
+            message_max_bytes=answer,  # librdkafka raises fetch.max.bytes to this value at least
             fetch_message_max_bytes=max(_SMALLEST_ANSWER, answer // 4),
             fetch_queue_backoff_ms=_BACKOFF_MS,
             fetch_wait_max_ms=500,
@@ -250,7 +250,7 @@ class TopicLog:
     def _distribute(self, messages: "Sequence[Message]") -> None:
         """Sort messages into the queues of their partitions."""
         touched, size = set(), 0
-        for number, some in groupby(messages, _PARTITION):  # the client returns them in runs of a partition
+        for number, some in groupby(messages, _PARTITION):  # messages of a partition follow each other
             feed = self._open.get(number)
             if feed is not None:
                 touched.add(feed)
@@ -351,7 +351,7 @@ class PartitionLog:
         number: the number of the partition.
         most: bytes at which no further records are fetched. The messages of the last poll may exceed this number.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
-        paused: whether the consumer was told to pause, and not to resume since. Only the loop changes it.
+        paused: whether the last order to the consumer was to pause the partition. Only the loop changes it.
         is_out_of_range: whether the log does not hold the next offset.
     """
 

@@ -79,7 +79,7 @@ class MergedTopic:
 
     @property
     def name(self) -> str:
-        """The holder of the changes, for messages."""
+        """The name of the source, for messages."""
         return self._name
 
     def topic_gauges(self) -> None:

@@ -120,7 +120,7 @@ class KafkaSource:
 
     @property
     def name(self) -> str:
-        """The holder of the changes, for messages."""
+        """The name of the source, for messages."""
         return self._log.name
 
     def topic_gauges(self) -> TopicGauges:
@@ -233,7 +233,7 @@ class KafkaSource:
         if event is None:
             return self._batch([], after)._replace(lost_after=before.token)
         whole = event_of(envelope._replace(event=event))
-        return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # in full length
+        return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # the token in full length
 
     # -- the log and the relay's position ------------------------------------------------------------------
 
@@ -255,9 +255,9 @@ class KafkaSource:
             await self._require_known(position.term)
         relay, place = look.relay, position[1:3]
         if jump < 0 and look.beginning <= position.offset:
-            if relay[1:3] <= place:  # all that the relay's position passed is accepted
+            if relay[1:3] <= place:  # all records up to the relay's position are accepted
                 return position._replace(token=max(position.token, relay.token))
-            if relay.offset > position.offset:  # the records up to it are still to be read
+            if relay.offset > position.offset:  # the reader has not read up to it yet
                 return position
         resumed = resume(position, relay, max(look.beginning, jump))
         if resumed[1:3] != place:

@@ -280,8 +280,8 @@ def require_prepared(facts: TopicFacts, partitions: int | None, known: TopicLayo
     if partitions is not None and there != partitions:
         raise TopicError(
             f"--partitions is {partitions}, and the topic {facts.layout.topic!r} has {there} partitions.",
-            remedy="Leave --partitions out, or choose another --name: the number of a topic can't be changed "
-            "without breaking the order of documents.",
+            remedy="Leave --partitions out, or choose another --name. With another number of partitions, a topic "
+            "would break the order of a document's changes.",
         )
     if known is not None:
         require_layout(facts, known)

@@ -127,7 +127,7 @@ class ClaimChecks(NamedTuple):
         return f"{alive} process{'es' * (alive > 1)} of the application can claim now"
 
     async def _newest_stamp(self, namespace: Namespace) -> Stamp | None:
-        """The newest stamp of a write that ran receivers which dispatchers run too, in a sample of documents."""
+        """The newest stamp in a sample of documents. Stamps count if they list a receiver of dispatchers."""
         database, name = namespace
         collection = self.state.client[database].get_collection(name, codec_options=READING)
         sample = collection.find({}, {"_id": 0, FIELD: 1}).sort("_id", DESCENDING).limit(_SAMPLE)

@@ -39,7 +39,8 @@ async def read_books(group: Group, status: GroupStatus, reader: StateReader) -> 
     """The books that have not ended, and those that deliveries wait for. Books with waiting deliveries come first.
 
     Args:
-        status: the status of the group, with its time and its members. This function completes its `at_least`.
+        status: the status of the group, with its time and its members. If there are too many books, this
+            function adds "claims" to its `at_least`.
         reader: collects malformed documents.
     """
     waiting = _waiting(status.members)

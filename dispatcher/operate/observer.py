@@ -290,7 +290,7 @@ def _silent(text: str, gauges: Mapping[int, Gauges], limit: float) -> list[str]:
 
 
 def _claims_report(claims: Iterable[ClaimGauges]) -> dict[str, Any]:
-    """The deliveries that wait for writing processes, for other processes."""
+    """The report to other processes about the deliveries that wait for writing processes."""
     waiting, oldest, each = zip(*claims, strict=True)
     processes: Counter[str] = Counter()
     for one in each:
@@ -299,7 +299,7 @@ def _claims_report(claims: Iterable[ClaimGauges]) -> dict[str, Any]:
 
 
 def _report(one: Gauges) -> dict[str, Any]:
-    """The gauges of a partition for other processes."""
+    """The report to other processes about a partition."""
     report: dict[str, Any] = {
         "lag_seconds": round(one.lag_seconds, 3),
         "lag_changes": one.lag_changes,

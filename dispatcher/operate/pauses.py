@@ -89,7 +89,7 @@ async def resume(
     *,
     known: Collection[str] = (),
 ) -> bool:
-    """Resume a receiver of a group, or everything. A resume of everything does not resume receivers by name.
+    """Resume a receiver of a group, or everything. A resume of everything keeps the pauses of single receivers.
 
     Args:
         receiver: its name; None for everything.

@@ -3,8 +3,8 @@
 All partitions move in one transaction, which also records the gaps. Each move begins a new term, so a process that
 holds a partition loses it.
 
-The new position of a group that reads from a topic must be in the topic, or at least in the oplog. A relay moves
-forward only, and records the gap itself.
+The new position of a group that reads from a topic must be in the topic, or at least in the oplog. The position of
+a relay can only move forward, and the relay itself records the gap.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -227,7 +227,7 @@ class Mover:
         """The places of the relay's position: all later changes are in the topic."""
         relay = await RelayStore(self._state, topic.name).load()
         if relay is None:
-            return {}  # the next start of a dispatcher names the remedy
+            return {}  # the next start of a dispatcher fails, and names the remedy
         marks = enumerate(relay.position.marks)
         return {number: LogPlace(relay.topic.id, *mark) for number, mark in marks}
 

@@ -102,7 +102,7 @@ def needed_to_claim(state_database: str) -> list[Right]:
 
 
 async def missing(client: AsyncMongoClient[Any], rights: Iterable[Right]) -> list[Right]:
-    """The privileges that the user lacks, with the missing actions only."""
+    """The privileges that the user lacks. Each contains only the missing actions."""
     answer = await client.admin.command("connectionStatus", showPrivileges=True)
     info = answer["authInfo"]
     if not info["authenticatedUsers"]:

@@ -19,7 +19,7 @@ class ReceiverHealth(NamedTuple):
 
     Attributes:
         receiver: its name.
-        health: its health in one of the words for a group.
+        health: its health in one word, see `Health`.
         signal: the name of the signal; empty if it is unknown.
         why: the reason, for people; may be empty.
         error_rate: the share of the last minute's attempts that failed, from 0 to 1; None without attempts.

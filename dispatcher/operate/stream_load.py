@@ -28,8 +28,8 @@ _ATLAS: Final = ".mongodb.net"
 _ATLAS_STREAMS: Final = 100
 
 REMEDY: Final = (
-    "Let `dispatcher relay` publish the changes to Kafka, and the groups read them with `dispatcher run --kafka`: "
-    "this takes one stream. Or lower --partitions."
+    "Let `dispatcher relay` publish the changes to Kafka, and let the groups read them with "
+    "`dispatcher run --kafka`: this takes one stream. Or lower --partitions."
 )
 """The remedy for too many streams."""
 

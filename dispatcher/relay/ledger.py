@@ -115,8 +115,7 @@ class RecordLedger:
         self._token_fingerprint = position.fingerprint
         self._fingerprint = fingerprint
         self._marks = list(position.marks)  # of the records up to `_token`
-        # The marks of spans that are acknowledged, but at whose ends the position must not be. They are after
-        # `_token`.
+        # The marks of acknowledged spans after `_token`. The position must not be at the ends of these spans.
         self._passed: dict[int, Mark] = {}
         # By partition: the offset minus the number of a record. As long as no other producer writes between the
         # records of the term, the difference stays the same.

@@ -95,7 +95,7 @@ class Packer:
         self.stamps = DeleteStamps()
 
     def large_among(self, events: Sequence[Undecoded]) -> list[Undecoded]:
-        """The events that do not fit into a record. A delete may get the stamp of its marker."""
+        """The events that do not fit into a record. For a delete, the record also needs room for a stamp."""
         largest, stamped = self._largest, self._largest_stamped
         return [
             event

@@ -130,7 +130,7 @@ class RelayWork:
             since = dict.fromkeys(parts.names, self._claimed_at)
             await retry(partial(self._relays.begin, facts.layout, first, since), report, address=address)
             saved = await retry(self._relays.load, report, address=address)
-            assert saved is not None  # an operator would have to delete it in this moment
+            assert saved is not None  # only an operator can delete it
         since = await self._since(saved, source, report)
         position = None if before is None else before.ledger.position
         if saved.topic.id != facts.layout.id:

@@ -86,7 +86,7 @@ class Backfill:
 
     @property
     def failed(self) -> int:
-        """Number of deliveries in this process that failed for good, including those of earlier processes."""
+        """Number of deliveries that failed for good in processes of the command, not in dispatchers."""
         playback = self._playback
         return sum(
             one.failed if playback is None or one.id != playback.run.id else playback.failed for one in self._parts
@@ -103,7 +103,7 @@ class Backfill:
         finished = False
         try:
             while not (finished or stop.is_set()):
-                await self._ask(partial(place.runs.begin_alone, run))  # before the look, see above
+                await self._ask(partial(place.runs.begin_alone, run))  # see the docstring of the module
                 if await self._has_dispatchers():
                     await self._ask(partial(place.runs.hand_over, run, self._rate))
                     finished = await self._follow(stop)

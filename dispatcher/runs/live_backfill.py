@@ -52,7 +52,7 @@ class DeliveryStages(NamedTuple):
     """The stages that deliver the documents of a backfill.
 
     Attributes:
-        capacity: its `may_begin` returns whether deliveries of other sources than the stream may begin.
+        capacity: its `may_begin` returns whether deliveries that do not come from the stream may begin.
     """
 
     parking: Parking

@@ -282,7 +282,7 @@ class Workplace(NamedTuple):
         return self.group.state.client
 
     async def playback(self, run: Run, rate: float | None) -> Playback:
-        """Create the player of a run. Each of its workers has the bounds of the settings."""
+        """Create the player of a run. The bounds of the settings apply to each of its workers."""
         transactions = Transactions(self.registry, self.group)
         bounds = {name: getattr(self.settings, name) * run.workers for name in ("concurrency", "max_queued")}
         return Playback(

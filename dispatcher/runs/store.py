@@ -220,11 +220,11 @@ class Runs:
             values = {"token": run.token, "of": run.root, "progress": progress, "rate": rate}
             await self.ensure(id_, run.what, asked, run.at, **values)
         change: dict[str, Any] = {"divided": True}
-        if run.asked.get("partition") is not None:  # otherwise the command tells when the whole run is finished
+        if run.asked.get("partition") is not None:  # without a partition, the command ends the run
             change["status"] = "finished"
         running = {"_id": self._id(run.id), "status": "running"}
         divided = (await self._runs.update_one(running, {"$set": change})).matched_count
-        # If the command has ended meanwhile, the parts wait. An earlier attempt may have left them waiting.
+        # If the command has ended meanwhile, stop the parts. If not, start parts that an earlier attempt stopped.
         before, now = ("stopped", "running") if divided else ("running", "stopped")
         parts = {"_id": {"$in": [*map(self._id, ids)]}, "status": before}
         await self._runs.update_many(parts, {"$set": {"status": now}})

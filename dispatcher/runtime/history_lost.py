@@ -48,7 +48,7 @@ class LostHistory(NamedTuple):
         )
         start = await retry(partial(self._bridge, after), report, address=self.runs.address)
         token = start.token
-        assert token is not None  # each end of a gap has one
+        assert token is not None  # the end of a gap has a token
         since, until = self.source.time_of(after), self.source.time_of(token)
         text = (
             f"{self.source.name} does not hold the changes between {since.as_datetime().isoformat()} and "
@@ -66,7 +66,7 @@ class LostHistory(NamedTuple):
         if self.policy == "resume":
             return start
         token = start.token
-        assert token is not None  # the present position has one
+        assert token is not None  # the present position has a token
         # Each loss has one run. If this process is killed before the gap is recorded, the next process finds the
         # run, and the stream continues after the token of the run. The backfill covers the changes before this
         # token, the stream covers the later ones.

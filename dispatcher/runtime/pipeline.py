@@ -194,16 +194,16 @@ class Pipeline:
                 has_room = self._has_room_for(changes[number:])
             if change.operation in _OF_COLLECTIONS:
                 await self._report(change)
-                has_room = False  # others may have taken it meanwhile
+                has_room = False  # other deliveries may have taken the room meanwhile
             self._intake.enter(change, calls)
 
     def _has_room_for(self, changes: list[Change]) -> bool:
-        """Returns whether all of these changes may enter without a wait: the usual case, checked once for all."""
+        """Returns whether all of these changes may enter without a wait. That is usual, so one check is enough."""
         count, size = len(changes), sum([change.size for change in changes])
         return self._capacity.has_room_for(count, size) and self._checkpoint.has_room_for(count, size)
 
     def _must_wait(self) -> bool:
-        """Returns whether the next change must wait until others are finished.
+        """Returns whether the next change must wait until other changes are finished.
 
         If only delete markers and deferred changes are unfinished, it does not wait: only a later event of the
         stream can finish them, so the wait would never end.

@@ -28,7 +28,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """The holder of the changes, for messages."""
+        """The name of the source, for messages."""
 
     @property
     def connected(self) -> bool:

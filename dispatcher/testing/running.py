@@ -64,9 +64,9 @@ class Dispatcher:
     Args:
         registry: the registry of the application. It must be dispatched, unless `deliver_everything` is set. Its
             receivers must be connected already.
-        settings: the settings of the dispatcher, with the defaults of the daemon: five attempts, for example. A
-            `state_database` that they name is kept: a second dispatcher with the same settings continues where the
-            first one ended.
+        settings: the settings of the dispatcher, with the defaults of the daemon: five attempts, for example. If
+            they name a `state_database`, it is kept: a second dispatcher with the same settings continues where
+            the first one ended.
         url: watch this deployment instead of the deployment of the registry.
         raise_failures: `until_idle`, `delivered` and the end of the block raise the exceptions of receivers.
 

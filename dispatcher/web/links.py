@@ -1,4 +1,4 @@
-"""Makes the link to the dashboard of a dispatcher that `demo` or `dev` starts with a token of that command."""
+"""Makes links to dashboards with their tokens. `demo` and `dev` make the tokens of their dispatchers."""
 
 import secrets
 import socket

@@ -422,7 +422,9 @@ async def test_a_process_that_ends_while_it_reads_the_oplog_continues_after_its_
 async def test_changes_that_neither_the_topic_nor_the_oplog_has_are_lost() -> None:
     log = retained()
     source = completed(log, *(made(i) for i in range(3, 9)), forgets=True)
-    with pytest.raises(HistoryLost, match=r"that the relay counts .* Nor does the oplog hold them") as caught:
+    with pytest.raises(
+        HistoryLost, match=r"that the relay counts .* The oplog does not hold them either"
+    ) as caught:
         await events_of(source, FIRST, log)
     assert "--on-history-lost" in caught.value.remedy
     after = await source.now()

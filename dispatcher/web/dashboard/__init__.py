@@ -8,9 +8,9 @@ GET  /dashboard/api/letters/groups  dead letters by receiver and error, with the
 GET  /dashboard/api/letters/retried the progress of a retry of many dead letters
 GET  /dashboard/api/letter          one dead letter in full
 POST /dashboard/api/unlock          checks a token
-POST /dashboard/api/letters/retry   requests a retry of dead letters, of many in steps
+POST /dashboard/api/letters/retry   requests retries of dead letters, in steps if they are many
 POST /dashboard/api/letters/stop    withdraws requests for retries that have not begun
-POST /dashboard/api/letters/drop    drops dead letters, many of them in steps
+POST /dashboard/api/letters/drop    drops dead letters, in steps if they are many
 POST /dashboard/api/pause, resume   pauses or resumes a receiver, or everything
 
 Access:

@@ -12,7 +12,7 @@ import { ManySeries } from "./series.js";
 
 const EVERY_MS = 2000;
 
-// After a pause of this length, for example of a hidden tab, the page loads the history of the dispatcher again.
+// After a pause of this length, for example in a hidden tab, the page loads the history from the dispatcher again.
 const STALE_MS = 90_000;
 
 class App {
@@ -33,7 +33,7 @@ class App {
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
 
-  // Only the newest request counts. An earlier answer does not show later actions, such as unlocking.
+  // Only the answer to the newest request is shown. Earlier answers lack later actions, such as unlocking.
   async refresh() {
     clearTimeout(this.timer);
     const turn = ++this.turn;
@@ -65,7 +65,7 @@ class App {
     state.figures = this.rates.point(state.sample);
     const kind = JSON.stringify([state.is_relay, state.source.topic]);
     this.kind ??= kind;
-    if (kind !== this.kind) return window.location.reload(); // before its first look at the state, a process does not know
+    if (kind !== this.kind) return window.location.reload(); // a process learns its kind from its first look at the state
     this.panels ??= new Panels(state, {
       toggle: (row, button) => this.toggleReceiver(row, button),
       chart: (row) => {

@@ -25,8 +25,8 @@ export class Letters {
     this.seen = null;
     this.found = 0;
     this.mayChange = false;
-    byId("retry-found").addEventListener("click", () => this.act("retry", this.search.values(), this.found, "what was found"));
-    byId("drop-found").addEventListener("click", () => this.act("drop", this.search.values(), this.found, "what was found"));
+    byId("retry-found").addEventListener("click", () => this.act("retry", this.search.values(), this.found, "the search results"));
+    byId("drop-found").addEventListener("click", () => this.act("drop", this.search.values(), this.found, "the search results"));
   }
 
   // The state has the count and the newest time by receiver.

@@ -139,7 +139,7 @@ export class Panels {
           cell.append(element("button", { type: "button", class: "plain" }, cell.spark.node));
         }
         const button = cell.lastChild;
-        button.title = `Successful and failed attempts of ${row.name}: show the chart`;
+        button.title = `Show the chart of successful and failed attempts of ${row.name}`;
         button.ariaLabel = `Chart of ${row.name}, ${row.signal}`;
         button.onclick = () => this.actions.chart(row);
         cell.spark.show(row.points, row.now, row.seconds);

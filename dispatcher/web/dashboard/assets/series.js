@@ -1,4 +1,4 @@
-// Points over time at low cost: all of the last 15 minutes, before that one a minute, for six hours.
+// Points of the last six hours: all points of the last 15 minutes, and one point a minute of the time before.
 
 // The dispatcher keeps its history for the same time, in steps of the same length.
 const KEPT_SECONDS = 6 * 3600;

@@ -393,14 +393,15 @@ def weaknesses(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterato
         yield Weakness(
             "retention.ms",
             f"the topic {name!r} keeps records for {duration(facts.retention)}, and the oplog reaches back "
-            f"{duration(oplog_seconds)}: a dispatcher that is stopped in between loses changes",
+            f"{duration(oplog_seconds)}: a dispatcher that is stopped for longer than the retention can lose "
+            "changes",
             f"{change} retention.ms={round(oplog_seconds * _MS)}",
         )
     if facts.retention_bytes not in (None, float("inf")):
         yield Weakness(
             "retention.bytes",
-            f"the topic {name!r} keeps at most {facts.retention_bytes:.0f} bytes in each partition: many changes "
-            "shorten the time that it holds",
+            f"the topic {name!r} keeps at most {facts.retention_bytes:.0f} bytes in each partition: with many "
+            "changes, it keeps them for a shorter time",
             f"{change} retention.bytes=-1",
         )
 

@@ -419,9 +419,9 @@ METRICS: Final = (
     _counter("topic_records_read", "Records of the topic that were read.", _of_topic(lambda t: t.records)),
     _counter(
         "topic_records_dropped",
-        "Records of the topic without an effect: the event was read before (`duplicate`), the record is of an "
-        "earlier term of the relay (`stale`), or one before it is missing, and the relay publishes both again "
-        "(`ahead`).",
+        "Records of the topic without an effect. `duplicate`: the event was read before. `stale`: the record is "
+        "of an earlier term of the relay. `ahead`: an earlier record is missing, and the relay publishes both "
+        "again.",
         _of_topic(lambda t: [((reason,), count) for reason, count in t.dropped.items()]),
         "reason",
     ),
@@ -486,8 +486,8 @@ METRICS: Final = (
     ),
     _counter(
         "relay_terms",
-        "Terms that began, by cause: the process took over, or renewed its lease late (`lease`), a record was not "
-        "acknowledged (`error`), the topic was deleted (`topic`), another process had begun a term (`replaced`).",
+        "Terms that began, by cause. `lease`: the process took over, or renewed its lease late. `error`: a record "
+        "was not acknowledged. `topic`: the topic was deleted. `replaced`: another process had begun a term.",
         _of_relay(lambda r, _: [((cause,), count) for cause, count in r.terms.items()]),
         "cause",
     ),

@@ -181,7 +181,7 @@ def foreign(_sync_client: MongoClient, database: str):
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """Commands that run in the process of the tests configure the log, and their stderr is closed afterwards."""
+    """Restores logging after a test. A command in the process of the tests makes the log write to its stderr."""
     own, last = log.own, logging.lastResort
     yield
     log.own, logging.lastResort = own, last

@@ -343,7 +343,7 @@ class Child:
 
 
 def _run_child(child: Child, fault: str, answer: int) -> None:
-    """The life of a child. A torn child tells whether it had its fault."""
+    """Runs a child to its end. A torn child answers whether it had its fault."""
     child.run()
     if fault == "tear" and child.points.is_past:
         child.write_again()

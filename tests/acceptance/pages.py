@@ -11,8 +11,7 @@ APP = "tests.acceptance.apps.dashboard:registry"
 TOKEN = "sixteen letters or more"
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
-# Counts the filled pixels of a plot. They are below the first line of the plot, so a line at zero has no filled
-# pixels.
+# Counts the filled pixels of a plot: the area below its first line. A line at zero has no such area.
 FILLED = """id => {
   const canvas = document.querySelector(`#${id} canvas`);
   const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -20,7 +19,7 @@ FILLED = """id => {
   for (let at = 3; at < pixels.length; at += 4) filled += pixels[at] > 25 && pixels[at] < 45;
   return filled;
 }"""
-# The words of the page that have parts on several lines.
+# The words of the page that are broken across lines.
 BROKEN_WORDS = """() => {
   const broken = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);

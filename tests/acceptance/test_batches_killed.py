@@ -31,7 +31,7 @@ def events(tmp_path: Path, what: str) -> list[tuple[str, int, str]]:
     return [one for batch in batches(tmp_path, what) for one in batch]
 
 
-def test_events_of_a_batch_that_was_killed_are_repeated_and_transactions_are_not(environment, foreign, tmp_path):
+def test_a_kill_repeats_the_events_of_open_batches_but_no_transaction(environment, foreign, tmp_path):
     """Nothing is lost. Repeated events keep their ids and the order of their document."""
     foreign.create_collection("accounts", **IMAGES)
     foreign.create_collection("counts")

@@ -159,7 +159,7 @@ def test_doomed_writes_must_become_dead_letters():
     book, known = {"a": [0, 1, 2, 3, 5]}, {"doomed": doomed, "entries": GOOD[:-1]}
     assert judged(**known, books=book, letters=doomed)[0] == {}
     assert judged(**known, books=book, letters={"note": {("a", 5)}})[0] == {"dead letters missing": 1}
-    assert judged(letters={"note": {("a", 5)}})[0] == {"dead letters of what could be delivered": 1}
+    assert judged(letters={"note": {("a", 5)}})[0] == {"dead letters of deliverable writes": 1}
 
 
 def test_other_errors_are_found():

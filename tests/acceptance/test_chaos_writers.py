@@ -139,7 +139,7 @@ def test_a_takeover_may_wait_for_an_earlier_claim_of_its_document_and_receiver(h
     assert values_of(tuple(late))[0] == wrong
 
 
-def test_a_takeover_may_wait_for_the_last_fault_of_a_dispatcher():
+def test_the_time_to_a_takeover_begins_at_the_last_fault_of_a_dispatcher():
     late = tuple(one._replace(began=one.began + 15 * SECOND) if one.origin == "takeover" else one for one in GOOD)
     restarted = Fault("dispatcher killed", OTHER, 30 * SECOND, 30 * SECOND)
     wrong, values = values_of(late, dispatcher_faults=(restarted,))
@@ -159,7 +159,7 @@ def test_a_takeover_may_wait_for_the_last_fault_of_a_dispatcher():
         ),
     ],
 )
-def test_the_cause_of_a_repetition_is_a_fault_of_its_time_or_a_fence(faults, fences, cause):
+def test_the_cause_of_a_repetition_is_a_fault_at_that_time_or_else_a_fence(faults, fences, cause):
     assert values_of(writer_faults=faults, fences=fences)[1][f"  after: {cause}"] == 2
 
 

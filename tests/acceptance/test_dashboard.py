@@ -24,7 +24,7 @@ from tests.support import eventually_sync
 
 
 @pytest.mark.slow
-def test_the_page_shows_deliveries_and_runs_no_content_of_documents(browser, shown, foreign):
+def test_the_page_shows_deliveries_and_executes_no_script_in_a_document(browser, shown, foreign):
     watched = Watched(browser, url_of(shown))
     page = watched.page
     title = page.title()

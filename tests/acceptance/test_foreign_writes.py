@@ -139,7 +139,7 @@ def calls_between(record, first, last):
 
     def marks():
         calls = record()
-        # Deletes have no name, and an update may have a later instance, so only inserts are compared.
+        # Only inserts are compared. A delete has no name, and an update may have the name of a later update.
         names = [call["instance"].get("name") if call.get("created") else None for call in calls]
         return [calls[names.index(first) + 1 : names.index(last)]] if last in names else None
 

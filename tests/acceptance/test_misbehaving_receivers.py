@@ -148,7 +148,9 @@ LEFT_BEHIND = {
 
 
 @pytest.mark.parametrize("deed", LEFT_BEHIND)
-def test_leftovers_of_a_receiver_are_named_and_do_not_prevent_the_end(deed, tmp_path, mongo, database, foreign):
+def test_threads_and_tasks_left_by_a_receiver_are_named_and_do_not_prevent_the_end(
+    deed, tmp_path, mongo, database, foreign
+):
     with unruly(tmp_path, mongo.url, database) as running:
         do(deed, tmp_path, foreign)
         time.sleep(1)  # now the thread or the task is running

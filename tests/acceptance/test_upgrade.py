@@ -113,7 +113,7 @@ class World:
         (self.directory / "mended").touch()
         self.state.controls.delete_many({})
         self.state.held.update_many({"reason": "failed"}, {"$currentDate": {"retry_requested_at": True}})
-        # Asked first, because it is cheaper than reading the ledger.
+        # This condition comes first, because it is cheaper than reading the ledger.
         nothing = lambda: self.state.held.find_one({}, {"_id": True}) is None  # noqa: E731
         eventually_sync(lambda: nothing() and self.got() == self.all(), within=LONG, what="all deliveries")
         assert sum(self.state[name].count_documents({}) for name in OLD) == 0
@@ -148,9 +148,9 @@ def member_of(running: Any) -> str:
 
 
 def in_order(key: str, numbers: list[int]) -> list[int]:
-    """The numbers in the order of the writes: the number of the dead letter is moved to the front.
+    """The numbers in the order of the writes.
 
-    The retry of the dead letter was delivered later.
+    The delivery of the first write became a dead letter, and was retried later. So number 0 is moved to the front.
     """
     if key.startswith("dying dying"):
         assert numbers[0] != 0
@@ -199,8 +199,8 @@ def test_nothing_is_lost_if_the_old_version_ends_before_the_new_one_starts(world
             eventually_sync(lambda: late.lines("lease.outdated"), what="`late` notices that it is outdated")
             eventually_sync(lambda: new.lines("members.older"), what="the new version notices the old member")
             new.kill()
-            # This takes some seconds, in which `late` could claim the partitions: it knows at once that a process
-            # on its machine is dead.
+            # `late` knows at once that a process on its machine is dead. These writes take some seconds, so `late`
+            # has enough time to claim the partitions.
             world.load.write_on(15)
             assert not late.lines("lease.claimed")
             world.state.dead_letters.insert_one(

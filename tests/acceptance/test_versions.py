@@ -159,7 +159,7 @@ class World:
         (self._directory / name).touch()
 
     def until_claimed(self, name: str, *, claimed: bool = True) -> None:
-        """Waits until a process claims its writes, or until it no longer does."""
+        """Waits until a process claims its latest writes; with `claimed=False`, until it claims none of them."""
 
         def is_so() -> bool:
             last = [one for one in self.stream.written if one.what.startswith(f"{name} ")][-5:]

@@ -6,7 +6,7 @@ hold   a plain receiver with on_failure="block"; only in the scenario of failing
 
 SIGUSR1 blocks the event loop for LEDGER_BLOCKED seconds.
 
-The event of a delete has the last number of the document; the number of the delete is the next one.
+The instance of a delete has the number of the previous write. The number of the delete is one higher.
 """
 
 import asyncio

@@ -98,7 +98,7 @@ def run(plan: Plan) -> Report:
         world.finish()
         elections, evidence = servers.elections() - before, world.evidence()
     counted = figures(evidence, faults="failovers", tolerated=_IN_DOUBT)
-    # Some absences are too short for an election; a kill and a step down always cause one.
+    # A kill or a step-down always causes an election. The other faults may be too short for one.
     counted.insert(3, Figure("elections", elections, least=max(1, plan.size.faults // 3)))
     return Report(counted, evidence.deaths)
 

@@ -215,7 +215,7 @@ def _of_dead_letters(evidence: Evidence) -> list[Figure]:
     return [
         Figure("dead letters", len(dead)),
         Figure("dead letters missing", len(doomed - dead), most=0),
-        Figure("dead letters of what could be delivered", len(dead - doomed), most=0),
+        Figure("dead letters of deliverable writes", len(dead - doomed), most=0),
     ]
 
 

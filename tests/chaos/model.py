@@ -37,7 +37,8 @@ def run(plan: Plan) -> Report:
                     notes.append(disagreement)
                     break
                 plan.say(f"{total.sequences:,} sequences")
-            # The stop waits for deliveries in flight. Those of judged documents are then in `world.late`.
+            # The stop waits for deliveries in flight. Those of already judged documents go to
+            # `world.late`.
             for group in GROUPS:
                 runner.run(world.stop_dispatcher(group))
         finally:

@@ -1,8 +1,8 @@
 """The participants of a run: clients that write, daemons that deliver, and the observation of both.
 
 The writers are throttled to stay close to the deliveries, so the faults are spread over all writes on any
-machine. The time of a fault is a number of delivered writes plus a random delay, which is long enough to meet
-some of the daemons while they start.
+machine. A fault comes after a random number of delivered writes, and after a random delay. Some faults meet
+daemons that are still starting.
 """
 
 import random
@@ -36,8 +36,8 @@ __all__ = ["ChaosDaemon", "World"]
 APP = "tests.chaos.app:registry"
 
 _DATABASE = "chaos"
-# How far the writer may be ahead of the deliveries and of the next fault: at most this number of writes, and about
-# this share of all writes.
+# The writer may be ahead of the deliveries, and of the next fault, by this number of writes. In a small run it may
+# be ahead by about this share of all writes.
 _AHEAD = 500
 _AHEAD_SHARE = 0.05
 _DELAY_SECONDS = 0.6
@@ -75,7 +75,7 @@ class World:
         daemon_url: the URL for the daemons, if they use another one.
         ahead: the number of writes by which the writer may be ahead of the deliveries and of the next fault. By
             default, it depends on the size.
-        crashes: the exit codes of daemons that a fault ends, with the names of these events.
+        crashes: expected exit codes of daemons that end by themselves -> the kind of the recorded event.
         app: the application of the daemons.
         **settings: environment variables of the daemons.
     """

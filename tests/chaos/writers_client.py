@@ -54,7 +54,7 @@ class Shop:
         (request,) = self._chance.choices(list(self._requests), list(self._requests.values()))
         try:
             await request()
-        except* _EXPECTED:  # receivers of several documents raise a group
+        except* _EXPECTED:  # the errors of several receivers come as a group
             pass
 
     def _order(self) -> Order:

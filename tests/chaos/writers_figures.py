@@ -235,7 +235,7 @@ class _Judge:
         return self._by_token.get(call.id) or self._by_value.get((call.document, value))
 
     def lost(self) -> tuple[Counter[str], Counter[str], int]:
-        """The lost deliveries: the claimed by receiver, the unclaimed by cause, and the number of all others."""
+        """The numbers of lost deliveries: claimed ones by receiver, unclaimed ones by cause, and all others."""
         claimed, unclaimed, others = Counter[str](), Counter[str](), 0
         for commit in self._evidence.commits:
             for receiver in (*RECEIVERS, AUDIT):
@@ -346,9 +346,10 @@ class _Judge:
     def slowest(self) -> float:
         """The longest time from the death of a process to a takeover, in seconds.
 
-        The time begins at the write, at the last fault of a dispatcher, when a dispatcher last got a partition, or
-        when the receiver ended an earlier delivery of the document, if this is later than the death: a takeover
-        waits for the earlier claims of its document and receiver, even if they belong to living processes.
+        The time begins at the latest of these events: the death, the write, the last fault of a dispatcher, the
+        last time when a dispatcher got a partition, and the end of an earlier delivery of the document to the
+        receiver. A takeover waits for earlier claims of its document and receiver, even if they belong
+        to living processes.
         """
         deaths = {fault.pid: fault.began for fault in self._evidence.writer_faults if fault.kind in _KILLS}
         faults = (*self._evidence.late_answers, *self._evidence.dispatcher_faults)

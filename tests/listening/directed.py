@@ -37,7 +37,7 @@ def _committed(*calls: Call, kind: str = "Bare") -> Scene:
 
 
 def _beside(kind: str, rows: dict[int, Any], call: Call, foreign: Foreign, *commands: int) -> list[Scene]:
-    """One scene per command; the other client writes before this command."""
+    """One scene for each command. In it, the other client writes before this command."""
     return [Scene(kind, rows, (call,), None, foreign, at) for at in commands]
 
 

@@ -16,7 +16,7 @@ from tests.listening.documents import Way
 __all__ = ["Change", "Outcome", "Told", "plain", "seen", "seen_error", "seen_result", "stripped"]
 
 _ID: Final = re.compile(r"ObjectId\('([0-9a-f]{24})'\)")
-_LONG_AGO: Final = datetime.datetime(2021, 1, 1)  # a later time counts as now
+_LONG_AGO: Final = datetime.datetime(2021, 1, 1)  # all later times are shown as "now"
 
 
 class Told(NamedTuple):

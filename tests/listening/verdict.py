@@ -115,7 +115,8 @@ def _unmatched_writes(scene: Scene, outcome: Outcome) -> Iterator[str]:
 def _invalid_writes(scene: Scene, outcome: Outcome) -> Iterator[str]:
     """Writes that made a valid document invalid.
 
-    An outdated instance is validated without a new read, so only bounds of single fields are certain.
+    An outdated instance is validated without a new read. So a write may break a rule for several fields, but never
+    the bounds of a single field.
     """
     alone = len(scene.calls) == 1 and (scene.foreign is None or scene.calls[0].query is not None)
     for change in outcome.changes if alone or scene.kind == "Bounded" else ():
@@ -182,7 +183,7 @@ def _missing_pre_signals(pres: list[Told], outcome: Outcome) -> Iterator[str]:
 
 
 def _wrong_post_signals(scene: Scene, posts: list[Told], outcome: Outcome) -> Iterator[str]:
-    """Errors: each change must have one delivery with the written values, and there must be no others."""
+    """Errors: each change must have one delivery with the written values, and there must be no other delivery."""
     left, states = list(outcome.changes), _states(scene, outcome)
     for told in posts:
         known = states.get(told.id, [])

@@ -154,7 +154,7 @@ class World:
             )
 
     def _changes(self, begin: Timestamp, theirs: Timestamp | None) -> Iterator[Change]:
-        """The server's events after `begin`, without the other client's and without those of stamps only."""
+        """The server's events after `begin`, except the other client's, and except updates of only the stamp."""
         markers: dict[ObjectId, Any] = {}
         for event in self._stream:
             if event["clusterTime"] <= begin or event["clusterTime"] == theirs:

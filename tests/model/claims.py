@@ -52,7 +52,7 @@ class Rules:
         beat: whether a document accepts a beat.
         fence: whether a document accepts a fence.
         valid_since: the time from which a beat is valid: its sending or its acknowledgement.
-        patience: 1.0 for the right moment of a fence; 0.6 fences earlier, by 0.4 of the timeout.
+        patience: 1.0 if dispatchers fence at the right time; 0.6 if they fence too early, by 0.4 of the timeout.
         clock_stops: whether the clock of a process stops with the process.
         checks: whether a process checks before each receiver that its book is valid.
         releases: whether a torn call releases its claim.
@@ -108,7 +108,7 @@ class Write:
     """A stamped write.
 
     Attributes:
-        claim: None when the call of the write has ended, or has left its receiver to a dispatcher.
+        claim: its open claim; None after its call has ended, or has left the receiver to a dispatcher.
         fenced: what a dispatcher decided last about the claim after its book was fenced; None before.
     """
 

@@ -131,7 +131,7 @@ class Client(NamedTuple):
 
     Attributes:
         name: for messages.
-        group: the group of dispatchers for its stamps: ours, another one, or none.
+        group: the group that its stamps name: `"ours"`, `"another"`, or None.
         knows: the names of the receivers that it imports; None means all.
         is_old: whether it uses the former names of receivers.
         delay: the seconds between its stamps and its writes, because it or the server stalls.
@@ -183,8 +183,8 @@ class Told(NamedTuple):
         update_fields: for `post_update`.
         instance: the instance; None where it depends on the time of the lookup.
         previous: the previous instance, in the same form.
-        image: the image of the instance; `"looked up"` stands for `"current"` and `"key"` of an update without
-            post image.
+        image: the image of the instance. Of an update without post image it is `"looked up"`, which stands for
+            `"current"` and for `"key"`.
         is_known: whether receivers in the writing process had the same `delivery.id`.
         is_taken: whether a dispatcher makes the delivery in the place of the writing process.
     """
@@ -229,13 +229,13 @@ class Change(NamedTuple):
         call: the call, if a stamp names it: a signal and `created`.
         ran: the receivers named in the stamp.
         muted: whether the stamp says that the write is muted.
-        is_known: whether receivers in the writing process had the token of its stamp.
+        is_known: whether receivers in the writing process had the token of its stamp as their `delivery.id`.
         delay: the age of the stamp in seconds.
         names: the changed fields of a pipeline update, as reported by the server.
         is_claimed: whether the process has claimed the receivers named in the stamp.
         is_taken: whether the process has not finished the claim, so that a dispatcher takes these receivers over.
         is_partly_claimed: whether the process ran further receivers, without a claim.
-        is_late: whether all its deliveries have the token of its stamp.
+        is_late: whether its stamp is late, so that all its deliveries have the token of the stamp as their id.
     """
 
     operation: Operation
@@ -300,7 +300,7 @@ def _without_stamp(row: Row | None) -> Row:
 
 
 def visible(row: Row | None) -> Visible | None:
-    """The values of the instance that a document gives; None without a document."""
+    """The values of the instance that is loaded from a document; None without a document."""
     if row is None:
         return None
     full = {**DEFAULTS, **row}
@@ -431,7 +431,7 @@ class Model:
         finally:
             self.somebody_elses = False
         if not commits:
-            told = self.in_process  # the ODM has called them, if it does not see the end of the transaction
+            told = self.in_process  # the ODM has made these calls, if it does not see the end of the transaction
             self.documents, self.changes, self.in_process, self.writes = saved
             if somebody_elses:
                 self.in_process = told

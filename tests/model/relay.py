@@ -193,7 +193,7 @@ class Producer:
 
     def purge(self) -> None:
         if self.process.killed:
-            return  # this is only the end of the task: the process sends no more commands
+            return  # a killed process does nothing more; only its task ends here
         self.is_purged = True
         for queue in self.queues:
             while queue:
@@ -306,7 +306,7 @@ class RelaySimulation:
         self.random = random.Random(seed)
         self.faults = faults or RelayFaults()
         self.has_faults = True
-        self.answers_left = -1  # the answers until the process is killed; -1: it is not killed
+        self.answers_left = -1  # the process is killed after this number of answers; -1: it is not killed
         self.events = _events(self.random)
         self.now = token_time(self.events[-1].token)
         self.logs: list[list[bytes]] = [[] for _ in range(PARTITIONS)]

@@ -17,7 +17,7 @@ async def judge(world: World, steps: Sequence[Step]) -> Verdict:
     """Runs a sequence, waits until all of it is delivered, and compares.
 
     Args:
-        world: its dispatcher may run or not.
+        world: the environment. Its dispatcher may run, or be stopped.
         steps: the sequence.
 
     Raises:
@@ -74,8 +74,8 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         for word in seen.unsteady_ids(group):
             verdict.wrong += 1
             verdict.words.append(f"{key}, {group}: {word}")
-    if not in_time and verdict.agrees:  # only a write without deliveries can be open
-        verdict.words.append(f"{key}: a dispatcher did not come to an end in time")
+    if not in_time and verdict.agrees:  # only a write without deliveries can be unfinished
+        verdict.words.append(f"{key}: a dispatcher did not finish in time")
     seen.closed = True
     return verdict
 

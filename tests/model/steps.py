@@ -60,7 +60,7 @@ class Run:
         model: the model of the sequence.
         ids: the ids of its documents: an ObjectId, or a number that each command writes in another type.
         session: the session of the transaction of raw writes.
-        theirs: the session of a transaction that the driver opened, with calls of the ODM.
+        theirs: the session of a transaction that the driver opened, and in which the ODM is called.
         memory: a row that a client read and kept: from the server, and from the model.
     """
 
@@ -144,7 +144,8 @@ class Write:
             run.model.foreign(self.key, None, "delete")
             return DeleteOne({"_id": id_})
         if "replace" in self.kind:
-            if {**before, STAMP: None} == {**full, STAMP: None}:  # the order of the fields would decide
+            # If the values are equal, the order of the fields would decide whether this is a change.
+            if {**before, STAMP: None} == {**full, STAMP: None}:
                 return None
             if self.kind == "replace":
                 run.model.foreign(self.key, full, "replace")
@@ -348,7 +349,7 @@ class Own(Step):
         if (before is None) != (self.kind == "create"):
             return
         instance = document(id=id_, **self.values) if before is None else await query.get()
-        instance.id = id_  # of another type than the stored one, as in an application that has not read it
+        instance.id = id_  # its type may differ from the stored one, as if the application had not read it
         with _muted(self.mute):
             await getattr(self, f"_{self.kind}")(run, instance, before or {})
 
@@ -743,7 +744,7 @@ def _held(draw: st.DrawFn) -> Held:
 
 @st.composite
 def _steps(draw: st.DrawFn) -> Step:
-    """One of the kinds with its weight: `one_of` flattens nested strategies, and would rarely draw some."""
+    """A step of a random kind. `one_of` would flatten nested strategies, and would rarely draw some kinds."""
     kinds = ["simple"] * 6 + ["transaction"] * 2 + ["restored", "together", "dispatcher", "dispatcher"]
     match draw(st.sampled_from([*kinds, "fated", "fated", "held", "held"])):
         case "fated":

@@ -46,7 +46,7 @@ class Rules:
         save_is_fenced: a relay saves its position only while no higher term exists.
         term_is_fenced: after a failed record, a relay begins a new term only while no higher term exists.
         lands_in_order: acknowledged records of a producer land in the order of their numbers.
-        renews: after a failed record, a relay begins a new term; else it only goes on.
+        renews: after a failed record, a relay begins a new term; otherwise it continues in its term.
     """
 
     accept: Accept = accept
@@ -192,7 +192,7 @@ class Simulation:
             self._give_up,
             self._land_late,
         ]
-        if choose.random() < 0.3:  # in most runs, no lost history excuses a missing event
+        if choose.random() < 0.3:  # most runs lose no history, so a missing event is a fault
             sometimes.append(self._retain)
         relays = (self._send, self._land, self._answer, self._save)
         often = [
@@ -355,7 +355,7 @@ class Simulation:
     # The log
 
     def _retain(self) -> None:
-        """Retention removes the beginning of a partition, but no record that the present relay may still count."""
+        """Retention removes the beginning of a partition. Unsaved records of the present term stay."""
         partition = self.random.randrange(PARTITIONS)
         end = self.marks[partition][0]
         for record in self.logs[partition][end:]:
@@ -389,7 +389,7 @@ class Simulation:
         log, beginning = self.logs[reader.partition], self.beginnings[reader.partition]
         offset = max(reader.position.offset, beginning)
         if offset >= len(log):
-            if reader.position.offset < beginning:  # the log is empty, so no record shows the jump
+            if reader.position.offset < beginning:  # the log is empty, so no record shows that offsets are lost
                 self._resume(reader, beginning)
             return False
         record = log[offset]

@@ -64,7 +64,7 @@ def compare(expected: Sequence[Told], seen: Sequence[Told], where: str, waiting:
     verdict = Verdict(expected=len(expected), seen=len(seen))
     missing, surplus = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)
     for told in list(surplus.elements()):
-        # An unexpected delivery counts as a missing delivery of the same receiver, with wrong keywords.
+        # A surplus delivery and a missing one of the same receiver count as one delivery with wrong keywords.
         twin = next((one for one in missing.elements() if one.receiver == told.receiver), None)
         if told not in expected and twin is not None:
             missing[twin] -= 1

@@ -189,7 +189,7 @@ class Seen:
             self.in_process.append(told._replace(receiver=f"{client}/{told.receiver}"))
             return
         if delivery.session is not None and (group, delivery.id, told.receiver) in self._repeatable:
-            return  # its transaction ran again; only its effects count
+            return  # its transaction ran again; the verdict checks its effects
         self._repeatable.add((group, delivery.id, told.receiver))
         self.by_dispatcher[group].append(told)
         self._deliveries[group].append((delivery.cluster_time, delivery.id, told.receiver))
@@ -197,7 +197,7 @@ class Seen:
             self._delivered[group].set()
 
     def told_by(self, group: Group) -> list[Told]:
-        """The calls in the dispatcher of a group. All ids of calls in process must be known before."""
+        """The calls in the dispatcher of a group. All calls in process must be recorded before."""
         pairs = zip(self.by_dispatcher[group], self._deliveries[group], strict=True)
         return [told._replace(is_known=id_ in self._ids_in_process) for told, (_, id_, _) in pairs]
 
@@ -412,7 +412,7 @@ class World:
                 await claims.beat()
 
     async def kill(self, client: str) -> None:
-        """A client dies without a further beat, its book is fenced as by a dispatcher; a new process begins."""
+        """A client dies without a further beat. A fence ends its book, and a new process begins."""
         claims = self.claims[client]
         store = ClaimStore(GroupState(State(self.client, self._state), claims.group))
         incarnation = claims.book.incarnation

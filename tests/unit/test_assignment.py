@@ -46,7 +46,7 @@ def test_shares_are_even_and_every_partition_is_held(owners, members):
 
 @given(owned, groups)
 def test_partitions_move_only_if_needed(owners, members):
-    """Exactly the partitions above a share move."""
+    """A member loses only the partitions above its share."""
     settled, moved = settle(owners, members)
     held = Counter(owner for owner in owners.values() if owner in members)
     wanted = quotas(held, members, len(owners))

@@ -89,7 +89,7 @@ async def test_send_does_not_call_batch_receivers(product):
     assert called == ["plain", "plain"]
 
 
-def test_receivers_of_one_name_must_fit_into_one_batch(product):
+def test_receivers_of_one_name_must_have_the_same_batch_option(product):
     post_save(product, name="index", batch=Batch(size=5))(_receive)
     post_update(product, name="index", batch=Batch(size=6))(_receive)
     with pytest.raises(ApplicationError, match="Product has two receivers 'index'"):

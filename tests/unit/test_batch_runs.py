@@ -146,12 +146,12 @@ def test_each_event_is_decided_once_and_each_document_keeps_its_order(
     if is_named:
         repeated = {number for number, count in Counter(receiver.done).items() if count > 1}
         failing = {one.document for one in events if one.failures}
-        assert {events[number].document for number in repeated} <= failing, "others are not repeated"
+        assert {events[number].document for number in repeated} <= failing, "other documents are not repeated"
 
 
 @given(EVENTS)
-def test_an_event_that_asks_for_another_time_is_delivered_in_the_end(events: list[Event]) -> None:
-    """With one attempt only: asking uses up none."""
+def test_an_event_that_asks_for_a_later_attempt_is_delivered_in_the_end(events: list[Event]) -> None:
+    """The receiver has only one attempt. `RetryAfter` does not use it up."""
     asking = [one._replace(asks=True, failures=min(one.failures, 2)) for one in events]
     receiver = Receiver(asking, is_named=True)
     _, stats = asyncio.run(run(receiver, asking, 1))

@@ -194,7 +194,7 @@ def test_a_book_without_receivers_can_be_read(process):
     assert BookState.read(process.document) == BookState(1, SECONDS, EMPTY)
 
 
-def test_a_beat_has_the_claims_of_its_moment(process):
+def test_each_beat_records_the_present_claims(process):
     process.beat()
     first, second, third = process.claim(), process.claim(), process.claim()
     second.done()
@@ -561,7 +561,7 @@ async def test_writes_wait_once_in_an_outage_and_again_in_the_next_one(made, ans
 
 
 async def test_a_write_that_waits_for_a_beat_wakes_the_thread(made, monkeypatch):
-    """The clock of the rest stops while the machine sleeps, but the validity of a beat goes by."""
+    """While the machine sleeps, the pause of the thread stands still, but the validity of the last beat ends."""
     monkeypatch.setattr(beats, "pause_after", lambda *_, **__: BeatPause(0.0, 0.0, 600.0))
     await made.prepare()
     for _ in range(2):
@@ -589,7 +589,7 @@ async def test_the_time_in_which_the_process_is_stopped_does_not_count_as_a_wait
     assert made.claim(frozenset({"mail"}), is_whole=True) is not None
 
 
-async def test_a_write_that_finds_a_book_that_is_over_waits_for_the_next_one(made):
+async def test_a_write_waits_for_the_next_book_if_the_present_book_is_over(made):
     """A dispatcher has fenced the book, for example, while the process was stopped."""
     await made.prepare()
     before = made.book

@@ -98,14 +98,14 @@ def test_the_end_of_the_thread_does_not_wait_for_the_next_beat():
 
 @pytest.mark.parametrize("seconds", [0, 11, 12, 60, 74])
 def test_a_late_claim_counts_if_it_is_seen_for_the_first_time(seconds):
-    """The claim tells what has run, so nothing is in doubt."""
+    """The claim tells which receivers have run, so no delivery is in doubt."""
     made = claiming()
     judged = Origins(GROUP).judge(change("insert", made, wall=NOW + seconds))
     assert judged.origin == made
     assert judged.delivery_id == ""
 
 
-def test_a_claim_after_the_remembered_window_is_a_copy():
+def test_a_claim_that_is_older_than_the_remembered_tokens_counts_as_a_copy():
     assert Origins(GROUP).judge(change("insert", claiming(), wall=NOW + 77)).origin is None
 
 
@@ -145,7 +145,7 @@ def test_a_takeover_has_the_token_of_the_write_as_its_id():
 
 @pytest.mark.parametrize("by", ["its own stamp", "no stamp"])
 def test_a_takeover_gets_the_document_of_its_write_if_no_later_write_of_the_odm_is_known(by):
-    """Writes of other clients leave the stamp, or remove it. Receivers get these writes afterwards, in order."""
+    """A write of another client keeps or removes the stamp. Receivers get this write afterwards, in order."""
     one = taken()
     assert superseded(one, row(one.origin if by == "its own stamp" else None, n=9), CODEC_OPTIONS) == one
 
@@ -366,7 +366,7 @@ async def test_a_book_is_read_again_for_a_receiver_that_it_named_later():
     assert store.reads == 2
 
 
-async def test_a_book_is_read_as_of_the_latest_change_that_claims():
+async def test_a_book_is_read_as_of_the_time_of_the_latest_change_with_a_claim():
     """Without this time, a new primary may answer from a snapshot that does not have the book yet."""
     store = Store(book())
     watch = ClaimWatch(store, 0.0)  # type: ignore[arg-type]

@@ -429,7 +429,7 @@ WEAKENED: list[tuple[str, Rules, set[str]]] = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), [pytest.param(r, e, id=name) for name, r, e in WEAKENED])
-def test_the_simulation_finds_each_weaker_rule(rules: Rules, expected: set[str]) -> None:
+def test_the_simulation_finds_the_faults_of_each_weaker_rule(rules: Rules, expected: set[str]) -> None:
     found: set[str] = set()
     for seed in range(SEED, SEED + 6_000):
         found |= Simulation(seed, rules).run()

@@ -16,7 +16,7 @@ def offset(clock: ClockOffset) -> float:
     st.lists(st.tuples(st.floats(0, 0.05), st.floats(0, 0.05)), min_size=1),
 )
 def test_the_offset_lies_within_the_bounds_of_all_answers(ahead, answers):
-    """Each answer has a way to the server and a way back."""
+    """Each answer has its own times to the server and back."""
     clock = ClockOffset()
     for there, back in answers:
         clock.note(ahead - back, ahead + there, clock._noted)
@@ -32,7 +32,7 @@ def test_a_clock_that_was_set_is_noticed_at_once():
 
 
 def test_clocks_may_drift_apart():
-    """A drift of one in a thousand is more than real clocks have; the bounds follow it."""
+    """The bounds follow a drift of one in a thousand. Real clocks drift less."""
     clock = ClockOffset()
     began = clock._noted
     for second in range(1, 1_000):

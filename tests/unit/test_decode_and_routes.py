@@ -282,7 +282,7 @@ def test_an_undecodable_event_names_the_value_that_can_not_be_decoded():
 
 
 def broken(raw: RawBSONDocument, text: bytes) -> RawBSONDocument:
-    """An event with a text in which a byte is no UTF-8."""
+    """An event with a text that is not UTF-8."""
     data = bytes(raw.raw)
     assert text in data
     return RawBSONDocument(data.replace(text, b"\xff" + text[1:]))
@@ -305,7 +305,7 @@ def test_the_stamp_of_a_document_that_can_not_be_decoded_is_read():
     [update({"broken": 1}), update({}, removed=("broken",)), update({}, truncated=("broken",))],
     ids=["updated", "removed", "truncated"],
 )
-def test_a_change_of_a_name_that_can_not_be_decoded_is_an_update(raw):
+def test_a_change_of_a_field_whose_name_can_not_be_decoded_is_an_update(raw):
     change = decode(broken(raw, b"broken"), CODEC_OPTIONS)
     assert (change.operation, change.names) == ("update", {"\ufffdroken"})
     assert change.fault is not None

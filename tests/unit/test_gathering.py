@@ -72,7 +72,7 @@ def test_an_event_that_is_larger_than_a_batch_is_a_batch():
     assert [taken(one, 100) for _ in range(3)] == ["a", "b", "c"]
 
 
-def test_close_begins_one_batch_and_not_the_later_ones():
+def test_close_makes_only_the_present_deliveries_due():
     one = gathering("a")
     one.close()
     assert one.is_due(0.0, MANY)

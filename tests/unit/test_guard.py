@@ -21,7 +21,7 @@ def test_more_than_15_percent_above_the_record_fails(counted, holds):
     assert send.holds is holds
 
 
-def test_a_slower_python_changes_nothing():
+def test_a_slower_python_does_not_change_the_verdict():
     (send, *_) = judge({name: count * 3 for name, count in COUNTS.items()}, {"send": 3.0})
     assert send.holds
     assert send.ratio == 3.0

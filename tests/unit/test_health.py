@@ -165,7 +165,7 @@ def test_a_group_without_live_members_is_down():
     [
         (None, 7_200.0, 1, "failing"),
         (7_300.0, 7_200.0, 1, "failing"),
-        (7_200.0, 7_200.0, 1, "idle"),  # in the same seconds: the last minute decided
+        (7_200.0, 7_200.0, 1, "idle"),  # equal ages are no failure
         (60.0, 7_200.0, 1, "idle"),
         (None, 7_200.0, 0, "idle"),  # dropped, or delivered by a retry
         (60.0, None, 1, "idle"),

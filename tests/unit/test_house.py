@@ -112,7 +112,7 @@ def written_from_outside(module: ast.AST, attributes: set[str]) -> Iterator[str]
             yield ast.unparse(node)
 
 
-def test_only_a_job_changes_its_attributes_and_the_deliverer_counts() -> None:
+def test_only_jobs_and_the_deliverer_change_attributes_of_jobs() -> None:
     attributes = set(Job.__slots__) - {"size", "token", "change", "calls"}  # names that other classes have, too
     found = {name: list(written_from_outside(module, attributes)) for name, module in MODULES.items()}
     del found["dispatcher/core/events.py"]

@@ -76,7 +76,7 @@ def test_after_repartitions_exactly_the_finished_changes_are_skipped(changes, ro
 
 
 @given(changes, rounds)
-def test_no_fact_is_left_when_the_position_has_passed_all_changes(changes, rounds):
+def test_nothing_inherited_is_left_when_the_position_has_passed_all_changes(changes, rounds):
     group = Group(changes)
     for partitions, worked in rounds:
         for partition in range(group.partitions):

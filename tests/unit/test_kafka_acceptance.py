@@ -63,7 +63,7 @@ def test_a_record_at_another_offset_moves_nothing(record: RecordPlace, decision:
     assert accept(READER, record) == (decision, READER)
 
 
-def test_a_record_after_a_missing_one_is_accepted_once_a_higher_term_repeats_it() -> None:
+def test_a_record_after_a_missing_one_is_accepted_when_a_higher_term_repeats_it() -> None:
     position, decisions = BEGINNING, []
     for offset, (term, number, token) in enumerate(
         [(1, 0, "a"), (1, 2, "c"), (1, 3, "d"), (2, 0, "b"), (1, 1, "b"), (2, 1, "c"), (1, 4, "e"), (2, 2, "d")]
@@ -137,7 +137,7 @@ def test_no_event_is_lost_disordered_or_repeated_in_many_runs(part: int) -> None
 
 
 def naive(position: LogPosition, record: RecordPlace) -> tuple[Decision, LogPosition]:
-    """Drops what is not later than the high-water mark, and knows no terms and numbers."""
+    """Drops each event that is not later than the high-water mark. Ignores terms and numbers."""
     if record.offset > position.offset:
         return Decision.JUMP, position
     new = record.token > position.token

@@ -43,7 +43,7 @@ async def test_a_request_that_brokers_can_not_answer_now_is_repeated() -> None:
     assert client.asked == 4
 
 
-async def test_a_request_is_repeated_only_for_some_time_and_its_error_is_no_refusal() -> None:
+async def test_a_request_is_repeated_for_a_limited_time_and_its_error_is_no_refusal() -> None:
     client = Client(*["LEADER_NOT_AVAILABLE"] * 1_000)
     with pytest.raises(KafkaError, match="can't answer a request about the topic 't' now") as error:
         await asked(client, patience=0.5)

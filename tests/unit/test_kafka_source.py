@@ -432,7 +432,7 @@ async def test_changes_that_neither_the_topic_nor_the_oplog_has_are_lost() -> No
     assert tokens(await events_of(source, after, log)) == [token(6)]
 
 
-async def test_one_change_stream_waits_for_another_one() -> None:
+async def test_a_change_stream_waits_until_another_one_has_ended() -> None:
     log, streams = retained(), asyncio.Semaphore(0)
     topic = source_of(log)
     source = CompletedTopic(topic, ListSource([made(i) for i in range(1, 9)]), streams)
@@ -732,7 +732,7 @@ def test_take_plain_accepts_usual_records() -> None:
         (4, None),
     ],
 )
-def test_take_plain_leaves_every_record_that_is_not_plain_to_accept(record: tuple[int, bytes | None]) -> None:
+def test_take_plain_stops_at_each_record_that_is_not_plain(record: tuple[int, bytes | None]) -> None:
     events: list[RawEvent] = []
     records = iter([(3, encode(3, 7, made(1))), record, (5, encode(3, 9, made(3)))])
     position, stopped = take_plain(records, LogPosition(3, 3, 6, token(0)), events)

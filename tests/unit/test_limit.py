@@ -109,7 +109,7 @@ def test_options_that_contradict_each_other_are_errors(given, message):
         checked(**given)
 
 
-def test_concurrency_leaves_the_receiver_in_the_writing_process():
+def test_a_receiver_with_concurrency_may_still_run_in_the_writing_process():
     assert checked(concurrency=2).delivery == "any"
 
 
@@ -117,7 +117,7 @@ def receiver(name, **options):
     return Receiver(eventually, name, 1, Options(**options))
 
 
-def test_receivers_of_one_name_share_a_limit_and_former_names_find_it():
+def test_receivers_of_one_name_share_a_limit_even_under_a_former_name():
     one, other = (receiver("hook", concurrency=1, formerly=("old",)) for _ in range(2))
     limits = LimitsByName([one, other, receiver("plain")])
     assert limits["hook"] is limits["old"]

@@ -209,7 +209,7 @@ def test_the_reference_lists_every_metric():
     ]
 
 
-def test_logs_have_the_counters_of_the_process_without_receivers():
+def test_logs_have_the_counters_of_the_process_but_not_of_receivers():
     stats = Stats(read=1)
     stats.figures_of("shop.mail", "post_save")
     assert stats.as_dict()["read"] == 1

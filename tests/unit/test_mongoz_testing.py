@@ -116,7 +116,7 @@ def stamped(document: Any) -> set[bytes]:
     return {id_ for receiver in plan_firing(document.signals.post_save).receivers for id_ in receiver.ids}
 
 
-async def test_a_dispatcher_still_finds_the_receivers(User, ran):
+async def test_a_dispatcher_finds_its_receivers_during_a_silent_capture(User, ran):
     with capture(User, silent=True):
         listening = [r.name for r in User.signals.post_save.receivers if r.runs_in_dispatcher]
     assert listening == ["after"]

@@ -102,8 +102,8 @@ def late(origins: Origins, by: Stamp, seconds: float = 20, **more: Any) -> str:
 CONTEXT = '{"user":"ada"}'
 
 
-def test_only_a_stamp_that_counts_gives_a_context():
-    """Late stamps give it too: their write is certainly their own."""
+def test_only_a_stamp_of_this_write_and_group_gives_a_context():
+    """A late stamp gives its context too, because it certainly belongs to this write."""
     claim = Claim(b"12345678", 1, frozenset([b"12345678"]))
     for more in ({}, {"receivers": claim.receivers}, {"receivers": claim.receivers, "claim": claim}):
         for wait, context in ((0, CONTEXT), (20, CONTEXT), (76, "")):

@@ -157,7 +157,7 @@ def test_the_writer_survives_the_closing_of_the_original_descriptor(pipe):
     assert pipe.reads(lambda read: read == b"one\n")
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # the tested case
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # about a fork while a thread runs
 def test_a_child_process_writes_its_own_lines(pipe):
     writer = Writer(pipe.ours, named)
     writer.write(b"parent\n")

@@ -46,7 +46,7 @@ def test_keys_that_the_server_considers_equal_have_one_lane(same):
     assert lane({"a": [same]}) == lane({"a": [1]})
 
 
-def test_each_part_of_a_lane_distinguishes_it():
+def test_lanes_that_differ_in_one_part_are_different():
     parts = [
         lane(),
         lane(True),
@@ -138,7 +138,7 @@ def test_a_record_of_an_earlier_version_with_a_key_only_is_delivered_with_the_ke
     assert originals_of(same).document == document
 
 
-def test_a_looked_up_document_stays_the_current_one():
+def test_a_looked_up_document_is_still_the_current_one_after_decoding():
     row = bson.encode({"_id": 1, "n": 2})
     change = event()._replace(looked_up=row, document=bson.decode(row), image="current")
     same = again(change)

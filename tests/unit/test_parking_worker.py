@@ -62,7 +62,10 @@ async def test_the_next_query_comes_when_the_next_delivery_is_due(due, first, se
 
 
 async def test_a_malformed_delivery_does_not_delay_the_deliveries_after_it():
-    """The query has found as many lanes as there are places. No errand begins, whose end would wake the worker."""
+    """The query has found as many lanes as there are places.
+
+    No errand begins, so no end of an errand wakes the worker.
+    """
     made = worker_with(([LANE], 0.0), OWN)
     made.resize(1)
     made._held.skip = AsyncMock(return_value=True)  # type: ignore[method-assign]

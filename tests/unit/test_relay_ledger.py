@@ -113,7 +113,7 @@ def test_an_answer_without_an_offset_is_an_error() -> None:
 
 @given(st.integers(0, 2**32))
 def test_no_order_of_answers_moves_the_position_too_far(seed: int) -> None:
-    """A model computes the position: the last possible end before which all spans are acknowledged."""
+    """A model computes the expected position: the last end before which all spans are acknowledged."""
     choose = random.Random(seed)
     one, numbers, offsets = ledger(), [0] * 3, [0, 5, 0]
     waiting: list[tuple[int, Report, list[int]]] = []

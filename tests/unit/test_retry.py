@@ -42,7 +42,7 @@ async def test_a_command_is_repeated_with_doubling_pauses_until_it_succeeds():
         assert longest / 2 <= seconds <= longest
 
 
-async def test_a_permanent_error_ends_the_repetition_if_the_address_is_given():
+async def test_a_permanent_error_is_raised_if_the_caller_gives_an_address():
     denied = OperationFailure("not authorized", 13)
     command = Command(ConnectionFailure("away"), denied)
     with pytest.raises(AccessDenied, match="there:27017 denies access") as caught:
@@ -80,7 +80,7 @@ async def test_after_the_deadline_the_error_is_raised_unchanged():
     assert not command.pauses
 
 
-async def test_a_reported_error_keeps_no_frames():
+async def test_a_reported_error_has_no_traceback():
     error = ConnectionFailure("away")
     command = Command(error)
     await retry(command, command.report, pause=command.pause)

@@ -771,7 +771,7 @@ async def test_muting_covers_everything_or_the_named_signals() -> None:
         (): set(),
         (user,): everything - every("User"),
         (user, order): every("Child"),
-        # As for receivers: an abstract document means its subclasses, a concrete one itself.
+        # As with receivers, an abstract document means its subclasses. A concrete one means only itself.
         (base,): every("Order"),
         (mongoz.Document,): set(),
         ("post_save",): {name for name in everything if not name.endswith("post_save")},

@@ -62,13 +62,13 @@ def test_equal_stamps_are_equal_bytes(stamp: Stamp) -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_stamp_or_none(value: bytes) -> None:
+def test_unpacking_any_bytes_gives_a_stamp_or_none(value: bytes) -> None:
     found = Stamp.unpack(value)
     assert found is None or isinstance(found, Stamp)
 
 
 @given(stamps, st.data())
-def test_a_damaged_stamp_is_a_stamp_or_none(stamp: Stamp, data: st.DataObject) -> None:
+def test_unpacking_a_damaged_stamp_gives_a_stamp_or_none(stamp: Stamp, data: st.DataObject) -> None:
     # Random bytes rarely pass the version check; damaged stamps do.
     packed = bytearray(stamp.pack())
     position = data.draw(st.integers(0, len(packed) - 1))
@@ -111,8 +111,8 @@ def test_the_layout_is_version_1() -> None:
     assert bytes(made_by_a_receiver.pack()) == b"\1\3\2" + token.binary + b"K" * 8 + b"\2ab" + b"\3"
 
 
-def test_versions_without_claims_read_a_list_of_other_receivers() -> None:
-    """They fire the signal of the call, and deliver to the claimed receivers, which are not in the list."""
+def test_a_version_without_claims_does_not_find_the_claimed_receivers_in_a_stamp() -> None:
+    """It delivers the write to the claimed receivers, with the signal of the call."""
     token = bson.ObjectId("0102030405060708090a0b0c")
     claim = Claim(b"I" * 8, 7, frozenset([b"R" * 8, b"Q" * 8]))
     claimed = Stamp("ab", Call.SAVED, token, b"K" * 8, claim.receivers | {b"P" * 8}, claim=claim)

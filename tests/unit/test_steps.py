@@ -84,7 +84,7 @@ async def test_the_time_limit_is_that_of_the_receiver_or_of_the_settings(options
     assert steps().target(receiver_of(print, **options), "post_save").terms.timeout == expected
 
 
-async def test_the_step_in_the_docs_waits_outside_of_the_time_limit():
+async def test_the_example_step_in_the_docs_waits_before_the_time_limit_begins():
     text = (Path(__file__).parents[2] / "docs/why.md").read_text("utf-8")
     (code,) = re.findall(r"```python title=\"spacing.py\"\n(.*?)```", text, re.S)
     scope: dict[str, Any] = {}

@@ -18,7 +18,7 @@ READY = b'{"ready": true, "reasons": [], "partitions": [], "paused": []}'
 
 @asynccontextmanager
 async def process_at(path: Path) -> AsyncIterator[list[bytes]]:
-    """A process that is ready. Gives the requests that it receives."""
+    """A process that is ready. The list has the requests that it receives."""
     requests: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -23,7 +23,7 @@ def test_in_any_window_at_most_the_burst_and_the_rate_pass(rate, steps):
 
 
 @given(RATES, st.integers(1, 50))
-def test_each_token_is_there_after_the_seconds_that_it_names(rate, count):
+def test_each_token_is_there_after_the_seconds_that_the_bucket_names(rate, count):
     """So a caller that always waits gets the whole rate."""
     bucket, now = TokenBucket(), 0.0
     bucket.set_rate(rate, now)
@@ -36,7 +36,7 @@ def test_each_token_is_there_after_the_seconds_that_it_names(rate, count):
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 3.0, 40.0]), st.floats(0, 5)), min_size=1, max_size=30))
 def test_changes_of_the_share_add_no_tokens(changes):
-    """A process that loses and gets partitions again stays within the sum of its rates, and one burst."""
+    """A process that loses partitions and gets them again takes at most the sum of its rates, and one burst."""
     bucket, now, taken, allowed = TokenBucket(), 0.0, 0, None
     for rate, seconds in changes:
         bucket.set_rate(rate, now)

@@ -45,8 +45,8 @@ def test_a_change_that_only_the_writing_process_may_deliver_does_not_count_as_un
     for job in jobs:
         tracker.add(job)
     jobs[0].split(awaited=True)
-    tracker.finished(jobs[0])  # the calls; the other part waits for a claim
-    jobs[1].wait_for_process()  # a part waits for a claim, the dispatcher may make the other part
+    tracker.finished(jobs[0])  # the part with calls; the other part waits for a claim
+    jobs[1].wait_for_process()  # one part waits for a claim; the dispatcher may deliver the other part
     assert tracker.undelivered() == (jobs[1], 3)
     tracker.finished(jobs[1])
     tracker.finished(jobs[2])
@@ -106,7 +106,8 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
         tracker.finished(job)
         assert not any(marker <= tracker.token < delete for marker, delete in pairs)
         assert tracker.weight == sum(len(other.token) for other in jobs if other.token > tracker.token)
-        for marker, delete in pairs:  # both count as finished, or neither: a restart before the marker reads both
+        # A restart before the marker reads both. So both count as finished, or neither.
+        for marker, delete in pairs:
             finished = {*(j.token for j in tracker.ahead), *(j.token for j in jobs if j.token <= tracker.token)}
             assert (marker in finished) == (delete in finished)
     assert (tracker.token, tracker.ahead, tracker.span) == (jobs[-1].token, [], 0)

@@ -215,7 +215,7 @@ async def test_only_the_writing_process_may_deliver_a_change_until_its_claim_is_
     assert (job.awaited, scene.capacity.waiting, scene.capacity.queued_bytes) == (0, 0, 0)
 
 
-async def test_a_claim_without_receivers_here_ends_with_its_decision():
+async def test_a_claim_without_known_receivers_ends_with_its_decision():
     scene = Scene()
     job = scene.write(1)
     scene.decide(1, ClaimVerdict.TAKE)
@@ -356,7 +356,7 @@ async def test_parked_claims_are_judged_less_often_if_there_are_many(monkeypatch
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])
 def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
-    """After a restart the claim is judged twice. Between the two, a read of its book finds the book silent."""
+    """After a restart the claim is judged twice. In between, its book is read and found silent."""
     longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE + waiting_module._AGAIN
     assert longest <= seconds + 5
 
@@ -412,7 +412,7 @@ async def test_a_delivery_after_a_claim_that_is_done_does_not_wait_for_a_process
     assert scene.claims.gauges(NOW) == ClaimGauges()  # the delivery is in the lane of its document
 
 
-async def test_the_gauges_name_few_processes():
+async def test_the_gauges_name_at_most_20_processes():
     scene = Scene()
     for number in range(30):
         scene.write(number + 1, MAIL, id_=number, process=number.to_bytes(8, "big"))

@@ -91,7 +91,7 @@ def test_a_stamp_of_an_earlier_version_has_no_context(earlier: ModuleType, stamp
 
 
 @given(stamps, st.data())
-def test_a_damaged_stamp_is_a_stamp_or_none(stamp: Stamp, data: st.DataObject) -> None:
+def test_unpacking_a_damaged_stamp_gives_a_stamp_or_none(stamp: Stamp, data: st.DataObject) -> None:
     packed = bytearray(stamp.pack())
     packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
     for value in (bytes(packed), bytes(packed[: data.draw(st.integers(0, len(packed)))])):

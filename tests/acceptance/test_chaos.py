@@ -52,7 +52,7 @@ def test_a_short_run_of_the_model_passes(mongo, tmp_path):
     (told,) = json.loads(where.read_text())
     by_name = {figure["name"]: figure["value"] for figure in told["figures"]}
     assert (by_name["sequences"], by_name["lost"]) == (20, 0)
-    assert by_name["deliveries"] == by_name["deliveries that the model asks for"] > 50
+    assert by_name["deliveries"] == by_name["deliveries that the model expects"] > 50
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_errors_of_plain_receivers_are_found(entries, wrong):
         ([0, 1, 2, 3, 4], {"transactional effects lost": 1}),
         ([0, 1, 2, 3, 4, 5, 5], {"transactional effects doubled": 1}),
         ([0, 1, 3, 2, 4, 5], {"transactional effects out of order": 1}),
-        ([*ALL, 6], {"transactional effects of nothing": 1}),
+        ([*ALL, 6], {"transactional effects without a write": 1}),
     ],
 )
 def test_errors_of_a_transactional_receiver_are_found(book, wrong):
@@ -163,7 +163,7 @@ def test_doomed_writes_must_become_dead_letters():
 
 
 def test_other_errors_are_found():
-    assert judged(deaths=["it fell over"])[0] == {"ended other than it should": 1}
+    assert judged(deaths=["it fell over"])[0] == {"unexpected ends of processes": 1}
     assert judged(peak_mb=151.0)[0] == {"peak memory of a daemon": 151.0}
     assert judged(wanted=2)[0] == {"kills": 1}
 

@@ -203,7 +203,7 @@ def is_shown(letters, dispatcher, foreign):
             if (found := dispatcher("status", "--json").json)["members"] and found["members"][0]["stats"]
             else None
         ),
-        what="the daemon tells how it goes",
+        what="the daemon's report",
     )
     assert [one["alive"] for one in status["members"]] == [True]
     assert {one["name"] for one in status["members"][0]["receivers"]} == {"invoice", "archive"}

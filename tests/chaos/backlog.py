@@ -162,7 +162,7 @@ def _figures(
         Figure("parked, of one receiver", parked, least=writes, most=writes),
         *_phase("read", writes, *reading),
         *_phase("worked off", writes, *working),
-        Figure("ended other than it should", int(code != 0), most=0),
+        Figure("unexpected ends of processes", int(code != 0), most=0),
     ]
 
 
@@ -174,7 +174,7 @@ def _phase(what: str, writes: int, memory: list[float], seconds: float) -> list[
         Figure(f"{what} in", seconds, "s"),
         Figure("  writes per second", round(writes / seconds)),
         Figure("  peak memory of the daemon", max(memory), "MB", most=MEMORY_MB),
-        Figure("  last quarter to second one", round(last / first, 3), most=_GROWTH),
+        Figure("  last quarter divided by second quarter", round(last / first, 3), most=_GROWTH),
     ]
 
 

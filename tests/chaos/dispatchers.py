@@ -90,7 +90,7 @@ def run(plan: Plan) -> Report:
         late=group.stops,
         harmless=() if late else ("left in order", "joined by a fourth", "divided anew"),
     )
-    counted.insert(3, Figure("leases lost since the machine is slow", late))
+    counted.insert(3, Figure("leases lost on a slow machine", late))
     return Report(counted, evidence.deaths)
 
 

@@ -126,7 +126,7 @@ def figures(
         *_of_plain_receivers(evidence, {"nothing", *harmless}),
         *_of_the_transactional_receiver(evidence),
         *_of_dead_letters(evidence),
-        Figure("ended other than it should", len(evidence.deaths), most=0),
+        Figure("unexpected ends of processes", len(evidence.deaths), most=0),
         Figure("longest stall", longest_stall(_by(evidence.entries, "stream")), "s", most=stall),
         Figure("peak memory of a daemon", evidence.peak_mb, "MB", most=memory),
         Figure("took", evidence.seconds, "s"),
@@ -205,7 +205,7 @@ def _of_the_transactional_receiver(evidence: Evidence) -> list[Figure]:
         ),
         Figure("transactional effects doubled", doubled, most=0),
         Figure("transactional effects out of order", disordered, most=0),
-        Figure("transactional effects of nothing", len(booked - written), most=0),
+        Figure("transactional effects without a write", len(booked - written), most=0),
     ]
 
 

@@ -75,14 +75,14 @@ def _figures(plan: Plan, total: Verdict, world: World, seconds: float) -> list[F
     return [
         Figure("sequences", total.sequences, least=plan.size.faults),
         Figure("writes", total.writes),
-        Figure("deliveries that the model asks for", total.expected),
+        Figure("deliveries that the model expects", total.expected),
         Figure("deliveries", total.seen),
         Figure("starts of the dispatcher", world.restarts),
         Figure("lost", total.lost, most=0),
-        Figure("too often, or to the wrong one", total.doubled, most=0),
+        Figure("repeated, or to a wrong receiver", total.doubled, most=0),
         Figure("out of order", total.disordered, most=0),
         Figure("with wrong keywords or effects", total.wrong, most=0),
-        Figure("after the end", len(world.late), most=0),
+        Figure("calls after the verdict", len(world.late), most=0),
         Figure("changes that the model did not foresee", total.unforeseen, most=0),
         Figure("took", seconds, "s"),
     ]

@@ -201,7 +201,7 @@ def writers_figures(evidence: WritersEvidence) -> list[Figure]:
             for cause, count in sorted(repeated.items())
         ),
         Figure("slowest takeover after a death", judge.slowest(), "s", most=evidence.timeout + TAKEOVER_SECONDS),
-        Figure("ended other than it should", len(evidence.deaths), most=0),
+        Figure("unexpected ends of processes", len(evidence.deaths), most=0),
         Figure("peak memory of a dispatcher", evidence.peak_mb, "MB", most=MEMORY_MB),
         Figure("took", evidence.seconds, "s"),
     ]

@@ -316,7 +316,7 @@ class World:
             seen = self.seen((collection, id_))
             told = _told(name, collection, kwargs)
             if seen.closed:
-                self.late.append(f"{who or 'the dispatcher'} told {told} of {id_} after the end")
+                self.late.append(f"{who or 'the dispatcher'} called {told} for {id_} after the verdict")
             seen.call(who, told, {"sender": sender, **kwargs}, group)
             if client is None:
                 return

@@ -32,7 +32,7 @@ def settle(owners, members, capped=()):
         if owners == before:
             return owners, changes
         changes += sum(owners[number] != before[number] and before[number] is not None for number in owners)
-    raise AssertionError(f"it does not come to rest: {owners}")
+    raise AssertionError(f"the assignment does not settle: {owners}")
 
 
 @given(owned, groups)

@@ -265,7 +265,7 @@ async def test_a_run_of_another_live_process_is_not_resumed(foreign, dispatched,
     assert (await run(dispatched, "watcher", resume=outcome.run)).finished
 
 
-# -- one document as it was at a time ---------------------------------------------------------------------------
+# -- one document as it was at an earlier time --------------------------------------------------------------------
 
 
 async def moment(client: Any) -> Timestamp:
@@ -274,7 +274,7 @@ async def moment(client: Any) -> Timestamp:
 
 
 @pytest.mark.parametrize("capped", [False, True])
-async def test_a_document_is_read_as_it_was_at_a_time(client, database, capped):
+async def test_a_document_is_read_as_it_was_at_an_earlier_time(client, database, capped):
     """A capped collection can't be read at an earlier time, so the current document is read."""
     options = {"capped": True, "size": 4096} if capped else {}
     things = await client[database].create_collection("things", **options)

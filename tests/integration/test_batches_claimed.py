@@ -1,4 +1,4 @@
-"""A receiver that becomes a batch receiver, while processes of the earlier version still claim it."""
+"""A receiver becomes a batch receiver, while processes of the earlier version still claim its deliveries."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -41,7 +41,7 @@ def batches(registry: mongoz.Registry, database: str) -> list[list[tuple[str, in
 async def test_a_claimed_event_joins_no_batch_before_its_claim_is_decided(
     finishes, park_after, registry, database, state, foreign, held: Held, batches
 ):
-    """Later events of its document wait, and events of other documents do not."""
+    """Later events of the same document wait, too. Events of other documents do not wait."""
     foreign.create_collection("items")
     async with dispatching(registry, park_after=park_after):
         await until_announced(state)

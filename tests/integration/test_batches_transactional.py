@@ -113,7 +113,7 @@ async def test_write_conflicts_of_batches_use_up_no_attempt(account, foreign, di
 
 
 async def test_a_backfill_that_was_killed_repeats_no_effect(account, foreign, dispatched, state, database):
-    """The progress of the run is older than the commits."""
+    """The saved progress of the run is older than the commits."""
     counter = Counter(account, database)
     foreign["accounts"].insert_many(rows(10))
     first = await filled(dispatched)

@@ -275,7 +275,9 @@ async def test_an_error_in_a_transaction_reports_no_written_documents(registry, 
     assert foreign.users.count_documents({}) == 0
 
 
-async def test_a_removal_by_a_receiver_is_combined_with_an_unset(registry, database, foreign):
+async def test_an_update_unsets_its_field_and_the_undeclared_key_that_a_receiver_removes(
+    registry, database, foreign
+):
     User = make(registry, database)
 
     async def remove(sender: Any, instance: Any, **kwargs: Any) -> None:

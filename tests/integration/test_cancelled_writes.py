@@ -24,13 +24,13 @@ END = ObjectId()
 # PyMongo leaves a connection open if the task is cancelled at one of these points: `Pool.connect` waits for the
 # lock of the pool, `Pool.connect` notes the cluster time (both are outside of the `try` that closes the
 # connection), or `Pool.checkin` closes a connection. No object refers to the connection then, so Python warns when
-# it is collected. `collected` keeps the warning in these tests.
+# the garbage collector finds the connection. The fixture `collected` runs the collector within these tests.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Collects leaked connections of PyMongo here, not in a later test."""
+    """Runs the garbage collector, so that leaked connections of PyMongo cause no warning in a later test."""
     yield
     gc.collect()
 

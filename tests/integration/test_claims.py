@@ -213,7 +213,7 @@ async def test_a_process_whose_book_is_fenced_claims_in_a_new_book(registry, dat
 async def test_a_write_after_the_end_of_the_book_is_unclaimed_and_runs_its_receivers(
     registry, database, announced
 ):
-    """An unclaimed write does not depend on the book, so the receiver `fence` stops no later receiver."""
+    """The receiver `fence` ends the book. Later receivers still run, because an unclaimed write needs no book."""
     told: Told = []
     Item = make(registry, database, told)
 
@@ -377,7 +377,7 @@ async def test_other_receivers_do_not_wait_for_an_open_claim(registry, database,
 
 
 async def test_open_claims_do_not_stop_the_reading_of_the_stream(registry, database, foreign, state, held):
-    """A process that writes much can have more open claims than the queue has places."""
+    """A process with many writes can have more open claims than the queue has places."""
     served: Told = []
     make(registry, database, served)
     foreign.create_collection("items")
@@ -584,7 +584,7 @@ asyncio.run(main())
 async def test_a_receiver_that_the_dispatcher_lacks_is_parked_until_a_dispatcher_has_it(
     registry, mongo, database, state, foreign, held
 ):
-    """The new version of the application is deployed before that of the dispatcher.
+    """The application gets its new version before the dispatcher does.
 
     So at first only the application has the receiver.
     """

@@ -163,7 +163,7 @@ async def test_a_loop_that_ends_at_any_await_leaves_its_deliveries_to_dispatcher
             await asyncio.to_thread(processes.go_on)
     world.check()
     assert world.taken()
-    assert fenced <= {None, "process"}  # the last child ended in order
+    assert fenced <= {None, "process"}  # the last child ended its own book
     again = {one.key for one in world.ledger if one.key % 10 == 9}
     assert len(again) == world.children
     assert {one.key for one in world.taken()} & again == set()

@@ -188,7 +188,7 @@ async def test_a_client_that_is_closed_during_a_commit_releases_the_claims(regis
 async def test_a_commit_that_the_application_makes_itself_releases_its_claims(
     registry, database, announced, foreign
 ):
-    """The block raises after the commit, so the receivers do not run in this process. But the write stands."""
+    """The block raises after the commit, so the receivers do not run in this process. The write is committed."""
     Item = make(registry, database, [])
 
     async def write() -> None:

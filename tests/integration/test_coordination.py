@@ -322,7 +322,7 @@ async def test_a_member_that_loses_one_partition_keeps_the_other_partitions(
 
 
 async def test_partitions_handed_over_do_not_count_as_lost(user, seen, dispatched, capsys):
-    """A release and a renewal are on their way at the same time, and the renewal arrives later."""
+    """The dispatcher sends a release and a renewal at the same time, and the renewal arrives later."""
     begun, released, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
     answers: list[Any] = []
     freed: list[Any] = []

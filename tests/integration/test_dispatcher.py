@@ -205,7 +205,7 @@ async def test_muted_writes_are_not_delivered(user, seen, foreign, dispatched):
 async def test_a_process_that_does_not_import_the_receivers_leaves_them_to_the_dispatcher(
     seen, user, dispatched, database
 ):
-    """The process is like a script that imports only models: the stamps of its writes name no receivers."""
+    """The process imports only models, like a script, so the stamps of its writes name no receivers."""
     async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
         twin = make_user(elsewhere, database)
         async with dispatching(dispatched):

@@ -126,15 +126,15 @@ async def write_and_count():
     await User(name="Ada").create()
     return await User.objects.count()
 
-gc.disable()  # nothing may depend on a collection that happens to come
+gc.disable()  # the garbage collector must not close anything by chance
 counts = []
 for _ in range(40):
     loop = new_event_loop()
     counts.append(loop.run_until_complete(write_and_count()))
-    loop.close()  # and no shutdown_asyncgens()
+    loop.close()  # without shutdown_asyncgens()
 deadline, pause = time.monotonic() + 10, threading.Event()
 while (sockets := len(psutil.Process().net_connections(kind="tcp"))) > 8 and time.monotonic() < deadline:
-    pause.wait(0.05)  # Motor's monitors are threads, which close their sockets in their own time
+    pause.wait(0.05)  # Motor's monitors are threads that close their sockets later
 print(json.dumps([counts, sockets, len(registry._clients)]))
 """
 

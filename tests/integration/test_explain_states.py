@@ -72,7 +72,7 @@ async def test_a_claimed_delivery_names_its_process_until_it_has_run(held: Held,
 
 
 async def test_a_transactional_delivery_has_a_record(account, foreign, dispatched):
-    """The record exists before the position passes the change, because another receiver waits."""
+    """Another receiver waits, so the position has not passed the change. The record exists already."""
     gate = asyncio.Event()
 
     @post_save(account, name="counts", transactional=True)
@@ -92,7 +92,7 @@ async def test_a_transactional_delivery_has_a_record(account, foreign, dispatche
 
 
 def another_application(dispatched: Any, account: Any) -> Any:
-    """The same application in another process: `explain` closes its registry at the end."""
+    """The same application with a registry of its own, because `explain` closes its registry at the end."""
     registry = mongoz.Registry(dispatched.url, dispatched=dispatched.dispatched)
     document = make_account(registry, dispatched.dispatched)
     for name in ("post_save", "post_update"):

@@ -308,7 +308,7 @@ async def test_looked_up_documents_count_as_memory(Thing, foreign, dispatched):
     async with dispatching(dispatched, max_queued_mb=5):
         foreign["things"].update_many({}, {"$inc": {"n": 1}})
         await eventually(lambda: calls >= 5)
-        for _ in range(50):  # turns of the loop in which more deliveries could begin
+        for _ in range(50):  # more deliveries could begin during these turns of the event loop
             await asyncio.sleep(0)
         assert calls <= 6
         gate.set()

@@ -193,7 +193,7 @@ def test_comparisons_match_only_values_of_the_same_type(things: Any, stored: lis
                 assert among_plain == {i for i in (2, 3) if order(plain[i], float(str(value)))}
             elif not isinstance(
                 value, bson.MinKey | bson.MaxKey | decimal.Decimal
-            ):  # MinKey and MaxKey match every type, decimals match numbers
+            ):  # MinKey and MaxKey match every type, and decimals match numbers
                 assert among_plain == set()
 
 

@@ -114,7 +114,7 @@ async def test_other_receivers_do_not_wait_for_the_queries_about_parked_deliveri
 async def test_all_partitions_of_a_process_share_the_places_and_keep_the_order(
     account, foreign, dispatched, state
 ):
-    """Two signals of one name share the places, in four partitions. Each document keeps its order."""
+    """The receivers of both signals have one name, so they share the places. Each document keeps its order."""
     limited = Limited(account, post_save, post_update, concurrency=3)
     limited.seconds = 0.002
     ids = [ObjectId() for _ in range(20)]

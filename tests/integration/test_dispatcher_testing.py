@@ -569,7 +569,7 @@ async def test_a_hand_made_insert_takes_an_instance_or_a_dict_and_gets_an_id(off
     assert all(isinstance(call["instance"].id, ObjectId) for call in calls)
 
 
-async def test_dotted_names_are_changes_of_their_field(offline, calls):
+async def test_a_dotted_name_in_changed_counts_as_its_field(offline, calls):
     row = {"_id": ONE, "name": "Ada", "address": {"city": "Bonn", "lines": ["a"]}}
     await deliver(offline, update(row, changed=["address.city", "address.lines.0", "address.gone"]))
     assert calls[0]["update_fields"] == {"address"}

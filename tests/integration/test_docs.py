@@ -359,7 +359,7 @@ ROWS = {
 }
 
 
-def test_the_reference_has_the_tested_matrix():
+def test_the_matrix_of_the_reference_equals_the_tested_matrix():
     lines = section("docs/reference/signals.md", "## Which call fires what").splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
     header, _, *rows = cells

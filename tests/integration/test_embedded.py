@@ -125,7 +125,9 @@ def test_the_server_starts_quickly(server: EmbeddedMongo) -> None:
     assert took < 60
 
 
-def test_majority_waits_for_the_journal_only_with_persistent_data(server: EmbeddedMongo, tmp_path: Path) -> None:
+def test_majority_writes_wait_for_the_journal_only_in_a_given_directory(
+    server: EmbeddedMongo, tmp_path: Path
+) -> None:
     def waits(url: str) -> bool:
         with connected(url) as client:
             return client.admin.command("replSetGetConfig")["config"]["writeConcernMajorityJournalDefault"]

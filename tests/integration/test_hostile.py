@@ -132,7 +132,7 @@ async def test_ids_of_any_type_are_delivered(Thing, seen, foreign, dispatched):
     )
 
 
-async def test_one_and_true_are_two_documents(Thing, seen, foreign, dispatched):
+async def test_the_ids_one_and_true_belong_to_two_documents(Thing, seen, foreign, dispatched):
     foreign["things"].insert_many([{"_id": 1, "name": "one"}, {"_id": True, "name": "true"}])
     async with dispatching(dispatched):
         foreign["things"].bulk_write(
@@ -338,7 +338,7 @@ async def test_a_failed_update_does_not_undo_a_concurrent_update(Thing, foreign)
     assert foreign["things"].find_one({"_id": thing.id})["n"] == 2
 
 
-async def test_a_pattern_in_a_list_is_a_value(Thing, foreign):
+async def test_a_pattern_in_a_list_is_compared_as_a_value(Thing, foreign):
     foreign["things"].insert_many([{"_id": 1, "name": "abc"}, {"_id": 2, "name": "xyz"}])
     assert await Thing.objects.filter(name__in=[re.compile("^a")]).count() == 0
     assert await Thing.objects.filter(name__in=[bson.Regex("^a"), "xyz"]).count() == 1

@@ -173,7 +173,7 @@ async def test_joins_can_be_combined_with_the_rest_of_a_query(Movie: Any) -> Non
 @pytest.mark.parametrize(
     "hostile", [{"$gt": ""}, {"$ne": None}, {"$regex": ".*"}, bson.Regex(".*"), ["Ada"]], ids=str
 )
-async def test_values_are_literal(Movie: Any, hostile: Any) -> None:
+async def test_values_of_lookups_through_references_are_literal(Movie: Any, hostile: Any) -> None:
     for keyword in (
         "producer_id__name",
         "producer_id__name__exact",

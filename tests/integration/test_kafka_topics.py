@@ -37,7 +37,7 @@ async def test_a_topic_is_created_once(address: str) -> None:
     require_usable(facts, "READ")
 
 
-async def test_apache_kafka_tells_all_facts(kafka_server: KafkaServer) -> None:
+async def test_a_topic_of_apache_kafka_is_described_completely(kafka_server: KafkaServer) -> None:
     admin, name = load_config(kafka_server.address).admin(), fresh_name()
     await create_topic(admin, name, 2)
     facts = await read_topic(admin, name)
@@ -50,7 +50,7 @@ async def test_apache_kafka_tells_all_facts(kafka_server: KafkaServer) -> None:
     ]
 
 
-async def test_the_embedded_broker_is_for_development(broker: EmbeddedBroker) -> None:
+async def test_the_embedded_broker_is_named_as_a_weakness(broker: EmbeddedBroker) -> None:
     admin, name = load_config(broker.address).admin(), fresh_name()
     await create_topic(admin, name, 2)
     facts = await read_topic(admin, name)

@@ -140,7 +140,9 @@ async def test_own_writes_are_recognized_for_ids_of_all_types(dispatched, databa
 
 
 @pytest.mark.parametrize("id_", [1, 2**40, Int64(5), 7.5, Decimal128("8.0"), {"a": 2**40, "b": [0.5]}], ids=repr)
-async def test_a_dispatcher_resumes_after_a_change_of_any_key(dispatched, database, foreign, id_):
+async def test_a_dispatcher_resumes_after_a_change_with_a_key_of_any_numeric_type(
+    dispatched, database, foreign, id_
+):
     """The server needs the numeric types of a key to find the change of a resume token."""
     told: list[Any] = []
     make(dispatched, database, Any, told)

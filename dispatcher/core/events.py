@@ -338,7 +338,7 @@ class Job:
     def when_ended(self, listener: Callable[[], None]) -> None:
         """Record that the calls are finished. Call a function when the last part is finished.
 
-        For a job without a place in the order of the stream: `finish_part` counts its other parts.
+        This is for a job without a place in the order of the stream. Call `finish_part` for each other part.
         """
         self.on_end = listener
         self.finish_part()

@@ -62,7 +62,7 @@ class Fault(NamedTuple):
 
 
 class Undecodable(Exception):
-    """A change event can't be read. The error has the event's token, so that the stream continues."""
+    """A change event can't be read. The error has the event's token, so that the stream can continue after it."""
 
     def __init__(self, token: str, key: Any, reason: str) -> None:
         super().__init__(reason)

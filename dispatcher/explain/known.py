@@ -53,7 +53,7 @@ class DeliveryOutcome(NamedTuple):
     Attributes:
         state: `"dead letter"`, `"parked"`, `"paused"`, `"ran"`, `"claimed"`, `"delivered"`, `"finished"`,
             `"waits"` or `"not published"`.
-        text: the same in a sentence; empty if the state says all.
+        text: details about the state; empty if there are none.
         letter: the short id of the dead letter; None if there is none.
         due_at: the server's time from which a parked delivery may be attempted; None for a follower.
     """

@@ -89,7 +89,7 @@ class ParkedBatches:
 
     Args:
         receivers: all receivers of the application.
-        lanes: the results are written while later jobs of the documents wait.
+        lanes: the lanes of the jobs. They hold the jobs of a document back while its results are written.
         limits: the limits, by the present and former names of the receivers.
 
     Attributes:

@@ -68,7 +68,7 @@ class RetryRequests:
 
     def _query(self, numbers: Collection[int], partitions: int, limit: int) -> list[dict[str, Any]]:
         wanted: dict[str, Any] = {"group": self._group, **REQUESTED}
-        number: Any = {"$literal": 0}  # not computed: a document that was edited by hand may lack the hash
+        number: Any = {"$literal": 0}  # a constant, since an edited document may lack the hash
         if partitions > 1:
             number = number_of("$hash", partitions)
             wanted["$expr"] = {"$in": [number, list(numbers)]}

@@ -1,6 +1,6 @@
 """Reads events that are larger than 16 MB, in the shapes in which the server can still send them.
 
-The server fails when it reaches a too large event, and does not send the events before it in the batch. So the
+The server fails when it reaches such an event, and does not send the events before it in the batch. So the
 events before it are read one by one. Then the large event is requested alone: in fragments, if the server can
 split it; otherwise with fewer images; and finally with its key only.
 """

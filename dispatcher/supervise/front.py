@@ -26,7 +26,7 @@ from dispatcher.operate.metrics import PREFIX
 from dispatcher.supervise.asking import Answer, ask
 from dispatcher.web.guard import CLIENT, Guard
 
-# Seconds for the answer of a process to a probe, and to another request.
+# Maximum seconds for the answer of a process: to a probe, and to any other request.
 _PROBE_SECONDS: Final = 5.0
 _SECONDS: Final = 30.0
 

@@ -109,8 +109,7 @@ class RelayStore:
 
         Args:
             since: as in `RelayState`.
-            term: the present term; the update does nothing if there is another term. None takes over from every
-                term.
+            term: the term that the state must have; otherwise nothing changes. None allows every term.
             position: the position to save with the same update; None keeps the saved one.
 
         Returns:

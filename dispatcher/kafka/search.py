@@ -62,7 +62,7 @@ async def _scan(log: RecordLog, begin: int, relay: LogPosition, token: str) -> L
 
 
 async def first_token(log: RecordLog, look: Look) -> str:
-    """The token of the first record; of the relay's position if there is no record."""
+    """The token of the first record. Without records, the token of the relay's position."""
     with suppress(OutOfRange):
         await log.seek(look.beginning)
         if look.beginning < look.relay.offset and (records := await log.read(1)):

@@ -161,7 +161,7 @@ class Term:
         await saver.save_at_the_end()
 
     async def _drain(self, unless: "Sequence[asyncio.Task[Any]]") -> None:
-        """Wait for the answers to all records, at most for the time of grace."""
+        """Wait for the answers to all records, at most for the grace period."""
         waiting = asyncio.create_task(self._quiet.wait(), name="wait-for-answers")
         if self.ledger.is_empty:
             self._quiet.set()
@@ -170,7 +170,7 @@ class Term:
         await end([waiting])
 
     async def _wait_for_end_of_lease(self) -> None:
-        """Wait until the lease was not renewed in time, or is lost."""
+        """Wait until the lease ends: it is not renewed in time, or is lost."""
         while True:
             left = self._lease.until - now()
             if left <= 0:

@@ -31,7 +31,7 @@ from mongoz.signals.options import Retry
 # Pauses between requests to the brokers. They are short, because each request waits some seconds for an answer.
 _ASK_AGAIN: Final = Retry(base=0.1, cap=1.0)
 
-# Seconds beyond the time of grace for the last save.
+# Seconds for the last save, after the grace period.
 _SAVE_PATIENCE = 10.0
 
 

@@ -220,7 +220,7 @@ class LiveBackfill:
     async def _deliver(
         self, work: "_Progress", namespace: Namespace, key: bytes, time: Timestamp, jobs: list[Job]
     ) -> None:
-        """Deliver a document in its state at a time, unless the server does not remember that time.
+        """Deliver a document in the state that it had at a time, unless the server does not remember that time.
 
         Args:
             jobs: gets the job. Its deliveries in batches may finish after this call.

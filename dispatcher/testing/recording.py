@@ -130,7 +130,7 @@ class Recorder:
         return replace(receiver, function=recorded)
 
     def _wrap_batched(self, receiver: Receiver) -> Receiver:
-        """The batch receiver, which records its results. It is the same for all changes, so they form batches."""
+        """The batch receiver, which records its results. All changes get the same one, so they form batches."""
         if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, batch: list[BatchEvent]) -> Any:

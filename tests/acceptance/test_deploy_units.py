@@ -83,7 +83,7 @@ def test_systemd_lets_a_process_drain_and_starts_it_again(command: str):
 
 
 @pytest.mark.parametrize("command", UNITS)
-def test_systemd_does_not_restart_after_an_error_that_remains(command: str):
+def test_systemd_does_not_restart_after_a_permanent_error(command: str):
     codes = {int(code) for code in service_section(command)["RestartPreventExitStatus"].split()}
     assert codes == {
         ExitCode.USAGE,

@@ -90,7 +90,7 @@ class SteadyClient:
 
 
 def _bulks(writes: Sequence[Write]) -> Iterator[list[Write]]:
-    """Splits writes into parts with one write per document, so the documents show the executed writes."""
+    """Splits writes into parts with one write per document. Then the documents show which writes were executed."""
     bulk: list[Write] = []
     for write in writes:
         if any(write.id == one.id for one in bulk):

@@ -63,8 +63,8 @@ class MemoryLog:
 
     Attributes:
         records: the records with their offsets.
-        term: the highest term of the relay, as the last look has found it.
-        next_term: the highest term of the relay, as the next look finds it.
+        term: the highest term of the relay that the source knows.
+        next_term: the highest term that the next `look` finds.
         is_open: whether a source reads the partition.
     """
 

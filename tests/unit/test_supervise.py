@@ -84,7 +84,7 @@ def test_a_process_that_crashed_or_was_killed_is_started_again(code):
 
 
 @pytest.mark.parametrize("code", [ExitCode.CANNOT_CONNECT, ExitCode.TOO_MANY_FILES])
-def test_an_error_that_may_pass_ends_all_processes_only_at_the_start(code):
+def test_a_temporary_error_ends_all_processes_only_during_the_start(code):
     assert is_restarted(code, joined=True)
     assert not is_restarted(code, joined=False)
 
@@ -106,7 +106,7 @@ def test_an_error_that_may_pass_ends_all_processes_only_at_the_start(code):
     ],
 )
 @pytest.mark.parametrize("joined", [True, False])
-def test_after_an_error_that_remains_no_process_is_started_again(code, joined):
+def test_after_a_permanent_error_no_process_is_started_again(code, joined):
     assert not is_restarted(code, joined=joined)
 
 
@@ -284,7 +284,7 @@ async def supervised(
     return supervisor.code, [int(file.read_text()) if file.exists() else 0 for file in lives]
 
 
-async def test_an_error_that_remains_ends_all_processes_with_its_code(monkeypatch, tmp_path):
+async def test_a_permanent_error_ends_all_processes_with_its_code(monkeypatch, tmp_path):
     script = "os.write(0, b'2')\nif name == '2': sys.exit(17)\nassert os.read(0, 1)"
     assert await supervised(monkeypatch, tmp_path, script) == (ExitCode.HISTORY_LOST, [1, 1])
 

@@ -1,7 +1,7 @@
-"""Receivers change nothing about calls of the ODM: random calls with all receivers (see `tests/listening`).
+"""Receivers do not change ODM calls. Each scene runs with and without receivers, see `tests/listening`.
 
-Every run has the same few random calls, and scenes written by hand.
-LISTENING_EXAMPLES=1000 runs that many new random calls per test; LISTENING_SEED repeats a run.
+Every run has the same few random scenes, and scenes that are written by hand.
+LISTENING_EXAMPLES=1000 runs 1000 new random scenes per test; LISTENING_SEED repeats a run.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A backfill beside the dispatchers: no receiver keeps an older state of a document than the newest one."""
+"""A backfill runs beside the dispatchers. In the end each receiver has the newest state of each document."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,7 +32,7 @@ def make_account(registry: mongoz.Registry, database: str) -> Any:
 
 
 class Index:
-    """An index in which the last write wins: the amount of each document, by its id.
+    """Stores the amount of each document by its id. The last write wins.
 
     Attributes:
         gate: while it is closed, deliveries of backfills wait before they write.
@@ -111,7 +111,7 @@ def insert(foreign: Any, count: int) -> None:
 
 @asynccontextmanager
 async def before_the_group(foreign: Any, dispatched: Any, count: int, **settings: Any) -> AsyncIterator[Any]:
-    """A dispatcher whose position is behind the inserts of some documents."""
+    """Inserts documents, and then runs a dispatcher. Its position begins after the inserts."""
     insert(foreign, count)
     async with dispatching(dispatched, **settings) as running:
         yield running
@@ -151,14 +151,15 @@ async def test_documents_that_change_all_the_time_are_never_stale(foreign, dispa
         assert len(ids) == len(set(ids))
 
 
-async def test_a_dispatcher_that_starts_waits_and_continues_the_backfill(
+async def test_a_dispatcher_that_starts_during_a_backfill_waits_and_then_continues_it(
     foreign, dispatched, index, command, monkeypatch
 ):
     monkeypatch.setattr("dispatcher.runs.snapshot._FIRST", 5)
     monkeypatch.setattr("dispatcher.runs.snapshot._MOST", 5)
     async with before_the_group(foreign, dispatched, 40):
         pass
-    task = await command(rate=40, concurrency=2)  # most documents are left when the dispatcher starts
+    # The rate is low, so most deliveries are not made yet when the dispatcher starts.
+    task = await command(rate=40, concurrency=2)
     await eventually(lambda: len(index.calls) > 5)
     index.gate.clear()
     await eventually(lambda: index.waiting)
@@ -168,7 +169,7 @@ async def test_a_dispatcher_that_starts_waits_and_continues_the_backfill(
     running = Running(Service(dispatched, settings_for(dispatched)))
     try:
         await eventually(lambda: (state["members"].find_one() or {}).get("beat", 0) > 1)
-        # The dispatcher has looked again and again, and still has no partition.
+        # The dispatcher has read the state of the group several times, and still holds no partition.
         assert running.service.held == {}
         assert state["controls"].find_one({"kind": "run"})["alone"] is True
         assert first not in index.rows
@@ -221,7 +222,7 @@ async def test_a_stopped_backfill_continues_even_with_another_number_of_partitio
         first = await task
         assert not first.finished
         assert {one["status"] for one in controls.find({"kind": "run"})} == {"stopped"}
-        # The deliveries that had begun are made and counted, and then each part ends. So they are not repeated.
+        # Each part makes and counts the deliveries that it has begun, and then ends. So no delivery is repeated.
         await eventually(lambda: ended == {f"{first.run}.0", f"{first.run}.1"}, what="each part notices the stop")
         assert sum(one["delivered"] for one in controls.find({"kind": "run"})) == len(index.backfilled)
     async with dispatching(dispatched, partitions=3):
@@ -231,7 +232,7 @@ async def test_a_stopped_backfill_continues_even_with_another_number_of_partitio
     assert len({call.delivery.id for call in index.backfilled}) == 100
 
 
-async def test_a_filter_applies_to_the_dispatchers_too(foreign, dispatched, index, command, client, database):
+async def test_dispatchers_apply_the_filter_of_a_backfill(foreign, dispatched, index, command, client, database):
     async with before_the_group(foreign, dispatched, 10):
         text = json_util.dumps({"_id": {"$gte": 7}, "name": {"$ne": "8"}})
         outcome = await (await command(where=text))
@@ -239,13 +240,15 @@ async def test_a_filter_applies_to_the_dispatchers_too(foreign, dispatched, inde
     assert sorted(call.id for call in index.backfilled) == [7, 9]
     (run,) = State(foreign).database["controls"].find({"kind": "run", "of": None})
     assert (run["asked"]["where"], run["asked"]["workers"]) == (text, 1)
-    # The status shows the run without its part and without the values of the filter.
+    # The status shows the run, but neither its part nor its filter.
     (shown,) = (await read_status(group_of(client, database))).runs
     assert (shown["run"], shown["status"], shown["delivered"]) == (outcome.run, "finished", 2)
     assert "where" not in shown["asked"]
 
 
-async def test_dead_letters_of_the_dispatchers_count(foreign, dispatched, index, command):
+async def test_the_outcome_of_a_backfill_counts_dead_letters_of_the_dispatchers(
+    foreign, dispatched, index, command
+):
     async with before_the_group(foreign, dispatched, 10):
         foreign["accounts"].update_one({"_id": 3}, {"$set": {"amount": "text"}})
         await eventually(lambda: len(State(foreign).letters) == 1)

@@ -127,7 +127,9 @@ async def test_a_dispatcher_continues_despite_malformed_state(steady, spoil, for
             spoil()
         state = foreign.client[f"{database}_state"]
         asked = {"retry_requested_at": {"$exists": True}}
-        await eventually(lambda: state["held"].count_documents(asked) == 0, within=30, what="answers")
+        await eventually(
+            lambda: state["held"].count_documents(asked) == 0, within=30, what="all requests have an answer"
+        )
         await asyncio.sleep(1.5)  # every part of the dispatcher reads the state once a second
         foreign["accounts"].insert_one({"name": "second"})
         await eventually(lambda: steady == ["first", "second"])
@@ -203,14 +205,14 @@ async def test_commands_and_dashboard_skip_malformed_documents(spoil, mongo, for
     assert "is malformed" in listed.stderr
     assert {one["_id"] for one in json.loads(listed.stdout)} == {"files", "undecodable"}
     shown = await asyncio.to_thread(say, "dead-letters", "show", "receiver")
-    assert isinstance(
-        shown.exception, MalformedLetter
-    )  # the command prints the error, and exits with the code of the error
+    # The command prints the error, and exits with the code of the error.
+    assert isinstance(shown.exception, MalformedLetter)
     assert "is malformed: receiver" in str(shown.exception)
     async with AsyncMongoClient(mongo.url) as client:
         letterbox = Letterbox(group_of(client, database))
         page = await letterbox.page(Wanted(), None)
         assert json.dumps(page, default=str)
-        assert len(page["misfits"]) == 2  # this list reads no errors, so a malformed error is no misfit
+        # The page does not read the errors of dead letters, so a malformed error is no misfit.
+        assert len(page["misfits"]) == 2
         asked = await request_retry(group_of(client, database), ["undecodable"])
         assert [one.result async for one in outcomes(group_of(client, database), asked, within=0)] == ["waiting"]

@@ -72,7 +72,7 @@ async def test_each_manager_starts_with_its_base_query(User: Any) -> None:
     assert await names(User.objects) == "ABC"
     assert await names(User.actives) == "AC"
     assert await names(User.actives.all()) == "AC"
-    assert await names(User.inactives) == "ABC", "a plain one starts with everything"
+    assert await names(User.inactives) == "ABC", "a manager without a base query finds all documents"
     assert await names(User.adults) == "AB"
     assert await names(User.older) == "B"
     assert await names(User.actives.filter(age__gt=15)) == "A"
@@ -130,7 +130,7 @@ async def test_a_subclass_has_the_managers_on_its_own_collection(User: Any) -> N
 
 @pytest.mark.parametrize("manager", [Active(), Adults()], ids=["QuerySetManager", "Manager"])
 @pytest.mark.parametrize("annotation", [ClassVar[Any], "ClassVar[Manager]", Manager, None], ids=str)
-async def test_a_manager_may_replace_objects(
+async def test_a_manager_may_have_the_name_objects(
     registry: mongoz.Registry, database: str, manager: Any, annotation: Any
 ) -> None:
     namespace: dict[str, Any] = {
@@ -149,11 +149,11 @@ async def test_a_manager_may_replace_objects(
     await User(name="Bob", age=1, active=False).create()
     assert await User.objects.filter(name="Ada").get() == ada
     assert await names(User.objects) == "A"
-    assert await names(User.query()) == "AB", "the other spelling is another manager"
+    assert await names(User.query()) == "AB", "query() does not use the manager `objects`"
     assert await User.get_document_by_id(ada.id) == ada
 
 
-def test_an_abstract_document_may_have_one_manager(registry: mongoz.Registry) -> None:
+def test_an_abstract_document_has_at_most_one_manager(registry: mongoz.Registry) -> None:
     options = {"registry": registry, "database": "never_connected"}
     with pytest.raises(ImproperlyConfigured, match=r"Base is abstract and has 2 managers: adults, older"):
 
@@ -184,7 +184,7 @@ async def test_an_unattached_manager_is_an_error(registry: mongoz.Registry) -> N
         await abstract.actives
 
 
-def test_a_query_as_an_attribute_of_another_class_is_unchanged(registry: mongoz.Registry) -> None:
+def test_queries_and_managers_can_be_attributes_of_any_class(registry: mongoz.Registry) -> None:
     User = make(registry, "never_connected")
 
     class Service:

@@ -26,7 +26,7 @@ from tests.support import eventually
 SEQUENCES = int(os.environ.get("MODEL_SEQUENCES") or settings().max_examples)
 SEED = int(os.environ.get("MODEL_SEED") or random.randrange(10**6))
 
-PARTS = 2  # two processes can share the work
+PARTS = 2  # pytest can run the parts in two processes
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_finished_claims_of_slow_receivers_are_not_taken_over(world: World, runn
 
 @dataclass(frozen=True)
 class Overtaken(Step):
-    """Waits until the dispatcher has delivered a change to a receiver that runs in a client, too."""
+    """Waits until the dispatcher calls a receiver that a client has already called for this document."""
 
     by: str
     key: tuple[str, int]

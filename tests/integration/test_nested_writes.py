@@ -109,7 +109,7 @@ async def test_a_dotted_name_sets_a_part_and_keeps_the_rest(Order: Any, foreign:
 
 
 @UPDATES
-async def test_items_of_lists_are_set_by_number_or_all_of_them(Order: Any, foreign: Any, update: Any) -> None:
+async def test_one_item_or_all_items_of_a_list_are_changed(Order: Any, foreign: Any, update: Any) -> None:
     order = await made(Order).create()
     changed = await update(Order, order, U.set("items.0.qty", 3))
     assert [item.qty for item in changed.items] == [3, 2]
@@ -124,7 +124,7 @@ async def test_items_of_lists_are_set_by_number_or_all_of_them(Order: Any, forei
     assert (changed.tags, changed.options) == (["first"], {"deep": {"key": [1]}})
 
 
-async def test_set_of_a_whole_field_is_the_keyword(Order: Any, foreign: Any) -> None:
+async def test_set_of_a_whole_field_works_like_the_keyword(Order: Any, foreign: Any) -> None:
     order = await made(Order).create()
     await order.update(U.set(Order.title, "a"), U.set(count=2, tags=[]))
     await Order.objects.update_count(U.set("count", "3"))
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a field inside of a text": ({"title.x": 1}, InvalidKeyError, "title"),
     "the id": ({"pk": 1}, InvalidKeyError, "id"),
     "a wrong type": ({"address.city.name": 5}, ValidationError, "address.city.name"),
-    "no choice": ({"address.kind": "x"}, ValidationError, "Invalid choice for field 'kind'"),
+    "not one of the choices": ({"address.kind": "x"}, ValidationError, "Invalid choice for field 'kind'"),
     "too long": ({"address.city.name": "x" * 11}, ValidationError, "address.city.name"),
     "nothing where a value is required": ({"address.street": None}, ValidationError, "address.street"),
     "too small in a list": ({"items.1.qty": -1}, ValidationError, "items.1.qty"),
@@ -148,8 +148,8 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "an item after the end": ({"items.5.qty": 1}, ValidationError, "items"),
     "a positional operator": ({"items.$.qty": 1}, InvalidKeyError, r"\$\[\] for every item"),
     "a filtered operator": ({"items.$[i].qty": 1}, InvalidKeyError, r"\$\[\] for every item"),
-    "all items of no list": ({"prices.$[]": 1}, InvalidKeyError, "prices"),
-    "set and inside": ({"address": None, "address.street": "b"}, InvalidKeyError, "overlap"),
+    "all items of a field that is no list": ({"prices.$[]": 1}, InvalidKeyError, "prices"),
+    "a field and a part of it": ({"address": None, "address.street": "b"}, InvalidKeyError, "overlap"),
     "an item and all": ({"items.$[].qty": 1, "items.0.qty": 1}, InvalidKeyError, "overlap"),
     "different parts of an item and of all": (
         {"items.0.sku": "z", "items.$[].qty": 1},
@@ -175,7 +175,7 @@ async def test_a_wrong_part_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("operation", [U.inc("count"), U.min(count=1), U.set(count=2), U.unset("count")])
-async def test_a_field_that_is_set_and_changed_otherwise_is_refused(Order: Any, operation: Any) -> None:
+async def test_two_different_changes_of_one_field_are_refused(Order: Any, operation: Any) -> None:
     order = await made(Order).create()
     for attempt in (order.update, Order.objects.update, Order.objects.update_count):
         if operation.operator != "$set":
@@ -208,7 +208,9 @@ async def test_a_query_that_would_set_inside_of_none_writes_no_document(Order: A
     assert await Order.objects.filter(address__not=None).update_count(**{"address.street": "b"}) == 2
 
 
-async def test_all_items_of_a_missing_list_is_the_servers_error(Order: Any, foreign: Any) -> None:
+async def test_a_change_of_all_items_of_a_missing_list_raises_the_error_of_the_server(
+    Order: Any, foreign: Any
+) -> None:
     order = await made(Order).create()
     foreign.orders.update_one({}, {"$unset": {"items": ""}})
     with pytest.raises(WriteError, match="items"):
@@ -217,14 +219,17 @@ async def test_all_items_of_a_missing_list_is_the_servers_error(Order: Any, fore
 
 
 @UPDATES
-async def test_pull_of_a_dict_removes_embedded_documents_by_part(Order: Any, foreign: Any, update: Any) -> None:
+async def test_pull_of_a_dict_removes_embedded_documents_with_these_values(
+    Order: Any, foreign: Any, update: Any
+) -> None:
     order = await made(Order).create()
     foreign.orders.update_one({}, {"$push": {"items": {"s": "c", "qty": 2, "tags": [], "more": 1}}})
     changed = await update(Order, order, U.pull(items={"sku": "a"}), U.pull("items", {"qty": 2, "tags": "x"}))
     assert [item.sku for item in changed.items] == ["c"]
-    changed = await update(Order, order, U.pull(items={"s": {"$ne": None}}))  # a value, no operator
+    changed = await update(Order, order, U.pull(items={"s": {"$ne": None}}))  # a value here, not an operator
     assert [item["s"] for item in foreign.orders.find_one()["items"]] == ["c"]
-    changed = await update(Order, order, U.pull(items=Item(sku="c", qty=2)))  # a whole one: `more` differs
+    # Pull of a whole item removes only equal items. The stored item also has `more`.
+    changed = await update(Order, order, U.pull(items=Item(sku="c", qty=2)))
     assert len(changed.items) == 1
 
 
@@ -236,14 +241,16 @@ async def test_pull_of_a_dict_removes_embedded_documents_by_part(Order: Any, for
         (U.pull(items={"nope": 1}), InvalidKeyError),
     ],
 )
-async def test_a_part_that_names_no_items_is_refused(Order: Any, foreign: Any, operation: Any, error: Any) -> None:
+async def test_pull_refuses_a_wrong_description_of_items(
+    Order: Any, foreign: Any, operation: Any, error: Any
+) -> None:
     order = await made(Order).create()
     with pytest.raises(error):
         await order.update(operation)
     assert len(foreign.orders.find_one()["items"]) == 2
 
 
-async def test_a_part_respects_the_least_length_of_the_list(registry: Registry, database: str) -> None:
+async def test_pull_respects_the_minimum_length_of_a_list(registry: Registry, database: str) -> None:
     class Basket(mongoz.Document):
         items: list[Item] = mongoz.Array(Item, min_length=1)
 
@@ -258,7 +265,7 @@ async def test_a_part_respects_the_least_length_of_the_list(registry: Registry, 
 
 
 @UPDATES
-async def test_operations_of_one_list_add_up(Order: Any, update: Any) -> None:
+async def test_several_operations_of_one_kind_on_a_list_are_all_applied(Order: Any, update: Any) -> None:
     order = await made(Order).create()
     changed = await update(Order, order, U.push("tags", "b"), U.push(tags="c"), U.push(Order.tags, "b"))
     assert changed.tags == ["a", "b", "c", "b"]

@@ -47,7 +47,7 @@ async def until_passed(foreign: Any) -> None:
 
 
 async def run_as_printed(registry: Any, log: str) -> None:
-    """Runs the command of the log line. Its options are those of the command line."""
+    """Runs the command that the log line prints, with the printed options."""
     (command,) = set(re.findall(r"`(dispatcher replay [^`]+)`", log))
     words = shlex.split(command)
     assert words[:4] == ["dispatcher", "replay", "APP", "--missed"]
@@ -89,7 +89,7 @@ async def test_the_start_names_new_receivers_and_the_command_delivers_what_they_
     log = capsys.readouterr().out
     assert log.count(ACTION) == 1
     await run_as_printed(dispatched, log)
-    # Each receiver has got each change once, in one way or the other.
+    # Each receiver has got each change once: in the process, from the dispatcher or from the replay.
     assert sorted(call.name for call in both) == ["behind the position", "foreign", "own"]
     assert sorted(call.name for call in only) == ["behind the position", "foreign", "own"]
     assert len(known) == 3
@@ -98,7 +98,9 @@ async def test_the_start_names_new_receivers_and_the_command_delivers_what_they_
     assert ACTION not in capsys.readouterr().out
 
 
-async def test_a_new_document_is_named_by_its_receivers(foreign, dispatched, account, database, capsys):
+async def test_the_command_delivers_missed_changes_of_a_new_document_class(
+    foreign, dispatched, account, database, capsys
+):
     listen(account, "known")
     async with dispatching(dispatched):
         later = listen(make_account(dispatched, database, "others"), "of.others")
@@ -140,7 +142,7 @@ async def test_a_receiver_that_returns_after_a_rollback_is_new_again(dispatched,
     assert await note_receivers(group, [one, two]) is None
 
 
-async def test_the_range_stays_open_while_another_version_runs(foreign, dispatched, account, capsys):
+async def test_the_command_has_no_option_until_while_another_version_runs(foreign, dispatched, account, capsys):
     listen(account, "known")
     async with dispatching(dispatched):
         listen(account, "new")

@@ -23,7 +23,7 @@ async def save_changed(User, ada):
     await ada.save()
 
 
-def three(User):
+def two_users(User):
     return [User(name="Cyd"), User(name="Dan")]
 
 
@@ -41,14 +41,14 @@ INSTANCE = {
     "refresh": (lambda User, ada: ada.refresh(), {}),
 }
 CLASS = {
-    "Document.create_many": (lambda User, ada: User.create_many(three(User)), CREATED_TWO),
+    "Document.create_many": (lambda User, ada: User.create_many(two_users(User)), CREATED_TWO),
     "Document.bulk_write": (lambda User, ada: User.bulk_write([InsertOne({"name": "x"})]), {}),
     "Document.aggregate": (lambda User, ada: User.aggregate([{"$match": {}}]), {}),
 }
 QUERY = {
     "create": (lambda q, User: q.create(name="Cyd"), CREATED),
-    "create_many": (lambda q, User: q.create_many(three(User)), CREATED_TWO),
-    "bulk_create": (lambda q, User: q.bulk_create(three(User)), CREATED_TWO),
+    "create_many": (lambda q, User: q.create_many(two_users(User)), CREATED_TWO),
+    "bulk_create": (lambda q, User: q.bulk_create(two_users(User)), CREATED_TWO),
     "update": (lambda q, User: q.update(age=3), UPDATED_TWO),
     "update_many": (lambda q, User: q.update_many(age=3), UPDATED_TWO),
     "bulk_update": (lambda q, User: q.bulk_update(age=3), UPDATED_TWO),
@@ -99,7 +99,7 @@ async def UserOfEachDriver(mongo, driver, database) -> Any:
 
 
 class Told(dict[str, list[Any]]):
-    """For each signal, the value of `created` in each call of its receiver; None without this keyword."""
+    """For each signal, the value of `created` in each call of its receiver; None if the call has no `created`."""
 
     def __init__(self, document: Any) -> None:
         self.keywords: dict[str, set[str]] = {}

@@ -95,7 +95,7 @@ def two_alike() -> tuple[str, str]:
     raise AssertionError("a hash of 3 characters has 4096 values")
 
 
-def test_an_id_is_shortened_as_far_as_it_stays_unique(mongo, database, foreign):
+def test_the_beginning_of_an_id_is_accepted_if_it_is_unique(mongo, database, foreign):
     held = foreign.client[f"{database}_state"].held
     alike = two_alike()
     for number, id_ in enumerate(alike):

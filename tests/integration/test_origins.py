@@ -44,7 +44,7 @@ class World:
         self.registry, self.group, self.client = registry, database, client
         self.users = client[database]["users"]
         self.user = make_user(registry, database)
-        client[database].create_collection("users", **IMAGES)  # so each instance has the result of its own write
+        client[database].create_collection("users", **IMAGES)  # each instance shows its own write
         self.calls: list[SimpleNamespace] = []
         self.listen("watcher")
 
@@ -170,7 +170,10 @@ async def test_a_document_restored_to_another_collection_is_delivered(world, dis
 
 @pytest.mark.parametrize("age", [3600, 90, 30, -30, -3600])
 async def test_writes_with_an_old_or_a_future_stamp_are_delivered(world, age):
-    """A stamp of 30 s ago is late, and can't be a copy. So the deliveries take its token as their id."""
+    """A stamp of 30 s ago is too old to suppress the delivery, but it is certainly no copy.
+
+    So the delivery has the token of the stamp as its id.
+    """
     id_ = ObjectId()
     async with dispatching(world.registry) as running:
         stamp = world.stamp(Call.CREATED, id_, "watcher", age=age)
@@ -261,7 +264,7 @@ async def test_suppressed_changes_are_counted_by_reason(world):
     }
 
 
-async def test_an_old_stamp_counts_inside_and_not_outside_of_a_transaction(world):
+async def test_an_old_stamp_suppresses_a_delivery_only_inside_of_a_transaction(world):
     alone, together = ObjectId(), ObjectId()
     async with dispatching(world.registry):
         for id_ in (alone, together):
@@ -339,7 +342,7 @@ async def test_a_copy_is_delivered_although_the_database_was_dropped_in_between(
 
 @pytest.mark.parametrize(("code", "times"), [(286, 1), (286, 3), (91, 1)])
 async def test_a_dispatcher_starts_although_earlier_stamps_can_not_be_read(world, code, times, capsys):
-    """The read of earlier stamps comes first, so this read meets the errors."""
+    """A dispatcher reads earlier stamps before other changes, so this read gets the errors."""
     id_ = ObjectId()
     row = world.insert(id_, name="Ada")
     async with dispatching(world.registry):
@@ -388,7 +391,7 @@ async def test_a_start_without_earlier_changes_does_not_wait_for_a_change(world)
         began = time.monotonic()
         async with dispatching(world.registry):
             took.append(time.monotonic() - began)
-    assert min(took) < 0.9  # the server waits a second for a change
+    assert min(took) < 0.9  # a read that waits for a change takes a second
 
 
 # Deletes
@@ -415,7 +418,7 @@ async def test_a_muted_delete_is_not_delivered(world):
         assert await world.told(id_) == []
 
 
-async def test_the_stamp_is_not_on_the_instance_of_a_delete(world):
+async def test_the_instance_of_a_delete_does_not_show_the_stamp(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):
@@ -428,7 +431,7 @@ async def test_the_stamp_is_not_on_the_instance_of_a_delete(world):
 
 
 async def test_each_of_many_markers_is_joined_with_its_delete(world):
-    """The lanes have room for 5 changes, and the span of the position for 10. The 60 markers take no room."""
+    """The lanes hold at most 5 changes, and the position spans at most 10 changes. The 60 markers do not count."""
     ids = [ObjectId() for _ in range(60)]
     world.users.insert_many([{"_id": id_} for id_ in ids])
     async with dispatching(world.registry, max_queued=5, concurrency=2, batch_size=7):
@@ -568,7 +571,7 @@ async def test_a_renamed_receiver_is_recognized_by_its_earlier_names(world):
         assert await world.told(id_) == []
 
 
-async def test_all_receivers_get_a_write_with_hops_under_the_signal_of_its_call(world):
+async def test_a_write_of_a_receiver_reaches_all_receivers_with_the_signal_of_its_call(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):

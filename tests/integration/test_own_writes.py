@@ -72,7 +72,7 @@ def connect_all(document: Any, delivery: str) -> None:
 
 @pytest.fixture
 def sent_by(listened: AsyncMongoClient[Any], commands: Commands, database: str) -> Callable[..., Any]:
-    """Returns a function that returns the commands of a call on two existing documents."""
+    """Returns a function that makes a call on two existing documents, and returns the commands of the call."""
 
     async def run(call: Any, *deliveries: str, dispatched: str | bool = False) -> list[Any]:
         await listened.drop_database(database)
@@ -136,7 +136,7 @@ async def test_writes_of_the_odm_update_with_operators(sent_by, database, call, 
 
 
 class Told(list[Any]):
-    """The calls of receivers, each with the name of the receiver and its keywords."""
+    """Records the calls of receivers: the name of the receiver and the keywords of each call."""
 
     def listen(self, document: Any, name: str = "watcher", **options: Any) -> None:
         async def receive(sender: Any, **kwargs: Any) -> None:
@@ -150,7 +150,7 @@ class Told(list[Any]):
         return [(c.by, c.delivery.origin, c.delivery.signal) for c in self if c.instance.id == id_]
 
     async def up_to_now(self, users: Any, id_: Any) -> list[tuple[str, str, str]]:
-        """The deliveries of a document, after all earlier changes were finished. Forgets all calls so far."""
+        """Waits until earlier writes are finished. Returns the deliveries of a document, and forgets all calls."""
         end = f"end-{ObjectId()}"
         users.replace_one({"_id": id_}, {"name": end}, upsert=True)
         await eventually(lambda: any(getattr(c.instance, "name", None) == end for c in self), what=end)
@@ -184,7 +184,7 @@ async def write_all(User: Any, id_: ObjectId) -> None:
 
 
 @pytest.mark.parametrize("skew", [3600.0, -3600.0])
-async def test_own_writes_are_recognized_with_a_clock_off_by_an_hour(
+async def test_own_writes_are_recognized_although_the_clock_is_wrong_by_an_hour(
     User, told, foreign, dispatched, monkeypatch, skew
 ):
     """The writes of the application count as own, and copies of these writes as foreign."""
@@ -249,7 +249,7 @@ async def test_a_restored_whole_document_is_delivered(User, told, foreign, dispa
 async def test_two_applications_on_one_database_see_each_others_writes(User, told, foreign, dispatched, database):
     """Each application runs its receivers in process.
 
-    Its dispatcher delivers the writes of the other application.
+    The dispatcher of each application delivers the writes of the other application.
     """
     async with mongoz.Registry(dispatched.url, dispatched=f"{database}_b") as theirs:
         Theirs, told_theirs = make_user(theirs, database), Told()
@@ -269,7 +269,7 @@ async def test_two_applications_on_one_database_see_each_others_writes(User, tol
             )
             await eventually(lambda: len(told.of(other)) >= 2, what="the deliveries of my group")
             # This delivery waits for the claims of the application's own writes to this document.
-            await eventually(lambda: ("watcher", "stream", "post_save") in told.of(mine), what="the last one")
+            await eventually(lambda: ("watcher", "stream", "post_save") in told.of(mine), what="the last delivery")
         assert [name for _, _, name in told_theirs.of(mine)] == expected
         assert {origin for _, origin, _ in told_theirs.of(mine)} == {"stream"}
         assert told.of(mine) == [*HERE, ("watcher", "stream", "post_save")]
@@ -295,10 +295,12 @@ async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_group
                 ada = await User.objects.create(id=id_, name="Ada")
                 await ada.update(name="Bea")
                 await ada.delete()
-            await eventually(lambda: len(told_theirs.of(id_)) == 3, what="what was muted")
+            await eventually(lambda: len(told_theirs.of(id_)) == 3, what="the deliveries of the muted writes")
             assert told.of(id_) == []
             other = await User.objects.create(id=ObjectId(), name="Cleo")
-            await eventually(lambda: len(told_theirs.of(other.id)) == 2, what="what the receiver wrote")
+            await eventually(
+                lambda: len(told_theirs.of(other.id)) == 2, what="the delivery of the receiver's write"
+            )
             await eventually(lambda: len(told.of(other.id)) == 2, what="the write comes back to the own group")
         names = ["post_save", "post_update", "post_delete"]
         assert told_theirs.of(id_) == [("watcher", "stream", name) for name in names]
@@ -309,7 +311,7 @@ async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_group
 async def test_the_dispatcher_runs_only_the_receivers_that_the_process_does_not_import(
     User, told, foreign, dispatched, database
 ):
-    """The dispatcher runs the receivers that the process does not import, and no others."""
+    """The process imports all receivers but `watcher`, and one of them has an earlier name there."""
     told.listen(User, "late")
     told.listen(User, "renamed", formerly="earlier")
     async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:
@@ -351,9 +353,9 @@ async def test_a_receiver_of_two_classes_on_one_collection_runs_once_for_each_cl
     async with dispatching(dispatched):
         ada = await Person.objects.create(id=id_, name="Ada")
         await ada.delete()
-        await eventually(lambda: len(told.of(id_)) >= 8, what="all of it")
+        await eventually(lambda: len(told.of(id_)) >= 8, what="all deliveries")
         foreign.users.insert_one({"_id": id_, "name": "Bob"})
-        await eventually(lambda: len(told.of(id_)) >= 12, what="the last one")
+        await eventually(lambda: len(told.of(id_)) >= 12, what="the last delivery")
     by_class = {
         origin: [(c.sender.__name__, c.by, c.delivery.signal) for c in told[:8] if c.delivery.origin == origin]
         for origin in ("process", "stream")

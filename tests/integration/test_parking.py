@@ -101,7 +101,7 @@ async def test_a_delivery_that_the_worker_searches_before_it_is_written_is_not_l
 
     async def slow_put(self: Any, *args: Any) -> None:
         before = looked
-        await eventually(lambda: looked > before + 1, what="two looks")
+        await eventually(lambda: looked > before + 1, what="two searches of the worker")
         await put(self, *args)
 
     monkeypatch.setattr(HeldStore, "due", watched_due)

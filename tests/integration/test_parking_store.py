@@ -149,8 +149,8 @@ async def test_a_dead_letter_is_retried_in_its_place(store, letters, requests, h
 
 
 async def test_one_query_finds_the_requested_retries_of_all_partitions_in_their_order(mongo, database, held):
-    """Partitions that do not ask, and other groups, are left out. No partition gets more than fifty at once."""
-    hashes = {1: [4, 7], 2: [-2, 5], 0: [3], 3: []}  # four partitions of the eight; the hash is signed
+    """Other groups, and partitions that nobody asks for, are left out. Each answer has at most fifty ids."""
+    hashes = {1: [4, 7], 2: [-2, 5], 0: [3], 3: []}  # four of the eight partitions; a hash is a signed number
     rows = [
         {"_id": f"{hashed} {n}", "group": database, "hash": Int64(hashed * 8 + number), "retry_requested_at": n}
         for number, several in hashes.items()
@@ -193,7 +193,7 @@ async def test_lanes_that_end_during_a_query_do_not_hide_later_lanes(store, held
         await put(store, f"lane {number}", number)
         held.update_one({"_id": f"d{number:05}"}, {"$set": {"due_at": PAST + timedelta(days=number)}})
     lookup = store._first
-    lookup["$lookup"]["pipeline"].insert(0, {"$match": {"lane": "lane 2"}})  # the other lanes have ended
+    lookup["$lookup"]["pipeline"].insert(0, {"$match": {"lane": "lane 2"}})  # as if the other lanes had ended
     with monkeypatch.context() as patch:
         patch.setattr(HeldStore, "_first", lookup)
         assert await store.due("r", 1, []) == ([], 0.0)
@@ -295,9 +295,8 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
         held.database["held.files"].insert_one({**file, "_id": id_, "filename": filename})
         held.database["held.chunks"].insert_one({**chunk, "_id": ObjectId(), "files_id": id_})
     await store.recover()
-    assert (
-        held.database["held.files"].count_documents({}) == 3
-    )  # one file has a record, two files may get their records soon
+    # One file has a record. The other two files may get their records soon.
+    assert held.database["held.files"].count_documents({}) == 3
     assert held.database["held.files"].delete_one({"filename": "nobody"}).deleted_count
     held.database["held.files"].insert_one({**file, "_id": (new := ObjectId()), "filename": "nobody"})
     now += 3_600.0

@@ -100,7 +100,7 @@ class Part(mongoz.EmbeddedDocument):
 
 @pytest.fixture
 def meta(registry: mongoz.Registry, database: str) -> Callable[[str], Any]:
-    """Makes the Meta of a class, with this name of a collection."""
+    """Returns a function that makes the Meta of a class for a collection."""
     return lambda collection: type(
         "Meta", (), {"registry": registry, "database": database, "collection": collection}
     )
@@ -291,7 +291,7 @@ async def test_values_that_need_validation_as_a_whole_are_loaded_as_a_whole(meta
 # -- Keys of mappings --------------------------------------------------------------------------------
 
 
-async def test_keys_that_are_members_or_literals_come_back(meta: Any, foreign: Any) -> None:
+async def test_keys_that_are_enum_members_or_literals_keep_their_type(meta: Any, foreign: Any) -> None:
     class Size(Enum):
         SMALL = 1
         LARGE = 2
@@ -316,7 +316,7 @@ async def test_keys_that_are_members_or_literals_come_back(meta: Any, foreign: A
 # -- Validators --------------------------------------------------------------------------------------
 
 
-async def test_a_validator_that_reads_another_field_sees_only_values_of_that_field(meta: Any) -> None:
+async def test_a_validator_that_reads_another_field_sees_the_stored_value_of_that_field(meta: Any) -> None:
     class Range(mongoz.Document):
         low: int
         high: int

@@ -334,7 +334,7 @@ async def test_first_and_last_read_one_document(Movie: Any, commands: Commands) 
     assert all(command["limit"] == 1 for command in commands.sent)
 
 
-async def test_last_of_a_window_reads_one_document(Movie: Any, commands: Commands) -> None:
+async def test_last_with_skip_or_limit_reads_one_document(Movie: Any, commands: Commands) -> None:
     ordered = Movie.objects.sort("name", -1)
     cases = [
         (ordered.limit(2), "D"), (ordered.skip(1).limit(3), "B"), (ordered.skip(3), "A"),
@@ -346,9 +346,9 @@ async def test_last_of_a_window_reads_one_document(Movie: Any, commands: Command
     for query, expected in cases:
         found = await query.last()
         assert (found and found.name) == expected, query
-        assert commands.last.get("aggregate"), "the server picks it: one document is sent"
+        assert commands.last.get("aggregate"), "the server selects and sends one document"
         listed = await query
-        assert (listed[-1].name if listed else None) == expected, "the same as the last of all"
+        assert (listed[-1].name if listed else None) == expected, "the last document of the whole list"
 
 
 async def test_get_respects_skip_and_limit(Movie: Any, commands: Commands) -> None:
@@ -519,7 +519,7 @@ async def test_values_refuses_invalid_arguments(Movie: Any, rows: str) -> None:
             await values(exclude=["nmae"])
 
 
-async def test_only_the_result_of_none_awaits_to_itself(registry: mongoz.Registry, database: str) -> None:
+async def test_only_none_returns_itself_when_it_is_awaited(registry: mongoz.Registry, database: str) -> None:
     class Empty(mongoz.Document):
         name: str = mongoz.String()
 

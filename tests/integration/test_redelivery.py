@@ -1,4 +1,4 @@
-"""Retries of dead letters keep the order of changes, have new attempts, and report an outcome each."""
+"""Retries of dead letters keep the order of changes, have new attempts, and each retry reports its outcome."""
 
 import asyncio
 import contextlib
@@ -160,11 +160,12 @@ async def test_a_renamed_receiver_gets_its_dead_letters_and_a_removed_receiver_d
 async def test_a_dead_letter_joins_deliveries_parked_under_an_earlier_name(
     account, foreign, dispatched, state, retry, monkeypatch, asked
 ):
-    """The parking worker uses the name that the lane began with. Parked deliveries are loaded first."""
+    """The lane keeps the earlier name of the receiver. Parked deliveries are loaded before any retry."""
     load = Parking.load
 
     async def slow_load(self: Any) -> None:
-        with contextlib.suppress(AssertionError):  # in the correct order there is only one row so far
+        # In the correct order the retry has not written its row yet, so this wait ends at its time limit.
+        with contextlib.suppress(AssertionError):
             await eventually(lambda: len(state.rows) == 2, within=0.3)
         await load(self)
 
@@ -284,10 +285,10 @@ async def test_unknown_dead_letters_are_reported_before_any_retry(account, forei
     assert "retry_requested_at" not in state.letters[0]
 
 
-async def test_a_retry_keeps_the_commit_order_if_its_lane_is_just_taken(
+async def test_a_retry_keeps_the_commit_order_while_the_worker_reads_its_lane(
     account, foreign, dispatched, state, client, database, monkeypatch
 ):
-    """The later delivery is read already when the dead letter becomes the first one of the lane."""
+    """The dead letter becomes the first delivery of the lane after the worker has read the later delivery."""
     strict, id_ = strict_on(account), ObjectId()
     group = group_of(client, database)
     async with dispatching(dispatched):

@@ -62,7 +62,8 @@ def refusing(request: pytest.FixtureRequest, dispatched: mongoz.Registry, databa
     too_large = request.param == "its size"
     blob = bytes(16 * 1024 * 1024 - 50) if too_large else b""
     foreign.create_collection("refusing")
-    if too_large:  # with less cache: "transaction is too large and will not fit in the storage engine cache" (388)
+    if too_large:
+        # Error 388 with a smaller cache: "transaction is too large and will not fit in the storage engine cache".
         foreign.client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1GB")
     foreign.refusing.insert_many([{"name": name, **({"blob": blob} if too_large else {})} for name in "abcd"])
     if not too_large:
@@ -94,7 +95,7 @@ async def test_a_delete_without_a_marker_is_delivered_once(
 
 
 @pytest.mark.parametrize("of", ["an instance", "a query"])
-async def test_receivers_that_only_the_process_runs_run_in_the_process(
+async def test_receivers_with_delivery_process_run_although_a_marker_is_refused(
     refusing: Any, foreign: Any, of: str
 ) -> None:
     """A dispatcher never runs receivers with `delivery="process"`."""

@@ -126,7 +126,7 @@ async def test_a_topic_that_is_compacted_while_a_relay_runs_ends_the_relay(
 
 @contextlib.contextmanager
 def stopped(server: KafkaServer) -> Iterator[None]:
-    """The brokers do not answer during a block."""
+    """During a `with` block the brokers do not answer."""
     os.kill(server.pid, signal.SIGSTOP)
     try:
         yield

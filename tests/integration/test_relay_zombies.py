@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @contextlib.contextmanager
 def silent(broker: EmbeddedBroker) -> Iterator[None]:
-    """The broker does not answer during a block."""
+    """During a `with` block the broker does not answer."""
     os.kill(broker.pid, signal.SIGSTOP)
     try:
         yield

@@ -54,7 +54,7 @@ async def test_foreign_writes_are_delivered_and_own_writes_are_not(account, disp
                 min(one["token"] for one in State(foreign).database["positions"].find({"log": {"$exists": True}}))
                 > last
             ),
-            what="quiet partitions follow the relay",
+            what="the positions of partitions without changes follow the relay",
         )
     assert got == [
         ("saved", "own", "process"),

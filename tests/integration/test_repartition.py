@@ -115,7 +115,7 @@ async def test_repartitions_from_one_to_four_to_two_under_load(heard, dispatched
 
 
 async def test_changes_finished_ahead_are_not_repeated_under_other_layouts(heard, dispatched, client, database):
-    """The delivery of one document hangs in each layout. All later changes are delivered, and are not repeated."""
+    """Under each layout the delivery of one document hangs, and all later changes are delivered once."""
     users = client[database]["users"]
     stuck, written = [ObjectId() for _ in range(3)], []
 
@@ -151,7 +151,7 @@ async def ids_in(client: Any, partition: int, count: int) -> list[ObjectId]:
 
 
 async def test_a_partition_without_progress_keeps_its_position(heard, dispatched, client, database):
-    """The position is the token of a change of another partition, which the own stream of the partition lacks."""
+    """The position is the token of a change in another partition. The partition's own stream lacks this token."""
     (elsewhere,) = await ids_in(client, 1, 1)
     stuck, flows = await ids_in(client, 0, 2)
     heard.hangs.add(stuck)
@@ -229,8 +229,8 @@ async def test_new_positions_begin_at_the_earliest_position_and_inherit_finished
     assert (saved.layout.partitions, saved.layout.wanted) == (3, None)
     for position in saved.positions.values():
         assert (position.token, position.term, position.owner, position.version) == (SECOND, 2, None, "v")
-        # The first partition has finished no change after the new position, so only the second partition has a
-        # fact.
+        # The first partition has finished no change after the new position. So the only fact comes from the second
+        # partition.
         assert position.inherited == (Fact(2, 1, THIRD, THIRD, b""),)
 
 
@@ -265,7 +265,7 @@ async def test_positions_that_exist_are_not_replaced(store, database, foreign):
     assert not await store.begin(2, {0: FirstPosition(SECOND, "g"), 1: FirstPosition(SECOND, "g")}, new=True)
     assert await store.load() == before
     foreign.client[f"{database}_state"]["positions"].delete_one({"_id": database})
-    assert await store.begin(2, {}, new=True)  # a version without a layout has written the positions
+    assert await store.begin(2, {}, new=True)  # as if a version without layouts had written the positions
     assert await store.load() == before
 
 

@@ -86,7 +86,7 @@ def broken_oplog(foreign: Any) -> Iterator[None]:
 
 @pytest.fixture
 def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
-    """The starts of all change streams that replays have opened."""
+    """The starting points of all change streams that replays have opened."""
     starts: list[Start] = []
 
     class Noted(ChangeStreamSource):

@@ -24,7 +24,7 @@ def state(foreign: Any) -> Parked:
 
 
 class Busy:
-    """A receiver that asks for another attempt some times, for each document."""
+    """A receiver that asks `times` times for another attempt, for each document."""
 
     def __init__(self, document: Any, *, times: int, seconds: float, **options: Any) -> None:
         self.times = times
@@ -62,7 +62,7 @@ async def test_a_short_wait_is_in_memory_and_uses_up_no_attempt(
 
 @pytest.mark.parametrize("options", [{}, {"transactional": True}, {"on_failure": "block"}], ids=repr)
 async def test_a_long_wait_is_parked_with_its_followers(account, foreign, dispatched, state, options):
-    """The position moves on, other documents and receivers too, and the order stays."""
+    """The position, other documents and other receivers do not wait. The order stays the same."""
     busy = Busy(account, times=2, seconds=0.4, **options)
     others: list[str] = []
 
@@ -93,7 +93,7 @@ async def test_a_long_wait_is_parked_with_its_followers(account, foreign, dispat
 async def test_the_time_of_the_first_attempt_is_kept_while_attempts_do_not_count(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """Parked deliveries end too: after the longest time for `RetryAfter`, the delivery becomes a dead letter."""
+    """After the longest time for `RetryAfter`, a parked delivery becomes a dead letter, too."""
     monkeypatch.setattr(failure, "_POSTPONED_FOR", timedelta(seconds=0.6))
     busy = Busy(account, times=1_000, seconds=0.1)
     async with dispatching(dispatched, park_after=0.0):

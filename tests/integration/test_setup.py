@@ -156,7 +156,7 @@ WATCHING = ("changeStream", "find")
 
 
 def allowed(guarded: MongoClient, name: str, *actions: str, state: bool = True) -> mongoz.Registry:
-    """A registry. Its user has these privileges in the database and, with `state`, readWrite on the state."""
+    """The registry of a user with these privileges in the database and, with `state`, readWrite on the state."""
     rights = [{"resource": {"db": name, "collection": ""}, "actions": list(actions)}]
     roles = [{"role": "readWrite", "db": f"{name}_state"}] if state else []
     guarded.admin.command("createRole", name, privileges=rights, roles=roles)
@@ -184,7 +184,7 @@ async def test_a_missing_right_is_named(guarded, database, actions, exists, want
     assert "--no-images" in caught.value.remedy
     assert "secret" not in caught.value.message
     assert position_of(guarded[database]) is None
-    # Without images the setup succeeds. With the privilege the setup succeeds with images, too.
+    # The setup without images succeeds. After the grant of the privilege, the setup with images succeeds, too.
     assert (await set_up(registry, settings_for(registry), images=False)).position == "recorded"
     missing = wanted.split()[1]
     right = {"resource": {"db": database, "collection": ""}, "actions": [missing]}

@@ -21,7 +21,7 @@ refusing_ones: "list[Refusing]" = []
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hanging receivers are cancelled again after 0.02 s, not after a second, and each log event is one line."""
+    """Hanging receivers are cancelled again after 0.02 s instead of a second. Each log event is one line."""
     monkeypatch.setattr(invoker, "_CANCEL_AGAIN", 0.02)
     structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
     yield

@@ -103,7 +103,7 @@ async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatche
         writer.mark(1, dispatched.dispatched)
         writer.write("delete", 1, **TRANSACTION)
         last = writer.write("delete", 2, **TRANSACTION)
-        await eventually(lambda: running.service.position >= last, what="all is finished")
+        await eventually(lambda: running.service.position >= last, what="all changes are finished")
     assert got == [2]
 
 

@@ -55,7 +55,7 @@ def add_group(positions: Any, name: str, partitions: int, *, held: int, **layout
         positions.insert_one({"_id": f"{name}:{number}", "group": name, "partition": number, **owner})
 
 
-async def test_the_streams_of_all_groups_count(client, database, positions) -> None:
+async def test_the_streams_of_all_groups_are_counted(client, database, positions) -> None:
     add_group(positions, "streams", 4, held=3)
     add_group(positions, "stopped", 4, held=0)
     add_group(positions, "topic", 32, held=32, topic={"cluster_id": "c", "name": "mongoz.changes"})
@@ -98,7 +98,8 @@ async def test_check_and_the_start_warn_and_name_the_relay(dispatched, database,
     with capture_logs() as lines:
         async with dispatching(dispatched, partitions=4):
             line = await eventually(
-                lambda: next((one for one in lines if one["action"] == "streams.many"), None), what="it warns"
+                lambda: next((one for one in lines if one["action"] == "streams.many"), None),
+                what="the dispatcher logs the warning",
             )
     assert line["streams"] == 4
     assert "dispatcher relay" in line["remedy"]

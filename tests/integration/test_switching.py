@@ -94,7 +94,7 @@ class Writer:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
-        """Write during a block."""
+        """Write during a `with` block."""
         stop = asyncio.Event()
 
         async def run() -> None:

@@ -1,4 +1,4 @@
-"""The test kit with limits, batches and contexts: `until_idle` waits for no rate, and leaves nothing out."""
+"""The test kit with limits, batches and contexts: `until_idle` ignores rates, and waits for all deliveries."""
 
 import asyncio
 from typing import Any
@@ -39,7 +39,7 @@ async def test_until_idle_does_not_wait_for_a_rate(account, foreign, dispatched,
 
 
 @pytest.mark.parametrize("more", [{}, {"rate": "1/day"}])
-async def test_until_idle_waits_for_deliveries_without_a_place(account, foreign, dispatched, more):
+async def test_until_idle_waits_for_deliveries_that_wait_for_a_place(account, foreign, dispatched, more):
     got: list[str] = []
     running = most = 0
 
@@ -58,7 +58,7 @@ async def test_until_idle_waits_for_deliveries_without_a_place(account, foreign,
         assert (sorted(got), most) == (NAMES, 2)
 
 
-async def test_until_idle_waits_for_batches_without_a_place(account, foreign, dispatched):
+async def test_until_idle_waits_for_batches_that_wait_for_a_place(account, foreign, dispatched):
     indexer = Indexer(account, Batch(size=3, wait=3_600), concurrency=1, rate="1/day")
     async with Dispatcher(dispatched) as dispatcher:
         foreign["accounts"].insert_many(rows(10))
@@ -67,7 +67,7 @@ async def test_until_idle_waits_for_batches_without_a_place(account, foreign, di
         assert (indexer.most_running, sorted(map(len, indexer.batches))) == (1, [1, 3, 3, 3])
 
 
-async def test_a_parked_retry_gets_a_place_like_others(account, foreign, dispatched):
+async def test_a_parked_retry_gets_a_place_like_other_deliveries(account, foreign, dispatched):
     strict = Strict(account, concurrency=1, on_failure="block")
     async with Dispatcher(dispatched, settings_for(dispatched), raise_failures=False) as dispatcher:
         foreign["accounts"].insert_many(rows(3))
@@ -92,7 +92,7 @@ async def test_a_hand_made_change_ignores_limits(account):
 
 
 async def test_events_of_a_batch_have_the_contexts_of_their_writes(account, foreign, dispatched):
-    """Also a hand-made change. A foreign write has none."""
+    """A hand-made change has the context that it names. A foreign write has no context."""
     Indexer(account, Batch(size=10, wait=3_600))
     async with Dispatcher(dispatched) as dispatcher:
         for user in ("ada", "grace"):

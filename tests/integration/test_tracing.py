@@ -254,7 +254,7 @@ async def test_a_batch_links_to_the_spans_of_its_writers(account, foreign, dispa
 
 
 async def test_a_receiver_in_the_writing_process_is_in_the_trace_of_the_write(account, spans):
-    """It finds the `traceparent` of the write, and its own spans are children of the span."""
+    """The receiver gets the `traceparent` of the write. Its spans are children of the writer's span."""
     got: dict[str, Any] = {}
 
     @post_save(account, name="here")

@@ -212,13 +212,13 @@ class Conflicts:
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_the_outcome_of_a_commit_is_found_after_an_error_that_does_not_tell_it(
+async def test_the_outcome_of_a_commit_is_found_if_the_error_leaves_it_open(
     account, total, foreign, dispatched, committed
 ):
     """The record of the delivery shows whether the server committed."""
     admin = foreign.client.admin
     runs: list[int] = []
-    # With an error code the server does not commit. With a write concern error it commits first.
+    # With an error code the server does not commit. With a write concern error it commits before it answers.
     concern = {"writeConcernError": {"code": 64, "errmsg": "no majority in time"}}
     fault = concern if committed else {"errorCode": 50}
 

@@ -103,7 +103,7 @@ async def test_an_abort_drops_signals_and_resets_instances(registry, Account, fi
     assert fired == []
     assert [row["name"] for row in foreign.accounts.find()] == ["ada"]
     assert new.id is None
-    await ada.save()  # the snapshot of the instance does not have 7
+    await ada.save()  # this save still writes 7
     assert foreign.accounts.find_one()["balance"] == 7
     await new.save()
     assert foreign.accounts.count_documents({}) == 2
@@ -348,7 +348,7 @@ async def test_the_error_without_a_replica_set_names_the_remedy(standalone, driv
 
 
 class _HoldsInserts(CommandListener):
-    """Holds the thread of an insert until the abort is answered, at most half a second."""
+    """Delays the thread of an insert until the server has answered the abort, at most half a second."""
 
     def __init__(self) -> None:
         self.began, self.aborted = threading.Event(), threading.Event()

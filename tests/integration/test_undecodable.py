@@ -81,7 +81,7 @@ def state(foreign) -> State:
 
 
 def told(heard: Heard, state: State) -> set[str]:
-    """The changes with a delivery or a dead letter."""
+    """The ids of the deliveries that were made or became dead letters."""
     return heard.deliveries | {letter["delivery_id"] for letter in state.letters}
 
 
@@ -263,7 +263,7 @@ async def test_documents_with_partly_decodable_ids_are_parked_and_delivered(mong
                 foreign["odds"].insert_one(RawBSONDocument(raw))
                 key = bson.encode({"_id": "A"}).replace(b"A\0", odd_byte + b"\0", 1)
                 foreign["odds"].update_one(RawBSONDocument(key), {"$set": {"n": 1}})
-            await eventually(lambda: running.stats.parked >= 4, what="parked deliveries")
+            await eventually(lambda: running.stats.parked >= 4, what="the deliveries are parked")
             gate.set()
             await eventually(lambda: len(got) == 4, within=30)
     assert [n for name, n in got if name == "0"] == sorted(n for name, n in got if name == "0")
@@ -278,6 +278,6 @@ async def test_documents_whose_ids_have_unnumbered_arrays_are_looked_up(heard, f
     foreign[IMAGELESS].insert_many([{"name": f"{n}"} for n in range(20)])
     async with dispatching(dispatched):
         foreign[IMAGELESS].update_many({}, {"$inc": {"n": 1}})
-        await eventually(lambda: len(heard) == 21, what="21 updates")
+        await eventually(lambda: len(heard) == 21, what="the 21 updates are delivered")
     assert {one.delivery.image for one in heard} == {"current"}
     assert {one.instance.name for one in heard} == {"odd", *(f"{n}" for n in range(20))}

@@ -34,7 +34,7 @@ def as_stored(document: dict[str, Any]) -> RawBSONDocument:
 
 
 def stored_fields(foreign: Any, *without: str) -> list[dict[str, bytes]]:
-    """The bytes of all fields except some, per document in the order of ids."""
+    """The bytes of all fields but those in `without`, for each document in the order of ids."""
     rows = foreign.notes.with_options(codec_options=RAW).find(sort=[("_id", 1)])
     fields = [{one.name.decode(): one.value for one in elements(row.raw)} for row in rows]
     return [{name: raw for name, raw in each.items() if name not in (*without, "_mongoz")} for each in fields]

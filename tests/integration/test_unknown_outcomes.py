@@ -153,7 +153,8 @@ async def written(User: Any, told: list[Any]) -> Any:
     return user
 
 
-def stands(foreign: Any, before: dict[str, Any]) -> bool:
+def has_changed(foreign: Any, before: dict[str, Any]) -> bool:
+    """Whether the stored documents differ from the document `before`, apart from stamps."""
     rows = [{k: v for k, v in row.items() if k != "_mongoz"} for row in foreign.users.find()]
     return rows != [{k: v for k, v in before.items() if k != "_mongoz"}]
 
@@ -184,14 +185,13 @@ async def test_receivers_run_if_and_only_if_the_write_is_committed(
     with pytest.raises(PyMongoError) as caught:
         await write(User, user)
     assert proxy.lost == times
-    if (
-        command == "commitTransaction"
-    ):  # the search for the outcome sends the commit again, and the commit takes effect
+    if command == "commitTransaction":
+        # The search for the outcome sends the commit again, and then the commit takes effect.
         await eventually(lambda: not registry._unsettled, what="the outcome is known")
         executed = True
     elif executed and count == 1:
         assert "took effect despite this error" in notes(caught.value)
-    assert stands(foreign, before) is executed
+    assert has_changed(foreign, before) is executed
     assert [name for name, *_ in told] == [signal] * count * executed
     if not executed and write in (update, operate):
         assert user.age == 0
@@ -220,7 +220,7 @@ async def test_receivers_run_later_if_the_server_is_away(User, told, proxy, writ
         await write(User, user)
     assert "is not known yet whether" in notes(caught.value)
     assert told == []
-    assert stands(foreign, before) is executed
+    assert has_changed(foreign, before) is executed
     if write in (update, operate):
         assert user.age == 0  # the instance is reset
     if command == "commitTransaction" and not executed:
@@ -228,7 +228,7 @@ async def test_receivers_run_later_if_the_server_is_away(User, told, proxy, writ
     proxy.accept()
     await eventually(lambda: not registry._unsettled, what="the outcome is known")
     assert [name for name, *_ in told] == [signal] * count * executed
-    assert stands(foreign, before) is executed
+    assert has_changed(foreign, before) is executed
     if executed and signal != "post_delete":
         assert {age for *_, age in told} == {1}  # the written values, although the caller's instance was reset
         assert {id_ for _, id_, _ in told} <= {row["_id"] for row in foreign.users.find()}
@@ -573,7 +573,7 @@ async def test_the_odm_does_not_look_for_the_outcome_of_a_commit_without_receive
 # -- assumptions of the fence --------------------------------------------------------------------------
 
 
-def test_a_later_number_in_a_session_makes_the_server_refuse_earlier_numbers(foreign, mongo):
+def test_the_server_refuses_numbers_below_the_latest_number_of_a_session(foreign, mongo):
     # This test needs a new client. A client reuses its sessions, and in a reused session the server refuses the
     # numbers of this test, because they are too low.
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session:

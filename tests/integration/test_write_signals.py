@@ -446,7 +446,7 @@ async def test_receivers_of_the_dispatcher_alone_need_no_stamp(Stamped: Any, for
     assert called == []
 
 
-async def test_a_pre_receiver_is_no_reason_to_stamp(Stamped: Any, foreign: Any) -> None:
+async def test_a_write_with_only_a_pre_receiver_has_no_stamp(Stamped: Any, foreign: Any) -> None:
     Stamped.signals.pre_save.connect(seen := raising_nothing())
     assert seen in Stamped.signals.pre_save
     await Stamped.objects.create(name="Ada")

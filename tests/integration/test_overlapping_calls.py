@@ -45,7 +45,7 @@ def Lamp(registry: Registry, database: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def nobody_is_left_over() -> Any:
+def no_call_is_left_at_the_end() -> Any:
     yield
     assert not turns._last
     assert not turns._waiting

@@ -165,10 +165,10 @@ HOSTILE: list[dict[str, Any]] = [
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda hostile: next(iter(hostile), "empty"))
 async def test_a_dict_value_is_not_an_operator(User: Any, hostile: dict[str, Any]) -> None:
     for field in ("name", "age", "payload", "payload.key", "address.city.name", "id", "pk"):
-        await finds_nothing(User, field, hostile)
+        await expect_nothing_found(User, field, hostile)
 
 
-async def finds_nothing(User: Any, field: str, hostile: dict[str, Any]) -> None:
+async def expect_nothing_found(User: Any, field: str, hostile: dict[str, Any]) -> None:
     assert await User.objects.filter(**{field: hostile}).count() == 0
     for lookup in ("exact", "gt", "gte", "lt", "lte"):
         assert await User.objects.filter(**{f"{field}__{lookup}": hostile}).count() == 0, lookup

@@ -101,11 +101,11 @@ async def test_an_operator_moves_the_relay_forward_only(
     before = await saved_state(client, database, name)
     foreign["orders"].insert_one({"_id": "skipped"})
     later = await last_token(foreign, client, database)
-    await moved(client, database, name, later)
+    await move_relay(client, database, name, later)
     async with relaying(dispatched, broker.address, name) as relay:
         foreign["orders"].insert_one({"_id": 2})
         await relay.published(await last_token(foreign, client, database))
-    await moved(client, database, name, before.position.token)
+    await move_relay(client, database, name, before.position.token)
     async with relaying(dispatched, broker.address, name) as relay:
         foreign["orders"].insert_one({"_id": 3})
         await relay.published(await last_token(foreign, client, database))
@@ -115,6 +115,6 @@ async def test_an_operator_moves_the_relay_forward_only(
     assert len(gaps(read)) == 4
 
 
-async def moved(client: Any, database: str, name: str, token: str) -> None:
+async def move_relay(client: Any, database: str, name: str, token: str) -> None:
     mover = Mover(group_of(client, database, f"mongoz.{name}"))
     await mover.move(token, force=False)

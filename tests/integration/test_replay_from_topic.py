@@ -85,8 +85,8 @@ def broken_oplog(foreign: Any) -> Iterator[None]:
 
 
 @pytest.fixture
-def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
-    """The starting points of all change streams that replays have opened."""
+def oplog_reads(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
+    """The starting points of the change streams that replays open to read the oplog."""
     starts: list[Start] = []
 
     class Noted(ChangeStreamSource):
@@ -100,7 +100,7 @@ def no_oplog(monkeypatch: pytest.MonkeyPatch) -> list[Start]:
 
 
 async def test_a_replay_from_a_topic_delivers_past_changes_with_their_signals(
-    foreign, dispatched, account, topic, calls, no_oplog
+    foreign, dispatched, account, topic, calls, oplog_reads
 ):
     """The replay delivers foreign and own changes of all partitions, but no muted changes."""
     await asyncio.to_thread(foreign.create_collection, "accounts", **IMAGES)
@@ -132,11 +132,11 @@ async def test_a_replay_from_a_topic_delivers_past_changes_with_their_signals(
     ]
     assert (outcome.finished, outcome.delivered, outcome.failed) == (True, 36, 0)
     assert {(call.delivery.replayed, call.delivery.origin) for call in calls} == {(True, "stream")}
-    assert no_oplog == []
+    assert oplog_reads == []
 
 
 async def test_changes_that_the_topic_does_not_hold_come_from_the_oplog(
-    foreign, dispatched, account, topic, calls, no_oplog
+    foreign, dispatched, account, topic, calls, oplog_reads
 ):
     begin = behind(foreign)
     foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(30)])
@@ -145,11 +145,11 @@ async def test_changes_that_the_topic_does_not_hold_come_from_the_oplog(
     foreign["accounts"].insert_one({"name": "last"})
     await topic.run(since=begin, concurrency=1)
     assert [call.name for call in calls] == [*(f"{n}" for n in range(30)), "last"]
-    assert len(no_oplog) == 1
+    assert len(oplog_reads) == 1
 
 
 async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_its_place(
-    foreign, dispatched, account, topic, calls, no_oplog
+    foreign, dispatched, account, topic, calls, oplog_reads
 ):
     """The stop is in order, so no delivery is repeated."""
     begin = behind(foreign)
@@ -159,13 +159,13 @@ async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_i
     stopping.add_done_callback(lambda _: stop.set())
     first = await topic.run(since=begin, stop=stop, rate=100, max_queued=10)
     assert not first.finished
-    assert no_oplog == []
+    assert oplog_reads == []
     topic.empty()
     second = await topic.run(since=begin)
     assert (second.run, second.finished) == (first.run, True)
     assert sorted((call.name for call in calls), key=int) == [f"{n}" for n in range(120)]
-    assert len(no_oplog) == 1
-    assert no_oplog[0].cluster_time > begin
+    assert len(oplog_reads) == 1
+    assert oplog_reads[0].cluster_time > begin
 
 
 async def test_a_replay_that_neither_topic_nor_oplog_holds_is_refused_and_names_both(
@@ -234,7 +234,7 @@ async def test_a_replay_ends_at_the_position_of_a_relay_that_does_not_run(
 
 
 async def test_a_collection_that_the_relay_does_not_publish_comes_from_the_oplog(
-    foreign, dispatched, account, topic, database, no_oplog
+    foreign, dispatched, account, topic, database, oplog_reads
 ):
     other, got = make_account(dispatched, database, "others"), list[str]()
 
@@ -246,4 +246,4 @@ async def test_a_collection_that_the_relay_does_not_publish_comes_from_the_oplog
     foreign["others"].insert_one({"name": "other"})
     assert (await topic.run("other", since=begin)).delivered == 1
     assert got == ["other"]
-    assert len(no_oplog) == 1
+    assert len(oplog_reads) == 1

@@ -100,7 +100,7 @@ async def test_a_renamed_receiver_does_not_repeat_its_effects(account, total, fo
         await add(total, instance)
 
     post_save(account, name="old", transactional=True)(adding)
-    post_save(account, name="watching")(lambda_of(done))
+    post_save(account, name="watching")(appending_to(done))
     async with dispatching(dispatched):
         before = state.token
         foreign["accounts"].insert_one({"name": "Ada", "amount": 5})
@@ -113,7 +113,7 @@ async def test_a_renamed_receiver_does_not_repeat_its_effects(account, total, fo
     assert foreign["totals"].find_one()["amount"] == 5
 
 
-def lambda_of(calls: list[str]) -> Any:
+def appending_to(calls: list[str]) -> Any:
     async def watching(sender: Any, instance: Any, **kwargs: Any) -> None:
         calls.append(instance.name)
 
@@ -302,7 +302,7 @@ async def test_records_are_kept_as_long_as_the_setting_says(account, foreign, di
 
 
 async def test_no_deliveries_are_recorded_without_transactional_receivers(account, foreign, dispatched, state):
-    post_save(account, name="watching")(lambda_of([]))
+    post_save(account, name="watching")(appending_to([]))
     async with dispatching(dispatched):
         assert "deliveries" not in state.database.list_collection_names()
 

@@ -277,7 +277,7 @@ async def test_writes_in_a_session_without_a_transaction_fire_immediately(regist
     assert fired == [("post_save", "ada"), ("post_delete", "ada")]
 
 
-def somebody_elses_transaction(registry: mongoz.Registry) -> Any:
+def transaction_of_the_driver(registry: mongoz.Registry) -> Any:
     class Block:
         async def __aenter__(self) -> Any:
             self.block: Any = registry.new_session()
@@ -295,7 +295,7 @@ def somebody_elses_transaction(registry: mongoz.Registry) -> Any:
 async def test_in_a_transaction_of_the_driver_receivers_run_immediately_without_a_dispatcher(
     registry, Account, fired
 ):
-    async with somebody_elses_transaction(registry) as session:
+    async with transaction_of_the_driver(registry) as session:
         await Account(name="ada").create(session=session)
         assert fired == [("post_save", "ada")]
 
@@ -309,7 +309,7 @@ async def test_in_a_transaction_of_the_driver_receivers_are_left_to_the_dispatch
 
     Account.signals.post_save.connect(receive, name="receive")
     foreign.create_collection("accounts")
-    async with somebody_elses_transaction(dispatched) as session:
+    async with transaction_of_the_driver(dispatched) as session:
         ada = await Account(name="ada").create(session=session)
         ada.balance = 1
         await ada.save(session=session)

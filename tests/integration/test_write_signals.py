@@ -447,13 +447,13 @@ async def test_receivers_of_the_dispatcher_alone_need_no_stamp(Stamped: Any, for
 
 
 async def test_a_write_with_only_a_pre_receiver_has_no_stamp(Stamped: Any, foreign: Any) -> None:
-    Stamped.signals.pre_save.connect(seen := raising_nothing())
+    Stamped.signals.pre_save.connect(seen := idle_receiver())
     assert seen in Stamped.signals.pre_save
     await Stamped.objects.create(name="Ada")
     assert FIELD not in foreign.users.find_one()
 
 
-def raising_nothing() -> Any:
+def idle_receiver() -> Any:
     async def receive(sender: Any, **kwargs: Any) -> None:
         pass
 

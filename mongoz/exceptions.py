@@ -138,9 +138,8 @@ class RetryAfter(MongozException):
 class BatchError(MongozException):
     """Raised by a batch receiver: only these events of its batch failed, and all others are done.
 
-    A dispatcher repeats the failed events, and after each of them the later events of its document. With
-    `transactional=True` the transaction is aborted, and the other events run again at once, in a transaction
-    without these.
+    A dispatcher repeats the failed events, and also the later events of their documents. With `transactional=True`
+    the transaction is aborted. The other events run again at once, in a transaction without the events to repeat.
 
     Args:
         errors: the error of each failed event, by its index in the batch.

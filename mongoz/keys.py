@@ -1,8 +1,8 @@
 """Canonical keys: equal bytes for `_id`s that the server takes for equal.
 
 MongoDB compares numbers by value: 1, `NumberLong(1)`, 1.0 and `Decimal128("1.00")` are one `_id`, also inside of
-documents and arrays. So are 0.0 and -0.0, and all NaN. The BSON of equal numbers differs, and so would a hash of
-the BSON. `canonical` encodes every number in the narrowest type that holds it.
+documents and arrays. 0.0 and -0.0 are one `_id` too, and so are all NaN. But equal numbers can have different
+BSON, and then hashes of the BSON differ. So `canonical` encodes every number in the narrowest type that holds it.
 
 `canonical` works on the bytes of BSON, since Python compares values differently (1 == True), and can't decode
 every key.

@@ -1,8 +1,8 @@
 """Origin stamps, by which a dispatcher distinguishes an application's own writes from all others.
 
-A stamp is one scalar, so that no pipeline update or partial `$set` can split it: a BSON binary of the user-defined
-subtype in the reserved field `_mongoz`. It names the receivers that ran (or will run) in the writing process for
-this one write. The dispatcher delivers to all other receivers.
+A stamp is a BSON binary of the user-defined subtype, in the reserved field `_mongoz`. It is one scalar, so no
+pipeline update or partial `$set` can split it. It names the receivers that ran (or will run) for this one write in
+the writing process. The dispatcher delivers to all other receivers.
 
 Layout, version 1, big-endian:
 
@@ -15,15 +15,28 @@ Layout, version 1, big-endian:
     24..         the group, UTF-8
     then         8 bytes per receiver that runs in process, or one byte: the hops
 
-    Receivers with a claim: 6 bytes that begin no id, the number of the claimed receivers (2 bytes), their ids with
-    all bits inverted, the ids of the other receivers, the incarnation (8 bytes), the claim's number (8 bytes).
-    Versions without claims read a list of ids, and know none of the inverted ones. So they deliver to the claimed
-    receivers, and fire the signal of the call.
+If the process claims receivers, the ids are replaced by:
 
-    A context follows the ids of the receivers (kind 0 only, also with hops): its JSON in UTF-8, padded with zero
-    bytes to a multiple of 8 and combined with a salt by exclusive or, the salt (8 bytes), 5 bytes that stand in no
-    id, the hops (1 byte), the length of the JSON in bytes (2 bytes). Versions without contexts read ids that no
-    receiver has. The salt is random, so a client that chooses a value can't make it the id of a receiver.
+    6 bytes      a mark; no id begins with it
+    2 bytes      the number of the claimed receivers
+    8 bytes each the ids of the claimed receivers, with all bits inverted
+    8 bytes each the ids of the other receivers
+    8 bytes      the incarnation
+    8 bytes      the number of the claim
+
+Versions without claims read a list of ids, and know none of the inverted ones. So they deliver to the claimed
+receivers, and fire the signal of the call.
+
+A context follows the ids of the receivers. A stamp with a context has kind 0, even if the write has hops:
+
+    8 bytes each the context as JSON in UTF-8, padded with zero bytes, and combined with the salt by exclusive or
+    8 bytes      the salt
+    5 bytes      a mark; no id contains it
+    1 byte       the hops
+    2 bytes      the length of the JSON in bytes
+
+Versions without contexts read ids that no receiver has. The salt is random. So no client can choose a value whose
+bytes are the id of a receiver.
 
 Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """
@@ -75,7 +88,7 @@ _CONTEXT_END: Final = 16  # bytes from the salt to the end
 _INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
 _KEPT_CONTEXTS: Final = 128  # a forged one may have 64 kB
-_LONGEST: Final = 16_384  # maximum bytes of a group and its receivers, about 2,000: the cache keeps them
+_LONGEST: Final = 16_384  # maximum bytes of a group and about 2,000 receivers, since the cache keeps them
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
 
@@ -240,10 +253,10 @@ def _form(group: str, call: Call, kind: int, rest: bytes) -> Form:
 
 
 class _Common(NamedTuple):
-    """The attributes that the stamps of many writes have in common. For all but one, see `Stamp`.
+    """The attributes that the stamps of many writes have in common. The other attributes are as in `Stamp`.
 
     Attributes:
-        claimed: the claimed receivers; None if the stamp is no claim.
+        claimed: the claimed receivers; None if the stamp has no claim.
     """
 
     group: str

@@ -1,9 +1,9 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
-A beat comes every fifth of the timeout. It comes every fifteenth while claims are open, or while dispatchers can't
-know yet that they are done. A further beat comes soon after the last open claim is done or a claim is released,
-because dispatchers may hold deliveries back until they see that. Two beats are at least a thirtieth of the timeout
-apart, so many writes do not cause many beats.
+Usually a beat begins a fifth of the timeout after the beat before it. While claims are open, or while dispatchers
+can't know yet that all claims are done, a beat begins after a fifteenth of the timeout. A beat comes even earlier
+when the last open claim is done, or when a claim is released: dispatchers may hold deliveries back until they read
+that. Two beats are at least a thirtieth of the timeout apart, so many writes do not cause many beats.
 
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
 beats the thread has only a weak reference to the claims, so the thread ends when the registry of the claims is
@@ -90,7 +90,7 @@ def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
 
     Args:
         seconds: the timeout.
-        is_waiting: claims are open, or dispatchers can't know yet that they are done.
+        is_waiting: claims are open, or dispatchers can't know yet that all claims are done.
     """
     return BeatPause(seconds / 30, seconds / 300, seconds / (15 if is_waiting else 5))
 
@@ -141,7 +141,7 @@ class BookRecorder:
         self._client: Any = None
         self._is_announced = False
         self._beat = 0
-        self._recorded = BookSnapshot()  # as the last acknowledged beat has it
+        self._recorded = BookSnapshot()  # the claims in the last acknowledged beat
         self._named: tuple[NamedReceiver, ...] = ()
         self._ended: deque[Book] = deque(maxlen=_MOST_ENDED)
         self._started_at = datetime.now(UTC)
@@ -154,7 +154,8 @@ class BookRecorder:
         with pymongo.timeout(seconds / 3):
             try:
                 refusal = self._look_at_dispatchers()
-                if refusal is not None:  # noted before the book pauses, so unclaimed writes count for this reason
+                if refusal is not None:
+                    # Note the reason before the book pauses: unclaimed writes are counted under the noted reason.
                     claims.note_attempt(refusal)
                     if self._book is None:
                         return pause_after(seconds, is_waiting=False)
@@ -188,7 +189,8 @@ class BookRecorder:
         """Record the end of the last book, and close the client."""
         if self._book is not None:
             self._book.end()
-            with suppress(Exception), pymongo.timeout(_LAST_BEAT):  # otherwise the end shows at the timeout
+            # After an error here, dispatchers notice the end by the timeout.
+            with suppress(Exception), pymongo.timeout(_LAST_BEAT):
                 self._write_end(self._book)
         if self._client is not None:
             self._client.close()

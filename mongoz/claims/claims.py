@@ -1,8 +1,8 @@
 """The claims of one registry: the present book, the thread that records it, and the count of unclaimed writes.
 
 A process begins to claim at its first stamped write. While the book is not valid, writes wait for a beat, but not
-for long: see `mongoz/claims/wait.py`. So the only write of a script is claimed, and also the first write of a
-process that was stopped, or whose book a dispatcher has fenced.
+for long: see `mongoz/claims/wait.py`. So the only write of a script is claimed. The first write after a pause of
+the process is claimed too, and so is the first write after a dispatcher has fenced the book.
 """
 
 import atexit
@@ -33,7 +33,7 @@ _log: Final = logging.getLogger("mongoz.claims")
 
 _used: WeakSet["Claims"] = WeakSet()
 
-# The children of `multiprocessing` that close their claims at their end. A child inherits the pids of its parents.
+# The pids of `multiprocessing` children that close their claims at their end. A child inherits its parents' pids.
 _closing: Final[set[int]] = set()
 
 
@@ -95,7 +95,7 @@ class Claims:
         if self._pid != os.getpid():  # a fork without a call of `leave_to_parent`
             self.leave_to_parent()
         if not self._start():
-            self._bell.ring()  # the thread may rest: its machine may have slept, for example
+            self._bell.ring()  # end the pause of the thread: the machine may have slept, for example
         await self._wait.until(lambda: self.book.is_valid)
 
     def _start(self) -> bool:

@@ -11,7 +11,7 @@ fields:
     open        the open claims, as a flat list of intervals: first, last, first, last, ...
     released    claims that the process leaves to dispatchers
     receivers   the receivers of the process with `delivery="any"`: id, former (earlier ids), sender, signal, name;
-                those that the application has disconnected since stay
+                a receiver stays in this list after the application has disconnected it
     host, pid, started_at      the process
     fenced_at, fenced_by       the end: the document does not change any more
 
@@ -105,7 +105,7 @@ class BookState(NamedTuple):
 
 
 def _as_int(value: object) -> object:
-    """A plain int for an int of the driver, which may be an Int64; other values stay."""
+    """Convert an integer of the driver, which may be an Int64, to a plain int. Other values stay unchanged."""
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -122,7 +122,7 @@ class LenientRow(dict[str, Any]):
 
 
 def as_stored_literal(row: dict[str, Any]) -> Any:
-    """A row for a command that compares it with the stored document: the original BSON, if this is known."""
+    """A row for a command that compares the row with the stored document: the original BSON, if the row has it."""
     return RawBSONDocument(row.raw) if isinstance(row, LenientRow) else row
 
 

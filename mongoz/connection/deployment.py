@@ -34,9 +34,9 @@ _MOST_SECONDS: Final = 3_600
 _CLOSE_TIMEOUT: Final = 1.0
 
 _NO_RETRIES: Final = (
-    "retryWrites=false can't be combined with dispatched=...: if the answer to a write is lost, mongoz can "
-    "look up the outcome only if the write is retryable, and the outcome decides whether its receivers run. "
-    "Remove retryWrites=false; replica sets, which dispatchers need anyway, accept retryable writes."
+    "retryWrites=false contradicts dispatched=...: if the answer to a write is lost, mongoz looks up the outcome, "
+    "which decides whether receivers run. mongoz can look up only retryable writes. Remove retryWrites=false. "
+    "Dispatchers need a replica set, and all replica sets accept retryable writes."
 )
 
 
@@ -310,8 +310,8 @@ def _group_of(dispatched: bool | str) -> str | None:
 def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
     """Await `close` when the running loop shuts down, or earlier, when the generator is closed.
 
-    A loop that shuts down finalizes the async generators that were started in it (`asyncio.run`, uvloop and
-    test runners all do), so a generator that is suspended inside of `try` runs its `finally` then.
+    A loop that shuts down closes the async generators that were started in it: `asyncio.run`, uvloop and test
+    runners all do this. So a generator that is suspended inside of `try` runs its `finally` then.
     """
 
     async def wait_for_the_end() -> AsyncGenerator[None, None]:

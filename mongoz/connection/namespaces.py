@@ -121,7 +121,7 @@ def parse_pattern(text: object) -> NamespacePattern:
     """Parse one entry of `Meta.watch`.
 
     Args:
-        text: `"database.collection"`, or only a database for the document's own collection in it.
+        text: `"database.collection"`; or only `"database"`, which means the document's own collection in it.
 
     Raises:
         ValueError: the entry can't be a namespace. The message is the rest of a sentence that begins with the

@@ -49,8 +49,8 @@ _NO_TRANSACTIONS: Final = (
     "and run rs.initiate() once)."
 )
 _OUTCOME_UNKNOWN: Final = (
-    "It is not known yet whether the transaction was committed. If it was, its receivers run as soon as that is "
-    "known. In both cases, instances keep the values that the transaction wrote."
+    "It is not known yet whether the transaction was committed. If it was, its receivers run when mongoz knows "
+    "this. Instances keep the values that the transaction wrote, even if it was not committed."
 )
 
 _READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # transactions support these
@@ -170,7 +170,7 @@ _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions"
 is_in_transaction: Final[Callable[[], object]] = _entered.get
 """Whether the running task or its parent task entered a transaction.
 
-Every ODM call runs it, so it is a C function, which is fast.
+Every ODM call asks this. So it is a function written in C, because that is fast.
 """
 
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
@@ -318,7 +318,7 @@ async def _finish_when_known(own: Transaction, held: AsyncExitStack) -> None:
 
 
 async def _abort(own: Transaction) -> None:
-    """Abort, unless the transaction is committed or may be."""
+    """Abort, unless the transaction is committed or may be committed."""
     if own.is_committed or own.is_outcome_unknown:
         return
     try:
@@ -326,7 +326,8 @@ async def _abort(own: Transaction) -> None:
             await abort(own.session)
             own.drop_claims()
     finally:
-        own.leave_claims()  # if the application has committed by itself, or the abort was interrupted
+        # Claims are still open if the application itself has committed, or if the abort was interrupted.
+        own.leave_claims()
         own.undo_in_memory()
 
 

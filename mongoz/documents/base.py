@@ -96,7 +96,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
                 the document has a field of that name.
 
         Raises:
-            InvalidKeyError: there is no such field, it is the id, or two changes overlap.
+            InvalidKeyError: a field does not exist or is the id, or two changes overlap.
             DocumentNotFound: the document does not exist any more.
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
             WriteConflict: other clients change the document faster than it can be read, validated and written.

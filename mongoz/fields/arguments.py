@@ -26,7 +26,7 @@ class Shared(TypedDict, total=False):
         owner: the owner of the field, for readers of the code.
         help_text: a help text, for readers of the code; also the description if there is none.
         read_only: says in JSON schemas that the field is read-only; the ODM does not enforce it.
-        pattern: a regular expression that must match a part of the value, or of `str(value)` if it is no string.
+        pattern: a regular expression that must match a part of `str(value)`.
 
     The other arguments are passed to `pydantic.Field`.
     """

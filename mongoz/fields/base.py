@@ -39,7 +39,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
 
     Attributes:
         name: the name of the attribute, or the declared name.
-        document: the class with the field; for an inherited field the subclass.
+        document: the class with the field. An inherited field has the subclass here.
         null: None is a valid value.
         field_type: the Python type of a value that is not None.
         unique, index, sparse: the index of the field.
@@ -86,7 +86,9 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
 
 
 def set_stored_alias(field: FieldInfo, name: str, stored_name: str) -> None:
-    """Make a field with this stored name; its dumps and schemas have its own name. A field with an alias stays.
+    """Give a field a stored name. Dumps and schemas still contain the name of the attribute.
+
+    A field with another alias stays unchanged.
 
     Args:
         field: the field; it is changed.

@@ -21,7 +21,7 @@ __all__ = ["ForeignKey", "ForeignKeyField"]
 def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -> Any:
     """The ObjectId of another document. An instance of that document is accepted too, and its id is used.
 
-    For type checkers the type is Any, since an instance may be assigned, and an ObjectId is read.
+    For type checkers the type is Any, since an application may assign an instance, but always reads an ObjectId.
 
     Args:
         refer_to: the document's class, its dotted path (`"shop.models.Producer"`), or the name of a class in the

@@ -1,4 +1,4 @@
-"""The JSON forms of BSON's own types: how models show them in JSON, and read them from it.
+"""The JSON forms of BSON's own types: how models write values of these types to JSON, and read them from JSON.
 
 Web frameworks parse JSON first and validate Python values then. So a string is accepted, except in strict mode.
 """
@@ -37,7 +37,7 @@ _TEXTS: Final = {
 
 
 def bson_schema(kind: Any) -> CoreSchema:
-    """The schema of an annotation with a type of BSON: instances are accepted, and their text in JSON.
+    """The schema of an annotation with a type of BSON. It accepts instances of the type, and their text from JSON.
 
     Args:
         kind: `bson.ObjectId` or `bson.Decimal128`.
@@ -65,10 +65,10 @@ def _explained(schema: CoreSchema, expected: str) -> CoreSchema:
 
 
 def as_json(value: Any) -> Any:
-    """The form in JSON of a value that JSON has no type for.
+    """The JSON form of a value that JSON has no type for.
 
     Raises:
-        TypeError: there is none.
+        TypeError: the value has no JSON form.
     """
     if isinstance(value, tuple(_TEXTS)):
         return str(value)
@@ -76,7 +76,9 @@ def as_json(value: Any) -> Any:
 
 
 def add_json_forms(schema: Any, *, extra: bool = False) -> None:
-    """Give a model's schema the JSON forms of BSON's types, in plain annotations, in Any, and in undeclared keys.
+    """Add the JSON forms of BSON's types to a model's schema.
+
+    They apply to fields with such a type as annotation, to fields of type Any, and to undeclared keys.
 
     Web frameworks serialize a model without the `fallback` of `model_dump`, so the schema itself needs the forms.
 

@@ -9,7 +9,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class StandsFor(Protocol[T_co]):
-    """For type checkers: what a field accepts besides its own type, as a reference accepts a document."""
+    """For type checkers: the other type that a field accepts. A reference, for example, accepts a document."""
 
     def __stands_for__(self) -> T_co: ...
 

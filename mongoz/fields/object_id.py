@@ -18,8 +18,8 @@ _NO_OPTIONS: Final[dict[str, Any]] = {}
 class ObjectId(bson.ObjectId):
     """An ObjectId that pydantic understands.
 
-    As a value it is a `bson.ObjectId`. Assigned in the body of a document it declares a field, and accepts the
-    arguments of all fields. The instance is not the default, so the field stays required.
+    As a value it is a `bson.ObjectId`. If it is assigned in the body of a document, it declares a field, and takes
+    the arguments of all fields. The assigned value is not the default of the field, so the field is required.
 
     Args:
         oid: 24 hexadecimal digits, 12 bytes or another ObjectId; a new id by default.

@@ -27,7 +27,7 @@ from mongoz.fields.storability import IP_ADDRESSES, URLS, is_open
 __all__ = ["SCALARS", "UNSTORABLE", "explain_value", "stored", "stored_key", "stored_names", "stored_values"]
 
 UNSTORABLE: Final = (InvalidBSON, InvalidDocument, ArithmeticError, ValueError)
-"""The errors of a value that BSON has no type for or no room for: a large number, text that is no Unicode."""
+"""The errors of a value that BSON can't hold, for example a large number, or text that is no Unicode."""
 
 SCALARS: Final = frozenset(
     {

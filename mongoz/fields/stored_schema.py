@@ -72,7 +72,7 @@ def _keys_from_stored(schema: Any) -> Any:
 
 
 def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
-    """Like `from_stored`, for a dict of fields, in which a field's name may equal a key of a schema."""
+    """Like `from_stored`, for a dict of fields. The name of a field may be the same as a key of a schema."""
     made = {name: from_stored(schema) for name, schema in fields.items()}
     return made if any(made[name] is not schema for name, schema in fields.items()) else fields
 

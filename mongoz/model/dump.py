@@ -14,7 +14,7 @@ __all__ = ["DumpableModel", "as_json", "shown"]
 
 
 def _names_in_dumps(model: type[BaseModel]) -> frozenset[str]:
-    """The names that only computed fields have in dumps."""
+    """The names in dumps that belong to computed fields only."""
     computed = model.__pydantic_decorators__.computed_fields
     names = {*computed, *(one.info.alias for one in computed.values() if one.info.alias)}
     fields = model.__pydantic_fields__
@@ -22,14 +22,15 @@ def _names_in_dumps(model: type[BaseModel]) -> frozenset[str]:
 
 
 def _leave_out_computed(schema: Any, names: frozenset[str]) -> None:
-    """Make a model's schema leave out the values of computed fields in its input, which may be a dump.
+    """Change a model's schema: validation ignores the values of computed fields.
 
-    Otherwise they would be undeclared keys, and stored. Stored keys of these names stay.
+    The validated dict may be a dump. Without this change, its computed values would become undeclared keys, and be
+    stored. A row of the database may have undeclared keys with these names, and keeps them.
     """
 
     def leave_out(value: Any, info: core_schema.ValidationInfo[Any]) -> Any:
         if info.context is LOADING or not isinstance(value, Mapping) or names.isdisjoint(value):
-            return value  # for an assignment, it is the instance
+            return value  # when a field is assigned, pydantic passes the instance
         return {name: each for name, each in value.items() if name not in names}
 
     own = dict(schema)
@@ -76,7 +77,7 @@ class DumpableModel(BaseModel):
 
 
 class _ShortRepr(reprlib.Repr):
-    """The short form of a value: the start and the end of what is long."""
+    """The short form of a value: of a long value, only the start and the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ _SHORT: Final = _ShortRepr()
 
 
 def shown(instance: BaseModel) -> str:
-    """The class and the loaded fields of an instance, each shortened, without fields of `repr=False`."""
+    """The class and the loaded fields of an instance, with short values. Fields with `repr=False` are left out."""
     fields = type(instance).__pydantic_fields__
     values = {
         name: instance.__dict__[name] for name, field in fields.items() if name in instance.__dict__ and field.repr

@@ -39,7 +39,7 @@ class MetaInfo:
         indexes: the indexes of the fields, even inside of embedded documents, then Meta's own, then the indexes of
             the parents' Meta. The list may be changed after the class is defined.
         signals: the Broadcaster.
-        document: the class; for the class of partial rows, the full class.
+        document: the class. For a class of partial rows it is the full class.
     """
 
     registry: Registry | None

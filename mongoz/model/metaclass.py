@@ -103,7 +103,8 @@ class FieldsMetaclass(PydanticMetaclass):
 
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            # Pydantic rebuilds the class, or an application sets its __init__. Making a class of parts is neither.
+            # Such a name is set when pydantic rebuilds the class, or when an application replaces __init__. Names
+            # of a class of parts are set while the class is made, and this changes no other class.
             if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 

@@ -44,7 +44,7 @@ def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None 
 
     Args:
         document: the class.
-        convert: makes the annotation of a field from its stored name and its annotation.
+        convert: makes the new annotation of a field from its stored name and its present annotation.
         **more: further attributes of the class.
     """
     body = {
@@ -115,7 +115,7 @@ def fill_in_defaults(instance: Any, names: Iterable[str], title: str = "") -> No
             continue
         try:
             instance.__dict__[name] = _valid_default(document, name, default_of(field, instance.__dict__))
-        except KeyError:  # the factory uses a field that is not loaded, so its own field is not loaded, either
+        except KeyError:  # the factory needs a field that is not loaded, so this field gets no value
             if not field.default_factory_takes_validated_data:
                 raise
     if missing:
@@ -155,8 +155,8 @@ def not_loaded(instance: Any, name: str) -> AttributeError:
     """The error of reading a field that was not loaded."""
     cls = type(instance).__name__
     return AttributeError(
-        f"{cls}.{name} was not loaded for {instance}. Await its refresh(), or load it without leaving out "
-        f"{name!r} by only() or defer()."
+        f"{cls}.{name} was not loaded for {instance}. Await its refresh(), or load it with a query that does not "
+        f"leave out {name!r} by only() or defer()."
     )
 
 

@@ -22,7 +22,7 @@ from mongoz.model.paths import resolve_path
 __all__ = ["class_of_parts", "divisible_path", "holds_parts", "is_part", "tags_on_the_way"]
 
 _Paths = frozenset[str]
-"""Stored, dotted names of the loaded parts, from the document or embedded document on."""
+"""Stored, dotted names of the loaded parts. They begin inside of the document or embedded document."""
 
 
 def class_of_parts(document: Any, paths: _Paths) -> Any:
@@ -36,7 +36,10 @@ def _class_of_part(model: Any, paths: _Paths) -> Any:
 
 @lru_cache(maxsize=1000)  # there is no bound to the number of different queries of a process
 def _cached_class(document: Any, _validator: Any, paths: _Paths, is_inner: bool = False) -> Any:
-    """The class of parts of a class with this validator, which changes if pydantic rebuilds the class."""
+    """The class of parts of a class.
+
+    If pydantic rebuilds the class, the class has a new `_validator`, and so gets a new class of parts.
+    """
     methods = {"__whole__": document, "__getattr__": _not_loaded, "__reduce__": _reduce_part}
     return _make_class_of_parts(document, paths, **(methods if is_inner else {}))
 
@@ -90,7 +93,7 @@ def divisible_path(document: Any, path: str) -> str:
 
 
 def _is_indivisible(declared: Any) -> bool:
-    """Whether values need all their parts: a function tells their class, or their class is no ordinary model.
+    """Whether values can't be loaded in part: a function chooses their class, or the class is no ordinary model.
 
     Args:
         declared: a field, an annotation, or a part of its metadata.
@@ -113,7 +116,7 @@ def is_part(value: Any) -> bool:
 
 
 def holds_parts(value: Any) -> bool:
-    """Whether a value is, or has inside of it, an embedded document that was loaded in part."""
+    """Whether a value is or contains an embedded document that was loaded in part."""
     if isinstance(value, BaseModel):
         return is_part(value) or any(map(holds_parts, value.__dict__.values()))
     if isinstance(value, Mapping):
@@ -122,7 +125,10 @@ def holds_parts(value: Any) -> bool:
 
 
 class _LoadsParts:
-    """The rule of an embedded document in a class of parts: rows contain a part of it, assignments all of it."""
+    """The rule of an embedded document in a class of parts. A row contains some of its fields.
+
+    A value that is assigned must be whole.
+    """
 
     def __init__(self, paths: _Paths) -> None:
         self._paths = paths
@@ -196,5 +202,5 @@ def _in_parts(annotation: Any, paths: _Paths) -> Any:
         return origin[arguments[0], _in_parts(arguments[1], rests) if rests else arguments[1]]  # type: ignore[index]
     if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset):
         converted = tuple(kind if kind is ... else _in_parts(kind, paths) for kind in arguments)
-        return origin[converted]  # type: ignore[index]  # its subclasses may not be generic, but it is
+        return origin[converted]  # type: ignore[index]  # `origin` is generic here
     return annotation

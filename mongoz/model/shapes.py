@@ -73,7 +73,7 @@ def shape_of(annotation: Any, outer: frozenset[type] = frozenset()) -> FieldShap
 
     Args:
         annotation: the annotation.
-        outer: the root models around it, since a root model may contain itself.
+        outer: the root models around the annotation, because a root model may contain itself.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation is None or annotation is types.NoneType:

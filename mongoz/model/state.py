@@ -15,8 +15,8 @@ class Loaded(NamedTuple):
     """The state of an instance in the database.
 
     Attributes:
-        snapshot: the last known row in the database, None if there was none. A dict that shares nothing
-            with the instance, or BSON if a dict would share values.
+        snapshot: the last known row in the database, None if there was none. It is a dict that shares nothing
+            with the instance. If a dict would share values, it is BSON.
         collection: the collection of the last load or write of the instance; None means the document's own.
     """
 
@@ -52,7 +52,7 @@ def remember(instance: Any, row: dict[str, Any] | bytes | None, collection: Coll
 
 
 def attach(instance: Any, found: dict[str, list[Any]]) -> None:
-    """Make lists of referenced instances readable as `instance.<name>`: a query with a join found them."""
+    """Keep the instances that a query with a join has found. They are readable as lists: `instance.<name>`."""
     object.__setattr__(instance, "_attached", found)
 
 

@@ -1,7 +1,8 @@
 """Deletes an instance, with a marker if a dispatcher must know that mongoz made the delete.
 
-A deleted document can't carry a stamp. So a marker, which is a stamp, is written to the document, and the document
-is deleted, both in one transaction: the dispatcher sees the two changes next to each other.
+A deleted document can't carry a stamp. So a delete with a marker is a transaction of two commands. The first
+command writes a stamp to the document; this stamp is the marker. The second command deletes the document. The
+dispatcher sees the two changes next to each other.
 """
 
 from collections.abc import Coroutine
@@ -218,7 +219,7 @@ class _Deletion:
             self.claim = None
 
     def leave(self) -> None:
-        """Leave the claimed receivers to dispatchers, unless they have run, or run after the commit."""
+        """Leave the claimed receivers to dispatchers, unless they have run, or will run after the commit."""
         if self.claim is not None and not self.target.in_transaction:
             self.claim.release()
 

@@ -9,7 +9,7 @@ from mongoz.persistence.target import WriteTarget
 __all__ = ["ATTEMPTS", "DocumentChanged", "NotWritten", "document_gone", "require_id", "write_conflict"]
 
 ATTEMPTS: Final = 100
-"""Attempts to write a document that other clients change between the read and the write."""
+"""Maximum number of attempts to write a document that other clients change between the read and the write."""
 
 
 class NotWritten(Exception):

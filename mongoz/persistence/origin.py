@@ -71,7 +71,7 @@ class _ClaimPlan(NamedTuple):
 
 
 class Originator:
-    """Makes the origins of writes that differ in their documents only.
+    """Makes the origins of several writes. Only the documents of these writes differ.
 
     Args:
         firing: the receivers of this process.

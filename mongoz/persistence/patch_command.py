@@ -38,7 +38,7 @@ async def send_patch(
     Raises:
         DocumentNotFound: the document does not exist any more.
         pydantic.ValidationError: a computed value would not fit its field.
-        DocumentChanged: a condition does not hold any more.
+        DocumentChanged: a condition is not true any more.
     """
     key: dict[str, Any] = {"_id": id_of(instance)}
     if conditions:

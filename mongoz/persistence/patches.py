@@ -118,7 +118,7 @@ def apply_values_together(
 async def make_patch(instance: Model, fields: frozenset[str], operations: Sequence[Operation]) -> Changes:
     """Fire `pre_update`; returns the fields to write: the given fields, and fields that a receiver changed.
 
-    A field that a receiver changed is written as the receiver left it, instead of an operation on it.
+    If a receiver changed a field, the value of the receiver is written, and operations on the field are not.
     """
     document = type(instance).meta.document
     signal = document.meta.signals.pre_update

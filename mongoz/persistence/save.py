@@ -78,9 +78,9 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
 
 
 async def _derived_fields(instance: Model, changed: dict[str, Any], target: WriteTarget) -> dict[str, Any]:
-    """The fields that the model derives from the changed fields of a partial instance, as stored.
+    """The fields that validators derive from the changed fields of a partial instance, in stored form.
 
-    The instance gets them too.
+    The instance gets the derived values too.
 
     Raises:
         DocumentNotFound: the document does not exist any more.

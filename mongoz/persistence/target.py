@@ -98,8 +98,8 @@ class WriteTarget(NamedTuple):
     def plan(self, signal: Signal, changed: Iterable[str] | None = None) -> Firing:
         """Decide which receivers this process runs after the write.
 
-        On a dispatched registry, the receivers of a write in a foreign transaction are left to dispatchers, except
-        receivers with `delivery="process"`: dispatchers see the commit.
+        Dispatchers see the commit of a foreign transaction, but this process does not. So on a dispatched registry
+        the receivers of such a write are left to dispatchers, except receivers with `delivery="process"`.
 
         Args:
             signal: a `post_*` signal.

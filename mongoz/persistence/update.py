@@ -191,8 +191,8 @@ def _restore_state(instance: Model, undo: dict[str, Any], own_values: dict[str, 
     Args:
         instance: the instance.
         undo: the state before the update.
-        own_values: the values after `pre_update`; None if the update failed before. If a field has changed since
-            then, this function does not restore the field: another update may have written the new value.
+        own_values: the values after `pre_update`; None if the update failed earlier. A field that has changed
+            since `pre_update` is not restored, because another update may have written the new value.
     """
     if own_values is not None:
         before, now = undo.pop("__dict__"), instance.__dict__

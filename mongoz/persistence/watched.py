@@ -52,7 +52,7 @@ def require_watched(document: type[Model], collection: Collection, signal: Signa
     name = meta.document.__name__
     raise ImproperlyConfigured(
         f"{name} can't be written to {collection.namespace!r}: the {signal.name} receiver {remote.name!r} runs "
-        f"in the dispatcher only, which watches {_watched_namespaces(document)} for {name}. "
+        f"only in the dispatcher, and for {name} the dispatcher watches only {_watched_namespaces(document)}. "
         f"{_remedy(document, collection)}"
     )
 

@@ -180,7 +180,7 @@ async def _fire_when_known(write: Write, session: Any, held: AsyncExitStack) -> 
 def note_unknown_outcome(error: PyMongoError) -> None:
     """Add a note to the error of a write: its outcome is unknown, and receivers may run later."""
     error.add_note(
-        "It is not known yet whether the write was done. If it was, its receivers run as soon as that is known."
+        "It is not known yet whether the write took effect. If it did, its receivers run when mongoz knows this."
     )
 
 

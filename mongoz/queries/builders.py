@@ -139,7 +139,7 @@ class QueryBuilder(Generic[D]):
         return self._derive(only=chosen | {"id"}, parts=parts) if chosen else self._derive()
 
     def defer(self, *names: Any) -> Self:
-        """Don't load these fields; calls add up, and the id is always loaded.
+        """Don't load these fields. A second call adds further fields. The id is always loaded.
 
         Raises:
             InvalidKeyError: there is no such field.
@@ -151,7 +151,7 @@ class QueryBuilder(Generic[D]):
         return self._derive(defer=self._plan.defer | left_out - {"id"})
 
     def sort(self, key: Any = None, direction: int = Order.ASCENDING, **lookups: Any) -> Self:
-        """Order by a key; calls append, and the first key is the primary one.
+        """Order by a key. A second call adds a key, which orders documents with equal first keys.
 
         Args:
             key: a field's name, `Document.field`, a SortExpression, or a list of these or of `(key, direction)`.

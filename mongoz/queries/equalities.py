@@ -22,10 +22,10 @@ def find_equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> d
 
 
 def put_value(document: Any, values: dict[str, Any], path: str, value: Any) -> None:
-    """Put a value at a dotted path into nested values, unless a step leads into another value than a dict.
+    """Put a value at a dotted path into nested values, unless a step leads into a value that is no dict.
 
     Args:
-        document: the class of the first step, which may be an alias.
+        document: the class with the field of the first step. The step may be an alias of the field.
         values: attribute name -> value, which is changed.
         path: the path.
         value: the value.

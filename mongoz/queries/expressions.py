@@ -32,7 +32,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One condition. Combine them with `&`, `|` and `~`.
+    """One condition. Combine conditions with `&`, `|` and `~`.
 
     Args:
         key: a field's name or `Document.field`; None for combined conditions.

@@ -19,7 +19,7 @@ class CompiledLookups(NamedTuple):
     """Keyword filters in MongoDB's terms.
 
     Attributes:
-        conditions: MongoDB conditions, which all must hold.
+        conditions: MongoDB conditions; all of them must be true.
         joins: the joins that the conditions and the order use, each once.
         order: `(stored name, 1 or -1)` of each sort key.
     """

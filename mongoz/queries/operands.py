@@ -78,7 +78,7 @@ def _converted(path: Path, value: Any) -> Any:
 
 
 def _in_stored_order(models: Iterable[type[BaseModel]], value: Any) -> Any:
-    """A dict, or dicts in a list, with the keys in the order and under the names in which a model is stored.
+    """A dict, or the dicts in a list, with the stored names of a model as keys, in the stored order.
 
     MongoDB compares embedded documents key by key, in order. Undeclared keys come last, in their order.
     """

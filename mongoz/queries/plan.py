@@ -14,7 +14,7 @@ class Plan:
     """The plan of a query. It is immutable; builder methods make new plans.
 
     Attributes:
-        conditions: MongoDB conditions on stored names, which all must hold.
+        conditions: MongoDB conditions on stored names; all of them must be true.
         joins: the joins that the conditions, the order and the columns of `values` use.
         order: `(stored name, 1 or -1)` of each sort key, the most significant one first.
         limit: the maximum number of documents; 0 is no limit.
@@ -71,7 +71,7 @@ class Plan:
 
 
 def conjunction(conditions: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One MongoDB filter for conditions that all must hold."""
+    """One MongoDB filter that is true if all conditions are true."""
     every = [dict(condition) for condition in conditions]
     if len(every) > 1:
         return {"$and": every}

@@ -84,7 +84,7 @@ def projection(document: Any, plan: Plan, parts: Parts = _ALL_PARTS) -> dict[str
     Args:
         document: the queried class.
         plan: the query.
-        parts: the fields to load of joined documents; by default all.
+        parts: the fields of joined documents to load; by default all.
     """
     names = stored_names(document)
     if plan.only is None:

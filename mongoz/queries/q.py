@@ -61,7 +61,7 @@ class Q:
 
     @staticmethod
     def contains(key: Any, value: Any) -> Expression:
-        """A string contains the value; a list has an equal item; any other field is equal."""
+        """A string contains the value, a list contains an equal item, or any other value is equal."""
         return make_expression(key, "contains", value)
 
     @staticmethod
@@ -144,7 +144,7 @@ class Q:
 
     @staticmethod
     def and_(*conditions: Any) -> Expression:
-        """All conditions hold: expressions, MongoDB queries as dicts, or lists of these.
+        """All conditions are true. They are expressions, MongoDB queries as dicts, or lists of these.
 
         Raises:
             OperatorInvalid: there is no condition.
@@ -154,12 +154,12 @@ class Q:
 
     @staticmethod
     def or_(*conditions: Any) -> Expression:
-        """At least one condition holds; arguments and errors as for `and_`."""
+        """At least one condition is true; arguments and errors as for `and_`."""
         return _joined("$or", conditions)
 
     @staticmethod
     def nor_(*conditions: Any) -> Expression:
-        """No condition holds; arguments and errors as for `and_`."""
+        """No condition is true; arguments and errors as for `and_`."""
         return _joined("$nor", conditions)
 
 

@@ -40,8 +40,8 @@ class U:
     """Changes that the server computes, so that concurrent changes add up.
 
     Pass a field as a keyword, or as the first argument: its name or `Document.field`. A dotted name is a field of
-    an embedded document, or an item of a list. Several `push`, `add_to_set` or `pull` of one field add up. MongoDB
-    does not execute an operator inside a value.
+    an embedded document, or an item of a list. One update may have several `push`, `add_to_set` or `pull` of one
+    field. MongoDB does not execute an operator inside a value.
 
     Examples:
         >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")
@@ -121,7 +121,7 @@ def resolve_update(
         field is set by an operation.
 
     Raises:
-        InvalidKeyError: there is no such field, it is the id, a required field is unset, or changes overlap.
+        InvalidKeyError: a field does not exist or is the id, a required field is unset, or changes overlap.
         OperatorInvalid: a change is not made by `U`, or an operand has a wrong type.
         pydantic.ValidationError: a value of an operation does not fit its field.
     """
@@ -212,7 +212,7 @@ def _written_path(document: Any, key: str) -> str:
 
 
 def _part(document: Any, key: str, item: Any) -> dict[str, Any]:
-    """The condition on an item of a list that has all values of a dict."""
+    """The condition that an item of a list has all values of a dict."""
     if not isinstance(item, Mapping) or not item:
         raise OperatorInvalid(
             f"U.pull of {document.__name__}.{key} takes either embedded documents, or dicts with at least one "

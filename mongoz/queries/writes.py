@@ -59,7 +59,7 @@ class WriteQuery(ReadQuery[D]):
             The documents that matched before the write, as they are after it.
 
         Raises:
-            InvalidKeyError: there is no such field, it is the id, or two changes overlap.
+            InvalidKeyError: a field does not exist or is the id, or two changes overlap.
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
             WriteConflict: other clients change a document faster than it can be read, validated and written.
         """
@@ -80,8 +80,8 @@ class WriteQuery(ReadQuery[D]):
         """Change fields of all matching documents, without loading them if no receiver is connected.
 
         The update takes one round trip, or more if the server must check limits of fields that `operations`
-        change. If a receiver is connected, a validator reads several fields, or the query has joins, `skip` or
-        `limit`, the documents are updated in batches, so that their number has no limit.
+        change. Documents are updated in batches if a receiver is connected, if a validator reads several fields,
+        or if the query has joins, `skip` or `limit`. Their number has no limit.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.
@@ -91,7 +91,7 @@ class WriteQuery(ReadQuery[D]):
             The number of matching documents.
 
         Raises:
-            InvalidKeyError: there is no such field, it is the id, or two changes overlap.
+            InvalidKeyError: a field does not exist or is the id, or two changes overlap.
             pydantic.ValidationError: a value does not fit its field, or the model; nothing is written.
             WriteConflict: other clients change a document faster than it can be read, validated and written.
         """
@@ -115,8 +115,7 @@ class WriteQuery(ReadQuery[D]):
 
         Equality conditions of the query and the lookups become fields of the new document, together with the
         defaults. The insert is an atomic upsert: if another writer is faster, its document is returned, and
-        `post_save` does not fire. (Only a unique index keeps two concurrent upserts from inserting a document
-        each.)
+        `post_save` does not fire. (Without a unique index, two concurrent upserts can each insert a document.)
 
         Args:
             defaults: further fields of a new document; keys are names or `Document.field`.

@@ -26,8 +26,8 @@ class Link:
         outer: the link whose receivers made this write, if there is one.
         depth: the number of links, this one included.
         outermost: the link at the start of the chain.
-        is_stopped: set on the outermost link when the chain reaches the limit. Then every further branch of the
-            chain ends as soon as it reaches a signal again.
+        is_stopped: set on the outermost link when the chain reaches the limit. From then on, every branch of the
+            chain ends when it reaches a signal for the second time.
     """
 
     __slots__ = ("_token", "depth", "is_stopped", "outer", "outermost", "receiver", "signal")
@@ -65,7 +65,8 @@ def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:
     Args:
         signal: the signal of the write.
         caller_cancelled: the caller of the outermost write was cancelled. Then the chain ends when it reaches a
-            signal again. A chain without repetition continues: a write and its receivers belong together.
+            signal for the second time. Without a repetition the chain continues: a write and its receivers belong
+            together.
 
     Raises:
         SignalError: names the chain.

@@ -24,7 +24,7 @@ class WriteContext:
     """The context of a write. Two contexts with the same text are equal.
 
     Attributes:
-        values: what receivers get, read-only.
+        values: the values that receivers get, read-only.
         text: the values as JSON, for the stamp.
     """
 

@@ -54,7 +54,7 @@ def muted(*targets: Any) -> Iterator[None]:
     """A block in which signals do not fire, in this task and in tasks that it starts.
 
     Dispatchers don't deliver these writes either: on a dispatched registry the stamp of a write says that it is
-    muted (a migration must not send e-mails).
+    muted. So a migration, for example, sends no e-mails.
 
     Args:
         *targets: documents and names of signals. Without targets, every signal is muted. Documents mute all

@@ -1,4 +1,4 @@
-"""Plans and runs the receivers of `post_*` signals that this process runs after a write."""
+"""Chooses and runs the `post_*` receivers that run in this process after a write."""
 
 import asyncio
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class Firing(NamedTuple):
 
     @property
     def informs_dispatchers(self) -> bool:
-        """Whether a dispatcher must know more of the write than the receivers of this process."""
+        """Whether the write is muted, has hops or has a context. A dispatcher must know each of these."""
         return bool(self.muted or self.hops or self.context)
 
     async def run(

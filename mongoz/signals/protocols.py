@@ -1,6 +1,6 @@
 """The signatures of receivers, for type checkers: `instance` must accept the document of the decorator."""
 
-# ruff: noqa: D102 - the classes have only the method of calls
+# ruff: noqa: D102 - the classes have only the method `__call__`
 
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Protocol, TypeVar

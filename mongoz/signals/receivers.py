@@ -52,8 +52,9 @@ class Delivery(NamedTuple):
             deletion, `"key"` only its id.
         replayed: True in a replay, in a backfill, and for a retried dead letter: there is no new write.
         session: the session of a transactional receiver, else None.
-        superseded: in a takeover, a later write of the ODM has changed the document, or the document is gone; the
-            receiver may have run for later writes. `instance` is then the current document, or has only the id.
+        superseded: True in a takeover if a later write of the ODM has changed the document, or if the document is
+            gone. Then the receiver may have run for later writes, and `instance` is the current document, or has
+            only the id.
         context: the values of `mongoz.context(...)` around the write, read-only; None for a write without a
             context, and for a write of another client.
     """
@@ -121,7 +122,7 @@ class Receiver:
 
     @property
     def ids(self) -> tuple[bytes, ...]:
-        """The present id and the former ids: data of the dispatcher may contain an id by an earlier name."""
+        """The present id and the former ids. Data of the dispatcher may contain an id of an earlier name."""
         return (self.id, *self.former_ids)
 
     @property

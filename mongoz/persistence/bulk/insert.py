@@ -40,7 +40,7 @@ __all__ = ["insert_many"]
 
 D = TypeVar("D", bound=Model)
 
-_ONE_COMMAND: Final = 2_000_000  # the driver sends rows of fewer bytes in one command, with encryption too
+_ONE_COMMAND: Final = 2_000_000  # the driver sends fewer bytes than this in one command, even with encryption
 
 
 async def insert_many(

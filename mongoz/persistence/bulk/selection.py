@@ -18,7 +18,7 @@ __all__ = ["BATCH", "Selection", "split_into_chunks"]
 BATCH: Final = 500
 """The number of documents in memory at once, while receivers run for each."""
 
-_IDS_PER_COMMAND: Final = 10_000  # of 12 bytes and more each; a command has room for 48 MB
+_IDS_PER_COMMAND: Final = 10_000  # an id takes 12 bytes or more, and a command has room for 48 MB
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], Awaitable[None]]
 

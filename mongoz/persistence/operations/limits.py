@@ -35,7 +35,7 @@ class OperationLimits(NamedTuple):
     """The limits that operations must keep.
 
     Attributes:
-        conditions: filter conditions that hold if the result is within the limits.
+        conditions: filter conditions that are true if the result is within the limits.
         has_others: there are rules that no filter can express, so each document must be checked.
     """
 
@@ -172,7 +172,7 @@ def require_within_limits(
 
 
 def _first_empty(row: Mapping[str, Any], operations: Iterable[Operation]) -> InitErrorDetails | None:
-    """The error of the first operation inside of None."""
+    """The error of the first operation that would change a place inside of None."""
     for operation in operations:
         if operation.operator in _REMOVING:
             continue

@@ -44,7 +44,7 @@ def with_operations(
 
 
 def merge_operations(operations: Iterable[Operation]) -> tuple[Operation, ...]:
-    """The operations, with several operations of one list operator on one path combined into one."""
+    """Combine operations that have the same list operator and the same path."""
     merged: dict[tuple[str, str], list[Operation]] = {}
     for operation in operations:
         merged.setdefault((operation.operator, operation.path), []).append(operation)
@@ -64,7 +64,7 @@ def _merged(same: list[Operation]) -> list[Operation]:
 
 
 def refuse_overlaps(paths: Iterable[str]) -> None:
-    """Refuse an update that changes a path twice, or a path and a place inside of it; MongoDB refuses it too.
+    """Refuse an update that changes a path twice, or a path and a place inside of it. MongoDB refuses it too.
 
     Raises:
         InvalidKeyError: names both paths.

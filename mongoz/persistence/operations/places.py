@@ -296,7 +296,7 @@ def rules_of(annotation: Any) -> list[Any]:
 
 
 def _single_rules(rules: Iterable[Any]) -> list[Any]:
-    """The rules, with groups split into single rules, without rules that operations can't break."""
+    """Split groups of rules into single rules, and leave out rules that operations can't break."""
     found: list[Any] = []
     for rule in rules:
         if isinstance(rule, NotNone | Strict):

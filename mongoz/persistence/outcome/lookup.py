@@ -1,8 +1,8 @@
 """The outcome of a write whose answer got lost.
 
-A stamp tells dispatchers that the writing process runs the receivers. So if the network or a write concern leaves
-the outcome of a stamped write unknown, this process must find it out: no other process would run receivers that
-are not claimed.
+A stamp tells dispatchers that the writing process runs the receivers. The network or a write concern can leave the
+outcome of a stamped write unknown. Then this process must find out the outcome, because no other process runs the
+receivers that are not claimed.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ __all__ = [
 _UNKNOWN: Final = (ConnectionFailure, ExecutionTimeout, WriteConcernError)
 _UNKNOWN_COMMIT: Final = "UnknownTransactionCommitResult"
 _LABELS: Final = ("RetryableWriteError", _UNKNOWN_COMMIT)
-_COUNTER_SIZE: Final = 1 << 24  # the counter of ObjectIds restarts at 0 before this number
+_COUNTER_SIZE: Final = 1 << 24  # the counter in ObjectIds starts again at 0 when it reaches this number
 
 
 def is_outcome_unknown(error: PyMongoError) -> bool:

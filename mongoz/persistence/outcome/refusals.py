@@ -96,7 +96,7 @@ def explain_refusal(error: PyMongoError) -> None:
 
 
 def refuses_stamp(error: PyMongoError) -> bool:
-    """Whether the server may refuse the stamp rather than the document."""
+    """Whether the stamp may be the reason for the refusal."""
     return any(refusal.get("code") in (VALIDATION_FAILED, BSON_TOO_LARGE) for refusal in _refusals(error))
 
 

@@ -1,4 +1,6 @@
-"""Flat documents, whose fields are scalars and lists of scalars: validated and turned into rows in one pass.
+"""Validates flat documents, and turns them into rows in the same pass.
+
+The fields of a flat document are scalars and lists of scalars.
 
 Pydantic makes an instance from validated values, and the instance would have to be converted to a row afterwards.
 So each flat class gets a second schema, whose validation returns the row itself, with stored names and copied

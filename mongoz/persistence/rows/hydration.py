@@ -111,7 +111,7 @@ def hydrate_leniently(document: type[D], row: dict[str, Any], collection: Collec
     """
     try:
         return hydrate(document, row, collection)
-    except Exception:  # of any type, since the application's validators run; but the document does exist
+    except Exception:  # errors of any type, since the application's validators run
         return _hydrate_unvalidated(document, row, collection)
 
 

@@ -55,7 +55,7 @@ def _inner_changes(instance: Model, path: str, part: Any, before: Any, after: An
 
 
 def completed(instance: Model, row: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed fields, with the rest of the fields that were loaded in part.
+    """The changed fields as whole values: a field that was loaded in part gets its other parts from the row.
 
     Args:
         instance: the instance.

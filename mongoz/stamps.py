@@ -19,8 +19,8 @@ If the process claims receivers, the ids are replaced by:
 
     6 bytes      a mark; no id begins with it
     2 bytes      the number of the claimed receivers
-    8 bytes each the ids of the claimed receivers, with all bits inverted
-    8 bytes each the ids of the other receivers
+    8 * n bytes  the ids of the claimed receivers, with all bits inverted
+    8 * m bytes  the ids of the other receivers
     8 bytes      the incarnation
     8 bytes      the number of the claim
 
@@ -29,7 +29,7 @@ receivers, and fire the signal of the call.
 
 A context follows the ids of the receivers. A stamp with a context has kind 0, even if the write has hops:
 
-    8 bytes each the context as JSON in UTF-8, padded with zero bytes, and combined with the salt by exclusive or
+    8 * n bytes  the context as JSON in UTF-8, padded with zero bytes, and combined with the salt by exclusive or
     8 bytes      the salt
     5 bytes      a mark; no id contains it
     1 byte       the hops

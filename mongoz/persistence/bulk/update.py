@@ -285,7 +285,7 @@ class _BulkUpdate(Generic[D]):
         fire_when_known(self.document, Firing(self._signal), self.target, find_written, held)
 
     def _written(self, update: DocumentUpdate, row: Row, origin: Origin) -> WrittenDocument:
-        """A written document for its receivers.
+        """The written document, as its receivers get it.
 
         Args:
             update: the update.

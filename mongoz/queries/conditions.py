@@ -108,7 +108,7 @@ def _date(path: Path, value: Any) -> Condition:
     day = whole_day(value)
     if not path.items:
         return {path.path: day}
-    # One item must be within the day. Two items must not match together, one after the start, one before the end.
+    # One item must be after the start of the day and before its end. Two items must not share these conditions.
     steps = path.path.split(".")
     inside = ".".join(steps[path.items :])
     return {".".join(steps[: path.items]): {"$elemMatch": {inside: day} if inside else day}}

@@ -22,6 +22,7 @@ from dispatcher.core.state import Group
 from dispatcher.core.stats import TopicGauges
 from dispatcher.core.tasks import end
 from dispatcher.exceptions import KafkaError
+from dispatcher.kafka.committed import CommittedOffsets
 from dispatcher.kafka.config import KafkaConfig, config_of
 from dispatcher.kafka.foreign import place_of
 from dispatcher.kafka.looks import Look, TopicWatch
@@ -57,7 +58,7 @@ _REPORTS_MS: Final = 2_000
 # Maximum number of change streams at once that read lost changes: for each, the server reads the whole oplog.
 _STREAMS: Final = 2
 
-# Seconds for which a reader waits for a record, and between two commits of offsets.
+# Seconds for which a reader waits for a record.
 _EVERY: Final = 1.0
 
 # Maximum milliseconds between two calls of `poll`. Slow receivers delay the calls. This is the largest value.
@@ -113,17 +114,17 @@ class TopicLog:
         self._polling: Polling | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[int, PartitionLog] = {}
-        self._commits: dict[int, int] = {}
-        self._committed: dict[int, int] = {}
+        self._committed: CommittedOffsets | None = None
 
     # -- beginning and end ---------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin to read. The caller has opened `watch`."""
+        group = f"mongoz.{self._group}"
         share = self._megabytes * 1_000_000 // _FETCHED
         answer = max(_SMALLEST_ANSWER, share // _ANSWER)
         consumer = self._config.consumer(
-            f"mongoz.{self._group}",
+            group,
             enable_auto_offset_store=False,
             queued_max_messages_kbytes=max(1, share // 2_000),
             fetch_max_bytes=answer,
@@ -137,16 +138,18 @@ class TopicLog:
         )
         self._polling = Polling(consumer, asyncio.get_running_loop(), self._distribute)
         self._polling.start()
+        self._committed = CommittedOffsets(self.watch.admin, self.topic, group)
         self._tasks = [
             asyncio.create_task(self.watch.run(), name="watch-topic"),
-            asyncio.create_task(self._commit_regularly(), name="commit-offsets"),
+            asyncio.create_task(self._committed.run(), name="commit-offsets"),
         ]
 
     async def close(self) -> None:
         """Stop reading."""
         await end(self._tasks)
         self._tasks = []
-        self._commit()
+        if self._committed is not None:
+            await self._committed.finish()
         polling, self._polling = self._polling, None  # later commands would wait for ever
         if polling is not None:
             polling.stop()
@@ -220,22 +223,8 @@ class TopicLog:
 
     def commit(self, partition: int, offset: int) -> None:
         """Show an offset to the tools of Kafka. Nothing depends on it."""
-        if self._committed.get(partition) != offset:
-            self._commits[partition] = self._committed[partition] = offset
-
-    async def _commit_regularly(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY)
-            self._commit()
-
-    def _commit(self) -> None:
-        if not self._commits or self._polling is None:
-            return
-        from confluent_kafka import TopicPartition  # noqa: PLC0415 - an extra
-
-        offsets = [TopicPartition(self.topic, number, offset) for number, offset in self._commits.items()]
-        self._commits.clear()
-        self._polling.order(lambda consumer: consumer.commit(offsets=offsets, asynchronous=True))
+        if self._committed is not None:
+            self._committed.note(partition, offset)
 
     def _wake(self) -> None:
         for feed in self._open.values():

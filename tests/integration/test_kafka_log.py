@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from dispatcher.core.state import State
 from dispatcher.kafka.config import load_config
 from dispatcher.kafka.log import PartitionLog, TopicLog
 from dispatcher.kafka.relay_state import RelayStore
+from tests.integration.deliveries import actions
+from tests.kafka import server as kafka
 from tests.kafka.server import KafkaServer
 from tests.support import PATIENCE, eventually
 
@@ -22,18 +24,26 @@ from tests.kafka.publisher import Publisher
 RECORDS = 40
 
 
-@pytest.fixture
-async def topic(client: AsyncMongoClient[Any], database: str, broker: KafkaServer) -> AsyncIterator[TopicLog]:
-    """A topic with two partitions: one that is larger than its queue, and an empty one."""
+@asynccontextmanager
+async def opened(address: str, client: AsyncMongoClient[Any], database: str, size: int) -> AsyncIterator[TopicLog]:
+    """A topic with two partitions: one with forty records of this size, and an empty one."""
     state = State(client, f"{database}_state")
-    publisher = Publisher(broker.address, f"{database}.accounts", partitions=2)
+    publisher = Publisher(address, f"{database}.accounts", partitions=2)
     publisher.create()
     await publisher.begin(state)
     for _ in range(RECORDS):
-        publisher.insert(ObjectId(), 0, tags=["x" * 20_000])
+        publisher.insert(ObjectId(), 0, tags=["x" * size])
     relay = RelayStore(state, publisher.topic)
-    log = TopicLog(load_config(broker.address), publisher.topic, "test", relay, megabytes=1, address="")
-    async with log.opened():
+    async with TopicLog(
+        load_config(address), publisher.topic, "test", relay, megabytes=1, address=""
+    ).opened() as log:
+        yield log
+
+
+@pytest.fixture
+async def topic(client: AsyncMongoClient[Any], database: str, broker: KafkaServer) -> AsyncIterator[TopicLog]:
+    """The records of the first partition are larger than its queue."""
+    async with opened(broker.address, client, database, 20_000) as log:
         yield log
 
 
@@ -97,3 +107,21 @@ async def test_a_partition_that_was_left_after_a_cancelled_seek_can_be_read_agai
     again = topic.partition(0)
     await again.seek(7)
     assert await first_of(again) == 7
+
+
+async def test_offsets_that_can_not_be_committed_delay_no_partition(
+    client: AsyncMongoClient[Any], database: str, kafka_server: KafkaServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = actions(capsys)
+    # One broker can't hold three replicas of the offsets. So no broker coordinates the group.
+    with kafka.running({"offsets.topic.replication.factor": 3}) as own:
+        async with opened(own.address, client, database, 1) as topic:
+            feed = topic.partition(0)
+            await feed.seek(0)
+            assert await first_of(feed) == 0
+            topic.commit(0, 1)
+            await eventually(lambda: "kafka.not_committed" in said(), what="a commit has failed")
+            await feed.seek(7)
+            assert await first_of(feed) == 7
+            closing = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - closing < PATIENCE

@@ -1,40 +1,41 @@
 """Commits the offsets of a group, so that tools of Kafka show its lag. Nothing else depends on these offsets."""
 
 import asyncio
-from contextlib import suppress
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from dispatcher.core.output.logs import log
-from dispatcher.exceptions import KafkaError
-from dispatcher.kafka.admin import Admin
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    from confluent_kafka.admin import AdminClient
+    from confluent_kafka import Consumer
 
 # Seconds between two commits, and for the last one.
 _EVERY: Final = 1.0
+
+# Seconds between two looks for the end of the last commit.
+_LOOK: Final = 0.02
 
 
 class CommittedOffsets:
     """The offsets that the dispatchers of a group commit.
 
-    The client for administration commits them, not the consumer. A commit may wait for the broker that coordinates
-    the group. librdkafka delays new assignments of a consumer, and its end, until all commits of the consumer have
-    ended: see `rd_kafka_assignment_serve`. So a commit by the consumer could delay deliveries.
+    They are committed by a consumer that reads no partition. A commit may wait for the broker that coordinates the
+    group. librdkafka delays new assignments of a consumer, and its end, until all commits of the consumer have
+    ended: see `rd_kafka_assignment_serve`. So a commit by the consumer that reads could delay deliveries. A client
+    for administration can commit too, but librdkafka 2.16 may end the process when the broker is away.
 
     Args:
+        make: makes the consumer. It gets the callback for the end of a commit.
         topic: the name of the topic.
-        group: the consumer group.
     """
 
-    def __init__(self, admin: Admin, topic: str, group: str) -> None:
-        self._admin = admin
+    def __init__(self, make: "Callable[[Callable[..., None]], Consumer]", topic: str) -> None:
+        self._consumer = make(self._note_end)
         self._topic = topic
-        self._group = group
         self._waiting: dict[int, int] = {}
         self._known: dict[int, int] = {}
+        self._sent: dict[int, int] = {}
         self._is_failing = False
 
     def note(self, partition: int, offset: int) -> None:
@@ -46,37 +47,45 @@ class CommittedOffsets:
         """Commit the noted offsets regularly. Runs for ever."""
         while True:
             await asyncio.sleep(_EVERY)
-            await self._commit()
+            self._commit()
 
-    async def finish(self) -> None:
+    async def close(self) -> None:
         """Commit the last offsets, if the brokers answer within a second."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_EVERY):
-                await self._commit()
+        deadline = asyncio.get_running_loop().time() + _EVERY
+        self._commit()
+        while self._sent and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_LOOK)
+            self._commit()
+        # It waits for the last commit, so nobody waits for it.
+        threading.Thread(target=self._consumer.close, name="kafka-commits", daemon=True).start()
 
-    async def _commit(self) -> None:
-        if not self._waiting:
+    def _commit(self) -> None:
+        """Note the end of the last commit, and begin the next one."""
+        self._consumer.poll(0)
+        if self._sent or not self._waiting:
             return
-        offsets, self._waiting = self._waiting, {}
+        from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - an extra
+
+        self._sent, self._waiting = self._waiting, {}
+        places = [TopicPartition(self._topic, number, offset) for number, offset in self._sent.items()]
         try:
-            await self._admin.ask(f"the consumer group {self._group!r}", lambda *how: self._request(offsets, *how))
-        except KafkaError as error:
-            self._waiting = offsets | self._waiting
-            if not self._is_failing:
-                log.warning(
-                    "the offsets can't be committed, so tools of Kafka do not show the lag of the group",
-                    action="kafka.not_committed",
-                    error=error.message,
-                    remedy=error.remedy,
-                )
-            self._is_failing = True
-        else:
+            self._consumer.commit(offsets=places, asynchronous=True)
+        except KafkaException as error:
+            self._note_end(error.args[0], ())
+
+    def _note_end(self, error: Any, places: Any) -> None:
+        """Note the end of a commit. The consumer calls it in `poll`."""
+        sent, self._sent = self._sent, {}
+        failure = error or next((one.error for one in places if one.error is not None), None)
+        if failure is None:
             self._is_failing = False
-
-    def _request(self, offsets: dict[int, int], client: "AdminClient", within: float) -> "Future[Any]":
-        from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition  # noqa: PLC0415 - an extra
-
-        places = [TopicPartition(self._topic, number, offset) for number, offset in offsets.items()]
-        request = ConsumerGroupTopicPartitions(self._group, places)
-        (answer,) = client.alter_consumer_group_offsets([request], request_timeout=within).values()
-        return answer
+            return
+        self._waiting = sent | self._waiting
+        if not self._is_failing:
+            log.warning(
+                "the offsets can't be committed, so tools of Kafka do not show the lag of the group",
+                action="kafka.not_committed",
+                error=f"{failure.name()}: {failure.str()}",
+                remedy="May the user read the consumer group? `dispatcher check APP --kafka HOST:PORT` tells.",
+            )
+        self._is_failing = True

@@ -279,7 +279,10 @@ def _text(path: Path, place: str) -> str:
 
 
 def _dotted(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {name if name.endswith("_cb") else name.replace("_", "."): one for name, one in properties.items()}
+    return {
+        name if name.endswith("_cb") or name == "on_commit" else name.replace("_", "."): one
+        for name, one in properties.items()
+    }
 
 
 def _text_of(error: BaseException) -> str:

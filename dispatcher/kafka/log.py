@@ -9,7 +9,7 @@ paused. If all queues are full for some seconds, all partitions are paused.
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import groupby
@@ -138,18 +138,22 @@ class TopicLog:
         )
         self._polling = Polling(consumer, asyncio.get_running_loop(), self._distribute)
         self._polling.start()
-        self._committed = CommittedOffsets(self.watch.admin, self.topic, group)
+        self._committed = CommittedOffsets(partial(self._committing, group), self.topic)
         self._tasks = [
             asyncio.create_task(self.watch.run(), name="watch-topic"),
             asyncio.create_task(self._committed.run(), name="commit-offsets"),
         ]
 
+    def _committing(self, group: str, on_end: Callable[..., None]) -> "Consumer":
+        return self._config.consumer(group, on_commit=on_end)
+
     async def close(self) -> None:
         """Stop reading."""
         await end(self._tasks)
         self._tasks = []
-        if self._committed is not None:
-            await self._committed.finish()
+        committed, self._committed = self._committed, None
+        if committed is not None:
+            await committed.close()
         polling, self._polling = self._polling, None  # later commands would wait for ever
         if polling is not None:
             polling.stop()

@@ -127,12 +127,6 @@ class TopicWatch:
         self._scope = scope
 
     @property
-    def admin(self) -> Admin:
-        """The client for administration."""
-        assert self._admin is not None  # it is open
-        return self._admin
-
-    @property
     def facts(self) -> TopicFacts:
         """The topic at the last look."""
         assert self._newest is not None  # it is open
@@ -262,7 +256,8 @@ class TopicWatch:
 
     async def _look(self) -> _TopicLook:
         """Read the topic, then the beginnings of its partitions, then the relay's position."""
-        asked, admin = monotonic(), self.admin
+        asked, admin = monotonic(), self._admin
+        assert admin is not None  # it is open
         facts = await read_topic(admin, self.topic)
         if facts is None:
             raise _NotNow(

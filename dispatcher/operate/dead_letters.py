@@ -220,7 +220,7 @@ async def without_receiver(
     return UnknownReceiver(
         f"No dispatcher of group {group.name!r} has the receivers of these dead letters: {listed}. "
         "Nothing was changed.",
-        remedy="Connect a receiver with this name or with formerly= this name, or drop the dead letters.",
+        remedy="Connect a receiver that has this name, or has it in `formerly`. Or drop the dead letters.",
     )
 
 

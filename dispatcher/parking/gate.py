@@ -132,7 +132,7 @@ class Parking:
                 "deliveries are parked for receivers that the application does not have; they stay parked",
                 action="parked.orphaned",
                 receivers=sorted(orphaned),
-                remedy="connect a receiver with this name, or with formerly= this name",
+                remedy="connect a receiver that has this name, or has it in `formerly`",
             )
 
     def watch(self) -> None:

@@ -88,7 +88,7 @@ class RecordReader:
                 receiver=row["receiver"],
                 document=row["document"],
                 signal=row["signal"],
-                remedy="connect a receiver with this name, or with formerly= this name",
+                remedy="connect a receiver that has this name, or has it in `formerly`",
             )
 
 

@@ -119,14 +119,14 @@ class Redelivery(NamedTuple):
             bytes.fromhex(letter["receiver_id"]),
             change.namespace,
             created=letter["created"],
-            # The operator has fixed the loop; otherwise the delivery fails again after the maximum number of hops.
+            # Probably the operator has fixed the loop. If not, the delivery fails again at the maximum of hops.
             hops=0 if letter["reason"] == "too_many_hops" else letter["hops"],
             run=letter.get("run") or "",
         )
         if calls is None:
             raise _Refused(
                 f"The application has no receiver {letter['receiver']!r} of {letter['signal']} of "
-                f"{letter['document']} any more. Connect one with this name, or with formerly= this name."
+                f"{letter['document']} any more. Connect a receiver that has this name, or has it in `formerly`."
             )
         return change, calls
 

@@ -90,8 +90,9 @@ class _NotStorable(Exception):
 
 def is_open(annotation: Any) -> bool:
     """Whether an annotation does not restrict the content of a value."""
+    # Lists and mappings without arguments are open: list, but not list[int].
     return any(
-        each in (Any, object, *_LISTS, *_MAPPINGS) or isinstance(each, TypeVar)  # lists without arguments
+        each in (Any, object, *_LISTS, *_MAPPINGS) or isinstance(each, TypeVar)
         for each in _all_inside(annotation, set())
     )
 
@@ -280,7 +281,10 @@ def resolve_alias(annotation: Any) -> Any:
 def _refuse_encoded(metadata: Iterable[Any]) -> None:
     for each in metadata:
         if isinstance(each, EncodedBytes | EncodedStr):
-            raise _NotStorable("it would be decoded again whenever it is read. Use bytes, or mongoz.Binary().")
+            raise _NotStorable(
+                "its values are stored decoded, and would be decoded again at each read. Use bytes, or "
+                "mongoz.Binary()."
+            )
         if each is ImportString:
             raise _NotStorable(f"the imported object is no data. {_REMEDY}")
 

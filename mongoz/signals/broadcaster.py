@@ -39,7 +39,7 @@ class Broadcaster:
         "pre_update",
     )
 
-    # Declared, since type checkers take every other attribute for a Signal.
+    # Without these declarations, type checkers think that each attribute is a Signal, because of __getattr__.
     _sender: type | None
     _parents: "tuple[Broadcaster, ...]"
     _dispatched: bool
@@ -78,7 +78,7 @@ class Broadcaster:
         if found is None:
             if name.startswith(("pre_", "post_")):
                 raise SignalError(
-                    f"{_name_of(self)} has no signal {name!r}, so it would never fire."
+                    f"{_name_of(self)} has no signal {name!r}, and would never fire one."
                     f"{nearest(name, self)} Assign a custom signal before you use it."
                 )
             found = Signal()

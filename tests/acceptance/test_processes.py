@@ -83,7 +83,7 @@ def _boot_of(pid: int) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_new_group_and_stop_in_order(two, ledger, foreign):
+def test_two_processes_share_a_new_group_and_stop_cleanly(two, ledger, foreign):
     names = [f"a{number}" for number in range(40)]
     foreign["accounts"].insert_many([{"name": name, "n": 1} for name in names])
     eventually_sync(lambda: len(ledger()) >= len(names), what=two.log)
@@ -133,7 +133,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(two, ledger, fore
 
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True], ids=["the supervisor", "all processes"])
-def test_ctrl_c_stops_all_in_order(two, together):
+def test_ctrl_c_stops_all_cleanly(two, together):
     """A terminal signals the supervisor; systemd can signal every process of a service."""
     for pid in [two.process.pid, *(pids(two).values() if together else ())]:
         os.kill(pid, signal.SIGINT)
@@ -166,7 +166,7 @@ def test_a_second_signal_ends_all_at_once(ledger, environment, foreign, tmp_path
 
 
 @pytest.mark.slow
-def test_processes_end_in_order_when_their_supervisor_is_killed(two, foreign):
+def test_processes_end_cleanly_when_their_supervisor_is_killed(two, foreign):
     files = [file for pid in pids(two).values() for file in sockets_of(pid)]
     assert len(files) == 2
     assert all(file.exists() for file in files)

@@ -73,7 +73,7 @@ class Commit(NamedTuple):
     """A committed write, as the server reports it.
 
     Attributes:
-        token: in its stamp; empty for a write of the foreign client.
+        token: the token in the stamp of the write; empty for a write of the foreign client.
         n: the written value; None for a delete.
         at: its time, as `time.monotonic_ns()`.
         incarnation: the incarnation of its claim, in hexadecimal digits; empty without a claim.
@@ -131,7 +131,7 @@ class WritersEvidence:
             or handed over a partition whose position was not saved. A busy machine causes this without a fault.
         claims: the times at which dispatchers got partitions, as `time.monotonic_ns()`, in order.
         starts: the start of each writing process by its pid, as `time.monotonic_ns()`.
-        numbers: the pids of the writing processes, by number.
+        numbers: the pid of each writing process, by the number of the process.
         fences: the ends of the books, by incarnation.
         wanted: the planned number of faults.
         deaths: unexpected ends of processes, in words.
@@ -299,7 +299,7 @@ class _Judge:
     def out_of_order(self) -> int:
         """The number of first deliveries by dispatchers that began too early.
 
-        Such a delivery began before the first delivery of an earlier write of the document to the same receiver.
+        Such a delivery began before the receiver's first delivery of an earlier write to the same document.
         """
         began: dict[tuple[str, str], list[int]] = defaultdict(list)
         for commit in self._evidence.commits:
@@ -320,7 +320,7 @@ class _Judge:
         )
 
     def _cause(self, commit: Commit, before: Call, again: Call) -> str:
-        """The last fault of a process that has made the delivery, or else the fence of the book with the claim.
+        """The last fault of a process that made one of the two deliveries. Without one, who ended the book.
 
         A fault of a writing process long after the delivery explains nothing: the claim was done by then.
         """

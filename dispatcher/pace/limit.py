@@ -103,7 +103,7 @@ class Limit:
 
     @property
     def is_crowded(self) -> bool:
-        """Returns whether a delivery of the stream would wait for long. Such a delivery is parked."""
+        """Returns whether the next delivery of the stream must be parked, because it would wait for too long."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
         # Parked deliveries may queue for up to AHEAD seconds. The half keeps new deliveries from overtaking them.

@@ -103,8 +103,8 @@ class FieldsMetaclass(PydanticMetaclass):
 
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            # Such a name is set when pydantic rebuilds the class, or when an application replaces __init__. Names
-            # of a class of parts are set while the class is made, and this changes no other class.
+            # Pydantic sets such a name when it rebuilds the class. An application sets one to replace __init__.
+            # The names of a class of parts are set while the class is made. They change no other class.
             if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 

@@ -37,8 +37,8 @@ def group_of(client: AsyncMongoClient[Any], database: str, name: str | None = No
     return Group(State(client, f"{database}_state"), database if name is None else name)
 
 
-async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:
-    """Waits until a condition is true; fails after the deadline."""
+async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, what: object = "") -> Any:
+    """Waits until a condition is true; fails after the deadline with the text that `what` has then."""
     deadline = time.monotonic() + within
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
@@ -46,7 +46,7 @@ async def eventually(condition: Callable[[], Any], *, within: float = PATIENCE, 
     return value
 
 
-def eventually_sync(condition: Callable[[], Any], *, within: float = PATIENCE, what: str = "") -> Any:
+def eventually_sync(condition: Callable[[], Any], *, within: float = PATIENCE, what: object = "") -> Any:
     """Like `eventually`, outside of an event loop."""
     deadline = time.monotonic() + within
     while not (value := condition()):
@@ -188,6 +188,9 @@ class Daemon:
                 stderr=log,
             )
 
+    def __str__(self) -> str:
+        return self.log
+
     @property
     def log(self) -> str:
         """The output of the process on stderr so far."""
@@ -205,7 +208,7 @@ class Daemon:
         eventually_sync(
             lambda: self.lines(self.started) or self.process.poll() is not None,
             within=within,
-            what=self.started,
+            what=self,
         )
         assert self.process.poll() is None, self.log
 

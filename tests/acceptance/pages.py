@@ -61,7 +61,7 @@ class Watched:
 
 
 def url_of(running: Daemon) -> str:
-    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running.log)
+    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running)
     return f"{listening['address']}/dashboard/"
 
 

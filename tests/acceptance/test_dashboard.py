@@ -279,7 +279,7 @@ def test_an_operator_retries_pauses_and_resumes(browser, shown, foreign, mended)
 
     row(page, "works").get_by_role("button", name="Pause works").click()
     expect(row(page, "works").locator("[data-label=State]")).to_have_text("paused")
-    eventually_sync(lambda: shown.lines("dispatcher.paused"), what=shown.log)
+    eventually_sync(lambda: shown.lines("dispatcher.paused"), what=shown)
     foreign["accounts"].insert_one({"name": "waits"})
     expect(page.locator("#parked tbody tr")).to_contain_text("works")
     row(page, "works").get_by_role("button", name="Resume works").click()

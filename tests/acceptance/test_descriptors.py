@@ -121,15 +121,15 @@ def test_http_answers_when_descriptors_are_free_again(loop, tmp_path, mongo, dat
         address = address_of(running)
         where = urllib.parse.urlsplit(address)
         foreign["things"].insert_one({"name": "hold"})
-        eventually_sync(lambda: "hold" in delivered(), within=60, what=running.log)
+        eventually_sync(lambda: "hold" in delivered(), within=60, what=running)
         early = [socket.create_connection((where.hostname, where.port), PATIENCE) for _ in range(5)]
         for client in early:
             client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        (line,) = eventually_sync(lambda: running.lines("http.not_accepted"), within=60, what=running.log)
+        (line,) = eventually_sync(lambda: running.lines("http.not_accepted"), within=60, what=running)
         assert "this process may have 100" in line["error"]
         assert "ulimit -n" in line["remedy"]
         foreign["things"].insert_one({"name": "meanwhile"})
-        eventually_sync(lambda: "meanwhile" in delivered(), within=60, what=running.log)
+        eventually_sync(lambda: "meanwhile" in delivered(), within=60, what=running)
         Path(tmp_path / "release").touch()
         for client in early:
             with client:

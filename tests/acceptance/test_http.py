@@ -44,7 +44,7 @@ def running(ledger, foreign, tmp_path) -> Iterator[Daemon]:
 
 def address_of(running: Daemon) -> str:
     """Waits for the HTTP address of a daemon."""
-    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running.log)
+    (listening,) = eventually_sync(lambda: running.lines("http.listening"), within=60, what=running)
     return listening["address"]
 
 
@@ -221,7 +221,7 @@ async def test_a_daemon_is_not_ready_while_the_server_is_away(ledger, mongo, for
     async with proxied(mongo.url) as proxy:
         environment = {**ledger.environment, "LEDGER_URL": proxy.url}
         with daemon(APP, "--http", ":0", cwd=tmp_path, **environment) as running:
-            await eventually(lambda: running.lines("http.listening"), what=running.log)
+            await eventually(lambda: running.lines("http.listening"), what=running)
             (listening,) = running.lines("http.listening")
             address = listening["address"]
 

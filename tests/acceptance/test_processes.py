@@ -35,19 +35,17 @@ def two(environment, foreign, tmp_path) -> Iterator[Daemon]:
     foreign.create_collection("accounts", **IMAGES)
     with daemon(APP, "--processes", "2", cwd=tmp_path, **environment) as running:
         wait_ready(running)
-        eventually_sync(lambda: held_by(foreign) == set(pids(running).values()), what=running.log)
+        eventually_sync(lambda: held_by(foreign) == set(pids(running).values()), what=running)
         yield running
     for pid in all_pids(running):
         eventually_sync(lambda pid=pid: is_gone(pid), what=f"{pid} ends with its supervisor")
 
 
 def wait_ready(running: Daemon) -> None:
-    eventually_sync(
-        lambda: running.lines("http.listening") or running.process.poll() is not None, what=running.log
-    )
+    eventually_sync(lambda: running.lines("http.listening") or running.process.poll() is not None, what=running)
     assert running.process.poll() is None, running.log
     address = address_of(running)
-    eventually_sync(lambda: get(f"{address}/readyz")[0] == 200, what=running.log)
+    eventually_sync(lambda: get(f"{address}/readyz")[0] == 200, what=running)
 
 
 def pids(running: Daemon) -> dict[str, int]:
@@ -86,7 +84,7 @@ def _boot_of(pid: int) -> str:
 def test_two_processes_share_a_new_group_and_stop_cleanly(two, ledger, foreign):
     names = [f"a{number}" for number in range(40)]
     foreign["accounts"].insert_many([{"name": name, "n": 1} for name in names])
-    eventually_sync(lambda: len(ledger()) >= len(names), what=two.log)
+    eventually_sync(lambda: len(ledger()) >= len(names), what=two)
     assert {entry.name for entry in ledger()} == set(names)
     assert two.terminate() == ExitCode.OK
     assert len(ledger()) == len(names)
@@ -111,13 +109,13 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(two, ledger, fore
     writer.start()
     try:
         for kill, name in enumerate(("1", "2", "1")):
-            eventually_sync(lambda kill=kill: len(ledger()) >= 200 * (kill + 1), what=two.log)
+            eventually_sync(lambda kill=kill: len(ledger()) >= 200 * (kill + 1), what=two)
             before = pids(two)
             os.kill(before[name], signal.SIGKILL)
-            eventually_sync(lambda name=name, before=before: pids(two)[name] != before[name], what=two.log)
+            eventually_sync(lambda name=name, before=before: pids(two)[name] != before[name], what=two)
         writer.join()
-        eventually_sync(lambda: {entry.write for entry in ledger()} >= writer.written, what=two.log)
-        eventually_sync(lambda: held_by(foreign) == set(pids(two).values()), what=two.log)
+        eventually_sync(lambda: {entry.write for entry in ledger()} >= writer.written, what=two)
+        eventually_sync(lambda: held_by(foreign) == set(pids(two).values()), what=two)
         assert two.terminate() == ExitCode.OK
     finally:
         writer.stop()
@@ -154,11 +152,13 @@ def test_a_second_signal_ends_all_at_once(ledger, environment, foreign, tmp_path
     slow = {**environment, "LEDGER_STRAGGLERS": "1", "LEDGER_SLOWNESS": "1000"}
     with daemon(APP, "--processes", "2", "--grace", "600", "--timeout", "600", cwd=tmp_path, **slow) as running:
         wait_ready(running)
+        eventually_sync(lambda: held_by(foreign) == set(pids(running).values()), what=running)
         foreign["accounts"].insert_many([{"name": str(number), "n": 1} for number in range(20)])
         address = address_of(running)
-        eventually_sync(lambda: (metric(address, "in_flight") or 0) > 0)
+        for name in ("1", "2"):
+            eventually_sync(lambda name=name: (metric(address, "in_flight", process=name) or 0) > 0, what=running)
         running.process.send_signal(signal.SIGTERM)
-        eventually_sync(lambda: len(running.lines("dispatcher.draining")) == 2, what=running.log)
+        eventually_sync(lambda: len(running.lines("dispatcher.draining")) == 2, what=running)
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(PATIENCE) == ExitCode.FORCED
         for pid in pids(running).values():
@@ -241,14 +241,14 @@ def test_an_existing_number_of_partitions_stays_and_spare_processes_are_named(en
         assert (spare["partitions"], spare["processes"]) == (1, 2)
         assert "--partitions 2" in spare["remedy"]
         readyz = f"{address_of(running)}/readyz"
-        eventually_sync(lambda: get_json(readyz)[1]["partitions"] == [0], what=running.log)
+        eventually_sync(lambda: get_json(readyz)[1]["partitions"] == [0], what=running)
         assert running.terminate() == ExitCode.OK
 
 
 @pytest.mark.slow
 def test_one_port_answers_for_all_processes(two, foreign):
     address = address_of(two)
-    eventually_sync(lambda: get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []}), what=two.log)
+    eventually_sync(lambda: get_json(f"{address}/livez") == (200, {"alive": True, "reasons": []}), what=two)
     status, ready = eventually_sync(lambda: (found := get_json(f"{address}/readyz"))[0] == 200 and found)
     assert (status, ready["ready"], ready["reasons"]) == (200, True, [])
     assert (ready["partitions"], set(ready["processes"])) == ([0, 1], {"1", "2"})
@@ -324,6 +324,6 @@ def test_a_process_that_is_gone_is_not_ready_and_another_one_answers(two):
     os.kill(pids(two)["1"], signal.SIGKILL)
     gone = "process 1: it is not running"
     eventually_sync(lambda: gone in get_json(f"{address}/readyz")[1]["reasons"])
-    eventually_sync(lambda: get_json(f"{address}/livez")[0] == 200, what=two.log)
-    eventually_sync(lambda: get_json(f"{address}/status.json")[0] == 200, what=two.log)
-    eventually_sync(lambda: get(f"{address}/readyz")[0] == 200, what=two.log)
+    eventually_sync(lambda: get_json(f"{address}/livez")[0] == 200, what=two)
+    eventually_sync(lambda: get_json(f"{address}/status.json")[0] == 200, what=two)
+    eventually_sync(lambda: get(f"{address}/readyz")[0] == 200, what=two)

@@ -21,12 +21,12 @@ class GatheredDelivery:
         key: the key of the document.
         since: the time at which it was gathered, by the monotonic clock.
         job: the job of the change; None for a delivery that waited in the database.
-        row: the record of a delivery that waited in the database, for its source; else None.
-        attempts: the number of attempts. The attempts with parts of a failed batch count as one.
+        row: the lane and the place of a delivery that was taken from the database: to record its result.
+        attempts: the number of attempts. If a failed batch is split, all attempts with its parts count as one.
         began: the time of the first attempt.
         retried: the dead letter that the delivery repeats.
         made: the image and the keywords for the receiver; None after a receiver has got them.
-        is_untouched: whether no instance was made from the documents of the change.
+        is_untouched: whether the documents of the change are unmodified: no instance was made from them.
     """
 
     change: Change
@@ -67,7 +67,7 @@ class Gathering:
         self._hurry = False
 
     def add(self, one: GatheredDelivery) -> None:
-        """Add a delivery. Deliveries of a document are added in their order."""
+        """Add a delivery. The deliveries of a document must be added in the order of its changes."""
         if one.key in self._busy:
             self._behind.setdefault(one.key, []).append(one)
         else:

@@ -146,7 +146,7 @@ def reset(
 ) -> None:
     """Forget the position. Only the changes after the next start are delivered, as after a group's first start.
 
-    Undelivered changes from before that start are never delivered, and a gap is recorded. Parked deliveries and
+    Changes that are undelivered at that start are never delivered, and a gap is recorded. Parked deliveries and
     dead letters stay. All dispatchers of the group must be stopped.
 
     Example: `dispatcher position reset shop.models:registry`
@@ -168,7 +168,7 @@ def switch(
 ) -> None:
     """Let a group read from another source: with `--kafka` from a topic, without it from change streams.
 
-    The group continues at its position, and keeps the finished changes after it. A group that leaves
+    The group continues at its position. It does not deliver finished changes again. A group that leaves
     a topic keeps its number of partitions; `run --partitions` changes it. All dispatchers of the group must be
     stopped.
 

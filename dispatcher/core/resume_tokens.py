@@ -31,7 +31,7 @@ million changes, the probability of this is one in a million millions.
 
 
 def token_of(id_: Mapping[str, Any]) -> str:
-    """The text of a resume token. Texts sort like their changes.
+    """The text of a resume token. Texts sort in the order of their changes.
 
     Args:
         id_: the token as the server sent it: the `_id` of an event, or the token after a batch.
@@ -83,7 +83,8 @@ def as_sent(token: str) -> dict[str, Any]:
 def directly_after(token: str) -> str:
     """A text that sorts after a token, and before the tokens of all later changes.
 
-    It is no token of a change, since no token is the beginning of another one. For the server it equals the token.
+    No change has this text as its token, because no token begins with another one. `as_sent` makes the same resume
+    token from both.
     """
     return f"{token}{_BITS}"
 
@@ -103,7 +104,7 @@ def after_shortened(token: str) -> str:
 
 
 def data_of(token: str) -> str:
-    """A token without types. Ids and hashes are computed from it, since earlier versions did not know types."""
+    """A token without types. Ids and hashes are made from this part: earlier versions did not know types."""
     return token.partition(_BITS)[0]
 
 

@@ -55,13 +55,13 @@ async def retry(
     Args:
         command: may be executed twice: after some errors it is unknown whether the server has executed the
             command.
-        report: called after each failed attempt that is repeated, with `error` and `attempt`; logs them.
+        report: logs a failed attempt that will be repeated. It is called with `error` and `attempt`.
         address: the address of the server. With it, a permanent error is raised as a `DispatcherError`; without
             it, permanent errors are retried too.
         on: errors that are retried; other errors are raised unchanged.
         pauses: base and cap of the pauses; `pauses.attempts` is ignored.
         pause: waits between two attempts, and may end the command with an exception of its own.
-        within: seconds after which the error of an attempt is raised unchanged.
+        within: seconds after which a failed attempt is not repeated: its error is raised unchanged.
 
     Raises:
         DispatcherError: an error is permanent.

@@ -67,7 +67,7 @@ async def _awaited(awaitable: Awaitable[Any]) -> None:
 
 
 class Invoker:
-    """Runs receivers, as the step with the time limit.
+    """Runs each receiver within its time limit: a step around an attempt.
 
     Args:
         lease: the lease of the partition. No attempt begins while the lease is not valid.
@@ -124,7 +124,7 @@ class Invoker:
             raise Interrupted
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        # Without the argument, Python 3.11 asks the system for the id of the process each time.
+        # Without the loop as argument, Python 3.11 asks the system for the id of the process each time.
         task = asyncio.current_task(self._loop)
         assert task is not None
         target = attempt.target

@@ -134,7 +134,7 @@ class Conditions:
         return tuple(sorted({numbers[r] for one in calls for r in one.receivers if r in numbers}))
 
     def _without(self, calls: tuple[Calls, ...], refused: set[int]) -> tuple[Calls, ...]:
-        """Remove the receivers with one of these filters from the calls."""
+        """Copy the calls without the receivers that have one of these filters."""
         kept = (
             one._replace(receivers=tuple(r for r in one.receivers if self._numbers.get(r) not in refused))
             for one in calls

@@ -169,7 +169,7 @@ class Demo:
             code = child.stop()
             self._listen(lambda child=child: child in self._ended, _STRAGGLER_SECONDS)  # type: ignore[misc]
             if code:
-                raise self._died(child, "did not stop in order")
+                raise self._died(child, "did not stop cleanly")
 
     def _listen(self, until: Callable[[], bool], seconds: float) -> None:
         """Read the output of the processes, until a condition holds or the time is over."""

@@ -29,7 +29,7 @@ class Line(NamedTuple):
 class Child:
     """A running subprocess. As a context manager it is stopped at the end.
 
-    It has its own session: Ctrl-C reaches only this process, which then stops its children in order. If this
+    It has its own session: Ctrl-C reaches only this process, which then stops its children cleanly. If this
     process is killed, the child ends too.
 
     Args:

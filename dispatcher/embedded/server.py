@@ -93,7 +93,7 @@ class EmbeddedMongo:
     _guardian: Guardian = field(repr=False)
 
     def stop(self) -> None:
-        """End mongod, and remove its directory if that is temporary. Returns afterwards. May be called twice."""
+        """End mongod, remove its directory if that is temporary, and return. May be called twice."""
         self._guardian.stop()
 
 
@@ -212,7 +212,7 @@ def _wait_until_listening(guardian: Guardian, deadline: float) -> None:
     A client that connects too early waits half a second before it tries again. And a connection to the port
     would not prove that our mongod has it: another process could have taken it first.
     """
-    # All versions log these words; before 4.4 with other capitals.
+    # All versions log these words. Versions before 4.4 write them in lower case.
     while "waiting for connections" not in guardian.read_log().lower():
         guardian.check_alive()
         if time.monotonic() > deadline:
@@ -254,7 +254,7 @@ def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) 
 
 
 def _configure(client: "MongoClient[dict[str, Any]]", guardian: Guardian) -> None:
-    """Make the node a replica set with one member. A set that its directory holds already gets the new address."""
+    """Make the node a replica set with one member. If its directory holds a set, this set gets the new address."""
     # PLC0415: see `_wait_until_primary`.
     from pymongo.errors import OperationFailure  # noqa: PLC0415
 

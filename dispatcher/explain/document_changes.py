@@ -31,7 +31,7 @@ from mongoz.synonyms import nearest
 # Milliseconds that the server waits for further changes.
 _AWAIT_MS: Final = 100
 
-# Operations of changes that are listed. Placeholders are left out: their changes come later.
+# Operations of changes that are listed. `"deferred"` is missing: such a change comes again with its own operation.
 _LISTED: Final = DELIVERABLE | {"untouched"}
 
 
@@ -39,7 +39,7 @@ class WantedDocument(NamedTuple):
     """The document in question.
 
     Attributes:
-        keys: all `_id`s that are tried.
+        keys: all `_id`s that the document may have.
         since: changes since this cluster time.
     """
 
@@ -132,7 +132,7 @@ def _listed(
 
 
 def _filter(wanted: WantedDocument) -> dict[str, Any]:
-    """Matches the changes of the document. An invalidate event ends the stream, which then continues after it."""
+    """Matches the changes of the document, and invalidate events: after them the source opens the stream again."""
     database, collection = wanted.namespace
     of_document = {"ns.db": database, "ns.coll": collection, "documentKey._id": {"$in": [*wanted.keys]}}
     return {"$or": [of_document, {"operationType": "invalidate"}]}
@@ -142,7 +142,7 @@ def _not_watched(routes: Routes, namespace: Namespace) -> NotFound:
     name, names = ".".join(namespace), [".".join(one) for one in routes.namespaces]
     patterns = "".join(f", {one}" for one in routes.patterns)
     return NotFound(
-        f"The application has no receivers of the collection {name} that a dispatcher may run."
+        f"The application has no receivers of the collection {name}, or none that a dispatcher may run."
         f"{nearest(name, names)}",
         remedy=f"It has receivers of {', '.join(names)}{patterns}. If APP does not import the module of the "
         "receivers, add the module with --import.",

@@ -1,4 +1,4 @@
-"""The process of a relay: checks server and brokers, joins the relay's group, publishes, and ends in order.
+"""The process of a relay: checks server and brokers, joins the relay's group, publishes, and ends cleanly.
 
 The processes of a relay are a group of dispatchers with one partition, named after the topic. So the process with
 the lease publishes, the other processes stand by, and operators see the relay like every other group.

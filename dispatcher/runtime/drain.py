@@ -1,4 +1,4 @@
-"""Ends the deliveries of one partition in order.
+"""Ends the deliveries of one partition cleanly.
 
 The stream is no longer read. Then:
 

@@ -1,4 +1,4 @@
-"""The daemon: checks the server, joins the group, delivers, and ends in order."""
+"""The daemon: checks the server, joins the group, delivers, and ends cleanly."""
 
 import asyncio
 from collections.abc import Mapping

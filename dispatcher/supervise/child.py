@@ -91,7 +91,7 @@ class SupervisedProcess:
             if stop.is_set():
                 self.code = code
                 if code:
-                    log.error("a process did not stop in order", action="process.not_stopped", **how)
+                    log.error("a process did not stop cleanly", action="process.not_stopped", **how)
                 return
             if not self._on_end(code):
                 self.code = code

@@ -1,4 +1,4 @@
-"""The wait of writes for a beat, if the book of their process is not valid."""
+"""Lets writes wait for a beat if the book of their process is not valid."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,9 +24,9 @@ _STEP_COUNTS: Final = 0.5
 class BeatWait:
     """Lets writes wait until a beat makes the book valid, for a short time in each outage.
 
-    An outage begins when a write finds no valid book, and ends with an acknowledged beat. When the writes of an
-    outage have waited for two seconds together, or when claims are refused, no write waits any more in this
-    outage. The time in which the process is stopped does not count, because no beat can come in this time.
+    An outage begins when a write finds no valid book, and ends with an acknowledged beat. The writes of one outage
+    wait for at most two seconds in total. After that, or when claims are refused, no write of this outage waits.
+    The time in which the process is stopped does not count, because no beat can come in this time.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class BeatWait:
         Returns:
             Maximum seconds of the next step; 0 or less if there is nothing to wait for.
         """
-        with self._lock:  # `end_outage` waits for this block
+        with self._lock:  # `end_outage` can run only before or after this block
             if is_valid():
                 return 0.0
             at = now()

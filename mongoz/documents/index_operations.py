@@ -59,7 +59,7 @@ class IndexOperations:
             collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
-            Their names in order. If no index is declared, no command is sent.
+            Their names, in the order of `meta.indexes`. If no index is declared, no command is sent.
 
         Raises:
             pymongo.errors.OperationFailure: the server refuses an index.

@@ -38,7 +38,7 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; su
     """A field of a document; `Document.model_fields[name]` and `meta.fields[name]` are of this class.
 
     Attributes:
-        name: the name of the attribute, or the declared name.
+        name: the declared name; by default the name of the attribute.
         document: the class with the field. An inherited field has the subclass here.
         null: None is a valid value.
         field_type: the Python type of a value that is not None.
@@ -97,7 +97,7 @@ def set_stored_alias(field: FieldInfo, name: str, stored_name: str) -> None:
     """
     if field.alias in (None, stored_name):
         names = {"alias": stored_name, "validation_alias": stored_name, "serialization_alias": name}
-        changes = {**names, "alias_priority": 2}  # no alias_generator replaces them
+        changes = {**names, "alias_priority": 2}  # so no alias_generator replaces the names
         for key, value in changes.items():
             setattr(field, key, value)
             field._attributes_set[key] = value  # pydantic reads these when it copies a field
@@ -204,7 +204,7 @@ def _alias(alias: str | None) -> dict[str, Any]:
 
 
 def _with_pattern(field_type: Any, pattern: str | re.Pattern[str] | None) -> tuple[Any, dict[str, Any]]:
-    """The type, and pydantic's constraint for strings; other types get a rule instead."""
+    """Returns the type, and pydantic's constraint. Types other than strings get a rule, and no constraint."""
     if pattern is None:
         return field_type, {}
     try:

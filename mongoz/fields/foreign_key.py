@@ -48,7 +48,7 @@ def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -
     return field
 
 
-class ForeignKeyField(BaseField):  # type: ignore[misc]  # as BaseField itself
+class ForeignKeyField(BaseField):  # type: ignore[misc]  # for the same reason as BaseField
     """A field that `ForeignKey` declares.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Dumps of instances: dicts and JSON; and their short form for people."""
+"""Dumps of instances as dicts and as JSON, and the short text of an instance for people."""
 
 import reprlib
 from collections.abc import Mapping

@@ -30,7 +30,7 @@ class CompiledLookups(NamedTuple):
 
 
 class _NotAKeyword(InvalidKeyError, TypeError):
-    """The error of a positional argument. Python's own TypeError would only count the arguments."""
+    """The error of a positional argument. Python's own TypeError would only say how many arguments are allowed."""
 
 
 class _NeitherFieldNorLookup(InvalidKeyError, OperatorInvalid):

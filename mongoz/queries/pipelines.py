@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 OPTIONS: Final = {"hint": "hint", "collation": "collation", "max_time_ms": "maxTimeMS", "batch_size": "batchSize"}
-"""Options of a query -> their names in commands. (`find` of the drivers uses our names.)"""
+"""Options of a query -> their names in commands. The drivers' method `find` has the same names as the options."""
 
 _FIND_ONLY: Final = frozenset({"$where", "$near", "$nearSphere"})
 

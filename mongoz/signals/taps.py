@@ -1,4 +1,4 @@
-"""Taps: observers of a signal that are not among its receivers, for tests."""
+"""Taps: functions that observe a signal in tests. They are not among its receivers."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -172,9 +172,9 @@ def test_the_cause_of_a_repetition_is_the_last_fault_of_the_previous_process():
     events = [Event(5, "stop", 7), Event(6, "kill", 9), Event(20, "kill", 8)]
     repeated = [entry(1, pid=7), entry(1, term=2, pid=8, at=10), entry(1, term=3, pid=6, at=30)]
     assert causes(repeated, events) == {"stop": 1, "kill": 1}
-    gone = [*events[:2], Event(9, "left in order", 7), events[2]]
-    assert causes(repeated, gone, {"left in order"}) == {"stop": 1, "kill": 1}
-    assert causes(repeated, [Event(9, "left in order", 7)], {"left in order"}) == {"left in order": 2}
+    gone = [*events[:2], Event(9, "left cleanly", 7), events[2]]
+    assert causes(repeated, gone, {"left cleanly"}) == {"stop": 1, "kill": 1}
+    assert causes(repeated, [Event(9, "left cleanly", 7)], {"left cleanly"}) == {"left cleanly": 2}
     assert causes([entry(1), entry(1, attempt=2), entry(1, term=2, pid=8)], []) == {
         "another attempt": 1,
         "nothing": 1,

@@ -98,7 +98,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stops a dispatcher in order."""
+    """Stops a dispatcher cleanly."""
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
 

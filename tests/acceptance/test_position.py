@@ -44,7 +44,7 @@ def wait_for(ledger: Ledger, *numbers: int) -> None:
 
 
 def saved(running: Daemon, state: Any, group: str) -> None:
-    """Stops the daemon in order, and checks that no lease is held."""
+    """Stops the daemon cleanly, and checks that no lease is held."""
     assert running.terminate() == ExitCode.OK
     assert [one["owner"] for one in state.positions.find({"group": group, "partition": {"$exists": 1}})] == [None]
 

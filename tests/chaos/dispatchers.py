@@ -30,7 +30,7 @@ class Group:
             "killed, and back late": self._kill_for_long,
             "stopped for longer than the lease": lambda daemon: self._stop(daemon, 1.5, 2.5),
             "stopped for a moment": lambda daemon: self._stop(daemon, 0.2, 0.6),
-            "left in order": self._request_stop,
+            "left cleanly": self._request_stop,
             "joined by a fourth": self._join,
             "divided anew": self._repartition,
         }
@@ -65,7 +65,7 @@ class Group:
     def _join(self, daemon: ChaosDaemon) -> None:
         self._world.note(self._kind, self._world.start_daemon())
         self._world.observe_for(self._lease(0.5, 2))
-        self._world.note("left in order", daemon)
+        self._world.note("left cleanly", daemon)
         self._world.request_stop(daemon)
 
     def _repartition(self, daemon: ChaosDaemon) -> None:
@@ -88,7 +88,7 @@ def run(plan: Plan) -> Report:
         evidence,
         faults="changes of the group",
         late=group.stops,
-        harmless=() if late else ("left in order", "joined by a fourth", "divided anew"),
+        harmless=() if late else ("left cleanly", "joined by a fourth", "divided anew"),
     )
     counted.insert(3, Figure("leases lost on a slow machine", late))
     return Report(counted, evidence.deaths)

@@ -319,7 +319,7 @@ class World:
         try:
             daemon.wait_started(within=_START_SECONDS)
             if daemon.terminate(within=_STOP_SECONDS) != ExitCode.OK:
-                self.note_death(daemon, "did not end in order")
+                self.note_death(daemon, "did not end cleanly")
         except AssertionError:
             self.note_death(daemon, "did not start, or ended by itself")
             daemon.kill()

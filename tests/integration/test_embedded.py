@@ -350,7 +350,7 @@ def test_stop_works_although_the_pipe_to_the_guardian_is_also_open_elsewhere() -
     finally:
         os.close(copy)
 
-    # The guardian has stopped in order. It was not killed after a timeout.
+    # The guardian has stopped cleanly. It was not killed after a timeout.
     assert server._guardian.process.returncode == 0
 
 

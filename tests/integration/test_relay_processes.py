@@ -180,7 +180,7 @@ class Relays:
         self.processes.append(self._start())
 
     def terminate(self) -> None:
-        """Stops all processes in order."""
+        """Stops all processes cleanly."""
         for one in self.processes:
             one.wait_started()
             assert one.terminate() == 0, one.log

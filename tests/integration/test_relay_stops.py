@@ -1,4 +1,4 @@
-"""SIGTERM ends a relay in order at any moment: while it starts, with a full queue, without brokers."""
+"""SIGTERM ends a relay cleanly at any moment: while it starts, with a full queue, without brokers."""
 
 import contextlib
 import os

@@ -151,7 +151,7 @@ async def test_changes_that_the_topic_does_not_hold_come_from_the_oplog(
 async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_its_place(
     foreign, dispatched, account, topic, calls, oplog_reads
 ):
-    """The stop is in order, so no delivery is repeated."""
+    """The replay stops cleanly, so no delivery is repeated."""
     begin = behind(foreign)
     foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(120)])
     stop = asyncio.Event()

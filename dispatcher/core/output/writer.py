@@ -30,7 +30,7 @@ _PAUSE: Final = 0.1
 _MOST_LINES: Final = 20_000
 _MOST_BYTES: Final = 8_000_000
 
-# A write with this number of bytes takes no further lines.
+# A write that has this number of bytes gets no further lines.
 _BATCH: Final = 65_536
 
 
@@ -40,7 +40,7 @@ class Writer:
     It has a copy of the descriptor, which no other code can close.
 
     Args:
-        name_dropped: makes the line with the number of dropped lines.
+        name_dropped: makes the line that reports the number of dropped lines.
     """
 
     def __init__(self, descriptor: int, name_dropped: Callable[[int], str]) -> None:
@@ -139,7 +139,7 @@ class Writer:
         return lines
 
     def _write_some(self, data: bytes) -> int:
-        """The number of bytes that were written; pauses if it is 0."""
+        """Write once, and return the number of written bytes. If it is 0, the thread pauses first."""
         try:
             written = os.write(self._descriptor, data)
         except BlockingIOError:  # another process made it non-blocking

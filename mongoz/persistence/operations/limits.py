@@ -1,4 +1,4 @@
-"""Limits that operations must keep: conditions in the filter of the write, or checks of each document."""
+"""Limits that operations must keep: as conditions in the filter of the write, or as checks of each document."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
@@ -52,7 +52,7 @@ class OperationLimits(NamedTuple):
 
 
 def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
-    """The limits of the operated fields.
+    """The limits of the fields that the operations change.
 
     `$set`, `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it
     is refused for required fields. These operators need no check on a whole field. They need a check on a path
@@ -96,7 +96,7 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
 
 
 def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """A condition that is true if `it` passes the checks. `it` is the resulting number or length of a list."""
+    """A condition that is true if `it` passes the checks: the new number, or the length of the new list."""
     present: Any = f"${operation.path}"
     if operation.operator == "$inc":
         now: Any = {"$ifNull": [present, 0]}
@@ -107,7 +107,7 @@ def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, 
         fits = {"$isArray": [now]}
         after = _length(operation, now)
     within = {"$let": {"vars": {"it": after}, "in": {"$and": checks}}}
-    # With a present value of another type the condition is true: the server itself refuses the operation.
+    # If the present value has another type, the condition is true: the server itself refuses the operation then.
     return {"$expr": {"$cond": [fits, within, True]}}
 
 

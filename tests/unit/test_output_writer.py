@@ -181,6 +181,15 @@ def test_the_stream_takes_any_text_and_can_not_be_closed(pipe):
     assert not stream.isatty()
 
 
+def test_the_thread_waits_after_an_empty_text(pipe):
+    """`print` with an empty `end` writes an empty text, too. The log is written like that."""
+    writer = Writer(pipe.ours, named)
+    print("line\n", end="", file=_Stream(writer, pipe.ours, "utf-8"), flush=True)
+    assert pipe.reads(lambda read: read.endswith(b"\n")) == b"line\n"
+    eventually_sync(lambda: writer._since is None, within=60)
+    assert not writer._waiting
+
+
 def test_many_threads_write_whole_lines(pipe):
     writer = Writer(pipe.ours, named)
     threads = [

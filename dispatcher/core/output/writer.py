@@ -71,6 +71,8 @@ class Writer:
 
     def write(self, data: bytes) -> None:
         """Add bytes that the thread writes soon."""
+        if not data:  # `print(end="")` writes an empty text, and the thread could never write that
+            return
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="dispatcher-log", daemon=True)

@@ -178,11 +178,20 @@ class Batches:
         gathering, most_bytes = group.gathering, self._tools.capacity.batch_bytes
         while gathering.running < self._share:
             if not gathering.is_due(monotonic(), most_bytes):
-                if group.timer is None and (due_at := gathering.due_at) is not None:
-                    delay = max(0.0, due_at - monotonic())
-                    group.timer = asyncio.get_running_loop().call_later(delay, self._on_timer, group)
+                if gathering.due_at is not None:
+                    self._set_timer(group, gathering.due_at)
                 return
             self._add(object(), self._begin(group))
+
+    def _set_timer(self, group: _ReceiverBatches, due_at: float) -> None:
+        """Set the timer, unless it fires earlier."""
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(0.0, due_at - monotonic())
+        if group.timer is not None:
+            if group.timer.when() <= at:
+                return
+            group.timer.cancel()
+        group.timer = loop.call_at(at, self._on_timer, group)
 
     def _on_timer(self, group: _ReceiverBatches) -> None:
         group.timer = None

@@ -1,5 +1,6 @@
 """The deliveries of one receiver and one document class that wait for a batch. No I/O."""
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class GatheredDelivery:
     Attributes:
         calls: the calls of one receiver.
         key: the key of the document.
-        since: the time at which it was gathered, by the monotonic clock.
+        since: the time from which `Batch.wait` counts, by the monotonic clock.
         job: the job of the change; None for a delivery that waited in the database.
         row: the lane and the place of a delivery that was taken from the database: to record its result.
         attempts: the number of attempts. If a failed batch is split, all attempts with its parts count as one.
@@ -61,6 +62,7 @@ class Gathering:
         self._wait = batch.wait
         self._free: deque[GatheredDelivery] = deque()
         self._free_bytes = 0
+        self._since = math.inf  # the earliest `since` of the free deliveries
         self._busy: set[Hashable] = set()
         self._behind: dict[Hashable, list[GatheredDelivery]] = {}
         self.running = 0
@@ -73,6 +75,7 @@ class Gathering:
         else:
             self._free.append(one)
             self._free_bytes += one.change.size
+            self._since = min(self._since, one.since)
 
     def close(self) -> None:
         """Let the deliveries begin at once, without waiting for further ones."""
@@ -89,13 +92,13 @@ class Gathering:
             self._hurry
             or len(self._free) >= self._size
             or self._free_bytes >= most_bytes
-            or self._free[0].since + self._wait <= at
+            or self._since + self._wait <= at
         )
 
     @property
     def due_at(self) -> float | None:
         """The time at which the next batch begins at the latest; None if no delivery can begin now."""
-        return self._free[0].since + self._wait if self._free else None
+        return self._since + self._wait if self._free else None
 
     def take(self, most_bytes: int) -> list[GatheredDelivery]:
         """Take the deliveries of the next batch. Their documents are busy until `release`."""
@@ -105,7 +108,6 @@ class Gathering:
             one = free.popleft()
             taken.append(one)
             size += one.change.size
-        self._free_bytes -= size
         self._busy.update(one.key for one in taken)
         self._put_behind()
         self._hurry = self._hurry and bool(self._free)
@@ -113,9 +115,7 @@ class Gathering:
 
     def _put_behind(self) -> None:
         """Let the other deliveries of the taken documents wait behind the batch."""
-        if not self._free:
-            return
-        free, self._free, self._free_bytes = self._free, deque(), 0
+        free, self._free, self._free_bytes, self._since = self._free, deque(), 0, math.inf
         for one in free:
             self.add(one)
 
@@ -127,6 +127,7 @@ class Gathering:
             freed += self._behind.pop(key, ())
         self._free.extendleft(reversed(freed))
         self._free_bytes += sum(one.change.size for one in freed)
+        self._since = min((self._since, *(one.since for one in freed)))
 
     def withdraw(self, key: Hashable) -> list[GatheredDelivery]:
         """Remove the deliveries that wait behind the batch of a document."""

@@ -35,6 +35,10 @@ from mongoz.signals.receivers import Receiver
 _RARELY: Final = 30.0  # if nothing causes an earlier query
 _AGAIN: Final = 1.0  # if some due deliveries can't be taken yet
 
+# Parked deliveries gather for this many seconds at most. They have waited already, so they do not wait for
+# `Batch.wait` again. In this time those of one failed batch, which are due together, become one batch.
+_TOGETHER: Final = 0.2
+
 # Maximum number of bytes of the deliveries that are taken at once.
 _BYTES: Final = 8_000_000
 
@@ -200,14 +204,15 @@ class ParkedBatches:
             parts = {part: bytes(data) for part, data in record["parts"].items()}
         change, calls, retried = self._reader.read(record, parts)
         is_claimed = change.origin is not None and change.origin.claim is not None and not change.takeover
-        if calls is None or calls.receivers[0].options.batch is None or is_claimed:
+        batch = None if calls is None else calls.receivers[0].options.batch
+        if calls is None or batch is None or is_claimed:
             return None
         waiting = recorded_attempts(record)
         return GatheredDelivery(
             change,
             calls,
             change.key,
-            monotonic(),
+            monotonic() - max(0.0, batch.wait - _TOGETHER),
             row=row,
             attempts=waiting.attempts,
             began=waiting.began,

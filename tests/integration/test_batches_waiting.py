@@ -281,6 +281,28 @@ async def test_a_batch_whose_receiver_ignores_cancellation_becomes_dead_letters(
         await eventually(lambda: running.service.position >= position)
 
 
+async def test_parked_events_do_not_wait_for_further_events_again(account, foreign, dispatched, state):
+    """They come back together, soon after they are due, and take along an event that waits for its first batch."""
+    broken = True
+
+    def fails(batch: Any) -> Exception | None:
+        return ConnectionError("down") if broken else None
+
+    indexer = Indexer(account, NEVER, fails=fails, retry=Retry(99, base=0.05, cap=0.3))
+    async with dispatching(dispatched, park_after=0.0) as running:
+        foreign["accounts"].insert_many(rows(5))
+        (pipeline,) = running.service.held.values()
+        await eventually(lambda: pipeline.gauges().queued == 5)
+        running.service.close_batches()
+        await eventually(lambda: len(state.heads) == 5)
+        foreign["accounts"].insert_one({"name": "later", "amount": 0})
+        broken = False
+        await eventually(lambda: len(indexer.done) == 6)
+        await eventually(lambda: state.empty)
+    assert sorted(indexer.done) == ["0000", "0001", "0002", "0003", "0004", "later"]
+    assert len(indexer.batches[-1]) >= 5
+
+
 async def test_many_parked_events_of_one_document_keep_their_order(account, foreign, dispatched, state):
     broken = True
 

@@ -1,6 +1,7 @@
 """Receivers with limits and batch receivers of a group that reads from a topic."""
 
 import time
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from bson import ObjectId
 from pymongo import AsyncMongoClient
 
 import mongoz
+from dispatcher.core.partitions import partition_of
 from dispatcher.core.state import State as StateDatabase
 from dispatcher.embedded.broker import EmbeddedBroker
 from mongoz import Batch
@@ -30,10 +32,22 @@ def parked(foreign: Any) -> Parked:
 
 @pytest.fixture
 async def publisher(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> Publisher:
-    made = Publisher(broker.address, f"{database}.accounts")
-    made.create()
-    await made.begin(StateDatabase(client, f"{database}_state"))
-    return made
+    return await made(broker, client, database)
+
+
+@pytest.fixture
+async def of_three(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> Publisher:
+    """Publishes to a topic of three partitions."""
+    return await made(broker, client, database, partitions=3)
+
+
+async def made(
+    broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str, partitions: int = 1
+) -> Publisher:
+    publisher = Publisher(broker.address, f"{database}.accounts", partitions)
+    publisher.create()
+    await publisher.begin(StateDatabase(client, f"{database}_state"))
+    return publisher
 
 
 def reading(registry: mongoz.Registry, publisher: Publisher, **changes: Any) -> Any:
@@ -63,6 +77,93 @@ async def test_a_rate_limits_deliveries_of_a_topic_and_parks_the_others(account,
     # The bucket holds the tokens of one second: 20. The other 40 take two seconds.
     for first, last in zip(at, at[21:], strict=False):
         assert last - first >= 1 / 20 - 0.02
+
+
+LAG = 0.2
+"""Seconds by which a busy machine may delay the start of a receiver."""
+
+
+class Paced:
+    """A receiver with a rate. It records the time and the partition of each attempt."""
+
+    def __init__(self, account: Any, rate: str) -> None:
+        self.at: list[tuple[float, int]] = []
+        post_save(account, name="paced", rate=rate)(self)
+
+    async def __call__(self, sender: Any, instance: Any, **kwargs: Any) -> None:
+        self.at.append((time.monotonic(), instance.amount))
+
+    def of(self, *partitions: int) -> list[float]:
+        """The times of the attempts for changes of some partitions."""
+        return [at for at, partition in self.at if partition in partitions]
+
+
+def check_pace(at: list[float], per_second: float, burst: float) -> None:
+    """No period has more attempts than the burst and the rate allow."""
+    for place, first in enumerate(at):
+        for count, last in enumerate(at[place:], 1):
+            assert last - first >= (count - burst) / per_second - LAG
+
+
+def publish(publisher: Publisher, foreign: Any, each: int) -> None:
+    """Publish inserts to all partitions in turn, each to the partition of its document, as the relay does."""
+    documents = [{"_id": ObjectId()} for _ in range(50 * each)]
+    hashed = [{"$documents": documents}, {"$project": {"hash": {"$toHashedIndexKey": "$_id"}}}]
+    ids: dict[int, list[ObjectId]] = defaultdict(list)
+    for row in foreign.aggregate(hashed):
+        ids[partition_of(row["hash"], publisher.partitions)].append(row["_id"])
+    for number in range(each):
+        for partition in range(publisher.partitions):
+            publisher.insert(ids[partition][number], partition, amount=partition)
+
+
+async def test_all_partitions_of_a_topic_share_the_rate_of_a_member(
+    account, foreign, dispatched, of_three, parked
+):
+    """A member with three of three partitions has the whole rate once, not three times."""
+    paced = Paced(account, "360/min")
+    async with reading(dispatched, of_three) as running:
+        await eventually(lambda: len(running.service.held) == 3)
+        publish(of_three, foreign, each=8)
+        await eventually(lambda: {head["state"] for head in parked.heads} == {"limited"})
+        await eventually(lambda: len(paced.at) == 24)
+        await eventually(lambda: parked.empty)
+    check_pace(paced.of(0, 1, 2), per_second=6, burst=6)
+    assert [len(paced.of(partition)) for partition in range(3)] == [8, 8, 8]
+
+
+async def test_members_share_a_rate_by_their_partitions_of_a_topic(account, foreign, dispatched, of_three, parked):
+    """A member with two of three partitions has two thirds of the rate. The last member has the whole rate."""
+    paced = Paced(account, "360/min")
+    async with reading(dispatched, of_three) as one:
+        async with reading(dispatched, of_three) as other:
+            await eventually(lambda: sorted(len(each.service.held) for each in (one, other)) == [1, 2])
+            owned = [tuple(each.service.held) for each in (one, other)]
+            publish(of_three, foreign, each=12)
+            await eventually(lambda: len(paced.at) == 36)
+            await eventually(lambda: parked.empty)
+            assert sorted(each.stats.delivered for each in (one, other)) == [12, 24]
+        for partitions in owned:
+            check_pace(paced.of(*partitions), per_second=2 * len(partitions), burst=2 * len(partitions))
+        await eventually(lambda: len(one.service.held) == 3)
+        paced.at.clear()
+        publish(of_three, foreign, each=6)
+        await eventually(lambda: len(paced.at) == 18)
+    check_pace(paced.of(0, 1, 2), per_second=6, burst=6)
+
+
+async def test_a_member_has_its_least_share_of_a_slow_rate_once(account, foreign, dispatched, of_three, parked):
+    """Each member makes at least one attempt in a period, however many members divide the rate.
+
+    The period is an hour. So two members make two attempts, although they hold three partitions.
+    """
+    paced = Paced(account, "1/h")
+    async with reading(dispatched, of_three) as one, reading(dispatched, of_three) as other:
+        await eventually(lambda: sorted(len(each.service.held) for each in (one, other)) == [1, 2])
+        publish(of_three, foreign, each=4)
+        await eventually(lambda: len(parked.heads) == 10)
+        assert sorted(each.stats.delivered for each in (one, other)) == [1, 1]
+    assert len(paced.at) == 2
 
 
 async def test_events_of_a_topic_are_delivered_in_batches_and_the_position_follows(

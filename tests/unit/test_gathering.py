@@ -126,6 +126,18 @@ def test_released_deliveries_have_waited_since_they_were_gathered():
     assert one.due_at == 7.0
 
 
+def test_a_delivery_that_has_waited_longer_than_the_first_one_makes_the_batch_due():
+    """Parked deliveries have waited before they are gathered."""
+    one = Gathering(Batch(size=3, wait=5.0))
+    one.add(delivery("a", since=10.0))
+    one.add(delivery("b", since=7.0))
+    assert one.due_at == 12.0
+    assert not one.is_due(11.9, MANY)
+    assert taken(one) == "ab"
+    one.add(delivery("c", since=11.0))
+    assert one.due_at == 16.0, "deliveries of the batch do not count any more"
+
+
 def test_withdrawn_deliveries_are_gone_and_the_document_stays_busy():
     one = gathering("a", "a", "a", "b", size=1)
     assert taken(one) == "a"

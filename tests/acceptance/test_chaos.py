@@ -142,6 +142,30 @@ def test_errors_of_plain_receivers_are_found(entries, wrong):
 
 
 @pytest.mark.parametrize(
+    ("late", "seconds", "wrong"),
+    [
+        ([2], 10.1, {}),
+        ([2], 9.9, {"delivered by both": 1, "delivered by the wrong one": 1}),
+        ([2, 4], 10.1, {"delivered by both": 1, "delivered by the wrong one": 1}),
+    ],
+)
+def test_both_may_deliver_a_write_only_if_it_took_so_long_that_it_is_in_doubt(late, seconds, wrong):
+    repeated = [*GOOD, *(entry(n, term=2, at=13, began=13, pid=8) for n in late)]
+    found, counted = judged(repeated, durations={("a", 2): seconds, ("a", 4): 0.1})
+    assert found == wrong
+    values = {figure.name: figure.value for figure in counted}
+    assert values["writes in doubt"] == values["delivered by both in doubt"] == (seconds > 10)
+
+
+def test_a_foreign_write_is_never_in_doubt():
+    entries = [*GOOD, entry(5, term=0, origin="process", at=13, began=13)]
+    assert judged(entries, durations={("a", 5): 60.0})[0] == {
+        "delivered by both": 1,
+        "delivered by the wrong one": 1,
+    }
+
+
+@pytest.mark.parametrize(
     ("book", "wrong"),
     [
         ([0, 1, 2, 3, 4], {"transactional effects lost": 1}),

@@ -101,10 +101,15 @@ def _bulks(writes: Sequence[Write]) -> Iterator[list[Write]]:
 
 
 class OwnClient:
-    """Sends writes to the process of the application."""
+    """Sends writes to the process of the application.
+
+    Attributes:
+        seconds: the duration of each write, by the name of the document and the number of the write.
+    """
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
+        self.seconds: dict[tuple[str, int], float] = {}
 
     def __call__(self, writes: Sequence[Write]) -> None:
         assert self._process.stdin is not None
@@ -112,7 +117,9 @@ class OwnClient:
         rows = [(str(write.id), write.name, write.n, write.kind) for write in writes]
         print(json.dumps(rows), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
-        assert answer == "done\n", f"the application ended: {self._process.wait()}"
+        assert answer, f"the application ended: {self._process.wait()}"
+        for write, seconds in zip(writes, json.loads(answer), strict=True):
+            self.seconds[write.name, write.n] = seconds
 
 
 @contextmanager

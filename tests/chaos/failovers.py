@@ -22,10 +22,6 @@ _AWAY_SECONDS = (0.5, 2, 5)
 
 _KILLED_AS_WELL = 0.2
 
-# An election may delay a write by more than ten seconds after its stamp. Then the stamp is doubtful, and both
-# processes deliver the write.
-_IN_DOUBT = ("delivered by both", "delivered by the wrong one")
-
 
 class Failovers:
     """The faults of a primary."""
@@ -97,9 +93,9 @@ def run(plan: Plan) -> Report:
         world.break_at_random(Failovers(world, servers).fault)
         world.finish()
         elections, evidence = servers.elections() - before, world.evidence()
-    counted = figures(evidence, faults="failovers", tolerated=_IN_DOUBT)
+    counted = figures(evidence, faults="failovers")
     # A kill or a step-down always causes an election. The other faults may be too short for one.
-    counted.insert(3, Figure("elections", elections, least=max(1, plan.size.faults // 3)))
+    counted.insert(4, Figure("elections", elections, least=max(1, plan.size.faults // 3)))
     return Report(counted, evidence.deaths)
 
 

@@ -18,6 +18,10 @@ Write = tuple[str, int]
 PLAIN, TRANSACTIONAL = "note", "book"
 """The receivers that every scenario has."""
 
+# A write that is committed more than this number of seconds after its stamp was made is in doubt, see
+# `dispatcher/stream/origins.py`. The daemon then delivers it, too. Only a write that took longer can be so late.
+IN_DOUBT_SECONDS = 10
+
 MEMORY_MB = 150
 STALL_SECONDS = 30
 
@@ -67,6 +71,7 @@ class Evidence:
     Attributes:
         foreign: the writes of the foreign client, by document, in the order of their commits.
         own: the application's own writes, in the same form.
+        durations: the seconds of each of the application's own writes.
         entries: every call of a plain receiver, in order.
         books: the effects of the transactional receiver, by document, in the order of its commits.
         letters: the writes whose deliveries are dead letters, by receiver.
@@ -80,6 +85,7 @@ class Evidence:
 
     foreign: Orders = field(default_factory=dict)
     own: Orders = field(default_factory=dict)
+    durations: Mapping[Write, float] = field(default_factory=dict)
     entries: Sequence[Entry] = ()
     books: Orders = field(default_factory=dict)
     letters: Mapping[str, Collection[Write]] = field(default_factory=dict)
@@ -96,12 +102,16 @@ class Evidence:
         names = {*self.foreign, *self.own}
         return {name: sorted([*self.foreign.get(name, ()), *self.own.get(name, ())]) for name in names}
 
+    @property
+    def in_doubt(self) -> set[Write]:
+        """The application's own writes that may be in doubt."""
+        return {write for write in _writes(self.own) if self.durations.get(write, 0) > IN_DOUBT_SECONDS}
+
 
 def figures(
     evidence: Evidence,
     *,
     faults: str,
-    tolerated: Collection[str] = (),
     memory: float = MEMORY_MB,
     stall: float = STALL_SECONDS,
     late: int = 0,
@@ -112,7 +122,6 @@ def figures(
     Args:
         evidence: the evidence of the run.
         faults: the name of the faults.
-        tolerated: names of figures without limits, because the faults affect them.
         memory: the maximum memory of a daemon in MB.
         stall: the maximum time without a delivery in seconds.
         late: the maximum number of deliveries that begin in an outdated term.
@@ -121,6 +130,7 @@ def figures(
     counted = [
         Figure("writes of a foreign client", len(_writes(evidence.foreign))),
         Figure("writes of the application", len(_writes(evidence.own))),
+        Figure("writes in doubt", len(evidence.in_doubt)),
         Figure(faults, len(evidence.events), least=evidence.wanted),
         *_kinds(evidence.events),
         *_of_plain_receivers(evidence, {"nothing", *harmless}),
@@ -131,8 +141,7 @@ def figures(
         Figure("peak memory of a daemon", evidence.peak_mb, "MB", most=memory),
         Figure("took", evidence.seconds, "s"),
     ]
-    limits = {"begun in a term that was over": float(late), **dict.fromkeys(tolerated)}
-    return [figure._replace(most=limits[figure.name]) if figure.name in limits else figure for figure in counted]
+    return [figure._replace(most=late) if figure.name == _OUTDATED else figure for figure in counted]
 
 
 def _kinds(events: Iterable[Event]) -> list[Figure]:
@@ -153,6 +162,7 @@ def _of_plain_receivers(evidence: Evidence, harmless: Collection[str]) -> list[F
         Figure("deliveries by the daemon", len(_by(evidence.entries, "stream"))),
         Figure("deliveries in process", len(_by(evidence.entries, "process"))),
         *(Figure(name, counts[name], most=0) for name in _WRONG),
+        Figure(_BOTH_IN_DOUBT, counts[_BOTH_IN_DOUBT]),
         Figure("repeated", whys.total()),
         *(
             Figure(f"  after: {why}", count, most=0 if why in harmless else None)
@@ -161,9 +171,11 @@ def _of_plain_receivers(evidence: Evidence, harmless: Collection[str]) -> list[F
     ]
 
 
+_OUTDATED = "begun in a term that was over"
+_BOTH_IN_DOUBT = "delivered by both in doubt"
 _WRONG = (
     *("lost", "delivered by both", "delivered by the wrong one", "never written"),
-    *("out of order within a term", "out of order in process", "begun in a term that was over"),
+    *("out of order within a term", "out of order in process", _OUTDATED),
     *("repeated in process", "repeated with another id"),
 )
 
@@ -174,16 +186,18 @@ def _of_one(receiver: str, entries: Sequence[Entry], evidence: Evidence) -> Coun
     foreign, own = _writes(evidence.foreign), _writes(evidence.own)
     delivered, ran = {entry.write for entry in stream}, {entry.write for entry in process}
     doomed = set(evidence.doomed.get(receiver, ()))
+    both, in_doubt = delivered & ran, evidence.in_doubt
     by_daemon = {name: [n for n in order if (name, n) not in doomed] for name, order in evidence.foreign.items()}
     return Counter(
         {
             "lost": len((foreign - delivered - doomed) | (own - ran - delivered)),
-            "delivered by both": len(delivered & ran),
-            "delivered by the wrong one": len((delivered & own) | (ran & foreign)),
+            "delivered by both": len(both - in_doubt),
+            _BOTH_IN_DOUBT: len(both & in_doubt),
+            "delivered by the wrong one": len((delivered & own - in_doubt) | (ran & foreign)),
             "never written": len((delivered | ran) - foreign - own),
             "out of order within a term": len(disorder(stream, by_daemon)),
             "out of order in process": len(disorder(process, evidence.own)),
-            "begun in a term that was over": outdated(stream),
+            _OUTDATED: outdated(stream),
             "repeated in process": len(process) - len(ran),
             "repeated with another id": _renamed(entries),
         }

@@ -1,13 +1,16 @@
 """The application that writes through the ODM. Its process also runs the receivers.
 
-It reads batches of writes as lines of JSON, `[[id, name, n, kind], ...]`, and answers each with a line when the
-writes are committed and their receivers have run. A failed write is repeated unless it is committed.
+It reads batches of writes as lines of JSON, `[[id, name, n, kind], ...]`. When the writes are committed and their
+receivers have run, it answers with a line of JSON: the seconds of each write. A failed write is repeated unless it
+is committed.
 """
 
 import asyncio
 import json
 import sys
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from bson import ObjectId
@@ -21,31 +24,37 @@ from tests.chaos.app import Account, database, registry
 _PATIENCE = 60.0
 
 
-async def write(id_: ObjectId, name: str, n: int, kind: str) -> None:
+async def prepared(id_: ObjectId, name: str, n: int, kind: str) -> Callable[[], Awaitable[object]]:
+    """Reads the document, and returns the call that writes it."""
     if kind == "insert":
-        await Account(id=id_, name=name, n=n).create()
-        return
+        return Account(id=id_, name=name, n=n).create
     account = await Account.get_document_by_id(id_)
     if kind == "update":
-        await account.update(n=n)
-    elif kind == "delete":
-        await account.delete()
-    else:
-        account.n = n
-        await account.save()
+        return partial(account.update, n=n)
+    if kind == "delete":
+        return account.delete
+    account.n = n
+    return account.save
 
 
-async def insist(id_: ObjectId, name: str, n: int, kind: str) -> None:
+async def insist(id_: ObjectId, name: str, n: int, kind: str) -> float:
+    """Repeats a write until it is committed. Returns the seconds of the call that has committed it."""
     deadline = time.monotonic() + _PATIENCE
     while True:
+        began = time.monotonic()
         try:
-            return await write(id_, name, n, kind)
+            write = await prepared(id_, name, n, kind)
+            began = time.monotonic()
+            await write()
         except (PyMongoError, DocumentNotFound):  # not found, because the answer came from a former primary
             if time.monotonic() > deadline:
                 raise
-        await settled()
-        if await stands(id_, n, kind, deadline):
-            return None
+            await settled()
+            seconds = time.monotonic() - began
+            if await stands(id_, n, kind, deadline):
+                return seconds
+        else:
+            return time.monotonic() - began
 
 
 async def settled() -> None:
@@ -71,9 +80,8 @@ async def stands(id_: ObjectId, n: int, kind: str, deadline: float) -> bool:
 async def main() -> None:
     async with registry:
         while line := await asyncio.to_thread(sys.stdin.readline):
-            for id_, name, n, kind in json.loads(line):
-                await insist(ObjectId(id_), name, n, kind)
-            print("done", flush=True)
+            writes = json.loads(line)
+            print(json.dumps([await insist(ObjectId(id_), *write) for id_, *write in writes]), flush=True)
         await settled()
 
 

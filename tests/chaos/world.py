@@ -350,6 +350,7 @@ class World:
         return Evidence(
             foreign=self.writer.orders(self._foreign),
             own=self.writer.orders(self._own),
+            durations=self._own.seconds,
             entries=self.ledger(),
             books=self.books(),
             letters=self._letters(),

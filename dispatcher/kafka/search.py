@@ -23,7 +23,9 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    The reader may begin after any record up to the token: all earlier records of that term have earlier tokens.
+    The reader may begin after any record up to the token: all earlier records of that term have earlier tokens. It
+    begins with the highest term, as a reader that has read all records does: records of a replaced relay may lie
+    between those of its successor.
 
     Raises:
         TopicError: a record does not come from a relay.
@@ -36,14 +38,24 @@ async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition |
     back = 1
     while True:
         begin = max(found - back, look.beginning)
-        position = await _scan(log, begin, relay, token)
-        if position is not None or begin == look.beginning:
+        is_first = begin == look.beginning
+        position = await _scan(log, begin, relay, token, is_first=is_first)
+        if position is not None or is_first:
             return position
         back *= _FURTHER
 
 
-async def _scan(log: RecordLog, begin: int, relay: LogPosition, token: str) -> LogPosition | None:
-    """The position of a token: at the first record after it. None if no earlier record is known."""
+async def _scan(
+    log: RecordLog, begin: int, relay: LogPosition, token: str, *, is_first: bool
+) -> LogPosition | None:
+    """The position of a token: at the first record after it.
+
+    Args:
+        is_first: the log has no records before `begin`.
+
+    Returns:
+        None if no earlier record is known, or if the highest term may be in the records before `begin`.
+    """
     base, offset = BEGINNING if begin == 0 else None, begin
     await log.seek(begin)
     try:
@@ -54,8 +66,12 @@ async def _scan(log: RecordLog, begin: int, relay: LogPosition, token: str) -> L
                     break
                 envelope, found = opened(log.name, record)
                 if found > token:
-                    return None if base is None else base._replace(offset=record[0], token=token)
-                base = LogPosition(offset, envelope.term, envelope.number, token)
+                    began_before = base is not None and envelope.term > base.term and envelope.number > 0
+                    if base is None or (began_before and not is_first):
+                        return None
+                    return base._replace(offset=record[0], token=token)
+                if base is None or (envelope.term, envelope.number) > base[1:3]:
+                    base = LogPosition(offset, envelope.term, envelope.number, token)
     except OutOfRange:
         return None
     return None if base is None else relay._replace(token=token)

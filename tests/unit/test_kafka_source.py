@@ -66,6 +66,7 @@ class MemoryLog:
         term: the highest term of the relay that the source knows.
         next_term: the highest term that the next `look` finds.
         is_open: whether a source reads the partition.
+        searched_from: the offset at which the search for a token begins; None for the first record.
     """
 
     name = "partition 0 of the topic 'test'"
@@ -82,6 +83,7 @@ class MemoryLog:
         self._offset = 0
         self.next_term = 9
         self.is_open = False
+        self.searched_from: int | None = None
 
     @property
     def is_read(self) -> bool:
@@ -124,6 +126,8 @@ class MemoryLog:
 
     async def offset_at(self, seconds: float) -> int:
         """Every record was appended at the time of its event."""
+        if self.searched_from is not None:
+            return self.searched_from
         return self.records[0][0] if self.records and seconds <= NOW else -1
 
     async def end(self) -> int:
@@ -297,6 +301,16 @@ async def test_another_topic_of_this_name_is_lost_history() -> None:
     assert "deleted" in str(error)
     assert after == Start(token=token(4), place=LogPlace("id-2", 0, 0, -1))
     assert tokens(await batches_of(log, after)) == [token(5)]
+
+
+async def test_another_topic_of_this_name_is_lost_history_while_a_reader_runs() -> None:
+    log = MemoryLog(encode(3, 0, made(1)))
+    source = source_of(log)
+    async with aclosing(source.batches(FIRST)) as batches:
+        assert tokens([await anext(batches)]) == [token(1)]
+        log.topic_id = "id-2"
+        with pytest.raises(HistoryLost, match="deleted, and created again"):
+            await anext(batches)
 
 
 async def test_a_record_that_the_relay_counts_but_the_broker_lost_is_lost_history() -> None:
@@ -584,6 +598,38 @@ async def test_a_token_without_a_place_is_found_in_the_log(known: int, beginning
         assert after == Start(token=token(4), place=place(5, 4, 1))
     else:
         assert tokens(await batches_of(log, start)) == [token(i) for i in range(known + 1, 6)]
+
+
+@pytest.mark.parametrize("known", range(6))
+async def test_a_token_is_found_although_a_zombie_wrote_the_record_before(known: int) -> None:
+    """The next record of the higher term does not follow the record of the zombie."""
+    log = MemoryLog(
+        encode(3, 0, made(1)),
+        encode(4, 0, made(1)),
+        encode(4, 1, made(2)),
+        encode(4, 2, made(3)),
+        encode(3, 1, made(2)),  # records of the zombie
+        encode(3, 2, made(3)),
+        encode(3, 3, made(4)),
+        encode(4, 3, made(4)),
+        encode(4, 4, made(5)),
+    )
+    log.relay = LogPosition(9, 4, 4, token(5))
+    start = Start(token=token(known) if known else START)
+    assert tokens(await batches_of(log, start)) == [token(i) for i in range(known + 1, 6)]
+
+
+async def test_the_search_goes_on_until_it_finds_the_term_that_the_next_record_continues() -> None:
+    log = MemoryLog(
+        encode(3, 0, made(1)),
+        encode(4, 0, made(1)),
+        encode(4, 1, made(2)),
+        encode(3, 1, made(2)),  # a record of the zombie
+        encode(4, 2, made(3)),
+    )
+    log.relay = LogPosition(5, 4, 2, token(3))
+    log.searched_from = 4  # by the time of its records
+    assert tokens(await batches_of(log, Start(token=token(2)))) == [token(3)]
 
 
 async def test_a_token_without_a_place_is_not_found_in_an_emptied_log() -> None:

@@ -14,9 +14,10 @@ from mongoz.persistence.patch_command import read_current, send_patch
 from mongoz.persistence.patches import set_auto_now
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
-from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance, row_as_loaded
+from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.partial_changes import changes_of_parts, completed
+from mongoz.persistence.rows.unsaved import unsaved_changes
 from mongoz.persistence.rows.validation import adopt_fields, id_of, validate_row, validated_row
 from mongoz.persistence.target import WriteTarget, resolve_target
 from mongoz.persistence.turns import run_in_turn
@@ -47,7 +48,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     row = validated_row(instance)
     is_own = target.collection == own_collection
     try:
-        changes = find_changes(row_as_loaded(instance) if is_own else None, row)
+        changes = unsaved_changes(instance, row) if is_own else find_changes(None, row)
     except Exception as error:
         explain_unstorable(error, instance)
         raise

@@ -233,6 +233,45 @@ async def test_a_save_keeps_the_value_and_type_that_another_client_stored_in_ano
     assert foreign.orders.find_one()[field] == theirs
 
 
+@pytest.mark.parametrize(
+    ("field", "loaded", "theirs", "mine"),
+    [
+        ("units", bson.Int64(5), bson.Int64(6), 7),
+        ("price", 5, 6, 7.5),
+        ("numbers", [1, bson.Int64(2)], [bson.Int64(3)], [1, 3]),
+        ("at", datetime.datetime(2024, 1, 1), datetime.datetime(2024, 1, 2), datetime.datetime(2024, 1, 3)),
+        ("nickname", None, "theirs", "mine"),
+    ],
+)  # fmt: skip
+async def test_a_save_of_scalars_writes_a_field_only_if_this_process_changed_it(
+    registry: mongoz.Registry, database: str, foreign: Any, field: str, loaded: Any, theirs: Any, mine: Any
+) -> None:
+    class Flat(mongoz.Document):
+        name: str = mongoz.String(alias="n")
+        units: int = mongoz.Integer(default=0)
+        price: float = mongoz.Double(default=0.0)
+        numbers: list[int] = mongoz.Array(int, default=list)
+        at: datetime.datetime | None = mongoz.DateTime(null=True)
+        nickname: str | None = mongoz.String(null=True)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    values = {"units": 1, "price": 1.5, "numbers": [], "at": None, "nickname": ""}
+    foreign.flats.insert_one({"n": "a", **values, field: loaded})
+    flat = await Flat.objects.get()
+    foreign.flats.update_one({}, {"$set": {field: theirs}})
+    for changed in ({"name": "b", field: getattr(flat, field)}, {"name": "c"}):
+        for name, value in changed.items():
+            setattr(flat, name, value)
+        await flat.save()
+        row = foreign.flats.find_one()
+        assert row == {"_id": flat.id, "n": changed["name"], **values, field: theirs}
+        assert repr(row[field]) == repr(theirs)
+    setattr(flat, field, mine)
+    await flat.save()
+    assert foreign.flats.find_one() == {"_id": flat.id, "n": "c", **values, field: mine}
+
+
 async def test_an_assigned_or_changed_default_is_written(Order: Any, foreign: Any) -> None:
     foreign.orders.insert_one({"title": "a"})
     order = await Order.objects.get()

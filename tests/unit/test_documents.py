@@ -1,6 +1,7 @@
 """Fields and Meta of document classes, without a server and without I/O."""
 
 import copy
+import datetime
 import json
 import socket
 from typing import Annotated, Any
@@ -256,8 +257,37 @@ def test_without_a_snapshot_every_field_is_a_change(row: dict[str, Any]) -> None
 @pytest.mark.parametrize("after", EQUAL_IN_PYTHON)
 def test_values_that_differ_only_in_bson_are_changes(before: Any, after: Any) -> None:
     same = type(before) is type(after)
-    for wrap in (lambda v: v, lambda v: [v], lambda v: {"a": {"b": [v]}}):
+    for wrap in (
+        lambda v: v,
+        lambda v: [v],
+        lambda v: ["a", v],
+        lambda v: [None, [v]],
+        lambda v: {"a": {"b": [v]}},
+    ):
         assert bool(find_changes({"x": wrap(before)}, {"x": wrap(after)}).changed) is not same
+
+
+DAY = datetime.datetime(2024, 3, 31)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (DAY, DAY.replace(microsecond=999), True),
+        (DAY, DAY.replace(microsecond=1_000), False),
+        (DAY, DAY.replace(tzinfo=datetime.UTC), True),
+        (DAY, DAY.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=1))), False),
+        (0.0, -0.0, False),
+        (float("nan"), float("nan"), True),
+        ([1, 2], [1, 2, 3], False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, False),
+        (bson.ObjectId(b"a" * 12), mongoz.ObjectId(b"a" * 12), True),
+    ],
+)  # fmt: skip
+def test_values_are_the_same_if_their_bson_is(before: Any, after: Any, same: bool) -> None:
+    for wrap in (lambda v: v, lambda v: [v], lambda v: [[v], "a"]):
+        changed = find_changes({"x": wrap(before)}, {"x": wrap(after)}).changed
+        assert (changed == {}) is same
 
 
 @pytest.mark.parametrize("key", ["a.b", "$a", "a."])

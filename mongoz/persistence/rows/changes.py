@@ -1,15 +1,21 @@
 """The differences between two rows."""
 
-from typing import Any, NamedTuple
+import datetime
+import uuid
+from typing import Any, Final, NamedTuple
 
 import bson
 from pydantic import BaseModel
 
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.exceptions import InvalidKeyError
+from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import stored_names
 
 __all__ = ["Changes", "differing_fields", "find_changes"]
+
+_COMPARABLE: Final = frozenset({str, int, bool, type(None), bytes, bson.ObjectId, ObjectId, bson.Int64, uuid.UUID})
+"""Types whose values have the same BSON if and only if they are equal."""
 
 
 class Changes(NamedTuple):
@@ -34,7 +40,10 @@ class Changes(NamedTuple):
 
     def applied_to(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row after the changes."""
-        return {name: value for name, value in {**row, **self.changed}.items() if name not in self.removed}
+        after = {**row, **self.changed}
+        for name in self.removed:
+            after.pop(name, None)
+        return after
 
 
 def find_changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
@@ -44,16 +53,19 @@ def find_changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
         InvalidKeyError: update operators don't support the name of a changed key.
     """
     known = before or {}
-    changed = {
-        name: value
-        for name, value in row.items()
-        if name != "_id" and not (name in known and _are_same(known[name], value))
-    }
-    removed = tuple(name for name in known if name not in row)
+    changed = {}
+    for name, value in row.items():  # optimized: each save calls it
+        if name in known:
+            old = known[name]
+            if old is value or _are_same(old, value):
+                continue
+        if name != "_id":
+            changed[name] = value
+    removed = [name for name in known if name not in row]
     for name in (*changed, *removed):
         if "." in name or name.startswith("$"):
             raise InvalidKeyError(f"The key {name!r} can't be updated: MongoDB reads it as a path or an operator.")
-    return Changes(changed, removed)
+    return Changes(changed, tuple(removed))
 
 
 def differing_fields(model: type[BaseModel], one: dict[str, Any], other: dict[str, Any]) -> set[str]:
@@ -69,8 +81,18 @@ def _differ(one: dict[str, Any], other: dict[str, Any], alias: str) -> bool:
 
 def _are_same(a: Any, b: Any) -> bool:
     """Whether two values have the same BSON; 1, 1.0 and True are equal in Python only."""
-    if type(a) is type(b) and isinstance(a, str | int | bson.ObjectId):
-        return bool(a == b)
+    kind = type(a)
+    if kind is type(b):
+        if kind in _COMPARABLE:
+            return bool(a == b)
+        if kind is list:
+            kinds = [*map(type, a)]
+            if _COMPARABLE.issuperset(kinds) and kinds == [*map(type, b)]:
+                return bool(a == b)
+            return len(a) == len(b) and all(map(_are_same, a, b))
+        # Different moments may be stored as the same millisecond.
+        if kind is datetime.datetime and a.tzinfo is None and b.tzinfo is None and a == b:
+            return True
     return _encoded(a) == _encoded(b)
 
 

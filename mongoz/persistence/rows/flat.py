@@ -20,8 +20,9 @@ from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
+from mongoz.fields.stored_schema import from_stored
 
-__all__ = ["flat_row"]
+__all__ = ["flat_row", "reloaded_values"]
 
 _PLAIN: Final = frozenset(
     {
@@ -54,6 +55,29 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
         row: dict[str, Any] = validator.validate_python(values, context=LOADING)
     except ValidationError:  # the model's own validator has the right message
         return None
+    return _with_stored_forms(row)
+
+
+def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
+    """The stored form that values of the database have after a load; None if the model is not flat.
+
+    Also None if a value is invalid.
+
+    Args:
+        model: the class.
+        values: stored name -> value, for any fields.
+    """
+    validator = _reloading_validator(model)
+    if validator is None:
+        return None
+    try:
+        reloaded: dict[str, Any] = validator.validate_python(values, context=LOADING)
+    except ValidationError:
+        return None
+    return _with_stored_forms(reloaded)
+
+
+def _with_stored_forms(row: dict[str, Any]) -> dict[str, Any]:
     for name, value in row.items():
         kind = type(value)
         if kind not in SCALARS and not (kind is list and SCALARS.issuperset(map(type, value))):
@@ -64,6 +88,36 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
 @cached_per_class
 def _row_validator(model: Any) -> SchemaValidator | None:
     """The validator that makes rows from attributes; None if the model is not flat."""
+    fields, names = _flat_fields(model), stored_names(model)
+    if fields is None:
+        return None
+    row = {
+        names[name]: core_schema.typed_dict_field(schema, validation_alias=name) for name, schema in fields.items()
+    }
+    return _dict_validator(row, model.__pydantic_core_schema__.get("config", {}))
+
+
+@cached_per_class
+def _reloading_validator(model: Any) -> SchemaValidator | None:
+    """The validator that makes stored values from stored values; None if the model is not flat."""
+    fields, names = _flat_fields(model), stored_names(model)
+    if fields is None or not all(isinstance(f.validation_alias, str | None) for f in model.model_fields.values()):
+        return None
+    row = {
+        names[name]: core_schema.typed_dict_field(from_stored(schema), required=False)
+        for name, schema in fields.items()
+    }
+    return _dict_validator(row, from_stored(model.__pydantic_core_schema__.get("config", {})))
+
+
+def _dict_validator(fields: dict[str, core_schema.TypedDictField], config: dict[str, Any]) -> SchemaValidator:
+    settings: Any = {**config, "extra_fields_behavior": "ignore"}
+    return SchemaValidator(core_schema.typed_dict_schema(fields), settings)
+
+
+@cached_per_class
+def _flat_fields(model: Any) -> dict[str, CoreSchema] | None:
+    """The schemas of the fields, for values that are present; None if the model is not flat."""
     decorators, schema = model.__pydantic_decorators__, model.__pydantic_core_schema__
     model_validators = decorators.model_validators or decorators.root_validators
     # Validators of fields may use `info.field_name` or `info.data`, which differ for rows.
@@ -73,15 +127,8 @@ def _row_validator(model: Any) -> SchemaValidator | None:
     fields = schema["schema"]
     if fields["type"] != "model-fields" or not all(_is_plain(f.annotation) for f in model.model_fields.values()):
         return None
-    names = stored_names(model)
-    row = {
-        names[name]: core_schema.typed_dict_field(_without_default(field["schema"]), validation_alias=name)
-        for name, field in fields["fields"].items()
-    }
-    if any(_takes_info(field["schema"]) for field in row.values()):
-        return None
-    config = dict(schema.get("config", {})) | {"extra_fields_behavior": "ignore"}
-    return SchemaValidator(core_schema.typed_dict_schema(row), config)  # type: ignore[arg-type]
+    bare = {name: _without_default(field["schema"]) for name, field in fields["fields"].items()}
+    return None if any(map(_takes_info, bare.values())) else bare
 
 
 def _without_default(schema: CoreSchema) -> CoreSchema:

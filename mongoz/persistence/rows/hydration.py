@@ -24,7 +24,6 @@ __all__ = [
     "hydrate_leniently",
     "make_bare_instance",
     "previous_instance",
-    "row_as_loaded",
     "validate_stored",
 ]
 
@@ -161,22 +160,6 @@ def previous_instance(instance: D) -> D | None:
     if is_partial(type(instance)):
         fill_in_defaults(untouched, instance.__dict__.keys() - instance.model_fields_set)
     return untouched
-
-
-def row_as_loaded(instance: Model) -> dict[str, Any] | None:
-    """The row that would be stored for the instance if it were unchanged.
-
-    It may differ from the snapshot: other clients store an integer in 64 bits, or leave out a field with a
-    default. A field that this process did not change must not be written, since that would undo concurrent
-    changes.
-    """
-    row, untouched = loaded(instance).row(), previous_instance(instance)
-    if row is None or untouched is None:
-        return row
-    names = stored_names(type(instance))
-    assigned = {names[name] for name in instance.model_fields_set if name in names}
-    with_defaults = stored(untouched)
-    return row | {name: value for name, value in with_defaults.items() if name in row or name not in assigned}
 
 
 def _can_share_values(model: Any) -> bool:

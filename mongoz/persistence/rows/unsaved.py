@@ -1,0 +1,55 @@
+"""Finds the changes of an instance since its load."""
+
+from typing import Any
+
+from mongoz.fields.storage import stored, stored_names
+from mongoz.model.base import Model
+from mongoz.model.partial import is_partial
+from mongoz.model.state import loaded
+from mongoz.persistence.rows.changes import Changes, find_changes
+from mongoz.persistence.rows.flat import reloaded_values
+from mongoz.persistence.rows.hydration import previous_instance
+
+__all__ = ["unsaved_changes"]
+
+
+def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
+    """The changes of an instance since its load, by stored names.
+
+    A field that differs from the database may have the value of the load nevertheless: other clients store an
+    integer in 64 bits, or leave out a field with a default. A field that this process did not change must not be
+    written, since that would undo concurrent changes.
+
+    Args:
+        instance: the instance.
+        row: its valid row.
+
+    Raises:
+        InvalidKeyError: update operators don't support the name of a changed key.
+    """
+    known = loaded(instance).row()
+    changes = find_changes(known, row)
+    if known is None or not changes.changed:
+        return changes
+    reloaded = None
+    if known.keys() >= changes.changed.keys() and not is_partial(type(instance)):
+        reloaded = reloaded_values(type(instance), {name: known[name] for name in changes.changed})
+    if reloaded is None:
+        return find_changes(_row_as_loaded(instance, known), row)
+    return Changes(find_changes(reloaded, changes.changed).changed, changes.removed)
+
+
+def _row_as_loaded(instance: Model, known: dict[str, Any]) -> dict[str, Any]:
+    """The row that would be stored for the instance if it were unchanged.
+
+    Args:
+        instance: the instance.
+        known: the row in the database.
+    """
+    untouched = previous_instance(instance)
+    if untouched is None:
+        return known
+    names = stored_names(type(instance))
+    assigned = {names[name] for name in instance.model_fields_set if name in names}
+    with_defaults = stored(untouched)
+    return known | {name: value for name, value in with_defaults.items() if name in known or name not in assigned}

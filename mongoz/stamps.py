@@ -35,8 +35,8 @@ A context follows the ids of the receivers. A stamp with a context has kind 0, e
     1 byte       the hops
     2 bytes      the length of the JSON in bytes
 
-Versions without contexts read ids that no receiver has. The salt is random. So no client can choose a value whose
-bytes are the id of a receiver.
+Versions without contexts take these bytes for ids of receivers, and no receiver has such an id. The salt is random.
+So no client can choose a value whose bytes are the id of a receiver.
 
 Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """
@@ -87,8 +87,8 @@ _CONTEXT: Final = b"cntxt"  # the bytes after the salt of a context
 _CONTEXT_END: Final = 16  # bytes from the salt to the end
 _INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
-_KEPT_CONTEXTS: Final = 128  # a forged one may have 64 kB
-_LONGEST: Final = 16_384  # maximum bytes of a group and about 2,000 receivers, since the cache keeps them
+_KEPT_CONTEXTS: Final = 128  # a forged context may have 64 kB
+_LONGEST: Final = 16_384  # maximum bytes of a tail, for about 2,000 receivers: the cache keeps tails
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
 

@@ -69,8 +69,8 @@ def Double(
         maximum: the largest valid value.
         multiple_of: valid values are multiples of this number.
         max_digits: the largest number of digits, before and after the point together.
-        decimal_places: the largest number of digits after the point. If both are given, a value has at most
-            `max_digits - decimal_places` digits before the point.
+        decimal_places: the largest number of digits after the point. If `max_digits` is given too, a value has
+            at most `max_digits - decimal_places` digits before the point.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
     """
     limits = _limits(minimum, maximum, multiple_of)

@@ -119,7 +119,7 @@ def indexes_of_fields(
     Args:
         fields: name -> field.
         prefix: the dotted names of the enclosing fields, with a dot at the end.
-        outer: the classes of the enclosing embedded documents. A class inside of itself is not entered again.
+        outer: the classes of the enclosing embedded documents. A class that contains itself is not entered again.
     """
     found: list[tuple[Index, BaseField]] = []
     for name, field in fields.items():

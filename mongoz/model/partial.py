@@ -87,7 +87,7 @@ def takes_info(validator: Any) -> bool:
 
 
 def _drop_unloaded(instance: Any) -> Any:
-    """Remove the placeholders, so that a read of the field raises an AttributeError."""
+    """Remove the placeholders, so that a read of a missing field raises an AttributeError."""
     values = instance.__dict__
     for name in [name for name, value in values.items() if value is _UNLOADED]:
         del values[name]

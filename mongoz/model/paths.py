@@ -30,8 +30,8 @@ class Path(NamedTuple):
         shape: the values that the field can hold.
         joins: the references on the way, in order; the last one leads to the document with this `path`.
         items: the number of names in `path` up to the innermost list, including the name of the list. The list
-            may be the field itself. A list does not count if `path` has the number of an item after the name of
-            the list. 0 if no list counts.
+            may be the field itself. A list does not count if `path` names one of its items by number, as in
+            `items.0`. 0 if no list counts.
         field: the declaration of the field, if there is one.
     """
 

@@ -15,8 +15,8 @@ class Loaded(NamedTuple):
     """The state of an instance in the database.
 
     Attributes:
-        snapshot: the last known row in the database, None if there was none. It is a dict that shares nothing
-            with the instance. If a dict would share values, it is BSON.
+        snapshot: the last known row in the database, None if there was none. It shares nothing with the
+            instance: it is a dict, or BSON if a dict would share values.
         collection: the collection of the last load or write of the instance; None means the document's own.
     """
 

@@ -39,7 +39,7 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
     target = default_target(meta) if collection is None and session is None else None
     if target is None:
         target = await resolve_target(document, collection, session)
-    if signals.pre_save.receivers:  # checked here too, which saves a call
+    if signals.pre_save.receivers:  # this check saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
     other_collection = None
     if target.collection is not meta.collection:

@@ -166,7 +166,7 @@ def attribute_names(document: type[Model], aliases: Iterable[str]) -> frozenset[
 
 
 def show_sets(instance: Model, operations: Iterable[Operation]) -> None:
-    """Give an instance the values that operations set inside of its fields, before they are written.
+    """Give an instance the values that operations set inside of its fields, before these values are written.
 
     Receivers of `pre_update` get the instance with all new values.
     """

@@ -16,7 +16,7 @@ __all__ = ["Batch", "DeliveryMode", "OnFailure", "Options", "Rate", "ReceiverOpt
 DeliveryMode = Literal["any", "process", "dispatcher"]
 """Where a `post_*` receiver runs.
 
-`"any"`: in the writing process for writes of this ODM, in the dispatcher for all others.
+`"any"`: in the writing process for writes of this ODM, in the dispatcher for all other writes.
 `"process"`: never in the dispatcher. `"dispatcher"`: in the dispatcher only, for every write.
 """
 
@@ -32,7 +32,7 @@ _LONGEST_TRANSACTION: Final = 50.0  # seconds; the server ends transactions afte
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The number of a delivery's attempts by a dispatcher, and the pauses between them: exponential, with jitter.
+    """The attempts of a dispatcher at one delivery, and the growing pauses between them, with jitter.
 
     Attributes:
         attempts: the number of attempts.

@@ -166,7 +166,7 @@ async def _delete_together(ids: list[Any], selection: Selection, firing: Firing,
 
     async def find_and_delete(session: Any) -> None:
         nonlocal deleted, origins
-        note_undone()  # an earlier attempt of the transaction, which was aborted
+        note_undone()  # for an earlier attempt: its transaction was aborted
         deleted, origins = None, []
         found = [row["_id"] for row in await selection.matching(ids, {"_id": 1}, session)]
         if not found:

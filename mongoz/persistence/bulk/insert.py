@@ -230,7 +230,7 @@ async def _find_inserted(
     async def look_up() -> Collection[int]:
         await fence_session(target, session, ids[0])
         rows = await find_existing(target, ids, (FIELD,), durable=True)
-        if not stamped:  # if several documents have one id, the first was inserted
+        if not stamped:  # if several rows have the same id, the first was inserted
             first = {id_key(id_): place for place, id_ in reversed(list(enumerate(ids)))}
             return {first[key] for key in rows}
         places: dict[bytes, int] = {origin.stamp: place for place, origin in enumerate(origins) if origin.stamp}

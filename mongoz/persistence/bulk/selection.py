@@ -75,7 +75,7 @@ class Selection:
 
         Args:
             projection: the wanted fields.
-            check: awaited with a filter and options, before the documents that match this filter are read.
+            check: awaited before documents are read, with the filter and the options that select them.
         """
         if self.ids is not None:
             async for ids in self.id_batches():

@@ -132,7 +132,7 @@ def _literal(value: Any) -> dict[str, Any]:
 def require_within_limits(
     document: type[Model], namespace: str, row: Mapping[str, Any], operations: Sequence[Operation]
 ) -> None:
-    """Refuse operations on a document whose result would not fit a field.
+    """Refuse operations on a document if a result would not fit its field.
 
     Args:
         document: the class.

@@ -137,7 +137,7 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=1,
             max=_MOST_WORKERS,
-            help="Work on this many times as many documents at once. The default is 1.",
+            help="Multiplies the number of documents that are in work at once. The default is 1.",
         ),
     ] = None,
     rate: Rate = None,

@@ -40,7 +40,7 @@ class ScheduledFault(NamedTuple):
 
 
 class Demo:
-    """The processes of one demo, and their output. This one has a dispatcher that reads a change stream.
+    """The processes of one demo, and their output. In this class, one dispatcher reads a change stream.
 
     Args:
         stop: ends the writing early.

@@ -210,8 +210,8 @@ class _Checks(NamedTuple):
         """A finding if records in the state are deleted earlier than the changes they belong to.
 
         Args:
-            level: of the finding if the records are those of transactional deliveries.
-            kept: seconds that the changes are kept.
+            level: the level of the finding if there are transactional receivers; otherwise it is a warning.
+            kept: the seconds for which the changes are kept.
         """
         retention = self.settings.delivery_retention * _SECONDS_PER_DAY
         records = "records of transactional deliveries"

@@ -40,7 +40,7 @@ async def read_books(group: Group, status: GroupStatus, reader: StateReader) -> 
 
     Args:
         status: the status of the group, with its time and its members. If there are too many books, this
-            function adds "claims" to its `at_least`.
+            function adds "claims" to `status.at_least`.
         reader: collects malformed documents.
     """
     waiting = _waiting(status.members)

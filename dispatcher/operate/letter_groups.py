@@ -47,8 +47,8 @@ class LetterGroup:
         error: the type of the error, `module.qualname`.
         reason: as in `Wanted`.
         retrying: the number of these dead letters that are being retried, or whose retry is requested.
-        newest_at: the newest end of a last attempt.
-        message: the error of that attempt.
+        newest_at: the end of the last attempt of the newest dead letter.
+        message: the error of this attempt.
     """
 
     receiver: str | None
@@ -64,7 +64,7 @@ class LetterGroups(NamedTuple):
     """Groups of dead letters, the largest first.
 
     Attributes:
-        complete: whether all dead letters are counted; otherwise the newest ones are.
+        complete: whether all dead letters are counted; otherwise only the newest ones are counted.
     """
 
     groups: list[LetterGroup]
@@ -164,7 +164,7 @@ async def withdraw_retries(group: Group, wanted: Wanted) -> int:
 
 
 async def drop_some(group: Group, wanted: Wanted, began: datetime) -> ActionStep:
-    """Drop the next dead letters, the oldest failures first. Ones that are being retried stay."""
+    """Drop the next dead letters, the oldest failures first. Dead letters that are being retried stay."""
     ids = await _next(group, wanted, began, {})
     done = await drop(group, ids, until=began)
     return ActionStep(len(done.dropped), len(ids) == STEP)
@@ -173,7 +173,7 @@ async def drop_some(group: Group, wanted: Wanted, began: datetime) -> ActionStep
 async def retried(group: Group, wanted: Wanted, began: datetime) -> Retried:
     """The state of a retry that began at this time, by the server's clock.
 
-    Dead letters that failed again may have another error now, so all of the same receiver count.
+    Dead letters that failed again may have another error now, so all dead letters of the same receiver count.
     """
     held = group.state.held
     query, again = wanted.query(group.name), wanted._replace(error=None, reason=None, since=began, until=None)

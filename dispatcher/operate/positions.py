@@ -130,7 +130,7 @@ class Mover:
         """Require that the stream can begin at a token.
 
         Args:
-            token: a resume token, or only the beginning that all tokens of one time have, see `token_at`.
+            token: a resume token, or only its beginning, which depends on the time only: see `token_at`.
 
         Raises:
             HistoryLost: the oplog does not reach back to the token.
@@ -165,7 +165,7 @@ class Mover:
         """Let all partitions continue after a token.
 
         Args:
-            token: a resume token, or only the beginning that all tokens of one time have; None for now.
+            token: a resume token, or only its beginning, as in `require_held`; None for now.
             settings: the settings with the brokers of the topic.
             force: as in `move`.
 

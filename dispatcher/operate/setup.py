@@ -119,7 +119,7 @@ async def set_up(
 
 
 async def _prepare_topic(state: State, settings: Settings, prepared: Prepared) -> bool:
-    """Create the topic, unless a relay has published to it. Returns whether one has."""
+    """Create the topic, unless a relay has published to it. Returns whether a relay has published to it."""
     relay = await RelayStore(state, settings.kafka_topic).load()
     prepared.topic = "created already"
     if relay is None:

@@ -275,7 +275,7 @@ class DeadLetterCount:
 
     Attributes:
         count: the number of dead letters.
-        newest_at: the end of the newest last attempt.
+        newest_at: the end of the last attempt of the newest dead letter.
         receiver: its name; None for changes that could not be decoded.
         signal: its name; None for changes that could not be decoded.
     """

@@ -16,7 +16,7 @@ from dispatcher.core.state import POSITIONS, Group
 _PER_CHANGE: Final = 50e-6
 _AT_REST: Final = 0.005
 
-# A warning is due from these fractions of the limit, and of the cores.
+# The load is too high from this fraction of the limit on, or from this fraction of the cores on.
 _NEAR: Final = 0.8
 _BUSY: Final = 0.5
 

@@ -106,7 +106,8 @@ class Limit:
         """Returns whether the next delivery of the stream must be parked, because it would wait for too long."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
-        # Parked deliveries may queue for up to AHEAD seconds. The half keeps new deliveries from overtaking them.
+        # Parked deliveries may queue for up to AHEAD seconds. A new delivery is parked too if it would wait for
+        # more than half of that, so that it does not overtake them.
         return self.delay > AHEAD / 2
 
     @property

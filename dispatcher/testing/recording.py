@@ -130,7 +130,7 @@ class Recorder:
         return replace(receiver, function=recorded)
 
     def _wrap_batched(self, receiver: Receiver) -> Receiver:
-        """The batch receiver, which records its results. All changes get the same one, so they form batches."""
+        """A copy of a batch receiver, which records its results. All changes share it, so they form batches."""
         if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, batch: list[BatchEvent]) -> Any:

@@ -67,7 +67,7 @@ def listed() -> dict[str, list[str]]:
 
 def test_the_reference_of_public_names_lists_the_public_modules():
     documented = re.search(
-        r"import paths\s\((.*?)\)", (ROOT / "docs/coming-from/mongoz.md").read_text(), re.DOTALL
+        r"import\s+paths\s\((.*?)\)", (ROOT / "docs/coming-from/mongoz.md").read_text(), re.DOTALL
     )
     assert documented
     assert set(re.findall(r"`([\w.]+)`", documented[1])) <= listed().keys()

@@ -1,4 +1,4 @@
-"""Refuses an installation into which another package has written: the one called `mongoz`.
+"""Refuses an installation if the other package, called `mongoz`, is installed in the same directory.
 
 Both packages have files of the same names. In one directory, each package hides or replaces files of the other.
 """

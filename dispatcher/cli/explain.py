@@ -44,9 +44,9 @@ def explain(
     """Explain what happened to the changes of a document: why did my receiver not run?
 
     For each change since `--since`, the command lists the receivers that listen to its signal. For a receiver that
-    does not get the change, it shows the reason. For the others, it shows what the state of the dispatchers says
-    about the delivery. The changes come from the oplog, even if the group reads from Kafka. The command writes
-    nothing, and calls no receiver.
+    does not get the change, it shows the reason. For other receivers, it shows what the state of the dispatchers
+    says about the delivery. The changes come from the oplog, even if the group reads from Kafka. The command
+    writes nothing, and calls no receiver.
 
     Example: `dispatcher explain shop.orders 65f1c0ffee65f1c0ffee65f1 --app shop.models:registry --since 2h`
     """

@@ -35,7 +35,7 @@ def pause(
     The deliveries of a paused receiver wait in MongoDB, in order, and do not delay the deliveries to other
     receivers. After `resume` the waiting deliveries are made. Without RECEIVER everything pauses: nothing is read,
     and the position stays where it is. Nothing is lost if you resume while the oplog, or the topic, still holds
-    the position; `status` shows for how long it does. A pause applies to running dispatchers within some seconds,
+    the position; `status` shows how long that will be. A pause applies to running dispatchers within some seconds,
     and to dispatchers that start later.
 
     Example: `dispatcher pause billing.welcome --url mongodb://db.example.org`

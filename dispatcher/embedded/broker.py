@@ -39,7 +39,7 @@ class EmbeddedBroker:
     Attributes:
         address: for clients, as `bootstrap.servers`, e.g. `127.0.0.1:41234`.
         port: the TCP port, on 127.0.0.1 only.
-        cluster_id: no other broker has the same one.
+        cluster_id: the id of its cluster, which differs from that of every other broker.
         directory: a temporary directory that holds its `broker.log`, and is removed when the broker ends.
         pid: the process id of the broker itself, e.g. to send it a SIGSTOP in a test.
         notice: says that this broker is for development only, with its version and its licence.

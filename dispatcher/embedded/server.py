@@ -148,7 +148,8 @@ def start_embedded(
         port: the TCP port; a free one by default.
         directory: keeps the data between runs; created if missing. If it holds a replica set, this set is moved to
             this run's port. By default, a temporary directory that is removed at the end.
-        replica_set: a replica set of one node, `rs0`. False: a standalone, without change streams.
+        replica_set: True for a replica set of one node, named `rs0`; False for a standalone server, which has no
+            change streams.
         mongod: the binary; `find_mongod()` by default.
         extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath` is
             not allowed, because this function reads the log to find out whether mongod listens.

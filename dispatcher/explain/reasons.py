@@ -38,7 +38,7 @@ async def decisions(routes: Routes, change: Change) -> list[RoutingDecision]:
     """The decisions about all receivers of the document that listen to the signal of a change.
 
     Args:
-        routes: prepared, so that the server evaluates `where`.
+        routes: the routes. They must be prepared, so that the server evaluates `where`.
         change: a change with its origin and its document. An update that changed only the stamp has no receivers.
     """
     called = routes.signal_of(change)

@@ -138,9 +138,9 @@ class Place:
 
 
 class LimitsByName(Mapping[str, Limit]):
-    """The limits of the receivers of a process that have limits, by the present and former names of the receivers.
+    """The limits of a process, by the present and former names of their receivers.
 
-    Receivers of several signals or documents that have one name share one limit.
+    Receivers with the same name, for example of several signals or documents, share one limit.
 
     Args:
         rates: whether rates apply. Otherwise only `concurrency` is a limit.

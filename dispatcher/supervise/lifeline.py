@@ -79,7 +79,7 @@ class Lifeline:
     def _watch(self) -> None:
         if self._read():
             os.kill(os.getpid(), signal.SIGTERM)
-            # Normally this process ends during this call. It returns only if the supervisor ends first, by force.
+            # Normally this process ends while it waits here. The wait ends only if the supervisor is killed first.
             self._read()
             self._remove_directory()
         else:

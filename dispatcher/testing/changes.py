@@ -126,7 +126,7 @@ async def deliver(
 
     The change becomes a change event, which the code of the dispatcher processes. This needs neither a server
     nor a running dispatcher. The receivers are called once each, in the order of their connection; batch receivers
-    get a batch of one event, after the others. `where` is ignored, because only a server can evaluate it.
+    get a batch of one event, after the other receivers. `where` is ignored, because only a server can evaluate it.
 
     Args:
         document: the document class. The change is in its collection. Other classes with the same collection do

@@ -1,9 +1,9 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
-Usually a beat begins a fifth of the timeout after the beat before it. While claims are open, or while dispatchers
-can't know yet that all claims are done, a beat begins after a fifteenth of the timeout. A beat comes even earlier
-when the last open claim is done, or when a claim is released: dispatchers may hold deliveries back until they read
-that. Two beats are at least a thirtieth of the timeout apart, so many writes do not cause many beats.
+Usually the time from one beat to the next is a fifth of the timeout. While claims are open, or while dispatchers
+can't know yet that all claims are done, it is a fifteenth. A beat comes even earlier when the last open claim is
+done, or when a claim is released: dispatchers may hold deliveries back until they read this. Two beats are at
+least a thirtieth of the timeout apart, so many writes do not cause many beats.
 
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
 beats the thread has only a weak reference to the claims, so the thread ends when the registry of the claims is

@@ -273,7 +273,7 @@ class Deployment:
         task.add_done_callback(self._unsettled.discard)
 
     async def close(self) -> None:
-        """Close the running loop's client; a later use opens a new one. A given client stays open."""
+        """Close the running loop's client; a later use opens a new one. A client of the application stays open."""
         loop = asyncio.get_running_loop()
         for task in [task for task in self._unsettled if task.get_loop() is loop]:
             task.cancel()

@@ -42,7 +42,7 @@ IP_ADDRESSES: Final = (
     ipaddress.IPv4Network, ipaddress.IPv6Network,
 )  # fmt: skip
 URLS: Final = (AnyUrl.__base__ or AnyUrl, PostgresDsn.__base__ or PostgresDsn)
-"""The bases of all of pydantic's URLs: with one host, and with several."""
+"""The base classes of pydantic's URL types: one for URLs with a single host, one for URLs with several hosts."""
 
 # Types -> the kinds of BSON values that they are stored as. The first match counts.
 _STORED_AS: Final[tuple[tuple[tuple[Any, ...], tuple[str, ...]], ...]] = (

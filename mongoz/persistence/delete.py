@@ -244,5 +244,5 @@ class _Deletion:
 
 
 def has_no_transactions(error: PyMongoError) -> bool:
-    """Whether the server supports no transactions. Such a server has no dispatchers either."""
+    """Whether the error says that the server has no transactions. Then it has no dispatchers either."""
     return isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION

@@ -127,7 +127,7 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
     Returns the fields that the server computed in the write.
 
     Raises:
-        BaseException: the error; the write did not take effect, or its outcome is unknown.
+        BaseException: the same error, if the write did not take effect, or if its outcome is unknown.
     """
     if isinstance(error, _NOT_WRITTEN):
         write.origin.undone()

@@ -13,7 +13,7 @@ from mongoz.stamps import ContextValues, context_of
 __all__ = ["Contexts", "WriteContext", "context", "contexts", "current_context", "make_context"]
 
 _LONGEST: Final = 1_024
-_TOO_LONG: Final = f"All values, with those of the blocks around it, have at most {_LONGEST:,} bytes as JSON"
+_TOO_LONG: Final = f"All values, also those of outer blocks, have at most {_LONGEST:,} bytes as JSON"
 _MOST_SHOWN: Final = 60
 
 _TRACE: Final = "traceparent"

@@ -109,7 +109,7 @@ def sample_of(status: GroupStatus) -> dict[str, Any]:
 
 
 def _step(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The growth of the counters between two samples. Members that are in one sample only do not count."""
+    """The growth of the counters between two samples. Only members that are in both samples count."""
     pairs = [(before["members"][id_], one) for id_, one in after["members"].items() if id_ in before["members"]]
     lags = [lag for one in after["members"].values() if isinstance(lag := one["lag_seconds"], int | float)]
     return {
@@ -122,7 +122,7 @@ def _step(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _latencies(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[list[float], list[float]]]:
-    """The pairs of latencies by bucket that this version understands."""
+    """The latencies by bucket, before and after. Pairs with the buckets of another version are left out."""
     length = len(BOUNDS) + 1
     known = [(a["latency"], b["latency"]) for a, b in pairs]
     return [

@@ -16,7 +16,7 @@ from mongoz.persistence.target import WriteTarget
 __all__ = ["BATCH", "Selection", "split_into_chunks"]
 
 BATCH: Final = 500
-"""The number of documents in memory at once, while receivers run for each."""
+"""The number of documents in memory at once, while the receivers of each document run."""
 
 _IDS_PER_COMMAND: Final = 10_000  # an id takes 12 bytes or more, and a command has room for 48 MB
 

@@ -1,4 +1,4 @@
-"""Updates many documents: in one command if that is enough, else in batches with receivers for each document.
+"""Updates many documents: in one command if that is enough, else in batches, with the receivers of each document.
 
 A batch is read and written in one transaction, see `update_batch`. If the transaction fails, for example because
 another client writes one of the documents or the server has no transactions, each document gets its own command.
@@ -381,7 +381,7 @@ class _BulkUpdate(Generic[D]):
         """The update of a document; None if the prepared update is out of date.
 
         Args:
-            prepared: the prepared updates by key, if updates depend on the document.
+            prepared: the prepared updates by key; None if the update does not depend on the document.
             row: the document as it is now.
         """
         if prepared is None:

@@ -112,7 +112,7 @@ class Demo:
         return child
 
     def wait_until_working(self) -> None:
-        """Wait until all processes have started, and hold a partition.
+        """Wait until all processes have started, and each of them holds a partition.
 
         Raises:
             DemoFailed: one of them does not start.
@@ -172,7 +172,7 @@ class Demo:
                 raise self._died(child, "did not stop cleanly")
 
     def _listen(self, until: Callable[[], bool], seconds: float) -> None:
-        """Read the output of the processes, until a condition holds or the time is over."""
+        """Read the output of the processes, until a condition is true or the time is over."""
         deadline = time.monotonic() + seconds
         while not until() and time.monotonic() < deadline:
             with suppress(Empty):

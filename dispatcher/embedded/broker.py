@@ -3,8 +3,8 @@
     start_embedded_broker   starts a broker on a free port, with its topics in memory, and waits for its answer
     embedded_broker         start_embedded_broker as a context manager
 
-The broker is Tansu, which is small and starts at once. It is good for producing, consuming and order. It has wrong
-high watermarks, ignores LogAppendTime and limits of sizes, and creates topics by itself.
+The broker is Tansu, which is small and starts at once. It accepts and returns records, and keeps their order. But
+its high watermarks are wrong, it ignores LogAppendTime and limits of sizes, and it creates topics by itself.
 """
 
 import logging

@@ -146,8 +146,8 @@ def start_embedded(
 
     Args:
         port: the TCP port; a free one by default.
-        directory: keeps the data between runs; created if missing. If it holds a replica set, this set is moved to
-            this run's port. By default, a temporary directory that is removed at the end.
+        directory: keeps the data between runs; created if missing. A replica set of an earlier run is changed to
+            the port of this run. By default, a temporary directory that is removed at the end.
         replica_set: True for a replica set of one node, named `rs0`; False for a standalone server, which has no
             change streams.
         mongod: the binary; `find_mongod()` by default.
@@ -255,7 +255,7 @@ def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) 
 
 
 def _configure(client: "MongoClient[dict[str, Any]]", guardian: Guardian) -> None:
-    """Make the node a replica set with one member. If its directory holds a set, this set gets the new address."""
+    """Make the node a replica set with one member. In the set of an earlier run, change the member's address."""
     # PLC0415: see `_wait_until_primary`.
     from pymongo.errors import OperationFailure  # noqa: PLC0415
 

@@ -42,7 +42,7 @@ class Contention:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[int]:
-        """Wait for a place, in the order of arrival, and hold it. Yields the argument of `conflicted`."""
+        """Wait for a place, in the order of arrival, and keep it in the block. Yields a value for `conflicted`."""
         if self._waiting or self._running >= int(self.limit):
             await self._wait()
         else:

@@ -36,7 +36,7 @@ class Limit:
         self._timer: asyncio.TimerHandle | None = None
 
     def set_share(self, part: int, parts: int) -> None:
-        """Set the share of this process in the rate of the group: it holds `part` of `parts` partitions.
+        """Set the share of this process in the rate of the group: the process holds `part` of `parts` partitions.
 
         A process that holds a partition may make at least one attempt in each period.
         """

@@ -74,7 +74,7 @@ def replace(document: Row, *, previous: Row | None = None, context: ContextValue
 
     Args:
         document: the new document, see `insert`.
-        previous: the document before the change: the pre image.
+        previous: the document before the change (the pre image).
         context: see `insert`.
     """
     return HandMade("replace", document, previous, context=context)
@@ -94,7 +94,7 @@ def update(
         document: the whole document after the update, see `insert`.
         changed: names of the changed fields, or paths inside of them, for example `"address.city"`. A name that is
             not in `document` means a removed field.
-        previous: the document before the change: the pre image.
+        previous: the document before the change (the pre image).
         image: the version of the document that the dispatcher has. `"post"`: the post image; `"current"`: the
             current document, which the dispatcher looked up; `"key"`: only the id, because the document no longer
             exists.
@@ -108,7 +108,7 @@ def delete(id_: Any, *, before: Row | None = None, context: ContextValues | None
 
     Args:
         id_: its `_id`.
-        before: the deleted document: the pre image. Without it the instance has only its id.
+        before: the deleted document (the pre image). Without it the instance has only its id.
         context: see `insert`.
     """
     return HandMade("delete", {"_id": id_}, before, context=context)

@@ -33,7 +33,7 @@ _log: Final = logging.getLogger("mongoz.claims")
 
 _used: WeakSet["Claims"] = WeakSet()
 
-# The pids of `multiprocessing` children that close their claims at their end. A child inherits its parents' pids.
+# The pids of `multiprocessing` children that close their claims at their end. A child inherits this set.
 _closing: Final[set[int]] = set()
 
 

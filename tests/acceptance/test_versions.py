@@ -215,8 +215,8 @@ class World:
         """Ends all writing processes, and waits until nothing is missing."""
         self._writing.close()
         self.write_foreign(-1)
-        seen = lambda: self.stream.written and self.stream.written[-1].what == "foreign update -1"  # noqa: E731
-        eventually_sync(seen, what="the last change")
+        last = ("post_delete", "foreign update -1")
+        eventually_sync(lambda: last in [(one.signal, one.what) for one in self.stream.written], what=last)
         with contextlib.suppress(AssertionError):  # the next line shows what is missing
             eventually_sync(lambda: not self.lost(), within=LONG)
         assert self.lost() == []

@@ -93,7 +93,7 @@ def check_rows(rows, rounds):
                 assert {type(one["met"]), type(one["tolerated"])} == {bool}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_prints_the_table_and_writes_all_rows(mongo, tmp_path):
     path = tmp_path / "result.json"
     run = bench(*SUITES, "--quick", "--no-peers", *sizes(), "--json", str(path))

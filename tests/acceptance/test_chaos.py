@@ -44,7 +44,7 @@ def test_a_short_run_of_a_scenario_passes(mongo, scenario, tmp_path):
     assert f"seed {SMALL[scenario][1]}: " in result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_short_run_of_the_model_passes(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos("model", "--seed", "5", "--faults", "20", "--json", str(where))
@@ -55,7 +55,7 @@ def test_a_short_run_of_the_model_passes(mongo, tmp_path):
     assert by_name["deliveries"] == by_name["deliveries that the model expects"] > 50
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_short_run_of_reconnects_loses_nothing(mongo, tmp_path):
     where = tmp_path / "figures.json"
     result = chaos("reconnects", "--faults", "300", "--writes", "50", "--json", str(where))

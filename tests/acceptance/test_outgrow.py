@@ -120,7 +120,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # it starts some twenty processes, one after another
-@pytest.mark.parametrize("kind", [pytest.param("embedded", marks=pytest.mark.exhaustive), "apache"])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("apache", marks=pytest.mark.exhaustive)])
 def test_the_steps_lead_to_kafka_and_back(kind: str, terminals: Terminals) -> None:
     with ExitStack() as stack:
         if kind == "apache":

@@ -184,6 +184,7 @@ def test_nothing_is_lost_or_repeated_if_the_new_version_starts_before_the_old_on
         assert in_order(key, numbers) == [*range(world.load.written)], key
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_lost_if_the_old_version_ends_before_the_new_one_starts(world):
     """An old version that joins later gets no partition, even if it is alone. The changes wait."""
     with world.old() as old:

@@ -250,7 +250,9 @@ def test_an_application_of_another_version_than_its_dispatcher_claims_nothing(wo
     assert world.repeated() == []
 
 
-@pytest.mark.parametrize("earlier", [WITHOUT_CLAIMS, WITHOUT_CONTEXTS], indirect=True)
+@pytest.mark.parametrize(
+    "earlier", [WITHOUT_CLAIMS, pytest.param(WITHOUT_CONTEXTS, marks=pytest.mark.exhaustive)], indirect=True
+)
 @pytest.mark.parametrize("order", ["dispatchers first", "applications first"])
 def test_a_rolling_upgrade_loses_nothing_and_repeats_only_deliveries_of_killed_processes(world, order):
     with contextlib.ExitStack() as running:

@@ -177,7 +177,7 @@ async def test_all_partitions_of_a_topic_are_read(account, dispatched, foreign, 
         assert [one for one in got if one % 5 == partition] == list(range(partition, 100, 5))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 async def test_two_dispatchers_share_and_read_256_partitions(
     account, dispatched, kafka_server, client, database, got
 ):

@@ -73,18 +73,21 @@ def resume(
     """
     from dispatcher.cli.connecting import with_group
     from dispatcher.operate import pauses
+    from dispatcher.operate.status import source_of
 
-    async def do(there: "GroupConnection") -> "tuple[bool, list[Pause]]":
+    async def do(there: "GroupConnection") -> "tuple[bool, list[Pause], SourceStatus]":
         changed = await pauses.resume(there.group, receiver, known=there.receivers)
-        return changed, await pauses.pauses(there.group)
+        return changed, await pauses.pauses(there.group), await source_of(there.group)
 
-    changed, left = with_group(do, place)
+    changed, left, source = with_group(do, place)
     names = [one.receiver or "everything" for one in left]
     if as_json:
         print_json({"receiver": receiver, "changed": changed, "still_paused": names})
         return
     if receiver is None:
         text = "the pause of everything has ended" if changed else "there was no pause of everything"
+        if changed and source.topic is not None:
+            text = f"{text}; the dispatchers read on from {source}"
     else:
         text = f"{receiver} {'is resumed' if changed else 'was not paused'}"
     out.print(shown(text))

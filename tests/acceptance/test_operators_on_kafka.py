@@ -64,7 +64,7 @@ def test_receivers_are_paused_and_dead_letters_are_retried_and_dropped(worker, d
     eventually_sync(lambda: dispatcher("status", "--json").json["broker_lag"], what="a record waits in the topic")
 
     broken.unlink()
-    assert dispatcher("resume").out == "the pause of everything has ended\nstill paused: invoice\n"
+    assert dispatcher("resume").out.endswith("\nstill paused: invoice\n")
     assert "invoice is resumed" in dispatcher("resume", "invoice").out
     counted(dispatcher, "parked_deliveries", 0)
     counted(dispatcher, "broker_lag", 0)

@@ -135,8 +135,11 @@ def test_a_lag_in_an_earlier_topic_is_unknown(dispatcher, reading):
     assert fact(dispatcher("status").out, "broker lag") == "unknown"
 
 
-def test_a_pause_of_everything_names_the_place_where_changes_wait(dispatcher, reading):
+def test_a_pause_of_everything_and_its_end_name_the_topic(dispatcher, reading):
     assert (
         dispatcher("pause").out
         == f"everything is paused; changes wait in the topic {RELAY} of the Kafka cluster c1\n"
     )
+    ended = "the pause of everything has ended; the dispatchers read on from"
+    assert dispatcher("resume").out == f"{ended} the topic {RELAY} of the Kafka cluster c1\n"
+    assert dispatcher("resume").out == "there was no pause of everything\n"

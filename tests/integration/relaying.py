@@ -84,9 +84,14 @@ async def relaying(
 
 async def compact(servers: str, topic: str) -> None:
     """Let the brokers compact a topic."""
+    await configure(servers, topic, "cleanup.policy", "compact")
+
+
+async def configure(servers: str, topic: str, name: str, value: str) -> None:
+    """Set a property of a topic."""
     from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 
-    entry = ConfigEntry("cleanup.policy", "compact", incremental_operation=AlterConfigOpType.SET)
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[entry])
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
     await asyncio.wrap_future(admin.incremental_alter_configs([resource])[resource])

@@ -1,23 +1,30 @@
-"""On Apache Kafka: the topic of a running relay is deleted or compacted, or brokers do not answer or die."""
+"""On Apache Kafka: the topic of a running relay is deleted or changed, or brokers do not answer or die."""
 
 import asyncio
 import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import Binary, Timestamp
 from structlog.testing import capture_logs
 
+from dispatcher.core.resume_tokens import token_at
+from dispatcher.core.state import State
 from dispatcher.exceptions import HistoryLost, TopicError
+from dispatcher.kafka import topics
 from dispatcher.kafka.config import load_config
+from dispatcher.kafka.large_events import LargeEvents
 from dispatcher.kafka.topics import create_topic, read_topic
 from dispatcher.relay import term
 from tests.integration.relaying import (
     accepted,
     compact,
+    configure,
     eventually_or_failed,
     last_token,
     relaying,
@@ -25,7 +32,7 @@ from tests.integration.relaying import (
 )
 from tests.kafka import server as kafka
 from tests.kafka.server import KafkaServer
-from tests.support import PATIENCE
+from tests.support import PATIENCE, dispatching, eventually
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
@@ -122,6 +129,39 @@ async def test_a_topic_that_is_compacted_while_a_relay_runs_ends_the_relay(
     with pytest.raises(TopicError, match="is compacted") as error:
         await run()
     assert "cleanup.policy=delete" in error.value.remedy
+
+
+async def test_a_weakness_that_a_topic_gets_is_logged_by_the_running_relay_and_by_a_running_dispatcher(
+    order, dispatched, name, kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(term, "_BETWEEN_CHECKS", 0.2)
+    monkeypatch.setattr(topics, "_LOOK", 0.2)
+    servers, topic = kafka_server.address, f"mongoz.{name}"
+    with capture_logs() as lines:
+
+        def count(text: str) -> int:
+            return sum(one["action"] == "topic.weak" and text in one["event"] for one in lines)
+
+        async with relaying(dispatched, servers, name), dispatching(dispatched, kafka=servers, kafka_topic=topic):
+            await eventually(lambda: count("has 1 replica") == 2, what="both have looked at their start")
+            assert count("keeps at most") == 0
+            await configure(servers, topic, "retention.bytes", "1000000")
+            await eventually(lambda: count("keeps at most 1000000 bytes") == 2, what="both warn")
+    assert count("") == 4  # each weakness is logged once
+
+
+async def test_a_relay_deletes_large_events_a_day_after_the_retention_of_its_topic(
+    order, dispatched, foreign, client, database, name, kafka_server: KafkaServer
+) -> None:
+    state = foreign.client[f"{database}_state"]["relayed.files"]
+    files = LargeEvents(State(client, f"{database}_state"), f"mongoz.{name}")
+    now, week = (await client.admin.command("hello"))["localTime"], timedelta(days=7)  # the default of Kafka
+    for number, age in ((1, timedelta(days=1, hours=1)), (2, timedelta(hours=23))):
+        large = await files.add(token_at(Timestamp(number, 0)), b"event")
+        state.update_one({"_id": Binary(large.id)}, {"$set": {"uploadDate": now - week - age}})
+    async with relaying(dispatched, kafka_server.address, name):
+        await eventually(lambda: state.count_documents({}) == 1, what="the older file is deleted")
+    assert await files.read(large) == b"event"
 
 
 @contextlib.contextmanager

@@ -67,6 +67,7 @@ class MemoryLog:
         next_term: the highest term that the next `look` finds.
         is_open: whether a source reads the partition.
         searched_from: the offset at which the search for a token begins; None for the first record.
+        is_paused: reads return nothing, even if the log does not hold the next record.
     """
 
     name = "partition 0 of the topic 'test'"
@@ -84,6 +85,7 @@ class MemoryLog:
         self.next_term = 9
         self.is_open = False
         self.searched_from: int | None = None
+        self.is_paused = False
 
     @property
     def is_read(self) -> bool:
@@ -109,6 +111,8 @@ class MemoryLog:
 
     async def read(self, most: int) -> list[TopicRecord]:
         await asyncio.sleep(0)
+        if self.is_paused:
+            return []
         if self._offset < self.beginning or self.ends_early:
             self.ends_early = False
             raise OutOfRange
@@ -275,6 +279,15 @@ async def test_records_that_retention_removed_are_lost_history() -> None:
     assert "--on-history-lost" in error.remedy
     assert after == Start(token=token(5), place=place(5, 3, 4))
     assert tokens(await batches_of(log, after)) == [token(6)]
+
+
+async def test_a_beginning_after_the_position_is_lost_history_even_if_nothing_is_read() -> None:
+    log = MemoryLog(encode(3, 0, made(1)), encode(3, 1, made(2)))
+    log.relay = LogPosition(2, 3, 1, token(2))
+    log.retain(2)
+    log.is_paused = True
+    _, after = await asyncio.wait_for(lost(log, Start(token=token(1), place=place(1, 3, 0))), 10)
+    assert after == Start(token=token(2), place=place(2, 3, 1))
 
 
 async def test_an_emptied_quiet_partition_is_no_lost_history() -> None:

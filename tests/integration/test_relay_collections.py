@@ -108,3 +108,24 @@ async def test_a_topic_can_have_256_partitions(
     for one in read:
         operations[one.event["documentKey"]["_id"]].append(one.event["operationType"])
     assert {tuple(one) for one in operations.values()} == {("insert", "update", "update"), ("insert", "update")}
+
+
+async def test_the_relay_resumes_at_the_time_of_a_position_whose_event_it_does_not_read_any_more(
+    order, dispatched, mongo, foreign, broker: EmbeddedBroker, client, database, name
+) -> None:
+    """The server can't resume a stream after an event that the stream does not return."""
+    async with relaying(dispatched, broker.address, name) as relay:
+        with foreign.watch() as stream:
+            foreign["orders"].insert_one({"_id": "published"})
+            event = next(stream)["_id"]["_data"]
+        await relay.published(event)
+    relays = client[f"{database}_state"]["relays"]
+    changed = await relays.update_one({"_id": f"mongoz.{name}"}, {"$set": {"token": event}})
+    assert changed.matched_count == 1
+    async with mongoz.Registry(mongo.url, dispatched=database) as other:
+        make_document(other, database, "customers")
+        async with relaying(other, broker.address, name) as relay:
+            foreign["customers"].insert_one({"_id": "later"})
+            await relay.published(await last_token(foreign, client, database))
+    read = [one.event["documentKey"]["_id"] for one in accepted(broker.address, f"mongoz.{name}")]
+    assert read == ["published", "later"]

@@ -23,7 +23,7 @@ from pymongo import AsyncMongoClient
 
 from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import EventBatch, Start
-from dispatcher.core.lease import Lease
+from dispatcher.core.lease import Lease, now
 from dispatcher.core.output import logs
 from dispatcher.core.partitions import HASH
 from dispatcher.core.resume_tokens import token_at, token_of, token_time
@@ -161,7 +161,7 @@ class Producer:
         simulation = self._simulation
         runs = self.process.running.is_set() and not self.process.killed
         assert runs, "a stopped process has sent"
-        assert not self.process.lease.lost.is_set(), "a process has sent without its lease"
+        assert now() < self.process.lease.until, "a process has sent without its lease"
         assert not self.is_purged, "a closed producer has sent"
         count = 0
         for record in records:

@@ -43,6 +43,7 @@ from dispatcher.position.tracker import Tracker
 from dispatcher.stream.reader import LostEvent
 from mongoz.stamps import FIELD, Call, Stamp, key_hash
 from tests.list_source import ListSource, event
+from tests.support import PATIENCE
 from tests.unit.test_reader import NOW, described, reader_of
 
 TOPIC = "id-1"
@@ -264,9 +265,10 @@ async def test_the_relays_token_does_not_pass_records_that_are_still_to_be_read(
 async def lost(log: MemoryLog, start: Start = FIRST) -> tuple[HistoryLost, Start]:
     """The error about lost history, and the start after the lost changes."""
     source = source_of(log, start)
-    async with aclosing(source.batches(start)) as batches:
+    async with asyncio.timeout(PATIENCE), aclosing(source.batches(start)) as batches:
         with pytest.raises(HistoryLost) as caught:
-            _ = [batch async for batch in batches]
+            async for _ in batches:
+                pass
     return caught.value, await source.now()
 
 
@@ -286,7 +288,7 @@ async def test_a_beginning_after_the_position_is_lost_history_even_if_nothing_is
     log.relay = LogPosition(2, 3, 1, token(2))
     log.retain(2)
     log.is_paused = True
-    _, after = await asyncio.wait_for(lost(log, Start(token=token(1), place=place(1, 3, 0))), 10)
+    _, after = await lost(log, Start(token=token(1), place=place(1, 3, 0)))
     assert after == Start(token=token(2), place=place(2, 3, 1))
 
 
@@ -650,7 +652,7 @@ async def test_a_token_without_a_place_is_not_found_in_an_emptied_log() -> None:
     log = MemoryLog(*(encode(3, i, made(i + 1)) for i in range(3)))
     log.relay = LogPosition(3, 3, 2, token(3))
     log.records, log.beginning = [], 3
-    _, after = await asyncio.wait_for(lost(log, Start(token=token(2))), 10)
+    _, after = await lost(log, Start(token=token(2)))
     assert after == Start(token=token(3), place=place(3, 3, 2))
 
 

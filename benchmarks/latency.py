@@ -93,7 +93,7 @@ def _row(
     return Row(
         key=key,
         what=f"latency, {what}",
-        about=f"milliseconds from sending a write to its receiver, at {plan.rate:g} writes/s",
+        about=f"milliseconds between sending a write and calling its receiver, at {plan.rate:g} writes/s",
         peer="a bare PyMongo loop",
         unit="ms",
         pairs=[

@@ -42,8 +42,8 @@ def measure_latency(stage: Stage) -> list[Row]:
         Row(
             key="kafka_latency",
             what="latency, added by Kafka",
-            about="milliseconds from sending a write to its receiver, median, through a relay and Kafka, minus "
-            f"those of a change stream, at {stage.plan.rate:g} writes/s",
+            about="milliseconds between sending a write and calling its receiver, median, through a relay and "
+            f"Kafka, minus those of a change stream, at {stage.plan.rate:g} writes/s",
             peer="the limit",
             unit="ms",
             pairs=[Pair(max(0.0, a - b), _LIMIT_MS) for a, b in zip(*medians_of, strict=True)],

@@ -1,8 +1,8 @@
-"""The other side of the relay: the shortest loop that publishes the events of a change stream, also on uvloop.
+"""The loop that the relay is compared with: the shortest code that publishes the events of a change stream.
 
-The loop has the same pipeline and images as the relay, and a producer with the same properties. But it numbers
-nothing, saves no position, waits for no answers, and distributes whole batches to the partitions in turns. So it
-is the upper limit.
+It runs on uvloop, and has the same pipeline and images as the relay, and a producer with the same properties. But
+it does not number the events, saves no position, and waits for no answers. Each batch goes to one partition, and
+the next batch to the next partition. So its rate is the upper limit.
 
     python -m benchmarks.workloads.bare_relay BROKERS TOPIC
 """

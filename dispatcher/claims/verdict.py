@@ -1,11 +1,12 @@
-"""Decides about claims, and when their process counts as dead. No I/O.
+"""Decides whether a claim is done, must wait or is taken over, and when its process counts as dead. No I/O.
 
-A dispatcher takes the claims of a process over after it has *fenced* the book of the process: one write, which
-succeeds only while the document still has the beat that the dispatcher saw. No later beat changes a fenced book,
-so all dispatchers decide alike from then on.
+Before a dispatcher takes over the claims of a process, it *fences* the book of the process with one write. The
+write succeeds only if the document still has the beat that the dispatcher saw. No later beat changes a fenced
+book, so all dispatchers decide alike from then on.
 
-Clocks of different machines are never compared. The dispatcher counts from the moment at which it saw a beat for
-the first time, and the process counts from the moment before it sent the beat, see `mongoz/claims/book.py`.
+Clocks of different machines are never compared. The dispatcher measures the timeout from the moment at which it
+saw a beat for the first time. The process measures it from the moment before it sent the beat, see
+`mongoz/claims/book.py`.
 """
 
 from enum import StrEnum
@@ -30,7 +31,7 @@ class ClaimVerdict(StrEnum):
     """The process starts none of the deliveries any more. A dispatcher makes them."""
 
 
-# These names save look-ups in the class, which take ten times as long. A write of the application needs several.
+# A look-up in the class takes ten times as long as one of these names. Each write needs several look-ups.
 DONE: Final = ClaimVerdict.DONE
 WAIT: Final = ClaimVerdict.WAIT
 TAKE: Final = ClaimVerdict.TAKE

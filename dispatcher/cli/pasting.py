@@ -60,7 +60,7 @@ class Completion:
         return f"`{' '.join(['dispatcher', name, *arguments, *rest, *options])}`"
 
     def _lacks(self, place: Mapping[str, Parameter]) -> bool:
-        """Whether the other command requires a flag that the running command does not have."""
+        """Whether the command in the message requires a flag that the running command does not have."""
         flags = (flag for name, flag in place.items() if name not in ("app", "apps"))
         return any(flag.default is Parameter.empty and not self._values.get(flag.name) for flag in flags)
 

@@ -94,7 +94,7 @@ class Origins:
 
     Attributes:
         seen: the tokens of the last stamps.
-        since: the time since which the stamps of all changes were seen, in seconds since 1970.
+        since: the stamps of all changes after this time were seen. Seconds since 1970.
     """
 
     def __init__(self, group: str, *, paired: bool = False) -> None:

@@ -11,9 +11,9 @@ from dispatcher.core.stats import Lag
 from dispatcher.core.tasks import end
 from dispatcher.stream.source import Source
 
-# Minimum number of events in a full batch. While a full batch is processed, the next batch is requested. After a
-# smaller batch, the reader is at the end of the stream. So the changes of the smaller batch are processed before
-# the next batch is requested, because this request costs a millisecond of CPU.
+# Minimum number of events in a full batch. While a full batch is processed, the next batch is requested. A smaller
+# batch ends at the end of the stream: there is nothing to read ahead, and a request costs a millisecond of CPU. So
+# the changes of a smaller batch are processed first.
 _FULL: Final = 100
 
 

@@ -56,7 +56,7 @@ class Source(Protocol):
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        It reads all stamps that are so recent that a later copy could be taken for the original.
+        Older stamps are not needed, because they do not count in a copy.
 
         Args:
             before: the position.

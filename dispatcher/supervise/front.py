@@ -30,8 +30,8 @@ from dispatcher.web.guard import CLIENT, Guard
 _PROBE_SECONDS: Final = 5.0
 _SECONDS: Final = 30.0
 
-# Seconds that a request waits for the probes of all processes. After that, the request goes to a process that has
-# answered that it is ready.
+# Seconds that a request waits for the probes of all processes. Then the first process that has reported itself as
+# ready gets the request.
 _SOON: Final = 0.5
 
 # Maximum bytes of a body that are passed on: one more than a process accepts, so that the process itself refuses a

@@ -1,4 +1,4 @@
-"""The routes.
+"""The HTTP routes of a dispatcher or relay.
 
 GET /livez         200 while the process works; 503 if it must be restarted
 GET /readyz        200 while it delivers or is a standby; otherwise 503, with the reasons

@@ -1,10 +1,10 @@
-"""Repairs the wait of PyMongo's asynchronous client for a server, on Python 3.11.
+"""Prevents a fault of PyMongo's asynchronous client on Python 3.11: a lock is released by the wrong task.
 
-A task that waits for a server holds a lock, and releases it during the wait. `asyncio.wait_for` of Python 3.11
-runs the wait in a task of its own. If the caller is cancelled just when the wait times out, `wait_for` returns
-before this task has the lock again. Then the caller releases a lock that another task holds, and any command of
-the client can raise `RuntimeError: Lock is not acquired`. `asyncio.timeout` waits in the caller's task, as
-`wait_for` does since Python 3.12.
+PyMongo waits for a server on a condition. During the wait the lock of the condition is free, and after the wait
+the waiting task has the lock again. `asyncio.wait_for` of Python 3.11 runs the wait in a task of its own. If the
+caller is cancelled just when the wait times out, `wait_for` returns before this task has the lock again. Then the
+caller releases a lock that another task holds, and any command of the client can raise `RuntimeError: Lock is not
+acquired`. `asyncio.timeout` waits in the caller's task, as `wait_for` does since Python 3.12.
 """
 
 import asyncio

@@ -26,7 +26,7 @@ def field_names(document: Any, caller: str, names: Iterable[Any]) -> frozenset[s
 
     Args:
         document: the queried class.
-        caller: the called method, for the message.
+        caller: the name of the query method, for the message.
         names: the given names.
 
     Raises:

@@ -47,7 +47,7 @@ class Query(WriteQuery[D]):
 
 
 def method_named(name: str) -> str | None:
-    """The method of managers with this name, or with this name in another library."""
+    """The manager method that has this name here or in another library; None if there is none."""
     method = OF_QUERIES.get(name, name)
     return method if not method.startswith("_") and hasattr(Query, method) else None
 

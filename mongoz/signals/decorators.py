@@ -94,7 +94,7 @@ def post_save(
 @overload
 def post_save(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
 def post_save(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
-    """Run after a document was inserted, saved or replaced, by any client.
+    """Run the receiver after any client has inserted, saved or replaced a document.
 
     Keywords: `sender`, `instance`, `created`, `previous`, `delivery`.
 
@@ -122,7 +122,7 @@ def pre_update(
 @overload
 def pre_update(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
 def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
-    """Run before `update()`. The instance has the new values. Changes that the receiver makes are written too.
+    """Run the receiver before `update()`. The instance has the new values. Changes of the receiver are written.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
     """
@@ -136,7 +136,7 @@ def post_update(
 @overload
 def post_update(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
 def post_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
-    """Run after some fields of a document were changed, by any client.
+    """Run the receiver after any client has changed some fields of a document.
 
     Keywords: `sender`, `instance`, `update_fields`, `previous`, `delivery`. For arguments, errors and an
     example see `post_save`.
@@ -165,7 +165,7 @@ def post_delete(
 @overload
 def post_delete(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
 def post_delete(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
-    """Run after a document was deleted, by any client.
+    """Run the receiver after any client has deleted a document.
 
     Keywords: `sender`, `instance`, `delivery`. For arguments, errors and an example see `post_save`.
     """

@@ -34,7 +34,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Each expression, after the name of the alert, panel or variable that has it."""
+    """The name of each alert, panel or variable, with its expression."""
     for rule in RULES:
         yield rule["alert"], rule["expr"]
     for panel in PANELS:
@@ -60,7 +60,7 @@ def test_every_metric_and_label_exists(where: str, expression: str):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_alerts_name_only_labels_of_their_expression(rule: dict[str, Any]):
+def test_the_texts_of_an_alert_use_only_labels_of_its_expression(rule: dict[str, Any]):
     text = " ".join(rule["annotations"].values())
     used = set(re.findall(r"\$labels\.(\w+)", text))
     aggregated = re.match(r"\w+ by \(([^)]*)\)|histogram_quantile", rule["expr"])
@@ -71,7 +71,7 @@ def test_alerts_name_only_labels_of_their_expression(rule: dict[str, Any]):
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: panel["title"])
-def test_legends_name_only_labels_that_exist(panel: dict[str, Any]):
+def test_legends_use_only_labels_that_exist(panel: dict[str, Any]):
     for target in panel["targets"]:
         for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
             assert label in labels_of(target["expr"]) | {"instance"}, panel["title"]
@@ -117,7 +117,7 @@ def test_promtool_accepts_the_queries_of_the_dashboard(tmp_path: Path):
 
 MAIL = 'receiver="shop.mail",signal="post_save"'
 ZERO = 'partition="0"'
-HOURS = 200  # the length of each series in minutes
+MINUTES = 200  # the length of each series
 
 # A healthy group: values of each series per minute, in promtool's notation.
 HEALTHY = {
@@ -201,7 +201,7 @@ def case(changes: dict[tuple[str, str], str | None], expected: list[str], *, pro
             steady = held if "+" in held else f"{held}+0"
             own = "".join([f",{labels}" if labels else "", f',process="{process}"' if process else ""])
             labelled = f'mongoz_dispatcher_{name}{{group="shop",instance="a:8787",job="dispatcher"{own}}}'
-            series.append({"series": labelled, "values": f"{steady}x{HOURS}"})
+            series.append({"series": labelled, "values": f"{steady}x{MINUTES}"})
     samples = [{"labels": f'{{alertname="{alert}"}}', "value": 1} for alert in expected]
     asked = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {

@@ -206,7 +206,7 @@ async def test_a_hand_made_change_is_a_batch_of_one_event(account):
 
 
 async def test_concurrency_limits_how_many_batches_run_at_once(account, foreign, dispatched):
-    """Events of batches without a place are parked, and form batches again. Another receiver does not wait."""
+    """The events of batches beyond the limit are parked, and form batches again. Other receivers do not wait."""
     indexer = Indexer(account, Batch(size=2, wait=0.05), concurrency=1)
     indexer.gate.clear()
     told: list[str] = []

@@ -43,7 +43,7 @@ def lines_of_the_page() -> list[str]:
     return [row.split(" | ")[0].removeprefix("| ") for row in rows]
 
 
-def test_every_line_is_proven_and_every_proof_is_a_line() -> None:
+def test_every_line_has_a_proof_and_every_proof_has_a_line() -> None:
     assert sorted(lines_of_the_page()) == sorted(PROOFS)
 
 

@@ -56,7 +56,7 @@ async def until_told(registry: Any, collection: str, id_: Any, wanted: dict[str,
     return report
 
 
-async def test_a_claimed_delivery_names_its_process_until_it_has_run(held: Held, state: Any, mongo, database):
+async def test_the_report_names_the_process_that_claimed_a_delivery(held: Held, state: Any, mongo, database):
     """While the receiver runs, the delivery is claimed, and the position waits."""
     another = claiming(mongo.url, database, claims=False)
     make(another, database, [])

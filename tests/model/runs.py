@@ -14,14 +14,14 @@ _END = {"name": END, "n": 1_000, "tags": []}
 
 
 async def judge(world: World, steps: Sequence[Step]) -> Verdict:
-    """Runs a sequence, waits until all of it is delivered, and compares.
+    """Runs a sequence, waits for all deliveries, and compares them with the model.
 
     Args:
         world: the environment. Its dispatcher may run, or be stopped.
         steps: the sequence.
 
     Raises:
-        Exception: of a call that should have succeeded.
+        Exception: a call failed that should have succeeded.
     """
     run = Run.begin(world, Model(), numbers=len(steps) % 2 == 0)
     await world.beat_all()
@@ -37,7 +37,7 @@ async def judge(world: World, steps: Sequence[Step]) -> Verdict:
     for key, in_time in zip(touched, ended, strict=True):
         verdict.add(await _judged(run, key, in_time=in_time))
     for key in run.model.in_process:
-        if key not in touched and run.model.in_process[key]:  # aborted after the receivers were called
+        if key not in touched and run.model.in_process[key]:  # a write was aborted after its receivers were called
             verdict.add(_in_process(run, key))
     return verdict
 
@@ -74,7 +74,8 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         for word in seen.unsteady_ids(group):
             verdict.wrong += 1
             verdict.words.append(f"{key}, {group}: {word}")
-    if not in_time and verdict.agrees:  # only a write without deliveries can be unfinished
+    # A missing delivery is in the verdict already. Otherwise a write without deliveries is not finished.
+    if not in_time and verdict.agrees:
         verdict.words.append(f"{key}: a dispatcher did not finish in time")
     seen.closed = True
     return verdict

@@ -1,4 +1,4 @@
-"""Every error of an application can be logged and kept."""
+"""Every error of an application can be logged, and has a text for the state."""
 
 import json
 from collections.abc import Iterator

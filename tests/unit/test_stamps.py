@@ -112,7 +112,7 @@ def test_the_layout_is_version_1() -> None:
 
 
 def test_a_version_without_claims_does_not_find_the_claimed_receivers_in_a_stamp() -> None:
-    """It delivers the write to the claimed receivers, with the signal of the call."""
+    """So a dispatcher of that version delivers the write to the claimed receivers, with the signal of the call."""
     token = bson.ObjectId("0102030405060708090a0b0c")
     claim = Claim(b"I" * 8, 7, frozenset([b"R" * 8, b"Q" * 8]))
     claimed = Stamp("ab", Call.SAVED, token, b"K" * 8, claim.receivers | {b"P" * 8}, claim=claim)
@@ -130,7 +130,7 @@ def test_a_version_without_claims_does_not_find_the_claimed_receivers_in_a_stamp
 @pytest.mark.parametrize(
     "rest", [b"claims\0\1", b"claims\0\0" + b"x" * 8, b"claims\0\1" + b"x" * 16, b"claims\0\2" + b"x" * 24]
 )
-def test_a_list_that_is_too_short_for_its_claim_is_no_stamp(rest: bytes) -> None:
+def test_a_stamp_with_too_few_receivers_for_its_claim_is_none(rest: bytes) -> None:
     assert Stamp.unpack(VALID[:29] + rest) is None
 
 

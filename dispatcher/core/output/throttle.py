@@ -1,6 +1,6 @@
 """Limits repeated log lines to one per minute for each name, e.g. of a receiver.
 
-Each written line has the number of lines omitted since the one before.
+Each written line has the number of lines that were omitted since the last written line.
 """
 
 from collections import Counter

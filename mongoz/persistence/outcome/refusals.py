@@ -41,7 +41,7 @@ _STAMP_NOTE: Final = (
 )
 _MARKER_NOTE: Final = (
     "The server refused the marker by which dispatchers recognize this delete, and ended the transaction. Outside "
-    "of a transaction the document is deleted without a marker."
+    "of a transaction, such a document is deleted without a marker."
 )
 _POSSIBLE_STAMP_NOTE: Final = (
     f"The registry is dispatched, so the write contained the reserved field {FIELD!r}, which the collection's "
@@ -61,7 +61,7 @@ def explain_refused_marker(error: PyMongoError) -> None:
 
 
 def explain_unstorable(error: BaseException, instance: Model) -> None:
-    """Add a note to the error of a value that BSON has no type for. It names the field and the value.
+    """If BSON has no type for a value, add a note with the field and the value to the error.
 
     Other errors stay unchanged.
 
@@ -71,7 +71,7 @@ def explain_unstorable(error: BaseException, instance: Model) -> None:
     """
     if not isinstance(error, UNSTORABLE):
         return
-    with suppress(*UNSTORABLE):  # stored() has named the field already
+    with suppress(*UNSTORABLE):  # if `stored` raises the error, the error has its note already
         for name, value in stored(instance).items():
             try:
                 bson.encode({name: value}, codec_options=CODEC_OPTIONS)

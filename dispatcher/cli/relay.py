@@ -30,39 +30,46 @@ def _require_name(name: str) -> str:
     return name
 
 
+Brokers = Annotated[
+    str,
+    typer.Option(
+        "--kafka",
+        metavar="HOST:PORT,...",
+        help="Brokers of Kafka to connect to first.",
+        envvar="DISPATCHER_KAFKA",
+    ),
+]
+
+RelayName = Annotated[
+    str,
+    typer.Option(
+        "--name",
+        help="The name of the relay, of letters, digits, '.', '_' and '-'. Its topic is mongoz.NAME.",
+        callback=_require_name,
+        envvar="DISPATCHER_RELAY_NAME",
+    ),
+]
+
+Partitions = Annotated[
+    int | None,
+    typer.Option(
+        "--partitions",
+        min=1,
+        max=MOST_PARTITIONS,
+        help="Number of partitions of the topic, 1 to 256, when it is created; by default 32. It can't be "
+        "changed later.",
+        envvar="DISPATCHER_RELAY_PARTITIONS",
+    ),
+]
+
+
 def relay(
     apps: Apps,
     imports: Import = [],  # noqa: B006 - typer copies it
     *,
-    kafka: Annotated[
-        str,
-        typer.Option(
-            "--kafka",
-            metavar="HOST:PORT,...",
-            help="Brokers of Kafka to connect to first.",
-            envvar="DISPATCHER_KAFKA",
-        ),
-    ],
-    name: Annotated[
-        str,
-        typer.Option(
-            "--name",
-            help="The name of the relay, of letters, digits, '.', '_' and '-'. Its topic is mongoz.NAME.",
-            callback=_require_name,
-            envvar="DISPATCHER_RELAY_NAME",
-        ),
-    ] = "changes",
-    partitions: Annotated[
-        int | None,
-        typer.Option(
-            "--partitions",
-            min=1,
-            max=MOST_PARTITIONS,
-            help="Number of partitions of the topic, 1 to 256, when it is created; by default 32. It can't be "
-            "changed later.",
-            envvar="DISPATCHER_RELAY_PARTITIONS",
-        ),
-    ] = None,
+    kafka: Brokers,
+    name: RelayName = "changes",
+    partitions: Partitions = None,
     settings: Annotated[Settings, settings_of(*_SETTINGS)],
 ) -> None:
     """Publish the changes of APP's collections to a topic of Kafka until stopped by SIGTERM or SIGINT.

@@ -10,7 +10,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -23,6 +23,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.retry import retry
 from dispatcher.core.stats import Stats
 from dispatcher.core.tasks import end
+from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import NothingToDeliver
 from dispatcher.group.members import take_backfills
 from dispatcher.runs.player import Playback, RunOutcome, RunStep, Workplace
@@ -266,22 +267,14 @@ async def start(
         run = await place.runs.unfinished("backfill", asked)
     if run is not None:
         chosen = place.chosen(run.asked["receivers"], _SIGNALS)
-    namespaces = await collections_of(place.client, scope_of(place.routes.narrowed(chosen)))
-    if not namespaces:
-        raise NothingToDeliver(
-            "None of the collections of these receivers exists.",
-            remedy="Check that --url names the right deployment.",
-        )
+    namespaces = await _existing_collections(place, place.routes.narrowed(chosen))
     if run is None:
         for namespace in namespaces if where is not None else ():
             await require_filter(place.client, namespace, str(where), place.runs.address)
         run = await place.runs.begin("backfill", {**asked, "workers": workers or 1}, place.now)
     elif workers is not None:
         run = await place.runs.employ(run, workers)
-    total = 0
-    for namespace in namespaces:
-        if ".".join(namespace) not in run.progress.get("done", ()):
-            total += await _count(place, namespace, run.asked.get("where"))
+    total = await _count_left(place, run, namespaces)
     log.info(
         "a backfill begins" if run.is_new else "a backfill continues",
         action="backfill.started",
@@ -290,6 +283,23 @@ async def start(
         collections=[".".join(one) for one in namespaces],
     )
     return Backfill(place, run, rate, total)
+
+
+async def _existing_collections(place: Workplace, routes: Routes) -> list[Namespace]:
+    namespaces = await collections_of(place.client, scope_of(routes))
+    if not namespaces:
+        raise NothingToDeliver(
+            "None of the collections of these receivers exists.",
+            remedy="Check that --url names the right deployment.",
+        )
+    return namespaces
+
+
+async def _count_left(place: Workplace, run: Run, namespaces: Iterable[Namespace]) -> int:
+    """The number of documents in the collections that the run has not finished."""
+    done = run.progress.get("done", ())
+    left = [namespace for namespace in namespaces if ".".join(namespace) not in done]
+    return sum([await _count(place, namespace, run.asked.get("where")) for namespace in left])
 
 
 async def _count(place: Workplace, namespace: Namespace, where: str | None) -> int:

@@ -214,18 +214,7 @@ class Service:
 
         assembly, begun = await self._clients.patiently(join)
         await self._await_backfill(Runs(group), members)
-        log.info(
-            "first start: delivering changes from now on" if begun else "delivering changes after the position",
-            action="dispatcher.started",
-            address=group.state.address,
-            group=self.routes.group,
-            member=members.id,
-            watching=[*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
-            receivers=len(self.routes.receivers),
-            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
-            begins="now" if begun else "position",
-            source="change streams" if origin.topic is None else str(origin.topic),
-        )
+        self._log_start(group.state.address, members.id, origin, begun=begun)
         name_new = partial(name_new_receivers, group, self.routes.receivers, version)
         await self._clients.patiently(name_new)
         self._coordinator = Coordinator(
@@ -238,6 +227,25 @@ class Service:
             resized=self._divide_limits,
         )
         return assembly, self._coordinator
+
+    def _log_start(self, address: str, member: str, origin: ChangeOrigin, *, begun: bool) -> None:
+        """Log where the deliveries begin.
+
+        Args:
+            begun: this start has recorded the first position.
+        """
+        log.info(
+            "first start: delivering changes from now on" if begun else "delivering changes after the position",
+            action="dispatcher.started",
+            address=address,
+            group=self.routes.group,
+            member=member,
+            watching=[*map(".".join, self.routes.namespaces), *map(str, self.routes.patterns)],
+            receivers=len(self.routes.receivers),
+            loop=type(asyncio.get_running_loop()).__module__.partition(".")[0],
+            begins="now" if begun else "position",
+            source="change streams" if origin.topic is None else str(origin.topic),
+        )
 
     async def _await_backfill(self, runs: Runs, members: Members) -> None:
         """Wait until no command delivers existing documents by itself, see `runs/backfill.py`."""

@@ -67,42 +67,30 @@ class Firing(NamedTuple):
         image: Literal["pre", "post"] = "pre" if name == "post_delete" else "post"
         context = None if self.context is None else self.context.values
         keywords["sender"] = sender
-        with Link(self.signal) as link:
-            for receiver in self.receivers:
-                if claim is not None and receiver in claim.covered and not claim.may_start:
-                    is_complete = False
-                    continue
-                link.receiver = receiver.name
-                # Positional arguments: keywords would take three times as long.
-                keywords["delivery"] = Delivery(
-                    delivery_id,
-                    name,
-                    receiver.name,
-                    "process",
-                    1,
-                    0,
-                    None,
-                    None,
-                    image,
-                    False,
-                    None,
-                    False,
-                    context,
-                )
-                try:
-                    await receiver.function(**keywords)
-                except asyncio.CancelledError as error:
-                    if _is_cancelled_here():
-                        if claim is not None:
-                            claim.release()
-                        raise
-                    errors.append(_cancelled_inside(receiver, error))
-                except Exception as error:
-                    errors.append(error)
-                except BaseException:
-                    if claim is not None:
-                        claim.release()
-                    raise
+        try:
+            with Link(self.signal) as link:
+                for receiver in self.receivers:
+                    if claim is not None and receiver in claim.covered and not claim.may_start:
+                        is_complete = False
+                        continue
+                    link.receiver = receiver.name
+                    # Positional arguments: keywords would take three times as long.
+                    keywords["delivery"] = Delivery(
+                        delivery_id, name, receiver.name, "process", 1, 0, None, None, image, False, None, False,
+                        context,
+                    )  # fmt: skip
+                    try:
+                        await receiver.function(**keywords)
+                    except asyncio.CancelledError as error:
+                        if _is_cancelled_here():
+                            raise
+                        errors.append(_cancelled_inside(receiver, error))
+                    except Exception as error:
+                        errors.append(error)
+        except BaseException:
+            if claim is not None:
+                claim.release()
+            raise
         if claim is not None:
             if is_complete:
                 claim.done()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 from unittest import mock
 
+import psutil
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
@@ -239,3 +240,13 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def processes_marked(mark: str) -> list[psutil.Process]:
+    """The running processes that have this mark in their environment, as `TEST_FAMILY`. Children inherit it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TEST_FAMILY") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

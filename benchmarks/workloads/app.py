@@ -1,9 +1,9 @@
 """Our side: an application with one receiver. `dispatcher run benchmarks.workloads.app:registry` serves it."""
 
-import datetime
 from typing import Any
 
 import mongoz
+from benchmarks.workloads.documents import Human
 from benchmarks.workloads.environment import GROUP, Assignment
 from benchmarks.workloads.meters import make_meter
 from benchmarks.workloads.people import COLLECTION
@@ -14,13 +14,7 @@ meter = make_meter(assignment)
 registry = mongoz.Registry(assignment.url, dispatched=GROUP)
 
 
-class Person(mongoz.Document):
-    name: str = mongoz.String()
-    email: str = mongoz.Email()
-    number: int = mongoz.Integer()
-    tags: list[str] = mongoz.Array(str)
-    joined_at: datetime.datetime = mongoz.DateTime()
-
+class Person(Human):
     class Meta:
         registry = registry
         database = assignment.database

@@ -19,9 +19,10 @@ from pymongo import AsyncMongoClient
 
 import mongoz
 from benchmarks.workloads.counting import counted
+from benchmarks.workloads.documents import Human
 from benchmarks.workloads.people import CREATED, person
 from benchmarks.workloads.sides import mongoz_odm, mongoz_signals
-from benchmarks.workloads.sides.mongoz_odm import Announced, Claimed, Heard, Human, Person, Silent, Stamped
+from benchmarks.workloads.sides.mongoz_odm import Announced, Claimed, Heard, Person, Silent, Stamped, Stored
 from dispatcher.claims.store import ClaimStore
 from dispatcher.claims.watch import ClaimWatch
 from dispatcher.core.bson_codec import RawEvent
@@ -86,14 +87,14 @@ class Plain(BaseModel):
     joined_at: datetime.datetime
 
 
-class Batched(Human):
+class Batched(Stored):
     """Has one batch receiver."""
 
     class Meta:
         collection = CREATED
 
 
-class Bounded(Human):
+class Bounded(Stored):
     """Has one receiver with a limit."""
 
     class Meta:

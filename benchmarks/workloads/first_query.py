@@ -4,12 +4,12 @@ python -m benchmarks.workloads.first_query URL
 """
 
 import asyncio
-import datetime
 import json
 import sys
 from time import process_time
 
 import mongoz
+from benchmarks.workloads.documents import Human
 from benchmarks.workloads.people import COLLECTION
 
 __all__ = ["query"]
@@ -17,13 +17,7 @@ __all__ = ["query"]
 registry = mongoz.Registry(sys.argv[1])
 
 
-class Person(mongoz.Document):
-    name: str = mongoz.String()
-    email: str = mongoz.Email()
-    number: int = mongoz.Integer()
-    tags: list[str] = mongoz.Array(str)
-    joined_at: datetime.datetime = mongoz.DateTime()
-
+class Person(Human):
     class Meta:
         registry = registry
         database = "start"

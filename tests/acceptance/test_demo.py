@@ -17,7 +17,7 @@ import pytest
 from pymongo import MongoClient
 
 from dispatcher.exceptions import ExitCode
-from tests.support import PATIENCE
+from tests.support import PATIENCE, processes_marked
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,12 +43,7 @@ class Family:
         return process
 
     def members(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("TEST_FAMILY") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return processes_marked(self.mark)
 
     def member(self, *words: str) -> psutil.Process:
         (found,) = [one for one in self.members() if set(words) <= set(one.cmdline())]

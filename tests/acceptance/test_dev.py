@@ -19,7 +19,7 @@ import pytest
 from pymongo import MongoClient
 
 from dispatcher.demo.reload import _changes
-from tests.support import PATIENCE, free_port
+from tests.support import PATIENCE, free_port, processes_marked
 
 APP = """
 import mongoz
@@ -84,12 +84,7 @@ class Dev:
 
     def members(self) -> list[psutil.Process]:
         """The running processes of this `dispatcher dev`."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get("TEST_FAMILY") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+        return processes_marked(self.mark)
 
     def end(self) -> None:
         self.process.kill()

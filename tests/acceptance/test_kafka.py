@@ -12,14 +12,13 @@ import pytest
 from bson import ObjectId
 from pymongo import AsyncMongoClient
 
-from dispatcher.core.state import State
 from dispatcher.embedded.broker import embedded_broker
 from dispatcher.exceptions import ExitCode
 from tests.ledger import APP, Ledger
 from tests.support import Daemon, daemon, eventually
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-from tests.kafka.publisher import Publisher
+from tests.kafka.publisher import Publisher, begun
 
 PARTITIONS = 3
 NAMES = "abcdefg"
@@ -33,10 +32,7 @@ def ledger(mongo, database, tmp_path) -> Ledger:
 
 @pytest.fixture
 async def publisher(broker, client: AsyncMongoClient[Any], database: str) -> Publisher:
-    made = Publisher(broker.address, f"{database}.accounts", PARTITIONS)
-    made.create()
-    await made.begin(State(client, f"{database}_state"))
-    return made
+    return await begun(broker.address, client, database, PARTITIONS)
 
 
 class Workers:
@@ -149,9 +145,7 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(publisher, wo
 async def test_workers_renew_their_leases_while_the_broker_is_silent(ledger, client, database, tmp_path):
     with ExitStack() as stack:
         broker = stack.enter_context(embedded_broker())
-        publisher = Publisher(broker.address, f"{database}.accounts", PARTITIONS)
-        publisher.create()
-        await publisher.begin(State(client, f"{database}_state"))
+        publisher = await begun(broker.address, client, database, PARTITIONS)
         worker = Workers(stack, publisher, ledger, tmp_path).start()
         for number in range(20):
             change(publisher, number)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -300,8 +301,20 @@ def test_sigterm_ends_a_connecting_daemon(tmp_path):
     assert running.lines("dispatcher.stopped")
 
 
+def stopped_after_begin(receiver: str, directory: Path, url: str, foreign: Any) -> Daemon:
+    """Runs a daemon until the receiver creates the file `began`, and ends the daemon with SIGTERM."""
+    app = write_app(directory, url, receivers=receiver, database=foreign.name)
+    state = ("--state-database", f"{foreign.name}_state")
+    with daemon(app, "--grace", "0.1", *state, cwd=directory) as running:
+        running.wait_started()
+        foreign["things"].insert_one({"name": "a"})
+        eventually_sync((directory / "began").exists)
+        assert running.terminate(within=60) == ExitCode.OK
+    return running
+
+
 @pytest.mark.slow
-def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, database, foreign):
+def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, foreign):
     """Python itself waits for its threads without a limit."""
     receiver = (
         "import asyncio, pathlib, time\n"
@@ -310,19 +323,13 @@ def test_sigterm_does_not_wait_for_threads_of_receivers(tmp_path, mongo, databas
         "    pathlib.Path('began').touch()\n"
         "    await asyncio.to_thread(time.sleep, 600)\n"
     )
-    app = write_app(tmp_path, mongo.url, receivers=receiver, database=database)
-    state = ("--state-database", f"{database}_state")
-    with daemon(app, "--grace", "0.1", *state, cwd=tmp_path) as running:
-        running.wait_started()
-        foreign["things"].insert_one({"name": "a"})
-        eventually_sync((tmp_path / "began").exists)
-        assert running.terminate(within=60) == ExitCode.OK
+    running = stopped_after_begin(receiver, tmp_path, mongo.url, foreign)
     assert running.lines("dispatcher.cut")
     assert running.lines("dispatcher.left_behind")[0]["threads"]
 
 
 @pytest.mark.slow
-def test_sigterm_does_not_wait_for_receivers_that_ignore_cancellation(tmp_path, mongo, database, foreign):
+def test_sigterm_does_not_wait_for_receivers_that_ignore_cancellation(tmp_path, mongo, foreign):
     """asyncio itself waits for its tasks without a limit."""
     receiver = (
         "import asyncio, pathlib\n"
@@ -335,13 +342,7 @@ def test_sigterm_does_not_wait_for_receivers_that_ignore_cancellation(tmp_path, 
         "        except asyncio.CancelledError:\n"
         "            continue\n"
     )
-    app = write_app(tmp_path, mongo.url, receivers=receiver, database=database)
-    state = ("--state-database", f"{database}_state")
-    with daemon(app, "--grace", "0.1", *state, cwd=tmp_path) as running:
-        running.wait_started()
-        foreign["things"].insert_one({"name": "a"})
-        eventually_sync((tmp_path / "began").exists)
-        assert running.terminate(within=60) == ExitCode.OK
+    running = stopped_after_begin(receiver, tmp_path, mongo.url, foreign)
     assert running.lines("dispatcher.cut")
     assert running.lines("dispatcher.stuck")
     assert running.lines("dispatcher.left_behind")[0]["tasks"]

@@ -14,31 +14,15 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
-import mongoz
 from mongoz.core.signals import post_delete, post_save, post_update
+from tests.accounts import Account, database, record, registry, slowness, stragglers
 from tests.chaos.receiver_faults import RETRY, faults_enabled, injected_faults
 
-registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
-database = os.environ["LEDGER_GROUP"]
-ledger = Path(os.environ["LEDGER_FILE"])
-slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-# The share of calls that take up to a second longer. Other calls may pass them; the position must not.
-stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 pid = os.getpid()
 
 # A handler of Python runs in the main thread, which runs the loop.
 signal.signal(signal.SIGUSR1, lambda *_: time.sleep(float(os.environ["LEDGER_BLOCKED"])))
-
-
-class Account(mongoz.Document):
-    name: str = mongoz.String()
-    n: int = mongoz.Integer()
-
-    class Meta:
-        registry = registry
-        database = database
 
 
 def number_of(instance, delivery):
@@ -48,9 +32,7 @@ def number_of(instance, delivery):
 def write_down(receiver, instance, delivery, began):
     what = f"{instance.name} {number_of(instance, delivery)} {delivery.signal} {delivery.id} {delivery.term}"
     who = f"{delivery.attempt} {receiver} {pid}"
-    line = f"{what} {delivery.image} {delivery.origin} {time.monotonic_ns()} {who} {began}\n"
-    with ledger.open("a") as file:  # one small write is atomic
-        file.write(line)
+    record(f"{what} {delivery.image} {delivery.origin} {time.monotonic_ns()} {who} {began}")
 
 
 @post_save(Account, retry=RETRY)

@@ -1,15 +1,22 @@
 """Fixtures of the tests that run dispatchers against the server."""
 
+import tempfile
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymongo import AsyncMongoClient
 
 import mongoz
+from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.operate import dead_letters, pauses
 from tests.integration.claiming import Held
 from tests.integration.deliveries import make_account
 from tests.integration.relaying import make_document, relay_name
+
+if TYPE_CHECKING:
+    from tests.kafka.publisher import Publisher
 
 
 @pytest.fixture
@@ -47,6 +54,23 @@ def state(foreign: Any, database: str) -> Any:
 def announced(state: Any, database: str) -> None:
     """The state says that the group takes over claims, although no dispatcher runs."""
     state.positions.insert_one({"_id": database, "partitions": 1, "group": database, "claims": True})
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary directories of the test."""
+    path = tmp_path / "scratch"
+    path.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
+
+@pytest.fixture
+async def publisher(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> "Publisher":
+    """A small relay that publishes events of the collection `accounts`."""
+    from tests.kafka.publisher import begun
+
+    return await begun(broker.address, client, database)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,15 +48,6 @@ START = "from dispatcher.embedded.server import start_embedded\nserver = start_e
 def server() -> Iterator[EmbeddedMongo]:
     with embedded_mongo() as running:
         yield running
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary directories of the test."""
-    path = tmp_path / "scratch"
-    path.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(path))
-    return path
 
 
 @contextmanager

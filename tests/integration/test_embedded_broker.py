@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,15 +23,6 @@ from tests.parents import Parent, has_ended
 from tests.support import ROOT, eventually_sync
 
 START = "from dispatcher.embedded.broker import start_embedded_broker\nserver = start_embedded_broker()\n"
-
-
-@pytest.fixture
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary directories of the test."""
-    path = tmp_path / "scratch"
-    path.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(path))
-    return path
 
 
 def stand_in(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:

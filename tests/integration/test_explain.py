@@ -14,15 +14,10 @@ from dispatcher.explain.report import DocumentReport, explain
 from dispatcher.operate.pauses import pause
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
-from tests.integration.deliveries import QUICK, Parked, State, make_account
+from tests.integration.deliveries import QUICK, Parked, State
 from tests.support import dispatching, eventually, group_of, settings_for
 
 ID = ObjectId()
-
-
-@pytest.fixture
-def account(dispatched, database) -> Any:
-    return make_account(dispatched, database)
 
 
 def connect(document: Any, name: str, *signals: Any, **options: Any) -> list[str]:

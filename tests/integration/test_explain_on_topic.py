@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 from bson import ObjectId, Timestamp
-from pymongo import AsyncMongoClient
 
 import mongoz
 from dispatcher.cli.explain import _print
 from dispatcher.core.resume_tokens import token_at, token_time
-from dispatcher.core.state import State as StateDatabase
-from dispatcher.embedded.broker import EmbeddedBroker
 from dispatcher.explain.report import DocumentReport, explain
 from mongoz.core.signals import post_save
 from tests.integration.deliveries import make_account
@@ -22,14 +19,6 @@ pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installe
 from tests.kafka.publisher import Publisher
 
 ID = ObjectId()
-
-
-@pytest.fixture
-async def publisher(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> Publisher:
-    made = Publisher(broker.address, f"{database}.accounts")
-    made.create()
-    await made.begin(StateDatabase(client, f"{database}_state"))
-    return made
 
 
 async def until_told(registry: mongoz.Registry, wanted: str) -> DocumentReport:

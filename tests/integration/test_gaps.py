@@ -6,13 +6,8 @@ import pytest
 from bson import Timestamp
 
 from mongoz.core.signals import post_delete, post_save, post_update
-from tests.integration.deliveries import State, actions, make_account
+from tests.integration.deliveries import State, actions
 from tests.support import dispatching, eventually
-
-
-@pytest.fixture
-def account(dispatched, database) -> Any:
-    return make_account(dispatched, database)
 
 
 @pytest.fixture

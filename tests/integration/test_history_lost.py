@@ -117,11 +117,6 @@ def failing(client: MongoClient, code: int, times: int) -> None:
     client.admin.command("configureFailPoint", "failCommand", mode={"times": times}, data=point)
 
 
-@pytest.fixture
-def account(dispatched, database) -> Any:
-    return make_account(dispatched, database)
-
-
 async def test_a_live_stream_can_lose_its_history(foreign, dispatched, account, database):
     """The server reports error 136. Changes that were read before are delivered."""
     told = listen(account)

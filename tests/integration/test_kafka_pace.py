@@ -10,15 +10,14 @@ from pymongo import AsyncMongoClient
 
 import mongoz
 from dispatcher.core.partitions import partition_of
-from dispatcher.core.state import State as StateDatabase
 from dispatcher.embedded.broker import EmbeddedBroker
 from mongoz import Batch
 from mongoz.core.signals import post_save
 from tests.integration.deliveries import Indexer, Parked
-from tests.support import dispatching, eventually
+from tests.support import eventually
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-from tests.kafka.publisher import Publisher
+from tests.kafka.publisher import Publisher, begun, reading
 
 
 def id_of(number: int) -> ObjectId:
@@ -31,27 +30,9 @@ def parked(foreign: Any) -> Parked:
 
 
 @pytest.fixture
-async def publisher(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> Publisher:
-    return await made(broker, client, database)
-
-
-@pytest.fixture
 async def of_three(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> Publisher:
     """Publishes to a topic of three partitions."""
-    return await made(broker, client, database, partitions=3)
-
-
-async def made(
-    broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str, partitions: int = 1
-) -> Publisher:
-    publisher = Publisher(broker.address, f"{database}.accounts", partitions)
-    publisher.create()
-    await publisher.begin(StateDatabase(client, f"{database}_state"))
-    return publisher
-
-
-def reading(registry: mongoz.Registry, publisher: Publisher, **changes: Any) -> Any:
-    return dispatching(registry, kafka=publisher.address, kafka_topic=publisher.topic, **changes)
+    return await begun(broker.address, client, database, partitions=3)
 
 
 async def test_a_rate_limits_deliveries_of_a_topic_and_parks_the_others(account, dispatched, publisher, parked):

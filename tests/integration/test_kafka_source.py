@@ -12,10 +12,9 @@ import pytest
 from bson import Int64, ObjectId
 from pymongo import AsyncMongoClient
 
-import mongoz
 from dispatcher.core import state as state_module
 from dispatcher.core.resume_tokens import directly_after, token_time
-from dispatcher.embedded.broker import EmbeddedBroker, embedded_broker
+from dispatcher.embedded.broker import embedded_broker
 from dispatcher.exceptions import HistoryLost, PositionError, StillRunning, TopicError
 from dispatcher.group.origin import StreamOrigin, origin_of
 from dispatcher.kafka.envelope import encode
@@ -33,7 +32,7 @@ from tests.list_source import ListSource, event
 from tests.support import PATIENCE, dispatching, eventually, eventually_sync, settings_for
 
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
-from tests.kafka.publisher import Publisher
+from tests.kafka.publisher import Publisher, reading
 
 TRANSACTION = {"lsid": {"id": bson.Binary(b"1" * 16, 4), "uid": b"2"}, "txnNumber": Int64(1)}
 
@@ -52,18 +51,6 @@ def got(account: Any) -> list[int]:
         numbers.append(int(str(instance.id), 16))
 
     return numbers
-
-
-@pytest.fixture
-async def publisher(broker: EmbeddedBroker, client: AsyncMongoClient[Any], database: str) -> Publisher:
-    made = Publisher(broker.address, f"{database}.accounts")
-    made.create()
-    await made.begin(state_module.State(client, f"{database}_state"))
-    return made
-
-
-def reading(registry: mongoz.Registry, publisher: Publisher, **changes: Any) -> Any:
-    return dispatching(registry, kafka=publisher.address, kafka_topic=publisher.topic, **changes)
 
 
 async def test_the_events_of_a_topic_are_delivered_in_order_and_the_position_follows(

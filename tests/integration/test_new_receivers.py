@@ -19,11 +19,6 @@ from tests.support import dispatching, eventually, group_of, settings_for
 ACTION = "receivers.new"
 
 
-@pytest.fixture
-def account(dispatched, database) -> Any:
-    return make_account(dispatched, database)
-
-
 def listen(document: Any, name: str, **options: Any) -> list[SimpleNamespace]:
     calls: list[SimpleNamespace] = []
 

@@ -21,11 +21,6 @@ from tests.integration.deliveries import IMAGES, State, make_account
 from tests.support import dispatching, eventually, settings_for
 
 
-@pytest.fixture
-def account(dispatched, database) -> Any:
-    return make_account(dispatched, database)
-
-
 def listen(document: Any, name: str, **options: Any) -> list[SimpleNamespace]:
     calls: list[SimpleNamespace] = []
 

@@ -68,15 +68,21 @@ def writer(source: ListSource, database: str) -> Writer:
     return Writer(source, f"{database}.accounts")
 
 
+def numbers_of(account: Any, connect: Any) -> list[int]:
+    """Connects a receiver, and returns the numbers of the documents that it gets."""
+    numbers: list[int] = []
+
+    @connect(account, name="listed")
+    async def listed(sender, instance, **kwargs):
+        numbers.append(int(str(instance.id), 16))
+
+    return numbers
+
+
 async def test_events_of_a_list_are_delivered_and_the_position_follows(
     account, dispatched, foreign, source, writer
 ):
-    got: list[int] = []
-
-    @post_save(account, name="listed")
-    async def listed(sender, instance, **kwargs):
-        got.append(int(str(instance.id), 16))
-
+    got = numbers_of(account, post_save)
     async with dispatching(dispatched):
         for number in range(1, 8):
             writer.insert(number)
@@ -93,12 +99,7 @@ async def test_events_of_a_list_are_delivered_and_the_position_follows(
 
 async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatched, foreign, source, writer):
     """A muted delete is not delivered, and a foreign delete is delivered."""
-    got: list[int] = []
-
-    @post_delete(account, name="listed")
-    async def listed(sender, instance, **kwargs):
-        got.append(int(str(instance.id), 16))
-
+    got = numbers_of(account, post_delete)
     async with dispatching(dispatched) as running:
         writer.mark(1, dispatched.dispatched)
         writer.write("delete", 1, **TRANSACTION)
@@ -110,12 +111,7 @@ async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatche
 async def test_an_event_that_can_not_be_decoded_becomes_a_dead_letter(
     account, dispatched, foreign, source, writer
 ):
-    got: list[int] = []
-
-    @post_save(account, name="listed")
-    async def listed(sender, instance, **kwargs):
-        got.append(int(str(instance.id), 16))
-
+    got = numbers_of(account, post_save)
     async with dispatching(dispatched):
         token = writer.write("insert", 1)  # without its document
         writer.insert(2)
@@ -128,12 +124,7 @@ async def test_an_event_that_can_not_be_decoded_becomes_a_dead_letter(
 async def test_history_that_a_list_does_not_hold_is_a_gap_and_the_dispatcher_goes_on(
     account, dispatched, foreign, source, writer
 ):
-    got: list[int] = []
-
-    @post_save(account, name="listed")
-    async def listed(sender, instance, **kwargs):
-        got.append(int(str(instance.id), 16))
-
+    got = numbers_of(account, post_save)
     source._forgets = True
     first = writer.insert(1)
     async with dispatching(dispatched, on_history_lost="resume"):

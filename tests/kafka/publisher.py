@@ -10,6 +10,7 @@ import bson
 import confluent_kafka
 from bson import Timestamp
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from pymongo import AsyncMongoClient
 
 from dispatcher.core.resume_tokens import token_at
 from dispatcher.core.state import State
@@ -17,8 +18,9 @@ from dispatcher.kafka.config import load_config
 from dispatcher.kafka.envelope import encode
 from dispatcher.kafka.relay_state import NO_RECORD, Mark, RelayPosition, RelayStore
 from dispatcher.kafka.topics import TopicLayout, read_topic
+from mongoz import Registry
 from tests.list_source import event
-from tests.support import PATIENCE
+from tests.support import PATIENCE, dispatching
 
 _names = itertools.count()
 
@@ -164,3 +166,16 @@ class Publisher:
         self._producer.produce(self.topic, value, partition=partition, on_delivery=on_delivery)
         assert self._producer.flush(PATIENCE) == 0
         return offsets[0]
+
+
+async def begun(address: str, client: AsyncMongoClient[Any], database: str, partitions: int = 1) -> Publisher:
+    """A publisher of the collection `accounts`, with a new topic, in its first term."""
+    made = Publisher(address, f"{database}.accounts", partitions)
+    made.create()
+    await made.begin(State(client, f"{database}_state"))
+    return made
+
+
+def reading(registry: Registry, publisher: Publisher, **changes: Any) -> Any:
+    """A dispatcher that reads from the topic of a publisher."""
+    return dispatching(registry, kafka=publisher.address, kafka_topic=publisher.topic, **changes)

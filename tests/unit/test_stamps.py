@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mongoz.stamps import Call, Claim, Stamp, key_hash, receiver_id
+from tests.unit.stamp_strategies import eight_bytes, with_a_claim
 
-eight_bytes = st.binary(min_size=8, max_size=8)
 object_ids = st.binary(min_size=12, max_size=12).map(bson.ObjectId)
 groups = st.text(st.characters(exclude_categories=["Cs"]), max_size=63)
 # A write reaches some receivers, or is muted, or comes from a receiver in a dispatcher.
@@ -19,16 +19,7 @@ kinds = st.one_of(
     st.fixed_dictionaries({"receivers": st.frozensets(eight_bytes, max_size=20)}),
     st.just({"muted": True}),
     st.fixed_dictionaries({"hops": st.integers(1, 255)}),
-    st.builds(
-        lambda claimed, others, incarnation, number: {
-            "receivers": claimed | others,
-            "claim": Claim(incarnation, number, claimed),
-        },
-        st.frozensets(eight_bytes, max_size=20),
-        st.frozensets(eight_bytes, max_size=20),
-        eight_bytes,
-        st.integers(0, 2**64 - 1),
-    ),
+    with_a_claim(20),
 )
 stamps = st.builds(
     lambda kind, **fixed: Stamp(**fixed, **kind),

@@ -16,25 +16,16 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 import mongoz
 from mongoz.signals.contexts import current_context
-from mongoz.stamps import Call, Claim, Stamp, context_of
+from mongoz.stamps import Call, Stamp, context_of
 from tests.earlier_version import WITHOUT_CONTEXTS, earlier_source
+from tests.unit.stamp_strategies import eight_bytes, with_a_claim
 
-ids = st.binary(min_size=8, max_size=8)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 values = st.one_of(texts, st.integers(), st.booleans())
 contexts = st.dictionaries(texts, values, min_size=1, max_size=8)
 origins = st.one_of(
-    st.fixed_dictionaries({"receivers": st.frozensets(ids, max_size=5), "hops": st.integers(0, 255)}),
-    st.builds(
-        lambda claimed, others, incarnation, number: {
-            "receivers": claimed | others,
-            "claim": Claim(incarnation, number, claimed),
-        },
-        st.frozensets(ids, max_size=5),
-        st.frozensets(ids, max_size=5),
-        ids,
-        st.integers(0, 2**64 - 1),
-    ),
+    st.fixed_dictionaries({"receivers": st.frozensets(eight_bytes, max_size=5), "hops": st.integers(0, 255)}),
+    with_a_claim(5),
 )
 stamps = st.builds(
     lambda origin, **fixed: Stamp(**fixed, **origin),
@@ -42,7 +33,7 @@ stamps = st.builds(
     group=texts,
     call=st.sampled_from(Call),
     token=st.binary(min_size=12, max_size=12).map(bson.ObjectId),
-    key=ids,
+    key=eight_bytes,
     context=contexts.map(lambda one: json.dumps(one, ensure_ascii=False, separators=(",", ":"))),
 )
 

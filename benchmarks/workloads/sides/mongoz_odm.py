@@ -1,10 +1,10 @@
 """Our side of reading and writing, and the bare driver's. Both use one process, one event loop and one client."""
 
-import datetime
 import itertools
 from typing import Any
 
 import mongoz
+from benchmarks.workloads.documents import Human
 from benchmarks.workloads.people import COLLECTION, CREATED, ODM_DATABASE, person
 from benchmarks.workloads.sides.timing import Clock, Operation, Operations, each, once
 from mongoz.core.signals import post_delete, post_save, pre_save
@@ -19,46 +19,40 @@ stamping_registry = mongoz.Registry("mongodb://localhost", dispatched="bench", c
 claiming_registry = mongoz.Registry("mongodb://localhost", dispatched="bench", state=_STATE)
 
 
-class Human(mongoz.Document):
-    name: str = mongoz.String()
-    email: str = mongoz.Email()
-    number: int = mongoz.Integer()
-    tags: list[str] = mongoz.Array(str)
-    joined_at: datetime.datetime = mongoz.DateTime()
-
+class Stored(Human):
     class Meta:
         abstract = True
         registry = plain_registry
         database = ODM_DATABASE
 
 
-class Person(Human):
+class Person(Stored):
     class Meta:
         collection = COLLECTION
 
 
-class Silent(Human):
+class Silent(Stored):
     """Has no receivers."""
 
     class Meta:
         collection = CREATED
 
 
-class Heard(Human):
+class Heard(Stored):
     """Has one receiver before a write and one after it."""
 
     class Meta:
         collection = CREATED
 
 
-class Announced(Human):
+class Announced(Stored):
     """Has one receiver after a write."""
 
     class Meta:
         collection = CREATED
 
 
-class Stamped(Human):
+class Stamped(Stored):
     """Like `Announced`, with stamps for a dispatcher."""
 
     class Meta:
@@ -66,7 +60,7 @@ class Stamped(Human):
         registry = stamping_registry
 
 
-class Claimed(Human):
+class Claimed(Stored):
     """Like `Stamped`, with claims in the stamps."""
 
     class Meta:
@@ -74,7 +68,7 @@ class Claimed(Human):
         registry = claiming_registry
 
 
-class ClaimedHeard(Human):
+class ClaimedHeard(Stored):
     """Like `Claimed`, with one more receiver before a write."""
 
     class Meta:

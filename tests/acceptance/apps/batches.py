@@ -2,32 +2,16 @@
 
 import asyncio
 import json
-import os
-from pathlib import Path
 
-import mongoz
 from mongoz import Batch
 from mongoz.core.signals import post_save, post_update
 from mongoz.signals.options import Retry
-
-registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=os.environ["LEDGER_GROUP"])
-ledger = Path(os.environ["LEDGER_FILE"])
-slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-
-
-class Account(mongoz.Document):
-    name: str = mongoz.String()
-    n: int = mongoz.Integer()
-
-    class Meta:
-        registry = registry
-        database = os.environ["LEDGER_GROUP"]
+from tests.accounts import Account, database, record, registry, slowness
 
 
 def note(what, batch):
     events = [[event.instance.name, event.instance.n, event.delivery.id] for event in batch]
-    with ledger.open("a") as file:  # one small write is atomic
-        file.write(json.dumps([what, events]) + "\n")
+    record(json.dumps([what, events]))
 
 
 options = {"name": "index", "batch": Batch(size=8, wait=0.05)}
@@ -43,7 +27,7 @@ async def index(sender, batch, **kwargs):
 
 @post_save(Account, name="count", transactional=True, retry=Retry(20, base=0.01), batch=Batch(size=8, wait=0.05))
 async def count(sender, batch, **kwargs):
-    counts = registry.client[Account.meta.database.name]["counts"]
+    counts = registry.client[database]["counts"]
     for event in batch:
         amount = {"$inc": {"n": 1}}
         await counts.update_one({"_id": event.instance.name}, amount, upsert=True, session=event.delivery.session)

@@ -165,21 +165,23 @@ class Deliverer:
                 job.passed += 1
                 continue
             target = self._targets.get(id(receiver)) or self._choose_steps(receiver, signal)
-            delivery = Delivery.__new__(  # `Delivery(...)` takes 100 ns longer
+            delivery = tuple.__new__(  # `Delivery(...)` takes 150 ns longer
                 Delivery,
-                id_,
-                signal,
-                receiver.name,
-                "takeover" if change.takeover else "stream",
-                1,
-                self._term,
-                change.cluster_time,
-                change.wall_time,
-                image,
-                bool(calls.run),
-                None,
-                change.superseded,
-                context_of(change.context) if change.context else None,
+                (
+                    id_,
+                    signal,
+                    receiver.name,
+                    "takeover" if change.takeover else "stream",
+                    1,
+                    self._term,
+                    change.cluster_time,
+                    change.wall_time,
+                    image,
+                    bool(calls.run),
+                    None,
+                    change.superseded,
+                    context_of(change.context) if change.context else None,
+                ),
             )
             attempt = Attempt(target, change, calls, delivery, keywords, job, monotonic())
             error = await target.call(attempt)

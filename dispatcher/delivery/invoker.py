@@ -43,23 +43,25 @@ _Running = tuple[float, Attempt]
 
 
 @coroutine
-def _in_context(context: Context, call: Any) -> Generator[Any, Any, None]:
-    """Await a call in the given context, without a new task."""
-    if type(call) is not CoroutineType:
-        call = _awaited(call)
-    step, value = call.send, None
+def _continued(context: Context, running: Any, waits_for: Any) -> Generator[Any, Any, None]:
+    """Await the rest of a coroutine in the given context, without a new task.
+
+    Args:
+        running: the coroutine, after its first step.
+        waits_for: what the first step has yielded.
+    """
     while True:
+        try:
+            value = yield waits_for
+            step = running.send
+        except BaseException as error:
+            step, value = running.throw, error
         try:
             waits_for = context.run(step, value)
         except StopIteration:
             return
         finally:
             step = value = None  # break the reference cycle between an error and this frame
-        try:
-            value = yield waits_for
-            step = call.send
-        except BaseException as error:
-            step, value = call.throw, error
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> None:
@@ -142,17 +144,16 @@ class Invoker:
                 )
             else:
                 running = context.run(run, attempt)
-            await _in_context(context, running)
+            if type(running) is not CoroutineType:
+                running = _awaited(running)
+            try:
+                waits_for = context.run(running.send, None)
+            except StopIteration:  # most receivers never wait
+                pass
+            else:
+                await _continued(context, running, waits_for)
         except BaseException as error:
-            leave_if_forked(error)
-            if self._running.pop(task, None) is None:
-                raise Abandoned from error
-            if self._capacity.cutting and isinstance(error, asyncio.CancelledError):
-                raise
-            late = await self._clear_cancellations(task)
-            if late and isinstance(error, asyncio.CancelledError):
-                return TimeoutError(f"it took longer than {target.terms.timeout:g} s")
-            return error
+            return await self._failed(task, target, error)
         if this_process.forked:
             leave_if_forked()
         if self._running.pop(task, None) is None:
@@ -160,6 +161,18 @@ class Invoker:
         if task.cancelling():
             await self._clear_cancellations(task)
         return None
+
+    async def _failed(self, task: asyncio.Task[Any], target: Target, error: BaseException) -> BaseException:
+        """Return the error of an attempt, see `call`."""
+        leave_if_forked(error)
+        if self._running.pop(task, None) is None:
+            raise Abandoned from error
+        if self._capacity.cutting and isinstance(error, asyncio.CancelledError):
+            raise error
+        late = await self._clear_cancellations(task)
+        if late and isinstance(error, asyncio.CancelledError):
+            return TimeoutError(f"it took longer than {target.terms.timeout:g} s")
+        return error
 
     async def _clear_cancellations(self, task: asyncio.Task[Any]) -> bool:
         """Clear the cancellations of a receiver from its worker. Returns whether the time limit caused one."""

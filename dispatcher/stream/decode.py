@@ -95,25 +95,33 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     transaction = None
     if "txnNumber" in event and "lsid" in event:
         transaction = (raw_field(data, "lsid"), event["txnNumber"])
-    return Change.__new__(  # `Change(...)` takes 100 ns longer
+    return tuple.__new__(  # `Change(...)` takes 150 ns longer
         Change,
-        id_["_data"] if len(id_) == 1 else token_of(id_),
-        operation,
-        (namespace.get("db", ""), namespace.get("coll", "")),
-        key["_id"] if key else None,
-        event["clusterTime"],
-        event.get("wallTime"),
-        None if fault is not None and isinstance(document, _Placeholder) else document,
-        event.get("fullDocumentBeforeChange"),
-        "post" if document is not None else "key",
-        names,
-        None if stamp is None else Stamp.unpack(stamp),
-        len(data),
-        data,
-        None,
-        transaction,
-        None,
-        fault,
+        (
+            id_["_data"] if len(id_) == 1 else token_of(id_),
+            operation,
+            (namespace.get("db", ""), namespace.get("coll", "")),
+            key["_id"] if key else None,
+            event["clusterTime"],
+            event.get("wallTime"),
+            None if fault is not None and isinstance(document, _Placeholder) else document,
+            event.get("fullDocumentBeforeChange"),
+            "post" if document is not None else "key",
+            names,
+            None if stamp is None else Stamp.unpack(stamp),
+            len(data),
+            data,
+            None,
+            transaction,
+            None,
+            fault,
+            "",
+            "",
+            False,
+            False,
+            False,
+            "",
+        ),
     )
 
 

@@ -208,10 +208,10 @@ class Mover:
         return await self._write(saved, token, force=force, places=places)
 
     async def _require_unpublished(self, token: str | None) -> None:
-        """Require that this group is no relay, or that the relay has not published the changes after a token.
+        """Refuse to move the position of a relay back.
 
         Raises:
-            PositionError: it has published them.
+            PositionError: this group is a relay, and has published changes after the token.
         """
         relay = await RelayStore(self._state, self._group.name).load()
         if token is None or relay is None or token > relay.position.token:
@@ -304,7 +304,8 @@ class Mover:
             raise PositionError(
                 f"The relay publishes all changes to {source} since {_readable(origin.since)}, and the group "
                 f"{name!r} has delivered the changes only until {_readable(min(tokens))}. Nothing was changed.",
-                remedy="Let its dispatchers deliver the changes until then from change streams, then stop them.",
+                remedy="Let the dispatchers of the group deliver all earlier changes from change streams. Then "
+                "stop them.",
             )
         if not await self._store.switch(saved, origin.topic, partitions):
             raise self._changed()

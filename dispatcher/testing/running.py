@@ -328,7 +328,7 @@ class Dispatcher:
             return "The dispatcher has not begun to read."
         age = max(0, int(time.time()) - token_time(position).time)
         open_ = sum(each.outcome in _OPEN for each in self._recorder.deliveries)
-        text = f"Everything is finished up to {age} s ago; {open_} deliveries are open"
+        text = f"Everything up to {age} s ago is finished; {open_} deliveries are open"
         return f"{text}." if self.service.ready else f"{text}; the change stream is broken."
 
     # -- targets ---------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ async def test_a_hanging_receiver_is_in_the_report(dispatched, User, foreign):
         hold.set()
         await dispatcher.until_idle()
     message = str(caught.value)
-    assert message.startswith("The dispatcher is not idle after 0.3 s.\nEverything is finished up to ")
+    assert message.startswith("The dispatcher is not idle after 0.3 s.\nEverything up to ")
     assert "1 deliveries are open" in message
     assert (
         f"Not finished:\n  post_save of {User.meta.collection.namespace} {id_!r} to hangs: running for " in message

@@ -32,8 +32,8 @@ class Selection:
         filter: the conditions, as one MongoDB filter.
         options: `hint` and `collation`, if the query has them.
         ids: a function that loads the ids in the order of the query. The write skips documents that no longer
-            match the filter. `ids` is None if the query does not join, skip or limit, and its order does not
-            matter: then the filter alone is enough.
+            match the filter. `ids` is None if the filter alone is enough: the query has no join, `skip` or
+            `limit`, and the order of the documents does not matter.
     """
 
     target: WriteTarget

@@ -81,7 +81,7 @@ class Fired:
 
 
 class Captured(Sequence[Fired]):
-    """The captured signals, in order. It stays readable after the block.
+    """The captured signals, in order. They stay readable after the block.
 
     `of()` and `named()` return a part of the signals that were captured so far.
     """

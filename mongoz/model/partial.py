@@ -37,10 +37,10 @@ PARTIAL_VALIDATOR: Final = "_drop_unloaded"
 
 
 def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None = None, **more: Any) -> Any:
-    """Make the class of a document's partial rows, which accepts rows with any fields missing.
+    """Make the class of a document's partial rows. In these rows, any field may be missing.
 
-    It has no Meta and no signals of its own, and is in no registry. Validators that may read several fields do not
-    run, and it has no computed fields.
+    The class has no Meta and no signals of its own, and is in no registry. Validators that may read several fields
+    do not run, and it has no computed fields.
 
     Args:
         document: the class.

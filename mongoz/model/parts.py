@@ -22,7 +22,7 @@ from mongoz.model.paths import resolve_path
 __all__ = ["class_of_parts", "divisible_path", "holds_parts", "is_part", "tags_on_the_way"]
 
 _Paths = frozenset[str]
-"""Stored, dotted names of the loaded parts. They begin inside of the document or embedded document."""
+"""Stored, dotted names of the loaded parts, relative to the document or embedded document."""
 
 
 def class_of_parts(document: Any, paths: _Paths) -> Any:
@@ -125,9 +125,9 @@ def holds_parts(value: Any) -> bool:
 
 
 class _LoadsParts:
-    """The rule of an embedded document in a class of parts. A row contains some of its fields.
+    """The rule of an embedded document in a class of parts: a row contains only some fields of this document.
 
-    A value that is assigned must be whole.
+    An assigned value must have all fields.
     """
 
     def __init__(self, paths: _Paths) -> None:

@@ -81,7 +81,7 @@ class WriteQuery(ReadQuery[D]):
 
         The update takes one round trip, or more if the server must check limits of fields that `operations`
         change. Documents are updated in batches if a receiver is connected, if a validator reads several fields,
-        or if the query has joins, `skip` or `limit`. Their number has no limit.
+        or if the query has joins, `skip` or `limit`. The number of documents has no limit.
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`.

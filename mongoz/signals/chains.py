@@ -18,7 +18,7 @@ MAX_LENGTH: Final = 16
 
 
 class Link:
-    """One signal whose receivers run: a context manager around them.
+    """One signal while its receivers run; a context manager around these receivers.
 
     Attributes:
         signal: the signal.

@@ -188,7 +188,7 @@ class Signal:
         return self._in_process_ids
 
     def claimable_ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
-        """The ids that stamps hold for receivers that dispatchers can take over."""
+        """Like `ids_of`, but only for the receivers that dispatchers can take over."""
         if receivers is not self._in_process:
             return self._ids(receiver for receiver in receivers if receiver.runs_in_dispatcher)
         if self._claimable_ids is None:

@@ -89,7 +89,7 @@ class UpdateBatch:
             origin.undone()
 
     def leave(self) -> None:
-        """Leave the claimed receivers that have not run to dispatchers."""
+        """Leave the claimed receivers to dispatchers, unless they have run."""
         for origin in self._origins:
             origin.leave()
 

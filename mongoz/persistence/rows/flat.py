@@ -59,9 +59,9 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
 
 
 def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
-    """The stored form that values of the database have after a load; None if the model is not flat.
+    """Load values of the database, and return the stored form of the loaded values.
 
-    Also None if a value is invalid.
+    Returns None if the model is not flat, or if a value is invalid.
 
     Args:
         model: the class.

@@ -10,11 +10,33 @@ from mongoz.model.base import Model
 from mongoz.persistence.errors import DocumentChanged, document_gone
 from mongoz.persistence.operations.limits import require_within_limits
 from mongoz.persistence.operations.operation import Operation, with_operations
+from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.rows.changes import Changes
 from mongoz.persistence.rows.validation import id_of
 from mongoz.persistence.target import WriteTarget
 
-__all__ = ["read_current", "send_patch"]
+__all__ = ["read_current", "send_alone", "send_patch"]
+
+
+async def send_alone(instance: Model, target: WriteTarget, patch: Changes) -> None:
+    """Send a patch that has no stamp, no receivers in this process and no further conditions.
+
+    Raises:
+        DocumentNotFound: the document does not exist any more.
+    """
+    update = patch.as_update()
+    if not update:
+        await send_patch(instance, target, patch, session=target.session)
+        return
+    try:
+        result = await target.driver_collection.update_one(
+            {"_id": id_of(instance)}, update, session=target.session
+        )
+    except Exception as error:
+        explain_unstorable(error, instance)
+        raise
+    if not result.matched_count:
+        raise document_gone(instance, target)
 
 
 async def send_patch(

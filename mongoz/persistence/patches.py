@@ -1,12 +1,12 @@
 """Patches: new values for some fields of an instance, validated, and merged with values that validators derive."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
 from mongoz.model.partial import default_of
@@ -24,7 +24,9 @@ __all__ = [
     "apply_values_together",
     "attribute_names",
     "auto_now_values",
+    "fire_and_make_patch",
     "make_patch",
+    "remember_written",
     "set_auto_now",
     "settle_update",
     "show_sets",
@@ -47,29 +49,43 @@ class AppliedValues(NamedTuple):
 
 def auto_now_values(document: type[Model]) -> dict[str, Any]:
     """The values that every update gives to the `auto_now` fields."""
-    fields = {name: field for name, field in document.meta.fields.items() if getattr(field, "auto_now", False)}
-    return {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    return {
+        name: field.get_default(call_default_factory=True) for name, field in _auto_now_fields(document).items()
+    }
 
 
-def set_auto_now(instance: Model) -> list[str]:
+@cached_per_class
+def _auto_now_fields(document: Any) -> dict[str, Any]:
+    return {name: field for name, field in document.meta.fields.items() if getattr(field, "auto_now", False)}
+
+
+def set_auto_now(instance: Model) -> Iterable[str]:
     """Set the `auto_now` fields to now; returns their names."""
+    if not _auto_now_fields(type(instance)):
+        return ()
     values = auto_now_values(type(instance))
     instance.__dict__.update(values)
     instance.__pydantic_fields_set__.update(values)
-    return list(values)
+    return values
 
 
-def apply_values(instance: Model, values: dict[str, Any]) -> AppliedValues:
-    """Put new values onto an instance, and set its `auto_now` fields. After an error the instance is unchanged.
+def apply_values(instance: Model, values: dict[str, Any]) -> frozenset[str]:
+    """Put new values onto an instance, and set its `auto_now` fields; returns the names of all these fields.
+
+    After an error the caller restores the instance.
 
     Raises:
-        pydantic.ValidationError: a value does not fit its field.
+        pydantic.ValidationError: values do not fit their fields.
     """
-    candidate = _with_values(instance, values)
-    fields = frozenset([*values, *set_auto_now(candidate)])
-    instance.__dict__.update({name: candidate.__dict__[name] for name in fields})
-    instance.__pydantic_fields_set__.update(fields)
-    return AppliedValues(fields)
+    errors: list[ValidationError] = []
+    for name, value in values.items():
+        try:
+            setattr(instance, name, value)
+        except ValidationError as error:
+            errors.append(error)
+    if errors:
+        raise _merged(type(instance), errors)
+    return frozenset((*values, *set_auto_now(instance)))
 
 
 def apply_values_together(
@@ -78,9 +94,7 @@ def apply_values_together(
     operations: Sequence[Operation] = (),
     computed: Mapping[str, Any] | None = None,
 ) -> AppliedValues:
-    """Put new values onto an instance whose validators read several fields.
-
-    After an error the instance is unchanged.
+    """Put new values onto an instance whose validators read several fields. After an error it is unchanged.
 
     Args:
         instance: the instance before the update.
@@ -115,41 +129,27 @@ def apply_values_together(
     return AppliedValues(fields, frozenset(derived))
 
 
-async def make_patch(instance: Model, fields: frozenset[str], operations: Sequence[Operation]) -> Changes:
+def make_patch(instance: Model, fields: Iterable[str]) -> Changes:
+    """The given fields of an instance, validated together with all others."""
+    names, row = stored_names(type(instance)), validated_row(instance)
+    return Changes({names[name]: row[names[name]] for name in fields}, ())
+
+
+async def fire_and_make_patch(instance: Model, fields: frozenset[str], operations: Sequence[Operation]) -> Changes:
     """Fire `pre_update`; returns the fields to write: the given fields, and fields that a receiver changed.
 
     If a receiver changed a field, the value of the receiver is written, and operations on the field are not.
     """
     document = type(instance).meta.document
-    signal = document.meta.signals.pre_update
-    names = stored_names(document)
-    receiver_changes = Changes({}, ())
-    if signal.receivers:
-        show_sets(instance, operations)
-        before = validated_row(instance)
-        operated = {operation.attribute for operation in operations}
-        await fire_pre_signal(signal, document, instance=instance, update_fields=fields | operated)
-        row = validated_row(instance)
-        receiver_changes = find_changes(before, row)
-    else:
-        row = validated_row(instance)
-    return Changes(
-        {names[name]: row[names[name]] for name in fields} | receiver_changes.changed, receiver_changes.removed
+    show_sets(instance, operations)
+    before = validated_row(instance)
+    operated = {operation.attribute for operation in operations}
+    await fire_pre_signal(
+        document.meta.signals.pre_update, document, instance=instance, update_fields=fields | operated
     )
-
-
-def _with_values(instance: D, values: dict[str, Any]) -> D:
-    """A copy with these values, validated; the instance stays unchanged."""
-    candidate = copy.copy(instance)
-    errors: list[ValidationError] = []
-    for name, value in values.items():
-        try:
-            setattr(candidate, name, value)
-        except ValidationError as error:
-            errors.append(error)
-    if errors:
-        raise _merged(type(instance), errors)
-    return candidate
+    names, row = stored_names(document), validated_row(instance)
+    by_receivers = find_changes(before, row)
+    return Changes({names[name]: row[names[name]] for name in fields} | by_receivers.changed, by_receivers.removed)
 
 
 def _merged(document: type[Model], errors: list[ValidationError]) -> ValidationError:
@@ -161,8 +161,14 @@ def _merged(document: type[Model], errors: list[ValidationError]) -> ValidationE
 
 def attribute_names(document: type[Model], aliases: Iterable[str]) -> frozenset[str]:
     """Stored names -> attribute names."""
-    attributes = {alias: name for name, alias in stored_names(document).items()}
+    attributes = _attributes(document)
     return frozenset(attributes.get(alias, alias) for alias in aliases)
+
+
+@cached_per_class
+def _attributes(document: Any) -> dict[str, str]:
+    """Stored name -> attribute name, for each field."""
+    return {alias: name for name, alias in stored_names(document).items()}
 
 
 def show_sets(instance: Model, operations: Iterable[Operation]) -> None:
@@ -197,10 +203,21 @@ def settle_update(
     _take_computed(instance, operations, row)
     removed = (*patch.removed, *(operation.top for operation in operations if operation.top not in row))
     written = Changes({**patch.changed, **row}, removed)
+    remember_written(instance, written, other_collection)
+    return attribute_names(type(instance), written.names)
+
+
+def remember_written(instance: Model, written: Changes, other_collection: Any) -> None:
+    """Update the last known row of an instance.
+
+    Args:
+        instance: the instance.
+        written: the fields that were set and removed.
+        other_collection: the collection, unless it is the document's own.
+    """
     known = loaded(instance).row()
     if known is not None:  # else the other fields stay unknown
         remember(instance, written.applied_to(known), other_collection)
-    return attribute_names(type(instance), {*written.changed, *removed})
 
 
 def _take_computed(instance: Model, operations: Sequence[Operation], row: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Updates some fields of an instance."""
 
-import copy
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,20 +13,22 @@ from mongoz.persistence.operations.limits import limits_of
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.origin import make_originator
-from mongoz.persistence.patch_command import read_current, send_patch
+from mongoz.persistence.patch_command import read_current, send_alone, send_patch
 from mongoz.persistence.patches import (
     AppliedValues,
     apply_values,
     apply_values_together,
     attribute_names,
+    fire_and_make_patch,
     make_patch,
+    remember_written,
     settle_update,
 )
 from mongoz.persistence.rows.copies import independent_values
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.validation import adopt_fields, id_of
-from mongoz.persistence.target import WriteTarget, resolve_target
+from mongoz.persistence.target import WriteTarget, default_target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
@@ -48,9 +49,13 @@ def update_instance(
 async def _update(instance: D, values: dict[str, Any], operations: Sequence[Operation], session: Any) -> D:
     if not values and not operations:
         return instance
-    document = type(instance).meta.document
+    meta = type(instance).meta
+    document = meta.document
     require_id(instance)
-    target = await resolve_target(document, loaded(instance).collection, session)
+    collection = loaded(instance).collection
+    target = default_target(meta) if collection is session is None else None
+    if target is None:
+        target = await resolve_target(document, collection, session)
     for _ in range(ATTEMPTS):
         try:
             await _patch(instance, values, operations, target)
@@ -96,20 +101,38 @@ async def _patch(
             match any more.
         DocumentNotFound: the document does not exist any more.
     """
-    document = type(instance).meta.document
+    meta = type(instance).meta
+    document = meta.document
     undo, own_values = _copy_state(instance), None
     settled = False
     try:
-        applied, conditions = await _apply(instance, values, operations, target)
-        # If validators change the result of an operation, their value is written instead of the operation.
-        operations = [operation for operation in operations if operation.attribute not in applied.derived]
-        patch = await make_patch(instance, applied.fields, operations)
+        conditions: Sequence[Mapping[str, Any]] = ()
+        if operations or has_invariants(document):
+            (fields, derived), conditions = await _apply(instance, values, operations, target)
+            # If validators change the result of an operation, their value is written instead of the operation.
+            operations = [operation for operation in operations if operation.attribute not in derived]
+        else:
+            fields = apply_values(instance, values)
+        if meta.signals.pre_update.receivers:
+            patch = await fire_and_make_patch(instance, fields, operations)
+        else:
+            patch = make_patch(instance, fields)
         operations = [operation for operation in operations if operation.top not in patch.names]
         own_values = dict(instance.__dict__)
-        signal = document.meta.signals.post_update
-        require_watched(document, target.collection, signal)
-        changed = attribute_names(document, (*patch.changed, *patch.removed, *(o.top for o in operations)))
+        signal = meta.signals.post_update
+        if target.collection is not meta.collection:
+            require_watched(document, target.collection, signal)
+        changed = None
+        if signal.receivers:
+            changed = attribute_names(document, (*patch.names, *(operation.top for operation in operations)))
         firing = target.plan(signal, changed)
+        if not (operations or conditions or filters or firing.concerns_dispatchers):
+            if target.transaction is not None:
+                target.undo_on_abort(instance)
+            await send_alone(instance, target, patch)
+            settled = True
+            remember_written(instance, patch, target.other_collection(document))
+            return
         previous = previous_instance(instance) if firing.receivers else None
         origin = (await make_originator(firing, target, Call.UPDATED, natural=True)).origin_for(id_of(instance))
         target.undo_on_abort(instance)
@@ -134,7 +157,7 @@ async def _patch(
 
 async def _apply(
     instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: WriteTarget
-) -> tuple[AppliedValues, list[Mapping[str, Any]]]:
+) -> tuple[AppliedValues, Sequence[Mapping[str, Any]]]:
     """Put new values onto an instance; returns the set fields, and the conditions of the write.
 
     The conditions are the limits of the operated fields. If current values are read from the database, the limits
@@ -145,11 +168,13 @@ async def _apply(
     together = has_invariants(document)
     needs_whole = together and is_partial(type(instance))
     if not (needs_whole or limits.has_others or (together and operations)):
-        apply = apply_values_together if together else apply_values
-        return apply(instance, values), list(limits.conditions)
+        applied = (
+            apply_values_together(instance, values) if together else AppliedValues(apply_values(instance, values))
+        )
+        return applied, limits.conditions
     row = await read_current(instance, target, operations, target.session, whole=needs_whole)
     if not together:
-        return apply_values(instance, values), _unchanged(row, operations)
+        return AppliedValues(apply_values(instance, values)), _unchanged(row, operations)
     computed = preview_operations(row, operations)
     if not needs_whole:
         return apply_values_together(instance, values, operations, computed), _unchanged(row, operations)
@@ -177,8 +202,12 @@ def _copy_state(instance: Model) -> dict[str, Any]:
 
     If there are `pre_update` receivers, the values are copied too, since receivers may change values in place.
     """
-    names = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
-    state = {name: copy.copy(getattr(instance, name)) for name in names}
+    extra = instance.__pydantic_extra__
+    state: dict[str, Any] = {
+        "__dict__": dict(instance.__dict__),
+        "__pydantic_extra__": None if extra is None else dict(extra),
+        "__pydantic_fields_set__": set(instance.__pydantic_fields_set__),
+    }
     if type(instance).meta.signals.pre_update.receivers:
         for name in ("__dict__", "__pydantic_extra__"):
             state[name] = state[name] and independent_values(state[name])

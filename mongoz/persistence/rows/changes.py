@@ -1,6 +1,7 @@
 """The differences between two rows."""
 
 import datetime
+import operator
 import uuid
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +13,7 @@ from mongoz.exceptions import InvalidKeyError
 from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import stored_names
 
-__all__ = ["Changes", "differing_fields", "find_changes"]
+__all__ = ["Changes", "are_same", "differing_fields", "find_changes"]
 
 _COMPARABLE: Final = frozenset({str, int, bool, type(None), bytes, bson.ObjectId, ObjectId, bson.Int64, uuid.UUID})
 """Types whose values have the same BSON if and only if they are equal."""
@@ -57,7 +58,7 @@ def find_changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
     for name, value in row.items():  # optimized: each save calls it
         if name in known:
             old = known[name]
-            if old is value or _are_same(old, value):
+            if old is value or are_same(old, value):
                 continue
         if name != "_id":
             changed[name] = value
@@ -75,21 +76,18 @@ def differing_fields(model: type[BaseModel], one: dict[str, Any], other: dict[st
 
 def _differ(one: dict[str, Any], other: dict[str, Any], alias: str) -> bool:
     if alias in one and alias in other:
-        return not _are_same(one[alias], other[alias])
+        return not are_same(one[alias], other[alias])
     return alias in one or alias in other
 
 
-def _are_same(a: Any, b: Any) -> bool:
+def are_same(a: Any, b: Any) -> bool:
     """Whether two values have the same BSON; 1, 1.0 and True are equal in Python only."""
     kind = type(a)
     if kind is type(b):
         if kind in _COMPARABLE:
             return bool(a == b)
         if kind is list:
-            kinds = [*map(type, a)]
-            if _COMPARABLE.issuperset(kinds) and kinds == [*map(type, b)]:
-                return bool(a == b)
-            return len(a) == len(b) and all(map(_are_same, a, b))
+            return len(a) == len(b) and (all(map(operator.is_, a, b)) or all(map(are_same, a, b)))
         # Different moments may be stored as the same millisecond.
         if kind is datetime.datetime and a.tzinfo is None and b.tzinfo is None and a == b:
             return True

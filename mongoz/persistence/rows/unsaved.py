@@ -6,7 +6,7 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.model.partial import is_partial
 from mongoz.model.state import loaded
-from mongoz.persistence.rows.changes import Changes, find_changes
+from mongoz.persistence.rows.changes import Changes, are_same, find_changes
 from mongoz.persistence.rows.flat import reloaded_values
 from mongoz.persistence.rows.hydration import previous_instance
 
@@ -36,7 +36,10 @@ def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
         reloaded = reloaded_values(type(instance), {name: known[name] for name in changes.changed})
     if reloaded is None:
         return find_changes(_row_as_loaded(instance, known), row)
-    return Changes(find_changes(reloaded, changes.changed).changed, changes.removed)
+    same = [name for name, value in changes.changed.items() if are_same(reloaded[name], value)]
+    for name in same:
+        del changes.changed[name]
+    return changes
 
 
 def _row_as_loaded(instance: Model, known: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,10 @@ _ATTACHED: Final = "mongoz_attached"
 
 
 def reduce_instance(instance: Any) -> tuple[Any, ...]:
-    """The `__reduce__` of an instance. It names the document: pickle can't import the class of partial rows."""
+    """The `__reduce__` of an instance. The pickle names the document class.
+
+    A class of partial rows has no name that pickle can import.
+    """
     document = type(instance)
     blank = (document.meta.document, is_partial(document), getattr(document, "__parts__", None))
     return _make_blank, blank, instance.__getstate__()
@@ -60,7 +63,7 @@ def _names_of(instance: Any, collection: Collection) -> tuple[str, str]:
     """
     if collection.database.deployment is not instance.meta.registry:
         raise pickle.PicklingError(
-            f"{instance} is from {collection.namespace!r} of another registry than its class, which a pickle "
-            "can't express. Pickle its model_dump(), or load it through a class of that registry."
+            f"{instance} is from {collection.namespace!r} of another registry than its class. A pickle can't "
+            "name another registry. Pickle its model_dump(), or load it through a class of that registry."
         )
     return collection.database.name, collection.name

@@ -102,7 +102,7 @@ def test_sigterm_ends_a_run_with_a_hint_how_to_continue(ledger, foreign, command
 
 
 @pytest.mark.slow
-def test_a_backfill_needs_no_broker_and_a_replay_from_a_topic_does(ledger, foreign, command):
+def test_a_replay_from_a_topic_needs_a_broker_and_a_backfill_needs_none(ledger, foreign, command):
     pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
     foreign["accounts"].insert_one({"name": "a", "n": 1})
     command.environment |= {"DISPATCHER_KAFKA": "127.0.0.1:1", "DISPATCHER_CONNECT_TIMEOUT": "2"}

@@ -351,7 +351,7 @@ class Fleet:
         self._read_ledger()
 
     def _is_complete(self) -> bool:
-        """Whether all deliveries were made, apart from those that nobody has claimed."""
+        """Whether all deliveries were made. Deliveries of the ODM's writes count only if they were claimed."""
         if len(self._audited) < self.written:
             return False
         if not all(commit.claimed <= self._made[commit.token] for commit in self.log.commits if commit.token):

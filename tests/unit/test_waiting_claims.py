@@ -215,7 +215,7 @@ async def test_only_the_writing_process_may_deliver_a_change_until_its_claim_is_
     assert (job.awaited, scene.capacity.waiting, scene.capacity.queued_bytes) == (0, 0, 0)
 
 
-async def test_a_claim_without_known_receivers_ends_with_its_decision():
+async def test_the_decision_ends_a_claim_without_known_receivers():
     scene = Scene()
     job = scene.write(1)
     scene.decide(1, ClaimVerdict.TAKE)

@@ -1,5 +1,6 @@
 """A protocol for the service that waiting claims need from a package of the same layer."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from dispatcher.core.events import Calls, Change
@@ -15,3 +16,10 @@ class ParkingGate(Protocol):
 
     async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
         """Write a delivery that waits. After this call, the delivery survives a failover."""
+
+    def hasten(self, lanes: Mapping[str, str]) -> None:
+        """Make the next attempt at claimed deliveries soon, because their claims are decided.
+
+        Args:
+            lanes: the lanes of the deliveries, each with the `_id` of its delivery.
+        """

@@ -41,17 +41,31 @@ _LONG_WAIT: Final = 3.0
 
 _ORPHANED: Final = Waiting("orphaned", 300.0)
 
-# Seconds until a parked claim is judged again. So a takeover can come some seconds later than the timeout.
+# Seconds until a claim that has just been parked is judged for the first time.
 _AGAIN: Final = 2.0
 
-# Maximum number of parked claims that are judged again in a second. If there are more, each waits longer.
-_MOST_JUDGED: Final = 400
+# Seconds until a parked claim is judged again by itself. Each judgement reads and writes the database. Usually the
+# claim is judged earlier: as soon as its book decides it, see `_hasten_parked`.
+_SELDOM: Final = 120.0
 
-# Maximum seconds until a parked claim is judged again. Meanwhile its book must be followed, see `_LONGEST`.
-_LATEST: Final = 30.0
+# Seconds for which the book of a parked claim is followed after a judgement.
+_FOLLOWED: Final = 2 * _SELDOM
 
 # Maximum number of processes that the gauges name.
 _MOST_NAMED: Final = 20
+
+
+class _ParkedClaim(NamedTuple):
+    """An undecided claim whose delivery is parked.
+
+    Attributes:
+        id: the `_id` of the parked delivery.
+        until: the time until which its book is followed.
+    """
+
+    claim: Claim
+    id: str
+    until: float
 
 
 class ClaimTools(NamedTuple):
@@ -121,9 +135,8 @@ class WaitingClaims:
         self._chains: dict[Hashable, dict[str, WaitingChain]] = {}
         self._followers = 0  # deliveries in chains that are not claimed
         self._running: set[Job] = set()
-        # Undecided parked deliveries: book, number of the claim, and receiver. Each has the time until which its
-        # book is followed.
-        self._parked: dict[tuple[bytes, int, str], float] = {}
+        # By the lane of the delivery.
+        self._parked: dict[str, _ParkedClaim] = {}
 
     def begin(self) -> None:
         """Follow the claims from now on."""
@@ -145,10 +158,10 @@ class WaitingClaims:
     def incarnations(self) -> set[bytes]:
         """The books that claims wait for."""
         at = now()
-        self._parked = {one: until for one, until in self._parked.items() if until > at}
+        self._parked = {lane: one for lane, one in self._parked.items() if one.until > at}
         found = {one.claim.incarnation for one in self._open.values()}
         claims = [part.claim for _, _, chain in self._each_chain() for part in chain.parts]
-        found |= {incarnation for incarnation, _, _ in self._parked}
+        found |= {one.claim.incarnation for one in self._parked.values()}
         return found | {claim.incarnation for claim in claims if claim is not None}
 
     @property
@@ -224,7 +237,7 @@ class WaitingClaims:
     def decide(self) -> None:
         """Finish the claims that are done, and go on with each chain whose first claim is decided.
 
-        Then park the chains that have waited too long.
+        Then park the chains that have waited too long, and hasten the parked claims that are decided.
         """
         for one in list(self._open.values()):
             verdict = self.judge(one.claim)
@@ -236,6 +249,7 @@ class WaitingClaims:
             if name in self._chains.get(key, ()):
                 self._advance(key, name)
         self._park_long_waits(now(), is_crowded=self._is_crowded())
+        self._hasten_parked()
 
     def has(self, key: Hashable) -> bool:
         """Returns whether deliveries of a document wait."""
@@ -322,6 +336,14 @@ class WaitingClaims:
             seconds = 0.0 if part.claim is None else _AGAIN
             await self._parking.park(part.change, part.calls, receiver, Waiting(reason, seconds))
 
+    def _hasten_parked(self) -> None:
+        """Let the parked claims be judged that are decided now. The others cost no command."""
+        decided = {lane: one.id for lane, one in self._parked.items() if self.judge(one.claim) is not WAIT}
+        for lane in decided:
+            del self._parked[lane]
+        if decided:
+            self._parking.hasten(decided)
+
     async def park_begun(self) -> None:
         """At the end: park the waiting deliveries of changes whose other receivers have run.
 
@@ -347,14 +369,11 @@ class WaitingClaims:
             return await self._stages.deliver_held(held)
         await self._watch.load([change])
         verdict = self.judge(claim)
-        (receiver,) = held.calls.receivers
-        parked = claim.incarnation, claim.number, receiver.name
         if verdict is WAIT:
-            self._parked[parked] = now() + _LONGEST
+            self._parked[held.lane] = _ParkedClaim(claim, held.id, now() + _FOLLOWED)
             self._watch.wake()
-            seconds = min(max(_AGAIN, len(self._parked) / _MOST_JUDGED), _LATEST)
-            return held.waiting._replace(reason="claimed", seconds=seconds)
-        self._parked.pop(parked, None)
+            return held.waiting._replace(reason="claimed", seconds=_SELDOM)
+        self._parked.pop(held.lane, None)
         if verdict is DONE:
             return True
         return await self._stages.deliver_held(held._replace(change=await self._taken_over(change)))

@@ -63,6 +63,8 @@ class HeldDelivery(NamedTuple):
         leave: called with the task and the decision if the receiver ignores cancellation. In this case
             `deliver_held` does not return.
         place: the place for one attempt if the receiver has limits; None if there is none yet.
+        lane: the name of its lane.
+        id: the `_id` of its record.
     """
 
     change: Change
@@ -71,6 +73,8 @@ class HeldDelivery(NamedTuple):
     retried: RetriedLetter | None
     leave: Callable[["asyncio.Task[Any]", Decision], Awaitable[None]]
     place: Place | None = None
+    lane: str = ""
+    id: str = ""
 
 
 class Leaving(Protocol):

@@ -87,6 +87,8 @@ class Parking:
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
         """Lanes that a dead letter joined after their last errand. It may be their first delivery now."""
+        self.hastened: dict[str, str] = {}
+        """Lanes whose claims are decided, each with the `_id` of its claimed delivery, which is made due soon."""
         self._paused_names: set[str] = set()
         self.watched: set[str] = set()
         """Names of the receivers whose deliveries may have to wait. Usually empty."""
@@ -120,6 +122,7 @@ class Parking:
         Call this method again from time to time: a dispatcher of an earlier version may still park deliveries.
         """
         await self._held.recover()
+        await self._held.make_claimed_due()  # nobody else tells this process when their claims are decided
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
         for name in found & known:
@@ -240,6 +243,15 @@ class Parking:
         if not task.done():
             self.stuck.add(lane)
             task.add_done_callback(ended)
+
+    def hasten(self, lanes: Mapping[str, str]) -> None:
+        """Make the next attempt at claimed deliveries soon, because their claims are decided.
+
+        Args:
+            lanes: the lanes, each with the `_id` of its claimed delivery.
+        """
+        self.hastened.update(lanes)
+        self._on_parked(0.0)
 
     async def retry(self, change: Change, calls: Calls, letter: str) -> bool:
         """Park a dead letter again. The order of the commits decides its place in the lane.

@@ -84,6 +84,9 @@ UNDELIVERABLE: Final = 300.0
 # Maximum length of a recorded error, in characters.
 _LONGEST_MESSAGE: Final = 1_000
 
+# Maximum number of deliveries that one command makes due.
+_MOST_DUE: Final = 10_000
+
 # Limits for the deliveries of one lane that are read at once: their number, and the sum of their recorded sizes.
 _FOLLOWING: Final = 20
 _BYTES: Final = 4_000_000
@@ -186,6 +189,18 @@ class HeldStore:
         ]
         if marks:
             await self._held.bulk_write(marks, ordered=False)
+
+    async def make_claimed_due(self) -> None:
+        """Make all deliveries due that wait for claims."""
+        waiting = {"group": self.group, "state": "claimed", **HEADS, **self._ours}
+        await self.make_due([row["_id"] async for row in self._held.find(waiting, {"_id": True})])
+
+    async def make_due(self, ids: Sequence[str]) -> None:
+        """Make deliveries due that wait for claims."""
+        change = [{"$set": {"due_at": {"$min": ["$due_at", "$$NOW"]}}}]
+        for start in range(0, len(ids), _MOST_DUE):
+            several = {"$in": list(ids[start : start + _MOST_DUE])}
+            await self._held.update_many({"_id": several, "state": "claimed", **HEADS}, change)
 
     # -- writing ---------------------------------------------------------------------------------------------
 

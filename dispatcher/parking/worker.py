@@ -185,6 +185,7 @@ class ParkingWorker:
 
     async def _take_all(self) -> float:
         """Read due deliveries, as many as get places soon. Returns the seconds until another delivery is due."""
+        await self._hasten()
         names = self._parking.busy
         soonest = _RARELY
         for name in names:
@@ -211,6 +212,15 @@ class ParkingWorker:
             if seconds is not None and len(due) < room:
                 soonest = min(soonest, seconds)
         return soonest
+
+    async def _hasten(self) -> None:
+        """Make the deliveries due whose claims are decided. The end of an errand would undo this for its lane."""
+        hastened = self._parking.hastened
+        found = {lane: id_ for lane, id_ in hastened.items() if lane not in self._taken}
+        if found:
+            await self._held.make_due(list(found.values()))
+            for lane in found:
+                del hastened[lane]
 
     @property
     def _share(self) -> int:
@@ -364,6 +374,9 @@ class ParkingWorker:
             return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:
             place = self._limited.place(slice_.lane.id)
-            return await self._deliver(HeldDelivery(change, calls, waiting, retried, leave, place))
+            id_ = row["_id"]
+            return await self._deliver(
+                HeldDelivery(change, calls, waiting, retried, leave, place, slice_.lane.id, id_)
+            )
         self._reader.log_orphaned(row)
         return waiting._replace(reason="orphaned", seconds=UNDELIVERABLE)

@@ -13,6 +13,8 @@ import pytest
 from pymongo.errors import PyMongoError
 
 import mongoz
+from dispatcher.claims.store import ClaimStore
+from dispatcher.parking.store import HeldStore
 from mongoz.claims.beats import BeatPause
 from mongoz.claims.book import MOST_RELEASED
 from mongoz.core.signals import post_save, post_update
@@ -473,6 +475,59 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
         await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
     taken = [] if finishes else [("post_save", "any", 1, "takeover")]
     assert [one for one in served if one[1] == "any"] == [*taken, ("post_update", "any", 2, "stream")]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_parked_claims_are_read_once_before_their_process_dies_and_once_after(
+    restarts, registry, database, state, foreign, held, monkeypatch
+):
+    """However long they wait. A dispatcher that starts reads them once more."""
+    monkeypatch.setattr("dispatcher.claims.waiting._LONGEST", 0.1)
+    served: Told = []
+    make(registry, database, served, others=False)
+    foreign.create_collection("items")
+    rows, books, due = Counted(HeldStore, "read"), Counted(ClaimStore, "read"), Counted(HeldStore, "make_due")
+    for counted in (rows, books, due):
+        monkeypatch.setattr(counted.owner, counted.name, counted.method)
+    count, judged = 100, {"state": "claimed", "$expr": {"$gt": ["$due_at", {"$add": ["$$NOW", 60_000]}]}}
+
+    async def until_judged() -> None:
+        await eventually(lambda: state.held.count_documents(judged) == count, what="all claims are parked")
+        before, seen = books.calls, rows.items
+        await eventually(lambda: books.calls >= before + 3, what="the books are read again")
+        assert rows.items == seen, "nothing is read while the claims are undecided"
+
+    async with dispatching(registry):
+        await until_announced(state)
+        held.writes += [asyncio.ensure_future(held.Item(n=n).create()) for n in range(count)]
+        await until_judged()
+        if not restarts:
+            state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
+            await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
+    if restarts:
+        async with dispatching(registry):
+            await until_judged()
+            state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
+            await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
+    assert sorted(served) == [("post_save", "any", n, "takeover") for n in range(count)]
+    assert rows.items <= (3 if restarts else 2) * count
+    assert due.calls <= 5, "one command makes many deliveries due"
+
+
+class Counted:
+    """Counts the calls of a method with items in its first argument, and the items."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+        self.calls = self.items = 0
+        original = getattr(owner, name)
+
+        async def method(instance: Any, several: Any, *args: Any) -> Any:
+            self.calls += bool(several)
+            self.items += len(several)
+            return await original(instance, several, *args)
+
+        self.method = method
 
 
 async def test_an_open_claim_that_holds_the_position_does_not_stop_the_stream(

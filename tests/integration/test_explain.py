@@ -12,9 +12,12 @@ from dispatcher.cli import app
 from dispatcher.exceptions import HistoryLost, NotFound
 from dispatcher.explain.report import DocumentReport, explain
 from dispatcher.operate.pauses import pause
+from dispatcher.operate.privileges import role_name
 from mongoz.core.signals import post_delete, post_save, post_update
 from mongoz.signals import muted
 from tests.integration.deliveries import QUICK, Parked, State
+from tests.integration.test_check_claims import printed_roles, registry_of
+from tests.integration.test_setup import make_user
 from tests.support import dispatching, eventually, group_of, settings_for
 
 ID = ObjectId()
@@ -116,6 +119,19 @@ async def test_nothing_is_written_and_no_receiver_is_called(foreign, dispatched,
     assert report.changes[0].progress is None
     assert calls == []
     assert State(foreign).database.list_collection_names() == []
+
+
+async def test_the_rights_of_the_dispatcher_are_enough_to_explain(guarded, database):
+    role = printed_roles(database)[role_name(database)]
+    guarded.admin.command("createRole", role_name(database), **role)
+    guarded.admin.command("createUser", database, pwd="secret", roles=[role_name(database)])
+    guarded[database].users.insert_one({"_id": ID, "name": "Ada"})
+    registry = registry_of(guarded, database, database)
+    user = make_user(registry, database)
+    connect(user, "rich", where={"name": "Bea"})
+    since = Timestamp(int(time.time()) - 60, 0)
+    report = await explain(registry, settings_for(registry), (database, "users"), [ID], since)
+    assert told(report) == {"watcher": ("", "waits"), "rich": ("where", "not called")}
 
 
 async def test_unknown_names_and_old_times_are_refused(foreign, dispatched, account, database):

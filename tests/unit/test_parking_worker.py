@@ -30,7 +30,7 @@ def worker_with(due: tuple[list[Lane], float | None], first: dict[str, Any]) -> 
     parking.own_id = "me"
     made = ParkingWorker(
         held,
-        Mock(busy=("r",), stuck=set(), is_ours=parking.is_ours),
+        Mock(busy=("r",), stuck=set(), hastened={}, is_ours=parking.is_ours),
         Mock(key=Mock(return_value="key")),
         Mock(names={}),
         deliver=AsyncMock(),
@@ -71,6 +71,32 @@ async def test_a_malformed_delivery_does_not_delay_the_deliveries_after_it():
     made._held.skip = AsyncMock(return_value=True)  # type: ignore[method-assign]
     made._reader.key = Mock(side_effect=ValueError)  # type: ignore[method-assign]
     assert await made._take_all() == 0.0
+
+
+async def test_a_decided_claim_is_made_due_after_its_errand():
+    """At its end the errand writes when the delivery is due, and would undo an earlier write."""
+    made = worker_with(([LANE], None), OWN)
+    made._held.make_due = AsyncMock()  # type: ignore[method-assign]
+    await made._take_all()
+    made._parking.hastened.update({"lane": "first", "other": "second"})
+    await made._take_all()
+    made._held.make_due.assert_awaited_once_with(["second"])
+    made._end("r", LANE)
+    made._held.due.return_value = ([], None)
+    await made._take_all()
+    await made._take_all()
+    assert [call.args for call in made._held.make_due.await_args_list] == [(["second"],), (["first"],)]
+
+
+async def test_decided_claims_whose_write_fails_are_made_due_later():
+    made = worker_with(([], None), {})
+    made._parking.hastened["lane"] = "first"
+    made._held.make_due = AsyncMock(side_effect=[AutoReconnect("a step-down"), None])  # type: ignore[method-assign]
+    with pytest.raises(AutoReconnect):
+        await made._take_all()
+    await made._take_all()
+    assert made._held.make_due.await_count == 2
+    assert not made._parking.hastened
 
 
 async def test_more_places_are_used_at_once():

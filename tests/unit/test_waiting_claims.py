@@ -1,6 +1,6 @@
 """The order of deliveries that wait for claims, without a server."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,6 +39,7 @@ class Scene:
         self.stats = Stats()
         self.capacity = SimpleNamespace(waiting=0, queued_bytes=0, watched=None, crowded=False)
         self.lanes: set[tuple[Hashable, str]] = set()
+        self.hastened: dict[str, str] = {}
         watch = SimpleNamespace(
             verdict=lambda claim: self.verdicts.get(claim.number, ClaimVerdict.WAIT),
             named=lambda claim: claim.receivers,
@@ -97,6 +98,9 @@ class Scene:
     async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
         self.lanes.add((change.key, receiver.name))
         self.parked.append((change.token, receiver.name, waiting.reason))
+
+    def hasten(self, lanes: Mapping[str, str]) -> None:
+        self.hastened.update(lanes)
 
     def write(
         self, number: int, *receivers: Receiver, id_: Any = 1, process: bytes = b"incarnat", wall: float = NOW
@@ -338,26 +342,42 @@ async def test_a_parked_claim_is_judged_when_it_is_due(verdict, decision, delive
 def parked_claim(number: int) -> Any:
     claim = Claim(b"incarnat", number, frozenset({MAIL.id}))
     one = change("insert")._replace(origin=stamp(Call.CREATED, receivers=claim.receivers, claim=claim))
-    return HeldDelivery(one, Calls(None, "post_save", True, (MAIL,)), Waiting("claimed"), None, None)  # type: ignore[arg-type]
+    calls = Calls(None, "post_save", True, (MAIL,))
+    return HeldDelivery(one, calls, Waiting("claimed"), None, None, None, f"lane {number}", f"id {number}")  # type: ignore[arg-type]
 
 
-async def test_parked_claims_are_judged_less_often_if_there_are_many(monkeypatch):
-    """Each judgement writes to the database."""
-    monkeypatch.setattr(waiting_module, "_MOST_JUDGED", 1)
+async def test_parked_claims_are_judged_again_when_their_books_decide_them():
+    """Each judgement reads and writes the database, so the undecided ones cause none."""
     scene = Scene()
-    pauses = [(await scene.claims.deliver_held(parked_claim(number))).seconds for number in (1, 2, 2, 3, 4)]
-    assert pauses == [2.0, 2.0, 2.0, 3.0, 4.0]
-    scene.verdicts[1] = scene.verdicts[2] = ClaimVerdict.DONE
-    assert [await scene.claims.deliver_held(parked_claim(number)) for number in (1, 2)] == [True, True]
-    assert (await scene.claims.deliver_held(parked_claim(3))).seconds == 2.0
-    pauses = [(await scene.claims.deliver_held(parked_claim(number))).seconds for number in range(5, 100)]
-    assert max(pauses) == 30.0
+    pauses = [(await scene.claims.deliver_held(parked_claim(number))).seconds for number in (1, 2, 3)]
+    assert min(pauses) >= 60
+    scene.claims.decide()
+    assert scene.hastened == {}
+    scene.verdicts[1] = ClaimVerdict.DONE
+    scene.decide(3, ClaimVerdict.TAKE)
+    assert scene.hastened == {"lane 1": "id 1", "lane 3": "id 3"}
+    scene.hastened.clear()
+    scene.claims.decide()
+    assert scene.hastened == {}, "a decided claim is hastened once"
+    assert await scene.claims.deliver_held(parked_claim(1))
+    scene.decide(2, ClaimVerdict.TAKE)
+    assert scene.hastened == {"lane 2": "id 2"}
+
+
+async def test_the_books_of_parked_claims_are_followed_until_the_next_judgement(monkeypatch):
+    scene = Scene()
+    at = waiting_module.now()
+    seconds = (await scene.claims.deliver_held(parked_claim(1))).seconds
+    monkeypatch.setattr(waiting_module, "now", lambda: at + 1.5 * seconds)
+    assert scene.claims.incarnations == {b"incarnat"}
+    monkeypatch.setattr(waiting_module, "now", lambda: at + 3 * seconds)
+    assert scene.claims.incarnations == set(), "another process makes the delivery now"
 
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])
 def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
-    """After a restart the claim is judged twice. In between, its book is read and found silent."""
-    longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE + waiting_module._AGAIN
+    """The claim is parked and judged. Then its book is found silent, which makes the claim due."""
+    longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE
     assert longest <= seconds + 5
 
 

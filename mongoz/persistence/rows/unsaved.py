@@ -16,9 +16,9 @@ __all__ = ["unsaved_changes"]
 def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
     """The changes of an instance since its load, by stored names.
 
-    A field that differs from the database may have the value of the load nevertheless: other clients store an
-    integer in 64 bits, or leave out a field with a default. A field that this process did not change must not be
-    written, since that would undo concurrent changes.
+    A field can differ from the stored row although this process did not change it: other clients store an integer
+    in 64 bits, or leave out a field with a default. Such a field must not be written, since that would undo
+    concurrent changes.
 
     Args:
         instance: the instance.

@@ -49,6 +49,7 @@ from dispatcher.runtime.pipeline import Pipeline
 from dispatcher.settings import Settings
 from mongoz.claims.document import BookSnapshot, BookState, NamedReceiver
 from mongoz.connection.codec import CODEC_OPTIONS
+from mongoz.connection.database import OpenCollection
 from mongoz.core.signals import post_save
 from mongoz.signals import Batch, BatchEvent
 from mongoz.signals.hops import inside_dispatcher
@@ -114,9 +115,6 @@ async def after_each(sender: type[Human], **kwargs: Any) -> None:
 class _NoDriver:
     """A collection that answers at once."""
 
-    class write_concern:  # noqa: N801 - an attribute of the driver's
-        acknowledged = True
-
     async def insert_one(self, _row: dict[str, Any], session: object = None) -> None:
         """Do nothing."""
 
@@ -159,7 +157,8 @@ async def _count_creates() -> None:
     claims.book.acknowledge(float("inf"), frozenset(id_ for one in named for id_ in one.ids))
     for document in (Silent, Heard, Announced, Stamped, Claimed):
         collection = document.get_collection()
-        collection._resolved = (collection.database.deployment.client, _NoDriver())
+        client = collection.database.deployment.opened
+        collection._opened = OpenCollection(client, _NoDriver(), client.session_pool)
     driver = _NoDriver()
 
     async def make_and_encode(row: dict[str, Any]) -> None:

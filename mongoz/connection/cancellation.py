@@ -1,8 +1,8 @@
 """Units of work that a cancellation must not interrupt: a write or a commit, together with its receivers."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextvars import Context, ContextVar
+from collections.abc import Awaitable, Coroutine, Generator
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 __all__ = ["is_caller_cancelled", "uninterrupted"]
@@ -32,7 +32,9 @@ class _Uninterrupted(Generic[T]):
     turns of the loop.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_is_cancelled", "_outer", "_task", "_unit")
+    __slots__ = (
+        "_asyncio_future_blocking", "_is_cancelled", "_outer", "_unit", "add_done_callback", "get_loop",
+    )  # fmt: skip
 
     def __init__(self, unit: Coroutine[Any, Any, T]) -> None:
         self._unit = unit
@@ -41,19 +43,23 @@ class _Uninterrupted(Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         token = _current.set(self)  # for the task, which copies the context
-        self._task = task = asyncio.get_running_loop().create_task(self._unit)
+        task = asyncio.get_running_loop().create_task(self._unit)
         _current.reset(token)
-        self._asyncio_future_blocking = True  # by this attribute asyncio recognizes a future
+        # The rest of the interface of a future. By the last attribute, asyncio recognizes a future.
+        self.add_done_callback, self.get_loop = task.add_done_callback, task.get_loop
+        self._asyncio_future_blocking = True
         try:
             yield self
         except asyncio.CancelledError as cancelled:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise cancelled from error
             raise
+        finally:
+            # The task's context refers to this object, and the two methods refer to the task. Without them, there
+            # is no reference cycle that waits for the garbage collector.
+            del self.add_done_callback, self.get_loop
+            self._is_cancelled = self._is_cancelled and not task.done()
         return task.result()
-
-    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context | None = None) -> None:
-        self._task.add_done_callback(callback, context=context)
 
     def cancel(self, msg: object = None) -> bool:  # noqa: ARG002 - the signature of futures
         self._is_cancelled = True
@@ -61,12 +67,7 @@ class _Uninterrupted(Generic[T]):
 
     @property
     def is_caller_cancelled(self) -> bool:
-        return (self._is_cancelled and not self._task.done()) or (
-            self._outer is not None and self._outer.is_caller_cancelled
-        )
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._task.get_loop()
+        return self._is_cancelled or (self._outer is not None and self._outer.is_caller_cancelled)
 
 
 _current: ContextVar[_Uninterrupted[Any] | None] = ContextVar("mongoz_unit", default=None)

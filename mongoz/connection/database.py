@@ -1,12 +1,13 @@
 """Databases and collections of a deployment: names, with the driver's objects for the running event loop."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from bson.codec_options import CodecOptions
 
-from mongoz.connection.deployment import Deployment
+from mongoz.connection.deployment import Deployment, OpenClient
+from mongoz.connection.session_pool import SessionPool
 
-__all__ = ["Collection", "Database"]
+__all__ = ["Collection", "Database", "OpenCollection"]
 
 
 class Database:
@@ -55,6 +56,21 @@ class Database:
         return f"Database({self.name!r})"
 
 
+class OpenCollection(NamedTuple):
+    """A collection in one event loop.
+
+    Attributes:
+        client: the client of the loop.
+        driver_collection: the driver's collection.
+        sessions: the sessions for single writes; None if the client does not wait for acknowledgements, since
+            unacknowledged writes support no session.
+    """
+
+    client: OpenClient
+    driver_collection: Any
+    sessions: SessionPool | None
+
+
 class Collection:
     """A collection of a database.
 
@@ -64,13 +80,13 @@ class Collection:
         write_target: the target of writes outside of any session. Only `mongoz.persistence.target` uses it.
     """
 
-    __slots__ = ("_resolved", "database", "name", "write_target")
+    __slots__ = ("_opened", "database", "name", "write_target")
 
     def __init__(self, name: str, database: Database) -> None:
         self.name = name
         self.database = database
         self.write_target: Any = None
-        self._resolved: tuple[Any, Any] | None = None
+        self._opened: OpenCollection | None = None
 
     @property
     def namespace(self) -> str:
@@ -78,13 +94,20 @@ class Collection:
         return f"{self.database.name}.{self.name}"
 
     @property
+    def opened(self) -> OpenCollection:
+        """The collection in the running event loop."""
+        client = self.database.deployment.opened
+        opened = self._opened  # read once: another thread, with another loop, may write it meanwhile
+        if opened is None or opened.client is not client:
+            collection = self.database.driver_database[self.name]
+            sessions = client.session_pool if collection.write_concern.acknowledged else None
+            self._opened = opened = OpenCollection(client, collection, sessions)
+        return opened
+
+    @property
     def driver_collection(self) -> Any:
         """The driver's collection, for the running event loop."""
-        client = self.database.deployment.client
-        resolved = self._resolved  # read once: another thread, with another loop, may write it meanwhile
-        if resolved is None or resolved[0] is not client:
-            self._resolved = resolved = (client, self.database.driver_database[self.name])
-        return resolved[1]
+        return self.opened.driver_collection
 
     _collection = driver_collection  # the documented name
 

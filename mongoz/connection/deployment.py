@@ -20,7 +20,7 @@ from mongoz.connection.drivers import adapter_named, adapter_of
 from mongoz.connection.session_pool import SessionPool
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["DEFAULT_STATE", "Deployment"]
+__all__ = ["DEFAULT_STATE", "Deployment", "OpenClient"]
 
 _DEFAULT_GROUP: Final = "default"
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -40,11 +40,20 @@ _NO_RETRIES: Final = (
 )
 
 
-class _OpenClient(NamedTuple):
+class OpenClient(NamedTuple):
+    """The client of one event loop.
+
+    Attributes:
+        client: the driver's client.
+        session_pool: its sessions for single writes.
+        pid: the process that opened the client.
+        closer: closes the client with the loop; None for a client of the application, which stays open.
+    """
+
     client: Any
-    closer: AsyncGenerator[None, None]
     session_pool: SessionPool
     pid: int
+    closer: AsyncGenerator[None, None] | None = None
 
 
 class Deployment:
@@ -79,8 +88,8 @@ class Deployment:
         claims: bool | float = True,
     ) -> None:
         self._url: str | None = None
-        self._given: Any = None
-        self._clients: dict[asyncio.AbstractEventLoop, _OpenClient] = {}
+        self._given: OpenClient | None = None
+        self._clients: dict[asyncio.AbstractEventLoop, OpenClient] = {}
         self._preferred: dict[str, Any] = {}
         self.dispatched = _group_of(dispatched)
         if isinstance(url, str):
@@ -92,8 +101,7 @@ class Deployment:
                 raise ImproperlyConfigured(
                     f"driver={driver!r}, but the given client is a {self.adapter.name} client; leave driver= out."
                 )
-            self._given = url
-            self._given_pool = SessionPool(self.adapter, url)
+            self._given = OpenClient(url, SessionPool(self.adapter, url), os.getpid())
             self._given_loop: asyncio.AbstractEventLoop | None = None
             self._codec_options = with_encoders(url.codec_options)
             if self.dispatched and not _pymongo_client(url, self.driver).options.retry_writes:
@@ -127,7 +135,8 @@ class Deployment:
         }
         if self._url is not None:
             return pymongo.MongoClient(self._url, **options)
-        given = _pymongo_client(self._given, self.driver)._init_kwargs
+        assert self._given is not None
+        given = _pymongo_client(self._given.client, self.driver)._init_kwargs
         return pymongo.MongoClient(**{**given, **options})
 
     def _set_url(self, url: str) -> None:
@@ -168,7 +177,7 @@ class Deployment:
     def _first_seed(self) -> Seed:
         if self._given is None:
             return self._seed
-        settings = getattr(_pymongo_client(self._given, self.driver), "_topology_settings", None)
+        settings = getattr(_pymongo_client(self._given.client, self.driver), "_topology_settings", None)
         host, port = sorted(settings.seeds)[0] if settings else ("client", None)
         return Seed(host, port)
 
@@ -199,7 +208,12 @@ class Deployment:
 
     @property
     def client(self) -> Any:
-        """The driver's client for the running event loop, opened at the first use.
+        """The driver's client for the running event loop, opened at the first use; see `opened`."""
+        return self.opened.client
+
+    @property
+    def opened(self) -> OpenClient:
+        """The client for the running event loop, with its sessions.
 
         Raises:
             ImproperlyConfigured: no event loop is running, or the client that the registry was made from
@@ -212,11 +226,10 @@ class Deployment:
                 "No event loop is running; a document can only be read or written from a coroutine."
             ) from None
         if self._given is not None:
-            return self._given_client(loop)
-        opened = self._clients.get(loop)
-        return (opened or self._open(loop)).client
+            return self._given_in(loop)
+        return self._clients.get(loop) or self._open(loop)
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> _OpenClient:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> OpenClient:
         assert self._url is not None
         self._abandon_dead_loops()
         named = named_options(self._url)
@@ -230,7 +243,7 @@ class Deployment:
                 await session_pool.end()
                 await self.adapter.close(client)
 
-        opened = self._clients[loop] = _OpenClient(client, _close_with_loop(close), session_pool, os.getpid())
+        opened = self._clients[loop] = OpenClient(client, session_pool, os.getpid(), _close_with_loop(close))
         return opened
 
     def _abandon_dead_loops(self) -> None:
@@ -244,7 +257,8 @@ class Deployment:
         if dead:
             gc.collect()
 
-    def _given_client(self, loop: asyncio.AbstractEventLoop) -> Any:
+    def _given_in(self, loop: asyncio.AbstractEventLoop) -> OpenClient:
+        assert self._given is not None
         if self._given_loop is None:
             self._given_loop = loop
         if self._given_loop is not loop:
@@ -258,14 +272,6 @@ class Deployment:
         """A new session of the running loop's client; it ends with the block."""
         return self.adapter.session(self.client)
 
-    @property
-    def session_pool(self) -> SessionPool:
-        """Sessions for single writes, of the running loop's client."""
-        if self._given is not None:
-            return self._given_pool
-        loop = asyncio.get_running_loop()
-        return (self._clients.get(loop) or self._open(loop)).session_pool
-
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in a task of its own, until the registry is closed."""
         task = asyncio.create_task(work, name="mongoz-unsettled-write")
@@ -278,9 +284,9 @@ class Deployment:
         for task in [task for task in self._unsettled if task.get_loop() is loop]:
             task.cancel()
         if self._given is not None:
-            await self._given_pool.end()
+            await self._given.session_pool.end()
         opened = self._clients.get(loop)
-        if opened is not None:
+        if opened is not None and opened.closer is not None:
             await opened.closer.aclose()
         # A forked process has the clients of its parent, too.
         is_last = all(one.pid != os.getpid() for one in self._clients.values())

@@ -32,23 +32,28 @@ class SessionPool:
         self._client = client
         self._idle: list[tuple[Any, float]] = []  # the latest one at the end
 
-    async def take(self) -> Any:
-        """Take a session. The caller gives it back, or ends it if its state is unknown. No I/O."""
+    def take_idle(self) -> Any:
+        """Take an idle session; None if there is none. The caller gives it back, or ends it after an error."""
         idle = self._idle
-        if idle:
-            session, since = idle.pop()
-            if monotonic() - since < _IDLE_SECONDS:
-                return session
-            idle.append((session, since))
-            await self.end()  # the other sessions are even older
+        if not idle:
+            return None
+        session, since = idle.pop()
+        if monotonic() - since < _IDLE_SECONDS:
+            return session
+        idle.append((session, since))  # `start` ends it, and the other sessions, which are even older
+        return None
+
+    async def start(self) -> Any:
+        """Start a session, if `take_idle` has found none. No I/O."""
+        await self.end()
         return await self._adapter.start_session(self._client)
 
-    async def give_back(self, session: Any) -> None:
-        """Return a session without pending operations to the pool. No I/O."""
-        if len(self._idle) < _MAX_IDLE:
-            self._idle.append((session, monotonic()))
-        else:
-            await session.end_session()
+    def keep(self, session: Any) -> bool:
+        """Take back a session without pending operations; False if the pool is full: the caller ends it."""
+        if len(self._idle) >= _MAX_IDLE:
+            return False
+        self._idle.append((session, monotonic()))
+        return True
 
     async def end(self) -> None:
         """End the idle sessions. No I/O."""

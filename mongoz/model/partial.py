@@ -166,9 +166,6 @@ def require_all_fields(instance: Any) -> None:
     Raises:
         AttributeError: a field was not loaded.
     """
-    document = type(instance)
-    if document is instance.meta.document:  # the same as `not is_partial`, without a call
-        return
-    for name in document.__pydantic_fields__:
+    for name in type(instance).__pydantic_fields__:
         if name not in instance.__dict__:
             raise not_loaded(instance, name)

@@ -5,20 +5,19 @@ from typing import Any, TypeVar
 
 from pymongo.errors import DuplicateKeyError
 
-from mongoz.connection import Collection
 from mongoz.connection.cancellation import uninterrupted
 from mongoz.ids import new_token
 from mongoz.model.base import Model
 from mongoz.model.state import remember
 from mongoz.persistence.errors import NotWritten
-from mongoz.persistence.origin import make_originator, must_stamp, unstamped_origin
+from mongoz.persistence.origin import Origin, make_originator
 from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.validation import new_row
 from mongoz.persistence.target import WriteTarget, default_target, resolve_target
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
-from mongoz.persistence.write import Write, write_and_fire
+from mongoz.persistence.write import Write, fire_if_written, write_and_fire
 from mongoz.signals.post_signals import Firing
 from mongoz.stamps import Call
 
@@ -41,66 +40,91 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
         target = await resolve_target(document, collection, session)
     if signals.pre_save.receivers:  # this check saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
-    other_collection = None
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
-        other_collection = target.other_collection(document)
     row = new_row(instance)
     firing = target.plan(signals.post_save)
     if target.transaction is not None:
         target.undo_on_abort(instance)
     if not firing.concerns_dispatchers:
-        try:
-            await target.driver_collection.insert_one(row, session=target.session)
-        except Exception as error:
-            explain_unstorable(error, instance)
-            raise
-        mark_inserted(instance, row, other_collection)
+        await _insert_unstamped(instance, target, firing, row)
         return instance
-    if must_stamp(firing, target, natural=True):
-        origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
-    elif target.in_transaction:
-        origin = unstamped_origin(firing)
-    else:  # the most frequent case; the code below does the same, but slower
-        unit = _insert_and_fire(instance, target, firing, row, other_collection)
-        await (uninterrupted(unit) if firing.receivers else unit)
+    if target.group is None and not target.in_transaction:
+        await target.as_unit(firing, _insert_unstamped(instance, target, firing, row))
         return instance
-
-    def send(session: Any) -> Awaitable[Any]:
-        return target.driver_collection.insert_one(origin.stamped(row), session=session)  # type: ignore[no-any-return]
-
-    def settle(instance: Model, _: object) -> dict[str, Any]:
-        mark_inserted(instance, row, other_collection)
-        return {"instance": instance, "created": True, "previous": None}
-
-    await write_and_fire(Write(target, firing, origin, instance, row["_id"], send, settle, True))
+    origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
+    if firing.receivers and not target.in_transaction:
+        await uninterrupted(_insert_stamped(instance, target, firing, origin, row))
+    else:
+        await _insert_simply(instance, target, firing, origin, row)
     return instance
 
 
-async def _insert_and_fire(
-    instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any], other_collection: Collection | None
-) -> None:
-    """Insert a row without a stamp, outside of transactions; then run the receivers."""
+async def _insert_unstamped(instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any]) -> None:
+    """Insert a row without a stamp; then run the receivers."""
     try:
         await target.driver_collection.insert_one(row, session=target.session)
     except Exception as error:
         explain_unstorable(error, instance)
         raise
-    mark_inserted(instance, row, other_collection)
-    await firing.run(instance.meta.document, new_token(), instance=instance, created=True, previous=None)
+    mark_inserted(instance, row, target)
+    if firing.receivers:
+        keywords = {"instance": instance, "created": True, "previous": None}
+        await firing.run(instance.meta.document, new_token(), keywords)
 
 
-def mark_inserted(instance: Model, row: dict[str, Any], other_collection: Collection | None) -> None:
+async def _insert_stamped(
+    instance: Model, target: WriteTarget, firing: Firing, origin: Origin, row: dict[str, Any]
+) -> None:
+    """Insert a row with a stamp outside of transactions; then run the receivers."""
+    try:
+        session = await target.take_session()
+        try:
+            await target.driver_collection.insert_one(origin.stamped(row), session=session)
+        except BaseException as error:
+            await fire_if_written(_write_of(instance, target, firing, origin, row), session, error)
+        else:
+            await target.give_back_session(session)
+            mark_inserted(instance, row, target)
+            sender, keywords = instance.meta.document, {"instance": instance, "created": True, "previous": None}
+            await firing.run(sender, origin.token, keywords, origin.claim)
+    finally:
+        origin.leave()
+
+
+async def _insert_simply(
+    instance: Model, target: WriteTarget, firing: Firing, origin: Origin, row: dict[str, Any]
+) -> None:
+    """Insert a row in a transaction, whose commit runs the receivers; or without receivers."""
+
+    def send(session: Any) -> Awaitable[Any]:
+        return target.driver_collection.insert_one(origin.stamped(row), session=session)  # type: ignore[no-any-return]
+
+    await write_and_fire(_write_of(instance, target, firing, origin, row), send)
+
+
+def _write_of(instance: Model, target: WriteTarget, firing: Firing, origin: Origin, row: dict[str, Any]) -> Write:
+    def settle(instance: Model, _: object) -> dict[str, Any]:
+        mark_inserted(instance, row, target)
+        return {"instance": instance, "created": True, "previous": None}
+
+    return Write(target, firing, origin, instance, row["_id"], settle, inserts=True)
+
+
+def mark_inserted(instance: Model, row: dict[str, Any], target: WriteTarget) -> None:
     """Give an instance its id and its state in the database.
 
     Args:
         instance: the inserted instance.
         row: the row without a stamp.
-        other_collection: the collection, unless it is the document's own.
+        target: the target of the insert.
     """
-    if instance.id is None:  # keep an id of the application, because the stored id may have another type
-        instance.__dict__["id"] = row["_id"]
-    remember(instance, row, other_collection)
+    values = instance.__dict__
+    if values.get("id") is None:  # keep an id of the application, because the stored id may have another type
+        values["id"] = row["_id"]
+    meta = instance.meta
+    own = target.collection is meta.collection  # checked here too, which saves a call
+    remember(instance, row, None if own else target.other_collection(meta.document))
 
 
 async def insert_unless_exists(
@@ -127,6 +151,8 @@ async def insert_unless_exists(
     require_watched(document, target.collection, signals.post_save)
     row = new_row(instance)
     firing = target.plan(signals.post_save)
+    if target.transaction is not None:
+        target.undo_on_abort(instance)
     origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
 
     async def send(session: Any) -> dict[str, Any]:
@@ -145,13 +171,8 @@ async def insert_unless_exists(
             raise _DocumentExists
         return {}
 
-    def settle(instance: Model, _: dict[str, Any]) -> dict[str, Any]:
-        target.undo_on_abort(instance)
-        mark_inserted(instance, row, target.other_collection(document))
-        return {"instance": instance, "created": True, "previous": None}
-
     try:
-        await write_and_fire(Write(target, firing, origin, instance, row["_id"], send, settle, inserts=True))
+        await write_and_fire(_write_of(instance, target, firing, origin, row), send)
     except _DocumentExists:
         return False
     return True

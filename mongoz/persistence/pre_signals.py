@@ -4,8 +4,8 @@ from typing import Any
 
 from mongoz.connection.cancellation import is_caller_cancelled
 from mongoz.signals import Signal
-from mongoz.signals.chains import Link, refuse_endless_chain
-from mongoz.signals.mutes import is_muted
+from mongoz.signals.chains import Link, innermost_link, refuse_endless_chain
+from mongoz.signals.mutes import is_muted, muting
 
 __all__ = ["fire_pre_signal"]
 
@@ -22,8 +22,12 @@ async def fire_pre_signal(signal: Signal, sender: type, **keywords: Any) -> None
         SignalError: the chain of receivers is too long.
         Exception: a receiver raised it, which aborts the write.
     """
-    if not signal.receivers or is_muted(sender, signal.name):
+    if not signal.receivers or (muting.is_used and is_muted(sender, signal.name)):
         return
-    refuse_endless_chain(signal, caller_cancelled=is_caller_cancelled())
-    with Link(signal):
+    if innermost_link.get() is not None:
+        refuse_endless_chain(signal, caller_cancelled=is_caller_cancelled())
+    link = Link(signal)
+    try:
         await signal.send(sender, **keywords)
+    finally:
+        link.end()

@@ -78,7 +78,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     def send(session: Any) -> Awaitable[dict[str, Any]]:
         return send_patch(instance, target, patch, session=session)
 
-    await write_and_fire(Write(target, firing, origin, instance, id_of(instance), send, settle))
+    await write_and_fire(Write(target, firing, origin, instance, id_of(instance), settle), send)
     return instance
 
 

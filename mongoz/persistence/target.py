@@ -19,7 +19,7 @@ from mongoz.model.state import loaded, restore
 from mongoz.persistence.indexing import ensure_indexes
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.signals import Signal
-from mongoz.signals.chains import refuse_endless_chain
+from mongoz.signals.chains import innermost_link, refuse_endless_chain
 from mongoz.signals.post_signals import Firing, leave_to_dispatchers, plan_firing
 
 __all__ = ["WriteTarget", "default_target", "resolve_target"]
@@ -51,7 +51,9 @@ class WriteTarget(NamedTuple):
     @property
     def driver_collection(self) -> Any:
         """The driver's collection."""
-        collection = self.collection.driver_collection
+        collection = self.collection.opened.driver_collection
+        if self.session is None:  # the most frequent case
+            return collection
         return self.adapter.in_transaction(collection) if self.in_transaction else collection
 
     @property
@@ -109,7 +111,7 @@ class WriteTarget(NamedTuple):
             SignalError: the chain of receivers is too long.
         """
         firing = plan_firing(signal, changed)
-        if firing.receivers:
+        if firing.receivers and innermost_link.get() is not None:
             refuse_endless_chain(signal, caller_cancelled=is_caller_cancelled())
         if self.is_foreign_transaction and self.group is not None:
             return leave_to_dispatchers(firing)
@@ -122,7 +124,7 @@ class WriteTarget(NamedTuple):
         A write needs its own session so that its outcome can be looked up: the caller may use the given session
         meanwhile. The two sessions stay causally consistent.
         """
-        if self.in_transaction or not self.driver_collection.write_concern.acknowledged:
+        if self.in_transaction or self.collection.opened.sessions is None:
             yield self.session  # unacknowledged writes support no session, and have no outcome
             return
         async with self.deployment.new_session() as own:
@@ -136,9 +138,12 @@ class WriteTarget(NamedTuple):
 
     async def take_session(self) -> Any:
         """Like `own_session`, from the pool. The caller gives the session back or ends it."""
-        if self.in_transaction or not self.driver_collection.write_concern.acknowledged:
+        sessions = None if self.in_transaction else self.collection.opened.sessions
+        if sessions is None:
             return self.session
-        own = await self.deployment.session_pool.take()
+        own = sessions.take_idle()
+        if own is None:
+            own = await sessions.start()
         if self.session is not None:
             _advance(own, self.session)
         return own
@@ -149,7 +154,9 @@ class WriteTarget(NamedTuple):
             return
         if self.session is not None:
             _advance(self.session, session)
-        await self.deployment.session_pool.give_back(session)
+        sessions = self.collection.opened.sessions
+        if sessions is None or not sessions.keep(session):
+            await session.end_session()
 
     def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Await a write together with its receivers: a cancellation must not separate them.
@@ -182,10 +189,10 @@ class WriteTarget(NamedTuple):
         if not firing.receivers:
             return _DONE
         if self.transaction is None:
-            return firing.run(sender, delivery_id, claim, **keywords)
+            return firing.run(sender, delivery_id, keywords, claim)
         # Later calls may change the instance before the commit, so receivers get a copy.
         kept = {**keywords, "instance": independent_copy(keywords["instance"])}
-        self.transaction.after_commit(partial(firing.run, sender, delivery_id, claim, **kept))
+        self.transaction.after_commit(partial(firing.run, sender, delivery_id, kept, claim))
         return _DONE
 
     def undo_on_abort(self, instance: Model) -> None:

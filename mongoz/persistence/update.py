@@ -148,7 +148,7 @@ async def _patch(
         def send(session: Any) -> Awaitable[dict[str, Any]]:
             return send_patch(instance, target, stamped, operations, session, [*conditions, *filters])
 
-        await write_and_fire(Write(target, firing, origin, instance, id_of(instance), send, settle))
+        await write_and_fire(Write(target, firing, origin, instance, id_of(instance), settle), send)
     except BaseException:
         if not settled:  # else the update is written, and only receivers raised
             _restore_state(instance, undo, own_values)

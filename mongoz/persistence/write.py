@@ -21,9 +21,10 @@ from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.target import WriteTarget
 from mongoz.signals.post_signals import Firing
 
-__all__ = ["Write", "note_unknown_outcome", "raise_after_firing", "write_and_fire"]
+__all__ = ["Write", "fire_if_written", "note_unknown_outcome", "raise_after_firing", "write_and_fire"]
 
 Row = Any
+Send = Callable[[Any], Awaitable[Row]]
 
 # Errors after which the write certainly did not take effect: nothing was sent, or the server answered that nothing
 # matched. A ServerSelectionTimeoutError shows that the write was never sent. If a first attempt had been sent, the
@@ -40,9 +41,8 @@ class Write(NamedTuple):
         origin: the token of the write, and the stamp and the claim if the write has them.
         instance: the instance.
         id: the `_id` of the document.
-        send: sends the command in the given session; returns the fields that the server computed.
-        settle: updates the state of the instance with the result of `send`; returns the keywords of the receivers
-            as a new dict.
+        settle: updates the state of the instance with the fields that the server computed; returns the keywords
+            of the receivers as a new dict.
         inserts: the command is an insert.
     """
 
@@ -51,7 +51,6 @@ class Write(NamedTuple):
     origin: Origin
     instance: Model
     id: Any
-    send: Callable[[Any], Awaitable[Any]]
     settle: Callable[[Model, Any], dict[str, Any]]
     inserts: bool = False
 
@@ -69,10 +68,14 @@ class Write(NamedTuple):
         )
 
 
-def write_and_fire(write: Write) -> Awaitable[None]:
+def write_and_fire(write: Write, send: Send) -> Awaitable[None]:
     """Send a write, then run its receivers. The caller awaits the result.
 
     The write and its receivers are one unit, which a cancellation does not interrupt.
+
+    Args:
+        write: the write.
+        send: sends the command in the given session; returns the fields that the server computed.
 
     Raises:
         PyMongoError: the driver's error. If a stamped write took effect nevertheless, its receivers have run. If
@@ -80,14 +83,15 @@ def write_and_fire(write: Write) -> Awaitable[None]:
         Exception: a receiver raised it.
     """
     if not write.firing.receivers or write.target.in_transaction:
-        return _write_simply(write)
-    return uninterrupted(_write_simply(write) if write.origin.stamp is None else _write_stamped(write))
+        return _write_simply(write, send)
+    write_it = _write_simply if write.origin.stamp is None else _write_stamped
+    return uninterrupted(write_it(write, send))
 
 
-async def _write_simply(write: Write) -> None:
+async def _write_simply(write: Write, send: Send) -> None:
     target = write.target
     try:
-        row = await write.send(target.session)
+        row = await send(target.session)
     except _NOT_WRITTEN:
         write.origin.undone()
         raise
@@ -101,24 +105,38 @@ async def _write_simply(write: Write) -> None:
     await write.settle_and_fire(row)
 
 
-async def _write_stamped(write: Write) -> None:
+async def _write_stamped(write: Write, send: Send) -> None:
     """Write in a session of its own, so that an unknown outcome can be looked up."""
     try:
         session = await write.target.take_session()
         try:
-            row = await write.send(session)
-        except BaseException as raised:
-            error = await as_transient(raised, write.target.client)
-            async with AsyncExitStack() as held:
-                if session is not write.target.session:
-                    held.push_async_callback(session.end_session)
-                row = await _look_up_outcome(write, session, error, held)
-            await raise_after_firing(write.settle_and_fire(row), error)
+            row = await send(session)
+        except BaseException as error:
+            await fire_if_written(write, session, error)
         else:
             await write.target.give_back_session(session)
             await write.settle_and_fire(row)
     finally:
         write.origin.leave()
+
+
+async def fire_if_written(write: Write, session: Any, raised: BaseException) -> None:
+    """Look up whether a stamped write took effect despite an error. If so, run its receivers.
+
+    Args:
+        write: the write.
+        session: the session of the write, from `take_session`. It is ended.
+        raised: the error.
+
+    Raises:
+        BaseException: the error, in every case.
+    """
+    error = await as_transient(raised, write.target.client)
+    async with AsyncExitStack() as held:
+        if session is not write.target.session:
+            held.push_async_callback(session.end_session)
+        row = await _look_up_outcome(write, session, error, held)
+    await raise_after_firing(write.settle_and_fire(row), error)
 
 
 async def _look_up_outcome(write: Write, session: Any, error: BaseException, held: AsyncExitStack) -> Row:

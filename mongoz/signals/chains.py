@@ -6,7 +6,7 @@ the chain never ends.
 
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Final, Self
+from typing import Final
 
 from mongoz.exceptions import SignalError
 from mongoz.signals.signal import Signal
@@ -18,35 +18,35 @@ MAX_LENGTH: Final = 16
 
 
 class Link:
-    """One signal while its receivers run; a context manager around these receivers.
+    """One signal while its receivers run. Until `end`, it is the innermost link of the task.
 
     Attributes:
         signal: the signal.
         receiver: the name of the running receiver, if it is known.
         outer: the link whose receivers made this write, if there is one.
         depth: the number of links, this one included.
-        outermost: the link at the start of the chain.
         is_stopped: set on the outermost link when the chain reaches the limit. From then on, every branch of the
             chain ends when it reaches a signal for the second time.
     """
 
-    __slots__ = ("_token", "depth", "is_stopped", "outer", "outermost", "receiver", "signal")
+    __slots__ = ("_token", "depth", "is_stopped", "outer", "receiver", "signal")
 
     def __init__(self, signal: Signal) -> None:
         self.signal = signal
         self.receiver = ""
         self.is_stopped = False
         self.outer = outer = innermost_link.get()
-        if outer is None:
-            self.depth, self.outermost = 1, self
-        else:
-            self.depth, self.outermost = outer.depth + 1, outer.outermost
-
-    def __enter__(self) -> Self:
+        self.depth: int = 1 if outer is None else outer.depth + 1
         self._token = innermost_link.set(self)
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    @property
+    def outermost(self) -> "Link":
+        """The link at the start of the chain."""
+        *_, last = _links(self)
+        return last
+
+    def end(self) -> None:
+        """Record that the receivers have run."""
         innermost_link.reset(self._token)
         self.is_stopped = False  # tasks that a receiver started may still run, and make other writes
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from mongoz.exceptions import DocumentNotFound, WriteConflict
 from mongoz.persistence.bulk import selection
 from mongoz.persistence.bulk.selection import Selection
 from mongoz.signals import muted
+from mongoz.signals.chains import Link
 from mongoz.stamps import FIELD
 from tests.support import without_transactions
 
@@ -791,3 +793,26 @@ async def test_a_write_to_a_deleted_document_is_an_error(place, kind, heard, for
         assert await Stock.objects.update(name="y") == []
         assert await Stock.objects.delete() == 0
     assert heard.told == []
+
+
+async def test_a_write_leaves_nothing_to_the_garbage_collector(place, kind, heard):
+    Item = make_item(place)
+    heard.connect(Item, kind)
+    await Item(id=1, name="opens the connection").create()
+    item = Item(id=2, name="a")
+    gc.collect()
+    gc.disable()
+    try:
+        before = finished()
+        with quietly(kind):
+            await item.create()
+        await asyncio.sleep(0)  # the callback that wakes this task refers to the finished task
+        left = [one for one in finished() if all(one is not other for other in before)]
+    finally:
+        gc.enable()
+    assert left == []
+
+
+def finished() -> list[object]:
+    """The tasks that are done, and the links of chains."""
+    return [one for one in gc.get_objects() if type(one) is Link or (type(one) is asyncio.Task and one.done())]

@@ -57,7 +57,7 @@ async def write(document: Any, instance: Any, *, created: bool = True) -> None:
     """Sends the signals of `save` without its I/O."""
     await document.signals.pre_save.send(document, instance=instance, created=created)
     await plan_firing(document.signals.post_save).run(
-        document, "id", instance=instance, created=created, previous=None
+        document, "id", {"instance": instance, "created": created, "previous": None}
     )
 
 
@@ -321,7 +321,9 @@ async def fired(User: Any) -> Captured:
     with capture(User) as captured:
         await write(User, User(name="Ada"))
         await plan_firing(User.signals.post_update).run(
-            User, "id", instance=User(name="x" * 100), update_fields=frozenset({"name"}), previous=None
+            User,
+            "id",
+            {"instance": User(name="x" * 100), "update_fields": frozenset({"name"}), "previous": None},
         )
     return captured
 

@@ -832,7 +832,7 @@ async def test_all_post_receivers_run_and_a_single_error_is_raised_unchanged() -
     for entry, raised in enumerate([None, error, None]):
         user.signals.post_save.connect(recorder(log, entry, raised))
     with pytest.raises(ZeroDivisionError) as caught:
-        await plan_firing(user.signals.post_save).run(user, "token", instance=user(), created=True)
+        await plan_firing(user.signals.post_save).run(user, "token", {"instance": user(), "created": True})
     assert caught.value is error
     assert log == [0, 1, 2]
 
@@ -843,7 +843,7 @@ async def test_several_errors_of_post_receivers_become_a_group() -> None:
     for entry, raised in enumerate([errors[0], None, errors[1], None]):
         user.signals.post_save.connect(recorder(log, entry, raised))
     with pytest.raises(ExceptionGroup, match="2 of 4 post_save receivers of User") as caught:
-        await plan_firing(user.signals.post_save).run(user, "token", instance=user(), created=True)
+        await plan_firing(user.signals.post_save).run(user, "token", {"instance": user(), "created": True})
     assert list(caught.value.exceptions) == errors
     assert log == [0, 1, 2, 3]
 
@@ -856,7 +856,7 @@ async def test_post_receivers_get_their_delivery(name: str) -> None:
         got.append((sender, delivery, kwargs))
 
     DECORATORS[name](user, name="mine")(receive)
-    await plan_firing(getattr(user.signals, name)).run(user, "token", instance=instance)
+    await plan_firing(getattr(user.signals, name)).run(user, "token", {"instance": instance})
     ((sender, delivery, kwargs),) = got
     assert sender is user
     assert kwargs == {"instance": instance}

@@ -101,7 +101,7 @@ async def _insert_batch(
             written = []
             for place in sorted(inserted):
                 target.undo_on_abort(instances[place])
-                mark_inserted(instances[place], rows[place], target.other_collection(document))
+                mark_inserted(instances[place], rows[place], target)
                 keywords = {"created": True, "previous": None}
                 token, _, claim = origins[place]
                 written.append(WrittenDocument(instances[place], token, keywords, claim=claim))

@@ -368,7 +368,7 @@ class _BulkUpdate(Generic[D]):
             return {"instance": instance, **self._keywords(update)}
 
         try:
-            await write_and_fire(Write(self.target, firing, origin, instance, id_, send, settle))
+            await write_and_fire(Write(self.target, firing, origin, instance, id_, settle), send)
         except Exception as error:
             if not settled:
                 raise

@@ -32,8 +32,8 @@ def new_row(instance: Model) -> dict[str, Any]:
         AttributeError: the instance was loaded without some of its fields.
         pydantic.ValidationError: the instance does not fit the model.
     """
-    require_all_fields(instance)
     if is_partial(type(instance)):
+        require_all_fields(instance)
         _require_whole_values(instance)
     row = validated_row(instance)
     if row.get("_id") is None:

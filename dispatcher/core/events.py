@@ -78,20 +78,26 @@ class Start(NamedTuple):
         return "" if self.cluster_time is None else token_at(self.cluster_time)
 
 
+TOO_LARGE: Final = "the server can't send a change whose _id has several megabytes"
+"""The reason why a change stream lacks an event."""
+
+
 class EventBatch(NamedTuple):
     """The result of one round trip to the server.
 
     Attributes:
         events: change events, undecoded; empty on an idle stream.
         token: a stream that resumes after this token continues after the batch.
-        lost_after: the token before an event that the server could not send. The batch begins after this event.
-            None in nearly all cases.
+        lost_after: the token before an event that can't be read. The batch begins after this event. None in nearly
+            all cases.
+        lost_why: the reason why the event can't be read, for people.
         place: for a topic, the place after this batch.
     """
 
     events: Sequence[Undecoded]
     token: str
     lost_after: str | None = None
+    lost_why: str = TOO_LARGE
     place: LogPlace | None = None
 
 

@@ -1,9 +1,11 @@
 """Merges the events of all partitions of a topic into one source, in the order of their tokens."""
 
 import asyncio
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from bson.timestamp import Timestamp
@@ -23,17 +25,21 @@ class _Partition:
     """The events of one partition that are read, but not yielded.
 
     Attributes:
+        lost: for each event that can't be read, the batch that says so, without events.
         token: all events up to it are read.
     """
 
     def __init__(self, batches: AsyncGenerator[EventBatch]) -> None:
         self._batches = batches
         self._waiting: deque[tuple[str, Undecoded]] = deque()
+        self.lost: list[EventBatch] = []
         self.token = ""
 
     async def read(self) -> None:
         """Read the next batch."""
         batch = await anext(self._batches)
+        if batch.lost_after is not None:
+            self.lost.append(batch._replace(events=[]))
         self._waiting.extend((token_of(event["_id"]), event) for event in batch.events)
         self.token = batch.token
 
@@ -109,13 +115,27 @@ class MergedTopic:
             while True:
                 await together([one.read() for one in behind])
                 token = min(one.token for one in partitions)
-                found = sorted((pair for one in partitions for pair in one.take(token)), key=lambda pair: pair[0])
+                found = sorted((pair for one in partitions for pair in one.take(token)), key=itemgetter(0))
+                for lost in _lost_until(token, partitions):
+                    count = bisect_right(found, lost.token, key=itemgetter(0))
+                    if count:
+                        yield EventBatch([event for _, event in found[:count]], found[count - 1][0])
+                        del found[:count]
+                    yield lost
                 yield EventBatch([event for _, event in found], token)
                 behind = [one for one in partitions if one.token == token]
 
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`."""
         return max(await together([one.recall(before, remember) for one in self._partitions]))
+
+
+def _lost_until(token: str, partitions: Sequence[_Partition]) -> list[EventBatch]:
+    """Take the batches about lost events up to a token, in their order."""
+    found = [batch for one in partitions for batch in one.lost if batch.token <= token]
+    for one in partitions:
+        one.lost = [batch for batch in one.lost if batch.token > token]
+    return sorted(found, key=lambda batch: batch.token)
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

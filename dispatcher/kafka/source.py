@@ -42,6 +42,11 @@ from mongoz.stamps import Stamp
 _MOST_EMPTY: Final = 10
 
 
+_FILE_MISSING: Final = (
+    "a change is larger than a record of the topic, and its file in the state database is missing"
+)
+
+
 _REMEDY: Final = (
     "--on-history-lost decides: resume continues after the lost changes and records a gap, backfill also delivers "
     "the current documents."
@@ -231,7 +236,7 @@ class KafkaSource:
             return self._batch([], after)._replace(lost_after=gap.after)
         event = await self._read_large(large_event_in(envelope))
         if event is None:
-            return self._batch([], after)._replace(lost_after=before.token)
+            return self._batch([], after)._replace(lost_after=before.token, lost_why=_FILE_MISSING)
         whole = event_of(envelope._replace(event=event))
         return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # the token in full length
 

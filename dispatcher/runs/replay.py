@@ -133,7 +133,17 @@ class Replay:
         """Make a step of each change. A step moves the progress only if all earlier markers have their deletes."""
         if isinstance(part, UnreadableEvent):
             yield RunStep(None, (), None, (part.event, part.error.token, part.error))
-        elif isinstance(part, list):
+        elif isinstance(part, LostEvent):
+            self._place.stats.invalid += 1
+            log.error(
+                "a change can't be replayed",
+                action="replay.change_lost",
+                run=self.playback.run.id,
+                why=part.why,
+                since=_text(token_time(part.after)),
+                until=_text(token_time(part.before)),
+            )
+        else:
             for change, calls in await self._routes.resolve(part):
                 if change.operation == "finished":
                     continue

@@ -237,8 +237,8 @@ class Pipeline:
             await self._gaps.record(gap)
 
     async def _report_lost(self, lost: LostEvent) -> None:
-        """Record an event that the server can't send."""
-        text = "the server can't send a change whose _id has several megabytes, so no receiver gets this change"
+        """Record an event that can't be read."""
+        text = f"{lost.why}, so no receiver gets this change"
         since, until = self._source.time_of(lost.after), self._source.time_of(lost.before)
         await self._gaps.record(Gap("oversize", lost.after, text, None, since, until))
 

@@ -31,10 +31,15 @@ class UnreadableEvent(NamedTuple):
 
 
 class LostEvent(NamedTuple):
-    """An event that the server can't send. It lies between two tokens."""
+    """An event that can't be read. It lies between two tokens.
+
+    Attributes:
+        why: the reason, for people.
+    """
 
     after: str
     before: str
+    why: str
 
 
 class Reader:
@@ -74,7 +79,7 @@ class Reader:
     async def read(self, batch: EventBatch) -> AsyncGenerator[list[Change] | UnreadableEvent | LostEvent]:
         """Read a batch in parts, in the order of the stream. For markers see `DeleteMarkers.settle`."""
         if batch.lost_after is not None:
-            yield LostEvent(batch.lost_after, batch.token)
+            yield LostEvent(batch.lost_after, batch.token, batch.lost_why)
         for i in range(0, len(batch.events), _CHUNK):
             for part in self._decoded(batch.events[i : i + _CHUNK]):
                 if isinstance(part, UnreadableEvent):

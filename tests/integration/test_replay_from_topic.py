@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bson import Timestamp
+from structlog.testing import capture_logs
 
 import mongoz
 from dispatcher.core.events import EventBatch, Start
@@ -146,6 +147,23 @@ async def test_changes_that_the_topic_does_not_hold_come_from_the_oplog(
     await topic.run(since=begin, concurrency=1)
     assert [call.name for call in calls] == [*(f"{n}" for n in range(30)), "last"]
     assert len(oplog_reads) == 1
+
+
+async def test_a_change_whose_large_event_is_missing_is_named_and_counts_as_failed(
+    foreign, dispatched, account, topic, calls, state
+):
+    begin = behind(foreign)
+    for name, text in (("first", ""), ("large", "x" * 3_000_000), ("last", "")):
+        foreign["accounts"].insert_one({"name": name, "text": text})
+    files = state["relayed.files"]
+    await eventually(lambda: files.count_documents({}) == 1, what="the relay has kept the large event")
+    files.delete_many({})
+    with capture_logs() as lines:
+        outcome = await topic.run(since=begin)
+    assert sorted(signals(calls)) == [("post_save", "first"), ("post_save", "last")]
+    assert (outcome.finished, outcome.delivered, outcome.failed) == (True, 2, 1)
+    (line,) = [one for one in lines if one["action"] == "replay.change_lost"]
+    assert "its file in the state database is missing" in line["why"]
 
 
 async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_its_place(

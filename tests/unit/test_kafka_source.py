@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.bson_codec import RawEvent
-from dispatcher.core.events import Change, EventBatch, Job, LogPlace, Start
+from dispatcher.core.events import TOO_LARGE, Change, EventBatch, Job, LogPlace, Start
 from dispatcher.core.resume_tokens import shortened, token_at
 from dispatcher.core.stats import TopicFigures
 from dispatcher.exceptions import HistoryLost, TopicError
@@ -359,7 +359,9 @@ async def test_a_gap_of_one_event_comes_in_the_order_of_the_events() -> None:
     first, lost_one, last, _ = await batches_of(log)
     assert (tokens([first]), tokens([last])) == ([token(1)], [token(3)])
     assert (lost_one.lost_after, lost_one.token, lost_one.place) == (token(1), token(2), place(2, 3, 1))
-    assert [part async for part in reader_of(source_of(log)).read(lost_one)] == [LostEvent(token(1), token(2))]
+    assert [part async for part in reader_of(source_of(log)).read(lost_one)] == [
+        LostEvent(token(1), token(2), TOO_LARGE)
+    ]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -369,6 +371,7 @@ async def test_a_large_event_is_read_from_the_state(there: bool) -> None:
     batches = await batches_of(log, large=made(2) if there else None)
     assert tokens(batches) == [token(1), *([token(2)] if there else []), token(3)]
     assert [one.lost_after for one in batches] == [None, None if there else token(1), None, None]
+    assert ("its file" in batches[1].lost_why) is not there
 
 
 async def test_a_large_event_with_a_long_key_moves_the_position_to_its_whole_token() -> None:
@@ -569,6 +572,25 @@ def test_merged_partitions_come_in_the_order_of_their_tokens(where: list[int], s
     for before, after in itertools.pairwise(found):
         assert before.token <= after.token
         assert all(one["_id"]["_data"] > before.token for one in after.events)
+
+
+async def test_a_merged_topic_reports_lost_events_in_the_order_of_their_tokens() -> None:
+    def missing(number: int, event_number: int) -> bytes:
+        return encode_large(3, number, LargeEvent(token(event_number), b"id", 1))
+
+    logs = [
+        MemoryLog(encode(3, 0, made(1)), missing(1, 4), encode(3, 2, made(5))),
+        MemoryLog(missing(0, 2), encode(3, 1, made(3)), encode(3, 2, made(6))),
+    ]
+    for log in logs:
+        log.relay = LogPosition(3, 3, 2, token(6))
+    found: list[str] = []
+    async with aclosing(MergedTopic([source_of(log) for log in logs], "the topic").batches(FIRST)) as batches:
+        async for batch in batches:
+            found += [f"lost {batch.token}"] if batch.lost_after is not None else tokens([batch])
+            if token(6) in found:
+                break
+    assert found == [token(1), f"lost {token(2)}", token(3), f"lost {token(4)}", token(5), token(6)]
 
 
 async def test_history_lost_in_one_partition_is_lost_for_the_merged_topic() -> None:

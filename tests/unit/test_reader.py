@@ -155,9 +155,9 @@ async def test_an_undecodable_event_keeps_its_place():
 
 async def test_a_lost_event_comes_before_its_batch():
     reader = reader_of(ListSource())
-    batch = EventBatch([RawEvent(inserted(1, 1))], "b", lost_after="a")
+    batch = EventBatch([RawEvent(inserted(1, 1))], "b", lost_after="a", lost_why="no file")
     lost, changes = [part async for part in reader.read(batch)]
-    assert lost == LostEvent("a", "b")
+    assert lost == LostEvent("a", "b", "no file")
     assert described(changes) == [("insert", 1)]  # type: ignore[arg-type]
 
 

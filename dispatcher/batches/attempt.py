@@ -9,12 +9,11 @@ from typing import Any
 from bson.codec_options import CodecOptions
 
 from dispatcher.batches.gathering import GatheredDelivery
-from dispatcher.core.events import Image, delivery_id_of
+from dispatcher.core.events import Image
 from dispatcher.delivery.attempt import Attempt
-from dispatcher.delivery.instances import keywords_of, untouched
+from dispatcher.delivery.instances import ChangeDelivery, keywords_of, untouched
 from mongoz.exceptions import BatchError, SignalError
 from mongoz.signals import BatchEvent, Delivery
-from mongoz.stamps import context_of
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +55,7 @@ class BatchAttempt(Attempt):
 
     def within(self, session: Any) -> "BatchAttempt":
         """Copy the attempt, with a session in the delivery of each event."""
-        events = [one._replace(delivery=one.delivery._replace(session=session)) for one in self.events]
+        events = [one._replace(delivery=one.delivery.replaced(session=session)) for one in self.events]
         return replace(self, events=events)
 
 
@@ -105,21 +104,9 @@ def _make_event(one: GatheredDelivery, term: int, codec_options: CodecOptions[An
 
 def delivery_of(one: GatheredDelivery, image: Image, term: int) -> Delivery:
     """The `delivery` of an event."""
-    change, calls = one.change, one.calls
-    return Delivery(
-        delivery_id_of(change, calls.run),
-        calls.signal,
-        calls.receivers[0].name,
-        "takeover" if change.takeover else "stream",
-        one.attempts,
-        term,
-        change.cluster_time,
-        change.wall_time,
-        image,
-        one.retried is not None or bool(calls.run),
-        None,
-        change.superseded,
-        context_of(change.context) if change.context else None,
+    calls = one.calls
+    return ChangeDelivery(
+        one.change, calls, calls.receivers[0], image, one.attempts, term, one.retried is not None
     )
 
 

@@ -15,23 +15,21 @@ from typing import Any, Final
 
 from bson.codec_options import CodecOptions
 
-from dispatcher.core.events import Calls, Change, Errand, Job, delivery_id_of
+from dispatcher.core.events import Calls, Change, Errand, Job
 from dispatcher.core.lease import now
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.attempt import Attempt, HeldDelivery, Target
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.echoes import Echoes
 from dispatcher.delivery.failure import FailedAttempt, Failures
-from dispatcher.delivery.instances import keywords_of, untouched
+from dispatcher.delivery.instances import ChangeDelivery, keywords_of, untouched
 from dispatcher.delivery.log import log_delivered, log_parked
 from dispatcher.delivery.outcome import Decision, Limited, Waiting
 from dispatcher.delivery.ports import GATHERED, NO_CLAIMS, BatchGate, HeldDeliveries, OpenClaims
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
-from mongoz.signals import Delivery
 from mongoz.signals.hops import MAX_HOPS, current_hops, inside_dispatcher
 from mongoz.signals.receivers import Receiver
-from mongoz.stamps import context_of
 
 # If the queue is crowded, a delivery that must wait at least this long, in seconds, is parked. Shorter waits are
 # not parked, because parking costs milliseconds.
@@ -154,7 +152,7 @@ class Deliverer:
             await self._failures.refuse_document(change, calls, invalid)
             job.passed += len(calls.receivers)
             return
-        id_, signal, held = delivery_id_of(change, calls.run), calls.signal, self._held
+        signal, held = calls.signal, self._held
         for number, receiver in enumerate(calls.receivers, 1):
             # A lane in the database may have earlier deliveries than the chain in memory, never later ones. So a
             # delivery first waits for the chain, and then joins the lane.
@@ -165,24 +163,7 @@ class Deliverer:
                 job.passed += 1
                 continue
             target = self._targets.get(id(receiver)) or self._choose_steps(receiver, signal)
-            delivery = tuple.__new__(  # `Delivery(...)` takes 150 ns longer
-                Delivery,
-                (
-                    id_,
-                    signal,
-                    receiver.name,
-                    "takeover" if change.takeover else "stream",
-                    1,
-                    self._term,
-                    change.cluster_time,
-                    change.wall_time,
-                    image,
-                    bool(calls.run),
-                    None,
-                    change.superseded,
-                    context_of(change.context) if change.context else None,
-                ),
-            )
+            delivery = ChangeDelivery(change, calls, receiver, image, 1, self._term)
             attempt = Attempt(target, change, calls, delivery, keywords, job, monotonic())
             error = await target.call(attempt)
             if error is None:
@@ -236,7 +217,7 @@ class Deliverer:
                 return
             if await self._wait(attempt, decision, monotonic() - first):
                 return
-            attempt = replace(attempt, delivery=attempt.delivery._replace(attempt=decision.attempts + 1))
+            attempt = replace(attempt, delivery=attempt.delivery.replaced(attempt=decision.attempts + 1))
             error = await self._attempt_again(attempt, decision)
         self._succeeded(attempt)
 
@@ -297,20 +278,8 @@ class Deliverer:
         except BaseException as invalid:  # the model has changed meanwhile
             await self._failures.refuse_document(change, calls, invalid, retried)
             return False
-        delivery = Delivery(
-            delivery_id_of(change, calls.run),
-            calls.signal,
-            receiver.name,
-            "takeover" if change.takeover else "stream",
-            waiting.attempts + 1,
-            self._term,
-            change.cluster_time,
-            change.wall_time,
-            image,
-            retried is not None or bool(calls.run),
-            None,
-            change.superseded,
-            context_of(change.context) if change.context else None,
+        delivery = ChangeDelivery(
+            change, calls, receiver, image, waiting.attempts + 1, self._term, retried is not None
         )
         began = waiting.began or datetime.now(UTC)
         target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)

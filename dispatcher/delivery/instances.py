@@ -1,4 +1,4 @@
-"""Makes the instances that receivers get from a change, and extracts the BSON that the server sent."""
+"""Makes the arguments that receivers get from a change, and extracts the BSON that the server sent."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -8,12 +8,14 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 from dispatcher.core.bson_codec import RAW, lenient
-from dispatcher.core.events import Calls, Change, Image
+from dispatcher.core.events import Calls, Change, Image, delivery_id_of
 from dispatcher.core.undecodable import AFTER, UndecodableValue, decoded, exact_key
 from mongoz.connection import Collection
 from mongoz.fields.storage import stored_names
 from mongoz.persistence.rows.hydration import hydrate, make_bare_instance
-from mongoz.signals.receivers import importable_name
+from mongoz.signals import Delivery
+from mongoz.signals.receivers import Receiver, importable_name
+from mongoz.stamps import context_of
 
 # Extracted parts of an event are not decoded.
 _RAW = lenient(RAW)
@@ -108,6 +110,51 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
     attributes = _attributes(document)
     names = frozenset(attributes.get(name, name) for name in change.names)
     return change.image, {"instance": instance, "update_fields": names, "previous": previous}
+
+
+class ChangeDelivery(Delivery):
+    """The `delivery` of a change. Its attributes are computed when the first of them is read: few receivers do it.
+
+    Args:
+        attempt: the number of the attempt.
+        replayed: whether a dead letter is retried.
+    """
+
+    __slots__ = ("_source",)
+
+    def __init__(
+        self,
+        change: Change,
+        calls: Calls,
+        receiver: Receiver,
+        image: Image,
+        attempt: int,
+        term: int,
+        replayed: bool = False,
+    ) -> None:
+        self._source: tuple[Any, ...] | None = (change, calls, receiver.name, image, attempt, term, replayed)
+
+    def __getattr__(self, name: str) -> Any:
+        """Compute all attributes. The watchdog may do the same in its thread at the same time."""
+        if self._source is not None:
+            change, calls, receiver, image, attempt, term, replayed = self._source
+            super().__init__(
+                delivery_id_of(change, calls.run),
+                calls.signal,
+                receiver,
+                "takeover" if change.takeover else "stream",
+                attempt,
+                term,
+                change.cluster_time,
+                change.wall_time,
+                image,
+                replayed or bool(calls.run),
+                None,
+                change.superseded,
+                context_of(change.context) if change.context else None,
+            )
+            self._source = None  # a receiver that keeps the delivery does not keep the change
+        return object.__getattribute__(self, name)
 
 
 def _refuse_undecodable(change: Change) -> None:

@@ -67,7 +67,7 @@ class Transactions:
                 await _insert(records, record, session)
                 if former and await records.find_one({"_id": {"$in": former}}, session=session):
                     raise _AlreadyDone
-                await run(replace(attempt, delivery=attempt.delivery._replace(session=session)))
+                await run(replace(attempt, delivery=attempt.delivery.replaced(session=session)))
         except _AlreadyDone:
             return
 

@@ -4,7 +4,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -30,7 +30,8 @@ __all__ = [
 ReceiverFunction = Callable[..., Awaitable[Any]]
 
 
-class Delivery(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Delivery:
     """The delivery, which a `post_*` receiver gets as the keyword `delivery`.
 
     Attributes:
@@ -72,6 +73,22 @@ class Delivery(NamedTuple):
     session: Any = None
     superseded: bool = False
     context: ContextValues | None = None
+
+    def replaced(self, **values: Any) -> "Delivery":
+        """A copy with other values of some attributes."""
+        return Delivery(**{one.name: getattr(self, one.name) for one in fields(Delivery)} | values)
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, one.name) for one in fields(Delivery))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Delivery) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Delivery, self._values()
 
 
 class BatchEvent(NamedTuple):

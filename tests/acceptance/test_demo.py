@@ -225,6 +225,6 @@ async def test_a_repeated_delivery_reduces_the_stock_once(mongo, monkeypatch: py
         await stock.create()
         order = Order(customer=ObjectId(), product=stock.id, quantity=3, ship_to=Address(street="A", city="B"))
         first = Delivery("aaa", "post_save", "take_from_stock", "stream")
-        for delivery in (first, first._replace(attempt=2), first._replace(id="bbb")):
+        for delivery in (first, first.replaced(attempt=2), first.replaced(id="bbb")):
             await receivers.take_from_stock(sender=Order, instance=order, created=True, delivery=delivery)
         assert (await Stock.get_document_by_id(stock.id)).level == 4

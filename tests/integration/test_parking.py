@@ -162,7 +162,7 @@ async def test_a_parked_delivery_has_the_same_keywords_as_a_live_delivery(accoun
     assert [signal for signal, _ in got[-3:]] == ["post_save", "post_update", "post_delete"]
     assert saved[1]["tags"] == first["tags"] == ["a"]
     assert saved[1]["created"] is True
-    assert saved[1]["delivery"] == first["delivery"]._replace(attempt=saved[1]["delivery"].attempt)
+    assert saved[1]["delivery"] == first["delivery"].replaced(attempt=saved[1]["delivery"].attempt)
     assert updated[1]["update_fields"] == {"name", "tags"}
     assert updated[1]["previous"].name == "Ada"
     assert updated[1]["tags"] == deleted[1]["tags"] == ["b"]

@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock, Mock
@@ -860,7 +861,7 @@ async def test_post_receivers_get_their_delivery(name: str) -> None:
     ((sender, delivery, kwargs),) = got
     assert sender is user
     assert kwargs == {"instance": instance}
-    assert delivery._asdict() == {
+    assert asdict(delivery) == {
         "id": "token",
         "signal": name,
         "receiver": "mine",

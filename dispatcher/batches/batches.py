@@ -1,6 +1,6 @@
 """Gathers the deliveries of batch receivers, and runs their batches in the lanes.
 
-The deliverer takes a delivery out of its job, as it does for a delivery that waits for a claim: the lane of the
+The deliverer makes the delivery a part of its own, like a delivery that waits for a claim. So the lane of the
 document goes on to the next receiver and to the next change. The job is finished when all its parts are finished.
 A batch is an errand in the lanes with a key of its own, so it takes one of the places of this process.
 
@@ -84,7 +84,7 @@ class Batches:
     # -- gathering -------------------------------------------------------------------------------------------
 
     async def gather(self, attempt: Attempt) -> BaseException:
-        """Take a delivery out of its job, see `BatchGate`."""
+        """Let a delivery wait for its batch, see `BatchGate`."""
         job, change, calls, receiver = attempt.parent, attempt.change, attempt.calls, attempt.target.receiver
         assert isinstance(job, Job)
         # Receivers that were called before this one may have modified the instance.
@@ -107,7 +107,7 @@ class Batches:
         return GATHERED
 
     def add_held(self, several: Iterable[GatheredDelivery]) -> None:
-        """Gather deliveries that waited in the database. Those of one document are in their order."""
+        """Gather deliveries that waited in the database. The deliveries of one document are in order."""
         for one in several:
             group = self._group_of(one)
             group.gathering.add(one)
@@ -184,7 +184,7 @@ class Batches:
             self._add(object(), self._begin(group))
 
     def _set_timer(self, group: _ReceiverBatches, due_at: float) -> None:
-        """Set the timer, unless it fires earlier."""
+        """Set the timer, unless it is already set to an earlier time."""
         loop = asyncio.get_running_loop()
         at = loop.time() + max(0.0, due_at - monotonic())
         if group.timer is not None:
@@ -214,7 +214,7 @@ class Batches:
         return BatchRun(self._tools, group.target, gathered, finish=self._finish, end=end)
 
     def _ended(self, group: _ReceiverBatches, run: BatchRun) -> None:
-        """End a batch, and release its documents. `_release` releases those with parked deliveries later."""
+        """End a batch, and release its documents. `_release` later releases documents with parked deliveries."""
         group.gathering.running -= 1
         group.gathering.release(run.keys - run.waits.keys())
         self._advance_all()

@@ -20,9 +20,9 @@ class HeldSource(Protocol):
         """Record the result of a batch.
 
         Args:
-            decided: the deliveries that succeeded or were given up. Those of one document are in their order.
-            waits: the deliveries that must wait again, each with its wait. Those of one document are in their
-                order: the first one waits for its next attempt, and the others follow it.
+            decided: the deliveries that succeeded or were given up. The deliveries of one document are in order.
+            waits: the deliveries that must wait again, each with its wait. The deliveries of one document are
+                in order: the first one waits for its next attempt, and the others follow it.
             stuck: the task of the last attempt, if it still runs. The next attempts begin after its end.
 
         Raises:

@@ -54,9 +54,9 @@ class _Failed(NamedTuple):
 
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
-        is_behind: whether the event is delivered again after an earlier event of its document that failed.
-            Otherwise the receiver would get an older state after a newer one. The first event that did not fail
-            after the failed one is behind it, and so are all later events of the document.
+        is_behind: whether the event is delivered again because an earlier event of its document failed. So the
+            receiver never gets an older state after a newer one. After a failed event, this begins with the
+            document's first event without an error, and includes all later events of the document.
     """
 
     one: GatheredDelivery

@@ -15,7 +15,7 @@ class UndecidedClaim(NamedTuple):
     Attributes:
         job: the job of the change.
         key: the key of the document.
-        since: the time since which it waits.
+        since: the time at which it began to wait.
     """
 
     job: Job
@@ -45,7 +45,7 @@ class WaitingPart(NamedTuple):
         job: the job of the change. The job is finished when all its parts are finished.
         calls: the calls of one receiver.
         claim: the claim of the process to this delivery; None if the delivery only waits for earlier ones.
-        since: the time since which it waits.
+        since: the time at which it began to wait.
     """
 
     job: Job

@@ -40,7 +40,7 @@ class ClaimStore:
         Args:
             incarnations: the incarnations of the books.
             since: a time of the server. The read sees all beats that were acknowledged before. Without this time,
-                it may miss beats after an election, because the majority snapshot of the new primary may be older.
+                the read may miss beats after an election: the majority snapshot of the new primary may be older.
         """
         try:
             return await self._read(incarnations, since)

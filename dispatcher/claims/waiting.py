@@ -166,7 +166,7 @@ class WaitingClaims:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether deliveries that are not claimed wait, or waiting deliveries should leave the memory."""
+        """Whether a delivery waits that is not claimed, or waiting deliveries should leave the memory."""
         return self._followers > 0 or self._is_crowded()
 
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
@@ -210,11 +210,16 @@ class WaitingClaims:
         self._watch.wake()
 
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Let a delivery wait if earlier ones of its document to its receiver wait. Returns whether it waits.
+        """Let a delivery wait if earlier deliveries of the same document to the same receiver wait.
 
-        Changes enter before the lane of their document reaches them, so claims of later changes may wait already.
+        Claims of later changes may wait already, because a change enters before its lane reaches it. The delivery
+        does not wait for these claims.
+
         Deliveries of replays and backfills don't wait: a crash would lose them, because the progress of a run is
         saved apart from the position.
+
+        Returns:
+            Whether the delivery waits.
         """
         if calls.run or job in self._running:
             return False

@@ -310,7 +310,7 @@ class ClaimGauges(NamedTuple):
         waiting: the number of these deliveries: claimed ones, and later ones of the same documents to the same
             receivers.
         oldest_seconds: how long ago the oldest change of these deliveries was committed; 0 if there is none.
-        processes: the number of deliveries that wait for each book, for the books with the highest numbers.
+        processes: for some books, the number of deliveries that wait for the book. Other books have lower numbers.
     """
 
     waiting: int = 0

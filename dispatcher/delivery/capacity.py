@@ -207,7 +207,7 @@ class Capacity:
                 self.in_flight += 1
 
     async def until(self, future: "asyncio.Future[None]") -> None:
-        """Wait for a future in the middle of a job, which keeps its place.
+        """Wait for a future in the middle of a job. The job keeps its place.
 
         Raises:
             Interrupted: the lanes stop.

@@ -154,8 +154,8 @@ class Deliverer:
             return
         signal, held = calls.signal, self._held
         for number, receiver in enumerate(calls.receivers, 1):
-            # A lane in the database may have earlier deliveries than the chain in memory, never later ones. So a
-            # delivery first waits for the chain, and then joins the lane.
+            # Earlier deliveries may wait in a chain in memory, and even earlier ones in a lane in the database. If
+            # there is a chain, the delivery joins the chain. Otherwise it joins the lane, if there is one.
             if self._capacity.waiting and self._claims.defers(job, change, calls, receiver):
                 job.passed += 1
                 continue
@@ -229,7 +229,7 @@ class Deliverer:
         """
         held, receiver = self._held, attempt.target.receiver
         if held is not None and is_long(waiting, since, self._park_after, self._capacity):
-            if waiting.reason != "limited":  # these may be too many for the log; the step logs some
+            if waiting.reason != "limited":  # there may be many of these; `ReceiverLimits` logs some
                 log_parked(attempt.delivery, waiting)
             await held.park(attempt.change, attempt.calls, receiver, waiting)
             return True

@@ -80,7 +80,7 @@ class Failures(NamedTuple):
         return Waiting("blocked", _pause_after(failed), number, began, error)
 
     def postponed(self, failed: FailedAttempt) -> Waiting | None:
-        """The wait that the receiver asks for with `RetryAfter`; None if it does not ask, or no longer may."""
+        """The wait that the receiver asks for with `RetryAfter`; None if it does not ask, or its time is over."""
         attempt, error, began, _ = failed
         if not isinstance(error, RetryAfter) or not attempt.target.terms.postponable:
             return None

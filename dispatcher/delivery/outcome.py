@@ -22,7 +22,7 @@ Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
 
 
 class Limited(Exception):
-    """An attempt was not made, because the limits of its receiver leave no place for it now."""
+    """An attempt was not made, because the limits of the receiver allow no further attempt now."""
 
 
 class Waiting(NamedTuple):

@@ -44,7 +44,7 @@ class OpenClaims(Protocol):
     """Claims of writing processes that are not decided yet."""
 
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Let a delivery wait if an earlier one of its document to its receiver waits.
+        """Let a delivery wait if an earlier delivery of the same document to the same receiver waits.
 
         Returns:
             Whether the delivery waits.
@@ -72,7 +72,7 @@ class BatchGate(Protocol):
     """Gathers the deliveries of batch receivers."""
 
     async def gather(self, attempt: Attempt) -> BaseException:
-        """Take a delivery out of its job, and let it wait for its batch. The delivery becomes a part of the job.
+        """Let a delivery wait for its batch, as a part of its own. The job goes on, and ends after all its parts.
 
         Returns:
             `GATHERED`.

@@ -14,7 +14,7 @@ class Terms(NamedTuple):
 
     Attributes:
         timeout: the time limit of one attempt in seconds.
-        postponable: `RetryAfter` postpones the delivery. If False, `RetryAfter` is a failure like any other error.
+        postponable: whether `RetryAfter` postpones the delivery. If False, it is a failure like any other error.
     """
 
     retry: Retry
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
             first attempt.
         slow_after: seconds after which the log names a receiver as slow.
         once: make one attempt and keep no dead letter, regardless of the options of a receiver.
-        blocking: `on_failure="block"` blocks the document; otherwise the delivery becomes a dead letter.
+        blocking: whether `on_failure="block"` blocks the document. If False, the delivery becomes a dead letter.
         log_each: log each delivery, at level debug.
     """
 

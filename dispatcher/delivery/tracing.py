@@ -31,8 +31,9 @@ _SERVICE: Final = "mongoz-dispatcher"
 class Tracing:
     """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
 
-    If the write carries the trace of its writer, the span links to the writer's span, and is a child of it unless
-    the delivery is replayed. The span of a batch links to the spans of all its writers, and begins a trace.
+    If the write carries the trace of its writer, the span links to the writer's span. Unless the delivery is
+    replayed, the span is also a child of the writer's span. The span of a batch links to the spans of all its
+    writers, and begins a trace.
     """
 
     def __init__(self, tracer: "Tracer", stats: Stats) -> None:
@@ -98,7 +99,7 @@ class Tracing:
 
 
 def _trace_of(deliveries: Sequence[Delivery]) -> "tuple[Context | None, list[Link]]":
-    """The parent and the links of a span, from the `traceparent` of each write. With None, a trace begins."""
+    """The parent and the links of a span, from the `traceparent` of each write. The parent may be None."""
     contexts = (one.context for one in deliveries if one.context is not None)
     found = dict.fromkeys(context.get("traceparent") for context in contexts)
     traceparents = [one for one in found if isinstance(one, str)]

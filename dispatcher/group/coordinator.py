@@ -51,7 +51,7 @@ class HeldPartition(NamedTuple, Generic[W]):
     """A partition that this process holds.
 
     Attributes:
-        stop: set to hand the partition over.
+        stop: set to hand over the partition.
         task: runs until the partition is handed over or lost.
     """
 
@@ -237,7 +237,7 @@ class Coordinator(Generic[W]):
         if number in self.held:
             return self.member_id
         if position.owner is None or position.owner == self.member_id:
-            return None  # without an owner, or claimed by this process, which did not get the answer to the claim
+            return None  # no owner; or this process claimed it, and did not get the answer
         if position.identity.is_dead or ages[number] >= TAKEN * (position.lease or self._lease):
             return None
         return position.owner
@@ -249,8 +249,8 @@ class Coordinator(Generic[W]):
                 "partitions, since it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
-                remedy="start this process again with the new version; or, to return to the version of this "
-                "process, start this process again as it is",
+                remedy="start this process again with the new version. If the new version is to be taken back, "
+                "start this process again as it is",
             )
         self.outdated = outdated
 

@@ -65,7 +65,7 @@ async def require_source(store: PositionStore, origin: ChangeOrigin, scope: Scop
 
 
 def require_same_source(group: str, saved: SavedPositions, origin: ChangeOrigin, settings: Settings) -> None:
-    """Require that a group reads from a source already, or is new.
+    """Require that a group reads from this source already, or is new.
 
     Raises:
         PositionError: the group has another source, or another number of partitions than the topic.

@@ -25,7 +25,7 @@ class Member(NamedTuple):
         id: new at every start. Ids of later processes sort later, if the clocks of their machines agree.
         beat: grows with every heartbeat.
         lease: seconds without a heartbeat after which it counts as dead.
-        leaving: whether it hands its partitions over, and ends.
+        leaving: whether it hands over its partitions, and ends.
         format: the format of the state that it reads and writes.
         started: the server's time at which it started.
     """
@@ -65,7 +65,7 @@ class Member(NamedTuple):
 
 
 async def take_backfills(group: Group, receivers: Collection[str]) -> bool:
-    """Returns whether a living dispatcher delivers to all these receivers, so that it must make their backfills.
+    """Returns whether a living dispatcher has all these receivers. Then the dispatchers must make the backfills.
 
     Args:
         receivers: their names.

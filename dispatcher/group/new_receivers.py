@@ -1,4 +1,4 @@
-"""Finds the receivers that are new in a group, and names the command that delivers what they missed.
+"""Finds the receivers that are new in a group, and names the command that delivers the missed changes.
 
 The application may run with a new receiver before the dispatchers do. Meanwhile the dispatchers finish changes
 without it. So the layout lists the receivers of the last start. When a dispatcher first starts with a receiver
@@ -27,11 +27,11 @@ _MARGIN: Final = 60
 
 
 class NewReceivers(NamedTuple):
-    """The receivers that are new since the last start of a dispatcher with other receivers.
+    """The receivers of this process that the layout did not list.
 
     Attributes:
         names: their names, sorted.
-        since: the server's time of the last start with other receivers. Changes before it are not considered.
+        since: the server's time at which the earlier list was recorded. Changes before it are not considered.
     """
 
     names: tuple[str, ...]
@@ -62,7 +62,7 @@ async def note_receivers(group: Group, receivers: Iterable[Receiver]) -> NewRece
 
 
 async def name_new_receivers(group: Group, receivers: Iterable[Receiver], version: str) -> None:
-    """Record the receivers of this process, and log the new ones with the command that delivers what they missed.
+    """Record the receivers of this process. Log the new ones, and the command that delivers the missed changes.
 
     Call this before the process claims a partition.
 
@@ -80,8 +80,8 @@ async def name_new_receivers(group: Group, receivers: Iterable[Receiver], versio
         action="receivers.new",
         receivers=list(new.names),
         until=None if until is None else until.as_datetime().isoformat(),
-        remedy=f"{begin} command delivers what they missed: `{command}`. If the application was deployed with "
-        "them after the time of --since, write the time of the deployment instead.",
+        remedy=f"{begin} command delivers the missed changes: `{command}`. If the application was deployed with "
+        "these receivers after the time of --since, write the time of the deployment instead.",
     )
 
 

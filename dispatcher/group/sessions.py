@@ -16,9 +16,9 @@ from uuid import UUID
 from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, Group
 
-# Seconds after which a session is registered again. The driver replaces sessions without a notification. So the
-# registration of a session is removed if it was not renewed for twice this time. Such a session was not used for
-# at least this time. A transaction takes a minute at most, so the session has no open transaction.
+# Seconds after which a session is registered again. The driver replaces sessions without a notification. So a
+# registration is removed if it was not renewed for twice this time. Its session was not used for at least this
+# time. A transaction takes a minute at most, so the session has no open transaction.
 _FRESH: Final = 600.0
 
 # Seconds after which no more commands of a dead process arrive at the server.

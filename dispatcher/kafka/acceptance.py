@@ -6,9 +6,8 @@ got an error; a stopped producer continues after its successor has begun, and it
 successor.
 
 So each producer has a *term*, and it numbers its records in each partition: 0, 1, 2 and so on. A reader accepts
-number 0 of a higher term, and the next number of its own term. It refuses everything else. Of the accepted records
-it delivers those with a token after its high-water mark, and drops the others: it has delivered these events
-already.
+number 0 of a higher term, and the next number of its own term. It refuses everything else. It delivers an accepted
+record if the token is after the high-water mark. Otherwise it drops the record, whose event it delivered before.
 
 The rule loses nothing, because three statements are true in every partition:
 

@@ -167,7 +167,7 @@ class Admin:
             return KafkaError(
                 f"The TLS connection to the broker of Kafka at {address} fails: {failure.text}.",
                 remedy="In --kafka-config, set ssl.ca.location to the certificate of the broker's authority, and "
-                "security.protocol to the one of the listener. In --kafka, write the host as in its certificate.",
+                "security.protocol to that of the listener. In --kafka, write the host as in the certificate.",
             )
         remedy = "Are the brokers running, are the addresses of --kafka right, may this machine reach them?"
         if failure.address and failure.address not in self._servers.split(","):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Seconds between two commits, and for the last one.
 _EVERY: Final = 1.0
 
-# Seconds between two looks for the end of the last commit.
+# Seconds between two checks whether the last commit has ended.
 _LOOK: Final = 0.02
 
 
@@ -56,7 +56,7 @@ class CommittedOffsets:
         while self._sent and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(_LOOK)
             self._commit()
-        # It waits for the last commit, so nobody waits for it.
+        # `close` waits for the last commit, so it runs in a daemon thread.
         threading.Thread(target=self._consumer.close, name="kafka-commits", daemon=True).start()
 
     def _commit(self) -> None:

@@ -141,7 +141,7 @@ def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:
 
 
 def _relayed(batch: EventBatch, stamps: DeleteStamps, after: str) -> EventBatch:
-    """A batch of a change stream in the form that it has in a topic, without the changes up to a token."""
+    """A batch of a change stream, as it would come from a topic, without the changes up to a token."""
     events: list[Undecoded] = []
     for event in batch.events:
         stamp = stamps.take(event)

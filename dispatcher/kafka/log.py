@@ -1,7 +1,7 @@
 """Reads the partitions of a topic: one consumer for all partitions of a process.
 
 A thread polls the consumer, and hands the messages to the event loop. The loop sorts them into the queues of the
-partitions. The thread polls again when the loop has done so, and a queue has room. So memory is bounded even if a
+partitions. When it has sorted all, and a queue has room, the thread polls again. So memory is bounded even if a
 receiver blocks the loop. If a queue is full while another queue has room, the partition of the full queue is
 paused. If all queues are full for some seconds, all partitions are paused.
 """
@@ -61,7 +61,7 @@ _STREAMS: Final = 2
 # Seconds for which a reader waits for a record.
 _EVERY: Final = 1.0
 
-# Maximum milliseconds between two calls of `poll`. Slow receivers delay the calls. This is the largest value.
+# Maximum milliseconds between two calls of `poll`. Slow receivers delay the calls, so it is the client's maximum.
 _DAY_MS: Final = 86_400_000
 
 
@@ -258,7 +258,7 @@ class TopicLog:
     def _records(self, feed: "PartitionLog", messages: "Iterable[Message]") -> list[TopicRecord]:
         """The records of some messages of a partition."""
         records = []
-        message: Any  # the annotations allow None, which only messages that are produced have
+        message: Any  # by its annotation the offset may be None, but only for a producer's messages
         for message in messages:
             if message.error() is None:
                 records.append((message.offset(), message.value()))
@@ -418,7 +418,7 @@ class PartitionLog:
         await self._topic.leave(self)
 
     async def read(self, most: int) -> list[TopicRecord]:
-        """The next records, at most this number. Without one within a second, the list is empty.
+        """The next records, at most this number. If none comes within a second, the list is empty.
 
         Raises:
             OutOfRange: the log does not hold the next record.

@@ -12,7 +12,7 @@ from dispatcher.core.output.logs import log
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
-# Seconds for which the thread waits for a message, and after which it runs a waiting command at the latest.
+# Maximum seconds for which the thread waits for a message. So a command waits for this time at most.
 _TICK: Final = 0.1
 
 # Seconds without a poll after which all partitions are paused. The client drops what it has fetched, and fetches

@@ -76,7 +76,7 @@ def event_of(envelope: Envelope) -> RawEvent:
 
 
 def remember_stamp(envelope: Envelope, remember: RememberStamp) -> None:
-    """Pass the stamp of a record to `remember`, except that of a marker: the record of its delete has it, too."""
+    """Pass the stamp of a record to `remember`, unless it is a marker: its delete has the same stamp."""
     event = RawEvent(envelope.event)
     if envelope.stamp:
         remember(Stamp.unpack(envelope.stamp), event.get("wallTime"))

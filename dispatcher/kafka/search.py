@@ -23,9 +23,9 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    The reader may begin after any record up to the token: all earlier records of that term have earlier tokens. It
-    begins with the highest term, as a reader that has read all records does: records of a replaced relay may lie
-    between those of its successor.
+    A reader may begin after any record up to the token: all earlier records of the same term have earlier tokens.
+    But records of a replaced relay may lie between the records of its successor. So the reader begins with the
+    highest term, as if it had read all records up to the token.
 
     Raises:
         TopicError: a record does not come from a relay.
@@ -51,7 +51,7 @@ async def _scan(
     """The position of a token: at the first record after it.
 
     Args:
-        is_first: the log has no records before `begin`.
+        is_first: whether the log has no records before `begin`.
 
     Returns:
         None if no earlier record is known, or if the highest term may be in the records before `begin`.

@@ -38,7 +38,7 @@ from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import Stamp
 
-# After this number of reads without a record, one after another, the log counts as shorter than expected.
+# The log counts as shorter than expected after this number of successive reads without a record.
 _MOST_EMPTY: Final = 10
 
 

@@ -36,7 +36,7 @@ _RARELY: Final = 30.0  # if nothing causes an earlier query
 _AGAIN: Final = 1.0  # if some due deliveries can't be taken yet
 
 # Parked deliveries gather for this many seconds at most. They have waited already, so they do not wait for
-# `Batch.wait` again. In this time those of one failed batch, which are due together, become one batch.
+# `Batch.wait` again. The deliveries of a failed batch are due together, so this time is enough to gather them.
 _TOGETHER: Final = 0.2
 
 # Maximum number of bytes of the deliveries that are taken at once.
@@ -93,7 +93,7 @@ class ParkedBatches:
 
     Args:
         receivers: all receivers of the application.
-        lanes: the lanes of the jobs. They hold the jobs of a document back while its results are written.
+        lanes: the lanes of the jobs. They hold back the jobs of a document while results for it are written.
         limits: the limits, by the present and former names of the receivers.
 
     Attributes:
@@ -194,7 +194,7 @@ class ParkedBatches:
         return True
 
     async def _read(self, row: _Row) -> GatheredDelivery | None:
-        """Read a delivery; None if it can't be in a batch: its receiver is gone, or another process claims it."""
+        """Read a delivery; None if it can't be in a batch now, e.g. because a writing process still claims it."""
         record = row.of.rows[row.place]
         if not self._parking.is_ours(record):
             return None

@@ -157,7 +157,7 @@ class Parking:
 
         Args:
             is_queued: returns whether a document has queued jobs. The lanes of other documents are forgotten. With
-                None no lane is forgotten, because changes of earlier calls are maybe not queued yet.
+                None no lane is forgotten, because changes of earlier calls may not be queued yet.
         """
         if is_queued is not None:
             self._round += 1

@@ -35,8 +35,8 @@ def lane_id(group: str, receiver: str, document: str, namespace: tuple[str, str]
     """The name of a lane.
 
     Args:
-        receiver: the name of the receiver. The id of the receiver is not used, so that the deliveries of several
-            signals of one document to one function stay in order.
+        receiver: the name of the receiver. The id of the receiver is not used: the id depends on the signal,
+            and a function must get all deliveries of a document in order, whatever their signals.
     """
     named = bson.encode({"": [group, receiver, document, *namespace]}) + _key_of(id_)
     return blake2b(named, digest_size=16).hexdigest()

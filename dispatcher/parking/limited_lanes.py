@@ -27,7 +27,7 @@ class LimitedLanes:
         return receiver in self._limits
 
     def delay(self, receiver: str) -> float:
-        """The seconds until deliveries of a receiver should be read; 0 if now."""
+        """The seconds until deliveries of a receiver should be read; 0 to read them now."""
         delay = self._limits[receiver].delay if receiver in self._limits else 0.0
         return max(0.0, delay - AHEAD / 2) if delay > AHEAD else 0.0
 

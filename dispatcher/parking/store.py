@@ -360,7 +360,7 @@ class HeldStore:
     async def following(self, lane: str) -> tuple[list[RawBSONDocument], str | None]:
         """The first deliveries of a lane, in order, up to a deleted or malformed one.
 
-        Also returns the `_id` of the delivery after all deliveries that were to be read; None if there is none.
+        Also returns the `_id` of the first delivery beyond the limits of one read; None if there is none.
         """
         found = self._held.find({"group": self.group, "lane": lane}, {"size": True})
         wanted: list[str] = []
@@ -456,7 +456,7 @@ def _mark(id_: str, lane: str, state: str, due_at: Any) -> UpdateOne:
 
 def _waits(waiting: Waiting) -> dict[str, Any]:
     """The fields of a head that waits."""
-    if waiting.reason == "limited":  # there was no attempt: the error of the last one stays
+    if waiting.reason == "limited":  # there was no new attempt, so the error of the last attempt stays
         return {"state": "limited", "attempts": waiting.attempts, "first_attempt_at": waiting.began}
     error = None
     if waiting.error is not None:

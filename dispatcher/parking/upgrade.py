@@ -52,7 +52,7 @@ class EarlierDocument(NamedTuple):
 
 
 async def take_over(group: Group, partition: tuple[int, int]) -> None:
-    """Move the deliveries of a partition that earlier versions held.
+    """Move the deliveries that earlier versions held for a partition.
 
     Args:
         partition: its number, and the number of partitions.

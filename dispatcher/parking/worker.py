@@ -230,7 +230,7 @@ class ParkingWorker:
     def _bytes(self, name: str) -> int:
         """The bytes of the taken lanes.
 
-        If the receiver has limits, only the lanes of receivers with limits count. Otherwise only others count.
+        If the receiver has limits, only the lanes of receivers with limits count; otherwise only the other lanes.
         """
         limited = name in self._limited
         return sum(size for of, size in self._taken.values() if (of in self._limited) == limited)

@@ -8,9 +8,9 @@ from dispatcher.core.events import LogPlace
 class Places:
     """The places of a reader between its position and the end of the records that it has read.
 
-    A place may be saved with a token if all accepted records before the place are finished at this token. It need
-    not be the last such place: a reader that starts at an earlier one reads some records again, accepts them by
-    their terms and numbers, and drops them because of their tokens.
+    A place may be saved with a token if all accepted records before the place are finished at this token.
+    An earlier place is correct, too: a reader that starts there reads some records again, and drops them because
+    of their tokens.
 
     Args:
         place: the saved place; None if there is none.

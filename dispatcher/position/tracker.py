@@ -85,8 +85,8 @@ class Tracker:
     def undelivered(self) -> tuple[Job | None, int]:
         """The oldest change that this process has yet to deliver, and the number of changes from it on.
 
-        A change whose deliveries only the writing process may make is skipped in the search for the oldest. The
-        number counts all changes from the oldest one on: skipped and finished ones, too.
+        The search for the oldest change skips the changes that only the writing process may deliver. The number
+        counts all changes from the oldest one on: skipped and finished ones, too.
         """
         for place, job in enumerate(self._open):
             if job.change is not None and not job.is_awaited:

@@ -155,7 +155,7 @@ class RecordLedger:
             is_end: whether the position may be at the end of the span: not between a delete marker and its delete.
 
         Returns:
-            The report of each part: each record must call it with its answer.
+            The report of each part. Pass it to the client, which calls it with the answer to each record.
         """
         span = Span(token, sum(part.records for part in parts), size, is_end=is_end)
         span.reports = [Report(self, span, part) for part in parts]

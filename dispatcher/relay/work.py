@@ -205,7 +205,8 @@ class RelayWork:
     ) -> dict[str, str]:
         """The token since which each collection is published.
 
-        For a new collection, the token is later than those of all published events: readers drop earlier events.
+        For a new collection, the token is later than those of all published events: readers drop events with
+        earlier tokens.
         """
         names = self._parts.names
         since = {name: saved.since[name] for name in names if name in saved.since}

@@ -4,7 +4,8 @@ If a dispatcher of the group has the receivers, the dispatchers deliver the docu
 they know the order of a document and its changes. Otherwise the process of the command delivers them. The two
 never deliver at the same time. The command notes in the state that it works alone, and then looks for dispatchers.
 A dispatcher registers as a member, and then looks for a command that works alone. So at least one of them finds
-the other: the command hands the rest over, and the dispatcher waits for that before it claims a partition.
+the other. A command that finds a dispatcher hands over the rest. A dispatcher that finds a command waits for that
+before it claims a partition.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

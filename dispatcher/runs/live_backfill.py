@@ -1,9 +1,10 @@
 """Delivers the current documents while the stream continues.
 
-The dispatchers do this for `dispatcher backfill`, and after lost history by themselves. Each document is delivered
-in its lane, in the state that it had at the time up to which the stream is read. So all earlier changes of the
-document are before it in the lane, and all later ones after it, however far the stream is behind: no receiver gets
-an older state after a newer one.
+The dispatchers do this for `dispatcher backfill`, and after lost history if the operator wants it.
+
+Each document is delivered in its lane, in the state that it had at the time that the stream has reached. So all
+earlier changes of the document are before it in the lane, and all later ones after it, however far the stream is
+behind: no receiver gets an older state after a newer one.
 """
 
 import asyncio

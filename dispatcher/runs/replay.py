@@ -229,8 +229,8 @@ async def start(
         receivers: the names of the receivers; empty for all receivers that a dispatcher may run.
         since: the range begins after this cluster time; required for a new replay.
         until: the last cluster time of the range; by default now.
-        asked: the range as the operator wrote it, and `missed`: True leaves out the receivers that the writing
-            process has run.
+        asked: the request of the operator: the range; and `missed`, which is True to leave out the receivers that
+            the writing process has run.
         rate: the maximum number of changes per second.
         resume: id of the run to continue; by default an unfinished run for the same range.
         new: begin a new run even if an unfinished one exists.

@@ -95,7 +95,7 @@ class Runs:
         return await self.ensure(secrets.token_hex(6), what, asked, at, **values)
 
     async def ensure(self, id_: str, what: str, asked: Mapping[str, Any], at: Timestamp, **values: Any) -> Run:
-        """Get the run with this id. If none exists, begin it: then this process counts as working on it."""
+        """Get the run with this id. If there is none, begin a run, on which this process works."""
         new = {
             "group": self._group,
             "kind": "run",

@@ -109,7 +109,7 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The place of the application's innermost frame; if the application has none, of the innermost frame."""
+    """The place of the application's innermost frame. If no frame is the application's: of the innermost one."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)

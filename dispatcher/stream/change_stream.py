@@ -190,7 +190,7 @@ class ChangeStreamSource:
                     return
 
     async def _in_fragments(self, start: Start) -> AsyncGenerator[EventBatch]:
-        """Read the event in fragments, and the next events as long as they are too large too."""
+        """Read the event in fragments. Continue with the next events, as long as they are also too large."""
         if not self._splits:
             raise OperationFailure("the server does not split events", _NOT_SUPPORTED)
         async with aclosing(joined(self._cursors.read(start, SPLIT))) as batches:
@@ -239,7 +239,7 @@ class ChangeStreamSource:
             remember: called with each stamp.
 
         Returns:
-            The time since which all stamps were read, in seconds since 1970.
+            A time in seconds since 1970. All stamps from this time on were read.
         """
         position, failures, horizons = token_time(before).time, 0, [*_HORIZONS]
         while horizons:
@@ -298,8 +298,8 @@ async def token_of_now(client: AsyncMongoClient[Any], scope: Scope, address: str
 def _stamped_until(token: str) -> list[dict[str, Any]]:
     """The pipeline stages that select past changes with stamps.
 
-    They also select each change with a later cluster time than the token, so that the server answers as soon as it
-    meets one. And they select an invalidate event, because the stream continues after its token.
+    They also select all changes with a later cluster time than the token, so that the server answers as soon as it
+    finds one. They also select invalidate events: after such an event, the stream is opened again at its token.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [

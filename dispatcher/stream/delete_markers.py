@@ -16,9 +16,9 @@ _MOST_DEFERRED: Final = 100
 
 
 FINISHED_MARKER: Final = "finished marker"
-"""The operation of a marker that an earlier process has finished. The earlier process has maybe not finished the
-delete: a process that reads a topic may end between the marker and the delete, and a later process may read a
-change stream."""
+"""The operation of a marker that an earlier process has finished. That process may not have finished the delete: a
+process that reads a topic may end between the marker and the delete, and a later process may read a change
+stream."""
 
 _MARKERS: Final = frozenset({"marker", FINISHED_MARKER})
 
@@ -48,8 +48,8 @@ class DeleteMarkers:
         """Copy the stamps of markers to their deletes. Returns the changes in order.
 
         Markers and deferred changes keep their places in the order, with the operations `"marker"` and
-        `"deferred"`. Deferred changes follow a second time, with their own operations, when it is known whether
-        their marker has a delete. A marker without a delete follows a second time as `"untouched"`. A delete with
+        `"deferred"`. When it is known whether a marker has a delete, its deferred changes follow a second time,
+        with their own operations. A marker without a delete follows a second time as `"untouched"`. A delete with
         a marker contains the token of the marker, unless the marker is finished. A finished marker defers nothing.
         """
         if not self._open and _MARKERS.isdisjoint([change.operation for change in changes]):
@@ -85,7 +85,7 @@ class DeleteMarkers:
             yield change._replace(operation="deferred")
 
     def _without_delete(self, key: Hashable, change: Change) -> Iterator[Change]:
-        """Release the markers that have no delete, as this change proves, or that have too many deferred changes.
+        """Release the markers that can't get a delete after this change, or that have too many deferred changes.
 
         The changes of a transaction follow each other and have the same cluster time, so a change with another
         cluster time comes after the end of the transaction. If a document has two markers, the later one counts.

@@ -37,7 +37,7 @@ class DocumentLookup:
         self._slice = _FIRST
 
     async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
-        """Yield the changes in slices. An update without a document gets the current document, if it exists.
+        """Yield the changes in slices. An update without a document gets the current document, if there is one.
 
         Slices keep memory small where documents are large.
         """

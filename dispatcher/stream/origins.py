@@ -31,8 +31,8 @@ _RESOLUTION: Final = 1
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""A start first reads the tokens of this many seconds before the position. If clocks agree, no earlier tokens are
-needed: the stamp of a copy that is made more than `HORIZON` seconds after the original does not count."""
+"""At its start, a reader first reads the tokens of this many seconds before the position. If the clocks agree, it
+needs no earlier tokens: a copy that is made more than `HORIZON` seconds after its original does not count."""
 
 # A token matters until 75 s after its own time. By the server's clock, its write may be 10 s older than the token.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION
@@ -46,8 +46,8 @@ _MOST: Final = 250_000
 class SeenTokens:
     """Remembers the tokens of the last minutes in two generations. The older generation is forgotten as a whole.
 
-    A generation with too many tokens is forgotten early. Then it is not certain whether a token is new, unless its
-    time is later than the times of the forgotten tokens.
+    A generation with too many tokens is forgotten early. After that, a token is certainly new only if it is later
+    than the forgotten tokens.
     """
 
     def __init__(self) -> None:

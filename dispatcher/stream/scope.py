@@ -41,8 +41,8 @@ class Scope(NamedTuple):
         namespaces: the collections, sorted.
         patterns: patterns for the names of further collections, sorted.
         apart_from: a database that patterns do not match, even if its name fits.
-        hashed: whether each event of a document ends with the hash of the document's key, as the field HASH. This
-            does not change which events come.
+        hashed: whether each event of a document ends with the hash of the document's key, as the field HASH. The
+            stream has the same events with and without the hash.
     """
 
     database: str | None

@@ -56,12 +56,12 @@ class Source(Protocol):
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        Older stamps are not needed, because they do not count in a copy.
+        Older stamps need not be read: a copy of an older stamp never counts as an original.
 
         Args:
             before: the position.
             remember: called with each stamp.
 
         Returns:
-            The time since which all stamps were read, in seconds since 1970.
+            A time in seconds since 1970. All stamps from this time on were read.
         """

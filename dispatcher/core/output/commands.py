@@ -26,7 +26,7 @@ def completing(by: Completer) -> Iterator[None]:
 
 
 def completed(text: str, *, elsewhere: bool = False) -> str:
-    """A text with complete commands, as far as the running command knows what they lack.
+    """A text whose commands are completed with what the running command knows, such as the application.
 
     Args:
         elsewhere: whether the reader may have another environment, such as the reader of a log. Then the commands

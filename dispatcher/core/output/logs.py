@@ -124,7 +124,7 @@ def _console_renderer(*, colours: bool) -> Callable[[_Line], str]:
 
 
 def _named_dropped(render: Callable[[_Line], str], names: _Line) -> Callable[[int], str]:
-    """Return a function that makes the line with the number of dropped lines. No level of the log hides it."""
+    """Return a function that makes the line with the number of dropped lines. It is written at every log level."""
     texts: list[str] = []
     log: Any = _Log(_Lines(0, render, names, texts.append))
 

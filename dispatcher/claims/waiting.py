@@ -342,7 +342,7 @@ class WaitingClaims:
             await self._parking.park(part.change, part.calls, receiver, Waiting(reason, seconds))
 
     def _hasten_parked(self) -> None:
-        """Let the parked claims be judged that are decided now. The others cost no command."""
+        """Attempt parked deliveries with decided claims soon. Other claims cost no command."""
         decided = {lane: one.id for lane, one in self._parked.items() if self.judge(one.claim) is not WAIT}
         for lane in decided:
             del self._parked[lane]

@@ -191,12 +191,12 @@ class HeldStore:
             await self._held.bulk_write(marks, ordered=False)
 
     async def make_claimed_due(self) -> None:
-        """Make all deliveries due that wait for claims."""
+        """Let all deliveries that wait for claims be due now."""
         waiting = {"group": self.group, "state": "claimed", **HEADS, **self._ours}
         await self.make_due([row["_id"] async for row in self._held.find(waiting, {"_id": True})])
 
     async def make_due(self, ids: Sequence[str]) -> None:
-        """Make deliveries due that wait for claims."""
+        """Let deliveries be due now, if they still wait for claims."""
         change = [{"$set": {"due_at": {"$min": ["$due_at", "$$NOW"]}}}]
         for start in range(0, len(ids), _MOST_DUE):
             several = {"$in": list(ids[start : start + _MOST_DUE])}

@@ -214,7 +214,7 @@ class ParkingWorker:
         return soonest
 
     async def _hasten(self) -> None:
-        """Make the deliveries due whose claims are decided. The end of an errand would undo this for its lane."""
+        """Let deliveries with decided claims be due now. Lanes with errands wait: an errand would undo it."""
         hastened = self._parking.hastened
         found = {lane: id_ for lane, id_ in hastened.items() if lane not in self._taken}
         if found:

@@ -113,7 +113,7 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
 
 
 class ChangeDelivery(Delivery):
-    """The `delivery` of a change. Its attributes are computed when the first of them is read: few receivers do it.
+    """The `delivery` of a change. Few receivers read its attributes, so they are computed at the first read.
 
     Args:
         attempt: the number of the attempt.
@@ -153,7 +153,7 @@ class ChangeDelivery(Delivery):
                 change.superseded,
                 context_of(change.context) if change.context else None,
             )
-            self._source = None  # a receiver that keeps the delivery does not keep the change
+            self._source = None  # so a receiver that keeps the delivery does not keep the change
         return object.__getattribute__(self, name)
 
 

@@ -25,7 +25,7 @@ class _Partition:
     """The events of one partition that are read, but not yielded.
 
     Attributes:
-        lost: for each event that can't be read, the batch that says so, without events.
+        lost: for each event that can't be read, a batch without events that reports it.
         token: all events up to it are read.
     """
 

@@ -28,7 +28,7 @@ class PositionSaver:
 
     Args:
         relays: the state of the relay.
-        store: the store of the position of the relay's group, which shows the position to operators.
+        store: saves the position also as the position of the relay's group, so that operators see it.
 
     Attributes:
         saved_seconds: when the saved position was last up to date, by the monotonic clock.

@@ -125,7 +125,7 @@ async def _read(
         command["projection"] = fields
     if last is not None:
         # `min` is used, because a comparison would find only `_id`s of the same type as `last`. A command is used,
-        # because a cursor of PyMongo would decode this `_id` and encode it again, which changes rare types.
+        # because a cursor of PyMongo would decode this `_id` and encode it again, and so change rare types.
         command["min"] = RawBSONDocument(_filter(last))
     async with session_of(client) as session:
         # The first batch is decoded with these options, later batches with the options of the database.

@@ -110,8 +110,20 @@ def _load() -> Defaults:
     return found()
 
 
+class _Setting:
+    """A setting that every update reads. `_LazySettings.__getattr__` takes twice as long."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return getattr(_load(), self._name)
+
+
 class _LazySettings:
     """Loads the settings when the first one is read."""
+
+    parsed_ids = _Setting()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # test runners, copy and inspect look up dunders

@@ -15,6 +15,7 @@ from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
+from mongoz.persistence.rows.flat import assigned_row
 from mongoz.persistence.rows.hydration import validate_stored
 from mongoz.persistence.rows.validation import adopt_fields, validate_row, validate_values, validated_row
 
@@ -22,6 +23,7 @@ __all__ = [
     "AppliedValues",
     "apply_values",
     "apply_values_together",
+    "assign_flat",
     "attribute_names",
     "auto_now_values",
     "fire_and_make_patch",
@@ -127,6 +129,26 @@ def apply_values_together(
     fields = frozenset({*new, *derived})
     instance.__pydantic_fields_set__.update(fields)
     return AppliedValues(fields, frozenset(derived))
+
+
+def assign_flat(instance: Model, values: dict[str, Any]) -> Changes | None:
+    """Do the same as `apply_values` and `make_patch`, with one validation.
+
+    None if this is not possible, or if a value is invalid. The instance is unchanged then.
+    """
+    document = type(instance)
+    new = {**values, **auto_now_values(document)} if _auto_now_fields(document) else values
+    if instance.__pydantic_extra__:
+        return None
+    row = assigned_row(document, instance.__dict__, new)
+    if row is None:
+        return None
+    names, changed = stored_names(document), {}
+    for name in new:
+        changed[names[name]] = value = row[names[name]]
+        instance.__dict__[name] = value if type(value) is not list else value.copy()
+    instance.__pydantic_fields_set__.update(new)
+    return Changes(changed, ())
 
 
 def make_patch(instance: Model, fields: Iterable[str]) -> Changes:

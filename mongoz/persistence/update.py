@@ -18,12 +18,14 @@ from mongoz.persistence.patches import (
     AppliedValues,
     apply_values,
     apply_values_together,
+    assign_flat,
     attribute_names,
     fire_and_make_patch,
     make_patch,
     remember_written,
     settle_update,
 )
+from mongoz.persistence.rows.changes import Changes
 from mongoz.persistence.rows.copies import independent_values
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
@@ -107,17 +109,10 @@ async def _patch(
     settled = False
     try:
         conditions: Sequence[Mapping[str, Any]] = ()
-        if operations or has_invariants(document):
-            (fields, derived), conditions = await _apply(instance, values, operations, target)
-            # If validators change the result of an operation, their value is written instead of the operation.
-            operations = [operation for operation in operations if operation.attribute not in derived]
-        else:
-            fields = apply_values(instance, values)
-        if meta.signals.pre_update.receivers:
-            patch = await fire_and_make_patch(instance, fields, operations)
-        else:
-            patch = make_patch(instance, fields)
-        operations = [operation for operation in operations if operation.top not in patch.names]
+        fires_first = bool(meta.signals.pre_update.receivers)
+        patch = None if operations or fires_first else assign_flat(instance, values)
+        if patch is None:
+            patch, operations, conditions = await _assign(instance, values, operations, target, fires_first)
         own_values = dict(instance.__dict__)
         signal = meta.signals.post_update
         if target.collection is not meta.collection:
@@ -153,6 +148,32 @@ async def _patch(
         if not settled:  # else the update is written, and only receivers raised
             _restore_state(instance, undo, own_values)
         raise
+
+
+async def _assign(
+    instance: Model,
+    values: dict[str, Any],
+    operations: Sequence[Operation],
+    target: WriteTarget,
+    fires_first: bool,
+) -> tuple[Changes, Sequence[Operation], Sequence[Mapping[str, Any]]]:
+    """Put new values onto an instance, and fire `pre_update` if it has receivers.
+
+    Returns:
+        The patch; the operations that are left; and the conditions of the write.
+    """
+    conditions: Sequence[Mapping[str, Any]] = ()
+    if operations or has_invariants(type(instance).meta.document):
+        (fields, derived), conditions = await _apply(instance, values, operations, target)
+        # If validators change the result of an operation, their value is written instead of the operation.
+        operations = [operation for operation in operations if operation.attribute not in derived]
+    else:
+        fields = apply_values(instance, values)
+    if fires_first:
+        patch = await fire_and_make_patch(instance, fields, operations)
+    else:
+        patch = make_patch(instance, fields)
+    return patch, [operation for operation in operations if operation.top not in patch.names], conditions
 
 
 async def _apply(

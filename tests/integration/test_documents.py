@@ -7,7 +7,7 @@ from typing import Any
 
 import bson
 import pytest
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pymongo.errors import DuplicateKeyError
 
 import mongoz
@@ -270,6 +270,39 @@ async def test_a_save_of_scalars_writes_a_field_only_if_this_process_changed_it(
     setattr(flat, field, mine)
     await flat.save()
     assert foreign.flats.find_one() == {"_id": flat.id, "n": "c", **values, field: mine}
+
+
+async def test_an_update_of_scalars_validates_the_values_like_an_assignment(
+    registry: mongoz.Registry, database: str, foreign: Any
+) -> None:
+    class Flat(mongoz.Document):
+        name: str = mongoz.String(max_length=5)
+        email: str = mongoz.Email()
+        units: int = mongoz.Integer()
+        numbers: list[int] = mongoz.Array(int, default=list)
+        fixed: str = Field(default="a", frozen=True)
+
+        Meta = type("Meta", (), {"registry": registry, "database": database})
+
+    flat = await Flat(name="Ada", email="ada@example.org", units=1).create()
+    for given, valid in (
+        ({"units": "7"}, {"units": 7}),
+        ({"email": "Ada@EXAMPLE.org"}, {"email": "Ada@example.org"}),
+        ({"name": "Eve", "numbers": ["1"]}, {"name": "Eve", "numbers": [1]}),
+    ):
+        await flat.update(**given)
+        row = foreign.flats.find_one()
+        assert {name: row[name] for name in valid} == {name: getattr(flat, name) for name in valid} == valid
+    flat.numbers.append(2)  # the snapshot does not share the list
+    await flat.save()
+    assert foreign.flats.find_one()["numbers"] == [1, 2]
+    before, row = flat.model_dump(), foreign.flats.find_one()
+    for wrong in ({"units": "x", "name": "Bob"}, {"email": "x@"}, {"name": "Elizabeth"}, {"fixed": "b"}):
+        with pytest.raises(ValidationError) as raised:
+            await flat.update(**wrong)
+        assert raised.value.errors()[0]["loc"] == (next(iter(wrong)),)
+        assert flat.model_dump() == before
+        assert foreign.flats.find_one() == row
 
 
 async def test_an_assigned_or_changed_default_is_written(Order: Any, foreign: Any) -> None:

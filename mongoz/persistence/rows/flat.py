@@ -22,7 +22,7 @@ from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
 from mongoz.fields.stored_schema import from_stored
 
-__all__ = ["flat_row", "reloaded_values"]
+__all__ = ["assigned_row", "flat_row", "reloaded_values"]
 
 _PLAIN: Final = frozenset(
     {
@@ -56,6 +56,41 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
     except ValidationError:  # the model's own validator has the right message
         return None
     return _with_stored_forms(row)
+
+
+def assigned_row(model: type[BaseModel], present: dict[str, Any], values: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of an instance of a flat model after an assignment of valid values.
+
+    None if the model is not flat, if a value is invalid, or if an assignment might have another result than the
+    validation of the row.
+
+    Args:
+        model: the class.
+        present: attribute name -> present value.
+        values: attribute name -> new value.
+    """
+    if not values.keys() <= _assignable_fields(model):
+        return None
+    for value in values.values():
+        if type(value) not in SCALARS and not (type(value) is list and SCALARS.issuperset(map(type, value))):
+            return None
+    return flat_row(model, {**present, **values})
+
+
+@cached_per_class
+def _assignable_fields(model: Any) -> frozenset[str]:
+    """The fields of a flat model whose values in rows are validated like an assigned value."""
+    fields, config = model.model_fields, model.model_config
+    is_usual = model.__setattr__ is BaseModel.__setattr__ and config.get("validate_assignment")
+    if _row_validator(model) is None or not is_usual or config.get("frozen"):
+        return frozenset()
+    schemas = model.__pydantic_core_schema__["schema"]["fields"]
+    # Rows are validated like loaded values, so the rule for loaded e-mail addresses applies.
+    return frozenset(
+        name
+        for name, field in fields.items()
+        if not field.frozen and loading_schema(schemas[name]) == schemas[name]
+    )
 
 
 def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:

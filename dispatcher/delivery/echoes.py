@@ -2,8 +2,8 @@
 
 A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, PyMongo itself) carries none,
 and looks like a write of any other client. But the write is committed while its receiver runs. For a document that
-is written often, changes of other clients are committed while a receiver runs, too, by chance. So only after many
-such changes in a row, the next delivery of the document waits for a short time, and each further one waits longer.
+is written often, a change of another client may by chance be committed during this time. So the next delivery
+of the document waits only after many such changes in a row. At first it waits for a short time, then for longer.
 No delivery of the document runs during this wait. A change of another client that is committed during the wait
 ends the row, and is delivered without a delay. The log names the receiver. No delivery is lost, and each document
 has its own delay.

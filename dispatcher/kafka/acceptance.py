@@ -1,7 +1,7 @@
 """Decides which records of a topic a reader delivers. No I/O.
 
 The relay publishes the change events of each partition in the order of their tokens. But a partition of the topic
-may hold more than that: a producer gives up one record while later ones land; a record lands although its producer
+may differ from that: a producer gives up one record while later ones land; a record lands although its producer
 got an error; a stopped producer continues after its successor has begun, and its records land between those of the
 successor.
 

@@ -7,8 +7,8 @@ The file has a property of librdkafka in each line, and comments:
     sasl.username = relay
     sasl.password_FILE = /run/secrets/kafka
 
-The value of a property `<name>_FILE` is read from a file. A relative path begins at the directory of the
-properties.
+The value of a property `<name>_FILE` is read from a file. A relative path begins at the directory of the file with
+the properties.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Finds records that another program, or a relay with another state, has written to a topic. Makes the errors."""
+"""Finds records that another program, or a relay with another state, has written to a topic."""
 
 import asyncio
 from collections.abc import Iterator, Mapping

@@ -373,7 +373,15 @@ def key_hash(namespace: str, id_: object, codec_options: CodecOptions[Any] = KEY
         encoded = _OBJECT_ID + id_.binary + b"\0"
     else:
         encoded = canonical(id_, codec_options)
-    return blake2b(namespace.encode() + encoded, digest_size=8).digest()
+    hashed = _hash_of(namespace).copy()
+    hashed.update(encoded)
+    return hashed.digest()
+
+
+@lru_cache(maxsize=_KEPT_FORMS)
+def _hash_of(namespace: str) -> blake2b:
+    """The hash of a namespace, to be copied and continued with a key."""
+    return blake2b(namespace.encode(), digest_size=8)
 
 
 def receiver_id(parts: Iterable[str]) -> bytes:

@@ -77,21 +77,18 @@ class Collection:
     Attributes:
         name: the name of the collection, without the database.
         database: the database of the collection.
+        namespace: `"database.collection"`.
         write_target: the target of writes outside of any session. Only `mongoz.persistence.target` uses it.
     """
 
-    __slots__ = ("_opened", "database", "name", "write_target")
+    __slots__ = ("_opened", "database", "name", "namespace", "write_target")
 
     def __init__(self, name: str, database: Database) -> None:
         self.name = name
         self.database = database
+        self.namespace = f"{database.name}.{name}"
         self.write_target: Any = None
         self._opened: OpenCollection | None = None
-
-    @property
-    def namespace(self) -> str:
-        """`"database.collection"`."""
-        return f"{self.database.name}.{self.name}"
 
     @property
     def opened(self) -> OpenCollection:

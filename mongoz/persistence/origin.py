@@ -5,10 +5,10 @@ from typing import Any, Final, NamedTuple
 import bson
 
 from mongoz.claims.book import OpenClaim
-from mongoz.claims.claims import Claims
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.ids import id_of_time, new_token
 from mongoz.persistence.target import WriteTarget
+from mongoz.signals import Signal
 from mongoz.signals.post_signals import Firing
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import FIELD, Call, Form, claiming_form, form_of, key_hash, packed_context
@@ -48,26 +48,54 @@ NO_ORIGIN: Final = Origin()
 """The origin of a write without receivers in this process, and without a stamp."""
 
 
-class _ClaimPlan(NamedTuple):
-    """The claimed receivers of a firing, and the form of the stamps. The signal caches it.
+class _StampPlan(NamedTuple):
+    """The common parts of the stamps of many writes. The signal caches it.
 
     Attributes:
         receivers: the receivers of the firing.
-        named: the ids that a beat has named.
-        group: the group of dispatchers.
-        call: the called method.
+        named: the ids that a beat has named; None without claims.
+        key: the group of dispatchers, the called method, and whether the writes are muted, and their hops.
+        form: the form of stamps without claims.
         covered: the claimed receivers.
-        form: the form of the stamps.
+        claiming: the form of stamps with claims; None if the writes need none.
         is_whole: all receivers that dispatchers can take over are claimed.
     """
 
     receivers: tuple[Receiver, ...]
-    named: frozenset[bytes]
-    group: str
-    call: Call
-    covered: frozenset[Receiver]
+    named: frozenset[bytes] | None
+    key: tuple[str, Call, bool, int]
     form: Form
-    is_whole: bool
+    covered: frozenset[Receiver] = frozenset()
+    claiming: Form | None = None
+    is_whole: bool = True
+
+
+def _stamp_plan(firing: Firing, group: str, call: Call, named: frozenset[bytes] | None) -> _StampPlan:
+    signal, receivers = firing.signal, firing.receivers
+    key = (group, call, firing.muted, 0 if firing.context is not None else firing.hops)
+    plan: _StampPlan | None = signal.cached_stamps
+    if plan is None or plan.receivers is not receivers or plan.named is not named or plan.key != key:
+        form = form_of(group, call, signal.ids_of(receivers), *key[2:])
+        plan = _StampPlan(receivers, named, key, form)
+        if named is not None and receivers:
+            plan = _with_claims(plan, signal, named)
+        signal.cached_stamps = plan
+    return plan
+
+
+def _with_claims(plan: _StampPlan, signal: Signal, named: frozenset[bytes]) -> _StampPlan:
+    """Claim the receivers that dispatchers can take over and that a beat has named."""
+    receivers, (group, call, *_) = plan.receivers, plan.key
+    claimable = signal.claimable_ids_of(receivers)
+    covered = [receiver for receiver in receivers if receiver.runs_in_dispatcher]
+    if not claimable <= named:
+        covered = [one for one in covered if signal.claimable_ids_of((one,)) <= named]
+    claimed = signal.claimable_ids_of(tuple(covered))
+    is_whole = claimed == claimable
+    if not covered and is_whole:
+        return plan
+    form = claiming_form(group, call, signal.ids_of(receivers), claimed)
+    return plan._replace(covered=frozenset(covered), claiming=form, is_whole=is_whole)
 
 
 class Originator:
@@ -80,44 +108,19 @@ class Originator:
         stamps: whether the writes are stamped.
     """
 
-    __slots__ = ("_claims", "_context", "_firing", "_form", "_plan", "_target")
+    __slots__ = ("_context", "_deployment", "_firing", "_plan", "_target")
 
     def __init__(self, firing: Firing, target: WriteTarget, call: Call, *, stamps: bool) -> None:
         self._firing = firing
         self._target = target
-        self._form: Form | None = None
-        self._claims: Claims | None = None
+        self._plan: _StampPlan | None = None
         if stamps:
-            ids = firing.signal.ids_of(firing.receivers)
-            hops, self._context = firing.hops, b""
+            self._deployment = deployment = target.collection.database.deployment
+            named = None if deployment.claims is None else deployment.claims.book.named
+            self._plan = _stamp_plan(firing, deployment.dispatched or "", call, named)
+            self._context = b""
             if firing.context is not None:
-                hops, self._context = 0, packed_context(firing.context.text, hops)
-            self._form = form_of(target.group or "", call, ids, firing.muted, hops)
-            claims = target.deployment.claims
-            if claims is not None and firing.receivers:
-                self._prepare_claims(claims, call, ids)
-
-    def _prepare_claims(self, claims: Claims, call: Call, ids: frozenset[bytes]) -> None:
-        """Plan to claim the receivers that dispatchers can take over and that a beat has named."""
-        (_, receivers, *_), group, named = self._firing, self._target.group or "", claims.book.named
-        signal = self._firing.signal
-        plan: _ClaimPlan | None = signal.cached_claims
-        if (
-            plan is None
-            or plan.receivers is not receivers
-            or plan.named is not named
-            or plan[2:4] != (group, call)
-        ):
-            claimable = signal.claimable_ids_of(receivers)
-            covered = [receiver for receiver in receivers if receiver.runs_in_dispatcher]
-            if not claimable <= named:
-                covered = [one for one in covered if signal.claimable_ids_of((one,)) <= named]
-            claimed = signal.claimable_ids_of(tuple(covered))
-            form = claiming_form(group, call, ids, claimed)
-            plan = _ClaimPlan(receivers, named, group, call, frozenset(covered), form, claimed == claimable)
-            signal.cached_claims = plan
-        if plan.covered or not plan.is_whole:
-            self._claims, self._plan = claims, plan
+                self._context = packed_context(firing.context.text, firing.hops)
 
     def origin_for(self, id_: Any) -> Origin:
         """The origin of a write that is sent now.
@@ -125,20 +128,21 @@ class Originator:
         Args:
             id_: the document's `_id`.
         """
-        if self._form is None:
+        plan = self._plan
+        if plan is None:
             return unstamped_origin(self._firing)
-        target = self._target
+        target, deployment = self._target, self._deployment
         # Use the server's clock: a stamp is valid for a short time only.
-        token = id_of_time(target.clock.now())
+        token = id_of_time(deployment.clock.now())
         key = key_hash(target.collection.namespace, id_, CODEC_OPTIONS)
-        if self._claims is not None:
-            plan = self._plan
-            claim = self._claims.claim(plan.covered, is_whole=plan.is_whole)
+        if plan.claiming is not None and deployment.claims is not None:
+            claim = deployment.claims.claim(plan.covered, is_whole=plan.is_whole)
             if claim is not None:
                 if target.transaction is not None:
                     target.transaction.add_claim(claim)
-                return Origin(token.hex(), plan.form.filled(token, key, self._context + claim.packed), claim)
-        return Origin(token.hex(), self._form.filled(token, key, self._context))
+                stamp = plan.claiming.filled(token, key, self._context + claim.packed)
+                return Origin(token.hex(), stamp, claim)
+        return Origin(token.hex(), plan.form.filled(token, key, self._context))
 
 
 def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
@@ -168,9 +172,10 @@ async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, na
     """
     stamps = must_stamp(firing, target, natural=natural)
     if stamps:
-        if not target.clock.is_fresh:
-            await target.clock.compare(target.client)
-        claims = target.deployment.claims
+        deployment = target.collection.database.deployment
+        if not deployment.clock.is_fresh:
+            await deployment.clock.compare(target.client)
+        claims = deployment.claims
         if claims is not None and not claims.is_ready and firing.signal.claimable_ids_of(firing.receivers):
             await claims.prepare()
     return Originator(firing, target, call, stamps=stamps)

@@ -49,8 +49,8 @@ class Signal:
         "_parents",
         "_resolved",
         "_taps",
-        "cached_claims",
         "cached_firing",
+        "cached_stamps",
         "dispatched",
         "name",
         "sender",
@@ -70,7 +70,7 @@ class Signal:
         self._in_process_ids: frozenset[bytes] | None = None
         self._claimable_ids: frozenset[bytes] | None = None
         self._taps: tuple[Tap, ...] = ()  # while there are taps, receivers and firings are not cached
-        self.cached_claims: Any = None  # `persistence/origin.py` uses it
+        self.cached_stamps: Any = None  # `persistence/origin.py` uses it
         self.cached_firing: Any = None  # `post_signals.plan_firing` uses it
 
     def bind(self, name: str, sender: type | None, parents: Iterable["Signal"], *, dispatched: bool) -> None:
@@ -300,7 +300,7 @@ class Signal:
 
     def _clear_cache(self) -> None:
         self._functions = self._only = self._in_process_ids = self._claimable_ids = None
-        self.cached_claims = self.cached_firing = None
+        self.cached_firing = self.cached_stamps = None
 
     def _check_identities(self, receivers: Iterable[Receiver]) -> None:
         """Refuse receivers that a dispatcher could not find by name, or could not distinguish."""

@@ -82,7 +82,7 @@ def list_(
     place: OfGroup,
     as_json: Json = False,
 ) -> None:
-    """List dead letters, the newest first.
+    """List dead letters, the newest first. They are in MongoDB, also if the group reads from Kafka.
 
     Example: `dispatcher dead-letters list --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """

@@ -153,7 +153,7 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
     If dispatchers with the receivers run, they deliver the documents. Each document is delivered after its
     earlier changes and before its later ones. Otherwise this process delivers the documents, in the order of the
     `_id`s. `delivery.image` is "current" and `delivery.replayed` is true. If the backfill is stopped or killed,
-    the same command continues it.
+    the same command continues it. The documents come from MongoDB, also if the group reads from Kafka.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 

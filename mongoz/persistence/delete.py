@@ -82,7 +82,8 @@ async def _send_and_fire(instance: Model, deletion: "_Deletion") -> None:
                 raise error  # noqa: B904 - it is the same error, or its cause is set
             failure = error
     else:
-        await target.give_back_session(session)
+        if not target.give_back_session(session):
+            await session.end_session()
     if not deletion.token:
         raise document_gone(instance, target)
     await raise_after_firing(_fire(instance, deletion), failure)

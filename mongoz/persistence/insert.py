@@ -84,7 +84,8 @@ async def _insert_stamped(
         except BaseException as error:
             await fire_if_written(_write_of(instance, target, firing, origin, row), session, error)
         else:
-            await target.give_back_session(session)
+            if not target.give_back_session(session):
+                await session.end_session()
             mark_inserted(instance, row, target)
             sender, keywords = instance.meta.document, {"instance": instance, "created": True, "previous": None}
             await firing.run(sender, origin.token, keywords, origin.claim)

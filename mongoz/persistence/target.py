@@ -138,7 +138,7 @@ class WriteTarget(NamedTuple):
 
     async def take_session(self) -> Any:
         """Like `own_session`, from the pool. The caller gives the session back or ends it."""
-        sessions = None if self.in_transaction else self.collection.opened.sessions
+        sessions = None if self.session is not None and self.in_transaction else self.collection.opened.sessions
         if sessions is None:
             return self.session
         own = sessions.take_idle()
@@ -148,15 +148,14 @@ class WriteTarget(NamedTuple):
             _advance(own, self.session)
         return own
 
-    async def give_back_session(self, session: Any) -> None:
-        """Return a session to the pool after a successful write."""
+    def give_back_session(self, session: Any) -> bool:
+        """Return a session to the pool after a successful write; False if the caller must end it."""
         if session is self.session:
-            return
+            return True
         if self.session is not None:
             _advance(self.session, session)
         sessions = self.collection.opened.sessions
-        if sessions is None or not sessions.keep(session):
-            await session.end_session()
+        return sessions is not None and sessions.keep(session)
 
     def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
         """Await a write together with its receivers: a cancellation must not separate them.

@@ -114,7 +114,8 @@ async def _write_stamped(write: Write, send: Send) -> None:
         except BaseException as error:
             await fire_if_written(write, session, error)
         else:
-            await write.target.give_back_session(session)
+            if not write.target.give_back_session(session):
+                await session.end_session()
             await write.settle_and_fire(row)
     finally:
         write.origin.leave()

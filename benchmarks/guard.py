@@ -37,6 +37,8 @@ _REFERENCES: Final = {
     "create_stamped": "make",
     "create_claimed": "make",
     "create_context": "make",
+    "save": "validate",
+    "update": "validate",
     "deliver": "loop",
     "deliver_batch": "loop",
     "deliver_limited": "loop",

@@ -16,6 +16,7 @@ from bson.codec_options import CodecOptions
 from confluent_kafka import Message
 from pydantic import BaseModel
 from pymongo import AsyncMongoClient
+from pymongo.results import UpdateResult
 
 import mongoz
 from benchmarks.workloads.counting import counted
@@ -118,6 +119,10 @@ class _NoDriver:
     async def insert_one(self, _row: dict[str, Any], session: object = None) -> None:
         """Do nothing."""
 
+    async def update_one(self, *_arguments: object, **_options: object) -> UpdateResult:
+        """Find one document."""
+        return UpdateResult({"n": 1}, acknowledged=True)
+
 
 async def _count(name: str, step: Step, inputs: list[Any]) -> None:
     """Count one step for each input. Some uncounted steps come first, to exclude work that is done once."""
@@ -156,9 +161,7 @@ async def _count_creates() -> None:
     named = mongoz_odm.claiming_registry.claimable_receivers()
     claims.book.acknowledge(float("inf"), frozenset(id_ for one in named for id_ in one.ids))
     for document in (Silent, Heard, Announced, Stamped, Claimed):
-        collection = document.get_collection()
-        client = collection.database.deployment.opened
-        collection._opened = OpenCollection(client, _NoDriver(), client.session_pool)
+        _do_without_server(document)
     driver = _NoDriver()
 
     async def make_and_encode(row: dict[str, Any]) -> None:
@@ -168,6 +171,31 @@ async def _count_creates() -> None:
     await _count("make", make_and_encode, _people())
     for document in (Silent, Heard, Stamped, Claimed):
         await _count(f"create_{document.__name__.lower()}", _creating(document), _people())
+
+
+def _do_without_server(document: type[Human]) -> None:
+    collection = document.get_collection()
+    client = collection.database.deployment.opened
+    collection._opened = OpenCollection(client, _NoDriver(), client.session_pool)
+
+
+async def _count_changes() -> None:
+    """Changes of one field of a loaded document that has no receivers."""
+    _do_without_server(Person)
+
+    async def save(loaded: Person) -> None:
+        loaded.name += "!"
+        await loaded.save()
+
+    async def update(loaded: Person) -> None:
+        await loaded.update(name=loaded.name + "!")
+
+    for name, step in (("save", save), ("update", update)):
+        rows = [
+            {**row, "_id": bson.ObjectId(), "joined_at": row["joined_at"].replace(tzinfo=None)}
+            for row in _people()
+        ]
+        await _count(name, step, [Person.from_row(row) for row in rows])
 
 
 async def _count_contexts() -> None:
@@ -402,6 +430,7 @@ async def main() -> None:
     await _count_signals()
     await _count_hydration()
     await _count_creates()
+    await _count_changes()
     await _count_deliveries()
     await _count_own()
     await _count_relay()

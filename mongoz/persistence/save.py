@@ -62,7 +62,8 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     def settle(instance: Model, _: object) -> dict[str, Any]:
         known = loaded(instance).row() if is_own else None
         now = row if known is None else changes.applied_to(known)
-        remember(instance, now, target.other_collection(document))
+        own = target.collection is meta.collection  # this check saves a call
+        remember(instance, now, None if own else target.other_collection(document))
         return {"instance": instance, "created": False, "previous": previous}
 
     if not firing.receivers and not must_stamp(firing, target, natural=False):

@@ -126,7 +126,8 @@ async def _patch(
                 target.undo_on_abort(instance)
             await send_alone(instance, target, patch)
             settled = True
-            remember_written(instance, patch, target.other_collection(document))
+            own = target.collection is meta.collection  # this check saves a call
+            remember_written(instance, patch, None if own else target.other_collection(document))
             return
         previous = previous_instance(instance) if firing.receivers else None
         origin = (await make_originator(firing, target, Call.UPDATED, natural=True)).origin_for(id_of(instance))

@@ -9,9 +9,9 @@ from benchmarks.guard import RECORDS, judge, main
 COUNTS = {
     "await": 1_000.0, "send": 3_000.0, "validate": 1_000.0, "hydrate": 2_000.0, "make": 1_000.0,
     "create_silent": 2_000.0, "create_heard": 4_000.0, "create_stamped": 5_000.0, "create_claimed": 5_500.0,
-    "create_context": 6_000.0, "loop": 1_000.0, "deliver": 4_000.0, "deliver_batch": 4_500.0,
-    "deliver_limited": 4_200.0, "deliver_context": 4_600.0, "own": 2_000.0, "own_claimed": 2_500.0,
-    "publish": 500.0, "read_topic": 300.0,
+    "create_context": 6_000.0, "save": 9_000.0, "update": 8_000.0, "loop": 1_000.0, "deliver": 4_000.0,
+    "deliver_batch": 4_500.0, "deliver_limited": 4_200.0, "deliver_context": 4_600.0, "own": 2_000.0,
+    "own_claimed": 2_500.0, "publish": 500.0, "read_topic": 300.0,
 }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
-from mongoz.model.partial import is_partial
 from mongoz.model.state import loaded
 from mongoz.persistence.rows.changes import Changes, are_same, find_changes
 from mongoz.persistence.rows.flat import reloaded_values
@@ -31,14 +30,15 @@ def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
     changes = find_changes(known, row)
     if known is None or not changes.changed:
         return changes
+    changed = changes.changed
     reloaded = None
-    if known.keys() >= changes.changed.keys() and not is_partial(type(instance)):
-        reloaded = reloaded_values(type(instance), {name: known[name] for name in changes.changed})
+    if known.keys() >= changed.keys():
+        reloaded = reloaded_values(type(instance), {name: known[name] for name in changed})
     if reloaded is None:
         return find_changes(_row_as_loaded(instance, known), row)
-    same = [name for name, value in changes.changed.items() if are_same(reloaded[name], value)]
-    for name in same:
-        del changes.changed[name]
+    for name, value in reloaded.items():
+        if are_same(value, changed[name]):
+            del changed[name]
     return changes
 
 

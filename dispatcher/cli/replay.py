@@ -137,7 +137,7 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=1,
             max=_MOST_WORKERS,
-            help="Multiplies the number of documents that are in work at once. The default is 1.",
+            help="The factor for the number of documents that are worked on at once. The default is 1.",
         ),
     ] = None,
     rate: Rate = None,
@@ -150,10 +150,10 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.
 
-    If dispatchers with the receivers run, they deliver the documents. Each document is delivered after its
-    earlier changes and before its later ones. Otherwise this process delivers the documents, in the order of the
-    `_id`s. `delivery.image` is "current" and `delivery.replayed` is true. If the backfill is stopped or killed,
-    the same command continues it. The documents come from MongoDB, also if the group reads from Kafka.
+    If dispatchers with the receivers run, they deliver the documents, each after its earlier changes and before
+    its later ones. If none runs, this process delivers the documents, in the order of the `_id`s.
+    `delivery.image` is "current" and `delivery.replayed` is true. If the backfill is stopped or killed, the same
+    command continues it. The documents come from MongoDB, also if the group reads from Kafka.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 
@@ -282,7 +282,7 @@ def _text(time: "Timestamp | None") -> str:
 
 
 def _filter(text: str) -> str:
-    """A filter in its shortest form, so that equal filters are equal texts."""
+    """A filter in one fixed form, so that equal filters are equal texts."""
     from bson import json_util
 
     from dispatcher.runs.selection import filter_of

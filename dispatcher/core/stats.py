@@ -157,8 +157,8 @@ class RelayFigures:
     term: int = 0
     """The last term of this process; 0 before the first one."""
     terms: dict[str, int] = field(default_factory=lambda: {"lease": 0, "error": 0, "topic": 0, "replaced": 0})
-    """Terms that began, by cause: this process took over the lease, or renewed it late; a record was not
-    acknowledged; the topic was deleted; another process had begun a term."""
+    """Terms that began, by cause. `lease`: this process took over the lease, or renewed it late. `error`: a record
+    was not acknowledged. `topic`: the topic was deleted. `replaced`: another process had begun a term."""
 
     def counters(self) -> dict[str, int]:
         """The counters, for the log."""
@@ -227,7 +227,7 @@ class Recent:
     def __init__(self) -> None:
         # All counters are zero at the start, so events before the first sample are recent too.
         self._samples: deque[tuple[float, _Counters]] = deque([(float("-inf"), {})])
-        # For each receiver, the times of the samples that first counted its last success and its last failure.
+        # For each receiver two times: of the first sample after its last success, and after its last failure.
         self._times: dict[tuple[str, str], tuple[float | None, float | None]] = {}
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
@@ -277,7 +277,10 @@ _NOTHING: Final = (0, 0, 0, 0)
 
 
 def _age(at: float | None, now: float) -> float | None:
-    """The seconds since a sample; 0 for the last sample. Before the first sample, `at` and `now` are infinite."""
+    """The seconds from a sample to the last sample; None without a sample.
+
+    Before the first sample both times are minus infinity, and have no difference.
+    """
     return None if at is None else 0.0 if at == now else round(now - at, 1)
 
 
@@ -310,7 +313,7 @@ class ClaimGauges(NamedTuple):
         waiting: the number of these deliveries: claimed ones, and later ones of the same documents to the same
             receivers.
         oldest_seconds: how long ago the oldest change of these deliveries was committed; 0 if there is none.
-        processes: for some books, the number of deliveries that wait for the book. Other books have lower numbers.
+        processes: the number of waiting deliveries by book, for the books with the highest numbers.
     """
 
     waiting: int = 0

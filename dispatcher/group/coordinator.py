@@ -249,8 +249,8 @@ class Coordinator(Generic[W]):
                 "partitions, since it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
-                remedy="start this process again with the new version. If the new version is to be taken back, "
-                "start this process again as it is",
+                remedy="start this process again with the new version. To go back to the version of this process, "
+                "start this process again without a change",
             )
         self.outdated = outdated
 
@@ -446,7 +446,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, seen: GroupView) -> bool:
-    """Returns whether a version of the application that is newer than the member's has held a partition."""
+    """Returns whether a newer version of the application than that of the member has held a partition."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

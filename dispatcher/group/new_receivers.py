@@ -22,7 +22,8 @@ from dispatcher.group.view import GroupView, read_group
 from dispatcher.position.store import PositionStore
 from mongoz.signals.receivers import Receiver
 
-# Seconds between the beginning of the oplog and the first change that a replay asks for. The oplog moves on.
+# If the oplog begins too late for a replay, the replay begins this many seconds after the beginning of the oplog.
+# Meanwhile the server may delete the oldest changes.
 _MARGIN: Final = 60
 
 
@@ -81,7 +82,7 @@ async def name_new_receivers(group: Group, receivers: Iterable[Receiver], versio
         receivers=list(new.names),
         until=None if until is None else until.as_datetime().isoformat(),
         remedy=f"{begin} command delivers the missed changes: `{command}`. If the application was deployed with "
-        "these receivers after the time of --since, write the time of the deployment instead.",
+        "these receivers later than --since, set --since to the time of the deployment.",
     )
 
 

@@ -36,7 +36,7 @@ _EVENT: Final = b"\x03event\0"
 _LARGE: Final = b"\x03large\0"
 _GAP: Final = b"\x03gap\0"
 
-# The size of the record, `v`, `term` and `n`; each field is its type and name, and then its value.
+# The head of a record: its size, and the fields `v`, `term` and `n`. A field is its type, its name and its value.
 _HEAD: Final = Struct("<i3si6sq3sq")
 _HEAD_OF_TERM: Final = Struct("<3si6sq3s")
 _HEAD_OF_EVENT: Final = Struct(f"<i{_HEAD_OF_TERM.size}sq{len(_EVENT)}si")
@@ -67,7 +67,7 @@ class Envelope(NamedTuple):
 
     Attributes:
         stamp: the stamp of the marker of a delete; empty for all other changes.
-        event: the change event; for another kind of record its document, see `large_event_in` and `gap_in`.
+        event: the change event; in a record of another kind, the document that `large_event_in` or `gap_in` reads.
     """
 
     term: int
@@ -129,7 +129,9 @@ def head_of_term(term: int) -> bytes:
 
 
 def encode_without(last: int, head: bytes, number: int, event: bytes) -> bytes:
-    """Return the record of a change event without its last field. This is the hot path of the relay.
+    """Return the record of a change event. The record leaves out the last field of the event.
+
+    This is the hot path of the relay.
 
     Args:
         last: the number of bytes of the last field, with its type and name.

@@ -23,9 +23,9 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    A reader may begin after any record up to the token: all earlier records of the same term have earlier tokens.
-    But records of a replaced relay may lie between the records of its successor. So the reader begins with the
-    highest term, as if it had read all records up to the token.
+    Tokens rise within a term. So a reader that begins after a record up to the token skips only earlier events of
+    its term. But records of a replaced relay may lie between those of its successor, and the reader must refuse
+    them. So the position gets the highest term, and its highest number, among the records up to the token.
 
     Raises:
         TopicError: a record does not come from a relay.
@@ -54,7 +54,8 @@ async def _scan(
         is_first: whether the log has no records before `begin`.
 
     Returns:
-        None if no earlier record is known, or if the highest term may be in the records before `begin`.
+        None if no record from `begin` on comes before this first record. Also None if a record before
+        `begin` may have a higher term than the records that were read.
     """
     base, offset = BEGINNING if begin == 0 else None, begin
     await log.seek(begin)

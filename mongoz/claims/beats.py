@@ -76,8 +76,8 @@ class BeatPause(NamedTuple):
 
     Attributes:
         least: no beat comes earlier than this after the start of the last beat.
-        settled: after news, the beat waits this long, because more news often follows at once.
-        most: without news, the beat comes this long after the start of the last beat.
+        settled: after the bell has rung, the beat waits this long, because the bell often rings again at once.
+        most: if the bell does not ring, the beat comes this long after the start of the last beat.
     """
 
     least: float
@@ -98,8 +98,8 @@ def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
 class Bell:
     """Wakes the thread of the beats.
 
-    A finalizer may ring the bell at any time, even while its own thread is ringing the bell. So the bell has no
-    lock in Python.
+    A finalizer may interrupt `ring`, and call it again in the same thread. With a lock, the second call would wait
+    for ever. So the bell has a queue without a lock in Python.
     """
 
     def __init__(self) -> None:

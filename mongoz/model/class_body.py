@@ -31,7 +31,7 @@ _FACTORIES: Final = frozenset(
 
 
 def surrounding_names() -> dict[str, Any]:
-    """The local variables of the code with the class statement."""
+    """The local variables of the function or module that contains the class statement."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith(
         ("mongoz.documents.", "mongoz.model.")

@@ -96,7 +96,10 @@ def limits_of(document: type[Model], operations: Iterable[Operation]) -> Operati
 
 
 def _condition(operation: Operation, checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """A condition that is true if `it` passes the checks: the new number, or the length of the new list."""
+    """A condition that is true if the result of the operation passes the checks.
+
+    In the checks, `$$it` is the new number, or the length of the new list.
+    """
     present: Any = f"${operation.path}"
     if operation.operator == "$inc":
         now: Any = {"$ifNull": [present, 0]}
@@ -172,7 +175,7 @@ def require_within_limits(
 
 
 def _first_empty(row: Mapping[str, Any], operations: Iterable[Operation]) -> InitErrorDetails | None:
-    """The error of the first operation that would change a place inside of None."""
+    """The error of the first operation whose path goes through a value that is None; None without such a one."""
     for operation in operations:
         if operation.operator in _REMOVING:
             continue

@@ -1,4 +1,6 @@
-"""The operations of the guard, each next to a bare reference in the same interpreter, without I/O.
+"""Runs the operations that `benchmarks/guard.py` counts, without I/O.
+
+The same interpreter also runs their references: bare code that the operations are compared with.
 
 valgrind --tool=callgrind --instr-atstart=no python -m benchmarks.workloads.counted
 """
@@ -199,7 +201,7 @@ async def _count_changes() -> None:
 
 
 async def _count_contexts() -> None:
-    """These operations come last: from the first context of a process on, each write looks for one."""
+    """This comes last: once a process has entered a context, each of its writes looks for a context."""
     with mongoz.context(user="ada", request="7c0e"):
         await _count("create_context", _creating(Stamped), _people())
 
@@ -237,7 +239,8 @@ async def _count_delivery(name: str, document: type[Human], events: list[RawEven
                 await pipeline._capacity.idle()
 
     await deliver(events[_TIMES:])
-    # Durations are observed at most a thousand times a second. Under valgrind, this would be at each delivery.
+    # At most a thousand durations a second are measured. Under valgrind deliveries are so slow that each would
+    # be measured. So none is.
     for figures in pipeline._stats.receivers.values():
         figures.due = float("inf")
     with counted(f"{name} {_TIMES}"):
@@ -338,9 +341,9 @@ def _pipeline(watch: ClaimWatch, document: type[Human] = Announced) -> Pipeline:
 
 
 def _events(stamp: Callable[[int, bson.ObjectId], bytes] | None = None) -> list[RawEvent]:
-    """The events of two deliveries, one after the other: the counted events, then those of the warm-up.
+    """The events to count, and after them in the list the events of the warm-up.
 
-    The warm-up is delivered first, so the tokens of the counted events are larger.
+    Callers deliver the warm-up first, so its events have the smaller tokens.
     """
     return [RawEvent(_event(number, stamp)) for number in (*range(_TIMES, 2 * _TIMES), *range(_TIMES))]
 
@@ -397,7 +400,7 @@ async def _count_relay() -> None:
 
 
 async def _count_topic() -> None:
-    """From the messages of the client to undecoded events: the work instead of reading a change stream."""
+    """From the Kafka client's messages to undecoded events. A topic needs this instead of a change stream."""
     config: Any = None
     relay: Any = None
     topic = TopicLog(config, "topic", "default", relay, megabytes=16, address="")

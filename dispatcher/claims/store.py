@@ -39,8 +39,8 @@ class ClaimStore:
 
         Args:
             incarnations: the incarnations of the books.
-            since: a time of the server. The read sees all beats that were acknowledged before. Without this time,
-                the read may miss beats after an election: the majority snapshot of the new primary may be older.
+            since: a time of the server. The read sees all beats that were acknowledged before this time. Without
+                it, a read soon after an election may miss beats: the new primary's majority snapshot may be older.
         """
         try:
             return await self._read(incarnations, since)

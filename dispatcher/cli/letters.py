@@ -21,7 +21,7 @@ Ids = Annotated[
         help="Ids of dead letters. The first characters are enough if they are unique.",
     ),
 ]
-All = Annotated[bool, typer.Option("--all", help="All dead letters that the filters select.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters. With filters, only those that they select.")]
 
 
 class _Filters(NamedTuple):

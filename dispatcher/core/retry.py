@@ -18,7 +18,7 @@ from mongoz.signals.options import Retry
 T = TypeVar("T")
 
 Pause = Callable[[float], Awaitable[None]]
-"""Waits some seconds. Deliveries use `Capacity.pause`, which gives the place to another delivery meanwhile."""
+"""Waits some seconds. Deliveries use `Capacity.pause`, which lets another delivery run meanwhile."""
 
 _PAUSES: Final = Retry(base=0.1, cap=10.0)
 

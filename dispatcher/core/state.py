@@ -7,7 +7,7 @@ docs/reference/state.md lists the fields of the documents.
     held          one document per delivery that waits, or that failed for good: see `parking/store.py`
     held.files, held.chunks     the parts of these documents that do not fit, in GridFS
     controls      requests of operators to running dispatchers, and runs (replays and backfills)
-    gaps          one document per gap: changes that are not delivered one by one
+    gaps          one document per gap: changes that can't be delivered
     deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction
     claims        one document per incarnation of a writing process, see `mongoz/claims/document.py`
     sessions      one document per session in which a process runs transactional receivers
@@ -49,7 +49,7 @@ OPEN_BACKFILL: Final = {
     "divided": None,
     "$or": [{"asked.partition": {"$ne": None}}, {"handed": True}],
 }
-"""Matches the documents in `controls` of the backfills on which the dispatchers work."""
+"""Matches documents in `controls`: the backfills, and parts of backfills, that the dispatchers work on."""
 
 WRITTEN: Final = (
     POSITIONS,

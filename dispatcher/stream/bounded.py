@@ -7,9 +7,9 @@ from typing import Final
 from dispatcher.core.events import EventBatch
 from dispatcher.core.resume_tokens import token_of, token_time
 
-# A range is complete after this number of consecutive empty batches whose token has exactly the end time of the
-# range. One such batch proves nothing: its token sorts before the tokens of the changes at this time. Before the
-# second empty batch, the server has looked once more for changes after this token.
+# The reading ends after this number of empty batches in a row whose token has the end time of the range. After
+# one, changes at the end time can still come: its token sorts before their tokens. Before the server sends the
+# second, it looks again for changes after this token.
 _SURELY_EMPTY: Final = 2
 
 

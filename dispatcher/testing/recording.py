@@ -1,4 +1,4 @@
-"""Records the deliveries of a dispatcher when their receivers are resolved."""
+"""Records the changes that a dispatcher reads, their deliveries, and the results of the receivers."""
 
 import asyncio
 import copy

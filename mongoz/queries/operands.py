@@ -103,7 +103,7 @@ def _names_of(model: type[BaseModel]) -> set[str]:
 
 
 def _is_declared(path: Path, value: Any) -> bool:
-    """Whether the annotation of the field can load the stored form of this value."""
+    """Whether the field's annotation declares the type, so that the stored value can be read back."""
     if path.field is None:
         return not isinstance(value, dict)
     annotation = path.field.annotation

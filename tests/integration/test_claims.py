@@ -433,7 +433,7 @@ async def test_a_receiver_of_the_process_can_wait_for_a_receiver_of_the_dispatch
 
 
 @pytest.mark.parametrize("outcome", ["the process finishes", "the process is fenced"])
-async def test_a_restart_repeats_no_other_receiver_of_a_change_with_an_open_claim(
+async def test_receivers_that_have_run_beside_an_open_claim_are_not_repeated_after_a_restart(
     outcome, registry, database, state, foreign, held
 ):
     served: Told = []
@@ -481,7 +481,7 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
 async def test_parked_claims_are_read_once_before_their_process_dies_and_once_after(
     restarts, registry, database, state, foreign, held, monkeypatch
 ):
-    """However long they wait. A dispatcher that starts reads them once more."""
+    """This holds however long they wait. A dispatcher that starts reads them once more."""
     monkeypatch.setattr("dispatcher.claims.waiting._LONGEST", 0.1)
     served: Told = []
     make(registry, database, served, others=False)
@@ -515,7 +515,7 @@ async def test_parked_claims_are_read_once_before_their_process_dies_and_once_af
 
 
 class Counted:
-    """Counts the calls of a method with items in its first argument, and the items."""
+    """Counts the items in the first argument of a method, and the calls that have items."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name

@@ -186,7 +186,7 @@ async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_i
     assert oplog_reads[0].cluster_time > begin
 
 
-async def test_a_replay_that_neither_topic_nor_oplog_holds_is_refused_and_names_both(
+async def test_the_refusal_of_a_replay_names_topic_and_oplog_if_neither_holds_its_changes(
     foreign, dispatched, account, topic
 ):
     foreign["accounts"].insert_one({"name": "first"})

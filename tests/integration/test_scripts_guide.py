@@ -1,4 +1,4 @@
-"""The files of the page about scripts and worker processes print what the page prints, even after forks."""
+"""The files in docs/how-to/scripts.md print what the page shows. Calls of the ODM work in a forked child."""
 
 import os
 import subprocess

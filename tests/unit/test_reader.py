@@ -112,7 +112,7 @@ async def test_a_deferred_change_delays_no_other_change_and_comes_before_the_del
 async def test_a_delete_has_the_stamp_of_a_finished_marker(finished, markers):
     """A process that read a topic may have ended between a marker and its delete.
 
-    A change between the two is not deferred.
+    Then the marker is finished, and the next process does not defer the changes between the two.
     """
     events = [marked(1, 1), updated(2, 1), inserted(3, 3, **TRANSACTION), deleted(4, 1)]
     tokens = {token_of(RawEvent(events[number - 1])) for number in finished}
@@ -163,7 +163,7 @@ async def test_a_lost_event_comes_before_its_batch():
 
 @pytest.mark.parametrize("finished", [[1, 2, 3], [2], []])
 async def test_a_change_that_an_earlier_process_finished_is_not_delivered_and_keeps_its_place(finished):
-    """The dead letter of an undecodable event exists already."""
+    """A finished event that can't be decoded is left out: its dead letter exists already."""
     events = [inserted(1, 1), UNREADABLE, inserted(3, 3)]
     tokens = {token_of(RawEvent(events[number - 1])) for number in finished}
     read = await everything(ListSource(events), is_finished=tokens.__contains__)

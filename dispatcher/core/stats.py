@@ -225,7 +225,8 @@ class Recent:
     """The recent growth of receivers' counters, and the times of their last results. No I/O."""
 
     def __init__(self) -> None:
-        # All counters are zero at the start, so events before the first sample are recent too.
+        # This sample stands for the start, when all counters were zero. So everything that was counted before the
+        # next sample is recent too.
         self._samples: deque[tuple[float, _Counters]] = deque([(float("-inf"), {})])
         # For each receiver two times: of the first sample after its last success, and after its last failure.
         self._times: dict[tuple[str, str], tuple[float | None, float | None]] = {}
@@ -279,7 +280,8 @@ _NOTHING: Final = (0, 0, 0, 0)
 def _age(at: float | None, now: float) -> float | None:
     """The seconds from a sample to the last sample; None without a sample.
 
-    Before the first sample both times are minus infinity, and have no difference.
+    Before the first call of `note`, both times are minus infinity. Their difference is not a number, so the
+    result for equal times is 0 without a subtraction.
     """
     return None if at is None else 0.0 if at == now else round(now - at, 1)
 

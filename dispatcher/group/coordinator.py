@@ -249,8 +249,8 @@ class Coordinator(Generic[W]):
                 "partitions, since it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
-                remedy="start this process again with the new version. To go back to the version of this process, "
-                "start this process again without a change",
+                remedy="start this process again with the new version. If you want the old version back, start "
+                "this process again unchanged",
             )
         self.outdated = outdated
 
@@ -446,7 +446,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, seen: GroupView) -> bool:
-    """Returns whether a newer version of the application than that of the member has held a partition."""
+    """Returns whether another version, which started after this member, was the last to hold a partition."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

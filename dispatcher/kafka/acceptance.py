@@ -14,15 +14,16 @@ The rule loses nothing, because three statements are true in every partition:
 1. A term begins after the relay's saved position, and publishes all later events in order. So its records 0 to k
    are all the events between that position and the token of record k.
 2. The relay's saved position moves past an event only when this event and all events before it are acknowledged,
-   and only while no higher term exists. The acknowledged records of a term land in the order of their numbers. So
-   each record that the position passed lies in the log before the first record of any higher term, and after all
-   records of its own term with lower numbers: every reader accepts it.
+   and only while no higher term exists. The acknowledged records of a term land in the order of their numbers.
+   So a record that the position passed comes after all records of its own term with lower numbers. It comes before
+   the first record of any higher term. Therefore every reader accepts it.
 3. Therefore a reader that accepts number 0 of a term has accepted all events up to the position at which the term
-   begins. With the records that follow without a missing number, it has accepted all events up to its high-water
-   mark.
+   begins. Then it accepts the next records of the term only if no number is missing. So it has accepted all events
+   up to its high-water mark.
 
-"Drop the tokens that are not after the high-water mark" alone loses events: when a producer gives up one record
-and the next one lands, the mark passes the missing event, and the reader drops it when the next term publishes it.
+Without terms and numbers, a reader would only drop the tokens that are not after the high-water mark. It would
+lose events: if a producer gives up one record, and the next one lands, the mark passes the missing event. When the
+next term publishes this event, the reader drops it.
 
 Decisions for special cases:
 

@@ -99,7 +99,7 @@ class GapNotice(NamedTuple):
         kind: the kind of the gap.
         after: the changes after this token are missing.
         until: the changes up to this token are missing.
-        policy: the choice of the operator of the relay, if there was one.
+        policy: `"resume"` if `kind` is `"history_lost"`; empty if it is `"oversize"`.
     """
 
     token: str

@@ -23,9 +23,10 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    Tokens rise within a term. So a reader that begins after a record up to the token skips only earlier events of
-    its term. But records of a replaced relay may lie between those of its successor, and the reader must refuse
-    them. So the position gets the highest term, and its highest number, among the records up to the token.
+    Tokens rise within a term. If one record of a term is not after the token, no earlier record of this term is
+    after it. So the reader may skip all of them. But records of a replaced relay may lie between those of its
+    successor, and the reader must refuse them. So the position has the highest term of the records that are not
+    after the token, and the highest number of these records in this term.
 
     Raises:
         TopicError: a record does not come from a relay.
@@ -54,8 +55,8 @@ async def _scan(
         is_first: whether the log has no records before `begin`.
 
     Returns:
-        None if no record from `begin` on comes before this first record. Also None if a record before
-        `begin` may have a higher term than the records that were read.
+        None if no record that was read has this token or an earlier one, unless `begin` is 0. Also None if a
+        record before `begin` may have a higher term than the records that were read.
     """
     base, offset = BEGINNING if begin == 0 else None, begin
     await log.seek(begin)

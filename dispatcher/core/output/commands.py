@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Final
 
 Completer = Callable[[str, bool], str]
-"""Completes the commands in a text. The flag says whether the reader has another environment."""
+"""Completes the commands in a text. The bool is the argument `elsewhere` of `completed`."""
 
 _completer: Final[ContextVar[Completer | None]] = ContextVar("completer", default=None)
 

@@ -175,7 +175,7 @@ def require_within_limits(
 
 
 def _first_empty(row: Mapping[str, Any], operations: Iterable[Operation]) -> InitErrorDetails | None:
-    """The error of the first operation whose path goes through a value that is None; None without such a one."""
+    """The error of the first operation whose path goes through a None. If there is no such operation, None."""
     for operation in operations:
         if operation.operator in _REMOVING:
             continue

@@ -55,8 +55,8 @@ class _Failed(NamedTuple):
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
         is_behind: whether the event is delivered again because an earlier event of its document failed. So the
-            receiver never gets an older state after a newer one. After a failed event, this begins with the
-            document's first event without an error, and includes all later events of the document.
+            receiver never gets an older state after a newer one. This is true for the first event without an
+            error that follows a failed event of its document, and for all later events of this document.
     """
 
     one: GatheredDelivery

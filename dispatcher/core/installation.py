@@ -1,6 +1,7 @@
 """Checks that `import mongoz` finds the package of this dispatcher, and says how to install extras.
 
-Another package is called `mongoz`, too. It has files of the same names, and can be found instead, or be mixed in.
+Another package is called `mongoz`, too. It has files of the same names. Python may find it instead of ours, or the
+files of both may lie in one directory.
 """
 
 from importlib.util import find_spec

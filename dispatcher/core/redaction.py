@@ -150,8 +150,8 @@ def names_a_secret(name: str) -> bool:
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
-    A word that is cut keeps at most its first letters and digits, because redaction would not recognize half of a
-    secret.
+    Of a word that is cut, at most the first letters and digits stay. The rest may be half of a secret, which
+    redaction would not recognize.
     """
     if len(text) <= limit:
         return text

@@ -31,7 +31,8 @@ from mongoz.synonyms import nearest
 # Milliseconds that the server waits for further changes.
 _AWAIT_MS: Final = 100
 
-# Operations of changes that are listed. `"deferred"` is missing: such a change comes again with its own operation.
+# Operations of changes that are listed. `"deferred"` is missing, because it is a placeholder: the change itself
+# follows later, with its own operation.
 _LISTED: Final = DELIVERABLE | {"untouched"}
 
 

@@ -446,7 +446,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, seen: GroupView) -> bool:
-    """Returns whether another version, which started after this member, was the last to hold a partition."""
+    """Returns whether a partition was last claimed by another version, which started after this member."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

@@ -25,8 +25,8 @@ async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition |
 
     Tokens rise within a term. If one record of a term is not after the token, no earlier record of this term is
     after it. So the reader may skip all of them. But records of a replaced relay may lie between those of its
-    successor, and the reader must refuse them. So the position has the highest term of the records that are not
-    after the token, and the highest number of these records in this term.
+    successor, and the reader must refuse them. So the position takes its term and its number from the records
+    that are not after the token: the highest term, and the highest number in this term.
 
     Raises:
         TopicError: a record does not come from a relay.
@@ -55,7 +55,7 @@ async def _scan(
         is_first: whether the log has no records before `begin`.
 
     Returns:
-        None if no record that was read has this token or an earlier one, unless `begin` is 0. Also None if a
+        None if `begin` is not 0, and all records that were read are after the token. Also None if a
         record before `begin` may have a higher term than the records that were read.
     """
     base, offset = BEGINNING if begin == 0 else None, begin

@@ -1,4 +1,4 @@
-"""Dead letters by receiver and error: their counts, and retries and drops of many dead letters in steps.
+"""Counts dead letters by receiver and error, and retries or drops many dead letters in steps.
 
 An action on many dead letters is a sequence of steps, so that a caller can show the progress, and stop. All steps
 select dead letters whose last attempt ended before the action began. Dead letters that fail again meanwhile are

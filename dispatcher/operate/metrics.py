@@ -206,8 +206,8 @@ METRICS: Final = (
     # The group.
     Described(
         "health",
-        "The group's health: 1 for its word, 0 for the others. The words: failing, blocked, behind, delivering, "
-        "idle, paused, down.",
+        "The group's health: one sample for each word, 1 for the present word, 0 for the others. The words: "
+        "failing, blocked, behind, delivering, idle, paused, down.",
         _of_group(lambda s: [((word,), float(word == s.health.health)) for word in WORDS]),
         labels=("health",),
     ),

@@ -70,7 +70,10 @@ def lane_of(row: Mapping[str, Any]) -> Lane:
 
 
 def is_head(row: Mapping[str, Any]) -> bool:
-    """Returns whether the first delivery of a lane is marked as its head, so that `due` need not move the mark."""
+    """Returns whether the first delivery of a lane has the mark of the head.
+
+    If it does not, `HeldStore.due` must move the mark to it.
+    """
     return isinstance(row.get("due_at"), datetime) and isinstance(row.get("state"), str)
 
 

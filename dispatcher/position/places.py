@@ -8,7 +8,7 @@ from dispatcher.core.events import LogPlace
 class Places:
     """The places of a reader between its position and the end of the records that it has read.
 
-    A place may be saved with a token if all accepted records before the place are finished at this token.
+    A place may be saved with a token if all accepted records before the place have this token, or an earlier one.
     An earlier place is correct, too: a reader that starts there reads some records again, and drops them because
     of their tokens.
 

@@ -124,8 +124,8 @@ class Registry(Deployment):
                 `read_preference`, `max_commit_time_ms`.
 
         Returns:
-            A context manager that gives the driver's session, for calls that bypass the ODM: PyMongo's, or Motor's
-            with the same methods.
+            A context manager that gives the driver's session, for calls that bypass the ODM. With Motor, it is
+            Motor's session, which has the same methods as PyMongo's.
 
         Raises:
             TransactionError: the task is in a transaction already, or the server is no replica set.

@@ -104,7 +104,8 @@ class FieldsMetaclass(PydanticMetaclass):
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             # Pydantic sets dunder names when it rebuilds a class, and an application sets one to replace __init__.
-            # A class of parts gets such names only while it is made. This changes no other class.
+            # A class of parts (see `mongoz/model/parts.py`) gets such names only while it is made. This changes
+            # no other class.
             if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 

@@ -108,7 +108,8 @@ def _date(path: Path, value: Any) -> Condition:
     day = whole_day(value)
     if not path.items:
         return {path.path: day}
-    # One item must be after the start of the day and before its end. Two items must not share these conditions.
+    # $elemMatch requires that one item fulfils both conditions. Without it, one item could be after the start of
+    # the day, and another item before its end.
     steps = path.path.split(".")
     inside = ".".join(steps[path.items :])
     return {".".join(steps[: path.items]): {"$elemMatch": {inside: day} if inside else day}}

@@ -176,7 +176,7 @@ class Signal:
 
     @property
     def is_tapped(self) -> bool:
-        """Whether there are taps: then the receivers depend on the task."""
+        """Whether there are taps. A tap may observe only some tasks, so the receivers depend on the task."""
         return bool(self._taps)
 
     def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:

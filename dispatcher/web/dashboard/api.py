@@ -61,7 +61,7 @@ class Dashboard:
         await self._past.keep(self._observer)
 
     def routes(self) -> list[BaseRoute]:
-        """The page, and its requests. A relay has no receivers, so nothing to pause, and no dead letters."""
+        """The page, and its requests. A relay has no receivers to pause, and no dead letters."""
         routes = [*page_routes(), self._route("state", self._state), self._route("history", self._history)]
         if self._observer.stats.relay is not None:
             return routes

@@ -212,8 +212,8 @@ class WaitingClaims:
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Let a delivery wait if earlier deliveries of the same document to the same receiver wait.
 
-        Claims of later changes may wait already, because a change enters before its lane reaches it. The delivery
-        does not wait for these claims.
+        Claims of later changes may wait already, because these changes were read before this delivery began. The
+        delivery does not wait for these claims.
 
         Deliveries of replays and backfills don't wait: a crash would lose them, because the progress of a run is
         saved apart from the position.

@@ -137,7 +137,8 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=1,
             max=_MOST_WORKERS,
-            help="The factor for the number of documents that are worked on at once. The default is 1.",
+            help="The number of workers; 1 by default. Each one works on --concurrency documents at once, or on "
+            "100 in each partition if the dispatchers deliver.",
         ),
     ] = None,
     rate: Rate = None,

@@ -107,7 +107,7 @@ class Change(NamedTuple):
     Attributes:
         token: its resume token; tokens of one deployment sort in commit order.
         operation: `"insert"`, `"update"`, `"replace"`, `"delete"`; for an event of a whole collection or
-            database its operation, such as `"drop"`.
+            database, the operation on it, such as `"drop"`.
             `"untouched"`: an update or a replace that changed nothing but the stamp.
             `"marker"`: an `"untouched"` update that may announce a delete by the ODM.
             `"deferred"`: a placeholder for a change that comes after a marker of the same document. The change

@@ -60,7 +60,7 @@ def leave_if_forked(error: BaseException | None = None) -> None:
 
 
 class Threads(ThreadPoolExecutor):
-    """The thread pool of the loop. A process that a thread forks ends when the thread has done its job."""
+    """The thread pool of the loop. If a job in a thread forks a process, the new process ends with the job."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **keywords: Any) -> Future[T]:
         """Call a function in a thread."""

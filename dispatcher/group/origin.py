@@ -129,13 +129,14 @@ class TopicOrigin:
                     remedy="Start `dispatcher relay` with this application too.",
                 )
             elif since > begins:
+                published = token_time(since).as_datetime().isoformat()
                 yield TopicError(
                     f"The relay publishes the changes of {name} to the topic {self.watch.topic!r} only since "
-                    f"{token_time(since).as_datetime().isoformat()}, but this group has delivered the "
-                    f"changes only until {token_time(begins).as_datetime().isoformat()}.",
-                    remedy="Let the dispatchers of this group deliver the changes until then without the new "
-                    "collection, and start again. Or let the group read from change streams until then: "
-                    "`dispatcher position switch`.",
+                    f"{published}, but this group has delivered the changes only until "
+                    f"{token_time(begins).as_datetime().isoformat()}.",
+                    remedy=f"Run the dispatchers of this group without the receivers of {name}, until they have "
+                    f"delivered the changes up to {published}. Then start them with these receivers. Or let the "
+                    "group read from change streams until that time: `dispatcher position switch`.",
                 )
 
     async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:

@@ -85,7 +85,7 @@ class ClaimChecks(NamedTuple):
             return
         layout = await self.state.positions.find_one({"_id": self.routes.group}, {"claims": 1})
         if layout is None:
-            yield Finding("ok", _TOPIC, "Processes of the application claim from the first run of a dispatcher on")
+            yield Finding("ok", _TOPIC, "Processes of the application begin to claim after a dispatcher has run")
         elif not layout.get("claims"):
             text = f"No dispatcher of the group {self.routes.group!r} has announced that it takes claims over"
             yield Finding("warning", _TOPIC, f"{text}: {_LOSS}", "Run dispatchers of this version.")

@@ -163,7 +163,7 @@ def application_role_name(group: str) -> str:
 def create_role(group: str, scope: Scope, rights: Sequence[Right], state_database: str) -> str:
     """The command for mongosh that creates a role with the least privileges.
 
-    Comments in the command list the data that the role can read.
+    The command has comments, which list the data that the role can read.
 
     Args:
         rights: all required and optional privileges. The command does not list those on the state database,

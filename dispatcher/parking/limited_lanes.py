@@ -1,6 +1,7 @@
-"""Lets lanes of receivers with limits wait for places, before their errands begin.
+"""Lets parked lanes of receivers with limits wait for places, before an errand makes their deliveries.
 
-So the other deliveries of the document don't wait for the place. Only deliveries that get places soon are read.
+A place permits one attempt. While a lane waits for it, the other deliveries of the document are made. Only
+deliveries that get places soon are read.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from dispatcher.pace.limit import AHEAD, Limit, Place
 
 
 class LimitedLanes:
-    """The taken lanes of one partition whose receivers have limits.
+    """The lanes that the worker of one partition has taken, and whose receivers have limits.
 
     Args:
         limits: the limits, by the present and former names of the receivers.

@@ -6,7 +6,8 @@ The earlier version has five collections:
                       `again` {letter, retries} if it is a retry
     parked_lanes      one document per lane: why its first delivery waits
     dead_letters      one document per dead letter, even while it is retried
-    parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": parts that do not fit, counted in `chunked`
+    parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": pieces of the parts that are too large for
+                      their document; the document's field `chunked` counts the pieces
 
 The process that claims a partition moves the documents of the partition into `held` before the first delivery. It
 searches again later, since a run or a command of an earlier version may still write. The lease of the partition

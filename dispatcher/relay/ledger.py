@@ -71,7 +71,7 @@ class Span:
 
     Attributes:
         token: all events of the span are up to it.
-        records: their number.
+        records: the number of its records.
         size: bytes of its records.
         is_end: whether the position may be at the end of the span.
         reports: one for each of its parts.
@@ -215,5 +215,6 @@ class RecordLedger:
         for partition, mark in self._passed.items():
             self._marks[partition] = mark
         self._passed.clear()
-        if token > self._token:  # the first tokens of a stream that begins at a time can precede the position
+        # A stream that was opened at a time, and not after a token, can begin with tokens before the position.
+        if token > self._token:
             self._token, self._token_fingerprint = token, self._fingerprint

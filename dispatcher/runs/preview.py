@@ -41,7 +41,8 @@ class ReplayPreview(NamedTuple):
         receivers: the collection, the signal and the name of each receiver.
         changes: the number of changes in the range, for all these receivers together; None if the oplog does not
             reach back to the beginning.
-        counted_all: False if there are more changes than `changes`, because counting them takes long.
+        counted_all: whether all changes were counted; False if the count took too long and was stopped, or if
+            `changes` is None.
     """
 
     receivers: list[tuple[str, str, str]]

@@ -96,7 +96,7 @@ async def _insert_stamped(
 async def _insert_simply(
     instance: Model, target: WriteTarget, firing: Firing, origin: Origin, row: dict[str, Any]
 ) -> None:
-    """Insert a row in a transaction, whose commit runs the receivers; or without receivers."""
+    """Insert a row without receivers, or in a transaction, whose commit runs the receivers."""
 
     def send(session: Any) -> Awaitable[Any]:
         return target.driver_collection.insert_one(origin.stamped(row), session=session)  # type: ignore[no-any-return]

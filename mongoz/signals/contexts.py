@@ -13,7 +13,7 @@ from mongoz.stamps import ContextValues, context_of
 __all__ = ["Contexts", "WriteContext", "context", "contexts", "current_context", "make_context"]
 
 _LONGEST: Final = 1_024
-_TOO_LONG: Final = f"All values, also those of outer blocks, have at most {_LONGEST:,} bytes as JSON"
+_TOO_LONG: Final = f"All values, also those of outer blocks, may have at most {_LONGEST:,} bytes as JSON"
 _MOST_SHOWN: Final = 60
 
 _TRACE: Final = "traceparent"
@@ -63,8 +63,8 @@ def context(**values: str | int | bool) -> Iterator[None]:
     current span at the time of a write, the write carries its `traceparent` (W3C Trace Context) too.
 
     Args:
-        **values: strings, integers and booleans. Together with the values of outer blocks they have at most 1,024
-            bytes as JSON.
+        **values: strings, integers and booleans. Together with the values of outer blocks, they may have at most
+            1,024 bytes as JSON.
 
     Raises:
         ValueError: a value has another type, or the values are too long.

@@ -137,7 +137,7 @@ def test_the_limit_applies_to_the_values_of_all_blocks_together() -> None:
             raise AssertionError
         assert entered() == {"a": "x" * 1000}
     assert str(raised.value) == (
-        f"mongoz.context(): 'a' is '{'x' * 56}.... All values, also those of outer blocks, have at most "
+        f"mongoz.context(): 'a' is '{'x' * 56}.... All values, also those of outer blocks, may have at most "
         "1,024 bytes as JSON, and these have 1,051: 'a', 'user', 'note'. Shorten this value, or pass an id "
         "instead of the content."
     )

@@ -1,7 +1,8 @@
 """Gathers the deliveries of batch receivers, and runs their batches in the lanes.
 
-The deliverer makes the delivery a part of its own, like a delivery that waits for a claim. So the lane of the
-document goes on to the next receiver and to the next change. The job is finished when all its parts are finished.
+The deliverer makes the delivery a separate part of its job, like a delivery that waits for a claim. So the lane of
+the document goes on to the next receiver and to the next change. The job is finished when all its parts are
+finished.
 A batch is an errand in the lanes with a key of its own, so it takes one of the places of this process.
 
 A document is in one batch of a receiver at a time. If a delivery must wait for long, an errand in the lane of its
@@ -73,7 +74,7 @@ class Batches:
         self._waiting_bytes = 0
 
     def settle_in(self, source: HeldSource) -> None:
-        """Record the results of deliveries that waited in the database. Required before `add_held`."""
+        """Set the source of deliveries from the database. It records their results. Required before `add_held`."""
         self._held_source = source
 
     def resize(self, places: int) -> None:

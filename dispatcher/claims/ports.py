@@ -1,4 +1,4 @@
-"""A protocol for the service that waiting claims need from a package of the same layer."""
+"""What waiting claims need from `parking`. Both packages are in one layer, so `claims` can't import it."""
 
 from collections.abc import Mapping
 from typing import Protocol

@@ -1,7 +1,7 @@
 """Follows the books of writing processes while claims wait for them. One watch serves all partitions.
 
-A watch reads books again and again only while claims wait. It also reads the unknown books of the claims in
-changes that are read. In a backlog most claims are decided then, since the book already says that they are done.
+A watch reads books again and again only while claims wait. When changes are read, it also reads the books of their
+claims, unless it knows these books. In a backlog this decides most claims: their books say that they are done.
 """
 
 import asyncio
@@ -152,7 +152,7 @@ class ClaimWatch:
                 return
             try:
                 await self._look(needed)
-            except PyMongoError as error:  # a save of the position raises permanent errors
+            except PyMongoError as error:  # the next save of the position raises permanent errors
                 log.warning(
                     "claims can't be read now, trying again", action="claims.not_read", error=in_short(error)
                 )

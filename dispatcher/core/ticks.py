@@ -14,8 +14,8 @@ from typing import Final
 
 _SHIFT: Final = random.random()
 
-# A timer may fire a little before its tick, and the next wait must not end at the same tick. So a wait that begins
-# less than this part of an interval before a tick skips this tick.
+# A timer may fire a little before its tick, and the next wait must not end at the same tick. So a wait skips the
+# next tick if less than this part of an interval is left until then.
 _EARLY: Final = 0.1
 
 

@@ -79,9 +79,9 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """Log that the last attempt that the options of a delivery allow has failed.
+    """Log that a delivery has failed, and its options allow no further attempt.
 
-    After that, only a blocked delivery is attempted again.
+    Only a blocked delivery is attempted again.
     """
     log.error(
         what,

@@ -72,7 +72,9 @@ class BatchGate(Protocol):
     """Gathers the deliveries of batch receivers."""
 
     async def gather(self, attempt: Attempt) -> BaseException:
-        """Let a delivery wait for its batch, as a part of its own. The job goes on, and ends after all its parts.
+        """Let a delivery wait for its batch, as a separate part of its job.
+
+        The job goes on. It ends when all its parts have ended.
 
         Returns:
             `GATHERED`.

@@ -1,9 +1,11 @@
 """Completes a topic: changes that the topic has lost are read from the oplog, if it still has them.
 
 A topic loses changes by its retention, or when it is deleted. Then a change stream reads the changes up to the
-relay's position, and the topic is read from there. While the change stream is read, the token of the position
-moves as always, but its place in the topic stays. If the process restarts meanwhile, the topic still lacks this
-place, so the change stream continues after the token.
+relay's position, and the topic is read from there.
+
+A position has a token, and a place in the topic. While the change stream is read, the token moves, but the place
+stays. If the process restarts meanwhile, the topic does not hold this place. So a change stream is read again,
+after the token.
 """
 
 import asyncio

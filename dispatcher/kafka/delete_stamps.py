@@ -23,7 +23,7 @@ Key = tuple[bytes, ...]
 class DeleteStamps:
     """The stamps of the transaction that is being read.
 
-    While `open` is empty, the caller may pass only the markers to `take`.
+    While `open` is empty, `take` needs only the markers: the caller may leave out all other events.
 
     Attributes:
         open: the stamps whose deletes have not come.

@@ -42,9 +42,9 @@ _QUEUED: Final = 4
 _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
-# The answers of brokers are compressed: some become twenty times as large. So librdkafka stops fetching when it
-# has half of its share. An answer has at most a 25th of the share, or `_SMALLEST_ANSWER` bytes if that is more. A
-# larger record comes alone.
+# The answers of brokers are compressed. Some become twenty times as large when librdkafka decompresses them. So it
+# stops fetching when it has half of its share. An answer has at most a 25th of the share, or `_SMALLEST_ANSWER`
+# bytes if that is more. A larger record comes alone.
 _ANSWER: Final = 25
 _SMALLEST_ANSWER: Final = 64_000
 

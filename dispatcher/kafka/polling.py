@@ -87,7 +87,8 @@ class Polling:
         """Run a command, and wait for its end.
 
         Args:
-            then: called in the event loop, after all messages from before the command, and before all later ones.
+            then: called in the event loop: after the loop got all messages from before the command, and before it
+                gets a later one.
         """
         done: asyncio.Future[None] = self._loop.create_future()
 

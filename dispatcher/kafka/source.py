@@ -1,8 +1,8 @@
 """Reads the change events of one partition from a topic, instead of from a change stream.
 
 Each record goes through three checks, in this order: `accept` decides whether the record counts; an event up to
-the high-water mark is dropped, because it was read before; a stamp counts when it is seen for the first time, see
-`stream/origins.py`. When an event from before the start is dropped, its stamp is remembered.
+the latest accepted token is dropped, because it was read before; a stamp counts when it is seen for the first
+time, see `stream/origins.py`. When an event from before the start is dropped, its stamp is remembered.
 
 The relay has copied the stamp of a delete marker to its delete. So readers ignore markers, and never wait for the
 end of a transaction.

@@ -185,8 +185,8 @@ async def read_offsets(
     """The first offsets of partitions of a topic.
 
     Args:
-        since: only records that were appended since this time count, in seconds since 1970. Without such
-            a record, the offset is -1.
+        since: a time, in seconds since 1970. Only records that were appended since then count. Without such a
+            record, the offset is -1.
         end: return the offsets after the last records instead.
 
     Raises:

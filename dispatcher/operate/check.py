@@ -52,7 +52,7 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
         application: its name, `"package.module:registry"`; empty to skip the check that the group belongs to it.
 
     Yields:
-        The findings. After an error that prevents further checks, only findings that need no further check follow.
+        The findings. After an error that prevents all further checks, at most the receivers that never run follow.
     """
     try:
         group = group_of(registry, settings)

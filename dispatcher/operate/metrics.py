@@ -316,8 +316,8 @@ METRICS: Final = (
     _by_receiver(
         "histogram",
         "batch_size",
-        "Events in the batches of a batch receiver, one for each attempt; a batch counts for the signal of its "
-        "first event.",
+        "Events in the batch of each attempt of a batch receiver; a batch counts for the signal of its first "
+        "event.",
         lambda r: r.batches,
     ),
     # The present.

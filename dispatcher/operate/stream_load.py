@@ -16,7 +16,7 @@ from dispatcher.core.state import POSITIONS, Group
 _PER_CHANGE: Final = 50e-6
 _AT_REST: Final = 0.005
 
-# The load is too high from this fraction of the limit on, or from this fraction of the cores on.
+# The load is too high if the streams reach this fraction of the limit, or keep this fraction of the cores busy.
 _NEAR: Final = 0.8
 _BUSY: Final = 0.5
 

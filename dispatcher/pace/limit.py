@@ -106,8 +106,8 @@ class Limit:
         """Returns whether the next delivery of the stream must be parked, because it would wait for too long."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
-        # Parked deliveries may queue for up to AHEAD seconds. A new delivery is parked too if it would wait for
-        # more than half of that, so that it does not overtake them.
+        # While deliveries are parked, the queue is refilled when its wait falls to AHEAD / 2, see `LimitedLanes`.
+        # So behind a longer wait, a new delivery is parked too, and does not overtake the parked ones.
         return self.delay > AHEAD / 2
 
     @property

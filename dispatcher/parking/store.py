@@ -179,7 +179,7 @@ class HeldStore:
     async def recover(self) -> None:
         """Move the deliveries of earlier versions into `held`, and delete unused files.
 
-        Also mark the first delivery of each lane whose first delivery has no mark.
+        Also mark the first delivery of each lane, if it has no mark.
         """
         await take_over(self._group, self._partition)
         await self._files.sweep()

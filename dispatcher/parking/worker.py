@@ -127,8 +127,9 @@ class ParkingWorker:
         self._next = 0.0
         self._unsettled: dict[str, _Slice] = {}
         self._next_search = monotonic() + _SOON
-        # Whether the first search is over. Before that, a former owner may still delete the head of a lane. A
-        # query would then not find the followers, so no name is forgotten before that.
+        # Whether the first search is over. Before that, a former owner may still delete the head of a lane, and a
+        # query does not find a lane without a head. So until then, a receiver for which a query finds no lane may
+        # still have parked deliveries, and its name is not forgotten.
         self._is_alone = False
 
     def resize(self, places: int) -> None:

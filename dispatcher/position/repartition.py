@@ -12,7 +12,7 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     """The documents of the new positions.
 
     Args:
-        saved: all positions, and a layout with another requested number of partitions.
+        saved: all positions. The layout also has the requested number of partitions, which differs.
     """
     layout, positions = saved.layout, saved.positions.values()
     assert layout is not None  # it has a requested number

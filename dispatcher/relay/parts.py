@@ -19,7 +19,8 @@ class RelayParts(NamedTuple):
     Attributes:
         group: the relay as a group of one partition. The group has the name of the topic.
         watching: the client for change streams, opened for the running loop.
-        scope: the published collections. The event of a document's change ends with the hash of its key.
+        scope: the published collections. It is `hashed`: events of documents have the hash that decides the
+            partition.
         names: the published collections and patterns, by their names in the state.
         partitions: the requested number of partitions of the topic; None for the present one, or the default.
         weaknesses: logs the weaknesses of the topic.

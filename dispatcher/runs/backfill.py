@@ -4,8 +4,8 @@ If a dispatcher of the group has the receivers, the dispatchers deliver the docu
 they know the order of a document and its changes. Otherwise the process of the command delivers them. The two
 never deliver at the same time. The command notes in the state that it works alone, and then looks for dispatchers.
 A dispatcher registers as a member, and then looks for a command that works alone. So at least one of them finds
-the other. A command that finds a dispatcher hands over the rest. A dispatcher that finds a command waits for that
-before it claims a partition.
+the other. A command that finds a dispatcher hands over the rest. A dispatcher that finds a command claims no
+partition until the command has handed over, or has ended.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -248,8 +248,8 @@ async def start(
         resume: id of the run to continue; by default an unfinished run for the same receivers and filter.
         new: begin a new run even if an unfinished one exists.
         where: only documents that match this filter, as extended JSON; by default all documents.
-        workers: the factor for the number of documents that are worked on at once. By default, a run keeps its
-            factor, and a new run has 1.
+        workers: multiplies the number of documents that are worked on at once. By default, a run keeps its
+            number of workers, and a new run has 1.
 
     Raises:
         UnknownReceiver: no `post_save` receiver has this name.

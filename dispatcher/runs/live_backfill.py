@@ -215,7 +215,7 @@ class LiveBackfill:
         """Wait for deliveries that are in batches. No further delivery joins these batches."""
         while not all(one.done() for one in finished):
             self._batches.close(work.batches)
-            timeout = _CLOSE_AGAIN if work.batches else None  # some wait behind another batch
+            timeout = _CLOSE_AGAIN if work.batches else None  # some wait behind another batch: close again
             await asyncio.wait(finished, timeout=timeout)
 
     async def _deliver(

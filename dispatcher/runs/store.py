@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
     @property
     def workers(self) -> int:
-        """The factor for the number of documents that are worked on at once."""
+        """Multiplies the number of documents that are worked on at once."""
         return int(self.asked.get("workers") or 1)
 
 

@@ -266,7 +266,7 @@ class Service:
             await group.state.keep_deliveries_for(self.settings.delivery_retention)
         await group.state.keep_claims_for(self.settings.delivery_retention)
         settings = self.settings
-        if topic is not None:  # records that are fetched ahead may take the other half
+        if topic is not None:  # half of the bytes is for records that are fetched ahead
             settings = settings.model_copy(update={"max_queued_mb": max(1, settings.max_queued_mb // 2)})
         return Assembly(
             group,

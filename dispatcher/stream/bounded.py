@@ -7,9 +7,9 @@ from typing import Final
 from dispatcher.core.events import EventBatch
 from dispatcher.core.resume_tokens import token_of, token_time
 
-# The reading ends after this number of empty batches in a row whose token has the end time of the range. After
-# one, changes at the end time can still come: its token sorts before their tokens. Before the server sends the
-# second, it looks again for changes after this token.
+# Number of empty batches in a row after which the reading ends, if their tokens have the end time of the range.
+# One batch is not enough: its token sorts before the tokens of changes at the end time, so these can still come.
+# Before the server sends the second batch, it looks again for changes after the token of the first.
 _SURELY_EMPTY: Final = 2
 
 

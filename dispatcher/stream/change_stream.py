@@ -178,8 +178,8 @@ class ChangeStreamSource:
     async def _one_by_one(self, start: Start) -> AsyncGenerator[EventBatch]:
         """Read the events before the event that is too large.
 
-        The reading ends at an empty batch, or after more events than a batch may have. By then the stream has
-        passed the large event, or the large event can be sent alone.
+        The large event itself raises an error, unless the server can send it alone. Without an error, the reading
+        ends at an empty batch, or after more events than a batch may have. Then the stream is read as usual again.
         """
         count = 0
         async with aclosing(self._cursors.read(start, SINGLY)) as batches:

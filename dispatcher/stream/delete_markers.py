@@ -16,9 +16,11 @@ _MOST_DEFERRED: Final = 100
 
 
 FINISHED_MARKER: Final = "finished marker"
-"""The operation of a marker that an earlier process has finished. That process may not have finished the delete: a
-process that reads a topic may end between the marker and the delete, and a later process may read a change
-stream."""
+"""The operation of a marker that an earlier process has finished.
+
+Its delete may not be finished: a process that reads a topic may end between the two. If the next process reads a
+change stream, the delete has no stamp of its own, and needs that of the marker.
+"""
 
 _MARKERS: Final = frozenset({"marker", FINISHED_MARKER})
 

@@ -99,7 +99,7 @@ class Bell:
     """Wakes the thread of the beats.
 
     A finalizer may interrupt `ring`, and call it again in the same thread. With a lock, the second call would wait
-    for ever. So the bell has a queue without a lock in Python.
+    for ever. So the bell uses a `SimpleQueue`, whose `put` may interrupt itself.
     """
 
     def __init__(self) -> None:

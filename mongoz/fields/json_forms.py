@@ -1,7 +1,7 @@
 """The JSON forms of BSON's own types: how models write values of these types to JSON, and read them from JSON.
 
-Web frameworks parse JSON first, and then validate the Python values. So a model accepts the JSON form, a string,
-in Python values too, except in strict mode.
+Web frameworks parse JSON first, and then validate the Python values. So a model also accepts a Python string with
+the JSON form, except in strict mode.
 """
 
 from collections.abc import Callable

@@ -42,8 +42,8 @@ class ObjectId(bson.ObjectId):
         self.field_options = field_options or _NO_OPTIONS
 
     if TYPE_CHECKING:
-        # Type checkers take a field for a descriptor: a ForeignKey accepts a document, and `Order.customer` makes
-        # expressions.
+        # For type checkers, a field of this type is a descriptor. So they accept a document as the value of a
+        # foreign key, and `Order.customer` in expressions.
         @overload
         def __get__(self, instance: None, owner: Any) -> Any: ...
         @overload

@@ -126,8 +126,8 @@ async def _fire(instance: Model, deletion: "_Deletion") -> None:
 def needs_marker(target: WriteTarget, firing: Firing) -> bool:
     """Whether a dispatcher must know that mongoz made a delete.
 
-    The reason is a muted delete, a delete with hops or a context, or a receiver of this process that a
-    dispatcher runs too. Without a marker, dispatchers would deliver the muted delete, lose the hops or the
+    This is so if the delete is muted, if it has hops or a context, or if this process runs a receiver that may
+    also run in a dispatcher. Without a marker, dispatchers would deliver the muted delete, lose the hops or the
     context, or run the receiver again.
     """
     if target.group is None:

@@ -217,8 +217,8 @@ def _part(document: Any, key: str, item: Any) -> dict[str, Any]:
     """The condition that an item of a list has all values of a dict."""
     if not isinstance(item, Mapping) or not item:
         raise OperatorInvalid(
-            f"U.pull of {document.__name__}.{key} takes either embedded documents, or dicts with at least one "
-            f"value of the items to remove, not {item!r} among dicts."
+            f"U.pull of {document.__name__}.{key} can't take {item!r} here. Pass only embedded documents, or only "
+            "dicts. Each dict needs at least one value of the items to remove."
         )
     path = resolve_path(document, key.replace(ALL_ITEMS, "0")).path
     condition = {}

@@ -78,7 +78,7 @@ class History:
                 del self._receivers[receiver]
 
     def as_json(self) -> str:
-        """The bounds of the latency buckets, all steps from the oldest on, and the counters of receivers in them.
+        """The bounds of the latency buckets, all steps from the oldest on, and the receivers' counters by step.
 
         Also the last sample: from it and the present counters, the page computes its first rate.
         """

@@ -90,9 +90,9 @@ async def find_written_rows(
 ) -> dict[bytes, dict[str, Any]]:
     """The documents of the stamped writes that took effect, by their stamps.
 
-    A document with the stamp was written. The other documents are looked up in the change stream, because another
-    client may have replaced the document, deleted it, or restored an older stamp since the write. If there is no
-    change stream, `was_probably_written` decides.
+    If a document has the stamp now, its write took effect. The other writes are looked up in the change stream,
+    because another client may have replaced the document, deleted it, or restored an older stamp since the write.
+    If there is no change stream, `was_probably_written` decides.
 
     Args:
         target: the target of the writes.

@@ -22,7 +22,8 @@ class GatheredDelivery:
         key: the key of the document.
         since: the time from which `Batch.wait` counts, by the monotonic clock.
         job: the job of the change; None for a delivery that waited in the database.
-        row: the lane of a delivery from the database, and its place there. The result is recorded there.
+        row: the lane of a delivery from the database, and its place in this lane. `HeldSource` needs both to
+            record the result.
         attempts: the number of attempts. If a failed batch is split, all attempts with its parts count as one.
         began: the time of the first attempt.
         retried: the dead letter that the delivery repeats.

@@ -342,7 +342,7 @@ class WaitingClaims:
             await self._parking.park(part.change, part.calls, receiver, Waiting(reason, seconds))
 
     def _hasten_parked(self) -> None:
-        """Attempt parked deliveries with decided claims soon. Other claims cost no command."""
+        """Hasten the parked deliveries whose claims are decided. For other claims no command is sent."""
         decided = {lane: one.id for lane, one in self._parked.items() if self.judge(one.claim) is not WAIT}
         for lane in decided:
             del self._parked[lane]

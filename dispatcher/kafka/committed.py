@@ -56,7 +56,7 @@ class CommittedOffsets:
         while self._sent and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(_LOOK)
             self._commit()
-        # `close` waits for the last commit, so it runs in a daemon thread.
+        # The consumer's `close` waits for the last commit, so a daemon thread calls it.
         threading.Thread(target=self._consumer.close, name="kafka-commits", daemon=True).start()
 
     def _commit(self) -> None:

@@ -173,7 +173,7 @@ class Playback:
 
     @property
     def failed(self) -> int:
-        """Number of deliveries so far that failed for good, or could not be made, as in `delivered`."""
+        """Number of deliveries so far that failed for good or could not be made, in all processes of the run."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
     async def work(self, steps: AsyncIterator[RunStep], stop: asyncio.Event) -> RunOutcome:
@@ -310,7 +310,7 @@ class Workplace(NamedTuple):
             signals: the signals whose receivers may be selected.
 
         Raises:
-            UnknownReceiver: no receiver that a dispatcher may run for these signals has this name.
+            UnknownReceiver: for one of the names, there is no receiver of these signals that a dispatcher may run.
         """
         listeners = self.routes.listeners
         known = {one.name for each in listeners for signal in signals for one in each.receivers[signal]}

@@ -103,9 +103,9 @@ class FieldsMetaclass(PydanticMetaclass):
 
         def __setattr__(cls, name: str, value: Any) -> None:
             super().__setattr__(name, value)
-            # Pydantic sets dunder names when it rebuilds a class, and an application sets one to replace __init__.
-            # A class of parts (see `mongoz/model/parts.py`) gets such names only while it is made. This changes
-            # no other class.
+            # Cached values of a class may be wrong after pydantic rebuilds it, or the application replaces its
+            # __init__. Both set dunder names. A class of parts (see `mongoz/model/parts.py`) gets dunder names
+            # only while it is made, so the cached values of all other classes stay right.
             if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 

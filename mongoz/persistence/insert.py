@@ -96,7 +96,10 @@ async def _insert_stamped(
 async def _insert_simply(
     instance: Model, target: WriteTarget, firing: Firing, origin: Origin, row: dict[str, Any]
 ) -> None:
-    """Insert a row without receivers, or in a transaction, whose commit runs the receivers."""
+    """Insert a row in a transaction, or a row that no receiver of this process gets.
+
+    In a transaction of mongoz, the commit runs the receivers.
+    """
 
     def send(session: Any) -> Awaitable[Any]:
         return target.driver_collection.insert_one(origin.stamped(row), session=session)  # type: ignore[no-any-return]

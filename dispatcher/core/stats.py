@@ -92,7 +92,7 @@ class ReceiverFigures:
     conflicts: int = 0
     """Runs of its transactions that conflicted with other writes."""
     withheld: dict[str, int] = field(default_factory=lambda: {"ran": 0, "muted": 0})
-    """Changes that it did not get because of their stamps, by reason; `"ran"`: the writing process ran it."""
+    """Changes that it did not get because of their stamps, by reason. `"ran"`: it ran in the writing process."""
     refused: int = 0
     """Deliveries that were given up without an attempt: the document does not fit, or too many hops."""
     latency: Histogram = field(default_factory=Histogram)

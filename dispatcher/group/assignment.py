@@ -22,8 +22,8 @@ def quotas(
 ) -> dict[str, int]:
     """The number of partitions that each member should hold.
 
-    Members that are not capped get equal numbers of partitions, or one more. The members that hold most partitions
-    at present get the higher number.
+    Members that are not capped get equal numbers of partitions. If partitions remain, some of these members get
+    one more: those that hold most partitions at present.
 
     Args:
         members: all members that share the partitions, the longest-serving first.

@@ -333,4 +333,4 @@ def _outcome(id_: str, letter: Mapping[str, Any] | None, retries: int, *, over: 
         return None
     if "retry_requested_at" in letter:
         return Outcome(id_, "waiting", "No dispatcher has started the retry yet. Is one running?")
-    return Outcome(id_, "waiting", "It is parked until an attempt, an earlier delivery or a pause ends.")
+    return Outcome(id_, "waiting", "It is parked: an attempt, an earlier delivery or a pause must end first.")

@@ -23,9 +23,9 @@ reads from a topic, while the relay of this topic is not alive or has such a lag
 A relay is `down` under the same conditions, and `failing` while it can't use its topic. Otherwise it is `behind`,
 `delivering` or `idle`.
 
-Members report the last minute, and the age of the last results, as `recent`. A repaired receiver is
-`failing` for at most a minute. But if its last delivery failed for good, it is `failing` until a delivery
-succeeds, or until its dead letters are gone.
+For each receiver, a member reports the counts of the last minute and the age of the last results, as `recent`.
+A repaired receiver is `failing` for at most a minute. But if its last delivery failed for good, it is
+`failing` until a delivery succeeds, or until its dead letters are gone.
 """
 
 from collections import defaultdict

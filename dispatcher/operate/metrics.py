@@ -472,8 +472,8 @@ METRICS: Final = (
     ),
     _counter(
         "relay_records_published",
-        "Records that the brokers have acknowledged: one for each change event, and one in each partition for "
-        "lost history.",
+        "Records that the brokers have acknowledged: one for each change event, and one in each partition "
+        "whenever history is lost.",
         _of_relay(lambda r, _: r.records),
     ),
     _counter(

@@ -67,7 +67,7 @@ async def check_relay(
             if oplog is not None:
                 yield of_oplog(oplog)
             if saved is None:
-                text = "No position is saved: the first start publishes the changes after it"
+                text = "No position is saved: the relay publishes the changes after its first start"
                 yield Finding("ok", "position", text)
             elif oplog is not None:
                 yield of_position(oplog, float(token_time(saved.position.token).time), "relay")

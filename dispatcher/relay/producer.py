@@ -10,7 +10,7 @@ from dispatcher.relay.records import Packed
 # Maximum bytes of a batch of records. If the topic has a lower limit, that limit applies.
 _BATCH: Final = 1_000_000
 
-# The range of the client's own limit for a record.
+# The client has a limit of its own for a record. It accepts only limits from the first to the second number.
 _LEAST, _MOST = 1_000, 1_000_000_000
 
 # The ledger bounds the records on their way, so the client needs no bounds of its own.

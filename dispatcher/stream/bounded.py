@@ -18,8 +18,8 @@ async def until(batches: AsyncGenerator[EventBatch], end: str) -> AsyncGenerator
 
     Args:
         batches: the batches of a source. The caller closes them.
-        end: a token, or a text that tokens are compared with, such as `time_after`. No yielded batch has a later
-            token.
+        end: a token, or another text that sorts among tokens, for example a result of `time_after`. No yielded
+            batch has a later token.
     """
     time, empty = token_time(end), 0
     async for batch in batches:

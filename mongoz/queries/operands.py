@@ -103,7 +103,11 @@ def _names_of(model: type[BaseModel]) -> set[str]:
 
 
 def _is_declared(path: Path, value: Any) -> bool:
-    """Whether the field's annotation declares the type, so that the stored value can be read back."""
+    """Whether `stored` treats the value as declared.
+
+    It does not if the annotation of the field is open. It does not if the value is a dict, unless the annotation
+    has mappings.
+    """
     if path.field is None:
         return not isinstance(value, dict)
     annotation = path.field.annotation

@@ -54,9 +54,10 @@ class _Failed(NamedTuple):
 
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
-        is_behind: whether the event is delivered again because an earlier event of its document failed. So the
-            receiver never gets an older state after a newer one. This is true for the first event without an
-            error that follows a failed event of its document, and for all later events of this document.
+        is_behind: whether the event is delivered again because an earlier event of its document failed.
+            Otherwise the receiver would get an older state after a newer one. After a failed event, the first
+            event of its document without an error is behind. So are all later events of this document, even
+            those with an error.
     """
 
     one: GatheredDelivery

@@ -133,7 +133,7 @@ class WaitingClaims:
         self._open_of: dict[Hashable, UndecidedDocument] = {}
         # By document, then by the name of the receiver.
         self._chains: dict[Hashable, dict[str, WaitingChain]] = {}
-        self._followers = 0  # deliveries in chains that are not claimed
+        self._followers = 0  # the unclaimed deliveries in chains
         self._running: set[Job] = set()
         # By the lane of the delivery.
         self._parked: dict[str, _ParkedClaim] = {}
@@ -166,7 +166,7 @@ class WaitingClaims:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether a delivery waits that is not claimed, or waiting deliveries should leave the memory."""
+        """Whether an unclaimed delivery waits, or waiting deliveries should leave the memory."""
         return self._followers > 0 or self._is_crowded()
 
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
@@ -454,8 +454,8 @@ class WaitingClaims:
         """Finish the first delivery of a chain.
 
         Args:
-            is_awaited: whether a claimed delivery still counts in `Job.awaited`. A delivery that was made
-                here does not count any more.
+            is_awaited: whether `Job.awaited` still counts the delivery, if it is claimed. It does not after
+                this process has made the delivery.
         """
         part = chain.parts.popleft()
         if part.claim is None:

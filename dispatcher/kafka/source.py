@@ -388,7 +388,8 @@ class KafkaSource:
                 begin = records[-1][0] + 1 if records else begin
         except OutOfRange:
             log.warning(
-                "the stamps of earlier writes could not be read; copies of the writes may count as originals",
+                "the stamps of earlier writes could not be read; if a client has copied a document with its "
+                "stamp, receivers may miss the copy",
                 action="stamps.not_read",
                 error=f"{self._log.name} does not hold offset {begin} any more",
             )

@@ -412,7 +412,7 @@ class GroupStatus:
         oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
         source: the source of the changes.
         is_relay: whether the group is a relay: its processes publish changes, and deliver none.
-        relay: the relay itself; in a group that reads from a topic, the relay of the topic; otherwise None.
+        relay: the relay that this group is, or from whose topic this group reads; otherwise None.
         partition_count: the number of partitions in the layout.
         partitions: the partitions with a saved position or an owner.
         dead_letters: the counts of dead letters by receiver and signal.

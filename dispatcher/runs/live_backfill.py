@@ -204,7 +204,8 @@ class LiveBackfill:
             keys = work.too_old
             if keys:
                 log.warning(
-                    "a backfill waits: the stream is too far behind, the server can't read documents of that time",
+                    "a backfill waits: the stream is so far behind that the server can't read documents as "
+                    "they were at the time that the stream has reached",
                     action="backfill.waits",
                     run=work.run.id,
                     read_until=time.as_datetime().isoformat(),

@@ -295,7 +295,8 @@ class Dispatcher:
         """Raise the failures that were not raised before.
 
         Args:
-            over: whether the deliveries are finished. If so, a receiver that was not called is never called.
+            over: whether the deliveries are finished. Then a receiver that was not called counts as failed if
+                the document does not fit its model.
         """
         if not self._raise_failures:
             return

@@ -119,7 +119,7 @@ def fire_when_known(
 ) -> None:
     """Run the receivers of a batch in the background, when it is known which documents were written.
 
-    Claimed receivers do not wait: the caller releases the claims, so dispatchers run these receivers.
+    Claimed receivers do not run here: the caller releases the claims, so dispatchers run these receivers.
 
     Args:
         document: the class.

@@ -49,7 +49,7 @@ Apps = Annotated[
     typer.Argument(
         metavar="APP",
         help="The registries, each as package.module:registry. The working directory is importable. In the "
-        "variable, separate them by spaces.",
+        "environment variable, separate registries by spaces.",
         envvar="DISPATCHER_APP",
     ),
 ]

@@ -265,7 +265,7 @@ class Routes:
         )
 
     def stamped_ids(self, namespace: Namespace) -> frozenset[bytes]:
-        """The ids by which stamps of the documents of a collection name their receivers."""
+        """The ids of the receivers that listen to a collection, as stamps in the collection list them."""
         found = self._found.get(namespace) or self._find(namespace)
         return frozenset(id_ for one in found for ids in one.stamped.values() for id_ in ids)
 

@@ -127,7 +127,10 @@ class ClaimChecks(NamedTuple):
         return f"{alive} process{'es' * (alive > 1)} of the application can claim now"
 
     async def _newest_stamp(self, namespace: Namespace) -> Stamp | None:
-        """The newest stamp in a sample of documents. Stamps count if they list a receiver of dispatchers."""
+        """The newest stamp in a sample of documents.
+
+        A stamp counts if it is of this group, and lists a receiver that a dispatcher may run.
+        """
         database, name = namespace
         collection = self.state.client[database].get_collection(name, codec_options=READING)
         sample = collection.find({}, {"_id": 0, FIELD: 1}).sort("_id", DESCENDING).limit(_SAMPLE)

@@ -141,7 +141,9 @@ async def resolve(group: Group, process: str, now: datetime) -> BookStatus:
     if len(found) > 1:
         named = [f"{one['_id']} ({one.get('host')}, pid {one.get('pid')})" for one in found]
         listed = ", ".join(named[:_LISTED]) + (", ..." if len(named) > _LISTED else "")
-        raise NotFound(f"Several processes begin with {process!r}: {listed}.", remedy="Give more of the id.")
+        raise NotFound(
+            f"The ids of several processes begin with {process!r}: {listed}.", remedy="Give more of the id."
+        )
     try:
         return _book(found[0], now, {})
     except Exception as error:  # wrong types may raise any error

@@ -106,8 +106,8 @@ class Limit:
         """Returns whether the next delivery of the stream must be parked, because it would wait for too long."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
-        # While deliveries are parked, the queue is refilled when its wait falls to AHEAD / 2, see `LimitedLanes`.
-        # So behind a longer wait, a new delivery is parked too, and does not overtake the parked ones.
+        # Parked deliveries are read into the queue when its wait falls to AHEAD / 2, see `LimitedLanes`. While the
+        # wait is longer, a new delivery is parked too. Otherwise it would overtake the parked ones.
         return self.delay > AHEAD / 2
 
     @property

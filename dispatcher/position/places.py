@@ -31,7 +31,7 @@ class Places:
         self._ahead.append((token, place))
 
     def at(self, token: str) -> LogPlace | None:
-        """The last place whose accepted records are all finished.
+        """The last place before which all accepted records are finished.
 
         Args:
             token: everything up to it is finished. Later calls have no lower token.

@@ -82,7 +82,8 @@ class PositionSaver:
             topic=self._parts.topic,
             partitions=sorted(mixed),
             further=further,
-            remedy="If this lasts, find the program, or the relay with another state: each needs its own topic.",
+            remedy="If this lasts, find the producer: another program, or a relay with another state. It needs "
+            "its own topic.",
         )
         mixed.clear()
 

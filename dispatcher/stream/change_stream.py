@@ -97,7 +97,7 @@ class ChangeStreamSource:
         """Return None: there is no topic."""
 
     async def now(self) -> Start:
-        """The start after `token_now`."""
+        """The present position: all later changes can be read from it."""
         return Start(token=await self.token_now())
 
     async def token_now(self) -> str:

@@ -34,7 +34,7 @@ _OF_SOME_FIELDS: Final = _LENGTHS | {
 }
 
 
-class BaseField(FieldInfo):  # type: ignore[misc]  # final for type checkers; subclasses survive in model_fields
+class BaseField(FieldInfo):  # type: ignore[misc]  # FieldInfo is @final, but pydantic keeps subclasses
     """A field of a document; `Document.model_fields[name]` and `meta.fields[name]` are of this class.
 
     Attributes:

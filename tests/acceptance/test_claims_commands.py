@@ -83,7 +83,7 @@ def test_the_release_of_a_silent_process_promises_no_new_id(dispatcher, state, d
         ("ffff", "has no claims of a process 'ffff'. `dispatcher claims list` lists"),
         ("", "has no claims of a process ''"),
         (f"{9:016x}", f"has no claims of a process '{9:016x}'"),
-        ("000", f"Several processes begin with '000': {1:016x} (web1, pid 1), {2:016x} (web2, pid 2)."),
+        ("000", f"The ids of several processes begin with '000': {1:016x} (web1, pid 1), {2:016x} (web2, pid 2)."),
     ],
 )
 def test_an_unknown_or_ambiguous_process_is_an_error(dispatcher, state, database, process, says):

@@ -3,8 +3,9 @@
 A step has the growth of the counters of all live members together, and the largest lag. So its size does not
 depend on the number of members. The page divides by the seconds of a step, and shows the result as a rate.
 
-The memory is bounded: `STEPS` steps of the group, at most 0.4 kB each, and in each step three counters of four
-bytes for each of at most `MOST_RECEIVERS` receivers. Measured: 0.2 MB without receivers, 1.2 MB with 200.
+The memory is bounded. Each of the `STEPS` steps takes at most 0.4 kB for the group, and three counters of four
+bytes for each receiver. At most `MOST_RECEIVERS` receivers are kept. Measured: 0.2 MB without receivers, 1.2 MB
+with 200.
 """
 
 import asyncio

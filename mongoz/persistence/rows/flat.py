@@ -79,7 +79,7 @@ def assigned_row(model: type[BaseModel], present: dict[str, Any], values: dict[s
 
 @cached_per_class
 def _assignable_fields(model: Any) -> frozenset[str]:
-    """The fields of a flat model whose values in rows are validated like an assigned value."""
+    """The fields of a flat model that are validated in a row exactly as in an assignment."""
     fields, config = model.model_fields, model.model_config
     is_usual = model.__setattr__ is BaseModel.__setattr__ and config.get("validate_assignment")
     if _row_validator(model) is None or not is_usual or config.get("frozen"):

@@ -150,8 +150,8 @@ def names_a_secret(name: str) -> bool:
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
     """The start and the end of a text that is too long.
 
-    Of a word that is cut, at most the first letters and digits stay. The rest may be half of a secret, which
-    redaction would not recognize.
+    A cut may leave half of a secret, which redaction would not recognize. So the start keeps only the first
+    letters and digits of the word that is cut there. The end keeps nothing of the word that is cut there.
     """
     if len(text) <= limit:
         return text

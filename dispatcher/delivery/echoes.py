@@ -1,12 +1,12 @@
 """Detects receivers that are triggered by their own writes, and slows them down.
 
 A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, PyMongo itself) carries none,
-and looks like a write of any other client. But the write is committed while its receiver runs. For a document that
-is written often, a change of another client may by chance be committed during this time. So the next delivery
-of the document waits only after many such changes in a row. At first it waits for a short time, then for longer.
-No delivery of the document runs during this wait. A change of another client that is committed during the wait
-ends the row, and is delivered without a delay. The log names the receiver. No delivery is lost, and each document
-has its own delay.
+and looks like a write of any other client. Only its time tells: it is committed while the receiver runs for the
+same document. If a document is written often, a change of another client may be committed during this time by
+chance. So the next delivery of the document waits only after many such changes in a row. At first it waits for a
+short time, then for longer. No delivery of the document runs during this wait. A change of another client that is
+committed during the wait ends the row, and is delivered without a delay. The log names the receiver. No delivery
+is lost, and each document has its own delay.
 """
 
 from collections.abc import Iterable

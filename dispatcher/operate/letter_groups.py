@@ -173,7 +173,8 @@ async def drop_some(group: Group, wanted: Wanted, began: datetime) -> ActionStep
 async def retried(group: Group, wanted: Wanted, began: datetime) -> Retried:
     """The state of a retry that began at this time, by the server's clock.
 
-    Dead letters that failed again may have another error now, so all dead letters of the same receiver count.
+    A dead letter that failed again may have another error or reason now. So `failed` counts the dead letters of
+    the same receiver that failed again since this time, whatever their error and reason.
     """
     held = group.state.held
     query, again = wanted.query(group.name), wanted._replace(error=None, reason=None, since=began, until=None)

@@ -86,7 +86,7 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter joined after their last errand. It may be their first delivery now."""
+        """Lanes that a dead letter has joined since their last errand began. It may come first in its lane."""
         self.hastened: dict[str, str] = {}
         """Lanes whose claims are decided, each with the `_id` of its claimed delivery, which is made due soon."""
         self._paused_names: set[str] = set()

@@ -11,8 +11,8 @@ delivery of its lane (`retry`).
 
 There is no document of a lane. A lane exists while one of its deliveries waits, and `due_at` marks its head. `due`
 finds marked deliveries by (group, receiver, due_at), and the first delivery of each lane by (group, lane, token,
-run). The first delivery is made. If another delivery has the mark, for example after a crash, `due` moves the
-mark. A look-up of a lane costs one seek in the index, however many deliveries wait.
+run). The first delivery gets the next attempt. If another delivery has the mark, for example after a crash, `due`
+moves the mark. A look-up of a lane costs one seek in the index, however many deliveries wait.
 
 The cases, and why no delivery is lost or overtaken:
 

@@ -234,7 +234,8 @@ class LiveBackfill:
         except SnapshotTooOld:
             work.too_old.append(key)
             return
-        # If the document did not exist at that time, or did not match, the stream delivers the later change.
+        # The document was listed because it matches the filter now. If it did not exist or match at that time, a
+        # later change made it match, and the stream delivers that change.
         if found is None:
             return
         change = change_of(found, namespace, work.run, self._codec_options)

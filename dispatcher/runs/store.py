@@ -309,7 +309,7 @@ def _is_alive(pid: Any) -> bool:
 
 
 def _sound_run_of(found: Mapping[str, Any]) -> Run:
-    """Make a run of the document of a dispatcher's backfill.
+    """Make a run from the document of a backfill on which the dispatchers work.
 
     Raises:
         ValueError: the document is malformed.

@@ -56,7 +56,8 @@ class Source(Protocol):
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        Older stamps need not be read: a copy of an older stamp never counts as an original.
+        The last `HORIZON` seconds before the position are enough, see `stream/origins.py`: a copy of an older
+        stamp never counts as an original.
 
         Args:
             before: the position.

@@ -75,7 +75,7 @@ class BytesRule:
 
 
 def _from_base64(value: Any) -> Any:
-    # Web frameworks parse JSON first, so a string that comes from Python is base64 as well.
+    # Web frameworks parse JSON themselves, and pass Python strings. So a string is base64, as in JSON.
     if not isinstance(value, str):
         return value
     try:

@@ -32,8 +32,8 @@ def list_(
     """List the processes that run receivers for their own writes, with the claims that they have not finished.
 
     An open claim stands for a write whose receivers the process may still run. Released claims are left to the
-    dispatchers. If the process writes no beat for the timeout of its claims (`claims=` of its registry), a
-    dispatcher takes its open claims over. A process whose claims have ended stays in the list for
+    dispatchers. If the process writes no beat for four fifths of the timeout of its claims (`claims=` of its
+    registry), a dispatcher takes its open claims over. A process whose claims have ended stays in the list for
     `--delivery-retention` of `run`. If it still lives, its later claims are in a second row, with a new id.
 
     Example: `dispatcher claims list --url mongodb://db.example.org`
@@ -78,8 +78,8 @@ def release(
 ) -> None:
     """Release the claims of a process: the dispatchers make the deliveries that it has not finished.
 
-    Without this command, dispatchers do so when the process has written no beat for the timeout of its claims. Use
-    it for a process that is alive, but whose receivers hang. The process is not stopped. At its next beat it
+    Without this command, dispatchers do so when the process has written no beat for four fifths of its timeout.
+    Use it for a process that is alive, but whose receivers hang. The process is not stopped. At its next beat it
     notices the release, starts no further receiver of the released claims, and claims its later writes under a new
     id. Receivers that it runs until then may run twice, with the same `delivery.id`.
 

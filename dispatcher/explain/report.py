@@ -217,7 +217,7 @@ def _writer(change: Change, group: str) -> str:
     if stamp is None or change.operation == "delete":
         return "another client"
     if stamp.group != group:
-        return f"the application of the group {stamp.group!r}, or a copy of its document"
+        return f"the application of the group {stamp.group!r}, or another client, which copied its stamp"
     return "another client, which copied a stamp of the application"
 
 

@@ -52,8 +52,8 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
         application: its name, `"package.module:registry"`; empty to skip the check that the group belongs to it.
 
     Yields:
-        The findings. After an error that prevents all further checks, only findings about receivers that never
-        run may follow.
+        The findings. If an error prevents all further checks, only warnings about unreachable receivers may
+        follow it.
     """
     try:
         group = group_of(registry, settings)

@@ -86,7 +86,7 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter has joined since their last errand began. It may come first in its lane."""
+        """Lanes that a dead letter has joined. They are read again: the dead letter may come first."""
         self.hastened: dict[str, str] = {}
         """Lanes whose claims are decided, each with the `_id` of its claimed delivery, which is made due soon."""
         self._paused_names: set[str] = set()

@@ -85,7 +85,8 @@ def _assignable_fields(model: Any) -> frozenset[str]:
     if _row_validator(model) is None or not is_usual or config.get("frozen"):
         return frozenset()
     schemas = model.__pydantic_core_schema__["schema"]["fields"]
-    # Rows are validated like loaded values, so the rule for loaded e-mail addresses applies.
+    # Rows are validated like loaded values: an e-mail address needs only an @-sign. An assignment validates
+    # the address in full.
     return frozenset(
         name
         for name, field in fields.items()

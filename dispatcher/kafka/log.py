@@ -226,7 +226,7 @@ class TopicLog:
         await self._polling.run(unassign, forget)
 
     def commit(self, partition: int, offset: int) -> None:
-        """Show an offset to the tools of Kafka. Nothing depends on it."""
+        """Commit an offset, so that tools of Kafka show the lag. Nothing else depends on it."""
         if self._committed is not None:
             self._committed.note(partition, offset)
 
@@ -472,7 +472,7 @@ class PartitionLog:
         return offset
 
     def commit(self, offset: int) -> None:
-        """Show an offset to the tools of Kafka. Nothing depends on it."""
+        """Commit an offset, so that tools of Kafka show the lag. Nothing else depends on it."""
         self._topic.commit(self.number, offset)
 
 

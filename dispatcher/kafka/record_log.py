@@ -16,7 +16,7 @@ class RecordLog(Protocol):
 
     @property
     def name(self) -> str:
-        """The place, for messages."""
+        """The partition and its topic, as text for logs and errors."""
 
     def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
         """The current gauges.
@@ -47,4 +47,4 @@ class RecordLog(Protocol):
         """The offset after the last record."""
 
     def commit(self, offset: int) -> None:
-        """Show an offset to the tools of Kafka."""
+        """Commit an offset, so that tools of Kafka show the lag. Nothing else depends on it."""

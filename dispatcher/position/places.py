@@ -34,7 +34,7 @@ class Places:
         """The last place before which all accepted records are finished.
 
         Args:
-            token: everything up to it is finished. Later calls have no lower token.
+            token: everything up to it is finished. The token of a later call is the same or higher.
         """
         ahead = self._ahead
         while ahead and ahead[0][0] <= token:

@@ -17,7 +17,7 @@ from dispatcher.exceptions import AccessDenied, FilterRefused
 
 
 def shares_of(asked: Mapping[str, Any]) -> list[list[int]]:
-    """Return the shares to which a run is limited. A share is its number and the number of all shares.
+    """Return the shares to which a run is limited. A share is a pair: its number, and how many shares there are.
 
     Args:
         asked: the request of the run.

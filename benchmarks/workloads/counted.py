@@ -239,8 +239,8 @@ async def _count_delivery(name: str, document: type[Human], events: list[RawEven
                 await pipeline._capacity.idle()
 
     await deliver(events[_TIMES:])
-    # At most a thousand durations a second are measured. Under valgrind deliveries are so slow that each would
-    # be measured. So none is.
+    # The daemon measures at most a thousand durations a second. Under valgrind deliveries are so slow that it
+    # would measure each of them. Here it must measure none.
     for figures in pipeline._stats.receivers.values():
         figures.due = float("inf")
     with counted(f"{name} {_TIMES}"):

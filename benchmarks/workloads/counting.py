@@ -1,4 +1,4 @@
-"""Counts instructions: requests to valgrind's callgrind from inside the process.
+"""Counts the instructions of a block. The process itself sends requests to valgrind's callgrind.
 
 A program sends requests to valgrind with a sequence of instructions that does nothing without valgrind ("client
 requests", a stable part of its interface, usually wrapped in C macros). The sequence is put into a page of memory

@@ -28,7 +28,7 @@ def test_the_page_shows_deliveries_and_executes_no_script_in_a_document(browser,
     watched = Watched(browser, url_of(shown))
     page = watched.page
     title = page.title()
-    assert page.evaluate(FILLED, "plot-throughput") < 200  # antialiased edges of letters
+    assert page.evaluate(FILLED, "plot-throughput") < 200  # the plot is empty: only edges of letters count
     foreign["accounts"].insert_many([{"name": f"account {number}"} for number in range(200)])
     foreign["accounts"].insert_one({"name": HOSTILE})
     gaps = foreign.client[f"{foreign.name}_state"]["gaps"]

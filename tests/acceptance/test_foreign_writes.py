@@ -139,7 +139,7 @@ def calls_between(record, first, last):
 
     def marks():
         calls = record()
-        # Only inserts are compared. A delete has no name, and an update may have the name of a later update.
+        # Only an insert can be a marker. A delete has no name, and an update may have the name of a later update.
         names = [call["instance"].get("name") if call.get("created") else None for call in calls]
         return [calls[names.index(first) + 1 : names.index(last)]] if last in names else None
 

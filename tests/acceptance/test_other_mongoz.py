@@ -66,7 +66,8 @@ def test_each_command_refuses_a_mixed_installation(installed: Path, command: tup
     assert "pip uninstall mongoz mongoz-dispatcher" in remedy
 
 
-def test_a_command_refuses_the_other_package_in_front_of_an_editable_installation(tmp_path: Path) -> None:
+def test_a_command_refuses_the_other_package_if_python_finds_it_first(tmp_path: Path) -> None:
+    """`dispatcher` is a link to this repository, as in an editable installation."""
     (tmp_path / "mongoz").mkdir()
     (tmp_path / "mongoz" / "__init__.py").write_text(OTHER)
     (tmp_path / "dispatcher").symlink_to(ROOT / "dispatcher")

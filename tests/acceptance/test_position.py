@@ -99,7 +99,7 @@ def test_after_a_reset_the_next_start_begins_at_the_current_time(
         running.wait_started()
         write(foreign, 1)
         wait_for(ledger, 1)
-        running.kill()  # its lease does not count, because the process is dead on this machine
+        running.kill()  # the command sees that the process is dead, so its lease does not count
     write(foreign, 2)
     before = {one["_id"]: one["term"] for one in state.positions.find({"partition": {"$exists": 1}})}
     moved = dispatcher("position", "reset", "--yes", "--json").json

@@ -320,7 +320,7 @@ class _Judge:
         )
 
     def _cause(self, commit: Commit, before: Call, again: Call) -> str:
-        """The last fault of a process that made one of the two deliveries. Without one, who ended the book.
+        """The last fault of a process that made one of the deliveries. If there is none, the author of the fence.
 
         A fault of a writing process long after the delivery explains nothing: the claim was done by then.
         """

@@ -281,8 +281,8 @@ async def test_a_batch_whose_receiver_ignores_cancellation_becomes_dead_letters(
         await eventually(lambda: running.service.position >= position)
 
 
-async def test_parked_events_do_not_wait_for_further_events_again(account, foreign, dispatched, state):
-    """They come back together, soon after they are due, and take along an event that waits for its first batch."""
+async def test_parked_events_do_not_wait_again_for_further_events(account, foreign, dispatched, state):
+    """They form a batch soon after they are due. An event that waits for its first batch may join them."""
     broken = True
 
     def fails(batch: Any) -> Exception | None:

@@ -141,7 +141,7 @@ async def test_the_claims_of_one_document_are_taken_over_in_the_order_of_its_wri
     assert served[-1][2] == 3
 
 
-async def test_a_claim_that_waits_holds_back_later_deliveries_behind_a_parked_claim(
+async def test_a_claim_that_waits_behind_a_parked_claim_holds_back_later_deliveries(
     registry, mongo, database, foreign, state, held
 ):
     """Two processes write one document, and their receivers wait. The dispatcher is restarted between the writes.

@@ -206,7 +206,7 @@ async def test_a_commit_that_the_application_makes_itself_releases_its_claims(
 async def test_a_process_that_reads_from_secondaries_reads_the_announcement_from_the_primary(
     mongo, database, announced
 ):
-    """This deployment has no secondary."""
+    """This deployment has no secondary, so a read from a secondary would fail."""
     async with claiming(f"{mongo.url}&readPreference=secondary", database) as registry:
         await make(registry, database, [])(n=1).create()
         assert (registry.claims.book.high, registry.claims.unclaimed) == (1, {})

@@ -44,7 +44,7 @@ class World:
         self.registry, self.group, self.client = registry, database, client
         self.users = client[database]["users"]
         self.user = make_user(registry, database)
-        client[database].create_collection("users", **IMAGES)  # each instance shows its own write
+        client[database].create_collection("users", **IMAGES)  # each instance is as its own write left it
         self.calls: list[SimpleNamespace] = []
         self.listen("watcher")
 

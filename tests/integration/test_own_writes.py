@@ -312,7 +312,7 @@ async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_group
 async def test_the_dispatcher_runs_only_the_receivers_that_the_process_does_not_import(
     User, told, foreign, dispatched, database
 ):
-    """The process imports all receivers but `watcher`, and one of them has an earlier name there."""
+    """The process imports all receivers except `watcher`. It knows `renamed` by its earlier name."""
     told.listen(User, "late")
     told.listen(User, "renamed", formerly="earlier")
     async with mongoz.Registry(dispatched.url, dispatched=database) as elsewhere:

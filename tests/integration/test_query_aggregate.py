@@ -53,7 +53,7 @@ async def test_filter_sort_skip_and_limit_come_first(Movie: Any) -> None:
     assert [row["n"] for row in await Movie.objects.filter(name="m1").aggregate([])] == ["m1"]
 
 
-async def test_joins_parts_and_stamps(Movie: Any, foreign: Any) -> None:
+async def test_joins_and_only_come_first_and_stamps_are_left_out(Movie: Any, foreign: Any) -> None:
     assert FIELD in foreign.movies.find_one()
     joined = Movie.objects.filter(studio__name="B").sort("name")
     assert await joined.aggregate(NAMES) == [{"n": "m1"}, {"n": "m3"}, {"n": "m5"}]
@@ -63,7 +63,7 @@ async def test_joins_parts_and_stamps(Movie: Any, foreign: Any) -> None:
     assert FIELD not in str(rows)
 
 
-async def test_values_of_the_pipeline_are_stored_values(Movie: Any) -> None:
+async def test_values_in_a_pipeline_are_converted_as_for_storage(Movie: Any) -> None:
     class Year(enum.Enum):
         last = 2003
 

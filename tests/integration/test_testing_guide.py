@@ -40,7 +40,7 @@ def test_all_examples_pass(tmp_path: Path, mongo: EmbeddedMongo, database: str):
 
 
 @pytest.mark.slow
-def test_examples_can_fail(tmp_path: Path, mongo: EmbeddedMongo, database: str):
+def test_examples_fail_if_the_receiver_is_wrong(tmp_path: Path, mongo: EmbeddedMongo, database: str):
     said = run_guide(tmp_path, mongo, database, ("if created:", "if not created:"))
     failed = set(re.findall(r"^FAILED \w+\.py::(\w+)", said, re.MULTILINE))
     assert {"test_a_user_of_another_service_is_welcomed", "test_writes_of_other_clients_arrive"} <= failed, said

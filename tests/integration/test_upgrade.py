@@ -40,7 +40,7 @@ async def taken_over(group: Group, *partition: int) -> HeldStore:
 
 
 def lanes(state: Any) -> dict[str, list[str]]:
-    """The tokens of each lane in order. The keys are the states of the first deliveries."""
+    """The tokens of each lane, in order. The key of a lane is the state of its first delivery."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in state.held.find({"lane": {"$exists": True}}).sort([("lane", 1), ("token", 1), ("run", 1)]):
         found.setdefault(row["lane"], []).append(row)

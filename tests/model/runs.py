@@ -74,7 +74,7 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         for word in seen.unsteady_ids(group):
             verdict.wrong += 1
             verdict.words.append(f"{key}, {group}: {word}")
-    # A missing delivery is in the verdict already. Otherwise a write without deliveries is not finished.
+    # The verdict names missing deliveries already. If there are none, only a write without deliveries can be late.
     if not in_time and verdict.agrees:
         verdict.words.append(f"{key}: a dispatcher did not finish in time")
     seen.closed = True

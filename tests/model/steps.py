@@ -61,7 +61,7 @@ class Run:
         ids: the ids of its documents: an ObjectId, or a number that each command writes in another type.
         session: the session of the transaction of raw writes.
         theirs: the session of a transaction that the driver opened, and in which the ODM is called.
-        memory: a row that a client read and kept: from the server, and from the model.
+        memory: the document that a client read and kept: as the server has it, and as the model has it.
     """
 
     world: World
@@ -90,7 +90,7 @@ class Run:
         return self.model.documents.get(key)
 
     async def kept(self, key: Key) -> tuple[Row, Row] | None:
-        """A document with its stamp: from the server, and from the model."""
+        """A document with its stamp, twice: as the server has it, and as the model has it."""
         row = self.row(key)
         if row is None:
             return None
@@ -349,7 +349,8 @@ class Own(Step):
         if (before is None) != (self.kind == "create"):
             return
         instance = document(id=id_, **self.values) if before is None else await query.get()
-        instance.id = id_  # its type may differ from the stored one, as if the application had not read it
+        # A numeric id may have another type here than in the stored document.
+        instance.id = id_
         with _muted(self.mute):
             await getattr(self, f"_{self.kind}")(run, instance, before or {})
 
@@ -546,7 +547,9 @@ class Fated(Step):
     """A process writes, and does not finish its claims.
 
     Attributes:
-        step: the step of the client `by`. A book can end only during a call on one instance.
+        by: the client that the process stands for.
+        fate: why the claims stay unfinished; see `FATES`.
+        step: a step of this client. If the book ends, the step is a call on one instance.
     """
 
     by: str

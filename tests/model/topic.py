@@ -4,7 +4,7 @@ Events have numbers, and each belongs to a partition. Relays publish all of them
 with its own term; when it notices that a record failed, another producer with a new term takes its place. The
 faults:
 
-    records      are given up while later ones land, land late, land but are reported as failed, never land
+    records      land late; never land; land, but are reported as failed; are given up, although later ones land
     relays       are killed at any time; go on after a successor has begun, and their records land late
     readers      are killed, and go on at a saved position, or at an older one
     the log      loses its beginning to retention, even records that a reader needs

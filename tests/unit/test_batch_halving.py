@@ -16,7 +16,7 @@ def test_the_parts_have_each_event_once_and_in_order(keys):
 
 
 @given(KEYS)
-def test_all_events_of_a_document_stay_in_one_half_until_it_is_the_only_one(keys):
+def test_all_events_of_a_document_stay_in_one_half_until_no_other_document_is_left(keys):
     parts = divided(keys)
     if len(set(keys)) > 1:
         assert len(parts) == 2

@@ -561,7 +561,7 @@ async def test_writes_wait_once_in_an_outage_and_again_in_the_next_one(made, ans
 
 
 async def test_a_write_that_waits_for_a_beat_wakes_the_thread(made, monkeypatch):
-    """While the machine sleeps, the pause of the thread stands still, but the validity of the last beat ends."""
+    """The thread may still pause when its last beat is no longer valid: after the machine has slept."""
     monkeypatch.setattr(beats, "pause_after", lambda *_, **__: BeatPause(0.0, 0.0, 600.0))
     await made.prepare()
     for _ in range(2):

@@ -51,7 +51,7 @@ def test_the_attributes_are_those_of_the_change(receiver):
     assert repr(delivery).startswith(f"ChangeDelivery(id='{expected.id}', signal='post_save'")
 
 
-def test_a_takeover_and_a_replay_are_named(receiver):
+def test_a_delivery_says_whether_it_is_a_takeover_or_a_replay(receiver):
     assert made(receiver, CHANGE._replace(takeover=True, superseded=True)).origin == "takeover"
     assert made(receiver, CHANGE._replace(takeover=True, superseded=True)).superseded
     assert made(receiver, replayed=True).replayed
@@ -88,7 +88,7 @@ def test_an_unknown_attribute_is_refused(receiver):
     assert not hasattr(delivery, "further")
 
 
-def test_a_copy_may_differ(receiver):
+def test_a_copy_may_have_other_values(receiver):
     delivery = made(receiver)
     again = delivery.replaced(attempt=3)
     assert (again.attempt, again.id, delivery.attempt) == (3, delivery.id, 2)

@@ -175,7 +175,7 @@ def test_in_takes_lists_and_tuples_only(make: Any, value: Any) -> None:
     assert isinstance(caught.value, OperatorInvalid)
 
 
-def test_a_key_is_a_name() -> None:
+def test_a_key_that_is_no_name_of_a_field_is_refused() -> None:
     for wrong in (None, 3, object(), ["name"]):
         with pytest.raises(InvalidKeyError, match=r"Document\.field"):
             Q.eq(wrong, 1)
@@ -280,7 +280,7 @@ def test_other_values_are_not_queries(wrong: Any) -> None:
         compiled(wrong)
 
 
-def test_keys_of_a_query_are_names() -> None:
+def test_keys_of_a_query_that_are_no_names_are_refused() -> None:
     with pytest.raises(InvalidKeyError, match=r"Document\.field"):
         compiled({3: 3})
 

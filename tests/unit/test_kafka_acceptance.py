@@ -215,7 +215,7 @@ def test_the_simulation_finds_the_fault_of_a_weaker_reader(rules: Rules, finding
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param(replace(RIGHT, waits_for_all=False), id="move behind the highest acknowledged record"),
+        pytest.param(replace(RIGHT, waits_for_all=False), id="move past the highest acknowledged record"),
         pytest.param(replace(RIGHT, marks_at_position=False), id="save the last acknowledged number"),
         pytest.param(replace(RIGHT, save_is_fenced=False), id="save while a higher term exists"),
         pytest.param(replace(RIGHT, term_is_fenced=False), id="begin a term after an unsaved position"),

@@ -113,6 +113,6 @@ def test_addresses_are_separated_by_commas(servers: str, expected: str) -> None:
     assert load_config(servers).servers == expected
 
 
-def test_the_file_can_be_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(KafkaError, match=r"--kafka-config .*no: the file .*no can't be read: No such file"):
         load_config(SERVERS, tmp_path / "no")

@@ -69,7 +69,7 @@ STAMPED = encode(7, 3, EVENT, STAMP)
 
 
 @given(st.binary(max_size=200) | EVENTS)
-def test_other_values_are_refused(value: bytes) -> None:
+def test_a_value_that_no_relay_has_written_is_refused(value: bytes) -> None:
     with pytest.raises(MalformedRecord, match="no change event of a relay"):
         decode(value)
 
@@ -109,7 +109,7 @@ def test_a_changed_byte_gives_a_record_or_an_error(value: bytes, data: st.DataOb
         {"v": 1, "term": bson.Int64(1), "n": bson.Int64(0), "stamp": Binary(b"", 128), "event": {}},
     ],
 )
-def test_other_documents_are_refused(document: dict[str, object]) -> None:
+def test_a_document_of_another_form_is_refused(document: dict[str, object]) -> None:
     with pytest.raises(MalformedRecord, match="no change event of a relay"):
         decode(bson.encode(document))
 

@@ -113,7 +113,10 @@ def test_an_answer_without_an_offset_is_an_error() -> None:
 
 @given(st.integers(0, 2**32))
 def test_no_order_of_answers_moves_the_position_too_far(seed: int) -> None:
-    """A model computes the expected position: the last end before which all spans are acknowledged."""
+    """A model computes the expected position.
+
+    The position is at the end of a span with `is_end`: the last such span before an unacknowledged one.
+    """
     choose = random.Random(seed)
     one, numbers, offsets = ledger(), [0] * 3, [0, 5, 0]
     waiting: list[tuple[int, Report, list[int]]] = []

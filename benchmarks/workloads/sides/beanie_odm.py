@@ -32,7 +32,7 @@ class Created(Human):
 
 
 async def prepare(url: str) -> Operations:
-    """See the package."""
+    """Return the operations, by name."""
     client = AsyncMongoClient[dict[str, Any]](url)
     await init_beanie(database=client[ODM_DATABASE], document_models=[Person, Created])
 

@@ -18,7 +18,7 @@ async def receiver(sender: type, **kwargs: Any) -> None:
 
 
 async def prepare(_url: str) -> Operations:
-    """See the package."""
+    """Return the operations, by name."""
     signal = Signal()
     signal.connect(receiver)
     instance = Sender()

@@ -37,7 +37,7 @@ class Created(Human):
 
 
 async def prepare(url: str) -> Operations:
-    """See the package."""
+    """Return the operations, by name."""
     connect(ODM_DATABASE, host=url, uuidRepresentation="standard")
 
     async def load(expected: int) -> Clock:

@@ -92,7 +92,7 @@ _names = (f"Renamed Person {number}" for number in itertools.count())
 
 
 async def prepare(url: str) -> Operations:
-    """See the package."""
+    """Return the operations, by name."""
     for registry in (plain_registry, stamping_registry, claiming_registry):
         registry.point_to(url)
     database = plain_registry.client[ODM_DATABASE]

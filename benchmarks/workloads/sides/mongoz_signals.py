@@ -17,7 +17,7 @@ async def receiver(sender: type, **kwargs: Any) -> None:
 
 
 async def prepare(_url: str) -> Operations:
-    """See the package."""
+    """Return the operations, by name."""
     signal = mongoz.Signal()
     signal.connect(receiver)
     instance = Sender()

@@ -11,7 +11,7 @@ __all__ = ["prepare"]
 
 
 async def prepare(url: str) -> Operations:
-    """See the package."""
+    """Return the operations, by name."""
     database: Any = AsyncIOMotorClient(url)[ODM_DATABASE]
 
     async def load(expected: int) -> Clock:

@@ -152,7 +152,7 @@ class ClaimWatch:
                 return
             try:
                 await self._look(needed)
-            except PyMongoError as error:  # the next save of the position raises permanent errors
+            except PyMongoError as error:  # if it is permanent, the next save of the position raises it
                 log.warning(
                     "claims can't be read now, trying again", action="claims.not_read", error=in_short(error)
                 )

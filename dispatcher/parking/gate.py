@@ -122,7 +122,8 @@ class Parking:
         Call this method again from time to time: a dispatcher of an earlier version may still park deliveries.
         """
         await self._held.recover()
-        await self._held.make_claimed_due()  # nobody else tells this process when their claims are decided
+        # This process does not follow the claims of these deliveries yet. An attempt begins that.
+        await self._held.make_claimed_due()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
         for name in found & known:
@@ -156,8 +157,8 @@ class Parking:
         """Find the lanes of these changes, before the changes are queued.
 
         Args:
-            is_queued: returns whether a document has queued jobs. The lanes of other documents are forgotten. With
-                None no lane is forgotten, because changes of earlier calls may not be queued yet.
+            is_queued: returns whether a document has queued jobs. The lanes of documents without queued jobs are
+                forgotten. With None no lane is forgotten, because changes of earlier calls may not be queued yet.
         """
         if is_queued is not None:
             self._round += 1

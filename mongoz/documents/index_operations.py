@@ -53,7 +53,8 @@ class IndexOperations:
     async def create_indexes(cls, collection: Any = None) -> list[str]:
         """Create the indexes in `meta.indexes`; existing ones stay as they are.
 
-        The index of a field whose `meta.fields[name].index` is False is created too; `check_indexes()` drops it.
+        This includes the index of a field whose `meta.fields[name].index` was set to False later;
+        `check_indexes()` drops it.
 
         Args:
             collection: a `Collection` or the driver's collection; by default the document's own.

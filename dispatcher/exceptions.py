@@ -23,7 +23,7 @@
     ├── StillRunning              a dispatcher of the group is alive and would undo the command
     ├── CannotListen              the address for HTTP is in use, or not an address of this machine
     ├── Cancelled                 a thread cancelled the dispatcher's own tasks
-    ├── TooManyProcesses          a new group for so many processes requires --partitions
+    ├── TooManyProcesses          --processes is too large for a new group without --partitions
     ├── NotInstalled              a required extra is not installed, or another package replaces ours
     ├── CannotWrite               the results can't be written to stdout
     ├── TooManyFiles              no file or connection can be opened any more
@@ -265,7 +265,7 @@ class EmbeddedError(DispatcherError):
 
 
 class TooManyProcesses(DispatcherError):
-    """A new group for so many processes requires `--partitions`."""
+    """`--processes` is too large for a new group without `--partitions`."""
 
     exit_code = ExitCode.USAGE
 

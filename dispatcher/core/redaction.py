@@ -93,7 +93,7 @@ _SHAPES: Final = tuple(
 _PATTERNS: Final = tuple((tuple(hints.split()), pattern) for hints, pattern in (*_NAMED, *_SHAPES))
 _HINTS: Final = ("://", "input_value=", *sorted({hint for hints, _ in _PATTERNS for hint in hints}))
 
-# pydantic quotes the value of a field a line below its name.
+# pydantic writes the name of a field in one line, and quotes its value in the next line.
 _REFUSED_VALUE: Final = (
     rf"(?im:^(?P<name>[\w.]{{0,60}}(?:{_PASSWORD}|{_OTHER})[\w.]{{0,60}}\n[^\n]*?\binput_value=)"
     r"(?P<value>[^\n]*?)(?=, input_type=|$))"

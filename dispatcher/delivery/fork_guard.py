@@ -13,7 +13,7 @@ from dispatcher.core.output.writer import write_at_once
 from dispatcher.exceptions import ExitCode
 
 _MESSAGE: Final = (
-    b"a process that a receiver forked returned to the code of the dispatcher and was ended; "
+    b"a receiver forked a process, which returned to the code of the dispatcher and was ended; "
     b"remedy: end forked processes with os._exit(), or use asyncio.create_subprocess_exec()\n"
 )
 

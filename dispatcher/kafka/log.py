@@ -154,7 +154,8 @@ class TopicLog:
         committed, self._committed = self._committed, None
         if committed is not None:
             await committed.close()
-        polling, self._polling = self._polling, None  # later commands would wait for ever
+        # No command may follow: after the end of the thread, it would wait for ever.
+        polling, self._polling = self._polling, None
         if polling is not None:
             polling.stop()
             await asyncio.to_thread(polling.join)

@@ -82,7 +82,7 @@ class _Result:
     settled: int = 0
 
     def finish(self, row: _Row) -> None:
-        """Add a finished delivery, which is the next one of its lane."""
+        """Add a finished delivery. The deliveries of a lane are added in their order."""
         rows, after = self.of.rows, row.place + 1
         self.finished.append(rows[row.place])
         self.next = rows[after]["_id"] if after < len(rows) else None

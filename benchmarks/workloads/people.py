@@ -8,7 +8,7 @@ __all__ = ["COLLECTION", "CREATED", "ODM_DATABASE", "people", "person"]
 
 COLLECTION: Final = "people"
 ODM_DATABASE: Final = "odm"
-"""The database of the rows about the ODM. It has `COLLECTION`, and `CREATED` for new documents."""
+"""The database for measurements of the ODM. `COLLECTION` is filled before, and `CREATED` gets new documents."""
 CREATED: Final = "created"
 
 _EPOCH: Final = datetime(2024, 1, 1, tzinfo=UTC)

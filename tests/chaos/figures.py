@@ -19,7 +19,7 @@ PLAIN, TRANSACTIONAL = "note", "book"
 """The receivers that every scenario has."""
 
 # A write that is committed more than this number of seconds after its stamp was made is in doubt, see
-# `dispatcher/stream/origins.py`. The daemon then delivers it, too. Only a write that took longer can be so late.
+# `dispatcher/stream/origins.py`. The daemon then delivers it, too. Such a write took at least this long.
 IN_DOUBT_SECONDS = 10
 
 MEMORY_MB = 150
@@ -244,9 +244,10 @@ def _writes(orders: Orders) -> set[Write]:
 def causes(entries: Iterable[Entry], events: Sequence[Event], harmless: Collection[str] = ()) -> Counter[str]:
     """The causes of repeated deliveries.
 
-    The cause is the last fault of the process that made the earlier delivery. If the repetition belongs to an
-    earlier term, it came late. Then the cause is the last fault of the process that made the repetition. If this
-    process had no fault, the cause is the last fault of all processes. Without any fault, it is "nothing".
+    The cause is the last fault of the process that made the delivery before the repetition. But if the
+    repetition has the lower term of the two, it came late: then the cause is the last fault of the process that
+    made the repetition. If that process had no fault, the cause is the last fault of all processes. Without any
+    fault, it is "nothing".
 
     Args:
         entries: the entries of one receiver, in order.

@@ -393,7 +393,7 @@ async def test_a_dispatcher_of_an_older_version_claims_no_partition_of_a_newer_v
 ):
     """A process of the older version does not know the newer state.
 
-    In a downgrade, the processes of the older version start last. These processes may claim partitions.
+    The exception is a downgrade: the processes of the older version start last, and may claim partitions.
     """
     async with mongoz.Registry(dispatched.url, dispatched=database) as newer:
         twin = make_user(newer, database)

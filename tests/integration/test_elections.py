@@ -1,4 +1,7 @@
-"""During an election the driver sees a member without sessions until the connection ends."""
+"""Writes and dispatchers during an election.
+
+A connection that is opened during the election shows the driver a member without sessions, until it is closed.
+"""
 
 import asyncio
 from typing import Any
@@ -156,7 +159,7 @@ async def test_a_dispatcher_continues_after_an_election(User, told, proxy, regis
         assert not running.task.done()
         foreign.users.insert_one({"name": "during"})
         proxy.electing = False  # connections opened during the election stay, without sessions
-        await eventually(lambda: len(told) == 2, within=60, what="what was written during the election")
+        await eventually(lambda: len(told) == 2, within=60, what="the write during the election is delivered")
         assert not running.task.done()
 
 

@@ -164,7 +164,7 @@ async def test_a_dead_letter_joins_deliveries_parked_under_an_earlier_name(
     load = Parking.load
 
     async def slow_load(self: Any) -> None:
-        # In the correct order the retry has not written its row yet, so this wait ends at its time limit.
+        # The retry must not write its row before the load. So this wait must end at its time limit.
         with contextlib.suppress(AssertionError):
             await eventually(lambda: len(state.rows) == 2, within=0.3)
         await load(self)

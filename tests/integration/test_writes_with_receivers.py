@@ -814,5 +814,5 @@ async def test_a_write_leaves_nothing_to_the_garbage_collector(place, kind, hear
 
 
 def finished() -> list[object]:
-    """The tasks that are done, and the links of chains."""
+    """All tasks that are done, and all `Link` objects of chains of signals."""
     return [one for one in gc.get_objects() if type(one) is Link or (type(one) is asyncio.Task and one.done())]

@@ -95,7 +95,7 @@ _OPERATION: Final = st.one_of(
 
 @st.composite
 def _changes(draw: Any) -> tuple[Any, Any]:
-    """At least one value or operation, each of another field."""
+    """At least one value or operation. No field has two of them."""
     most_values, most_operations = draw(st.sampled_from([(2, 0), (0, 2), (2, 2), (1, 1)]))
     operations = draw(st.lists(_OPERATION, min_size=min(1, most_operations), max_size=most_operations))
     values = draw(_some(least=0 if operations else 1, most=most_values))

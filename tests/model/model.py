@@ -163,9 +163,9 @@ CLIENTS: Final[Mapping[str, Client]] = {
 
 
 FATES: Final[tuple[Fate, ...]] = ("ends before", "ends between", "dies")
-"""The fates of a writing process. Its book ends before its receivers start, or after the first claimed receiver.
-Or the process dies after the receivers have run, before this is recorded. Then a dispatcher takes the claimed
-receivers over."""
+"""The fates of a writing process: its book ends before its receivers start; its book ends after the first claimed
+receiver; or the process dies after the receivers have run, before this is recorded. If the claim is unfinished
+then, a dispatcher takes the claimed receivers over."""
 
 
 _TIMELY: Final = 11

@@ -138,7 +138,8 @@ def test_each_event_is_decided_once_and_each_document_keeps_its_order(
     assert {number for number, one in enumerate(events) if one.failures == 99}.isdisjoint(receiver.done)
     assert {number for number, one in enumerate(events) if one.failures == 0} <= {*receiver.done}
     assert stats.delivered == len({*receiver.done})
-    last: dict[int, list[int]] = defaultdict(list)  # the events of each document, by their last delivery
+    # The events of each document, in the order of their last deliveries.
+    last: dict[int, list[int]] = defaultdict(list)
     for number in reversed(dict.fromkeys(reversed(receiver.done))):
         last[events[number].document].append(number)
     for document, numbers in last.items():

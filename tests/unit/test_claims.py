@@ -365,7 +365,7 @@ def test_no_claimed_delivery_is_lost_in_many_simulated_runs(part: int) -> None:
 
 
 class _NumberBeforeOpen(Book):
-    """The last number is not open yet."""
+    """A snapshot does not list the last number as open."""
 
     def snapshot(self) -> BookSnapshot:
         high, open_, released = super().snapshot()
@@ -408,7 +408,7 @@ def always(document: dict[str, Any], beat: int) -> bool:
 AFTER = {"started after the takeover"}
 
 WEAKENED: list[tuple[str, Rules, set[str]]] = [
-    ("numbers before open", Rules(book=_NumberBeforeOpen), {"lost"}),
+    ("the last number is not listed as open", Rules(book=_NumberBeforeOpen), {"lost"}),
     ("releases are not listed", Rules(book=_WithoutReleases), {"lost"}),
     ("claims are never done", Rules(book=_NeverDone), {"twice"}),
     ("a number beyond high is done", Rules(decide=done_if_beyond), {"lost"}),
@@ -424,7 +424,7 @@ WEAKENED: list[tuple[str, Rules, set[str]]] = [
     ("dispatchers fence too early", Rules(patience=0.6), AFTER),
     ("the clock stops with the process", Rules(clock_stops=True), AFTER),
     ("receivers start without a check", Rules(checks=False), AFTER),
-    ("a torn call is done", Rules(releases=False), {"lost"}),
+    ("a call whose event loop has ended is done", Rules(releases=False), {"lost"}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Garbage is collected by the clock, even with few allocations."""
+"""Garbage is collected at fixed intervals, even with few allocations."""
 
 import gc
 import weakref
@@ -14,7 +14,7 @@ class Cycle:
         self.itself = self
 
 
-async def test_cycles_are_collected_by_the_clock(monkeypatch):
+async def test_cycles_are_collected_at_fixed_intervals(monkeypatch):
     monkeypatch.setattr("dispatcher.runtime.gc_tuning._EVERY", 0.01)
     thresholds = gc.get_threshold()
     async with collecting():

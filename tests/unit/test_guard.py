@@ -1,4 +1,4 @@
-"""The verdict of the guard for given instruction counts. CI checks the counts."""
+"""The verdicts of `benchmarks.guard`. Here the counts of instructions are given. CI counts real ones."""
 
 import json
 

@@ -103,7 +103,7 @@ def test_a_package_has_at_most_24_modules() -> None:
 
 
 def written_from_outside(module: ast.AST, attributes: set[str]) -> Iterator[str]:
-    """The assignments to these attributes of another object than `self`."""
+    """The assignments to attributes with these names, if their object is not `self`."""
     for node in ast.walk(module):
         is_written = (
             isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in attributes

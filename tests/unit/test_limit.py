@@ -141,7 +141,7 @@ async def test_places_go_to_callers_in_their_order():
 
 async def test_a_rate_admits_the_next_caller_in_time():
     limit = Limit(rate=Rate(50, "s"))
-    assert not limit.take()  # it holds no partition yet
+    assert not limit.take()  # the process holds no partition yet
     limit.set_share(2, 4)
     assert sum(limit.take() for _ in range(100)) == 25
     limit.give_back()  # the end of an attempt brings no token
@@ -160,7 +160,7 @@ async def test_a_share_is_at_least_one_attempt_in_a_period():
     assert limit.ahead == 1
 
 
-async def test_places_that_no_attempt_has_used_come_back_at_the_end():
+async def test_closing_the_lanes_gives_back_the_places_that_no_attempt_has_used():
     limit = Limit(concurrency=2)
     lanes = LimitedLanes({"hook": limit})
     begun = []

@@ -74,7 +74,7 @@ async def test_a_malformed_delivery_does_not_delay_the_deliveries_after_it():
 
 
 async def test_a_decided_claim_is_made_due_after_its_errand():
-    """At its end the errand writes when the delivery is due, and would undo an earlier write."""
+    """At its end the errand saves the due time of its delivery. This would overwrite an earlier change."""
     made = worker_with(([LANE], None), OWN)
     made._held.make_due = AsyncMock()  # type: ignore[method-assign]
     await made._take_all()

@@ -347,7 +347,7 @@ def parked_claim(number: int) -> Any:
 
 
 async def test_parked_claims_are_judged_again_when_their_books_decide_them():
-    """Each judgement reads and writes the database, so the undecided ones cause none."""
+    """Each judgement reads and writes the database. So claims that are not decided yet are not judged early."""
     scene = Scene()
     pauses = [(await scene.claims.deliver_held(parked_claim(number))).seconds for number in (1, 2, 3)]
     assert min(pauses) >= 60

@@ -1,4 +1,4 @@
-"""Our side of reading and writing, and the bare driver's. Both use one process, one event loop and one client."""
+"""Reading and writing with mongoz, and with the bare driver. Both use one process, one loop and one client."""
 
 import itertools
 from typing import Any

@@ -20,6 +20,7 @@ from typing import Any
 from dispatcher.batches.gathering import GatheredDelivery, Gathering
 from dispatcher.batches.ports import HeldSource
 from dispatcher.batches.run import BatchRun, BatchTools
+from dispatcher.batches.timer import EarliestTimer
 from dispatcher.core.events import Errand, Job
 from dispatcher.delivery.attempt import Attempt, HeldDelivery, Target
 from dispatcher.delivery.outcome import Decision, Waiting
@@ -32,12 +33,12 @@ class _ReceiverBatches:
     """The gathering of one receiver and one document class.
 
     Attributes:
-        timer: fires when the next batch is due; None if no timer is set.
+        timer: fires when the next batch is due.
     """
 
     gathering: Gathering
     target: Target
-    timer: asyncio.TimerHandle | None = None
+    timer: EarliestTimer
 
 
 class Batches:
@@ -121,7 +122,8 @@ class Batches:
             batch = one.receiver.options.batch
             assert batch is not None  # the callers have checked it
             target = self._steps.target(one.receiver, one.calls.signal)
-            group = self._groups[key] = _ReceiverBatches(Gathering(batch), target)
+            timer = EarliestTimer(partial(self._on_timer, key))
+            group = self._groups[key] = _ReceiverBatches(Gathering(batch), target, timer)
         return group
 
     def close(self, names: Collection[str] | None = None) -> None:
@@ -180,24 +182,13 @@ class Batches:
         while gathering.running < self._share:
             if not gathering.is_due(monotonic(), most_bytes):
                 if gathering.due_at is not None:
-                    self._set_timer(group, gathering.due_at)
+                    group.timer.set(gathering.due_at)
                 return
             self._add(object(), self._begin(group))
 
-    def _set_timer(self, group: _ReceiverBatches, due_at: float) -> None:
-        """Set the timer, unless it is already set to an earlier time."""
-        loop = asyncio.get_running_loop()
-        at = loop.time() + max(0.0, due_at - monotonic())
-        if group.timer is not None:
-            if group.timer.when() <= at:
-                return
-            group.timer.cancel()
-        group.timer = loop.call_at(at, self._on_timer, group)
-
-    def _on_timer(self, group: _ReceiverBatches) -> None:
-        group.timer = None
+    def _on_timer(self, key: tuple[str, Any]) -> None:
         if not self._tools.capacity.stopping:
-            self._advance(group)
+            self._advance(self._groups[key])
 
     def _begin(self, group: _ReceiverBatches) -> Errand:
         """Take the next batch. Returns the errand that delivers the batch."""
@@ -286,8 +277,7 @@ class Batches:
     def last(self) -> dict[Hashable, Errand]:
         """At the end: the errands of all batches that can begin. Nothing more begins by itself."""
         for group in self._groups.values():
-            if group.timer is not None:
-                group.timer.cancel()
+            group.timer.cancel()
         errands: dict[Hashable, Errand] = {}
         if self._tools.capacity.held:
             return errands

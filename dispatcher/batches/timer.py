@@ -1,0 +1,41 @@
+"""A timer with several times: it fires at the earliest one."""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+
+
+class EarliestTimer:
+    """Calls a function once, at the earliest of the times that were set.
+
+    Args:
+        call: called in the event loop.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._at = 0.0  # the handle may not know its time: on uvloop, a handle without a delay has none
+        self._handle: asyncio.Handle | None = None
+
+    def set(self, at: float) -> None:
+        """Set the timer, unless it is already set to an earlier time.
+
+        Args:
+            at: the time, by the monotonic clock. A time in the past is now.
+        """
+        if self._handle is not None:
+            if self._at <= at:
+                return
+            self._handle.cancel()
+        self._at = at
+        self._handle = asyncio.get_running_loop().call_later(max(0.0, at - monotonic()), self._fire)
+
+    def cancel(self) -> None:
+        """Forget all times."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _fire(self) -> None:
+        self._handle = None
+        self._call()

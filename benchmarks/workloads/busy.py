@@ -1,4 +1,4 @@
-"""Our side for the growth of cost: `dispatcher run benchmarks.workloads.busy:registry`."""
+"""The busy application, with a given `Shape`: `dispatcher run benchmarks.workloads.busy:registry`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

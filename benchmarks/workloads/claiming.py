@@ -1,4 +1,4 @@
-"""The application of the rows about claims, for both processes: the dispatcher, and the process that writes.
+"""The application for the measurements of claims. The dispatcher and the writing process run it.
 
 dispatcher run benchmarks.workloads.claiming:registry
 python -m benchmarks.workloads.claiming RATE|fast claimed|unclaimed

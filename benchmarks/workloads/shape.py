@@ -19,7 +19,7 @@ __all__ = [
 COLLECTION_PREFIX, COUNTERS, INDEX = "items", "counters", "index"
 
 RECEIVER_PREFIX, BESIDE = "receive-", "beside"
-"""The names of the receivers, with a number from 1 on; and of the receiver beside them."""
+"""The name of a receiver is the prefix and a number, from 1 on. The additional receiver is named `BESIDE`."""
 
 CLAIMED, CLAIMS_STATE = "claimed", "claims_state"
 """The collection and the state database of the claiming application, `claiming.py`."""
@@ -40,10 +40,10 @@ class Shape:
         transactional: whether each delivery is a transaction.
         batch: the maximum number of events in a call of a receiver; 0 for single deliveries.
         indexes: whether receivers write each document into another collection.
-        beside: one more receiver, with the name `BESIDE`, which gets the same changes: `"slow batch"` or
+        beside: an additional receiver, with the name `BESIDE`, which gets the same changes: `"slow batch"` or
             `"limited"`; empty for none.
-        times_beside: whether the meter counts the deliveries of the receiver beside, instead of those of the last
-            ordinary receiver.
+        times_beside: whether the meter counts the deliveries of the additional receiver, instead of those of the
+            last ordinary receiver.
     """
 
     receivers: int = 1

@@ -51,7 +51,7 @@ class Batches:
         on_finished: called with the job when one of its deliveries is finished.
 
     Attributes:
-        waiting: the number of deliveries from changes that wait for a batch to begin.
+        waiting: the number of deliveries that wait for a batch to begin, without those from the database.
     """
 
     def __init__(
@@ -138,12 +138,15 @@ class Batches:
         self._advance_all()
 
     def close_rest(self) -> None:
-        """Begin the next batches if everything in the queue waits for a batch. Then no job can add a delivery."""
+        """Begin the next batches if everything in the queue waits for a batch.
+
+        In this case no job in the queue can add a delivery to them.
+        """
         if self.waiting == self._tools.capacity.queued:
             self.close()
 
     def close_if_paused(self) -> None:
-        """Begin the next batches of paused receivers. They park their deliveries."""
+        """Begin the next batches of paused receivers. These batches only park their deliveries."""
         held = self._tools.held
         for (name, _), group in self._groups.items():
             if held is not None and held.is_paused(name):

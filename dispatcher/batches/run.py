@@ -54,10 +54,9 @@ class _Failed(NamedTuple):
 
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
-        is_behind: whether the event is delivered again because an earlier event of its document failed.
-            Otherwise the receiver would get an older state after a newer one. After a failed event, the first
-            event of its document without an error is behind. So are all later events of this document, even
-            those with an error.
+        is_behind: whether the event is delivered again because an earlier event of its document failed. So the
+            receiver gets no older state after a newer one. The first such event is the first one after the
+            failed event that has no error. All later events of the document follow, even those with an error.
     """
 
     one: GatheredDelivery

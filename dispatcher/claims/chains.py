@@ -10,7 +10,9 @@ from mongoz.stamps import Claim
 
 
 class UndecidedClaim(NamedTuple):
-    """An undecided claim that no delivery waits for. It is one part of its job.
+    """An undecided claim that is not in chains, because no later delivery waits for it.
+
+    Its deliveries together are one part of the job.
 
     Attributes:
         job: the job of the change.
@@ -27,7 +29,7 @@ class UndecidedClaim(NamedTuple):
 
 @dataclass(slots=True)
 class UndecidedDocument:
-    """The undecided claims of one document that no delivery waits for.
+    """The undecided claims of one document, while they are not in chains.
 
     Attributes:
         claims: the claims in the order of the stream.

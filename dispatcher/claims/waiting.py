@@ -454,8 +454,8 @@ class WaitingClaims:
         """Finish the first delivery of a chain.
 
         Args:
-            is_awaited: whether `Job.awaited` still counts the delivery, if it is claimed. It does not after
-                this process has made the delivery.
+            is_awaited: whether `Job.awaited` still counts a claimed delivery. It no longer does if this process
+                has made the delivery. For an unclaimed delivery, this argument has no effect.
         """
         part = chain.parts.popleft()
         if part.claim is None:

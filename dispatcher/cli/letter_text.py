@@ -67,7 +67,7 @@ def print_letter(letter: dict[str, Any], parts: Mapping[str, bytes]) -> None:
     for name, value in decoded.items():
         text = value if isinstance(value, str) else dumps(value, json_options=RELAXED_JSON_OPTIONS, indent=2)
         out.print(shown(f"\n{name}", "bold", "\n"))
-        out.print(shown(text, newline="\n"), soft_wrap=True)  # JSON has no line breaks inside its strings
+        out.print(shown(text, newline="\n"), soft_wrap=True)  # JSON escapes line breaks in its strings
     if trace := error.get("traceback"):
         out.print(shown("\ntraceback", "bold", "\n"))
         out.print(shown(redacted(trace).rstrip(), newline="\n  "), soft_wrap=True)

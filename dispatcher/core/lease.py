@@ -30,10 +30,11 @@ class Lease:
     Args:
         term: grows with every change of ownership.
         seconds: the time for which a renewal is valid.
-        sent: the time at which the claim was sent, by `now`.
+        sent: the time at which the claim was sent, on the clock `now`.
 
     Attributes:
-        until: the time of its end, by `now`. No delivery starts later, unless a late renewal is acknowledged.
+        until: the time of its end, on the clock `now`. No delivery starts later, unless a late renewal is
+            acknowledged.
         lost: set when another process has taken the partition over.
         given_up: this process has ended the lease, or has lost it. It is not renewed any more.
     """

@@ -71,7 +71,7 @@ class Echoes:
         """Remember a delivery that has ended.
 
         Args:
-            began: the time of its beginning, by `now`.
+            began: the time of its beginning, on the clock `now`.
         """
         ended = now()
         if ended > self._turn:

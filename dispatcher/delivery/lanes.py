@@ -255,7 +255,9 @@ class Lanes:
         self._start_task(self._take_over(worker, key, errand, errand.run), worker)
 
     async def stop(self, grace: float, last: Mapping[Hashable, Errand] = MappingProxyType({})) -> int:
-        """Begin no more jobs, give jobs in flight `grace` seconds, then cancel them. Pauses end at once.
+        """Begin no more jobs, give jobs in flight `grace` seconds, then cancel them.
+
+        A job that waits in `Capacity.pause` ends at once.
 
         Args:
             grace: seconds.

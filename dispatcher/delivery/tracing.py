@@ -48,7 +48,8 @@ class Tracing:
         from opentelemetry.trace import SpanKind, Status, StatusCode  # noqa: PLC0415 - an extra
 
         parent, links = _trace_of(attempt.deliveries)
-        # OpenTelemetry records only subclasses of Exception, but a late attempt raises CancelledError.
+        # OpenTelemetry records only subclasses of Exception, but an attempt that exceeds its timeout raises
+        # CancelledError.
         with self._tracer.start_as_current_span(
             f"process {attempt.change.namespace[1]}",
             context=parent,

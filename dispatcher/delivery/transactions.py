@@ -145,8 +145,8 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 def is_transient(error: BaseException) -> bool:
     """Returns whether the transaction must be repeated, and the receiver has not failed.
 
-    This is so if the server asks for the repetition, or if the transaction has not begun. The causes of the error
-    count, too.
+    This is so if the server asks for the repetition, or if the transaction has not begun. The exceptions that
+    caused the error are checked, too.
     """
     return isinstance(error, _NotRegistered) or any(
         any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error)
@@ -154,7 +154,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Returns whether a transaction conflicted with another write. The causes of the error count, too."""
+    """Returns whether a transaction conflicted with another write, by the error or one of its causes."""
     return any(isinstance(one, OperationFailure) and one.code in _CONFLICTS for one in _driver_errors(error))
 
 

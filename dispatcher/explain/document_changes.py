@@ -40,7 +40,7 @@ class WantedDocument(NamedTuple):
     """The document in question.
 
     Attributes:
-        keys: all `_id`s that the document may have.
+        keys: all `_id`s that the text in the command can mean.
         since: changes since this cluster time.
     """
 

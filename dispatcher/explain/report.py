@@ -97,7 +97,7 @@ async def explain(
 
     Args:
         registry: the registry of the application, with all receivers connected.
-        keys: all `_id`s that the document may have.
+        keys: all `_id`s that the text in the command can mean.
 
     Raises:
         NotFound: the application has no receivers of the collection, or the document has no change since the time.

@@ -51,7 +51,7 @@ def moves(
 
     Args:
         owners: the owner of each partition; None for free ones. An owner that is not in `members` is leaving, or
-            has an earlier format of the state.
+            runs an earlier version, which can't read the present format of the state.
     """
     held = Counter(owner for owner in owners.values() if owner is not None)
     wanted = quotas(held, members, len(owners), capped)

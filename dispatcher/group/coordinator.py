@@ -282,7 +282,7 @@ class Coordinator(Generic[W]):
         free = {number: (one.term, one.owner, one.beat) for number, one in seen.partitions.items()}
         # A partition that was claimed or renewed meanwhile is not free.
         if saved.layout == seen.layout and terms == free and await self._store.divide(saved):
-            assert saved.layout is not None  # its field `wanted` differs from `partitions`
+            assert saved.layout is not None  # it equals `seen.layout`, which is not None
             log.info(
                 "the work of this group is divided into another number of partitions",
                 action="layout.changed",

@@ -79,7 +79,7 @@ class Admin:
         """Send a request, and wait for the answer. If brokers can't answer now, send it again.
 
         Args:
-            place: the object of the request, for errors.
+            place: what the request is about, for errors.
             request: gets the client and the seconds for the request, and returns a future.
 
         Raises:

@@ -85,7 +85,7 @@ class TopicLog:
         group: the group of dispatchers. The consumer group is `mongoz.<group>`, for tools of Kafka.
         relay: the state of the relay.
         megabytes: the value of `--max-queued-mb`.
-        address: the address of the server with the state, for messages.
+        address: the address of the server with the state, for logs and errors.
 
     Attributes:
         watch: looks at the topic.
@@ -259,7 +259,7 @@ class TopicLog:
     def _records(self, feed: "PartitionLog", messages: "Iterable[Message]") -> list[TopicRecord]:
         """The records of some messages of a partition."""
         records = []
-        message: Any  # by its annotation the offset may be None, but only for a producer's messages
+        message: Any  # its type says that the offset may be None; only a producer's messages have no offset
         for message in messages:
             if message.error() is None:
                 records.append((message.offset(), message.value()))
@@ -365,7 +365,7 @@ class PartitionLog:
 
     @property
     def name(self) -> str:
-        """The place, for messages."""
+        """The place, for logs and errors."""
         return place_of(self._topic.topic, self.number)
 
     def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:

@@ -19,7 +19,7 @@ _PLAIN: Final = Struct("<i24sq7si5si7si")
 _EVENT: Final = b"\x03event\0"
 _ID: Final = b"\x03_id\0"
 _DATA: Final = b"\x02_data\0"
-_BEGIN: Final = Struct("<i24sq7s").size  # of the event
+_BEGIN: Final = Struct("<i24sq7s").size  # the offset of the event in the record
 _REST: Final = 4 + len(_DATA) + 4 + 1  # bytes of the `_id` beside the text and its zero
 
 _STAMP: Final = FIELD.encode() + b"\0"

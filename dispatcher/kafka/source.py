@@ -88,7 +88,7 @@ class KafkaSource:
         start: the place where the dispatcher continues.
         batch_size: maximum number of events per batch.
         read_large: reads a large event. By default, all large events count as missing.
-        saved: returns the saved place, for the tools of Kafka.
+        saved: returns the saved place. Its offset is committed, so that tools of Kafka show the lag.
         figures: counts the records.
     """
 
@@ -238,7 +238,8 @@ class KafkaSource:
         if event is None:
             return self._batch([], after)._replace(lost_after=before.token, lost_why=_FILE_MISSING)
         whole = event_of(envelope._replace(event=event))
-        return self._batch([whole], after._replace(token=token_of(whole["_id"])))  # the token in full length
+        # The record may have a shortened token; the event has the whole one.
+        return self._batch([whole], after._replace(token=token_of(whole["_id"])))
 
     # -- the log and the relay's position ------------------------------------------------------------------
 

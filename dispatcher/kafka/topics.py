@@ -232,7 +232,8 @@ async def prepared_topic(
     """Create a topic if it is missing, and check it: the relay must be able to write to it.
 
     Args:
-        partitions: the requested number; None for the present one, or for the default.
+        partitions: the requested number. With None, an existing topic keeps its number. A missing topic gets
+            the number of the known one, or `PARTITIONS` if none is known.
         known: the topic that the state knows; None before the first start.
         continues: whether to continue with a new topic if the known one was deleted.
 
@@ -339,8 +340,8 @@ def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> No
         )
     if operation == "WRITE" and facts.largest is not None and facts.largest < _LEAST_LARGEST:
         raise TopicError(
-            f"max.message.bytes of the topic {name!r} is {facts.largest}: even the record that names a large "
-            "event does not fit.",
+            f"max.message.bytes of the topic {name!r} is {facts.largest}: that is too small even "
+            "for the short record that stands for a large event.",
             remedy=f"kafka-configs.sh --alter --entity-type topics --entity-name {name} "
             f"--add-config max.message.bytes={_USUAL_LARGEST}",
         )

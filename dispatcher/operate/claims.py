@@ -122,11 +122,11 @@ async def resolve(group: Group, process: str, now: datetime) -> BookStatus:
     """The book with an id, or with a unique beginning of an id.
 
     Args:
-        process: the text.
+        process: the id, or its first characters.
         now: the time by the server's clock.
 
     Raises:
-        NotFound: no book has this id, or the ids of several books begin with the text.
+        NotFound: no book has this id, or the ids of several books begin with these characters.
         DispatcherError: the document is malformed.
     """
     begins = {"$gte": process.lower(), "$lt": f"{process.lower()}\U0010ffff"}

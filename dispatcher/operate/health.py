@@ -56,7 +56,7 @@ BEHIND: Final = 10.0
 # A receiver is failing if at least this share of its deliveries failed for good.
 _GIVEN_UP: Final = 0.1
 
-# Maximum number of receivers that the reason for a group names.
+# Maximum number of receivers that are named in the reason for the health of a group.
 _NAMED: Final = 3
 
 

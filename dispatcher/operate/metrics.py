@@ -477,7 +477,9 @@ METRICS: Final = (
         _of_relay(lambda r, _: r.records),
     ),
     _counter(
-        "relay_bytes_published", "Bytes of these records, before compression.", _of_relay(lambda r, _: r.bytes)
+        "relay_bytes_published",
+        "Bytes of the published records, before compression.",
+        _of_relay(lambda r, _: r.bytes),
     ),
     _counter(
         "relay_large_events",
@@ -510,7 +512,7 @@ METRICS: Final = (
     ),
     Described(
         "relay_bytes_in_flight",
-        "Bytes of these records, at most about `--max-queued-mb`.",
+        "Bytes of the records in flight, at most about `--max-queued-mb`.",
         _of_relay(lambda _, g: 0 if g is None else g.queued_bytes),
     ),
 )

@@ -34,7 +34,7 @@ from dispatcher.position.store import PositionStore
 from dispatcher.settings import Settings
 from dispatcher.stream.cursor import Cursors
 
-# The second half of a remedy, for commands with the flag.
+# The second half of a remedy, for commands with the flag --force.
 _FORCED = (
     " With --force they lose their partitions, and continue at the new position when their leases have ended."
 )

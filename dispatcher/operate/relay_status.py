@@ -164,7 +164,7 @@ def show_lag(one: PartitionStatus, log: RelayLog, saved: Any) -> None:
     A live owner has reported the lag. Without a live owner, the lag is computed from the saved place.
 
     Args:
-        saved: `log` of the position.
+        saved: the field `log` of the saved position.
     """
     finished = log.lag_of(one.number, saved)
     if one.broker_lag is None:

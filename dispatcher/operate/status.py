@@ -300,7 +300,8 @@ class _Counted:
         """Group documents of a collection with `$group`, the largest count first.
 
         Args:
-            order: the keys of the partial index that contains exactly these documents.
+            order: the first keys, after `group`, of the partial index that contains exactly the matching
+                documents. A sort by these keys makes the server use this index.
         """
         local = self._state.as_on_this_node(collection)
         match: list[dict[str, Any]] = [{"$match": {"group": self._group, **only}}]

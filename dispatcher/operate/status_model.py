@@ -315,7 +315,7 @@ class BookStatus:
         process: the id of the book, which stands for the process until it begins another book.
         started_at: the time at which the process began to claim.
         beat_at: the time of its last beat, by the server's clock.
-        seconds: the timeout.
+        seconds: the timeout of its claims, in seconds.
         alive: whether the book has not ended, and its last beat is younger than the timeout.
         open: the number of open claims.
         released: the number of claims that the process left to the dispatchers.

@@ -62,7 +62,7 @@ def lane_of(row: Mapping[str, Any]) -> Lane:
     """
     lane, state = row["lane"], row["state"]
     if not isinstance(lane, str) or not isinstance(state, str):
-        raise ValueError("lane or state is not text, but the delivery waits")  # noqa: TRY004
+        raise ValueError("the delivery waits, but its lane or its state is not text")  # noqa: TRY004
     (first,) = row["first"]
     size = first.get("size")
     due_at = row["due_at"] if isinstance(row["due_at"], datetime) else "$$NOW"

@@ -208,8 +208,8 @@ class HeldStore:
         """Write a delivery that waits, or replace the one with the same `_id`. Afterwards it survives a failover.
 
         Args:
-            waiting: why it waits; None for a follower, or for a delivery that is in the lane already, maybe as its
-                head.
+            waiting: why it waits; None for a follower. Also None for a delivery that is in the lane already: its
+                state and its mark stay.
         """
         document = {**await self._files.write(record), "lane": lane}
         computed: dict[str, Any] = {"hash": hash_of_key(record.parts), "parked_at": "$$NOW"}

@@ -22,7 +22,8 @@ class RelayParts(NamedTuple):
         scope: the published collections. It is `hashed`: events of documents have the hash that decides the
             partition.
         names: the published collections and patterns, by their names in the state.
-        partitions: the requested number of partitions of the topic; None for the present one, or the default.
+        partitions: the requested number of partitions of the topic. None keeps the number of an existing topic,
+            and gives a new topic the default number.
         weaknesses: logs the weaknesses of the topic.
     """
 

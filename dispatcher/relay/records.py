@@ -68,7 +68,7 @@ class Packed(NamedTuple):
 
     Attributes:
         records: the records by partition.
-        parts: the parts of all partitions with records.
+        parts: for each partition with records, how many they are, and the number of the last one.
         size: bytes of all values.
     """
 

@@ -41,7 +41,8 @@ class RelayTarget(NamedTuple):
 
     Attributes:
         name: the name of the relay.
-        partitions: the requested number of partitions of the topic; None for the present one, or the default.
+        partitions: the requested number of partitions of the topic. None keeps the number of an existing topic,
+            and gives a new topic the default number.
         apps: the names of the applications, each as `"package.module:registry"`.
     """
 

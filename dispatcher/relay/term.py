@@ -288,7 +288,7 @@ class Term:
         if batch.lost_after is not None:
             await self._publish_lost_event(batch.lost_after, batch.token)
         events: Sequence[Any] = batch.events
-        if self._after <= self._skip_to:  # a stream that begins at a time begins before the position
+        if self._after <= self._skip_to:  # opened at a time, the stream repeats events before the position
             events = [event for event in events if token_of(event["_id"]) > self._skip_to]
         if not batch.events:
             self._packer.stamps.give_up()

@@ -40,7 +40,7 @@ class RelayWork:
 
     Args:
         store: the store of the group's position. It shows the relay's position to operators, who may move it.
-        position: the position of the group at the time of the claim. It has a token.
+        position: the position of the group when this process got the lease. It has a token.
     """
 
     def __init__(self, parts: RelayParts, store: PositionStore, lease: Lease, position: Position) -> None:

@@ -45,7 +45,8 @@ _AGAIN: Final = 5.0
 _MOST: Final = 100
 _MOST_IN_BATCH: Final = 500
 
-# Seconds between two orders to begin batches, while deliveries still wait for a batch.
+# While deliveries in batches are unfinished: seconds between two calls of `Batches.close`. Each call begins the
+# batches that wait.
 _CLOSE_AGAIN: Final = 1.0
 
 
@@ -68,7 +69,7 @@ class LiveBackfill:
 
     Args:
         client: a client that is open for the running loop.
-        stages: of the partition.
+        stages: the stages of the partition.
         read: returns the token up to which all changes are in their lanes.
     """
 
@@ -213,10 +214,10 @@ class LiveBackfill:
                 await asyncio.sleep(_AGAIN)
 
     async def _until_finished(self, work: "_Progress", finished: Sequence["asyncio.Future[None]"]) -> None:
-        """Wait for deliveries that are in batches. No further delivery joins these batches."""
+        """Wait for deliveries that are in batches. The batches begin at once, without further deliveries."""
         while not all(one.done() for one in finished):
             self._batches.close(work.batches)
-            timeout = _CLOSE_AGAIN if work.batches else None  # some wait behind another batch: close again
+            timeout = _CLOSE_AGAIN if work.batches else None  # some may wait behind another batch
             await asyncio.wait(finished, timeout=timeout)
 
     async def _deliver(
@@ -225,7 +226,8 @@ class LiveBackfill:
         """Deliver a document in the state that it had at a time, unless the server does not remember that time.
 
         Args:
-            jobs: gets the job. Its deliveries in batches may finish after this call.
+            jobs: an empty list. The job is added to it, since its deliveries in batches may finish after this
+                call. Without deliveries there is no job.
         """
         try:
             found = await self._parking.retry_command(

@@ -31,7 +31,7 @@ class LostHistory(NamedTuple):
     lease: Lease
 
     async def bridge(self, after: str, lost: HistoryLost) -> Start:
-        """Record the gap, and return the place after which the source continues. It has a token.
+        """Record the gap. Returns the place after which the source continues; the place has a token.
 
         Args:
             after: the token after which changes are lost.

@@ -198,7 +198,10 @@ class Pipeline:
             self._intake.enter(change, calls)
 
     def _has_room_for(self, changes: list[Change]) -> bool:
-        """Returns whether all of these changes may enter without a wait. That is usual, so one check is enough."""
+        """Returns whether all of these changes may enter without a wait.
+
+        Usually they may. Then this check replaces a check before each change.
+        """
         count, size = len(changes), sum([change.size for change in changes])
         return self._capacity.has_room_for(count, size) and self._checkpoint.has_room_for(count, size)
 

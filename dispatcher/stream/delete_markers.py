@@ -18,7 +18,7 @@ _MOST_DEFERRED: Final = 100
 FINISHED_MARKER: Final = "finished marker"
 """The operation of a marker that an earlier process has finished.
 
-Its delete may not be finished: a process that reads a topic may end between the two. If the next process reads a
+Its delete can be unfinished: a process that reads a topic may end between the two. If the next process reads a
 change stream, the delete has no stamp of its own, and needs that of the marker.
 """
 

@@ -235,7 +235,7 @@ class RecordingRoutes(Routes):
         return (*super().namespaces, self._marker)
 
     def calls_to(self, *names: Any, **options: Any) -> Calls | None:
-        """The call of the receiver as it is connected now. The receiver records its results."""
+        """Find the current receiver, as `Routes.calls_to` does. The found receiver records its results."""
         calls = super().calls_to(*names, **options)
         return None if calls is None else self._recorder.resume(calls)
 

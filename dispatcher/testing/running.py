@@ -124,7 +124,8 @@ class Dispatcher:
         assert url is not None  # Service() requires it
         self._marker: Namespace = (self.service.routes.namespaces[0][0], _MARKERS)
         self.service.routes = RecordingRoutes(self.service.routes, self._recorder, self._marker, self._on_marker)
-        # A test waits for no rate. Deliveries beyond `concurrency` wait in memory, so `until_idle` waits for them.
+        # The option `rate` has no effect. Deliveries beyond `concurrency` wait in memory, so that `until_idle`
+        # waits for them.
         self.service.limits = LimitsByName(self.service.routes.receivers, may_park=False, rates=False)
         options: dict[str, Any] = {"serverSelectionTimeoutMS": int(_PATIENCE * 1000)}
         self._client: AsyncMongoClient[Any] = AsyncMongoClient(url, **options)

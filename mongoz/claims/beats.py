@@ -233,8 +233,8 @@ class BookRecorder:
     def _write(self, book: Book) -> None:
         """Write a beat. If the document is fenced or missing, the book is over."""
         self._beat += 1
-        # Earlier names stay: an open claim, or a write that is being prepared, may have a receiver that the
-        # application has disconnected.
+        # The receivers of earlier beats stay in the list: an open claim, or a write that is being prepared, may
+        # have a receiver that the application has disconnected.
         receivers = tuple(dict.fromkeys((*self._named, *self._receivers())))
         taken = book.snapshot()
         sent = now()

@@ -49,7 +49,11 @@ class SessionPool:
         return await self._adapter.start_session(self._client)
 
     def keep(self, session: Any) -> bool:
-        """Take back a session without pending operations; False if the pool is full: the caller ends it."""
+        """Take back a session without pending operations.
+
+        Returns:
+            False if the pool is full. Then the caller ends the session.
+        """
         if len(self._idle) >= _MAX_IDLE:
             return False
         self._idle.append((session, monotonic()))

@@ -1,4 +1,4 @@
-"""E-mail addresses: new values are validated in full; loaded values must only contain an @-sign."""
+"""E-mail addresses: new values are validated in full; for loaded values an @-sign is enough."""
 
 import re
 from functools import lru_cache

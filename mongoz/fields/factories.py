@@ -68,7 +68,7 @@ def Email(*, null: bool = False, **arguments: Unpack[Lengths]) -> str: ...
 def Email(*, max_length: int | None = None, min_length: int | None = None, **shared: Any) -> Any:
     """A `str` that is an e-mail address; arguments and errors as for `String`.
 
-    New values are validated in full (without asking a name server). Loaded values must only contain an @-sign,
+    New values are validated in full (without asking a name server). For loaded values an @-sign is enough,
     because the ODM validates values in full when it writes them.
     """
     return _text(Annotated[str, EmailRule()], max_length, min_length, shared)

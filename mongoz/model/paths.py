@@ -174,7 +174,7 @@ class _PathWalk:
         if target is None:
             return False
         for name, separator, rest in cuts:
-            if name in settings.parsed_ids:  # the reference itself is this id
+            if name in settings.parsed_ids:  # the stored reference is this id: no join is needed
                 self.separator, self.rest, self.field = separator, rest, None
                 return True
         if not any(_field(target, name) for name, _, _ in cuts):

@@ -216,7 +216,7 @@ def settle_update(
         instance: the instance, which has the values of the patch already.
         patch: the fields that were set and removed.
         operations: the changes that the server computed.
-        row: the computed fields.
+        row: stored name -> new value, for the fields that the server computed. A removed field is missing.
         other_collection: the collection, unless it is the document's own.
 
     Returns:

@@ -142,7 +142,7 @@ def _hydrate_partial(
     """Make an instance with some of the fields of a document.
 
     Args:
-        partial_class: the document's `proxy_document`.
+        partial_class: the document's `proxy_document`, or its class of parts.
         row: the loaded fields. The stamp is removed from the row, and the instance keeps the row.
         names: the wanted fields; a field that is not stored gets its default.
         collection: the collection of the row, unless it is the document's own.

@@ -117,8 +117,8 @@ def resolve_update(
         fields: name, alias or dotted name -> new value.
 
     Returns:
-        The new values by attribute name, not validated; and the operations that the server computes. A part of a
-        field is set by an operation.
+        The new values by attribute name, not validated; and the operations that the server computes. A new value
+        for a dotted name is one of these operations.
 
     Raises:
         InvalidKeyError: a field does not exist or is the id, a required field is unset, or changes overlap.

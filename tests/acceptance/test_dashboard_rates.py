@@ -198,7 +198,7 @@ def test_percentiles_are_computed_as_prometheus_does(page):
     assert quantile(0.5, [0] * (len(BOUNDS) + 1)) is None
 
 
-def test_the_lag_of_a_group_is_the_longest(points):
+def test_the_lag_of_a_group_is_the_longest_lag_of_its_members(points):
     both = {"a": (100.0, {"lag_seconds": 1.5}), "b": (100.0, {"lag_seconds": 9.0})}
     assert [point["lag_seconds"] for point in points(both, {"a": (102.0, {})})] == [9.0, None]
 

@@ -75,7 +75,7 @@ class SteadyClient:
             raise error
         while True:
             try:
-                # This ends a bulk of this session that the server still executes.
+                # If the server still executes the bulk of this session, the following write ends the bulk.
                 self._collection.update_one({"_id": None}, {"$set": {"n": 0}}, session=self._session)
                 return [write for write in writes if not self._stands(write)]
             except PyMongoError:

@@ -190,7 +190,7 @@ def _judged(cases: dict[str, _Case], known: Outcome) -> list[Figure]:
         Figure("hostile changes lost", missing.total(), most=0),
         *(Figure(f"  {kind}", count) for kind, count in sorted(missing.items()) if count),
         Figure("failures without a dead letter", escaped, most=0),
-        Figure("chases without an end", endless, most=0),
+        Figure("endless triggers without a dead letter", endless, most=0),
     ]
 
 

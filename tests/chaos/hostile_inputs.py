@@ -97,7 +97,7 @@ DOCUMENTS: dict[str, Callable[[random.Random], Row]] = {
     "100 levels deep": lambda chance: {"_id": _object_id(chance), "name": "fine", "data": _deep(98)},
     "invalid UTF-8": _bad_text,
     "a date in the year 1,000,000": _with_id(data={"when": DatetimeMS(2**55)}),
-    "a stamp that is none": _stamped,
+    "a forged stamp": _stamped,
     "an odd _id": _odd_id,
     "7 MB": lambda chance: {"_id": _object_id(chance), "name": "fine", "data": chance.randbytes(7_000_000)},
     "15 MB": lambda chance: {"_id": _object_id(chance), "name": "fine", "data": chance.randbytes(15_000_000)},
@@ -251,7 +251,7 @@ BEHAVIOURS: dict[str, Callable[..., Awaitable[None]]] = {
     "raises 10 MB": _raises(lambda: ValueError("x" * 10_000_000)),
     "raises lone surrogates": _raises(lambda: ValueError("\ud800")),
     "raises groups": _raises(lambda: BaseExceptionGroup("all", [SystemExit(), ValueError()])),
-    "raises in a circle": _circular,
+    "raises an error that is its own cause": _circular,
     "recurses without end": _recurse,
     "cancels itself": _cancel_itself,
     "hangs": _hang,
@@ -263,7 +263,7 @@ BEHAVIOURS: dict[str, Callable[..., Awaitable[None]]] = {
     "leaves threads that fail": _leave_threads,
     "leaves a generator": _leave_a_generator,
     "takes 30 MB": _hoard,
-    "shouts": _shout,
+    "writes 1 MB to stderr": _shout,
     "chases its own tail": _chase,
 }
 

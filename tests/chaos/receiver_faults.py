@@ -3,7 +3,7 @@
 FAULT_DIRECTORY   the directory of the requests to end the process. A request is a file `RECEIVER-before` or
                     `RECEIVER-after`. The receiver removes the file, and ends the process before or after its
                     effect. The file `failures` has a letter for each failure.
-FAULT_SALT        selects other doomed writes in each run
+FAULT_SALT        a text that selects the writes that a receiver always refuses; see `doomed`
 """
 
 import asyncio

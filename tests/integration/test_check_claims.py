@@ -68,7 +68,7 @@ async def test_check_accepts_claims_that_are_turned_off(mongo, database, look):
     assert application_role_name(database) not in role_for(registry, settings_for(registry))
 
 
-async def test_a_group_without_an_announcement_is_named(dispatched, database, state, look):
+async def test_a_group_that_has_not_announced_takeovers_is_named(dispatched, database, state, look):
     make_user(dispatched, database)
     assert "from the first run of a dispatcher on" in (await look(dispatched)).text
     announce(state, database)

@@ -121,7 +121,7 @@ async def test_create_read_save_update_and_delete_work_with_each_driver(
                 await gone()
         with pytest.raises(DocumentNotFound):
             await Order.get_document_by_id(order.id)
-        assert foreign.orders.find_one() is None, "none of these was an upsert"
+        assert foreign.orders.find_one() is None, "none of these calls inserts a document"
 
 
 @pytest.mark.parametrize("bad", ["", "abc", "x" * 24, 3, None, {"$gt": ""}, ["65f0c0ffee0123456789abcd"]])

@@ -133,7 +133,9 @@ async def test_members_share_a_rate_by_their_partitions_of_a_topic(account, fore
     check_pace(paced.of(0, 1, 2), per_second=6, burst=6)
 
 
-async def test_a_member_has_its_least_share_of_a_slow_rate_once(account, foreign, dispatched, of_three, parked):
+async def test_a_member_makes_one_attempt_at_a_slow_rate_with_one_or_two_partitions(
+    account, foreign, dispatched, of_three, parked
+):
     """Each member makes at least one attempt in a period, however many members divide the rate.
 
     The period is an hour. So two members make two attempts, although they hold three partitions.

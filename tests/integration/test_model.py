@@ -73,7 +73,7 @@ def test_every_receiver_gets_the_deliveries_of_the_model(world: World, runner: a
         assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
 
     agrees()
-    # A delivery that comes after the last change of its document was finished is repeated or late.
+    # When the last change of a document is finished, a further delivery is a repetition, or it is late.
     for group in GROUPS:
         runner.run(world.stop_dispatcher(group))
     assert world.late == []

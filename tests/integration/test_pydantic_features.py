@@ -351,7 +351,7 @@ async def test_a_validator_that_reads_another_field_sees_the_stored_value_of_tha
 # -- Computed fields ---------------------------------------------------------------------------------
 
 
-async def test_a_dump_with_computed_fields_makes_an_equal_instance_and_is_not_stored(
+async def test_an_instance_made_from_a_dump_is_equal_and_computed_fields_are_not_stored(
     meta: Any, foreign: Any
 ) -> None:
     class Order(mongoz.Document):

@@ -116,7 +116,7 @@ class Life:
 
         Args:
             registry: the registry of the dispatchers.
-            kills: whether the dispatchers may end as after SIGKILL.
+            kills: whether dispatchers may end as if SIGKILL had ended them.
         """
         async with AsyncExitStack() as stack:
             # On a busy machine a short lease may expire, and then deliveries are repeated.

@@ -167,14 +167,14 @@ async def test_a_restart_continues_at_the_position(
     assert sorted(one.event["documentKey"]["_id"] for one in read) == [1, 2, 3]
     assert second.term > first.term
     assert second.position.token > first.position.token
-    # Terms begin at the server's time, so they do not restart even if the document of the relay is deleted.
+    # A term is at least the server's time in seconds, so it grows even if the document of the relay is deleted.
     assert first.term > 1_500_000_000
     for mark in second.position.marks:
         assert mark.term in (0, first.term, second.term)
     assert second.since == {f"{database}.orders": second.since[f"{database}.orders"]}
 
 
-async def test_a_new_collection_is_published_from_a_token_after_all_published_events(
+async def test_a_new_collection_is_published_since_a_token_after_the_saved_position(
     order, dispatched, foreign, broker: EmbeddedBroker, client, database, name
 ) -> None:
     async with relaying(dispatched, broker.address, name) as relay:

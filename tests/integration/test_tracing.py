@@ -125,7 +125,7 @@ async def test_spans_of_failed_attempts_have_the_error(account, foreign, dispatc
     assert delivered.status.status_code == StatusCode.UNSET
 
 
-async def test_an_attempt_that_asks_for_another_time_has_no_error(account, foreign, dispatched, spans):
+async def test_the_span_of_an_attempt_that_raises_retry_after_has_no_error(account, foreign, dispatched, spans):
     calls = 0
 
     @post_save(account, name="busy")

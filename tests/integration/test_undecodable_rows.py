@@ -59,7 +59,7 @@ def told() -> list[Any]:
 
 @pytest.fixture
 def rules(request: pytest.FixtureRequest) -> str:
-    """The rules of the model: none, a field validator for results of operations, or a validator of all fields."""
+    """The rules of the model: none, a validator of the changed fields, or a validator of all fields."""
     return getattr(request, "param", "none")
 
 

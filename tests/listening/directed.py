@@ -172,7 +172,7 @@ DIRECTED: Final[dict[str, list[Scene]]] = {
     "validators": _VALIDATORS,
     "documents that do not fit the model": _MISFITS,
     "a document that does not match any more": _MOVES_OUT,
-    "a value that was derived of another one": _DERIVED_OF,
+    "a value that is derived from another one": _DERIVED_OF,
     "a value that a validator refuses": _CHECKED,
     "bounds": _BOUNDS,
     "another field": _OTHER_FIELDS,

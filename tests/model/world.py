@@ -74,7 +74,7 @@ class DrivenClaims(Claims):
     """The claims of a client. They are recorded when the test says so, and they end when it says so.
 
     Attributes:
-        ends: the fate of the process: the book ends after the next claim, or after its first receiver.
+        ends: the fate of the process, see `FATES`; empty for a process that finishes its claims.
     """
 
     def __init__(self, client: Client, url: str, group: str, state: str, receivers: Callable[[], Any]) -> None:

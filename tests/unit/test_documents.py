@@ -77,7 +77,7 @@ def test_fields_are_in_the_order_of_declaration() -> None:
     assert list(Child.model_fields) == [*declared, "own"]
 
 
-def test_an_object_id_declaration_is_not_a_default() -> None:
+def test_a_field_declared_as_an_object_id_has_no_default() -> None:
     document = define(fields={"owner": mongoz.ObjectId()})
     with pytest.raises(ValidationError):
         document()
@@ -341,7 +341,7 @@ class Blob(mongoz.EmbeddedDocument):
 
 
 class Sent(mongoz.Document):
-    """A document with BSON's types where no factory declares them, and that refers to itself."""
+    """A document that refers to itself. Some of its fields have types of BSON, but no factory of mongoz."""
 
     data: Any = mongoz.Object(default=dict)
     by: bson.ObjectId | None = None
@@ -377,7 +377,7 @@ def test_strings_of_json_become_bson_values_in_python_too():
 
 @pytest.mark.parametrize("kind", [Sent, list[Sent], dict[str, Sent | None]])
 def test_web_frameworks_get_the_same_json_as_dumps(kind: Any):
-    """A type adapter gives no fallback, and its own configuration."""
+    """A type adapter passes no `fallback`, and uses a configuration of its own."""
     one, expected = sent()
     value = {Sent: one, list[Sent]: [one]}.get(kind, {"a": one})
     for dumped in (
@@ -396,7 +396,7 @@ def test_dumps_of_untyped_values_keep_the_options_of_the_call():
 
 
 @pytest.mark.parametrize("mode", ["validation", "serialization"])
-def test_json_schemas_say_id_and_have_the_patterns_of_ids(mode: Any):
+def test_json_schemas_have_the_name_id_without_underscore_and_the_pattern_of_object_ids(mode: Any):
     class Keyed(mongoz.Document):
         id: int = mongoz.Integer()
 

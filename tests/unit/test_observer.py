@@ -133,7 +133,7 @@ async def test_metrics_dashboard_and_status_share_one_observation(monkeypatch):
     assert len(looks) == 2
 
 
-async def test_without_an_answer_of_the_server_metrics_keep_the_last_values_but_not_the_health(monkeypatch):
+async def test_metrics_keep_the_last_values_but_not_the_health_if_the_server_does_not_answer(monkeypatch):
     answers = [seen]
 
     async def read_status(group: Group, myself: MemberStatus, _server: object) -> GroupStatus:

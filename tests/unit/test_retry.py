@@ -43,6 +43,7 @@ async def test_a_command_is_repeated_with_doubling_pauses_until_it_succeeds():
 
 
 async def test_a_permanent_error_is_raised_if_the_caller_gives_an_address():
+    """Without an address, the command is repeated after a permanent error, too."""
     denied = OperationFailure("not authorized", 13)
     command = Command(ConnectionFailure("away"), denied)
     with pytest.raises(AccessDenied, match="there:27017 denies access") as caught:

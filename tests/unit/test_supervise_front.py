@@ -76,7 +76,7 @@ async def test_many_requests_do_not_make_a_hung_process_look_alive(monkeypatch, 
         assert await ask(app, "/livez") == (503, {"alive": False, "reasons": ["process 1: it does not answer"]})
 
 
-async def test_a_process_that_is_not_running_is_alive(tmp_path):
+async def test_a_process_that_is_not_running_does_not_make_the_probe_fail(tmp_path):
     assert await ask(Front({"1": str(tmp_path / "nothing")}), "/livez") == (200, {"alive": True, "reasons": []})
 
 

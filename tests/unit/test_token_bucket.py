@@ -23,8 +23,8 @@ def test_in_any_window_at_most_the_burst_and_the_rate_pass(rate, steps):
 
 
 @given(RATES, st.integers(1, 50))
-def test_each_token_is_there_after_the_seconds_that_the_bucket_names(rate, count):
-    """So a caller that always waits gets the whole rate."""
+def test_a_token_can_be_taken_after_the_seconds_that_the_bucket_tells(rate, count):
+    """A caller that waits these seconds before each token gets the whole rate."""
     bucket, now = TokenBucket(), 0.0
     bucket.set_rate(rate, now)
     seconds = bucket.seconds(count, now)

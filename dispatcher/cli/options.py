@@ -149,7 +149,7 @@ def command(name: str, function: Callable[..., None]) -> Callable[..., None]:
     """Make a function for typer: flags replace each parameter that is annotated with `Flags`.
 
     Args:
-        name: the name of the command, with the name of its group.
+        name: the full name of the command, such as `"dead-letters list"`.
     """
     bundles: dict[str, Flags] = {}
     flags: list[Parameter] = []

@@ -137,8 +137,8 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=1,
             max=_MOST_WORKERS,
-            help="The number of workers; 1 by default. Each one works on --concurrency documents at once, or on "
-            "100 in each partition if the dispatchers deliver.",
+            help="The number of workers; 1 by default. Each one works on --concurrency documents at once. If the "
+            "dispatchers deliver, it works on 100 documents at once in each partition.",
         ),
     ] = None,
     rate: Rate = None,

@@ -27,7 +27,7 @@ def run(
     The first start delivers changes from now on. Every later start continues where the last one stopped, after a
     crash too. Several dispatchers of a group share the partitions. When one dies, the others take over its
     partitions. With `--processes`, one command starts several dispatchers on this machine. With `--kafka`,
-    dispatchers read the changes that a relay publishes, instead of from change streams.
+    dispatchers read the changes from the topic of a relay, not from change streams.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`
     """

@@ -342,9 +342,9 @@ class Job:
         return True
 
     def when_ended(self, listener: Callable[[], None]) -> None:
-        """Record that the calls are finished. Call a function when the last part is finished.
+        """Record that the calls are finished. `listener` is called when the last part is finished.
 
-        This is for a job without a place in the order of the stream. Call `finish_part` for each other part.
+        This is for a job without a place in the order of the stream. Call `finish_part` for each other part, too.
         """
         self.on_end = listener
         self.finish_part()

@@ -60,7 +60,7 @@ async def retry(
             it, permanent errors are retried too.
         on: errors that are retried; other errors are raised unchanged.
         pauses: base and cap of the pauses; `pauses.attempts` is ignored.
-        pause: waits between two attempts, and may end the command with an exception of its own.
+        pause: waits between two attempts. If it raises an exception, no further attempt follows.
         within: seconds after which a failed attempt is not repeated: its error is raised unchanged.
 
     Raises:

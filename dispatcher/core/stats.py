@@ -315,7 +315,7 @@ class ClaimGauges(NamedTuple):
         waiting: the number of these deliveries: claimed ones, and later ones of the same documents to the same
             receivers.
         oldest_seconds: how long ago the oldest change of these deliveries was committed; 0 if there is none.
-        processes: the number of waiting deliveries by book, for the books with the highest numbers.
+        processes: the number of waiting deliveries by book, for the books with the most waiting deliveries.
     """
 
     waiting: int = 0

@@ -48,7 +48,7 @@ class Capacity:
         watched: a future that is resolved when a job or a waiting delivery is finished; None if no task waits for
             it.
         stopping: True if no further job begins.
-        cutting: True if the end of the process cancels receivers.
+        cutting: True after the grace period at the end of the process: receivers that still run are cancelled.
     """
 
     def __init__(self, bounds: Bounds) -> None:
@@ -182,7 +182,7 @@ class Capacity:
         """Wait in the middle of a job. Another job may take its place. Later jobs of the same lane wait, too.
 
         Args:
-            seconds: the wait ends after this time; None for no such end.
+            seconds: the wait ends after this time; None to wait without a time limit.
             until: the wait also ends when this future is done.
 
         Raises:

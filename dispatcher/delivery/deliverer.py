@@ -185,7 +185,7 @@ class Deliverer:
     def _choose_steps(self, receiver: Receiver, signal: str) -> Target:
         target = self._steps.target(receiver, signal)
         if receiver.options.batch is not None:
-            assert self._batches is not None  # required
+            assert self._batches is not None  # `gather_in` was called
             target = replace(target, call=self._batches.gather)
         self._targets[id(receiver)] = target
         return target
@@ -271,7 +271,7 @@ class Deliverer:
         change, calls, waiting, retried, *_ = held
         (receiver,) = calls.receivers
         if receiver.options.batch is not None:
-            assert self._batches is not None  # required
+            assert self._batches is not None  # `gather_in` was called
             return await self._batches.deliver_alone(held)
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables

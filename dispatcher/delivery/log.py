@@ -79,9 +79,9 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """Log that a delivery has failed, and its options allow no further attempt.
+    """Log that a delivery has failed in all attempts of its option `retry`.
 
-    Only a blocked delivery is attempted again.
+    A blocked delivery is attempted again all the same. Others are not.
     """
     log.error(
         what,

@@ -140,7 +140,7 @@ def wait_until_answering(
         trouble = "another broker answers there"
         try:
             cluster = client.list_topics(timeout=1.0)
-            if str(cluster.cluster_id) == cluster_id and cluster.brokers:  # the annotation says None
+            if str(cluster.cluster_id) == cluster_id and cluster.brokers:  # str() for mypy, which expects None
                 return
         except KafkaException as error:
             trouble = error.args[0].str()

@@ -45,7 +45,7 @@ class ChangeOrigin(Protocol):
 
 
 async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutine[Any, Any, str]]) -> ChangeOrigin:
-    """The source that the settings name. It can answer questions about the source, and reads no changes.
+    """The `ChangeOrigin` of the source that the settings name. It answers questions, and reads no changes.
 
     Raises:
         KafkaError: no broker answers, or it refuses the user.

@@ -10,7 +10,7 @@ from dispatcher.core.output.logs import log
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
 
-# Seconds between two commits, and maximum seconds that the end waits for the last one.
+# Seconds between two commits, and maximum seconds for which `close` waits for the last one.
 _EVERY: Final = 1.0
 
 # Seconds between two checks whether the last commit has ended.

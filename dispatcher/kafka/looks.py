@@ -285,7 +285,9 @@ class TopicWatch:
     async def offsets(
         self, partitions: Sequence[int], *, since: float | None = None, end: bool = False
     ) -> list[int]:
-        """The first offsets of partitions, see `topics.read_offsets`.
+        """The offset of the first record in each partition; with `end`, the offset after the last one.
+
+        With `since`, only records that were appended since this time count. See `topics.read_offsets`.
 
         Raises:
             KafkaError: no broker answers, or it refuses the request.

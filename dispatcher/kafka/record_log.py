@@ -1,4 +1,4 @@
-"""One partition of a topic, as the source and the search for a position read it. See `kafka/log.py`."""
+"""One partition of a topic, for its readers: the source, and the search for a position. See `kafka/log.py`."""
 
 from typing import Protocol
 

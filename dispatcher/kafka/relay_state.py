@@ -113,7 +113,7 @@ class RelayStore:
             position: the position to save with the same update; None keeps the saved one.
 
         Returns:
-            None if there is another term, or no state.
+            None if the saved term is not `term`, or if there is no state.
         """
         next_term = {"$max": [{"$add": ["$term", 1]}, {"$toLong": {"$tsSecond": "$$CLUSTER_TIME"}}]}
         values = {**_topic(topic), "collections": _collections(since)}

@@ -38,7 +38,7 @@ _MOST_COLLECTIONS: Final = 50
 # Maximum milliseconds of a query.
 _PATIENCE: Final = 2_000
 
-# Maximum number of books that are counted, the newest ones.
+# Maximum number of books that are counted. The newest books are counted first.
 _MOST_BOOKS: Final = 1_000
 
 

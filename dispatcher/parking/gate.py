@@ -122,7 +122,7 @@ class Parking:
         Call this method again from time to time: a dispatcher of an earlier version may still park deliveries.
         """
         await self._held.recover()
-        # This process does not follow the claims of these deliveries yet. An attempt begins that.
+        # This process follows the claim of such a delivery only after an attempt. So all of them are due now.
         await self._held.make_claimed_due()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()

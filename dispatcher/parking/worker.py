@@ -215,7 +215,10 @@ class ParkingWorker:
         return soonest
 
     async def _hasten(self) -> None:
-        """Let deliveries with decided claims be due now. Lanes with errands wait: an errand would undo it."""
+        """Let deliveries with decided claims be due now.
+
+        Taken lanes are left for a later call: their errands may still write another time.
+        """
         hastened = self._parking.hastened
         found = {lane: id_ for lane, id_ in hastened.items() if lane not in self._taken}
         if found:

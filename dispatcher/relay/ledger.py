@@ -70,7 +70,7 @@ class Span:
     """Events that follow each other in the stream.
 
     Attributes:
-        token: all events of the span are up to it.
+        token: a stream that resumes after this token continues after the span.
         records: the number of its records.
         size: bytes of its records.
         is_end: whether the position may be at the end of the span.

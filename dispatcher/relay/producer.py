@@ -10,7 +10,7 @@ from dispatcher.relay.records import Packed
 # Maximum bytes of a batch of records. If the topic has a lower limit, that limit applies.
 _BATCH: Final = 1_000_000
 
-# The client has a limit of its own for a record. It accepts only limits from the first to the second number.
+# The client has a limit of its own for the bytes of a record. The limit must be between these two numbers.
 _LEAST, _MOST = 1_000, 1_000_000_000
 
 # The ledger bounds the records on their way, so the client needs no bounds of its own.
@@ -19,7 +19,8 @@ _UNBOUNDED: Final[dict[str, Any]] = {
     "queue_buffering_max_kbytes": 2_147_483_647,
 }
 
-# Milliseconds for which the client collects records of a partition. `send` passes all records of a batch at once.
+# Milliseconds for which the client collects records of a partition. A short time is enough, because `send`
+# passes all records of a batch at once.
 _LINGER_MS: Final = 1
 
 

@@ -264,7 +264,7 @@ async def start(
 
 
 async def _look_back(place: Workplace, since: Timestamp) -> None:
-    """Check that the changes since a time can be read. Called before the first write.
+    """Check that the changes since a time can be read. `start` calls this before it records the run.
 
     Raises:
         HistoryLost: neither the topic, if there is one, nor the oplog reaches back to the time.

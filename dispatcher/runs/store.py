@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
     @property
     def workers(self) -> int:
-        """Multiplies the number of documents that are worked on at once."""
+        """A factor for the number of documents that are worked on at once; 1 by default."""
         return int(self.asked.get("workers") or 1)
 
 
@@ -220,7 +220,7 @@ class Runs:
             values = {"token": run.token, "of": run.root, "progress": progress, "rate": rate}
             await self.ensure(id_, run.what, asked, run.at, **values)
         change: dict[str, Any] = {"divided": True}
-        if run.asked.get("partition") is not None:  # without a partition, the command ends the run
+        if run.asked.get("partition") is not None:  # a part; the command itself ends a whole run
             change["status"] = "finished"
         running = {"_id": self._id(run.id), "status": "running"}
         divided = (await self._runs.update_one(running, {"$set": change})).matched_count

@@ -109,7 +109,7 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The place of the application's innermost frame. If no frame is the application's: of the innermost one."""
+    """The place of the innermost frame of the application; without one, the place of the innermost frame."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)

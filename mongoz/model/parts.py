@@ -198,7 +198,8 @@ def _in_parts(annotation: Any, paths: _Paths) -> Any:
     if origin in (Union, types.UnionType):
         return Union[tuple(_in_parts(kind, paths) for kind in arguments)]  # noqa: UP007 - a tuple
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
-        rests = frozenset().union(*_by_first_step(paths).values())  # the key can be any
+        # The first steps are keys of the mapping. All its values have one type, so they share the rests.
+        rests = frozenset().union(*_by_first_step(paths).values())
         return origin[arguments[0], _in_parts(arguments[1], rests) if rests else arguments[1]]  # type: ignore[index]
     if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset):
         converted = tuple(kind if kind is ... else _in_parts(kind, paths) for kind in arguments)

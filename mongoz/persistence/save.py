@@ -97,7 +97,8 @@ def _changes(instance: Model, row: dict[str, Any], *, is_own: bool) -> Changes:
         explain_unstorable(error, instance)
         raise
     if changes.removed and type(instance).model_config.get("extra") != "allow":
-        return Changes(changes.changed, ())  # the instance does not have the undeclared keys of its document
+        # The class keeps no undeclared keys, so `row` lacks those of the document. They must not be removed.
+        return Changes(changes.changed, ())
     return changes
 
 

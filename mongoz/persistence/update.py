@@ -161,7 +161,7 @@ async def _assign(
     """Put new values onto an instance, and fire `pre_update` if it has receivers.
 
     Returns:
-        The patch; the operations that are left; and the conditions of the write.
+        The patch; the operations on fields that the patch does not write; and the conditions of the write.
     """
     conditions: Sequence[Mapping[str, Any]] = ()
     if operations or has_invariants(type(instance).meta.document):

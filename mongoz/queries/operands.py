@@ -103,10 +103,10 @@ def _names_of(model: type[BaseModel]) -> set[str]:
 
 
 def _is_declared(path: Path, value: Any) -> bool:
-    """Whether `stored` treats the value as declared.
+    """The argument `declared` of `stored` for this value: whether the annotation of the field declares its type.
 
-    It does not if the annotation of the field is open. It does not if the value is a dict, unless the annotation
-    has mappings.
+    False if the annotation contains a type that allows every content, such as Any. False also for a dict, unless
+    the annotation contains a mapping.
     """
     if path.field is None:
         return not isinstance(value, dict)

@@ -25,7 +25,7 @@ __all__ = ["Signal"]
 _F = TypeVar("_F", bound=ReceiverFunction)
 
 _connections = itertools.count()
-"""The order of all connections of the process, for a document's own and inherited receivers together."""
+"""Numbers the connections of the process. Own and inherited receivers of a document run in this order."""
 
 
 class Signal:

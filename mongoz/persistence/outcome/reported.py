@@ -93,7 +93,11 @@ class _RecentChanges:
         return events
 
     async def _open(self, since: Timestamp, match: dict[str, Any]) -> dict[str, Any]:
-        """Open the narrowest stream that has the changes of the collection; see `is_misread`."""
+        """Open the narrowest stream that has all changes of the collection.
+
+        If the server misreads the name of the collection, only the stream of the database has them. If it
+        misreads the name of the database, only the stream of the deployment has them. See `is_misread`.
+        """
         database, name = self._collection.database, self._collection.name
         aggregate: str | int = name
         stage: dict[str, Any] = {"startAtOperationTime": since}

@@ -88,7 +88,7 @@ def are_same(a: Any, b: Any) -> bool:
             return bool(a == b)
         if kind is list:
             return len(a) == len(b) and (all(map(operator.is_, a, b)) or all(map(are_same, a, b)))
-        # Different moments may be stored as the same millisecond.
+        # Equal datetimes have the same BSON. Different ones may have it too: BSON has whole milliseconds.
         if kind is datetime.datetime and a.tzinfo is None and b.tzinfo is None and a == b:
             return True
     return _encoded(a) == _encoded(b)

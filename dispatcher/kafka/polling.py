@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _TICK: Final = 0.1
 
 # Seconds without a poll after which all partitions are paused. The client drops what it has fetched, and fetches
-# it again later. So memory is free during a long pause, and the client can report errors.
+# it again later. So memory is free during a long pause. And the thread can poll without getting messages: the
+# client reports errors only in polls.
 _LONG: Final = 5.0
 
 # Seconds before the thread polls again after an error.

@@ -11,8 +11,9 @@ The earlier version has five collections:
 
 The process that claims a partition moves the documents of the partition into `held` before the first delivery. It
 searches again later, since a run or a command of an earlier version may still write. The lease of the partition
-ensures that no other process works on it. Each document is written to `held`, unless it is there already. Then
-the old document is deleted. After a crash in between, the next process continues.
+ensures that no other process works on it. First, each document is written to `held`, unless it is there
+already. Afterwards, the old document is deleted in any case. After a crash in between, the next process
+continues.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

@@ -52,8 +52,8 @@ class Dispatcher:
     """The daemon's service in the event loop of a test: it delivers writes that are made inside of the block.
 
     It is the real service: it watches the change stream, and skips receivers that ran in the writing process.
-    Unlike the daemon, it makes one attempt at each delivery, unless `settings` are given. It has its own state
-    database, unless `settings` name one: so it delivers the changes after the start of the block, and drops the
+    Unlike the daemon, it makes one attempt at each delivery, unless `settings` are given. If `settings` name no
+    state database, it uses a new one: it delivers only the changes after the start of the block, and drops this
     database at the end.
 
     The option `rate` of receivers has no effect, so that no test waits for it. `concurrency` applies.

@@ -40,7 +40,8 @@ __all__ = ["insert_many"]
 
 D = TypeVar("D", bound=Model)
 
-_ONE_COMMAND: Final = 2_000_000  # the driver sends fewer bytes than this in one command, even with encryption
+# Rows with fewer bytes in total fit into one command of the driver, even with encryption.
+_ONE_COMMAND: Final = 2_000_000
 
 
 async def insert_many(

@@ -136,8 +136,8 @@ class ChangeDelivery(Delivery):
 
     def __getattr__(self, name: str) -> Any:
         """Compute all attributes. The watchdog may do the same in its thread at the same time."""
-        if self._source is not None:
-            change, calls, receiver, image, attempt, term, replayed = self._source
+        if (source := self._source) is not None:
+            change, calls, receiver, image, attempt, term, replayed = source
             super().__init__(
                 delivery_id_of(change, calls.run),
                 calls.signal,

@@ -1,5 +1,6 @@
 """Patches: new values for some fields of an instance, validated, and merged with values that validators derive."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
@@ -79,15 +80,22 @@ def apply_values(instance: Model, values: dict[str, Any]) -> frozenset[str]:
     Raises:
         pydantic.ValidationError: values do not fit their fields.
     """
+    # If the class has its own `__setattr__`, other attributes may change, too. The update does not write them.
+    is_usual = type(instance).__setattr__ is Model.__setattr__
+    assigned = instance if is_usual else copy.copy(instance)
     errors: list[ValidationError] = []
     for name, value in values.items():
         try:
-            setattr(instance, name, value)
+            setattr(assigned, name, value)
         except ValidationError as error:
             errors.append(error)
     if errors:
         raise _merged(type(instance), errors)
-    return frozenset((*values, *set_auto_now(instance)))
+    fields = frozenset((*values, *set_auto_now(assigned)))
+    if not is_usual:
+        adopt_fields(instance, assigned, fields)
+        instance.__pydantic_fields_set__.update(fields)
+    return fields
 
 
 def apply_values_together(

@@ -2,12 +2,14 @@
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Annotated, Any, Literal, NotRequired
 
 import pytest
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -56,6 +58,19 @@ class Json(RootModel[dict[str, "Json"] | list["Json"] | str | int | None]):
 
 class Nested(RootModel[list["Nested"]]):
     pass
+
+
+class Color(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+def as_color(name: str) -> Color:
+    return Color(name)
+
+
+def as_tuple(values: list[int]) -> tuple[int, ...]:
+    return tuple(values)
 
 
 Tree = TypeAliasType("Tree", "dict[str, Tree] | None")
@@ -483,6 +498,108 @@ async def test_frozen_documents_fields_and_parts_can_be_written(meta: Any) -> No
     await Fixed.objects.update(code="b")
     assert (await fixed.refresh()).code == "b"
     assert await fixed.delete() == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "new", "expected"),
+    [
+        ({"strict": True}, {"count": "5"}, "valid integer"),
+        ({"str_max_length": 3}, {"name": "long"}, "at most 3 characters"),
+        ({"allow_inf_nan": False}, {"size": math.inf}, "finite number"),
+        ({"str_strip_whitespace": True}, {"name": " a "}, {"name": "a"}),
+        ({"str_to_upper": True}, {"names": ["a"]}, {"names": ["A"]}),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+async def test_updates_follow_the_config_of_the_class(
+    config: Any, new: dict[str, Any], expected: Any, meta: Any, foreign: Any
+) -> None:
+    class Thing(mongoz.Document):
+        model_config = ConfigDict(**config)
+        count: int = 1
+        size: float = 1.0
+        name: str = ""
+        names: list[str] = Field(default_factory=list)
+        Meta = meta("things")
+
+    thing = await Thing().create()
+    before, row = thing.model_copy(), foreign.things.find_one()
+    if isinstance(expected, str):
+        with pytest.raises(ValidationError, match=expected):
+            await thing.update(**new)
+        assert (thing, foreign.things.find_one()) == (before, row)
+    else:
+        await thing.update(**new)
+        assert foreign.things.find_one() == row | expected
+        assert await Thing.objects.get() == thing
+
+
+async def test_a_list_changed_in_place_follows_the_config_of_the_class(meta: Any, foreign: Any) -> None:
+    class Thing(mongoz.Document):
+        model_config = ConfigDict(str_max_length=3)
+        names: list[str] = Field(default_factory=list)
+        Meta = meta("things")
+
+    thing = await Thing().create()
+    thing.names.append("long")
+    with pytest.raises(ValidationError, match="at most 3 characters"):
+        await thing.save()
+    assert foreign.things.find_one() == {"_id": thing.id, "names": []}
+
+
+async def test_a_save_writes_no_field_that_only_the_config_of_the_class_changes(meta: Any, foreign: Any) -> None:
+    class Thing(mongoz.Document):
+        model_config = ConfigDict(str_strip_whitespace=True)
+        name: str
+        count: int = 0
+        Meta = meta("things")
+
+    foreign.things.insert_one({"name": " a ", "count": 0})
+    thing = await Thing.objects.get()
+    foreign.things.update_one({}, {"$set": {"name": "b"}})
+    thing.count = 1
+    await thing.save()
+    assert thing.name == "a"
+    assert foreign.things.find_one() == {"_id": thing.id, "name": "b", "count": 1}
+
+
+async def test_an_updated_instance_has_what_its_validators_return(meta: Any, foreign: Any) -> None:
+    class Thing(mongoz.Document):
+        sizes: Annotated[list[int], AfterValidator(as_tuple)]
+        kind: Annotated[str, AfterValidator(as_color)]
+        Meta = meta("things")
+
+    thing = await Thing(sizes=[1], kind="red").create()
+    await thing.update(sizes=[2, 1], kind="blue")
+    assert (thing.sizes, thing.kind) == ((2, 1), Color.BLUE)  # type: ignore[comparison-overlap]
+    assert type(thing.kind) is Color
+    assert foreign.things.find_one() == {"_id": thing.id, "sizes": [2, 1], "kind": "blue"}
+    assert await Thing.objects.get() == thing
+
+
+async def test_an_update_changes_only_its_fields_although_the_class_has_its_own_setattr(
+    meta: Any, foreign: Any
+) -> None:
+    class Page(mongoz.Document):
+        title: str = ""
+        slug: str = ""
+        hits: int = 0
+        _titles: tuple[str, ...] = ()
+        Meta = meta("pages")
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "title":
+                super().__setattr__("slug", value.lower())
+                super().__setattr__("_titles", (*self._titles, value))
+
+    page = await Page(title="A", slug="a").create()
+    await page.update(title="B")
+    assert (page.title, page.slug) == ("B", "a")
+    assert foreign.pages.find_one() == {"_id": page.id, "title": "B", "slug": "a", "hits": 0}
+    with pytest.raises(ValidationError, match="valid integer"):
+        await page.update(title="C", hits="many")
+    assert (page.title, page.slug, page._titles) == ("B", "a", ())
 
 
 async def test_serializers_do_not_change_what_is_stored(meta: Any, foreign: Any) -> None:

@@ -69,6 +69,26 @@ def test_nothing_is_computed_before_an_attribute_is_read(receiver, monkeypatch):
     assert computed == [1]
 
 
+def test_two_threads_may_compute_the_attributes_at_the_same_time(receiver):
+    class Raced(ChangeDelivery):
+        """Another thread computes the attributes right after the source is read for the first time."""
+
+        __slots__ = ()
+
+        @property
+        def _source(self):
+            source = ChangeDelivery._source.__get__(self)
+            ChangeDelivery._source.__set__(self, None)
+            return source
+
+        @_source.setter
+        def _source(self, source):
+            ChangeDelivery._source.__set__(self, source)
+
+    calls = Calls(None, "post_save", True, (receiver,), run="")
+    assert Raced(CHANGE, calls, receiver, "post", 2, 7).id == delivery_id_of(CHANGE)
+
+
 def test_a_kept_delivery_does_not_keep_its_change(receiver):
     class Row(dict[str, Any]):
         pass

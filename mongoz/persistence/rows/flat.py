@@ -20,7 +20,7 @@ from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
-from mongoz.fields.stored_schema import from_stored
+from mongoz.fields.stored_schema import DATA, from_stored
 
 __all__ = ["assigned_row", "flat_row", "reloaded_values"]
 
@@ -85,12 +85,8 @@ def _assignable_fields(model: Any) -> frozenset[str]:
     if _row_validator(model) is None or not is_usual or config.get("frozen"):
         return frozenset()
     schemas = model.__pydantic_core_schema__["schema"]["fields"]
-    # Rows are validated like loaded values: an e-mail address needs only an @-sign. An assignment validates
-    # the address in full.
     return frozenset(
-        name
-        for name, field in fields.items()
-        if not field.frozen and loading_schema(schemas[name]) == schemas[name]
+        name for name, field in fields.items() if not field.frozen and not _calls_functions(schemas[name])
     )
 
 
@@ -147,8 +143,10 @@ def _reloading_validator(model: Any) -> SchemaValidator | None:
 
 
 def _dict_validator(fields: dict[str, core_schema.TypedDictField], config: dict[str, Any]) -> SchemaValidator:
-    settings: Any = {**config, "extra_fields_behavior": "ignore"}
-    return SchemaValidator(core_schema.typed_dict_schema(fields), settings)
+    by_alias = {"validate_by_alias": True, "validate_by_name": False}
+    settings: Any = {**config, **by_alias, "extra_fields_behavior": "ignore"}
+    # A typed dict has its own config: pydantic ignores the config of the `SchemaValidator`.
+    return SchemaValidator(core_schema.typed_dict_schema(fields, config=settings))
 
 
 @cached_per_class
@@ -178,6 +176,21 @@ def _takes_info(schema: Any) -> bool:
     if isinstance(schema, dict):
         return schema.get("type") == "with-info" or any(map(_takes_info, schema.values()))
     return isinstance(schema, list) and any(map(_takes_info, schema))
+
+
+def _calls_functions(schema: Any) -> bool:
+    """Whether a schema calls a function, except that of ids.
+
+    A function may make a value of another type. That of e-mail addresses needs only an @-sign in a row, which is
+    validated like a loaded value. An assignment validates the address in full.
+    """
+    if isinstance(schema, list | tuple):
+        return any(map(_calls_functions, schema))
+    if not isinstance(schema, dict):
+        return False
+    if str(schema.get("type")).startswith("function-") and schema["function"]["function"] is not bson.ObjectId:
+        return True
+    return any(_calls_functions(value) for key, value in schema.items() if key not in DATA)
 
 
 def _is_plain(annotation: Any) -> bool:

@@ -74,12 +74,16 @@ class Delivery:
     superseded: bool = False
     context: ContextValues | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """The attributes by name, for example for an audit trail."""
+        return {one.name: getattr(self, one.name) for one in fields(Delivery)}
+
     def replaced(self, **values: Any) -> "Delivery":
         """A copy with other values of some attributes."""
-        return Delivery(**{one.name: getattr(self, one.name) for one in fields(Delivery)} | values)
+        return Delivery(**self.as_dict() | values)
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, one.name) for one in fields(Delivery))
+        return tuple(self.as_dict().values())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Delivery) and self._values() == other._values()

@@ -70,7 +70,7 @@ async def test_check_accepts_claims_that_are_turned_off(mongo, database, look):
 
 async def test_a_group_that_has_not_announced_takeovers_is_named(dispatched, database, state, look):
     make_user(dispatched, database)
-    assert "from the first run of a dispatcher on" in (await look(dispatched)).text
+    assert "begin to claim after a dispatcher has run" in (await look(dispatched)).text
     announce(state, database)
     found = await look(dispatched)
     assert (found.level, "has announced" in found.text) == ("warning", True)

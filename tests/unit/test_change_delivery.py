@@ -51,6 +51,13 @@ def test_the_attributes_are_those_of_the_change(receiver):
     assert repr(delivery).startswith(f"ChangeDelivery(id='{expected.id}', signal='post_save'")
 
 
+def test_the_attributes_are_a_dict_by_name(receiver):
+    found = made(receiver, CHANGE._replace(context='{"user":"ada"}')).as_dict()
+    assert list(found) == list(Delivery.__slots__)
+    assert (found["id"], found["attempt"], found["session"]) == (delivery_id_of(CHANGE), 2, None)
+    assert found["context"] == {"user": "ada"}
+
+
 def test_a_delivery_says_whether_it_is_a_takeover_or_a_replay(receiver):
     assert made(receiver, CHANGE._replace(takeover=True, superseded=True)).origin == "takeover"
     assert made(receiver, CHANGE._replace(takeover=True, superseded=True)).superseded

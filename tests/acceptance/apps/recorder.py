@@ -33,8 +33,8 @@ def readable(value):
         return value.model_dump(mode="json")
     if isinstance(value, frozenset):
         return sorted(value)
-    if isinstance(value, tuple):
-        return {key: readable(item) for key, item in value._asdict().items()}
+    if isinstance(value, mongoz.Delivery):
+        return {key: readable(item) for key, item in value.as_dict().items()}
     return value
 
 

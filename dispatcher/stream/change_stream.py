@@ -299,7 +299,8 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
     """The pipeline stages that select past changes with stamps.
 
     They also select all changes with a later cluster time than the token, so that the server answers as soon as it
-    finds one. They also select invalidate events: after such an event, the stream is opened again at its token.
+    finds one. They also select invalidate events. Such an event ends the stream, and its token opens the next
+    stream.
     """
     inserted, updated = f"fullDocument.{FIELD}", f"updateDescription.updatedFields.{FIELD}"
     wanted = [

@@ -25,12 +25,15 @@ class Loaded(NamedTuple):
 
     def row(self) -> dict[str, Any] | None:
         """The snapshot as a dict."""
-        if isinstance(self.snapshot, bytes):
-            return decode_leniently(self.snapshot)
-        return self.snapshot
+        snapshot = self.snapshot
+        if type(snapshot) is dict:  # first, since nearly all snapshots are dicts
+            return snapshot
+        return decode_leniently(snapshot) if isinstance(snapshot, bytes) else snapshot
 
 
 _NOT_LOADED: Final = Loaded()
+
+_make, _set = tuple.__new__, object.__setattr__  # each look-up of these takes as long as the call
 
 
 def loaded(instance: Any) -> Loaded:
@@ -48,8 +51,7 @@ def restore(instance: Any, state: Loaded) -> None:
 
 def remember(instance: Any, row: dict[str, Any] | bytes | None, collection: Collection | None) -> None:
     """Record that the database has this row. The row must share nothing with the instance."""
-    state = tuple.__new__(Loaded, (row, collection))  # `Loaded(...)` takes twice as long
-    object.__setattr__(instance, "_loaded", state)
+    _set(instance, "_loaded", _make(Loaded, (row, collection)))  # `Loaded(...)` takes twice as long
 
 
 def attach(instance: Any, found: dict[str, list[Any]]) -> None:

@@ -28,14 +28,16 @@ async def send_alone(instance: Model, target: WriteTarget, patch: Changes) -> No
     if not update:
         await send_patch(instance, target, patch, session=target.session)
         return
+    session = target.session
     try:
-        result = await target.driver_collection.update_one(
-            {"_id": id_of(instance)}, update, session=target.session
-        )
+        # Without a session, `target.driver_collection` is the same with one more call.
+        collection = target.collection.opened.driver_collection if session is None else target.driver_collection
+        result = await collection.update_one({"_id": id_of(instance)}, update, session=session)
     except Exception as error:
         explain_unstorable(error, instance)
         raise
-    if not result.matched_count:
+    answer = result.raw_result  # `matched_count` calls three functions
+    if not (answer and answer.get("n")) and not result.matched_count:
         raise document_gone(instance, target)
 
 

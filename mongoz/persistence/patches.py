@@ -151,12 +151,13 @@ def assign_flat(instance: Model, values: dict[str, Any]) -> Changes | None:
     row = assigned_row(document, instance.__dict__, new)
     if row is None:
         return None
-    names, changed = stored_names(document), {}
+    names, changed, assigned = stored_names(document), {}, instance.__dict__
     for name in new:
-        changed[names[name]] = value = row[names[name]]
-        instance.__dict__[name] = value if type(value) is not list else value.copy()
+        alias = names[name]
+        changed[alias] = value = row[alias]
+        assigned[name] = value if type(value) is not list else value.copy()
     instance.__pydantic_fields_set__.update(new)
-    return Changes(changed, ())
+    return tuple.__new__(Changes, (changed, ()))  # `Changes(...)` takes twice as long
 
 
 def make_patch(instance: Model, fields: Iterable[str]) -> Changes:

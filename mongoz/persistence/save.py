@@ -22,6 +22,7 @@ from mongoz.persistence.target import WriteTarget, default_target, resolve_targe
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
+from mongoz.signals.post_signals import Firing
 from mongoz.stamps import Call
 
 __all__ = ["save_instance"]
@@ -57,30 +58,64 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
-    previous = previous_instance(instance) if firing.receivers else None
-
-    def settle(instance: Model, _: object) -> dict[str, Any]:
-        known = loaded(instance).row() if is_own else None
-        now = row if known is None else changes.applied_to(known)
-        own = target.collection is meta.collection  # this check saves a call
-        remember(instance, now, None if own else target.other_collection(document))
-        return {"instance": instance, "created": False, "previous": previous}
-
-    if not firing.receivers and not must_stamp(firing, target, natural=False):
-        if target.transaction is not None:
-            target.undo_on_abort(instance)
-        await send_alone(instance, target, written)
-        settle(instance, None)
+    if firing.receivers or must_stamp(firing, target, natural=False):
+        await _write_and_fire(instance, target, firing, row, changes, written, is_own=is_own)
         return instance
-    origin = (await make_originator(firing, target, Call.SAVED, natural=False)).origin_for(id_of(instance))
+    if target.transaction is not None:
+        target.undo_on_abort(instance)
+    await send_alone(instance, target, written)
+    _remember_saved(instance, target, row, changes, is_own=is_own)
+    return instance
+
+
+async def _write_and_fire(
+    instance: Model,
+    target: WriteTarget,
+    firing: Firing,
+    row: dict[str, Any],
+    changes: Changes,
+    written: Changes,
+    *,
+    is_own: bool,
+) -> None:
+    """Send the changes with their stamp, if they need one; then run the receivers.
+
+    Args:
+        instance: the instance.
+        target: the target.
+        firing: the receivers.
+        row: the valid row of the instance.
+        changes: the changed fields of the row.
+        written: the same changes, with paths for fields that were loaded in part.
+        is_own: the instance is written to the collection that it was loaded from.
+    """
+    previous = previous_instance(instance) if firing.receivers else None
+    id_ = id_of(instance)
+    origin = (await make_originator(firing, target, Call.SAVED, natural=False)).origin_for(id_)
     target.undo_on_abort(instance)
     patch = Changes(origin.stamped(written.changed), written.removed)
 
     def send(session: Any) -> Awaitable[dict[str, Any]]:
         return send_patch(instance, target, patch, session=session)
 
-    await write_and_fire(Write(target, firing, origin, instance, id_of(instance), settle), send)
-    return instance
+    def settle(instance: Model, _: object) -> dict[str, Any]:
+        _remember_saved(instance, target, row, changes, is_own=is_own)
+        return {"instance": instance, "created": False, "previous": previous}
+
+    await write_and_fire(Write(target, firing, origin, instance, id_, settle), send)
+
+
+def _remember_saved(
+    instance: Model, target: WriteTarget, row: dict[str, Any], changes: Changes, *, is_own: bool
+) -> None:
+    known = loaded(instance).row() if is_own else None
+    meta = instance.meta
+    own = target.collection is meta.collection  # this check saves a call
+    remember(
+        instance,
+        row if known is None else changes.applied_to(known),
+        None if own else target.other_collection(meta.document),
+    )
 
 
 def _changes(instance: Model, row: dict[str, Any], *, is_own: bool) -> Changes:

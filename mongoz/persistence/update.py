@@ -34,6 +34,7 @@ from mongoz.persistence.target import WriteTarget, default_target, resolve_targe
 from mongoz.persistence.turns import run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
+from mongoz.signals.post_signals import Firing
 from mongoz.stamps import Call
 
 __all__ = ["update_if_matching", "update_instance"]
@@ -105,15 +106,16 @@ async def _patch(
     """
     meta = type(instance).meta
     document = meta.document
-    undo, own_values = _copy_state(instance), None
-    settled = False
+    undo: dict[str, Any] = {"__dict__": instance.__dict__.copy()}
+    own_values = None
     try:
         conditions: Sequence[Mapping[str, Any]] = ()
         fires_first = bool(meta.signals.pre_update.receivers)
         patch = None if operations or fires_first else assign_flat(instance, values)
         if patch is None:
+            undo = _copy_state(instance)
             patch, operations, conditions = await _assign(instance, values, operations, target, fires_first)
-        own_values = dict(instance.__dict__)
+        own_values = instance.__dict__.copy()
         signal = meta.signals.post_update
         if target.collection is not meta.collection:
             require_watched(document, target.collection, signal)
@@ -121,34 +123,59 @@ async def _patch(
         if signal.receivers:
             changed = attribute_names(document, (*patch.names, *(operation.top for operation in operations)))
         firing = target.plan(signal, changed)
-        if not (operations or conditions or filters or firing.concerns_dispatchers):
-            if target.transaction is not None:
-                target.undo_on_abort(instance)
-            await send_alone(instance, target, patch)
-            settled = True
-            own = target.collection is meta.collection  # this check saves a call
-            remember_written(instance, patch, None if own else target.other_collection(document))
+        if operations or conditions or filters or firing.concerns_dispatchers:
+            await _write_and_fire(instance, target, firing, patch, operations, [*conditions, *filters], undo)
             return
-        previous = previous_instance(instance) if firing.receivers else None
-        origin = (await make_originator(firing, target, Call.UPDATED, natural=True)).origin_for(id_of(instance))
-        target.undo_on_abort(instance)
-        stamped = patch._replace(changed=origin.stamped(patch.changed))
-
-        def settle(instance: Model, row: dict[str, Any]) -> dict[str, Any]:
-            nonlocal settled
-            settled = True
-            computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}
-            written = settle_update(instance, patch, operations, computed, target.other_collection(document))
-            return {"instance": instance, "update_fields": written, "previous": previous}
-
-        def send(session: Any) -> Awaitable[dict[str, Any]]:
-            return send_patch(instance, target, stamped, operations, session, [*conditions, *filters])
-
-        await write_and_fire(Write(target, firing, origin, instance, id_of(instance), settle), send)
+        if target.transaction is not None:
+            target.undo_on_abort(instance)
+        await send_alone(instance, target, patch)
+        undo.clear()
+        own = target.collection is meta.collection  # this check saves a call
+        remember_written(instance, patch, None if own else target.other_collection(document))
     except BaseException:
-        if not settled:  # else the update is written, and only receivers raised
+        if undo:  # else the update is written, and only receivers raised
             _restore_state(instance, undo, own_values)
         raise
+
+
+async def _write_and_fire(
+    instance: Model,
+    target: WriteTarget,
+    firing: Firing,
+    patch: Changes,
+    operations: Sequence[Operation],
+    conditions: Sequence[Mapping[str, Any]],
+    undo: dict[str, Any],
+) -> None:
+    """Send the patch with its stamp, if it needs one; then run the receivers.
+
+    Args:
+        instance: the instance, which has the values of the patch already.
+        target: the target.
+        firing: the receivers.
+        patch: the fields to set and remove.
+        operations: the changes that the server computes.
+        conditions: the conditions of the write.
+        undo: the state before the update. It is cleared when the update is written.
+    """
+    previous = previous_instance(instance) if firing.receivers else None
+    id_ = id_of(instance)
+    origin = (await make_originator(firing, target, Call.UPDATED, natural=True)).origin_for(id_)
+    target.undo_on_abort(instance)
+    stamped = patch._replace(changed=origin.stamped(patch.changed))
+
+    def send(session: Any) -> Awaitable[dict[str, Any]]:
+        return send_patch(instance, target, stamped, operations, session, conditions)
+
+    def settle(instance: Model, row: dict[str, Any]) -> dict[str, Any]:
+        undo.clear()
+        computed = {operation.top: row[operation.top] for operation in operations if operation.top in row}
+        written = settle_update(
+            instance, patch, operations, computed, target.other_collection(instance.meta.document)
+        )
+        return {"instance": instance, "update_fields": written, "previous": previous}
+
+    await write_and_fire(Write(target, firing, origin, instance, id_, settle), send)
 
 
 async def _assign(
@@ -250,6 +277,6 @@ def _restore_state(instance: Model, undo: dict[str, Any], own_values: dict[str, 
         for name, value in own_values.items():
             if name in before and now.get(name) is value:
                 now[name] = before[name]
-        undo.pop("__pydantic_fields_set__")
+        undo.pop("__pydantic_fields_set__", None)
     for name, value in undo.items():
         object.__setattr__(instance, name, value)

@@ -6,7 +6,7 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.model.state import loaded
 from mongoz.persistence.rows.changes import Changes, are_same, find_changes
-from mongoz.persistence.rows.flat import reloaded_values
+from mongoz.persistence.rows.flat import loads_unchanged, reloaded_values
 from mongoz.persistence.rows.hydration import previous_instance
 
 __all__ = ["unsaved_changes"]
@@ -31,6 +31,8 @@ def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
     if known is None or not changes.changed:
         return changes
     changed = changes.changed
+    if loads_unchanged(type(instance), known, changed):
+        return changes
     reloaded = None
     if known.keys() >= changed.keys():
         reloaded = reloaded_values(type(instance), {name: known[name] for name in changed})

@@ -144,18 +144,18 @@ def assign_flat(instance: Model, values: dict[str, Any]) -> Changes | None:
 
     None if this is not possible, or if a value is invalid. The instance is unchanged then.
     """
-    document = type(instance)
+    document, present = type(instance), instance.__dict__
     new = {**values, **auto_now_values(document)} if _auto_now_fields(document) else values
     if instance.__pydantic_extra__:
         return None
-    row = assigned_row(document, instance.__dict__, new)
+    row = assigned_row(document, present, new)
     if row is None:
         return None
-    names, changed, assigned = stored_names(document), {}, instance.__dict__
+    names, changed = stored_names(document), {}
     for name in new:
         alias = names[name]
         changed[alias] = value = row[alias]
-        assigned[name] = value if type(value) is not list else value.copy()
+        present[name] = value if type(value) is not list else value.copy()
     instance.__pydantic_fields_set__.update(new)
     return tuple.__new__(Changes, (changed, ()))  # `Changes(...)` takes twice as long
 

@@ -7,12 +7,12 @@ from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.model.state import loaded, remember
 from mongoz.persistence.insert import insert_within_turn
-from mongoz.persistence.origin import make_originator, must_stamp
+from mongoz.persistence.origin import make_originator
 from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.patch_command import read_current, send_alone, send_patch
 from mongoz.persistence.patches import set_auto_now
 from mongoz.persistence.pre_signals import fire_pre_signal
-from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
+from mongoz.persistence.rows.changes import Changes, differing_fields
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.partial_changes import changes_of_parts, completed
@@ -39,7 +39,8 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     if instance.id is None:
         set_auto_now(instance)
         return await insert_within_turn(instance, collection, session)
-    meta = type(instance).meta
+    kind = type(instance)
+    meta = kind.meta
     document, signals = meta.document, meta.signals
     own_collection = loaded(instance).collection or meta.collection or meta.require_collection()
     target = default_target(meta) if collection is session is None and own_collection is meta.collection else None
@@ -50,21 +51,23 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     set_auto_now(instance)
     row = validated_row(instance)
     is_own = target.collection is own_collection or target.collection == own_collection
-    changes = _changes(instance, row, is_own=is_own)
-    if type(instance) is not document and has_invariants(document):
-        derived = await _derived_fields(instance, changes.changed, target)
-        changes = changes._replace(changed={**changes.changed, **derived})
-    written = changes_of_parts(instance, changes) if type(instance) is not document else changes
+    changes = written = _changes(instance, row, loaded(instance).row() if is_own else None)
+    if kind is not document:
+        if has_invariants(document):
+            derived = await _derived_fields(instance, changes.changed, target)
+            changes = changes._replace(changed={**changes.changed, **derived})
+        written = changes_of_parts(instance, changes)
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
-    if firing.receivers or must_stamp(firing, target, natural=False):
-        await _write_and_fire(instance, target, firing, row, changes, written, is_own=is_own)
+    applied = changes if is_own else None
+    if firing.receivers or target.group is not None:  # a dispatched registry stamps each save
+        await _write_and_fire(instance, target, firing, row, written, applied)
         return instance
     if target.transaction is not None:
         target.undo_on_abort(instance)
     await send_alone(instance, target, written)
-    _remember_saved(instance, target, row, changes, is_own=is_own)
+    _remember_saved(instance, target, row, applied)
     return instance
 
 
@@ -73,10 +76,8 @@ async def _write_and_fire(
     target: WriteTarget,
     firing: Firing,
     row: dict[str, Any],
-    changes: Changes,
     written: Changes,
-    *,
-    is_own: bool,
+    applied: Changes | None,
 ) -> None:
     """Send the changes with their stamp, if they need one; then run the receivers.
 
@@ -85,9 +86,8 @@ async def _write_and_fire(
         target: the target.
         firing: the receivers.
         row: the valid row of the instance.
-        changes: the changed fields of the row.
-        written: the same changes, with paths for fields that were loaded in part.
-        is_own: the instance is written to the collection that it was loaded from.
+        written: the changes, with paths for fields that were loaded in part.
+        applied: see `_remember_saved`.
     """
     previous = previous_instance(instance) if firing.receivers else None
     id_ = id_of(instance)
@@ -99,35 +99,38 @@ async def _write_and_fire(
         return send_patch(instance, target, patch, session=session)
 
     def settle(instance: Model, _: object) -> dict[str, Any]:
-        _remember_saved(instance, target, row, changes, is_own=is_own)
+        _remember_saved(instance, target, row, applied)
         return {"instance": instance, "created": False, "previous": previous}
 
     await write_and_fire(Write(target, firing, origin, instance, id_, settle), send)
 
 
-def _remember_saved(
-    instance: Model, target: WriteTarget, row: dict[str, Any], changes: Changes, *, is_own: bool
-) -> None:
-    known = loaded(instance).row() if is_own else None
+def _remember_saved(instance: Model, target: WriteTarget, row: dict[str, Any], applied: Changes | None) -> None:
+    """Update the last known row of an instance.
+
+    Args:
+        instance: the instance.
+        target: the target of the save.
+        row: the valid row of the instance.
+        applied: the changes of the last known row; None if that row is of another collection.
+    """
+    known = None if applied is None else loaded(instance).row()
+    now = row if known is None or applied is None else applied.applied_to(known)
     meta = instance.meta
     own = target.collection is meta.collection  # this check saves a call
-    remember(
-        instance,
-        row if known is None else changes.applied_to(known),
-        None if own else target.other_collection(meta.document),
-    )
+    remember(instance, now, None if own else target.other_collection(meta.document))
 
 
-def _changes(instance: Model, row: dict[str, Any], *, is_own: bool) -> Changes:
+def _changes(instance: Model, row: dict[str, Any], known: dict[str, Any] | None) -> Changes:
     """The changes that a save writes.
 
     Args:
         instance: the instance.
         row: its valid row.
-        is_own: the instance is written to the collection that it was loaded from.
+        known: the last known row; None if the instance is written to another collection.
     """
     try:
-        changes = unsaved_changes(instance, row) if is_own else find_changes(None, row)
+        changes = unsaved_changes(instance, row, known)
     except Exception as error:
         explain_unstorable(error, instance)
         raise

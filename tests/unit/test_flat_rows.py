@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, core_schema
 
 import mongoz
 from mongoz.fields.storage import stored
+from mongoz.model.state import loaded
 from mongoz.persistence.rows import flat, unsaved
 from mongoz.persistence.rows.changes import Changes, are_same
 from mongoz.persistence.rows.validation import validated_row
@@ -180,7 +181,7 @@ def test_a_save_finds_the_same_changes_as_if_it_loaded_all_of_them_again(
                 row = validated_row(thing)
             except ValidationError:
                 continue
-            changes.append(unsaved.unsaved_changes(thing, row))
+            changes.append(unsaved.unsaved_changes(thing, row, loaded(thing).row()))
         return changes
 
     things = documents(annotation)

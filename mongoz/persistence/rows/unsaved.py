@@ -4,7 +4,6 @@ from typing import Any
 
 from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
-from mongoz.model.state import loaded
 from mongoz.persistence.rows.changes import Changes, are_same, find_changes
 from mongoz.persistence.rows.flat import loads_unchanged, reloaded_values
 from mongoz.persistence.rows.hydration import previous_instance
@@ -12,7 +11,7 @@ from mongoz.persistence.rows.hydration import previous_instance
 __all__ = ["unsaved_changes"]
 
 
-def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
+def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] | None) -> Changes:
     """The changes of an instance since its load, by stored names.
 
     A field can differ from the stored row although this process did not change it: other clients store an integer
@@ -22,11 +21,11 @@ def unsaved_changes(instance: Model, row: dict[str, Any]) -> Changes:
     Args:
         instance: the instance.
         row: its valid row.
+        known: the last known row; None if there is none.
 
     Raises:
         InvalidKeyError: update operators don't support the name of a changed key.
     """
-    known = loaded(instance).row()
     changes = find_changes(known, row)
     if known is None or not changes.changed:
         return changes

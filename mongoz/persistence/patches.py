@@ -11,7 +11,7 @@ from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
 from mongoz.model.partial import default_of
-from mongoz.model.state import loaded, remember
+from mongoz.model.state import remember_changes
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.pre_signals import fire_pre_signal
@@ -29,7 +29,6 @@ __all__ = [
     "auto_now_values",
     "fire_and_make_patch",
     "make_patch",
-    "remember_written",
     "set_auto_now",
     "settle_update",
     "show_sets",
@@ -234,21 +233,8 @@ def settle_update(
     _take_computed(instance, operations, row)
     removed = (*patch.removed, *(operation.top for operation in operations if operation.top not in row))
     written = Changes({**patch.changed, **row}, removed)
-    remember_written(instance, written, other_collection)
+    remember_changes(instance, written.changed, removed, other_collection)
     return attribute_names(type(instance), written.names)
-
-
-def remember_written(instance: Model, written: Changes, other_collection: Any) -> None:
-    """Update the last known row of an instance.
-
-    Args:
-        instance: the instance.
-        written: the fields that were set and removed.
-        other_collection: the collection, unless it is the document's own.
-    """
-    known = loaded(instance).row()
-    if known is not None:  # else the other fields stay unknown
-        remember(instance, written.applied_to(known), other_collection)
 
 
 def _take_computed(instance: Model, operations: Sequence[Operation], row: dict[str, Any]) -> None:

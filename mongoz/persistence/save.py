@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
-from mongoz.model.state import loaded, remember
+from mongoz.model.state import loaded, remember, remember_changes
 from mongoz.persistence.insert import insert_within_turn
 from mongoz.persistence.origin import make_originator
 from mongoz.persistence.outcome.refusals import explain_unstorable
@@ -42,16 +42,22 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     kind = type(instance)
     meta = kind.meta
     document, signals = meta.document, meta.signals
-    own_collection = loaded(instance).collection or meta.collection or meta.require_collection()
+    state = loaded(instance)
+    own_collection = state.collection or meta.collection or meta.require_collection()
     target = default_target(meta) if collection is session is None and own_collection is meta.collection else None
     if target is None:
         target = await resolve_target(document, own_collection if collection is None else collection, session)
     if signals.pre_save.receivers:  # checked here too, which saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
+        state = loaded(instance)  # a receiver may have saved the instance
     set_auto_now(instance)
     row = validated_row(instance)
     is_own = target.collection is own_collection or target.collection == own_collection
-    changes = written = _changes(instance, row, loaded(instance).row() if is_own else None)
+    try:
+        changes = written = unsaved_changes(instance, row, state.row() if is_own else None)
+    except Exception as error:
+        explain_unstorable(error, instance)
+        raise
     if kind is not document:
         if has_invariants(document):
             derived = await _derived_fields(instance, changes.changed, target)
@@ -114,30 +120,13 @@ def _remember_saved(instance: Model, target: WriteTarget, row: dict[str, Any], a
         row: the valid row of the instance.
         applied: the changes of the last known row; None if that row is of another collection.
     """
-    known = None if applied is None else loaded(instance).row()
-    now = row if known is None or applied is None else applied.applied_to(known)
     meta = instance.meta
     own = target.collection is meta.collection  # this check saves a call
-    remember(instance, now, None if own else target.other_collection(meta.document))
-
-
-def _changes(instance: Model, row: dict[str, Any], known: dict[str, Any] | None) -> Changes:
-    """The changes that a save writes.
-
-    Args:
-        instance: the instance.
-        row: its valid row.
-        known: the last known row; None if the instance is written to another collection.
-    """
-    try:
-        changes = unsaved_changes(instance, row, known)
-    except Exception as error:
-        explain_unstorable(error, instance)
-        raise
-    if changes.removed and type(instance).model_config.get("extra") != "allow":
-        # The class keeps no undeclared keys, so `row` lacks those of the document. They must not be removed.
-        return Changes(changes.changed, ())
-    return changes
+    other = None if own else target.other_collection(meta.document)
+    if applied is None:
+        remember(instance, row, other)
+    else:
+        remember_changes(instance, applied.changed, applied.removed, other, unknown=row)
 
 
 async def _derived_fields(instance: Model, changed: dict[str, Any], target: WriteTarget) -> dict[str, Any]:

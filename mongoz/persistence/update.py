@@ -7,7 +7,7 @@ from mongoz.connection.codec import as_stored_literal
 from mongoz.exceptions import DocumentNotFound
 from mongoz.model.base import Model
 from mongoz.model.partial import is_partial
-from mongoz.model.state import loaded
+from mongoz.model.state import loaded, remember_changes
 from mongoz.persistence.errors import ATTEMPTS, DocumentChanged, require_id, write_conflict
 from mongoz.persistence.operations.limits import limits_of
 from mongoz.persistence.operations.operation import Operation
@@ -22,7 +22,6 @@ from mongoz.persistence.patches import (
     attribute_names,
     fire_and_make_patch,
     make_patch,
-    remember_written,
     settle_update,
 )
 from mongoz.persistence.rows.changes import Changes
@@ -54,7 +53,8 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
         return instance
     meta = type(instance).meta
     document = meta.document
-    require_id(instance)
+    if instance.id is None:  # this check saves a call
+        require_id(instance)
     collection = loaded(instance).collection
     target = default_target(meta) if collection is session is None else None
     if target is None:
@@ -131,7 +131,8 @@ async def _patch(
         await send_alone(instance, target, patch)
         undo.clear()
         own = target.collection is meta.collection  # this check saves a call
-        remember_written(instance, patch, None if own else target.other_collection(document))
+        other = None if own else target.other_collection(document)
+        remember_changes(instance, patch.changed, patch.removed, other)
     except BaseException:
         if undo:  # else the update is written, and only receivers raised
             _restore_state(instance, undo, own_values)

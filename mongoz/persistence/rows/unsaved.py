@@ -27,12 +27,17 @@ def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] 
         InvalidKeyError: update operators don't support the name of a changed key.
     """
     changes = find_changes(known, row)
-    if known is None or not changes.changed:
-        return changes
-    changed = changes.changed
-    if loads_unchanged(type(instance), known, changed):
-        return changes
-    reloaded = None
+    if known is not None and changes.changed and not loads_unchanged(type(instance), known, changes.changed):
+        changes = _own_changes(instance, row, known, changes)
+    if changes.removed and type(instance).model_config.get("extra") != "allow":
+        # The class keeps no undeclared keys, so `row` lacks those of the document. They must not be removed.
+        return Changes(changes.changed, ())
+    return changes
+
+
+def _own_changes(instance: Model, row: dict[str, Any], known: dict[str, Any], changes: Changes) -> Changes:
+    """The changes without the differences that a load makes."""
+    changed, reloaded = changes.changed, None
     if known.keys() >= changed.keys():
         reloaded = reloaded_values(type(instance), {name: known[name] for name in changed})
     if reloaded is None:

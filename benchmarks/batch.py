@@ -109,7 +109,7 @@ def _memory_row(setting: Setting) -> Row:
         for name in (_DATABASE, _STATE):
             client.drop_database(name)
     setting.say(f"batches: {peak:.0f} MB at most with large events; after each tenth {tenths}")
-    of = f"{changes:,} events of {_LARGE / 1e6:g} MB for a receiver with batch={_SIZE} (at most {peak:.0f} MB)"
+    of = f"{changes:,} events of {_LARGE / 1e6:g} MB for a receiver with batch={_SIZE} (peak: {peak:.0f} MB)"
     return growth_row("batch_memory_growth", "memory, large batches, growth", of, tenths)
 
 

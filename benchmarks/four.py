@@ -35,7 +35,8 @@ def measure_four(setting: Setting) -> list[Row]:
         Row(
             key="four_dispatchers",
             what="four dispatchers",
-            about=f"changes per second of {changes:,} that wait, a receiver that takes 50 ms, 100 at once",
+            about=f"changes delivered per second, out of {changes:,} that wait, with a receiver that takes 50 ms "
+            "and 100 deliveries at once in each dispatcher",
             peer="one dispatcher",
             unit="/s",
             pairs=[Pair(four.rate, one.rate) for four, one in points],

@@ -51,8 +51,8 @@ DIMENSIONS: Final = (
         "collections",
         "Watched collections",
         "collections",
-        "One receiver for each collection, inserts spread evenly. One stream serves all; the server "
-        "compares each change with the list of names.",
+        "One receiver for each collection, inserts spread evenly. One stream serves all collections. The "
+        "server compares each change with the list of their names.",
         (1, 10, 100),
         lambda value: Busy(Shape(collections=int(value)), changes=20_000),
     ),

@@ -74,8 +74,8 @@ def _rows(burst: int, plain: list[tuple[Point, Point]], limited: list[tuple[Poin
         Row(
             key="limits_burst",
             what="plain beside limited, burst",
-            about=f"seconds until a plain receiver has {burst:,} changes that are written at once, while those "
-            "of the limited receiver are parked",
+            about=f"seconds until a plain receiver has {burst:,} changes that are written at once, while "
+            "the deliveries of the limited receiver are parked",
             peer="alone",
             unit="s",
             pairs=[Pair(burst / ours.rate, burst / peer.rate) for ours, peer in plain],

@@ -53,7 +53,8 @@ def measure_memory(setting: Setting) -> list[Row]:
         Row(
             key="memory",
             what="memory",
-            about=f"megabytes of the daemon at most, over a backlog of {changes:,} changes",
+            about=f"the largest memory of the daemon in megabytes, while it delivers a backlog of {changes:,} "
+            "changes",
             peer="the limit",
             unit="MB",
             pairs=[Pair(measured["peak_mb"], _LIMIT_MB)],

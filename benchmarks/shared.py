@@ -36,7 +36,7 @@ def measure_shared(setting: Setting) -> list[Row]:
         Row(
             key="shared_documents",
             what="transactional, shared documents",
-            about=f"seconds for {_CHANGES} changes that count into {_COUNTERS} documents, 100 at once",
+            about=f"seconds for {_CHANGES} deliveries, 100 at once, that change counters in {_COUNTERS} documents",
             peer="a plain receiver with the same writes",
             unit="s",
             pairs=[Pair(_CHANGES / ours.rate, _CHANGES / peer.rate) for ours, peer in points],

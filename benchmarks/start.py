@@ -97,7 +97,8 @@ def measure_start(setting: Setting) -> list[Row]:
         Row(
             key="start",
             what="start",
-            about="seconds from starting `dispatcher run` to its first delivery, of a change that waited for it",
+            about="seconds from starting `dispatcher run` to its first delivery; the change was written before "
+            "the start",
             peer="the limit",
             unit="s",
             pairs=pairs,

@@ -60,7 +60,8 @@ _COMPARISONS = (
     Comparison(
         "create_heard",
         "create, heard",
-        "the same, with one pre_save and one post_save receiver that do nothing",
+        "microseconds to make an instance and create() it, with one pre_save and one post_save receiver that do "
+        "nothing, against insert_one of the same values",
         "PyMongo",
         _ours("create_heard"),
         _INSERT_ONE,
@@ -71,7 +72,8 @@ _COMPARISONS = (
     Comparison(
         "create_made",
         "create of an instance",
-        "the same as the first, for instances that were made before",
+        "microseconds to create() an instance that was made before, without receivers, against insert_one of "
+        "the same values",
         "PyMongo",
         _ours("create_made"),
         _INSERT_ONE,
@@ -80,7 +82,8 @@ _COMPARISONS = (
     Comparison(
         "create_stamped",
         "create, stamped",
-        "one post_save receiver, on a dispatched registry with claims=False, against the same on a plain one",
+        "microseconds to make and create() an instance with one post_save receiver, on a dispatched registry with "
+        "claims=False, against a plain registry",
         "create, unstamped",
         _ours("create_stamped"),
         _ours("create_announced"),
@@ -91,7 +94,8 @@ _COMPARISONS = (
     Comparison(
         "create_claimed",
         "create, claimed",
-        "the same on a dispatched registry with claims, against claims=False",
+        "microseconds to make and create() an instance with one post_save receiver, on a dispatched registry with "
+        "claims, against one with claims=False",
         "create, unclaimed",
         _ours("create_claimed"),
         _ours("create_stamped"),
@@ -102,7 +106,8 @@ _COMPARISONS = (
     Comparison(
         "create_claimed_heard",
         "create, heard, claimed",
-        "one pre_save and one post_save receiver that do nothing, with claims, against insert_one",
+        "microseconds to make and create() an instance with one pre_save and one post_save receiver that do "
+        "nothing, with claims, against insert_one",
         "PyMongo",
         _ours("create_claimed_heard"),
         _INSERT_ONE,
@@ -113,7 +118,8 @@ _COMPARISONS = (
     Comparison(
         "delete_stamped",
         "delete, stamped",
-        "one post_delete receiver, on a dispatched registry, against the same on a plain one",
+        "microseconds to delete() an instance with one post_delete receiver, on a dispatched registry, against a "
+        "plain registry",
         "delete, unstamped",
         _ours("delete_claimed"),
         _ours("delete_announced"),
@@ -124,7 +130,8 @@ _COMPARISONS = (
     Comparison(
         "delete_many_stamped",
         "bulk delete, stamped",
-        "the same for one objects.filter(...).delete() that deletes all documents of the turn",
+        "microseconds per document for one objects.filter(...).delete() of many documents, with one post_delete "
+        "receiver, on a dispatched registry, against a plain registry",
         "bulk, unstamped",
         _ours("delete_many_claimed"),
         _ours("delete_many_announced"),
@@ -155,7 +162,7 @@ _COMPARISONS = (
     Comparison(
         "create_motor",
         "create",
-        "the same as the first, against insert_one of Motor",
+        "microseconds to make an instance and create() it, without receivers, against insert_one of Motor",
         "Motor",
         _CREATE,
         Side("motor_driver", "create", "motor"),
@@ -164,7 +171,7 @@ _COMPARISONS = (
     Comparison(
         "create_beanie",
         "create",
-        "the same as the first, against Created(...).insert()",
+        "microseconds to make an instance and create() it, without receivers, against Created(...).insert()",
         "Beanie",
         _CREATE,
         Side("beanie_odm", "create", "beanie"),
@@ -173,7 +180,8 @@ _COMPARISONS = (
     Comparison(
         "create_mongoengine",
         "create",
-        "the same as the first, against Created(...).save(), which blocks",
+        "microseconds to make an instance and create() it, without receivers, against Created(...).save(), which "
+        "blocks",
         "MongoEngine",
         _CREATE,
         Side("mongoengine_odm", "create", "mongoengine"),

@@ -11,12 +11,12 @@
     ├── PositionError             a position cannot be used: the saved one, or a requested one
     │   └── HistoryLost           the oplog or the topic no longer reaches back to the position
     ├── KafkaError                Kafka cannot be used
-    │   └── TopicError                the topic cannot be used
+    │   └── TopicError            the topic cannot be used
     ├── NotFound                  a named object does not exist
     │   ├── UnknownReceiver       no receiver has this name
     │   ├── UnknownRun            no replay or backfill has this id
     │   └── UnknownLetter         no dead letter has this id
-    ├── FilterRefused             a filter on the command line is not one that the server accepts
+    ├── FilterRefused             the server rejects a filter of the command line
     ├── OtherRun                  a run can't continue with other options
     ├── MalformedLetter           the document of a dead letter is malformed
     ├── NotRunning                no dispatcher of the group is alive to execute the command
@@ -99,8 +99,8 @@ class ExitCode(IntEnum):
     KAFKA = 27
     TOPIC = 28
     CRASHED = 70
-    """A bug in the dispatcher: please report it with the traceback. Or a thread of a receiver or of a library has
-    cancelled the dispatcher's own tasks."""
+    """The dispatcher has a bug: please report it with the traceback. Another possible cause: a thread of a
+    receiver or of a library has cancelled the dispatcher's own tasks."""
     FORCED = 130
     """A second SIGINT, SIGTERM or SIGQUIT ended the process at once, or the orderly end of the process took too
     long. Nothing is lost; a few deliveries may repeat."""

@@ -17,7 +17,7 @@ MOST_PARTITIONS: Final = 256
 """Maximum number of partitions. Without Kafka, each partition has a change stream that reads the whole oplog."""
 
 MOST_PROCESSES: Final = 64
-"""Maximum number of processes. Each has its own connections, and one supervisor watches all of them."""
+"""Maximum number of processes. Each process has its own connections, and one supervisor watches all processes."""
 
 
 class Address(NamedTuple):
@@ -42,7 +42,7 @@ class Address(NamedTuple):
 class Settings(BaseModel):
     """Settings of one dispatcher process; each has an environment variable `DISPATCHER_<NAME>`.
 
-    A setting that is not an argument has the value of its variable.
+    A setting that is not passed as an argument gets the value of its variable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,9 +92,9 @@ class Settings(BaseModel):
         default=5.0,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds from the start of a delivery's first attempt. If the next attempt starts later "
-        "than that, the delivery waits in MongoDB and not in memory. Later deliveries of its document to the "
-        "receiver wait with it.",
+        description="A delivery waits in MongoDB, and not in memory, if its next attempt would start more than "
+        "this number of seconds after the start of its first attempt. Later deliveries of the same document to "
+        "the same receiver wait with it.",
     )
     slow_after: float = Field(
         default=5.0,
@@ -133,7 +133,8 @@ class Settings(BaseModel):
     on_history_lost: Literal["fail", "resume", "backfill"] = Field(
         default="fail",
         description="If the oplog does not reach back to the position: fail ends with exit code 17; resume "
-        "continues from now, and records a gap; backfill, not for a relay, also delivers the current documents.",
+        "continues from now, and records a gap; backfill does the same as resume, and also delivers the current "
+        "documents. A relay has no backfill.",
     )
     state_database: str = Field(
         default="mongoz_dispatcher",
@@ -164,9 +165,9 @@ class Settings(BaseModel):
     )
     processes: str = Field(
         default="1",
-        description="Number of processes on this machine, 1 to 64, under one supervisor. auto is one for each "
-        "core, without --kafka at most 2. A new group gets as many partitions; for more than 4 processes it needs "
-        "--partitions.",
+        description="Number of processes on this machine, 1 to 64, under one supervisor. auto means one "
+        "process for each core, but at most 2 without --kafka. A new group gets the same number of partitions. "
+        "For more than 4 processes, a new group needs --partitions.",
     )
     adopt: bool = Field(
         default=False,
@@ -183,8 +184,8 @@ class Settings(BaseModel):
         default=14.0,
         ge=1.0,
         le=3_650.0,
-        description="Days that records of transactional deliveries, and claims of processes that have ended, are "
-        "kept. It must be longer than the oplog reaches back.",
+        description="Days for which records of transactional deliveries, and claims of processes that have ended, "
+        "are kept. This time must be longer than the oplog reaches back.",
     )
     claim_timeout: float = Field(
         default=15.0,

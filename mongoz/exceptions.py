@@ -5,7 +5,7 @@
     ├── MultipleDocumentsReturned   get() matched several documents
     ├── FieldDefinitionError        a field is declared wrongly, or a call does not fit a field
     ├── ImproperlyConfigured        a registry or a document is defined wrongly
-    ├── InvalidKeyError             a document has no such name, or an id is malformed
+    ├── InvalidKeyError             the name of a field, index or option is invalid, or an id is malformed
     ├── InvalidObjectIdError        a string is no ObjectId
     ├── SignalError                 a receiver or a signal can't work
     ├── AbstractDocumentError       an operation needs a collection, and the document has none
@@ -46,7 +46,7 @@ class MongozException(Exception):
     """An error of mongoz."""
 
     def __init__(self, *args: object, detail: str = "") -> None:
-        """Keep the arguments; the detail becomes the last one.
+        """Keep the arguments; the detail becomes the last argument.
 
         Args:
             *args: the message.
@@ -76,7 +76,7 @@ class ImproperlyConfigured(MongozException):
 
 
 class InvalidKeyError(MongozException):
-    """The document has no such name, or this id is malformed."""
+    """The name of a field, index or option is invalid, or an id is malformed."""
 
 
 class InvalidObjectIdError(MongozException):
@@ -139,7 +139,8 @@ class BatchError(MongozException):
     """Raised by a batch receiver: only these events of its batch failed, and all others are done.
 
     A dispatcher repeats the failed events, and also the later events of their documents. With `transactional=True`
-    the transaction is aborted. The other events run again at once, in a transaction without the events to repeat.
+    the transaction is aborted, so the other events must run again too. They run at once, in a transaction of their
+    own.
 
     Args:
         errors: the error of each failed event, by its index in the batch.

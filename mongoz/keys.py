@@ -4,8 +4,8 @@ MongoDB compares numbers by value: 1, `NumberLong(1)`, 1.0 and `Decimal128("1.00
 documents and arrays. 0.0 and -0.0 are one `_id` too, and so are all NaN. But equal numbers can have different
 BSON, and then hashes of the BSON differ. So `canonical` encodes every number in the narrowest type that holds it.
 
-`canonical` works on the bytes of BSON, since Python compares values differently (1 == True), and can't decode
-every key.
+`canonical` works on the bytes of BSON. Python values are not enough: Python compares them differently (1 == True),
+and not every key can be decoded.
 """
 
 import struct

@@ -80,7 +80,7 @@ FIELD: Final = "_mongoz"
 _VERSION: Final = 1
 _FIXED: Final = 24
 _RECEIVERS, _MUTED, _HOPS = range(3)
-_CLAIMED: Final = b"claims"  # the first bytes of a list with a claim
+_CLAIMED: Final = b"claims"  # the first bytes of a list of ids with a claim
 _OPENING: Final = len(_CLAIMED) + 2
 _NUMBERED: Final = 16  # bytes of the incarnation and the number
 _CONTEXT: Final = b"cntxt"  # the bytes after the salt of a context
@@ -88,7 +88,7 @@ _CONTEXT_END: Final = 16  # bytes from the salt to the end
 _INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
 _KEPT_CONTEXTS: Final = 128  # a forged context may have 64 kB
-_LONGEST: Final = 16_384  # maximum bytes of a tail, for about 2,000 receivers: the cache keeps tails
+_LONGEST: Final = 16_384  # maximum bytes of a tail (about 2,000 receivers), because the cache keeps tails
 _OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
 
 
@@ -320,7 +320,7 @@ def packed_context(context: str, hops: int) -> bytes:
 
 
 def _unpacked_context(listed: bytes) -> tuple[bytes, str, int] | None:
-    """Read the context at the end of a list.
+    """Read the context at the end of a list of ids.
 
     Returns:
         The ids before the context, the context, and the hops; None if the context is not readable.

@@ -65,7 +65,7 @@ def _rows(which: str, changes: int, peak: float, tenths: list[float]) -> list[Ro
         Row(
             key=f"kafka_memory_{which}",
             what=f"memory, {which}",
-            about=f"megabytes of a {which} at most, over {changes:,} changes",
+            about=f"the largest memory of a {which} in megabytes, over {changes:,} changes",
             peer="the limit",
             unit="MB",
             pairs=[Pair(peak, _LIMIT_MB)],

@@ -1,1 +1,1 @@
-"""Gathers the deliveries of batch receivers from the lanes and the database, and makes many in one call."""
+"""Gathers deliveries to batch receivers from the lanes and the database, and makes many of them in one call."""

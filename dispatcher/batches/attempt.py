@@ -1,4 +1,4 @@
-"""One attempt with a batch: the events, and the steps that differ from those of single deliveries."""
+"""One attempt to deliver a batch: makes the events, and calls the receiver with them."""
 
 from collections.abc import Awaitable, Sequence
 from contextvars import copy_context
@@ -18,11 +18,11 @@ from mongoz.signals import BatchEvent, Delivery
 
 @dataclass(slots=True, eq=False)
 class BatchAttempt(Attempt):
-    """One attempt to deliver a batch. Its change and its delivery are those of the first event.
+    """One attempt to deliver a batch. `change` and `delivery` are those of the first event.
 
     Attributes:
         gathered: the deliveries of the batch.
-        events: what the receiver gets, in the same order.
+        events: the events for the receiver, in the order of `gathered`.
     """
 
     gathered: Sequence[GatheredDelivery]
@@ -64,7 +64,7 @@ class MadeEvents:
     """The events of a batch.
 
     Attributes:
-        gathered: the deliveries of the events, in the same order.
+        gathered: the deliveries of `events`, in the same order.
         misfits: the deliveries whose documents can't be converted to instances, each with its error.
     """
 
@@ -75,7 +75,7 @@ class MadeEvents:
 
 def make_events(gathered: Sequence[GatheredDelivery], term: int, codec_options: CodecOptions[Any]) -> MadeEvents:
     """Make the events of a batch, with instances that no receiver has modified."""
-    return copy_context().run(_make_events, gathered, term, codec_options)  # validators may set variables
+    return copy_context().run(_make_events, gathered, term, codec_options)  # validators may set context variables
 
 
 def _make_events(gathered: Sequence[GatheredDelivery], term: int, codec_options: CodecOptions[Any]) -> MadeEvents:
@@ -111,7 +111,7 @@ def delivery_of(one: GatheredDelivery, image: Image, term: int) -> Delivery:
 
 
 def run_batch(attempt: Attempt) -> Awaitable[Any]:
-    """Call the receiver with a batch: the innermost `run` of a batch receiver."""
+    """Call the receiver with a batch. The steps of `Target.run` are around this function."""
     assert isinstance(attempt, BatchAttempt)
     return _run_batch(attempt)
 

@@ -1,9 +1,9 @@
 """Gathers the deliveries of batch receivers, and runs their batches in the lanes.
 
-The deliverer makes the delivery a separate part of its job, like a delivery that waits for a claim. So the lane of
-the document goes on to the next receiver and to the next change. The job is finished when all its parts are
-finished.
-A batch is an errand in the lanes with a key of its own, so it takes one of the places of this process.
+A delivery to a batch receiver is a separate part of the job of its change, like a delivery that waits for a claim.
+So the lane of the document goes on to the next receiver and to the next change. The job is finished when all its
+parts are finished.
+A batch is an errand in the lanes with a key of its own. So each running batch takes one place, like a job.
 
 A document is in one batch of a receiver at a time. If a delivery must wait for long, an errand in the lane of its
 document parks it, together with all later ones that have gathered behind it. So no later delivery overtakes it.
@@ -75,7 +75,7 @@ class Batches:
         self._waiting_bytes = 0
 
     def settle_in(self, source: HeldSource) -> None:
-        """Set the source of deliveries from the database. It records their results. Required before `add_held`."""
+        """Set the source of the deliveries from the database. Required before `add_held`."""
         self._held_source = source
 
     def resize(self, places: int) -> None:
@@ -89,7 +89,7 @@ class Batches:
         """Let a delivery wait for its batch, see `BatchGate`."""
         job, change, calls, receiver = attempt.parent, attempt.change, attempt.calls, attempt.target.receiver
         assert isinstance(job, Job)
-        # Receivers that were called before this one may have modified the instance.
+        # Receivers before this one may have modified the instance. Then the event gets a new instance.
         made = (attempt.delivery.image, attempt.keywords) if calls.receivers[0] is receiver else None
         own = calls if len(calls.receivers) == 1 else calls._replace(receivers=(receiver,))
         one = GatheredDelivery(change, own, change.key, attempt.began, job, made=made)
@@ -140,7 +140,7 @@ class Batches:
     def close_rest(self) -> None:
         """Begin the next batches if everything in the queue waits for a batch.
 
-        In this case no job in the queue can add a delivery to them.
+        In this case no job in the queue can add a delivery to these batches.
         """
         if self.waiting == self._tools.capacity.queued:
             self.close()
@@ -172,7 +172,7 @@ class Batches:
 
     @property
     def _share(self) -> int:
-        """The maximum number of batches of one receiver at once. So a slow receiver leaves places for others."""
+        """The maximum number of batches of one receiver at once. The other places are for other receivers."""
         return max(1, self._places // len(self._groups))
 
     def _advance_all(self) -> None:
@@ -209,7 +209,7 @@ class Batches:
         return BatchRun(self._tools, group.target, gathered, finish=self._finish, end=end)
 
     def _ended(self, group: _ReceiverBatches, run: BatchRun) -> None:
-        """End a batch, and release its documents. `_release` later releases documents with parked deliveries."""
+        """End a batch, and release its documents, except those with deliveries to park: see `_release`."""
         group.gathering.running -= 1
         group.gathering.release(run.keys - run.waits.keys())
         self._advance_all()
@@ -234,7 +234,7 @@ class Batches:
         """Record the results of deliveries that waited in the database, and park those of the stream."""
         from_held = [each for waits in run.waits.values() for each in waits if each[0].job is None]
         if run.decided or from_held:
-            assert self._held_source is not None  # required
+            assert self._held_source is not None  # `settle_in` has set it
             await self._held_source.settle(run.decided, from_held, run.stuck)
         for key, waits in run.waits.items():
             errand = partial(self._park, gathering, key, waits, run.stuck)
@@ -268,7 +268,7 @@ class Batches:
             self.waiting -= 1
             self._waiting_bytes -= one.change.size
         else:
-            assert self._held_source is not None  # required
+            assert self._held_source is not None  # `settle_in` has set it
             self._held_source.forget(one)
 
     def _release(self, gathering: Gathering, key: Hashable) -> None:
@@ -278,7 +278,7 @@ class Batches:
     # -- the end ---------------------------------------------------------------------------------------------
 
     def last(self) -> dict[Hashable, Errand]:
-        """At the end: the errands of all batches that can begin. Nothing more begins by itself."""
+        """At the end: the errands of all batches that can begin. After this call no timer begins a batch."""
         for group in self._groups.values():
             group.timer.cancel()
         errands: dict[Hashable, Errand] = {}
@@ -300,7 +300,7 @@ class Batches:
             Interrupted: the process ends, and a write has not succeeded.
         """
         held = self._tools.held
-        assert held is not None  # only replays and backfills have none, and they do not call this
+        assert held is not None  # only replays and backfills have none, and they do not call this method
         for one in list(self._unfinished):
             assert one.job is not None  # only deliveries with a job are in this list
             if one.job.is_begun:

@@ -18,16 +18,16 @@ class GatheredDelivery:
     """A delivery that waits for its batch, or is in a batch.
 
     Attributes:
-        calls: the calls of one receiver.
+        calls: the document class and a single receiver.
         key: the key of the document.
         since: the time from which `Batch.wait` counts, by the monotonic clock.
         job: the job of the change; None for a delivery that waited in the database.
-        row: the lane of a delivery from the database, and its place in this lane. `HeldSource` needs both to
+        row: for a delivery from the database, its lane and its place in this lane. `HeldSource` needs both to
             record the result.
         attempts: the number of attempts. If a failed batch is split, all attempts with its parts count as one.
-        began: the time of the first attempt.
-        retried: the dead letter that the delivery repeats.
-        made: the image and the keywords for the receiver; None after a receiver has got them.
+        began: the time of the first attempt; None before it.
+        retried: the dead letter that the delivery repeats; None if it repeats none.
+        made: the image and the keywords for the receiver; None if they must be made from the change.
         is_untouched: whether the documents of the change are unmodified: no instance was made from them.
     """
 
@@ -79,7 +79,7 @@ class Gathering:
             self._since = min(self._since, one.since)
 
     def close(self) -> None:
-        """Let the deliveries begin at once, without waiting for further ones."""
+        """Make the next batch due at once, even if it is not full."""
         self._hurry = bool(self._free)
 
     def is_due(self, at: float, most_bytes: int) -> bool:
@@ -98,7 +98,7 @@ class Gathering:
 
     @property
     def due_at(self) -> float | None:
-        """The time at which the next batch begins at the latest; None if no delivery can begin now."""
+        """The time at which the next batch is due at the latest; None if no delivery is ready for it."""
         return self._since + self._wait if self._free else None
 
     def take(self, most_bytes: int) -> list[GatheredDelivery]:

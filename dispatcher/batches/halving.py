@@ -13,7 +13,7 @@ def divided(keys: Sequence[Hashable]) -> list[list[int]]:
         keys: for each event of the batch, the key of its document.
 
     Returns:
-        The indexes of the events of each part, in the order of the batch. Nothing if the batch has a single event,
+        The indexes of the events of each part, in the order of the batch. Empty if the batch has a single event,
         because this event has failed alone.
     """
     if len(keys) < 2:

@@ -20,7 +20,8 @@ class HeldSource(Protocol):
         """Record the result of a batch.
 
         Args:
-            decided: the deliveries that succeeded or were given up. The deliveries of one document are in order.
+            decided: the deliveries that succeeded (True) or were given up (False). The deliveries of one document
+                are in order.
             waits: the deliveries that must wait again, each with its wait. The deliveries of one document are
                 in order: the first one waits for its next attempt, and the others follow it.
             stuck: the task of the last attempt, if it still runs. The next attempts begin after its end.

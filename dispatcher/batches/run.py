@@ -29,7 +29,7 @@ from mongoz.exceptions import BatchError, RetryAfter
 from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
 
-# A batch without a place waits in the database. Its events are read again after a second.
+# If the limits of the receiver allow no attempt now, the batch waits in the database for a second.
 _LIMITED: Final = Waiting("limited", 1.0)
 
 
@@ -55,8 +55,9 @@ class _Failed(NamedTuple):
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
         is_behind: whether the event is delivered again because an earlier event of its document failed. So the
-            receiver gets no older state after a newer one. The first such event is the first one after the
-            failed event that has no error. All later events of the document follow, even those with an error.
+            last state that the receiver gets is the newest one. The events behind a failed event begin with the
+            next event of the document that has no error. All later events of the document are behind it, too,
+            even those with an error.
     """
 
     one: GatheredDelivery
@@ -74,7 +75,7 @@ class BatchRun:
         end: called at the end, when each delivery is finished, or has an entry in `decided` or `waits`.
 
     Attributes:
-        decided: the deliveries that waited in the database and are decided, each with the decision.
+        decided: the deliveries from the database that succeeded (True) or were given up (False).
         waits: the deliveries that must wait in the database, by document, each with its wait. The first delivery
             of a document waits for its next attempt, and the others follow it.
         stuck: the task of an attempt that ignores cancellation, if there is one. The waiting deliveries wait for
@@ -163,7 +164,7 @@ class BatchRun:
                 return
 
     def _another(self, failed: Sequence[_Failed]) -> Waiting | None:
-        """The wait for the next attempt with the whole batch; None after the last one."""
+        """The wait for the next attempt with the whole batch; None after the last attempt."""
         if isinstance(failed[0].error, Limited):  # the attempt was not made
             for one in failed:
                 one.one.attempts -= 1
@@ -274,7 +275,7 @@ class BatchRun:
                 self._let_wait(one, Waiting("retrying"))
                 return
             decision = await self._tools.failures.decide(self._failed_attempt(failed))
-            if decision is True:  # its transaction was committed
+            if decision is True:  # the transaction of the failed attempt was committed
                 self._succeeded([one], monotonic())
                 return
             if decision is False:
@@ -360,8 +361,8 @@ class BatchRun:
         first = gathered[0]
         if first.attempts == 1 and first.job is not None:  # held deliveries waited on purpose
             committed = seconds_of(first.change.wall_time)
-            if committed is not None:  # the server's clock may be ahead of ours
-                age = time() + stats.clock_offset - committed
+            if committed is not None:
+                age = time() + stats.clock_offset - committed  # can be negative: the offset is an estimate
                 stats.figures_of(name, first.calls.signal).latency.observe(max(0.0, age))
 
     def _succeeded(self, gathered: Sequence[GatheredDelivery], began: float) -> None:
@@ -383,7 +384,7 @@ class BatchRun:
     # -- values for logs and decisions -----------------------------------------------------------------------
 
     def _failed_attempt(self, failed: _Failed) -> FailedAttempt:
-        """The failed attempt of one event, as if the event had been alone."""
+        """The failed attempt of one event, as if the batch had no other event."""
         one, error = failed.one, failed.error
         figures = self._tools.stats.figures_of(one.receiver.name, one.calls.signal)
         target = replace(self._target, receiver=one.receiver, figures=figures)

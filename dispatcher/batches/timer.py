@@ -21,7 +21,7 @@ class EarliestTimer:
         """Set the timer, unless it is already set to an earlier time.
 
         Args:
-            at: the time, by the monotonic clock. A time in the past is now.
+            at: the time, by the monotonic clock. If it is in the past, the timer fires at once.
         """
         if self._handle is not None:
             if self._at <= at:

@@ -45,7 +45,7 @@ class WaitingPart(NamedTuple):
 
     Attributes:
         job: the job of the change. The job is finished when all its parts are finished.
-        calls: the calls of one receiver.
+        calls: the document class and a single receiver.
         claim: the claim of the process to this delivery; None if the delivery only waits for earlier ones.
         since: the time at which it began to wait.
     """

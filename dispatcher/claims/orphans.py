@@ -1,7 +1,7 @@
 """Claimed receivers that the application of this dispatcher does not have.
 
-The application is an older version than that of the process that wrote, or the receiver was removed. Deliveries
-for such a receiver stay parked until a dispatcher with the receiver starts.
+Either this application is older than the application of the process that wrote, or the receiver was removed.
+Deliveries to such a receiver stay parked until a dispatcher with the receiver starts.
 """
 
 from functools import cache

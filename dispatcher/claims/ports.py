@@ -1,4 +1,7 @@
-"""What waiting claims need from `parking`. Both packages are in one layer, so `claims` can't import it."""
+"""Protocol for the services that waiting claims need from `parking`.
+
+Both packages are in one layer, so `claims` can't import `parking`.
+"""
 
 from collections.abc import Mapping
 from typing import Protocol

@@ -28,7 +28,7 @@ class ClaimStore:
         self.address = group.state.address
 
     async def announce(self) -> bool:
-        """Tell writing processes that this group takes claims over. Returns False if the group has no layout."""
+        """Tell writing processes that this group takes over claims. Returns False if the group has no layout."""
         result = await self._positions.update_one({_ID: self._group}, {"$set": {"claims": True}})
         return bool(result.matched_count)
 
@@ -40,7 +40,8 @@ class ClaimStore:
         Args:
             incarnations: the incarnations of the books.
             since: a time of the server. The read sees all beats that were acknowledged before this time. Without
-                it, a read soon after an election may miss beats: the new primary's majority snapshot may be older.
+                it, a read soon after an election may miss beats: the majority snapshot of the new primary may be
+                older than these beats.
         """
         try:
             return await self._read(incarnations, since)
@@ -64,7 +65,7 @@ class ClaimStore:
         return states
 
     async def fence(self, incarnation: bytes, beat: int, by: str = "dispatcher") -> BookState | None:
-        """End a book, if its document still has this beat. No beat changes it afterwards.
+        """End a book, if its document still has this beat. Later beats do not change the document.
 
         Returns:
             The fenced book; None if its document was changed or fenced before.

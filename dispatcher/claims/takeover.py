@@ -1,9 +1,9 @@
 """The changes that a dispatcher delivers in the place of a writing process.
 
-The receivers get the token of the write as `delivery.id`, as they would have got it in the process. Meanwhile
-other processes may have written the document again, and run the same receivers. An old document would then replace
-a newer one, in a search index for example. So the receivers get the current document if a later write of the ODM
-has left its stamp on it, and only the id if the document does not exist any more.
+The receivers get the token of the write as `delivery.id`, as they would have got it in the process. After that
+write, other processes may have written the document again, and run the same receivers. Then an old document would
+replace a newer one, for example in a search index. So the receivers get the current document if it has the stamp
+of a later write of the ODM, and only the id if the document does not exist any more.
 """
 
 from functools import partial
@@ -64,7 +64,7 @@ def claimed(change: Change) -> Change:
 
 
 def superseded(change: Change, raw: bytes | None, codec_options: CodecOptions[Any]) -> Change:
-    """The change with the current document, if the same receivers may have got a later write of the ODM.
+    """The change with the current document, if the same receivers may have got a later write; else `change`.
 
     Args:
         change: a change that is taken over.

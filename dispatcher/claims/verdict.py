@@ -43,7 +43,7 @@ def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -
     Args:
         state: the book of the process; None if its document is missing or malformed.
         number: the number of the claim.
-        is_dead: the document has been missing or malformed for the whole timeout.
+        is_dead: whether the document has been missing or malformed for the whole timeout.
     """
     if state is None:
         return TAKE if is_dead else WAIT
@@ -56,7 +56,13 @@ def verdict_of(state: BookState | None, number: int, *, is_dead: bool = False) -
 
 
 class _Sighting(NamedTuple):
-    """A beat, or None for a missing document, and the time at which it was seen for the first time."""
+    """The last beat that was seen in a book.
+
+    Attributes:
+        beat: the number of the beat; None if the document of the book is missing or malformed.
+        seconds: the timeout of the book.
+        since: the time at which this process saw the beat for the first time.
+    """
 
     beat: int | None
     seconds: float
@@ -64,10 +70,10 @@ class _Sighting(NamedTuple):
 
 
 class Sightings:
-    """How long each book has been without a new beat, by this process's own clock.
+    """Measures how long each book has been without a new beat, by the clock of this process.
 
     Args:
-        timeout: the least timeout, in seconds. It also applies to a book whose document is missing.
+        timeout: the minimum timeout of a book, in seconds. It also applies to a book whose document is missing.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -79,8 +85,8 @@ class Sightings:
 
         Args:
             incarnation: the incarnation of the book.
-            state: as it was read; None if its document is missing or malformed.
-            at: the time after it was read.
+            state: the book as it was read; None if its document is missing or malformed.
+            at: the time after the read.
         """
         before = self._seen.get(incarnation)
         if state is not None:

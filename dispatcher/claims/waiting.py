@@ -44,8 +44,8 @@ _ORPHANED: Final = Waiting("orphaned", 300.0)
 # Seconds until a claim that has just been parked is judged for the first time.
 _AGAIN: Final = 2.0
 
-# Seconds until a parked claim is judged again by itself. Each judgement reads and writes the database. Usually the
-# claim is judged earlier: as soon as its book decides it, see `_hasten_parked`.
+# Seconds until a parked claim is judged again at the latest. Each judgement reads and writes the database. Usually
+# the claim is judged earlier: as soon as its book decides it, see `_hasten_parked`.
 _SELDOM: Final = 120.0
 
 # Seconds for which the book of a parked claim is followed after a judgement.
@@ -91,7 +91,7 @@ class WaitingRoom(NamedTuple):
 
     Attributes:
         capacity: counts the waiting deliveries and their bytes.
-        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream flows on.
+        is_crowded: returns whether waiting deliveries should leave the memory, so that the stream can go on.
         park_after: maximum seconds for which a delivery that is not claimed waits in memory.
     """
 
@@ -133,7 +133,7 @@ class WaitingClaims:
         self._open_of: dict[Hashable, UndecidedDocument] = {}
         # By document, then by the name of the receiver.
         self._chains: dict[Hashable, dict[str, WaitingChain]] = {}
-        self._followers = 0  # the unclaimed deliveries in chains
+        self._followers = 0  # the number of unclaimed deliveries in chains
         self._running: set[Job] = set()
         # By the lane of the delivery.
         self._parked: dict[str, _ParkedClaim] = {}
@@ -147,7 +147,7 @@ class WaitingClaims:
         await self._watch.discard(self)
 
     async def announce(self) -> None:
-        """Tell writing processes that this group takes claims over."""
+        """Tell writing processes that this group takes over claims."""
         await self._watch.announce()
 
     async def load(self, changes: Iterable[Change]) -> None:
@@ -215,8 +215,8 @@ class WaitingClaims:
         Claims of later changes may wait already, because these changes were read before this delivery began. The
         delivery does not wait for these claims.
 
-        Deliveries of replays and backfills don't wait: a crash would lose them, because the progress of a run is
-        saved apart from the position.
+        Deliveries of replays and backfills don't wait. The progress of a run is saved apart from the position, so
+        a crash would lose waiting deliveries of the run.
 
         Returns:
             Whether the delivery waits.
@@ -454,8 +454,8 @@ class WaitingClaims:
         """Finish the first delivery of a chain.
 
         Args:
-            is_awaited: whether `Job.awaited` still counts a claimed delivery. It no longer does if this process
-                has made the delivery. For an unclaimed delivery, this argument has no effect.
+            is_awaited: whether `Job.awaited` still counts the delivery: False if this process has made it. For an
+                unclaimed delivery, this argument has no effect.
         """
         part = chain.parts.popleft()
         if part.claim is None:

@@ -1,7 +1,7 @@
 """Follows the books of writing processes while claims wait for them. One watch serves all partitions.
 
 A watch reads books again and again only while claims wait. When changes are read, it also reads the books of their
-claims, unless it knows these books. In a backlog this decides most claims: their books say that they are done.
+claims, unless it knows these books. In a backlog this decides most claims: the books say that the claims are done.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from mongoz.stamps import Claim
 # Seconds between two reads of the books that claims wait for.
 _PACE: Final = 1.0
 
-# The same while a decision is urgent.
+# Seconds between two reads while a decision is urgent.
 _URGENT_PACE: Final = 0.25
 
 _EARLIEST: Final = Timestamp(0, 0)
@@ -69,13 +69,13 @@ class ClaimWatch:
         self._is_announced = False
 
     async def announce(self) -> None:
-        """Tell writing processes that this group takes claims over."""
+        """Tell writing processes that this group takes over claims."""
         self._is_announced = self._is_announced or await self._store.announce()
 
     # -- decisions -------------------------------------------------------------------------------------------
 
     async def load(self, changes: Iterable[Change]) -> None:
-        """Read the books of the claims in some changes, unless they are known."""
+        """Read the unknown books of the claims in some changes."""
         unknown: set[bytes] = set()
         since = _EARLIEST
         for change in changes:

@@ -63,7 +63,7 @@ def check(
         )
     if len(apps) > 1 and not relay:
         raise typer.BadParameter(
-            "`run` serves one APP. To check a `relay` of several, add --relay.", param_hint="APP"
+            "`run` serves one APP. To check a `relay` of several APP, add --relay.", param_hint="APP"
         )
     from dispatcher.core.output.logs import configure_logging
 

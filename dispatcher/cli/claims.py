@@ -33,7 +33,7 @@ def list_(
 
     An open claim stands for a write whose receivers the process may still run. Released claims are left to the
     dispatchers. If the process writes no beat for four fifths of the timeout of its claims (`claims=` of its
-    registry), a dispatcher takes its open claims over. A process whose claims have ended stays in the list for
+    registry), a dispatcher takes over its open claims. A process whose claims have ended stays in the list for
     `--delivery-retention` of `run`. If it still lives, its later claims are in a second row, with a new id.
 
     Example: `dispatcher claims list --url mongodb://db.example.org`
@@ -78,10 +78,10 @@ def release(
 ) -> None:
     """Release the claims of a process: the dispatchers make the deliveries that it has not finished.
 
-    Without this command, dispatchers do so when the process has written no beat for four fifths of its timeout.
-    Use it for a process that is alive, but whose receivers hang. The process is not stopped. At its next beat it
-    notices the release, starts no further receiver of the released claims, and claims its later writes under a new
-    id. Receivers that it runs until then may run twice, with the same `delivery.id`.
+    Without this command, the dispatchers make them only if the process writes no beat for four fifths of its
+    timeout. Use the command for a process that is alive, but whose receivers hang. The process is not stopped. At
+    its next beat it notices the release, starts no further receiver of the released claims, and claims its later
+    writes under a new id. Receivers that it runs until then may run twice, with the same `delivery.id`.
 
     Example: `dispatcher claims release 5f2b8c --url mongodb://db.example.org`
     """
@@ -150,10 +150,10 @@ def _named(book: "BookStatus") -> str:
 
 def _consequence(book: "BookStatus") -> str:
     """The effects of a release."""
-    text = "The dispatchers make the deliveries that it has not finished."
+    text = "The dispatchers make the deliveries that the process has not finished."
     if not book.alive:
         return text
     return (
-        f"{text} It is not stopped: it goes on under a new id within {duration(book.seconds / 5)}. Receivers that "
-        "it runs until then may run twice, with the same delivery.id."
+        f"{text} The process is not stopped: it goes on under a new id within {duration(book.seconds / 5)}. "
+        "Receivers that it runs until then may run twice, with the same delivery.id."
     )

@@ -138,7 +138,7 @@ async def _chosen(state: State, database: str, group: str | None, *, may_be_new:
 
 def _no_receivers(relay: str, groups: list[str]) -> typer.BadParameter:
     """The error for a command that needs receivers, but gets a relay."""
-    names = f"Name a group of dispatchers: {', '.join(groups)}." if groups else "No group of dispatchers is here."
+    names = f"Name a group of dispatchers: {', '.join(groups)}." if groups else "There is no group of dispatchers."
     return typer.BadParameter(
         f"{relay!r} is a relay. It has no receivers, so this command has nothing to do there. {names}",
         param_hint="--group",

@@ -40,7 +40,7 @@ def dev(
 
 def demo(
     seconds: Annotated[
-        float, typer.Option(min=1.0, max=600.0, help="Seconds for which the foreign client writes.")
+        float, typer.Option(min=1.0, max=600.0, help="Seconds for which the PyMongo client writes.")
     ] = 12.0,
     kafka: Annotated[
         bool,

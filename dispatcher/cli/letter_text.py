@@ -53,8 +53,8 @@ def print_letter(letter: dict[str, Any], parts: Mapping[str, bytes]) -> None:
     """Print one dead letter in full.
 
     Args:
-        letter: its document, without the large parts.
-        parts: the documents of its change, as BSON.
+        letter: the document of the dead letter, without the large parts.
+        parts: the documents of the change, as BSON.
     """
     decoded = {name: _decoded(data) for name, data in parts.items()}
     letter = {"id": short_id(letter["_id"]), **letter}
@@ -92,7 +92,7 @@ def plain(letter: dict[str, Any], parts: Mapping[str, bytes] | None = None) -> d
     """A dead letter for JSON.
 
     Args:
-        parts: the documents of its change, as BSON; None omits them.
+        parts: the documents of the change, as BSON; None omits them.
     """
     fields = {name: _plain_value(value) for name, value in letter.items() if name not in ("parts", "files")}
     if "context" in fields:

@@ -14,7 +14,7 @@ from dispatcher.core.redaction import escaped, redacted
 from dispatcher.exceptions import DispatcherError
 from dispatcher.settings import Settings
 
-_UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # of click, or of the copy that typer contains
+_UsageError: Final[Any] = typer.BadParameter.__mro__[1]  # UsageError of click, or of the copy that typer contains
 
 # The requirement that a value does not meet, by the type of pydantic's error.
 _MUSTS: Final = {

@@ -37,7 +37,7 @@ def _moment(text: str) -> datetime:
 
 
 def point(text: str, option: str) -> Timestamp:
-    """A cluster time, from a time, a resume token, or a cluster time."""
+    """Convert a time, a resume token or the text of a cluster time to a cluster time."""
     text = text.strip()
     try:
         if _TOKEN.fullmatch(text):
@@ -54,7 +54,7 @@ def point(text: str, option: str) -> Timestamp:
 
 
 def token(text: str, option: str) -> str:
-    """A resume token. A time becomes a text that sorts before the tokens of all changes at that time."""
+    """Read a resume token. For a time, return a text that sorts before the tokens of all changes at that time."""
     if _TOKEN.fullmatch(text.strip()):
         return text.strip().upper()
     return token_at(point(text, option))

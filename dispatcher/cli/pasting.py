@@ -1,4 +1,4 @@
-"""Completes the commands in messages with the application and the server of the running command."""
+"""Adds the application and the server of the running command to the commands that messages name."""
 
 import os
 import re

@@ -20,7 +20,7 @@ _SETTINGS: Final = (
 )
 
 
-# The characters of a topic's name, and their number without the prefix "mongoz.".
+# The rest of a topic's name after the prefix "mongoz.": the allowed characters, and their number.
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,242}")
 
 
@@ -56,8 +56,8 @@ Partitions = Annotated[
         "--partitions",
         min=1,
         max=MOST_PARTITIONS,
-        help="Number of partitions of the topic, 1 to 256, when it is created; by default 32. It can't be "
-        "changed later.",
+        help="Number of partitions with which the topic is created, 1 to 256; by default 32. This number can't "
+        "be changed later.",
         envvar="DISPATCHER_RELAY_PARTITIONS",
     ),
 ]
@@ -74,8 +74,8 @@ def relay(
 ) -> None:
     """Publish the changes of APP's collections to a topic of Kafka until stopped by SIGTERM or SIGINT.
 
-    The relay is the one reader of the change stream. Any number of dispatchers can read from the topic without
-    further load on the server. The first start creates the topic, and publishes changes from now on. A second
+    Only the relay reads the change stream. Any number of dispatchers can read from the topic without further
+    load on the MongoDB server. The first start creates the topic, and publishes changes from now on. A second
     relay of the same name stands by, and takes over when the first one dies.
 
     Example: `dispatcher relay shop.models:registry --import shop.receivers --kafka localhost:9092`

@@ -49,7 +49,7 @@ def status(
 ) -> None:
     """Show a group: its processes, their lag, failures, waiting deliveries and losses.
 
-    It reads the state in MongoDB, and needs no running dispatcher.
+    The command reads the state in MongoDB, and needs no running dispatcher.
 
     Example: `dispatcher status --url mongodb://db.example.org --group billing --watch`
     """
@@ -188,7 +188,7 @@ def _brokers(overview: "GroupStatus") -> _Fact:
 
 
 def _of_topic(overview: "GroupStatus") -> list[_Fact]:
-    """The source of a group that reads from a topic, and its three lags."""
+    """The facts about a group that reads from a topic: its source, the relay, the three lags and the brokers."""
     relay, lag = overview.relay, overview.broker_lag
     facts: list[_Fact] = [("source", str(overview.source), "")]
     if relay is None:

@@ -42,7 +42,7 @@ class Batcher(Generic[T, R]):
         """Add an item to a batch; wait for its answer."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        # A task that has just ended takes no more items, although its callback has not removed it yet.
+        # `_tasks` may still contain a task that has just ended. Such a task takes no more items.
         if sum(not task.done() for task in self._tasks) < self._at_once:
             task = asyncio.create_task(self._run(), name=f"batch-{self._work.__name__}")
             self._tasks.add(task)

@@ -51,7 +51,7 @@ class StampedDelete(RawEvent):
     """A delete, and the stamp of its marker.
 
     Attributes:
-        stamp: undecoded.
+        stamp: the bytes of the stamp, undecoded.
     """
 
     __slots__ = ("stamp",)

@@ -1,7 +1,7 @@
 """Classifies driver errors as transient or permanent. An operator must fix the cause of a permanent error.
 
-The codes were measured on a 6.0 server; the names are the server's own. An unknown code is retried like a
-transient one: a daemon must survive unforeseen failures.
+The codes were observed on a MongoDB 6.0 server. The comments have the server's names for the codes. An error with
+an unknown code is treated as transient: a daemon must survive unforeseen failures.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from dispatcher.exceptions import (
 
 
 class Kind(StrEnum):
-    """What an error means for the reader of a change stream."""
+    """The meaning of an error for the reader of a change stream."""
 
     PASSING = "passing"
     """A transient error of the server or the network. The command is sent again."""
@@ -75,7 +75,7 @@ PASSING_CODES: Final = frozenset(
         11602,  # InterruptedDueToReplStateChange
         13388,  # StaleConfig
         13435,  # NotPrimaryNoSecondaryOk
-        13436,  # NotPrimaryOrSecondary: it recovers or syncs
+        13436,  # NotPrimaryOrSecondary: the node recovers or syncs
     }
 )
 
@@ -179,8 +179,8 @@ def kind_of(error: PyMongoError) -> Kind:
     """Classify an error of the driver.
 
     Errors with a class of their own, such as a lost connection, have no code. A command raises a
-    ConfigurationError if the driver can't use the server: its name is not resolved, it is starting, or its version
-    is old. A wrong URL raises an error earlier, when the client is created.
+    ConfigurationError if the driver can't use the server: its name is not resolved, the server is starting, or its
+    version is old. A wrong URL raises an error earlier, when the client is created.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN

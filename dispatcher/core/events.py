@@ -237,8 +237,8 @@ class Calls(NamedTuple):
 class Job:
     """The delivery of one change, and its place in the order of the stream.
 
-    The stages tell the job what they did: only its own methods change its attributes. The exception is `passed`:
-    the deliverer counts there.
+    The stages call the methods of the job, and only these methods change its attributes. The exception is
+    `passed`: the deliverer increases it directly.
 
     Attributes:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
@@ -294,7 +294,7 @@ class Job:
         self.change, self.calls, self.size, self.announces = change, calls, change.size, False
 
     def finish_with(self, marker: "Job") -> None:
-        """Record that the job of the marker of this delete ends together with this job."""
+        """Record that the job of this delete's marker ends together with this job."""
         self.marker = marker
 
     # -- parts -----------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Clocks of different machines are never compared. The holder counts the seconds by its own clock, from the moment
 before it sent the last acknowledged renewal. Other processes count by their clocks, from the moment at which they
-saw this renewal, and a bit longer. So if a holder can't renew its lease, the lease ends before another process
-takes over.
+saw this renewal, and they wait a bit longer. So if a holder can't renew its lease, the lease ends before another
+process takes over.
 """
 
 import asyncio

@@ -43,7 +43,7 @@ class Oplog(NamedTuple):
     Attributes:
         begins: cluster time of the oldest entry, in seconds since 1970.
         ends: cluster time of the newest entry.
-        spare: estimated seconds until it is full; 0 if it is full, or if this is unknown.
+        spare: estimated seconds until the oplog is full; 0 if it is full, or if this time is unknown.
     """
 
     begins: float
@@ -52,7 +52,7 @@ class Oplog(NamedTuple):
 
     @property
     def window(self) -> float:
-        """Seconds of the past that it holds."""
+        """Seconds of the past that the oplog holds."""
         return self.ends - self.begins
 
     def headroom(self, position: float) -> float:
@@ -68,8 +68,8 @@ class ServerTimes(NamedTuple):
     """The clock and the oplog of the server.
 
     Attributes:
-        offset: seconds by which its clock is ahead of ours.
-        oplog: None if the user lacks the privilege, or if the server is a mongos.
+        offset: seconds by which the server's clock is ahead of ours.
+        oplog: the times of the oplog; None if the user lacks the privilege, or if the server is a mongos.
     """
 
     offset: float

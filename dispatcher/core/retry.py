@@ -33,7 +33,7 @@ def pause_after(attempt: int, pauses: Retry = _PAUSES) -> float:
 
     Args:
         attempt: the number of the failed attempt, from 1 on; after 0 there is no pause.
-        pauses: their base and cap.
+        pauses: the base and the cap of the pauses.
     """
     if attempt == 0:
         return 0.0

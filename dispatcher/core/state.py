@@ -5,7 +5,7 @@ docs/reference/state.md lists the fields of the documents.
     positions     one document per group, with its layout, and one per partition
     members       one document per process
     held          one document per delivery that waits, or that failed for good: see `parking/store.py`
-    held.files, held.chunks     the parts of these documents that do not fit, in GridFS
+    held.files, held.chunks     parts of deliveries that do not fit into one document of `held`, in GridFS
     controls      requests of operators to running dispatchers, and runs (replays and backfills)
     gaps          one document per gap: changes that can't be delivered
     deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction

@@ -75,7 +75,7 @@ class Histogram:
 
 @dataclass(slots=True, eq=False)
 class ReceiverFigures:
-    """Counters of one receiver of one signal, over all documents that it is connected to."""
+    """Figures of one receiver and one signal, over all document classes that the receiver is connected to."""
 
     receiver: str
     signal: str
@@ -92,7 +92,8 @@ class ReceiverFigures:
     conflicts: int = 0
     """Runs of its transactions that conflicted with other writes."""
     withheld: dict[str, int] = field(default_factory=lambda: {"ran": 0, "muted": 0})
-    """Changes that it did not get because of their stamps, by reason. `"ran"`: it ran in the writing process."""
+    """Changes that the receiver did not get because of their stamps, by reason. `"ran"`: it ran in the writing
+    process. `"muted"`: the write was muted."""
     refused: int = 0
     """Deliveries that were given up without an attempt: the document does not fit, or too many hops."""
     latency: Histogram = field(default_factory=Histogram)

@@ -37,7 +37,7 @@ class _Guarded(asyncio.Task[Any]):
 def guarded(
     loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **keywords: Any
 ) -> asyncio.Task[Any]:
-    """Create a task, as the task factory of a loop. Receivers may cancel tasks that they create themselves."""
+    """The task factory of the loop: creates a task. Receivers may cancel tasks that they create themselves."""
     kind = _Guarded if receiver_task.get() is None else asyncio.Task
     return kind(coroutine, loop=loop, **keywords)
 

@@ -130,7 +130,7 @@ class _Search:
         self._left = _MOST
 
     def fault_in(self, raw: bytes, error: Exception) -> Fault:
-        """The fault of a document that raised this error."""
+        """Find the fault of a document whose decoding raised this error."""
         fault = self._look(raw, "")
         if fault is not None:
             return fault

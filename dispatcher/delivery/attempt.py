@@ -27,7 +27,9 @@ Call = Callable[["Attempt"], Awaitable[BaseException | None]]
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """A receiver with the steps around its attempts. The steps are chosen once. `replace` adds a step.
+    """A receiver with the steps around its attempts. The steps are chosen once.
+
+    No code modifies a target: `replace` makes a copy with a further step.
 
     Attributes:
         terms: the options of the receiver, completed by the operator's settings.
@@ -118,11 +120,11 @@ class Attempt:
             BaseException: a validator of the application raised it.
         """
         change = untouched(self.change, codec_options)
-        _, keywords = copy_context().run(keywords_of, change, self.calls)  # validators may set variables
+        _, keywords = copy_context().run(keywords_of, change, self.calls)  # validators may set context variables
         return replace(self, keywords=keywords, began=monotonic())
 
 
 def run_receiver(attempt: Attempt) -> Awaitable[Any]:
-    """Call the receiver: the innermost `run`."""
+    """Call the receiver. The steps of `Target.run` are around this function."""
     sender, delivery = attempt.calls.document, attempt.delivery
     return attempt.target.receiver.function(sender=sender, delivery=delivery, **attempt.keywords)

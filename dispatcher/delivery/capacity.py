@@ -136,7 +136,7 @@ class Capacity:
         return self.places == 0
 
     def may_begin(self) -> bool:
-        """Returns whether a delivery from another source than the stream may begin: a parked one, or a retry."""
+        """Returns whether a delivery that does not come from the stream may begin, such as a parked one."""
         return not (self.stopping or self.held)
 
     def hold(self) -> None:

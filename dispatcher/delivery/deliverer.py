@@ -133,7 +133,7 @@ class Deliverer:
             await self._enter(job, untouched(change, self._codec_options), calls)
 
     async def _enter(self, job: Job, change: Change, calls: Calls) -> None:
-        """Deliver. The writes of the receivers get the hop count of the change plus one."""
+        """Call the receivers of one document class. Their writes get the hop count of the change plus one."""
         hops = calls.hops
         if hops > MAX_HOPS:
             await self._failures.refuse_hops(change, calls)

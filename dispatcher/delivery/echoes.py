@@ -3,9 +3,9 @@
 A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, PyMongo itself) carries none,
 and looks like a write of any other client. Only its time tells: it is committed while the receiver runs for the
 same document. If a document is written often, a change of another client may be committed during this time by
-chance. So the next delivery of the document waits only after many such changes in a row. At first it waits for a
-short time, then for longer. No delivery of the document runs during this wait. A change of another client that is
-committed during the wait ends the row, and is delivered without a delay. The log names the receiver. No delivery
+chance. So the next delivery of the document waits only after many such changes in a row. The first waits are
+short, and later ones are longer. No delivery of the document runs during a wait. A change of another client that
+is committed during a wait ends the row, and is delivered without a delay. The log names the receiver. No delivery
 is lost, and each document has its own delay.
 """
 
@@ -58,7 +58,7 @@ class Echoes:
 
         Args:
             wall_time: the time of the commit, by the server's clock.
-            clock_offset: seconds that the server's clock is ahead of ours.
+            clock_offset: seconds by which the server's clock is ahead of ours.
         """
         before = self._young.get(key) or self._old.get(key)
         if before is None or wall_time is None:

@@ -63,7 +63,8 @@ class Failures(NamedTuple):
         """Decide the next step.
 
         Returns:
-            A wait, which the caller applies; or the end of the delivery, which is recorded already.
+            The wait for the next attempt, which the caller applies. If no attempt follows: True if the transaction
+            of the delivery was committed; False if the delivery was given up, which is recorded already.
         """
         another = self.another(failed)
         if another is not None:
@@ -80,7 +81,7 @@ class Failures(NamedTuple):
         return Waiting("blocked", _pause_after(failed), number, began, error)
 
     def postponed(self, failed: FailedAttempt) -> Waiting | None:
-        """The wait that the receiver asks for with `RetryAfter`; None if it does not ask, or its time is over."""
+        """The wait that the receiver asks for with `RetryAfter`; None without a request, or after one day."""
         attempt, error, began, _ = failed
         if not isinstance(error, RetryAfter) or not attempt.target.terms.postponable:
             return None
@@ -92,7 +93,7 @@ class Failures(NamedTuple):
         return Waiting("retry_after", seconds, attempt.delivery.attempt - 1, began, error)
 
     def another(self, failed: FailedAttempt) -> Waiting | None:
-        """The wait for the next attempt that the options of the receiver allow; None after the last one."""
+        """The wait for the next attempt; None if the options of the receiver allow no further attempt."""
         postponed = self.postponed(failed)
         if postponed is not None:
             return postponed

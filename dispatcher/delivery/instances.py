@@ -1,4 +1,4 @@
-"""Makes the arguments that receivers get from a change, and extracts the BSON that the server sent."""
+"""Makes the arguments of receivers from a change, and extracts the BSON that the server sent."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -84,7 +84,9 @@ def _decoded(raw: bytes | None, used: dict[str, Any] | None, codec_options: Code
 
 
 def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
-    """Make the image and the keyword arguments of receivers. The instance keeps the documents and modifies them.
+    """Make the image and the keyword arguments of receivers.
+
+    The instances keep the documents of the change, and modify them.
 
     Raises:
         UndecodableValue: the document can't be decoded.
@@ -94,7 +96,7 @@ def keywords_of(change: Change, calls: Calls) -> tuple[Image, dict[str, Any]]:
     document, signal, collection = calls.document, calls.signal, calls.collection
     if signal == "post_delete":
         before = None if change.before is None else _previous(document, change.before, collection)
-        if before is None:  # unknown or invalid: the delete is delivered without it
+        if before is None:  # the document is unknown or invalid: the delete is delivered without it
             _refuse_undecodable(change)
             return "key", {"instance": make_bare_instance(document, change.id, collection)}
         return "pre", {"instance": before}
@@ -116,7 +118,7 @@ class ChangeDelivery(Delivery):
     """The `delivery` of a change. Few receivers read its attributes, so they are computed at the first read.
 
     Args:
-        attempt: the number of the attempt.
+        attempt: the number of the attempt, from 1.
         replayed: whether a dead letter is retried.
     """
 
@@ -171,7 +173,7 @@ def _previous(document: Any, row: dict[str, Any], collection: Collection | None)
 
 @cache
 def name_of(document: Any) -> str:
-    """The name of a document class, equal in all processes. It is cached: to find it for `__main__` is slow."""
+    """The name of a document class, equal in all processes. Cached, because finding it is slow for `__main__`."""
     return importable_name(document)
 
 

@@ -30,8 +30,8 @@ from mongoz.signals import Delivery
 _CANCEL_AGAIN: Final = 1.0
 _CANCELLATIONS: Final = 10
 
-# Maximum number of replaced tasks that still run: each of them keeps its instance in memory. Beyond this number,
-# receivers that ignore cancellation keep their workers.
+# Maximum number of replaced tasks that still run. There is a maximum because each of them keeps its instance in
+# memory. Beyond this number, receivers that ignore cancellation keep their workers.
 _MOST_ABANDONED: Final = 200
 
 # Seconds between two checks of time limits: maximum and minimum.
@@ -114,8 +114,8 @@ class Invoker:
             The error of the receiver, or a TimeoutError; None if the receiver returned.
 
         Raises:
-            CancelledError: the process ends, and the grace period is over. Any other error of a receiver, or
-                cancellation of its task, is only a failure of the receiver.
+            CancelledError: the process ends, and the grace period is over. Every other cancellation of the
+                receiver is returned, like its errors.
             Interrupted: the grace period was over before the call, or the lease is lost.
             Abandoned: another task replaced this one; discard the result.
         """

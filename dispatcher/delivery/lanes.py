@@ -26,7 +26,7 @@ _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """A worker. `at` has the key of its current job, and the job."""
+    """A worker. `at` holds the key of its current job, and the job; None before the first job."""
 
     __slots__ = ("at",)
 
@@ -43,8 +43,8 @@ class Lanes:
         can_be_cut: whether a task can be cancelled without harm now. Writes of a job should finish first.
 
     Attributes:
-        crashed: set when `work` raised any other error, which is a bug.
-        crash: this error.
+        crashed: set after an unexpected error of `work`, which is a bug.
+        crash: the unexpected error; None if there was none.
     """
 
     def __init__(
@@ -94,7 +94,11 @@ class Lanes:
     # -- short exclusive access --------------------------------------------------------------------------------
 
     def reserve(self, key: Hashable) -> bool:
-        """Let later jobs with this key wait until `release`. Returns False if a job is queued or in flight."""
+        """Let later jobs with this key wait until `release`.
+
+        Returns:
+            False if a job with this key is queued or in flight. Then nothing is reserved.
+        """
         if key in self._lanes:
             return False
         self._lanes[key] = None
@@ -260,7 +264,7 @@ class Lanes:
         A job that waits in `Capacity.pause` ends at once.
 
         Args:
-            grace: seconds.
+            grace: seconds that jobs in flight get before they are cancelled.
             last: errands that still begin, each with a key that no job has.
 
         Returns:

@@ -70,7 +70,7 @@ def log_postponed(delivery: Delivery, seconds: float) -> None:
 def log_parked(delivery: Delivery, waiting: Waiting) -> None:
     """Log that a delivery waits in the database."""
     log.info(
-        "a delivery must wait; it and its followers are parked",
+        "a delivery must wait; it is parked, with the later deliveries of its document to this receiver",
         action="delivery.parked",
         **described(delivery),
         reason=waiting.reason,
@@ -79,9 +79,9 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """Log that a delivery has failed in all attempts of its option `retry`.
+    """Log that all attempts that the option `retry` allows have failed.
 
-    A blocked delivery is attempted again all the same. Others are not.
+    After them, a blocked delivery is still attempted again. Other deliveries are not.
     """
     log.error(
         what,

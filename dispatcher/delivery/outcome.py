@@ -68,4 +68,7 @@ class RetriedLetter(NamedTuple):
 
 
 Decision = Waiting | bool
-"""The result of an attempt: the wait for the next one; True if the delivery succeeded, False if it is given up."""
+"""The result of an attempt.
+
+True if the delivery succeeded; False if the delivery is given up; `Waiting` if another attempt follows.
+"""

@@ -36,12 +36,12 @@ class HeldDeliveries(Protocol):
         """Write a delivery that waits. After this call, the delivery survives a failover.
 
         Args:
-            after: the task of the last attempt, if it still runs. The next attempt begins after its end.
+            after: the task of the last attempt, if it still runs. The next attempt waits for the end of the task.
         """
 
 
 class OpenClaims(Protocol):
-    """Claims of writing processes that are not decided yet."""
+    """The undecided claims of writing processes."""
 
     def defers(self, job: Job, change: Change, calls: Calls, receiver: Receiver) -> bool:
         """Let a delivery wait if an earlier delivery of the same document to the same receiver waits.
@@ -72,9 +72,9 @@ class BatchGate(Protocol):
     """Gathers the deliveries of batch receivers."""
 
     async def gather(self, attempt: Attempt) -> BaseException:
-        """Let a delivery wait for its batch, as a separate part of its job.
+        """Let a delivery wait for its batch. This wait becomes a separate part of the job of the delivery.
 
-        The job goes on. It ends when all its parts have ended.
+        The job goes on with its other receivers, and ends when all its parts have ended.
 
         Returns:
             `GATHERED`.
@@ -101,7 +101,8 @@ class DeadLetters(Protocol):
         """Write a dead letter. After this call, the dead letter survives a failover.
 
         Args:
-            retried: the dead letter that this delivery repeats; the new one replaces it.
+            retried: the dead letter that this delivery repeats; the new dead letter replaces it. None if the
+                delivery repeats no dead letter.
             pause: waits between attempts to write.
         """
 

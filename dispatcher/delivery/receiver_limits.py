@@ -13,16 +13,16 @@ from dispatcher.delivery.log import described
 from dispatcher.delivery.outcome import Limited
 from dispatcher.pace.limit import Limit, LimitsByName
 
-# Seconds that a delivery of the stream waits in memory for a place. During this time, later changes of its
+# Maximum seconds that a delivery of the stream waits in memory for a place. During this time, later changes of its
 # document wait, too.
 _SHORT: Final = 0.5
 
 
 class ReceiverLimits:
-    """The step that keeps the limits of a receiver. An attempt without a place is not made.
+    """The step that keeps the limits of a receiver. If an attempt gets no place, it is not made.
 
     Args:
-        limits: the limits by the names of receivers. Other receivers have no limit.
+        limits: the limits, by the name of the receiver. A receiver that is missing here has no limit.
     """
 
     def __init__(self, limits: LimitsByName, capacity: Capacity) -> None:

@@ -23,7 +23,7 @@ WithheldReason = Literal["ran", "muted"]
 
 _NO_CALLS: Final[tuple[Calls, ...]] = ()
 
-# Signal and `created` of a change without a stamp: only the operation decides.
+# Signal and `created` of a change without a stamp. They depend only on the operation.
 _NATURAL: Final = {
     "insert": ("post_save", True),
     "replace": ("post_save", False),
@@ -156,10 +156,11 @@ class Routes:
         return tuple(self._listeners)
 
     def check_batches(self) -> None:
-        """Check that the deliveries of each batch receiver can be in the same batches.
+        """Check that all deliveries to a batch receiver can be in the same batches.
 
         Raises:
-            ApplicationError: receivers of one name and one document differ in options that concern a batch.
+            ApplicationError: two receivers of a document have the same name, but differ in their function or in
+                an option that concerns batches.
         """
         for listener in self._listeners:
             known: dict[str, Receiver] = {}
@@ -167,14 +168,14 @@ class Routes:
                 other = known.setdefault(one.name, one)
                 if (one.options.batch or other.options.batch) and _batch_form(one) != _batch_form(other):
                     raise ApplicationError(
-                        f"{listener.document.__name__} has two receivers {one.name!r}, and one of them is a batch "
-                        f"receiver: {other.defined_at} and {one.defined_at}. Their events can't be in one batch.",
+                        f"{listener.document.__name__} has two receivers {one.name!r}: {other.defined_at} and "
+                        f"{one.defined_at}. At least one is a batch receiver, but they can't share a batch.",
                         remedy="Connect the same function to both signals, with the same options batch, retry, "
                         "timeout, on_failure and transactional; or give one of them another name=.",
                     )
 
     async def prepare(self, conditions: Conditions) -> bool:
-        """Let the server check every `where`. From now on, `resolve` applies them.
+        """Let the server check every `where`. From now on, `resolve` applies these filters.
 
         Returns:
             Whether any receiver has a `where`.
@@ -233,7 +234,7 @@ class Routes:
         return routed
 
     def signal_of(self, change: Change) -> tuple[str, bool] | None:
-        """The signal of a change and the value of `created`; None if no signal stands for the change."""
+        """The signal of a change and the value of `created`; None if its operation has no signal."""
         if change.operation not in _NATURAL:
             return None
         origin = change.origin
@@ -257,7 +258,7 @@ class Routes:
         return tuple(calls)
 
     def is_listed(self, namespace: Namespace, receiver: Receiver, ids: frozenset[bytes]) -> bool:
-        """Whether one of these ids stands for this receiver. The ids are from stamps in the collection."""
+        """Returns whether stamps in the collection name this receiver by one of these ids."""
         return any(
             other.name == receiver.name and not stamped.isdisjoint(ids)
             for one in self._found.get(namespace) or self._find(namespace)

@@ -32,8 +32,8 @@ class Tracing:
     """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
 
     If the write carries the trace of its writer, the span links to the writer's span. Unless the delivery is
-    replayed, the span is also a child of the writer's span. The span of a batch links to the spans of all its
-    writers, and begins a trace.
+    replayed, the span is also a child of the writer's span. The span of a batch with several events links to the
+    spans of all writers, and begins a new trace.
     """
 
     def __init__(self, tracer: "Tracer", stats: Stats) -> None:

@@ -26,7 +26,7 @@ _CONFLICTS: Final = frozenset({112, 24})
 
 _TRANSIENT: Final = ("TransientTransactionError", "UnknownTransactionCommitResult")
 
-# Majority, not the default of the deployment: no failover may undo a commit that the position has passed.
+# Majority instead of the deployment's default: a failover must not undo a commit that the position has passed.
 _OPTIONS: Final[dict[str, Any]] = {
     "read_concern": ReadConcern("snapshot"),
     "write_concern": WriteConcern("majority"),
@@ -86,7 +86,7 @@ class Transactions:
         """Register a session, so that other processes can end it.
 
         Raises:
-            _NotRegistered: the command failed. This failure is not the receiver's.
+            _NotRegistered: the command failed. The receiver has not failed.
         """
         if self._sessions is None:
             return
@@ -96,7 +96,9 @@ class Transactions:
             raise _NotRegistered(f"The session could not be registered: {error}") from error
 
     async def is_committed(self, attempt: Attempt) -> bool:
-        """Returns whether a transaction of this delivery is committed. The reply to its commit may be lost.
+        """Ask the server whether a transaction of this delivery is committed.
+
+        This is necessary if the reply to the commit is lost.
 
         Raises:
             PyMongoError: the command failed.
@@ -104,7 +106,7 @@ class Transactions:
         return bool(await self.recorded(self.ids(attempt, attempt.delivery.id)))
 
     async def recorded(self, ids: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        """The `_id`s of the records that exist, among these `_id`s.
+        """Find out which of these `_id`s have a record.
 
         Raises:
             PyMongoError: the command failed.
@@ -114,8 +116,8 @@ class Transactions:
     def ids(self, attempt: Attempt, delivery: str) -> list[dict[str, str]]:
         """The `_id` of the record of a delivery, followed by its `_id`s under earlier names of the receiver.
 
-        Each `_id` contains the document class. Several subclasses of an abstract class may share a collection, and
-        the receiver of the abstract class has the same receiver id for all of them.
+        Each `_id` contains the document class, because the id of the receiver is not enough: several subclasses of
+        an abstract class may share a collection, and a receiver of the abstract class has one id for all of them.
         """
         document = name_of(attempt.calls.document)
         return [
@@ -143,7 +145,7 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether the transaction must be repeated, and the receiver has not failed.
+    """Returns whether the transaction must be repeated because of an error that is no failure of the receiver.
 
     This is so if the server asks for the repetition, or if the transaction has not begun. The exceptions that
     caused the error are checked, too.
@@ -154,7 +156,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Returns whether a transaction conflicted with another write, by the error or one of its causes."""
+    """Returns whether the error, or one of its causes, is a conflict of the transaction with another write."""
     return any(isinstance(one, OperationFailure) and one.code in _CONFLICTS for one in _driver_errors(error))
 
 

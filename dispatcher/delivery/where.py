@@ -1,8 +1,8 @@
 """Applies the option `where` of receivers. The server evaluates it, as it does for a query.
 
 The filter applies to the image that the receiver gets. This image may no longer be in any collection, so the
-command contains the documents (`$documents`), many at a time. The filters are applied to each document in its
-own pipeline (`$lookup`), so that a filter sees only this document, without the origin stamp.
+command contains the images of many changes as documents (`$documents`). The filters are applied to each document
+in its own pipeline (`$lookup`), so that a filter sees only this document, without the origin stamp.
 
 If the result is unknown, the receiver gets the change. The result is unknown if the change has no image
 (`delivery.image` is `"key"`), if the server fails on the document (an `$expr` that does not suit the document), or
@@ -114,7 +114,7 @@ class Conditions:
         return raw
 
     async def wanted(self, routed: list[RoutedChange]) -> list[RoutedChange]:
-        """Remove the receivers whose `where` rejects a change. Returns the changes with the other receivers."""
+        """Remove receivers whose `where` rejects a change. Returns the changes with the remaining receivers."""
         groups: dict[tuple[int, ...], list[_Question]] = defaultdict(list)
         for place, (change, calls) in enumerate(routed):
             wheres = self._asked_by(calls)
@@ -142,7 +142,7 @@ class Conditions:
         return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
-        """Find the filters that each document satisfies. After an error, ask for each document or filter alone."""
+        """Find the filters that each document satisfies. After an error, ask about each document or filter."""
         wheres = questions[0].wheres
         try:
             return await self._ask(questions)
@@ -150,9 +150,9 @@ class Conditions:
             verdict = fatal(error, self._address)
             if isinstance(verdict, AccessDenied):
                 raise verdict from error
-            if len(questions) > 1:  # one document causes the error; ask for each alone
+            if len(questions) > 1:  # one document causes the error: ask about each alone
                 return [answer for question in questions for answer in await self._answers([question])]
-            if len(wheres) > 1:  # one filter causes the error; ask for each alone
+            if len(wheres) > 1:  # one filter causes the error: ask about each alone
                 alone = [await self._answers([questions[0]._replace(wheres=(n,))]) for n in wheres]
                 return [set[int]().union(*(answer for (answer,) in alone))]
             log.warning(
@@ -207,8 +207,8 @@ def _image(change: Change) -> bytes | None:
     if image is None or change.operation != "update":
         return image
     # If a client updated the document with a pipeline that moves a field, the post image of MongoDB 6.0 has the
-    # field twice, the old value first. A filter uses the first value, but drivers decode the last one, which
-    # receivers get. So keep only the last.
+    # field twice, the old value first. Drivers decode the last value, so receivers get the last value. But a
+    # filter uses the first value. So keep only the last value.
     try:
         return bson.encode(bson.decode(image, codec_options=_ONCE), codec_options=_ONCE)
     except Exception:  # no driver decodes it; the server may still evaluate it

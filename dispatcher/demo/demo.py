@@ -29,10 +29,10 @@ _WORKING: Final = frozenset({"lease.claimed", "relay.term"})
 
 
 class ScheduledFault(NamedTuple):
-    """Something that the demo breaks while changes are written.
+    """A fault that the demo causes while changes are written.
 
     Attributes:
-        at: the part of the writing time after which it happens, from 0 to 1.
+        at: the part of the writing time after which the fault happens, from 0 to 1.
     """
 
     at: float
@@ -40,11 +40,11 @@ class ScheduledFault(NamedTuple):
 
 
 class Demo:
-    """The processes of one demo, and their output. In this class, one dispatcher reads a change stream.
+    """The processes of one demo, and their output. This class runs one dispatcher, which reads a change stream.
 
     Args:
-        stop: ends the writing early.
-        report: called with the summary. The live view then goes to stderr.
+        stop: set it to end the writing early.
+        report: called with the summary. If it is not None, the live view goes to stderr.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Demo:
         _judge(verdict, effects, self._ledger)
 
     def start(self, url: str) -> None:
-        """Start the processes that deliver, and wait until they do. `url` is the server."""
+        """Start the processes that deliver, and wait until they have begun. `url` is the address of the server."""
         self.add("dispatcher", self.shop.dispatcher(url))
         self.wait_until_working()
         self.screen.print_line(
@@ -105,7 +105,7 @@ class Demo:
         return ()
 
     def add(self, name: str, command: Sequence[str]) -> Child:
-        """Start a process that delivers. The demo fails if it ends."""
+        """Start a process of the demo. If the process ends too early, the demo fails."""
         environment = {**self.shop.environment, "DISPATCHER_HTTP_TOKEN": self._token}
         child = Child(name, command, cwd=self.shop.directory, env=environment, into=self._feed)
         self._daemons.append(self.running.enter_context(child))
@@ -115,7 +115,7 @@ class Demo:
         """Wait until all processes have started, and each of them holds a partition.
 
         Raises:
-            DemoFailed: one of them does not start.
+            DemoFailed: a process does not start.
         """
         self._listen(lambda: self._working.issuperset(self._daemons) or self._over, _START_SECONDS)
         for child in self._daemons:
@@ -123,7 +123,7 @@ class Demo:
                 raise self._died(child, "did not start")
 
     def kill(self, child: Child) -> None:
-        """End a process with SIGKILL. From now on the demo does not need it."""
+        """End a process with SIGKILL. The demo goes on without it."""
         child.process.kill()
         self._daemons.remove(child)
         self._killed.append(child.name)
@@ -152,7 +152,7 @@ class Demo:
                 if not over():
                     fault.strike()
             self._listen(over, began + seconds + _START_SECONDS - time.monotonic())
-            if writer not in self._ended and self._ended.isdisjoint(self._daemons):  # interrupted, or it hangs
+            if writer not in self._ended and self._ended.isdisjoint(self._daemons):  # interrupted or stuck
                 writer.process.terminate()
                 self._listen(lambda: writer in self._ended, _STRAGGLER_SECONDS)
             self._must_run("ended while changes were written")

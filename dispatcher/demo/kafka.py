@@ -8,7 +8,7 @@ from dispatcher.embedded.broker import embedded_broker
 from dispatcher.embedded.processes import Child
 
 _PARTITIONS: Final = 8
-# Seconds after which the other worker takes over: so short that it happens within the demo.
+# The lease in seconds: after it, the other worker takes over. It is short, so that this happens within the demo.
 _LEASE: Final = 2
 
 

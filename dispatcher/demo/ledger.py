@@ -104,7 +104,7 @@ class Ledger:
 
     @property
     def in_flight(self) -> int:
-        """Expected deliveries that are not made yet. The dispatcher can be ahead of the writer's report."""
+        """Expected deliveries that are not made yet; 0 if the dispatcher is ahead of the writer's report."""
         return max(0, self.expected - self.delivered)
 
     @property
@@ -134,7 +134,8 @@ class Ledger:
         for operation in self._writes.get(document, ()):
             owed = self._receivers(document[0], operation)
             called: set[str] = set()
-            # A change of another kind belongs to a later write: the change of this write was lost.
+            # If the next change has another kind, it belongs to a later write. Then the change of this write
+            # was lost.
             if owed and changes and changes[0].signal == _SIGNALS[operation]:
                 called = changes.pop(0).receivers
             lost += [Lost(operation, *document, receiver) for receiver in sorted(owed - called)]

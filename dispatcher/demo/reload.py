@@ -33,7 +33,7 @@ def develop(app: str, imports: Sequence[str], *, port: int | None, data: str | N
     Args:
         app: `"package.module:registry"`.
         port: the port of the embedded MongoDB; a free one by default.
-        data: directory of its data; by default a temporary one.
+        data: the directory for the data of the embedded MongoDB; by default a temporary one.
 
     Raises:
         EmbeddedError: MongoDB can't be started, or watchfiles is not installed.

@@ -17,8 +17,9 @@ def demonstrate(
     SIGINT and SIGTERM end the writing early. All earlier writes count.
 
     Args:
-        report: called with the summary. The live view then goes to stderr.
-        kafka: whether a relay and two workers deliver, over an embedded broker of Kafka.
+        report: called with the summary. If it is not None, the live view goes to stderr.
+        kafka: whether a relay and two workers deliver, over an embedded broker of Kafka. If False, one
+            dispatcher reads a change stream.
 
     Raises:
         ApplicationError: the sample application is missing, or can't be imported.

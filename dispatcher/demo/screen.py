@@ -40,7 +40,7 @@ class Screen:
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print a line about something that the demo breaks."""
+        """Print a line about a fault that the demo causes."""
         self._console.print(Text(text, style="bold yellow"), soft_wrap=True)
 
     @contextmanager
@@ -50,7 +50,7 @@ class Screen:
         if not self._console.is_terminal:
             yield
             return
-        # rich must not refresh the view: its thread would read the ledger while the ledger changes.
+        # rich must not refresh the view itself: its thread would read the ledger while the ledger changes.
         view = Live(console=self._console, auto_refresh=False, get_renderable=self._view, transient=True)
         with view:
             self._live = view

@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 _BROKER = Program(name="broker", otherwise=f"install it again: {how_to_install('embedded-kafka')}")
 
 # The broker reads settings from its environment, and from an .env file in the working directory or above it. The
-# application may use the same names, e.g. OTEL_EXPORTER_OTLP_ENDPOINT. So the broker gets neither.
+# application may use the same names, e.g. OTEL_EXPORTER_OTLP_ENDPOINT. So the broker starts in its own
+# directory, without our environment.
 _ALONE = 'cd "$0" && exec env -i NO_COLOR=1 "$@"'
 
 
@@ -84,11 +85,11 @@ def start_embedded_broker(*, port: int | None = None, timeout: float = 15.0) -> 
 
     Args:
         port: the TCP port; a free one by default.
-        timeout: seconds until it must answer.
+        timeout: seconds within which the broker must answer.
 
     Raises:
         EmbeddedError: the extra `embedded-kafka` is not installed, the broker ended at once (its last error is
-            quoted), the port is taken, or it did not answer in time.
+            quoted), the port is taken, or the broker did not answer in time.
 
     Examples:
         >>> broker = start_embedded_broker()
@@ -121,7 +122,7 @@ def wait_until_answering(
 ) -> None:
     """Wait until a broker answers clients, and check that its cluster has this id.
 
-    If another broker has taken the port first, it answers in place of ours, which then ends with an error.
+    If another broker has taken the port first, this other broker answers, and our broker ends with an error.
 
     Args:
         deadline: the end of the wait, by the monotonic clock.

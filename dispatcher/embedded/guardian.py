@@ -36,10 +36,10 @@ _PORT_ATTEMPTS = 10
 _STOP_SECONDS = 15.0
 
 # $1 is the directory to remove at the end, or empty; the rest is the command line of the server.
-# - A background job of a non-interactive shell reads /dev/null by default: hence fd 3.
+# - By default, a background job of a non-interactive shell reads /dev/null. So the watcher gets the pipe by fd 3.
 # - `read` returns in two cases: this process has died, which closes the pipe, or this process asks for the end
 #   with a line. The line is needed if a fork of this process has a copy of the pipe: the pipe then stays open.
-# - The watcher is ended by KILL: it could have inherited an ignored TERM, e.g. from a parent under `nohup`.
+# - The watcher is ended by KILL: if this process ignores TERM, the watcher ignores TERM too.
 _GUARDIAN = r"""
 scratch=$1; shift
 exec 3<&0 </dev/null
@@ -110,7 +110,7 @@ class _PortTakenError(EmbeddedError):
 
 @dataclass(eq=False, slots=True)
 class Guardian:
-    """The shell that runs a server, and our end of the pipe that keeps both alive.
+    """The shell that runs a server, and our end of the pipe that keeps the shell and the server alive.
 
     Attributes:
         pid: the process id of the server itself.
@@ -140,7 +140,7 @@ class Guardian:
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
 
     def check_alive(self) -> None:
-        """Raise an error with the server's last output, if it has ended."""
+        """If the server has ended, raise an error with its last output."""
         code = self.process.poll()
         if code is None:
             return
@@ -170,12 +170,12 @@ class Guardian:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         if self.temporary:
-            # Usually the guardian has already removed it.
+            # Usually the guardian has already removed the directory.
             shutil.rmtree(self.directory, ignore_errors=True)
         _running.discard(self)
 
 
-# The running servers. The set keeps a server alive if the caller keeps only its address and not the handle.
+# The running servers. The set keeps a server alive if the caller keeps only its address, but no `Guardian`.
 _running: set[Guardian] = set()
 
 

@@ -33,7 +33,8 @@ class Child:
     process is killed, the child ends too.
 
     Args:
-        into: a queue for the lines of its stdout and stderr. By default they go to our stdout and stderr.
+        into: a queue for the lines of the child's stdout and stderr. By default, the lines go to our stdout and
+            stderr.
     """
 
     def __init__(
@@ -105,9 +106,9 @@ class Child:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
+    """Yields an event that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
 
-    Children and the embedded MongoDB end in this case too, because of their watchers.
+    Children and the embedded MongoDB end after a second signal too, because of their watchers.
     """
     stop = threading.Event()
     signals: list[int] = []
@@ -117,7 +118,7 @@ def stopped_by_signals() -> Iterator[threading.Event]:
         if len(signals) > 1:
             os._exit(ExitCode.FORCED)
         # A handler runs in the main thread. If this thread is inside of `stop.wait`, it may hold the lock of the
-        # event, and would wait for itself.
+        # event. Then `stop.set` in the handler would wait for ever.
         threading.Thread(target=stop.set, name="stop", daemon=True).start()
 
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddedMongo", "embedded_mongo", "start_embedded"]
 
-# The logger of the standard library: this module also runs in the tests of applications, whose stdout may be read
-# by a program.
+# The logger of the standard library. This module also runs in the tests of applications: there, structlog would
+# write to stdout, which another program may read.
 _log = logging.getLogger(__name__)
 
 _REPLICA_SET = "rs0"
@@ -56,7 +56,7 @@ def _structured_error(line: str) -> str:
             return ""
         error = entry.get("attr", {}).get("error", "")
     except (ValueError, LookupError, TypeError):
-        # A line of the loader or of the option parser, or one that mongod did not finish.
+        # The line comes from the loader or from the option parser, or mongod did not finish the line.
         return ""
     detail = error.get("errmsg", error) if isinstance(error, dict) else error
     return f"{entry['msg']}: {detail}" if detail else str(entry["msg"])
@@ -78,7 +78,7 @@ class EmbeddedMongo:
         url: for clients, e.g. `mongodb://127.0.0.1:41234/?replicaSet=rs0`.
         port: the TCP port, on 127.0.0.1 only.
         directory: holds its data and its `mongod.log`. A temporary directory is removed when mongod ends, even if
-            it is killed. Pass a directory to start again on the same data.
+            mongod is killed. Pass a directory to start again on the same data.
         pid: the process id of mongod itself, e.g. to send it a SIGSTOP in a test.
         version: the version of mongod, e.g. `"6.0.5"`.
         notice: says that this server is for development only, with its version and its licence.
@@ -141,8 +141,8 @@ def start_embedded(
 ) -> EmbeddedMongo:
     """Start a private mongod and wait until it accepts writes, which takes less than a second.
 
-    mongod ends when `stop()` is called, or when this process ends, even if it crashes. Ctrl-C does not reach it.
-    This function blocks: from a running event loop, call it in a thread.
+    mongod ends when `stop()` is called, or when this process ends, even if this process crashes. Ctrl-C does not
+    reach mongod. This function blocks: from a running event loop, call it in a thread.
 
     Args:
         port: the TCP port; a free one by default.
@@ -153,7 +153,7 @@ def start_embedded(
         mongod: the binary; `find_mongod()` by default.
         extra_args: more arguments for mongod, e.g. `("--setParameter", "enableTestCommands=1")`. `--logpath` is
             not allowed, because this function reads the log to find out whether mongod listens.
-        timeout: seconds until it must accept writes.
+        timeout: seconds within which mongod must accept writes.
 
     Raises:
         EmbeddedError: there is no usable mongod, mongod ended at once (the message has its last error), the port
@@ -210,8 +210,8 @@ def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
 def _wait_until_listening(guardian: Guardian, deadline: float) -> None:
     """Wait until the log says that mongod listens.
 
-    A client that connects too early waits half a second before it tries again. And a connection to the port
-    would not prove that our mongod has it: another process could have taken it first.
+    A client that connects too early waits half a second before it tries again. And a connection would not prove
+    that our mongod listens on the port: another process could have taken the port first.
     """
     # All versions log these words. Versions before 4.4 write them in lower case.
     while "waiting for connections" not in guardian.read_log().lower():
@@ -223,7 +223,7 @@ def _wait_until_listening(guardian: Guardian, deadline: float) -> None:
 
 def _wait_until_primary(guardian: Guardian, deadline: float, replica_set: bool) -> dict[str, Any]:
     """Wait until mongod accepts writes. Returns its answer to `buildInfo`."""
-    # PLC0415: pymongo takes a tenth of a second to import, which `find_mongod` does not need.
+    # PLC0415: the import of pymongo takes a tenth of a second, and `find_mongod` does not need pymongo.
     from pymongo import MongoClient  # noqa: PLC0415
     from pymongo.errors import PyMongoError  # noqa: PLC0415
 

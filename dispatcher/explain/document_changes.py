@@ -41,7 +41,7 @@ class WantedDocument(NamedTuple):
 
     Attributes:
         keys: all `_id`s that the text in the command can mean.
-        since: changes since this cluster time.
+        since: the cluster time since which changes are listed.
     """
 
     namespace: Namespace
@@ -80,7 +80,7 @@ async def changes_of(
 
     Raises:
         NotFound: the application has no receivers of the collection.
-        HistoryLost: the oplog does not reach back to the time.
+        HistoryLost: the oplog does not reach back to `wanted.since`.
     """
     scope = scope_of(routes)
     if not scope.covers(wanted.namespace):
@@ -133,7 +133,7 @@ def _listed(
 
 
 def _filter(wanted: WantedDocument) -> dict[str, Any]:
-    """Matches the changes of the document, and invalidate events: after them the source opens the stream again."""
+    """Matches the changes of the document, and invalidate events: after them, the stream opens again."""
     database, collection = wanted.namespace
     of_document = {"ns.db": database, "ns.coll": collection, "documentKey._id": {"$in": [*wanted.keys]}}
     return {"$or": [of_document, {"operationType": "invalidate"}]}

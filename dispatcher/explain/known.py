@@ -1,7 +1,7 @@
 """What the state of a group tells about the deliveries of some changes. Nothing is written.
 
-The state has no list of past deliveries. A delivery that is neither held nor recorded, and that the position has
-passed, is finished.
+The state has no list of past deliveries. So a delivery counts as finished if the position has passed its change,
+and the state neither holds nor records the delivery.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -55,7 +55,8 @@ class DeliveryOutcome(NamedTuple):
             `"waits"` or `"not published"`.
         text: details about the state; empty if there are none.
         letter: the short id of the dead letter; None if there is none.
-        due_at: the server's time from which a parked delivery may be attempted; None for a follower.
+        due_at: the server's time from which a parked delivery may be attempted; None if the delivery waits for an
+            earlier one.
     """
 
     state: str
@@ -68,7 +69,7 @@ class PartitionProgress(NamedTuple):
     """How far the group is with the documents of one partition.
 
     Attributes:
-        passed: cluster time of the position, in seconds since 1970; None without a position.
+        passed: the cluster time of the position; None without a position.
         holder: the process that holds the partition; None if no process holds it.
     """
 
@@ -92,7 +93,7 @@ class ExplainedDelivery(NamedTuple):
 
     @property
     def ids(self) -> list[str]:
-        """The ids that the delivery may have: a claimed one has the token of the write."""
+        """The id of the delivery, in a list. The id of a claimed delivery is the token of the write."""
         origin = self.change.origin
         return [delivery_id_of(self.change) if origin is None or not self.claim else str(origin.token)]
 
@@ -109,7 +110,7 @@ class ExplainedDelivery(NamedTuple):
         return [(one, id_.hex(), document) for one in self.ids for id_ in self.decision.receiver.ids]
 
     def lanes(self, group: str) -> list[str]:
-        """The names of the lanes that hold the delivery back."""
+        """The ids of the lanes in which an earlier, parked delivery holds this delivery back."""
         receiver, key = self.decision.receiver, key_of(self.change)
         names = (receiver.name, *receiver.options.formerly)
         document = name_of(self.decision.document)
@@ -132,8 +133,9 @@ class Knowledge(NamedTuple):
     """The state of a group at one moment, as far as it concerns some deliveries.
 
     Attributes:
-        paused: names of paused receivers; None for everything.
-        published: for a topic, the token up to which the relay has published; None for change streams.
+        paused: names of paused receivers. If the set contains None, everything is paused.
+        published: for a topic, the token up to which the relay has published, empty if it has not published yet;
+            None for change streams.
         books: the documents of claims, by incarnation.
         held: deliveries that wait or are dead letters, by `_id`.
         lanes: lanes with deliveries that wait.
@@ -189,7 +191,9 @@ class Knowledge(NamedTuple):
         if not self.delivered.isdisjoint(one.recorded_ids):
             return DeliveryOutcome("delivered", "its transaction is committed")
         if self.is_finished(one.change.token, one.hashed):
-            return DeliveryOutcome("finished", "the position has passed the change; it is neither parked nor dead")
+            return DeliveryOutcome(
+                "finished", "the position has passed the change; the delivery is neither parked nor dead"
+            )
         return self._waiting(one)
 
     def event_outcome(self, one: "UnreadEvent") -> DeliveryOutcome:
@@ -198,7 +202,7 @@ class Knowledge(NamedTuple):
         if held is not None:
             return _held(held)
         if self.is_finished(one.token, one.hashed):
-            return DeliveryOutcome("finished", "its dead letter was dropped, or is too old")
+            return DeliveryOutcome("finished", "its dead letter was dropped, or deleted because of its age")
         return DeliveryOutcome("waits", "the position is before the change")
 
     def _waiting(self, one: ExplainedDelivery) -> DeliveryOutcome:
@@ -215,7 +219,10 @@ class Knowledge(NamedTuple):
         progress = self.progress(one.hashed)
         if progress is None or progress.holder is None:
             return DeliveryOutcome("waits", "no dispatcher holds the partition of the document")
-        return DeliveryOutcome("waits", "the position is before the change: it is in progress, or not read yet")
+        return DeliveryOutcome(
+            "waits",
+            "the position is before the change: the delivery is in progress, or the change is not read yet",
+        )
 
     def _claimed(self, one: ExplainedDelivery) -> DeliveryOutcome | None:
         """The outcome of a claimed delivery; None if a dispatcher makes it."""
@@ -228,7 +235,7 @@ class Knowledge(NamedTuple):
         if verdict is ClaimVerdict.DONE:
             return DeliveryOutcome("ran", f"in the writing process ({process})")
         if verdict is ClaimVerdict.WAIT and not self.is_finished(one.change.token, one.hashed):
-            return DeliveryOutcome("claimed", f"the writing process runs it, or will ({process})")
+            return DeliveryOutcome("claimed", f"the writing process runs it, or will run it ({process})")
         return None
 
     def _position(self, hashed: int) -> Position | None:

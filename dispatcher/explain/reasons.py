@@ -1,4 +1,4 @@
-"""Tells for each receiver of a change whether the change goes to it, or why not.
+"""Tells for each receiver whether it gets a change, and if it does not, why.
 
 The rules are those of `routes.py`. This module asks `Routes` step by step, and names the step at which a receiver
 is left out.
@@ -13,7 +13,8 @@ from mongoz.signals.receivers import Receiver
 Reason = Literal["", "ran", "muted", "fields", "where", "process"]
 """The reason why a receiver does not get a change.
 
-`""` means that the receiver gets the change. `"process"` means that no dispatcher may call the receiver.
+`""`: the receiver gets the change. `"ran"`: the writing process ran the receiver. `"muted"`: the write was muted.
+`"fields"` and `"where"`: this option excludes the change. `"process"`: no dispatcher may call the receiver.
 """
 
 

@@ -31,10 +31,10 @@ class ReceiverReport:
     """One receiver of a change.
 
     Attributes:
-        receiver: its name; `"all receivers"` if the event can't be decoded.
-        reason: why the change does not go to it, see `reasons.Reason`; empty if it does.
-        state: what is known, see `known.DeliveryOutcome`; `"not called"` if the change does not go there.
-        text: the same in words.
+        receiver: the name of the receiver; `"all receivers"` if the event can't be decoded.
+        reason: why the receiver does not get the change, see `reasons.Reason`; empty if it gets the change.
+        state: what is known, see `known.DeliveryOutcome`; `"not called"` if the receiver does not get the change.
+        text: details about the reason or the state, in words.
     """
 
     receiver: str
@@ -51,9 +51,9 @@ class ChangeReport:
     """One change of the document.
 
     Attributes:
-        id: its `_id`; None if the event can't be decoded.
-        by: who wrote it.
-        signal: the signal of its receivers; empty if it has none.
+        id: the `_id` of the document; None if the event can't be decoded.
+        by: who wrote the change.
+        signal: the signal of its receivers; empty if the change has no receivers.
         progress: how far the group is with the document.
     """
 
@@ -217,8 +217,8 @@ def _writer(change: Change, group: str) -> str:
     if stamp is None or change.operation == "delete":
         return "another client"
     if stamp.group != group:
-        return f"the application of the group {stamp.group!r}, or another client, which copied its stamp"
-    return "another client, which copied a stamp of the application"
+        return f"the application of the group {stamp.group!r}, or another client that copied its stamp"
+    return "another client that copied a stamp of the application"
 
 
 async def _without_change(state: State, wanted: WantedDocument) -> NotFound:

@@ -23,11 +23,12 @@ def quotas(
     """The number of partitions that each member should hold.
 
     Members that are not capped get equal numbers of partitions. If partitions remain, some of these members get
-    one more: those that hold most partitions at present.
+    one more: those that hold the most partitions at present.
 
     Args:
         members: all members that share the partitions, the longest-serving first.
-        capped: members that get no further partitions. They keep the partitions that they hold, up to their share.
+        capped: members that get no further partitions. They keep the partitions that they hold, up to an equal
+            share.
     """
     shares = _even(held, members, partitions)
     result = {member: min(shares[member], held.get(member, 0)) for member in members if member in capped}

@@ -33,7 +33,7 @@ _RENEWALS: Final = 3
 # Time limit in seconds for each write at the end of the process. The other members do not depend on these writes.
 _PATIENCE: Final = 5.0
 
-# Time limit in seconds for a running read of the group after the stop.
+# Time limit in seconds for a read of the group that still runs when the process stops.
 _LITTLE_PATIENCE: Final = 1.0
 
 
@@ -41,7 +41,7 @@ class Work(Protocol):
     """The work on a partition while it is held."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set or the lease is lost. When it returns, everything is saved."""
+        """Work until `stop` is set or the lease is lost. When this method returns, everything is saved."""
 
 
 W = TypeVar("W", bound=Work)
@@ -51,7 +51,7 @@ class HeldPartition(NamedTuple, Generic[W]):
     """A partition that this process holds.
 
     Attributes:
-        stop: set to hand over the partition.
+        stop: set it to hand over the partition.
         task: runs until the partition is handed over or lost.
     """
 
@@ -75,7 +75,8 @@ class Coordinator(Generic[W]):
         held: the partitions that this process holds.
         live: the ids of all living members, the longest-serving first; empty before the first read of the group.
         layout: the layout of the group; None before the first read of the group.
-        outdated: a newer version of the application runs in the group, so this process claims no more partitions.
+        outdated: whether a newer version of the application runs in the group. If so, this process claims no more
+            partitions.
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class Coordinator(Generic[W]):
         self._read_at = asked
 
     async def _living(self, members: list[Member], ages: dict[Any, float]) -> list[Member]:
-        """The members that this process considers alive. It removes the dead members."""
+        """Find the members that this process considers alive, and remove the dead members."""
         living = []
         for member in members:
             dead = ages[member.id] >= member.lease or member.identity.is_dead
@@ -237,7 +238,7 @@ class Coordinator(Generic[W]):
         if number in self.held:
             return self.member_id
         if position.owner is None or position.owner == self.member_id:
-            return None  # no owner; or this process claimed it, and did not get the answer
+            return None  # no owner; or this process claimed the partition, and did not get the answer
         if position.identity.is_dead or ages[number] >= TAKEN * (position.lease or self._lease):
             return None
         return position.owner
@@ -383,7 +384,7 @@ class Coordinator(Generic[W]):
             answers = [error] * len(leases)
         failed: list[tuple[Lease, Exception]] = []
         for lease, answer in zip(leases, answers, strict=True):
-            # If the lease was given up during the command, a refused renewal does not mean that it was lost.
+            # If the lease was given up during the command, the refused renewal does not mean a lost lease.
             if lease.given_up:
                 continue
             if isinstance(answer, Exception):
@@ -446,7 +447,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, seen: GroupView) -> bool:
-    """Returns whether a partition was last claimed by another version, which started after this member."""
+    """Returns whether the last claim of some partition is from another version that started after this member."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

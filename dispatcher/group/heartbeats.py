@@ -15,7 +15,7 @@ class Heartbeats:
         self._seen: dict[Any, _Seen] = {}
 
     def note(self, values: dict[Any, Any], *, asked: float, answered: float) -> dict[Any, float]:
-        """Record the current values. Returns the seconds for which each has been unchanged, by our clock.
+        """Record the current values. Returns for each key how many seconds its value has been unchanged.
 
         Args:
             values: the values, by the key of the document that holds them.

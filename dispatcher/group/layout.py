@@ -19,11 +19,12 @@ async def admit(store: PositionStore, settings: Settings, application: str) -> N
     A group without an application is assigned to this application.
 
     Args:
-        settings: the settings of the dispatcher; `adopt` accepts another name of the application.
-        application: its name, `"package.module:registry"`; empty to require nothing.
+        settings: the settings of the dispatcher. With `adopt`, a group that belongs to another application is
+            assigned to this one.
+        application: the name of this application, `"package.module:registry"`; empty to require nothing.
 
     Raises:
-        GroupTaken: the group belongs to another application.
+        GroupTaken: the group belongs to another application, and `adopt` is not set.
         PositionError: a saved document is malformed.
     """
     while application and (layout := (await store.load()).layout) is not None:

@@ -24,10 +24,10 @@ class Member(NamedTuple):
     Attributes:
         id: new at every start. Ids of later processes sort later, if the clocks of their machines agree.
         beat: grows with every heartbeat.
-        lease: seconds without a heartbeat after which it counts as dead.
-        leaving: whether it hands over its partitions, and ends.
-        format: the format of the state that it reads and writes.
-        started: the server's time at which it started.
+        lease: seconds without a heartbeat after which the member counts as dead.
+        leaving: whether the member hands over its partitions, and ends.
+        format: the format of the state that the member reads and writes.
+        started: the server's time at which the member started.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Member(NamedTuple):
 
 
 async def take_backfills(group: Group, receivers: Collection[str]) -> bool:
-    """Returns whether a living dispatcher has all these receivers. Then the dispatchers must make the backfills.
+    """Returns whether a living dispatcher has all these receivers. If so, the dispatchers make the backfills.
 
     Args:
         receivers: their names.
@@ -131,8 +131,8 @@ class Members:
     async def beat(self, *, leaving: bool = False) -> None:
         """Write a heartbeat. If this process was removed as dead, it becomes a member again.
 
-        Each heartbeat has a new number, even after a removal. If it had an earlier number, the process that
-        removed this one would not notice the heartbeat.
+        Each heartbeat has a new number, even after a removal. The process that removed this process would not
+        notice a heartbeat with an earlier number.
         """
         self._beats += 1
         values = {**self._facts, "started_at": self.started, "leaving": leaving, "beat": self._beats}

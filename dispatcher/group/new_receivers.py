@@ -22,8 +22,8 @@ from dispatcher.group.view import GroupView, read_group
 from dispatcher.position.store import PositionStore
 from mongoz.signals.receivers import Receiver
 
-# If the oplog begins too late for a replay, the replay begins this many seconds after the beginning of the oplog.
-# Meanwhile the server may delete the oldest changes.
+# If the oplog begins too late for a replay, the replay begins this many seconds after the beginning of the oplog:
+# the server may delete the oldest changes before the replay begins.
 _MARGIN: Final = 60
 
 
@@ -32,7 +32,8 @@ class NewReceivers(NamedTuple):
 
     Attributes:
         names: their names, sorted.
-        since: the server's time at which the earlier list was recorded. Changes before it are not considered.
+        since: the server's time at which the earlier list was recorded. Changes before this time are not
+            considered.
     """
 
     names: tuple[str, ...]
@@ -100,7 +101,8 @@ async def _finished_until(group: Group) -> Timestamp | None:
 async def _command(group: Group, new: NewReceivers, until: Timestamp | None) -> str:
     """Make the command that delivers the missed changes.
 
-    It begins at `new.since`, or shortly after the beginning of the oplog if that is later.
+    The replay begins at `new.since`. If the oplog begins later, the replay begins shortly after the beginning of
+    the oplog.
     """
     since = new.since
     oplog = await look_at_oplog(group.state.client)

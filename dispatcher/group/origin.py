@@ -31,7 +31,7 @@ class ChangeOrigin(Protocol):
 
     @property
     def since(self) -> str:
-        """The token since which the source has all changes; empty if it has no certain beginning."""
+        """The token since which the source has all changes; empty if this token is unknown."""
 
     def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
         """Require that the source has all changes of the watched collections since the position."""
@@ -45,7 +45,7 @@ class ChangeOrigin(Protocol):
 
 
 async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutine[Any, Any, str]]) -> ChangeOrigin:
-    """The `ChangeOrigin` of the source that the settings name. It answers questions, and reads no changes.
+    """The `ChangeOrigin` of the source that the settings name. A `ChangeOrigin` reads no changes.
 
     Raises:
         KafkaError: no broker answers, or it refuses the user.
@@ -98,7 +98,7 @@ class TopicOrigin:
     def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
         """Require that the relay has published all changes of the watched collections since the position.
 
-        From now on, `watch` raises an error if the relay stops publishing one of them.
+        From now on, `watch` raises an error if the relay stops publishing the changes of one of these collections.
 
         Raises:
             TopicError: a collection is missing, or was added too late.
@@ -117,7 +117,7 @@ class TopicOrigin:
             raise error
 
     def uncovered(self, scope: Scope, saved: SavedPositions) -> Iterator[TopicError]:
-        """The errors about collections that the relay does not publish, or not since the position."""
+        """The errors about collections that the relay does not publish, or began to publish after the position."""
         tokens = [one.token for one in saved.positions.values() if one.token is not None]
         return self._uncovered_since(scope, min(tokens, default=self.watch.relay.position.token))
 

@@ -1,4 +1,4 @@
-"""Computes the number of processes that `--processes` means, and the partitions that a new group gets for them."""
+"""Computes how many processes `--processes` means, and how many partitions a new group gets for them."""
 
 import os
 from contextlib import suppress
@@ -37,8 +37,8 @@ def partitions_for(processes: int, group: str) -> int:
     """
     if processes > _MOST_UNASKED:
         raise TooManyProcesses(
-            f"--processes is {processes}, and the new group {group!r} would get {processes} partitions. Each is a "
-            "change stream that reads the whole oplog on the server.",
+            f"--processes is {processes}, and the new group {group!r} would get {processes} partitions. For "
+            "each partition, the server reads the whole oplog.",
             remedy=f"Choose the number of partitions with --partitions, for example --partitions {_MOST_UNASKED}. "
             "Processes without a partition are hot standbys.",
         )

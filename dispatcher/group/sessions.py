@@ -17,7 +17,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, Group
 
 # Seconds after which a session is registered again. The driver replaces sessions without a notification. So a
-# registration is removed if it was not renewed for twice this time. Its session was not used for at least this
+# registration is removed if it was not renewed for twice this time. Then the session was unused for at least this
 # time. A transaction takes a minute at most, so the session has no open transaction.
 _FRESH: Final = 600.0
 

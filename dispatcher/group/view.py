@@ -1,4 +1,4 @@
-"""Reads what a process must know of its group in order to share the partitions: one command, one snapshot.
+"""Reads what a process must know of its group in order to share the partitions. One command reads one snapshot.
 
 Every process does this about once a second, so the server leaves out the long fields: tokens and hashes of
 finished changes, statistics, receivers.

@@ -5,9 +5,11 @@ may differ from that: a producer gives up one record while later ones land; a re
 got an error; a stopped producer continues after its successor has begun, and its records land between those of the
 successor.
 
-So each producer has a *term*, and it numbers its records in each partition: 0, 1, 2 and so on. A reader accepts
-number 0 of a higher term, and the next number of its own term. It refuses everything else. It delivers an accepted
-record if the token is after the high-water mark. Otherwise it drops the record, whose event it delivered before.
+So each producer has a *term*, and it numbers its records in each partition: 0, 1, 2 and so on. The term of a
+reader is the term of the last record that it accepted. A reader accepts the next number of its term, and number 0
+of a higher term. It refuses all other records. The high-water mark of a reader is the highest token that it has
+accepted. If the token of an accepted record is after this mark, the reader delivers the record. Otherwise it drops
+the record, because it delivered the event before.
 
 The rule loses nothing, because three statements are true in every partition:
 
@@ -21,16 +23,16 @@ The rule loses nothing, because three statements are true in every partition:
    begins. Then it accepts the next records of the term only if no number is missing. So it has accepted all events
    up to its high-water mark.
 
-Without terms and numbers, a reader would only drop the tokens that are not after the high-water mark. It would
-lose events: if a producer gives up one record, and the next one lands, the mark passes the missing event. When the
-next term publishes this event, the reader drops it.
+Without terms and numbers, a reader could only drop each record whose token is not after the high-water mark. It
+would lose events: if a producer gives up one record, and the next one lands, the mark passes the missing event.
+When the next term publishes this event, the reader drops it.
 
 Decisions for special cases:
 
 * A missing number in the reader's term, or a higher term without its number 0: the reader refuses the records, and
   waits for number 0 of a higher term. The relay could not count the missing record as acknowledged, so its next
   term publishes the event of this record and all later events again.
-* A reader accepts the next number of its own term even if a higher term exists already: up to this record, no
+* A reader accepts the next number of its term even if a higher term exists already: up to this record, no
   record of the term is missing.
 * The relay's saved position has, for each partition, the offset, the term and the number of the last record that
   it passed. This is the position of a reader that has read up to this record. So a group that starts for the first
@@ -42,7 +44,7 @@ Decisions for special cases:
 * Equal tokens: tokens must rise from record to record of a term. If two records have the same token, a reader must
   drop the second one, because it looks like a repetition of the first. So the relay publishes one record per event
   (it joins fragments), and gives a record that is no change event, such as a gap, a token of its own.
-* A record that is no change event has a term, a number and a token as others have. It needs no rule of its own.
+* A record that is no change event has a term, a number and a token too. So it needs no rule of its own.
 
 `tests/model/topic.py` simulates relays, a broker and readers with all these faults. In 60,000 runs the rule loses
 no event outside of lost history, delivers the events in order, and repeats none within a run of a reader. The
@@ -74,7 +76,7 @@ BEGINNING: Final = LogPosition(0, 0, -1, "")
 
 
 class RecordPlace(NamedTuple):
-    """The place of a record among the others of its partition.
+    """The place of a record in its partition.
 
     Attributes:
         offset: the offset of the record in the log.
@@ -112,8 +114,8 @@ def accept(position: LogPosition, record: RecordPlace) -> tuple[Decision, LogPos
     """Decide about the next record of a partition.
 
     Returns:
-        The decision, and the position after the record. Save it when all deliveries up to the record are finished,
-        even if the record was refused: otherwise retention may overtake the saved offset.
+        The decision, and the position after the record. Save this position when all deliveries up to the record
+        are finished, even if the record was refused: otherwise retention may overtake the saved offset.
     """
     offset, term, number, token = position
     if record.offset != offset:

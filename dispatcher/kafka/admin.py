@@ -1,7 +1,7 @@
 """Asks the brokers of Kafka about clusters and topics, and tells why they refuse or do not answer.
 
 librdkafka reports the failures of connections to a callback, and ends the request with a plain timeout. So the
-error of a request contains the last failure that the callback got meanwhile.
+error of a request contains the last failure that the callback got during the request.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 # Seconds between two calls of the callback.
 _POLL: Final = 0.05
 
-# The forms of a failure: "sasl_ssl://host:9092/bootstrap: text (after 303ms in state AUTH_REQ)".
+# The text of a failure, for example "sasl_ssl://host:9092/bootstrap: text (after 303ms in state AUTH_REQ)".
 _FAILURE: Final = re.compile(
     r"(?:\w+://)?(?P<address>\S+?)/(?:bootstrap|\d+): (?P<text>.*?)(?: \(after [^()]*\))?\.?", re.DOTALL
 )
 
-# The name of the error that says only that there are no connections, not why.
+# The name of the error that says that there are no connections. It does not say why.
 _NO_CONNECTION: Final = "_ALL_BROKERS_DOWN"
 
 _UNANSWERED: Final = frozenset({"_TIMED_OUT", "_TRANSPORT", "_RESOLVE", "_SSL", _NO_CONNECTION})
@@ -47,7 +47,7 @@ class _LostConnection(NamedTuple):
 
     Attributes:
         name: the name of the error.
-        address: the address of the broker; empty if it is about all brokers.
+        address: the address of the broker; empty if the failure concerns all brokers.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Admin:
     """A client for administration.
 
     Args:
-        make: makes the client; gets a callback for failures of connections.
+        make: takes a callback for failures of connections, and makes the client.
         servers: the addresses of `--kafka`.
         patience: seconds for each request.
 
@@ -186,7 +186,7 @@ def code_of(error: KafkaError) -> str:
     return "" if cause is None else str(cause.args[0].name())
 
 
-# Errors of brokers that restart, whose cluster elects a leader, or that do not know a new topic yet.
+# Errors of brokers while they restart, while a leader is elected, or before they know a new topic.
 _PASSING: Final = (
     *("BROKER_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "FENCED_LEADER_EPOCH"),
     *("INVALID_REPLICATION_FACTOR", "KAFKA_STORAGE_ERROR", "LEADER_NOT_AVAILABLE", "NETWORK_EXCEPTION"),
@@ -197,7 +197,7 @@ _PASSING: Final = (
 
 
 class _Refusal(NamedTuple):
-    """The error for the operator about an error of a broker."""
+    """The text, the remedy and the class of the error that an operator gets for an error of a broker."""
 
     text: str
     remedy: str

@@ -26,7 +26,7 @@ class CommittedOffsets:
     for administration can commit too, but librdkafka 2.16 may end the process when the broker is away.
 
     Args:
-        make: makes the consumer. It gets the callback for the end of a commit.
+        make: takes the callback for the end of a commit, and makes the consumer.
         topic: the name of the topic.
     """
 
@@ -74,7 +74,7 @@ class CommittedOffsets:
             self._note_end(error.args[0], ())
 
     def _note_end(self, error: Any, places: Any) -> None:
-        """Note the end of a commit. The consumer calls it in `poll`."""
+        """Note the end of a commit. The consumer calls this method in `poll`."""
         sent, self._sent = self._sent, {}
         failure = error or next((one.error for one in places if one.error is not None), None)
         if failure is None:
@@ -86,6 +86,7 @@ class CommittedOffsets:
                 "the offsets can't be committed, so tools of Kafka do not show the lag of the group",
                 action="kafka.not_committed",
                 error=f"{failure.name()}: {failure.str()}",
-                remedy="May the user read the consumer group? `dispatcher check APP --kafka HOST:PORT` tells.",
+                remedy="`dispatcher check APP --kafka HOST:PORT` tells whether the user may read the consumer "
+                "group.",
             )
         self._is_failing = True

@@ -1,4 +1,4 @@
-"""Completes a topic: changes that the topic has lost are read from the oplog, if it still has them.
+"""Completes a topic: changes that the topic has lost are read from the oplog, if the oplog still has them.
 
 A topic loses changes by its retention, or when it is deleted. Then a change stream reads the changes up to the
 relay's position, and the topic is read from there.
@@ -30,7 +30,7 @@ _BETWEEN: Final = 1.0
 
 
 class CompletedTopic:
-    """A topic with the changes that it has lost.
+    """A topic, completed with the changes that it has lost.
 
     Args:
         topic: the source that may lose changes.
@@ -116,7 +116,7 @@ class CompletedTopic:
             yield EventBatch([], after)
             await asyncio.sleep(_BETWEEN)
         # The token may belong to another stream, or lie between a delete marker and its delete. So the change
-        # stream begins at the time of the token: before all changes of its transaction.
+        # stream begins at the time of the token. This is before all changes of the token's transaction.
         stamps, start = DeleteStamps(), Start(cluster_time=token_time(after))
         async with (
             self._streams,

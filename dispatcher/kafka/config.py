@@ -33,8 +33,8 @@ PATIENCE: Final = 10.0
 
 _FILE: Final = "_FILE"
 
-# Properties that the dispatcher sets, each with the reason. Other values of most of them would lose or repeat
-# changes.
+# Properties that the dispatcher sets, each with the reason. With another value, most of them would cause lost or
+# repeated changes.
 _OURS: Final[Mapping[str, str]] = {
     "bootstrap.servers": "--kafka sets it",
     "metadata.broker.list": "--kafka sets it",
@@ -44,7 +44,7 @@ _OURS: Final[Mapping[str, str]] = {
             *("max.in.flight", "max.in.flight.requests.per.connection", "transactional.id"),
             *("retries", "message.send.max.retries", "queuing.strategy", "delivery.report.only.error"),
         ),
-        "the relay needs its own value to lose no change",
+        "the relay sets it, so that no change is lost",
     ),
     **dict.fromkeys(
         (
@@ -71,7 +71,7 @@ _OURS: Final[Mapping[str, str]] = {
 _COMMON: Final[Mapping[str, Any]] = {
     "client.id": "mongoz-dispatcher",
     "allow.auto.create.topics": False,
-    # librdkafka's own default is 1.6 seconds of silence after each failure; brokers come back sooner.
+    # By default, librdkafka waits for 1.6 seconds after each failure. Brokers come back sooner.
     "reconnect.backoff.max.ms": 1_000,
 }
 
@@ -169,7 +169,7 @@ class KafkaConfig(NamedTuple):
         raise KafkaError(
             f"The client of Kafka does not accept its configuration: {place}: {text}",
             remedy="Correct the property: https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md "
-            "lists all of them.",
+            "lists all properties.",
         )
 
     def _culprit(
@@ -245,7 +245,7 @@ def _read(path: Path) -> list[_Property]:
         name, equals, value = (part.strip() for part in line.partition("="))
         place = f"{path}, line {number}"
         if not (name and equals):
-            raise KafkaError(  # without the line, which may be a password
+            raise KafkaError(  # the message does not contain the line: it may be a password
                 f"{place}: the line is not PROPERTY = VALUE.",
                 remedy="Write a property of librdkafka in each line, or begin the line with #.",
             )
@@ -307,7 +307,7 @@ def connection_errors() -> int:
 
 
 class _ClientLog(logging.Handler):
-    """Writes the lines of librdkafka to our log. They repeat what other lines say, so they are for debugging."""
+    """Writes the lines of librdkafka to our log, at level debug: they repeat what other lines say."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log.debug(record.getMessage(), action="kafka.client")

@@ -4,7 +4,7 @@ A deleted document has no field for a stamp. So the ODM stamps the document and 
 stream has an update, which is the marker, and then the delete. The relay copies the stamp of the marker to the
 record of the delete, for all groups. It does not publish the marker, which changes nothing but the stamp.
 
-So readers need not wait for the end of a transaction.
+So readers find the stamp in the record of the delete, and need not wait for the end of the transaction.
 """
 
 from typing import Any, Final
@@ -26,7 +26,7 @@ class DeleteStamps:
     While `open` is empty, `take` needs only the markers: the caller may leave out all other events.
 
     Attributes:
-        open: the stamps whose deletes have not come.
+        open: the stamps whose deletes have not come yet.
     """
 
     def __init__(self) -> None:

@@ -40,7 +40,7 @@ _GAP: Final = b"\x03gap\0"
 _HEAD: Final = Struct("<i3si6sq3sq")
 _HEAD_OF_TERM: Final = Struct("<3si6sq3s")
 _HEAD_OF_EVENT: Final = Struct(f"<i{_HEAD_OF_TERM.size}sq{len(_EVENT)}si")
-_ROOM: Final = _HEAD.size + len(_EVENT) + 1  # bytes of a record beside its event
+_ROOM: Final = _HEAD.size + len(_EVENT) + 1  # bytes of a record without its event
 _SIZE: Final = Struct("<i")
 _STAMP_HEAD: Final = Struct(f"<{len(_STAMP)}siB")
 
@@ -81,7 +81,7 @@ class LargeEvent(NamedTuple):
     """A change event that does not fit into a record.
 
     Attributes:
-        token: the token of the event. If it is very long, only its beginning, see `resume_tokens.shortened`.
+        token: the token of the event. A very long token is shortened, see `resume_tokens.shortened`.
         id: the id of the file with the event, see `dispatcher/kafka/large_events.py`.
         size: bytes of the event.
     """
@@ -165,7 +165,8 @@ def decode(value: bytes | None) -> Envelope:
         value: the value of the message; None for a message without a value.
 
     Raises:
-        MalformedRecord: it does not have the form of this module. The caller adds topic, partition and offset.
+        MalformedRecord: the record does not have the form of this module. The caller adds topic, partition and
+            offset.
     """
     if value is None or len(value) < _HEAD.size + _SMALLEST:
         raise _malformed(value)
@@ -196,7 +197,7 @@ def token_in(record: Envelope) -> str:
     """The token of a record: its place among the changes.
 
     Raises:
-        MalformedRecord: the record has none.
+        MalformedRecord: the record has no token.
     """
     if record.kind is not RecordKind.EVENT:
         return str(_read(record, token=str)["token"])
@@ -210,7 +211,7 @@ def large_event_in(record: Envelope) -> LargeEvent:
     """The document of a large event.
 
     Raises:
-        MalformedRecord: it is not one.
+        MalformedRecord: the record has no such document.
     """
     return LargeEvent(**_read(record, token=str, id=bytes, size=int))
 
@@ -219,7 +220,7 @@ def gap_in(record: Envelope) -> GapNotice:
     """The document of a gap.
 
     Raises:
-        MalformedRecord: it is not one.
+        MalformedRecord: the record has no such document.
     """
     return GapNotice(**_read(record, token=str, kind=str, after=str, until=str, policy=str))
 

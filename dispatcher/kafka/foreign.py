@@ -26,7 +26,7 @@ def opened(place: str, record: tuple[int, bytes | None]) -> tuple[Envelope, str]
 
     Args:
         place: the place of the partition, for the message.
-        record: its offset and its value.
+        record: the offset and the value of the record.
 
     Raises:
         TopicError: it is not a record of a relay.
@@ -61,7 +61,7 @@ async def last_records(
         offsets: the offsets of the records, by partition.
 
     Returns:
-        The offset and the value of each, by partition.
+        The offset and the value of each record, by partition.
     """
     return await asyncio.to_thread(_read, config, topic, offsets) if offsets else {}
 

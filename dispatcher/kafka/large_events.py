@@ -46,7 +46,7 @@ class LargeEvents:
         self._address = state.address
 
     async def add(self, token: str, event: bytes) -> LargeEvent:
-        """Write an event, unless it is there already. The time until its deletion begins now.
+        """Write the file of an event, unless it exists. In both cases, the time until its deletion begins now.
 
         Args:
             token: the token of the event.
@@ -60,8 +60,8 @@ class LargeEvents:
                 with suppress(NoFile):
                     await self._bucket.delete(Binary(id_))
                 await self._upload(id_, event)
-        # The file may be old: another term published its record long ago, or could not publish it. And the driver
-        # has dated a new file by the clock of this machine.
+        # Set the date of the file to now, by the server's clock. An earlier term may have written the file long
+        # ago, and the driver dates a new file by the clock of this machine.
         await self._files.update_one({"_id": Binary(id_)}, {"$currentDate": {"uploadDate": True}})
         return large
 

@@ -1,8 +1,8 @@
 """Reads the partitions of a topic: one consumer for all partitions of a process.
 
 A thread polls the consumer, and hands the messages to the event loop. The loop sorts them into the queues of the
-partitions. When it has sorted all, and a queue has room, the thread polls again. So memory is bounded even if a
-receiver blocks the loop. If a queue is full while another queue has room, the partition of the full queue is
+partitions. When all messages are sorted, and a queue has room, the thread polls again. So memory is bounded even
+if a receiver blocks the loop. If a queue is full while another queue has room, the partition of the full queue is
 paused. If all queues are full for some seconds, all partitions are paused.
 """
 
@@ -42,26 +42,28 @@ _QUEUED: Final = 4
 _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
-# The answers of brokers are compressed. Some become twenty times as large when librdkafka decompresses them. So it
-# stops fetching when it has half of its share. An answer has at most a 25th of the share, or `_SMALLEST_ANSWER`
-# bytes if that is more. A larger record comes alone.
+# The answers of brokers are compressed. Some become twenty times as large when librdkafka decompresses them. So
+# librdkafka stops fetching when it has half of its share. An answer has at most a 25th of the share, or
+# `_SMALLEST_ANSWER` bytes if that is more. A record that is larger than this comes in an answer of its own.
 _ANSWER: Final = 25
 _SMALLEST_ANSWER: Final = 64_000
 
-# Milliseconds until librdkafka fetches again after its queue was full. With its own default, a second, the queue
-# would become empty meanwhile.
+# Milliseconds until librdkafka fetches again after its queue was full. The default is a second. During a second,
+# the queue would become empty.
 _BACKOFF_MS: Final = 10
 
 # Milliseconds between two reports of librdkafka about its queue.
 _REPORTS_MS: Final = 2_000
 
-# Maximum number of change streams at once that read lost changes: for each, the server reads the whole oplog.
+# Maximum number of change streams that read lost changes at the same time. For each of them, the server reads the
+# whole oplog.
 _STREAMS: Final = 2
 
 # Seconds for which a reader waits for a record.
 _EVERY: Final = 1.0
 
-# Maximum milliseconds between two calls of `poll`. Slow receivers delay the calls, so it is the client's maximum.
+# Maximum milliseconds between two calls of `poll`. Slow receivers delay the calls, so this is the largest value
+# that the client accepts.
 _DAY_MS: Final = 86_400_000
 
 
@@ -89,8 +91,8 @@ class TopicLog:
 
     Attributes:
         watch: looks at the topic.
-        prefetched: bytes of the records that librdkafka has fetched, as it has reported them last.
-        streams: limits the change streams that read the changes which the topic has lost.
+        prefetched: bytes of the records that librdkafka holds, by its last report.
+        streams: limits the number of change streams that read changes which the topic has lost.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class TopicLog:
         committed, self._committed = self._committed, None
         if committed is not None:
             await committed.close()
-        # No command may follow: after the end of the thread, it would wait for ever.
+        # No command may follow: after the end of the thread, a command would wait for ever.
         polling, self._polling = self._polling, None
         if polling is not None:
             polling.stop()
@@ -199,7 +201,7 @@ class TopicLog:
             polling.paused.discard(feed.number)
 
         def begin() -> None:
-            # Now all messages from the former offset are in the queue, and none from the new offset.
+            # Now the queue has all messages that were read from the former offset, and none from the new offset.
             feed.clear()
             self._open[feed.number] = feed
             self._share()
@@ -296,7 +298,7 @@ class TopicLog:
         polling.order(change)
 
     def _note_report(self, report: str) -> None:
-        """Keep the size of the queue of librdkafka. All partitions share one queue, and each reports its size."""
+        """Keep the size of librdkafka's queue. All partitions share the queue, and each reports the whole size."""
         topic = json.loads(report)["topics"].get(self.topic)
         partitions = topic["partitions"].values() if topic is not None else ()
         self.prefetched = max((one["fetchq_size"] for one in partitions), default=0)
@@ -343,7 +345,8 @@ class PartitionLog:
 
     Attributes:
         number: the number of the partition.
-        most: bytes at which no further records are fetched. The messages of the last poll may exceed this number.
+        most: if the queue has this number of bytes, no further records are fetched. The messages of the last poll
+            may exceed the number.
         assigned: whether the consumer reads the partition. Only the thread of the consumer changes it.
         paused: whether the last order to the consumer was to pause the partition. Only the loop changes it.
         is_out_of_range: whether the log does not hold the next offset.
@@ -390,7 +393,7 @@ class PartitionLog:
 
     @property
     def full(self) -> bool:
-        """Returns whether no further record should come."""
+        """Returns whether the queue has no room for further records."""
         return self._bytes >= self.most
 
     def extend(self, records: Sequence[TopicRecord]) -> int:
@@ -451,7 +454,7 @@ class PartitionLog:
         return self._topic.watch.newest(self.number)
 
     async def look(self) -> Look:
-        """A look that begins after this call."""
+        """Wait for a look that begins after this call, and return it."""
         return await self._topic.watch.look(self.number)
 
     async def offset_at(self, seconds: float) -> int:

@@ -68,7 +68,7 @@ class _TopicLook(NamedTuple):
 
 
 class _NotNow(TopicError):
-    """The topic can't be used at this moment: an operator or the relay changes it."""
+    """The topic can't be used at this moment, because an operator or the relay is changing it."""
 
 
 def _may_pass(error: DispatcherError) -> bool:
@@ -159,11 +159,11 @@ class TopicWatch:
 
     @property
     def retention(self) -> float | None:
-        """Seconds for which the topic keeps a record; None if they are unknown, or without a limit."""
+        """Seconds for which the topic keeps a record; None if this time is unknown or has no limit."""
         return None if self._newest is None else self._newest.facts.retention_limit
 
     def lag(self, partition: int, topic_id: str, offset: int) -> int | None:
-        """The number of records between an offset and the relay's position; None if it is unknown."""
+        """The number of records between an offset and the relay's position; None if the number is unknown."""
         if self._newest is None or self._newest.facts.layout.id != topic_id:
             return None
         return max(0, self._newest.relay.position.marks[partition].offset - offset)
@@ -185,7 +185,7 @@ class TopicWatch:
             raise self._failure
 
     async def look(self, partition: int) -> Look:
-        """A look that begins after this call."""
+        """Wait for a look that begins after this call, and return it."""
         now, failures = monotonic(), 0
         while self._failure is None and self._newest is not None and self._newest.asked < now:
             async with self._looking:

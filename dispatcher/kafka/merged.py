@@ -25,8 +25,8 @@ class _Partition:
     """The events of one partition that are read, but not yielded.
 
     Attributes:
-        lost: for each event that can't be read, a batch without events that reports it.
-        token: all events up to it are read.
+        lost: for each event that can't be read, a batch that has no events, but reports the loss.
+        token: all events up to this token are read.
     """
 
     def __init__(self, batches: AsyncGenerator[EventBatch]) -> None:
@@ -54,8 +54,8 @@ class _Partition:
 class MergedTopic:
     """All partitions of a topic as one source.
 
-    An event is yielded when no partition can have an earlier event. The token of a partition without records moves
-    with the relay's position, so the events of other partitions wait for some seconds.
+    An event is yielded when no partition can have an earlier event. The token of a partition without new records
+    moves only with the relay's position. So the events of the other partitions may wait for some seconds.
 
     Args:
         partitions: the partitions of the topic.
@@ -139,7 +139,7 @@ def _lost_until(token: str, partitions: Sequence[_Partition]) -> list[EventBatch
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run some coroutines at once. The first error ends the others."""
+    """Run some coroutines at once. The first error ends the other coroutines."""
     tasks = [asyncio.create_task(one, name="read-partition") for one in work]
     try:
         return await asyncio.gather(*tasks)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 # Maximum seconds for which the thread waits for a message. So a command waits for this time at most.
 _TICK: Final = 0.1
 
-# Seconds without a poll after which all partitions are paused. The client drops what it has fetched, and fetches
-# it again later. So memory is free during a long pause. And the thread can poll without getting messages: the
-# client reports errors only in polls.
+# Seconds without a poll after which all partitions are paused. There are two reasons. The client drops the records
+# that it has fetched, and fetches them again later: so memory is free during a long pause. And the client reports
+# errors only in polls: while all partitions are paused, the thread can poll without getting messages.
 _LONG: Final = 5.0
 
 # Seconds before the thread polls again after an error.
@@ -28,14 +28,14 @@ _FEW: Final = 10
 
 
 class Polling:
-    """Polls a consumer in a thread, and runs all its commands there.
+    """Polls a consumer in a thread. All commands of the consumer run in this thread, too.
 
     Args:
         distribute: gets the messages in the event loop. The thread polls again after `go_on`.
 
     Attributes:
         at_once: maximum number of messages that the thread takes at once.
-        paused: the partitions that are paused one by one. Only the thread changes it.
+        paused: the partitions that commands have paused. Only the thread changes this set.
         is_suspended: whether all partitions are paused.
     """
 
@@ -88,8 +88,8 @@ class Polling:
         """Run a command, and wait for its end.
 
         Args:
-            then: called in the event loop: after the loop got all messages from before the command, and before it
-                gets a later one.
+            then: called in the event loop, after all messages from before the command, and before all later
+                messages.
         """
         done: asyncio.Future[None] = self._loop.create_future()
 

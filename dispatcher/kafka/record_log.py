@@ -38,7 +38,7 @@ class RecordLog(Protocol):
         """The last look at the topic and at the relay's position."""
 
     async def look(self) -> Look:
-        """A look that begins after this call."""
+        """Wait for a look that begins after this call, and return it."""
 
     async def offset_at(self, seconds: float) -> int:
         """The offset of the first record since a time; -1 if there is none."""

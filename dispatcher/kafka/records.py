@@ -14,13 +14,13 @@ from mongoz.stamps import FIELD, Call, Stamp
 
 # A plain event: the size of the record, the bytes that all records of its term share (`head_of_term`), the number
 # of the record, the field `event`, and the beginning of the event, which is its token: {_id: {_data: "..."}}. Each
-# document begins with its length, and so does the text.
+# document begins with its length. The text of the token begins with its length, too.
 _PLAIN: Final = Struct("<i24sq7si5si7si")
 _EVENT: Final = b"\x03event\0"
 _ID: Final = b"\x03_id\0"
 _DATA: Final = b"\x02_data\0"
 _BEGIN: Final = Struct("<i24sq7s").size  # the offset of the event in the record
-_REST: Final = 4 + len(_DATA) + 4 + 1  # bytes of the `_id` beside the text and its zero
+_REST: Final = 4 + len(_DATA) + 4 + 1  # bytes of the `_id` without the text and its final zero
 
 _STAMP: Final = FIELD.encode() + b"\0"
 
@@ -38,7 +38,8 @@ def take_plain(
         events: gets the events.
 
     Returns:
-        The position after the events, and the record at which the function stopped; None if it took all records.
+        The position after the events, and the record at which the function stopped. Instead of the record, None if
+        the function took all records.
     """
     offset, term, number, before = position
     head, token, unpack, smallest = head_of_term(term), before.encode(), _PLAIN.unpack_from, _PLAIN.size
@@ -76,7 +77,7 @@ def event_of(envelope: Envelope) -> RawEvent:
 
 
 def remember_stamp(envelope: Envelope, remember: RememberStamp) -> None:
-    """Pass the stamp of a record to `remember`, unless it is a marker: its delete has the same stamp."""
+    """Pass the stamp of a record to `remember`. A marker is left out, because its delete has the same stamp."""
     event = RawEvent(envelope.event)
     if envelope.stamp:
         remember(Stamp.unpack(envelope.stamp), event.get("wallTime"))

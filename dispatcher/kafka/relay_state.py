@@ -40,7 +40,7 @@ class RelayPosition(NamedTuple):
     """The position of a relay.
 
     Attributes:
-        token: all events up to it are published, and acknowledged by the brokers.
+        token: all events up to this token are published, and acknowledged by the brokers.
         fingerprint: the fingerprint of the stream that the token belongs to.
         marks: the marks by partition.
     """
@@ -60,7 +60,7 @@ class RelayState(NamedTuple):
     Attributes:
         term: the last term that a relay has taken.
         topic: the topic that the position belongs to.
-        since: for each published collection or pattern, the token since which all its changes are published.
+        since: for each published collection or pattern, the token since which the relay publishes all its changes.
     """
 
     term: int
@@ -134,7 +134,7 @@ class RelayStore:
         return bool(result.matched_count)
 
     async def note_retention(self, term: int, seconds: float | None) -> None:
-        """Record how long the topic keeps a record, for the status. None if it is unknown, or without a limit."""
+        """Record for the status how long the topic keeps a record: None if this is unknown, or has no limit."""
         await self._relays.update_one({"_id": self._topic, "term": term}, {"$set": {"retention_seconds": seconds}})
 
     def _read(self, document: Mapping[str, Any]) -> RelayState:

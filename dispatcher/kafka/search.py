@@ -14,7 +14,7 @@ CLOCKS: Final = 60
 """Seconds by which the clocks of the broker and of the server may differ."""
 
 SEARCHED: Final = 1_000
-"""Records that are read at once."""
+"""Maximum number of records that are read at once."""
 
 # The factor by which each attempt goes further back than the attempt before.
 _FURTHER: Final = 1_000
@@ -23,10 +23,11 @@ _FURTHER: Final = 1_000
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
     """The position of a token; None if the log begins after it.
 
-    Tokens rise within a term. If one record of a term is not after the token, no earlier record of this term is
-    after it. So the reader may skip all of them. But records of a replaced relay may lie between those of its
-    successor, and the reader must refuse them. So the position takes its term and its number from the records
-    that are not after the token: the highest term, and the highest number in this term.
+    Tokens rise within a term. If one record of a term is not after the token, the earlier records of this term
+    are not after the token either. So the reader may skip this record and all these earlier ones. But records of
+    a replaced relay may lie between those of its successor, and the reader must refuse the records of the
+    replaced relay. So the position gets the highest term of the records that are not after the token, and the
+    highest number in this term.
 
     Raises:
         TopicError: a record does not come from a relay.

@@ -4,8 +4,8 @@ Each record goes through three checks, in this order: `accept` decides whether t
 the latest accepted token is dropped, because it was read before; a stamp counts when it is seen for the first
 time, see `stream/origins.py`. When an event from before the start is dropped, its stamp is remembered.
 
-The relay has copied the stamp of a delete marker to its delete. So readers ignore markers, and never wait for the
-end of a transaction.
+The relay copies the stamp of a delete marker to its delete, and does not publish the marker. So readers never wait
+for the end of a transaction.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
@@ -54,7 +54,7 @@ _REMEDY: Final = (
 
 
 ReadLarge = Callable[[LargeEvent], Awaitable[bytes | None]]
-"""Reads a large event from the state; None if it is not there."""
+"""Reads a large event from the state database; None if the event is missing there."""
 
 
 async def _no_large_event(_large: LargeEvent) -> bytes | None:
@@ -214,7 +214,7 @@ class KafkaSource:
                 self._figures.dropped[decision] += 1
                 # Only the stamps of events before the start are remembered here. `Reader` itself remembers the
                 # stamps of later events. If such a stamp were remembered here too, `Reader` would take the
-                # original for a copy.
+                # original write for a copy.
                 if decision is Decision.DUPLICATE and token <= self._began:
                     remember_stamp(envelope, self._remember)
             position = after
@@ -348,7 +348,7 @@ class KafkaSource:
         )
 
     async def place_of(self, token: str) -> LogPlace:
-        """The place of a token: the records after it are the changes after the token.
+        """The place of a token: the records after this place are the changes after the token.
 
         Raises:
             HistoryLost: the log begins after the token.

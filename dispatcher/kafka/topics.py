@@ -1,6 +1,6 @@
 """Creates topics, reads their facts, and checks them.
 
-The commands raise `KafkaError`, or its subclass `TopicError`, with a remedy.
+The functions raise `KafkaError`, or its subclass `TopicError`, with a remedy.
 """
 
 import asyncio
@@ -16,7 +16,8 @@ from dispatcher.kafka.config import KafkaConfig
 PARTITIONS: Final = 32
 """The number of partitions of a new topic."""
 
-# Attempts at reading a topic that was just created, and seconds between them: not all brokers know it at once.
+# Attempts at reading a topic that was just created, and seconds between them. They are needed because some brokers
+# know the topic later than others.
 _ATTEMPTS: Final = 50
 _BETWEEN: Final = 0.1
 
@@ -27,7 +28,7 @@ _LOOK: Final = 60.0
 _LEAST_LARGEST: Final = 20_000
 _USUAL_LARGEST: Final = 1_048_588
 
-# With fewer replicas than this, or fewer of them in sync, changes can be lost together with a broker.
+# With fewer replicas, or with fewer replicas in sync, changes can be lost if a broker fails.
 _REPLICAS: Final = 3
 _IN_SYNC: Final = 2
 
@@ -88,7 +89,7 @@ class TopicFacts(NamedTuple):
 
 
 class Weakness(NamedTuple):
-    """A property of a topic that can lose changes.
+    """A property of a topic that can cause the loss of changes.
 
     Attributes:
         name: the name of the property.
@@ -112,7 +113,7 @@ async def create_topic(admin: Admin, name: str, partitions: int) -> bool:
     """Create a topic with three replicas, or with as many as there are brokers.
 
     Returns:
-        False if it exists already. It stays unchanged.
+        False if the topic exists already. Then it stays unchanged.
     """
     from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]  # noqa: PLC0415 - an extra
 
@@ -222,7 +223,8 @@ async def created_topic(admin: Admin, name: str, partitions: int) -> TopicFacts:
             return facts
         await asyncio.sleep(_BETWEEN)
     raise TopicError(
-        f"The topic {name!r} was created, but the brokers do not know it.", remedy="Look at their logs."
+        f"The topic {name!r} was created, but the brokers do not know it.",
+        remedy="Look at the logs of the brokers.",
     )
 
 
@@ -261,7 +263,7 @@ async def prepared_topic(
 
 
 def deleted(name: str) -> HistoryLost:
-    """The error about a topic that the state knows, and the brokers do not."""
+    """The error about a topic that the state knows, but that the brokers do not know."""
     return HistoryLost(
         f"The topic {name!r} was deleted. Its records are lost.",
         remedy="Choose with --on-history-lost: resume creates a new topic, and records a gap.",
@@ -334,8 +336,8 @@ def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> No
     name = facts.layout.topic
     if facts.operations is not None and operation not in facts.operations:
         raise KafkaError(
-            f"The user may not {operation.lower()} the topic {name!r} of Kafka: it lacks the operation "
-            f"{operation.capitalize()}.",
+            f"The user may not {operation.lower()} the topic {name!r} of Kafka. The operation "
+            f"{operation.capitalize()} is not granted to this user.",
             remedy=RIGHTS,
         )
     if operation == "WRITE" and facts.largest is not None and facts.largest < _LEAST_LARGEST:
@@ -373,14 +375,14 @@ def weaknesses(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterato
     if facts.replicas < _REPLICAS:
         yield Weakness(
             "replicas",
-            f"the topic {name!r} has {_counted(facts.replicas, 'replica')}: changes can be lost with a broker",
+            f"the topic {name!r} has {_counted(facts.replicas, 'replica')}: changes can be lost if a broker fails",
             f"Use {_REPLICAS} brokers, and kafka-reassign-partitions.sh to add replicas.",
         )
     elif facts.in_sync is not None and facts.in_sync < _IN_SYNC:
         yield Weakness(
             "min.insync.replicas",
             f"min.insync.replicas of the topic {name!r} is {facts.in_sync}: an acknowledged change can be lost "
-            "with a broker",
+            "if a broker fails",
             f"{change} min.insync.replicas={_IN_SYNC}",
         )
     if facts.timestamps not in (None, _APPEND_TIME):
@@ -402,7 +404,7 @@ def weaknesses(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterato
         yield Weakness(
             "retention.bytes",
             f"the topic {name!r} keeps at most {facts.retention_bytes:.0f} bytes in each partition: with many "
-            "changes, it keeps them for a shorter time",
+            "changes, it keeps records for a shorter time",
             f"{change} retention.bytes=-1",
         )
 

@@ -49,7 +49,8 @@ async def check(registry: Registry, settings: Settings, application: str = "") -
 
     Args:
         registry: the registry of the application. Its receivers are connected already.
-        application: its name, `"package.module:registry"`; empty to skip the check that the group belongs to it.
+        application: the name of the application, `"package.module:registry"`; empty to skip the check that the
+            group belongs to this application.
 
     Yields:
         The findings. If an error prevents all further checks, only warnings about unreachable receivers may
@@ -145,7 +146,7 @@ class _Checks(NamedTuple):
             yield finding
 
     async def _group(self, oplog: Oplog | None) -> AsyncIterator[Finding]:
-        """The group: its application, its source, and its position there."""
+        """The group: its application, its source, and its position in the source."""
         group = self.routes.group
         try:
             saved = await PositionStore(Group(self.state, group), "check").load()
@@ -208,10 +209,10 @@ class _Checks(NamedTuple):
         return None
 
     def _short_records(self, place: str, level: Level, kept: float) -> Iterator[Finding]:
-        """A finding if records in the state are deleted earlier than the changes they belong to.
+        """A finding if records in the state are deleted earlier than the changes that they belong to.
 
         Args:
-            level: the level of the finding if there are transactional receivers; otherwise it is a warning.
+            level: the level of the finding if there are transactional receivers; otherwise `"warning"`.
             kept: the seconds for which the changes are kept.
         """
         retention = self.settings.delivery_retention * _SECONDS_PER_DAY
@@ -302,7 +303,7 @@ class _Checks(NamedTuple):
         for one in watched:
             try:
                 refused = await one.refuses_stamp(self.state.client, self.routes.group)
-            except OperationFailure:  # the validator is too slow, or has a rare operator
+            except OperationFailure:  # the validator is too slow, or has an operator that the query can't use
                 continue
             if refused:
                 yield Finding(

@@ -26,12 +26,12 @@ from mongoz.stamps import FIELD, Stamp
 _TOPIC: Final = "claims"
 _LOSS: Final = "if a process of the application dies, the receivers that it has not finished are lost"
 _CAUSES: Final = (
-    "The application's log names the cause (logger mongoz.claims). Its user may lack the rights that `dispatcher "
-    "check APP --role` prints for it, its mongoz may be a version without claims, or the write may be older than "
-    "the first start of a dispatcher with claims."
+    "The application's log names the cause (logger mongoz.claims). The application's database user may lack "
+    "the rights that `dispatcher check APP --role` prints. The application may use a version of mongoz without "
+    "claims. Or the write may be older than the first start of a dispatcher with claims."
 )
 
-# Maximum number of documents whose stamps are read in one collection, and maximum number of these collections.
+# Maximum number of documents that are read from one collection, and maximum number of collections.
 _SAMPLE: Final = 100
 _MOST_COLLECTIONS: Final = 50
 
@@ -46,7 +46,7 @@ def recorded_elsewhere(registry: Registry, state_database: str) -> tuple[str, st
     """The warning that the application records claims in a database that its dispatchers do not read.
 
     Returns:
-        The text, and the remedy; None if all use the same database.
+        The text, and the remedy; None if both use the same database, or if the application claims nothing.
     """
     claims = registry.claims
     if claims is None or claims.state == state_database or not registry.claimable_receivers():
@@ -77,7 +77,7 @@ class ClaimChecks(NamedTuple):
         if self.registry.dispatched is None or not self.registry.claimable_receivers():
             return
         if self.registry.claims is None:
-            yield Finding("ok", _TOPIC, f"claims=False turns them off: {_LOSS}")
+            yield Finding("ok", _TOPIC, f"claims=False turns claims off: {_LOSS}")
             return
         elsewhere = recorded_elsewhere(self.registry, self.state.name)
         if elsewhere is not None:
@@ -109,12 +109,15 @@ class ClaimChecks(NamedTuple):
                 stamp = await self._newest_stamp(namespace)
             if stamp is not None and not self._is_claimed(namespace, stamp):
                 name, at = ".".join(namespace), f"{stamp.token.generation_time:%Y-%m-%d %H:%M:%S} UTC"
-                text = f"The newest write of {name} with receivers in its process, at {at}, has no claim: {_LOSS}"
+                text = (
+                    f"The newest write of {name} whose receivers run in the writing process has no claim ({at}): "
+                    f"{_LOSS}"
+                )
                 return Finding("warning", _TOPIC, f"{living}. {text}", _CAUSES)
         return Finding("ok", _TOPIC, living)
 
     async def _living(self) -> str:
-        """The processes that claim, in a sentence."""
+        """A sentence about the processes that claim."""
         group = Group(self.state, self.routes.group)
         now = await server_time(group)
         books, _ = await books_of(group, now, _MOST_BOOKS)

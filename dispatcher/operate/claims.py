@@ -24,11 +24,11 @@ from dispatcher.operate.status_model import BookStatus, ClaimsStatus, GroupStatu
 _MOST_BOOKS: Final = 1_000
 _SHOWN: Final = 20
 
-# A status leaves out a book without open claims if its last beat is older than this, in seconds. No timeout is
-# longer.
+# A status leaves out a book without open claims if its last beat is older than this, in seconds. No book
+# has a longer timeout.
 _RECENT: Final = 3_600.0
 
-# Receivers take most of the bytes of a book.
+# The receivers are most of the bytes of a book, so they are not read.
 _WITHOUT_RECEIVERS: Final = {"receivers": False}
 
 # Maximum number of processes in a message.

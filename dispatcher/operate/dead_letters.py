@@ -54,12 +54,12 @@ class Wanted(NamedTuple):
     """A filter of letters. A letter must match all attributes that are set.
 
     Attributes:
-        receiver: its name; an empty text selects changes that could not be decoded.
+        receiver: the name of the receiver; an empty text selects changes that could not be decoded.
         error: the type of the error; an empty text selects letters without one.
         since: the last attempt ended at this time or later.
         until: the last attempt ended before this time.
         keys: values that the `_id` of the document may have.
-        text: the `_id` of the document as text, or the beginning of the id or of the short id of the letter.
+        text: the `_id` of the document as text, or the first characters of the letter's id or short id.
     """
 
     receiver: str | None = None
@@ -108,8 +108,9 @@ class Outcome(NamedTuple):
     """The outcome of the retry of one letter.
 
     Attributes:
-        result: `"delivered"`, `"failed"` again, `"refused"` (no retry is possible), or `"waiting"` (no result).
-        text: the reason, for people; empty if it was delivered.
+        result: `"delivered"`, `"failed"` again, `"refused"` (no retry is possible), or `"waiting"` (no result
+            yet).
+        text: the reason, for people; empty if the letter was delivered.
     """
 
     letter: str
@@ -127,7 +128,7 @@ async def letters_of(group: Group, wanted: Wanted, limit: int = 0) -> tuple[list
         The letters, and the malformed documents.
     """
     found = group.state.held.find(wanted.query(group.name), _SHORT)
-    newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many may have failed within a millisecond
+    newest = [("last_attempt_at", -1), ("token", -1), ("_id", -1)]  # many letters can fail within a millisecond
     reader = StateReader(group.state.name)
     letters = reader.each(HELD, await found.sort(newest).limit(limit).to_list(None), letter)
     return letters, reader.misfits

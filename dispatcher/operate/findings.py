@@ -11,8 +11,9 @@ class Finding(NamedTuple):
     """The result of one check.
 
     Attributes:
-        level: `"error"` if `run` or `relay` would fail, or would not deliver some changes.
-        remedy: for a warning or an error; otherwise empty.
+        level: `"error"` if `run` or `relay` would fail, or would not deliver some changes; `"warning"` for
+            other problems.
+        remedy: what to do about a warning or an error; otherwise empty.
     """
 
     level: Level

@@ -5,12 +5,13 @@ A receiver has the first word that applies:
     down        no dispatcher is alive, or the state can't be read; or the receiver has dead letters, no live
                 dispatcher has it, and no documents wait for it
     paused      it or everything is paused, and a live dispatcher has this receiver
-    blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that is absent
-    failing     in the last minute, a tenth of its deliveries failed for good, or more attempts failed than
-                succeeded, or none succeeded while deliveries wait for their next attempt; or its last delivery
-                failed for good, and it has dead letters
+    blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that no live
+                dispatcher has
+    failing     in the last minute, at least a tenth of its deliveries failed for good, or more attempts failed
+                than succeeded, or no attempt succeeded while deliveries wait for their next attempt; or its last
+                delivery failed for good, and it has dead letters
     behind      the largest lag in the group is at least BEHIND seconds, parked deliveries are overdue by BEHIND
-                seconds, or some of the deliveries that a pause had parked are not made yet
+                seconds, or a pause has ended, and some of the deliveries that it parked are not made yet
     delivering  it got deliveries in the last minute
     idle        there was nothing to deliver
 
@@ -20,11 +21,11 @@ of its receivers: failing, blocked, behind, delivering, idle. Receivers that are
 count. If the lag is BEHIND seconds or more, the word is `behind` or a worse one. The same applies to a group that
 reads from a topic, while the relay of this topic is not alive or has such a lag.
 
-A relay is `down` under the same conditions, and `failing` while it can't use its topic. Otherwise it is `behind`,
-`delivering` or `idle`.
+A relay is `down` under the same conditions as a group, and `failing` while it can't use its topic. Otherwise
+it is `behind`, `delivering` or `idle`.
 
 For each receiver, a member reports the counts of the last minute and the age of the last results, as `recent`.
-A repaired receiver is `failing` for at most a minute. But if its last delivery failed for good, it is
+A repaired receiver is `failing` for at most a minute. But if its last delivery failed for good, it stays
 `failing` until a delivery succeeds, or until its dead letters are gone.
 """
 
@@ -62,7 +63,9 @@ _NAMED: Final = 3
 
 @dataclass
 class _Facts:
-    """The last minute of one receiver of one signal, the age of its last results, and its held deliveries.
+    """Facts about one receiver of one signal.
+
+    They are the counts of the last minute, the age of the last results, and the held deliveries.
 
     Attributes:
         pace: the options `concurrency`, `rate` and `batch`.
@@ -261,5 +264,5 @@ def _age(value: Any) -> float:
 
 
 def _now_called(receiver: str | None, names: Mapping[str, set[str]]) -> list[str]:
-    """The present names of a receiver that may have another name now."""
+    """The present names of the receivers that have, or had, this name."""
     return [name for name, former in names.items() if receiver in former]

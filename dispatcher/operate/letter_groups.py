@@ -1,8 +1,8 @@
 """Counts dead letters by receiver and error, and retries or drops many dead letters in steps.
 
 An action on many dead letters is a sequence of steps, so that a caller can show the progress, and stop. All steps
-select dead letters whose last attempt ended before the action began. Dead letters that fail again meanwhile are
-left out.
+select dead letters whose last attempt ended before the action began. So dead letters that fail again
+meanwhile are left out.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -27,7 +27,8 @@ STEP: Final = 1_000
 _MOST_GROUPS: Final = 200
 _LONGEST_MESSAGE: Final = 1_000
 
-# Maximum milliseconds for grouping all dead letters, and the number that is grouped if it takes longer.
+# Maximum milliseconds for grouping all dead letters. If it takes longer, only this number of the newest ones is
+# grouped.
 _PATIENCE_MS: Final = 1_000
 _COUNTED: Final = 1_000
 
@@ -45,7 +46,7 @@ class LetterGroup:
     Attributes:
         receiver: its name; None for changes that could not be decoded.
         error: the type of the error, `module.qualname`.
-        reason: as in `Wanted`.
+        reason: why the deliveries failed permanently, see `reason` in docs/reference/state.md.
         retrying: the number of these dead letters that are being retried, or whose retry is requested.
         newest_at: the end of the last attempt of the newest dead letter.
         message: the error of this attempt.
@@ -171,10 +172,13 @@ async def drop_some(group: Group, wanted: Wanted, began: datetime) -> ActionStep
 
 
 async def retried(group: Group, wanted: Wanted, began: datetime) -> Retried:
-    """The state of a retry that began at this time, by the server's clock.
+    """The state of a retry of many dead letters.
 
     A dead letter that failed again may have another error or reason now. So `failed` counts the dead letters of
-    the same receiver that failed again since this time, whatever their error and reason.
+    the same receiver that failed again since `began`, whatever their error and reason.
+
+    Args:
+        began: the time at which the retry began, by the server's clock.
     """
     held = group.state.held
     query, again = wanted.query(group.name), wanted._replace(error=None, reason=None, since=began, until=None)
@@ -185,7 +189,7 @@ async def retried(group: Group, wanted: Wanted, began: datetime) -> Retried:
 
 
 async def _next(group: Group, wanted: Wanted, began: datetime, further: dict[str, Any]) -> list[Any]:
-    """The `_id`s of the next dead letters for an action that began at this time."""
+    """The `_id`s of the next dead letters for an action. `began` is the time at which the action began."""
     until = began if wanted.until is None else min(began, wanted.until)
     query = {**wanted._replace(until=until).query(group.name), **IDLE, **further}
     found = group.state.held.find(query, {"_id": True}).sort("last_attempt_at", 1).limit(STEP)

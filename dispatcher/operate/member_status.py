@@ -17,7 +17,8 @@ from dispatcher.core.state_checks import StateReader
 from dispatcher.core.stats import in_utc, seconds_of
 from dispatcher.operate.status_model import MemberStatus
 
-# A member counts as dead if its last heartbeat is older than this number of lease times.
+# A member counts as dead if its last heartbeat is older than this number of lease times. The second value is the
+# lease time, in seconds, of a member that does not report one.
 _SILENCE: Final = 1.5
 _LEASE: Final = 10.0
 

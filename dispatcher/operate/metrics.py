@@ -386,14 +386,14 @@ METRICS: Final = (
     ),
     Described(
         "claims_waiting",
-        "Deliveries in memory that wait for writing processes: claimed ones, and later ones of the same documents "
-        "to the same receivers.",
+        "Deliveries in memory that wait for writing processes: claimed deliveries, and later deliveries of the "
+        "same documents to the same receivers.",
         _of_claims(lambda found: sum(one.waiting for one in found)),
     ),
     Described(
         "oldest_claim_seconds",
-        "Seconds since the commit of the oldest write with deliveries, in memory or parked, that wait for the "
-        "writing process; 0 if there is none.",
+        "Seconds since the commit of the oldest write whose deliveries wait for the writing process, in memory "
+        "or parked; 0 if there is none.",
         _in_dispatchers(lambda s: s.claims.oldest_seconds),
     ),
     Described(

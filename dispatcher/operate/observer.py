@@ -276,10 +276,10 @@ class Observer:
 
 
 def _silent(text: str, gauges: Mapping[int, Gauges], limit: float) -> list[str]:
-    """The reason for partitions that are silent for more than `limit` seconds; empty if there are none.
+    """A reason that names all partitions that are silent for more than `limit` seconds; empty if none are.
 
     Args:
-        text: the reason, with a place for the partitions.
+        text: the reason, with `{}` in the place of the partitions.
         gauges: the gauges by partition.
     """
     silent = {number: one.silent_seconds for number, one in gauges.items() if one.silent_seconds > limit}

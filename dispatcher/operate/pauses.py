@@ -1,7 +1,7 @@
 """Pauses: an operator writes them to the state, and running dispatchers read them once a second.
 
-The query that reads the pauses also finds whether retries of dead letters are requested, see
-`parking/retry_requests.py`, and whether a backfill waits for the dispatchers, see `runs/live_backfill.py`.
+The query that reads the pauses also finds requested retries of dead letters (see `parking/retry_requests.py`), and
+backfills that wait for the dispatchers (see `runs/live_backfill.py`).
 
 The collection `controls` has one document for each pause: docs/reference/state.md lists its fields.
 

@@ -122,7 +122,7 @@ class Mover:
         self._store = PositionStore(group)
 
     async def now(self) -> str:
-        """Return a token for this moment. With it as position, all earlier writes count as finished."""
+        """Return a token for this moment. If it is the position, all earlier writes count as finished."""
         time = await time_of_newest_write(self._state.client)
         return token_at(Timestamp(time.time, time.inc + 1))
 
@@ -130,7 +130,7 @@ class Mover:
         """Require that the stream can begin at a token.
 
         Args:
-            token: a resume token, or only its beginning, which depends on the time only: see `token_at`.
+            token: a resume token, or the beginning of one, which contains only the time: see `token_at`.
 
         Raises:
             HistoryLost: the oplog does not reach back to the token.
@@ -165,13 +165,13 @@ class Mover:
         """Let all partitions continue after a token.
 
         Args:
-            token: a resume token, or only its beginning, as in `require_held`; None for now.
+            token: a resume token, or the beginning of one, as in `require_held`; None means the present time.
             settings: the settings with the brokers of the topic.
             force: as in `move`.
 
         Raises:
             HistoryLost: neither the source of the group nor the oplog reaches back to the token.
-            PositionError: the token is in the future, or a relay has published later changes.
+            PositionError: the token is in the future, or the group is a relay and has published later changes.
             KafkaError: the topic can't be read.
         """
         layout = (await self._store.load()).layout
@@ -241,8 +241,8 @@ class Mover:
         log = topic_of(self._group, settings.model_copy(update={"kafka_topic": topic.name}))
         if log is None:
             raise PositionError(
-                f"The group {self._group.name!r} reads from {topic}, so its new position must be searched there. "
-                "Nothing was changed.",
+                f"The group {self._group.name!r} reads from {topic}, so its new position must be looked up in "
+                "this topic. Nothing was changed.",
                 remedy="Name the brokers with --kafka.",
             )
         async with log.opened():

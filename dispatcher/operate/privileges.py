@@ -93,10 +93,10 @@ def useful(scope: Scope) -> list[Right]:
 
 
 def needed_to_claim(state_database: str) -> list[Right]:
-    """The privileges of the application. Without them its writes work, and its processes claim nothing."""
+    """The privileges of the application. Without them, the application can write, but it claims nothing."""
     return [
         Right(state_database, POSITIONS, ("find",), "to know whether dispatchers take claims over"),
-        Right(state_database, MEMBERS, ("find",), "to know whether all of them do"),
+        Right(state_database, MEMBERS, ("find",), "to know whether all dispatchers take claims over"),
         Right(state_database, CLAIMS, ("insert", "update"), "to record claims"),
     ]
 
@@ -178,7 +178,7 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
 def create_application_role(group: str, state_database: str) -> str:
     """The command for mongosh that creates a role for the user of the application, to be granted in addition."""
     comments = [
-        "This role is for the application: dispatchers then take over the receivers of its processes that died.",
+        "This role is for the application. With it, dispatchers can take over the receivers of dead processes.",
         "The user of the application also needs readWrite on the databases of its documents.",
     ]
     return _command(application_role_name(group), needed_to_claim(state_database), [], comments)

@@ -35,7 +35,7 @@ class RelayLog(NamedTuple):
     Attributes:
         topic_id: distinguishes the topic from an earlier one with the same name.
         offsets: for each partition, the offset after the last record up to the position.
-        retention: seconds for which the topic keeps a record; None if they are unknown, or without a limit.
+        retention: seconds for which the topic keeps a record; None if they are unknown or unlimited.
     """
 
     topic_id: str
@@ -77,7 +77,7 @@ async def read_relay(
     """Read the status of the relay of a topic; None if there is none.
 
     Args:
-        server: its clock and its oplog.
+        server: the clock and the oplog of the server.
         reader: collects malformed documents.
     """
     found = await state.as_on_this_node(RELAYS).find_one({"_id": topic})

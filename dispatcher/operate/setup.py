@@ -219,7 +219,7 @@ async def warn_about_collections(client: AsyncMongoClient[Any], routes: Routes, 
 
 
 async def warn_about_streams(group: Group) -> None:
-    """Log a warning if the change streams of all groups load the server.
+    """Log a warning if the change streams of all groups together load the server too much.
 
     This function never raises, and takes at most a few seconds.
     """
@@ -272,7 +272,7 @@ async def _warn_of_validators(
                 names.append(one.name)
     if names:
         log.warning(
-            "validators refuse the field _mongoz, so the application's writes fail there",
+            "validators refuse the field _mongoz, so the application's writes to these collections fail",
             action="collections.refuse_stamps",
             collections=names,
             remedy="add {_mongoz: {bsonType: 'binData'}} to the properties of the validator's $jsonSchema",

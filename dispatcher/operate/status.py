@@ -59,7 +59,8 @@ _FRESH: Final = 1.0
 
 _ALL: Final[Mapping[str, Any]] = {}
 
-# Fields of a run that can hold the key of a document. The run's filter can hold one, too: `_run` removes it.
+# Fields of a run that can hold the key of a document. `_run` removes them, and also the filter of the run, because
+# the filter can hold such a key, too.
 _PLACES: Final = frozenset({"progress", "token"})
 
 

@@ -71,7 +71,7 @@ class Health(NamedTuple):
 
 
 def number(value: Any) -> float:
-    """A counter that another version of this program may have written; 0 if it is not a number."""
+    """Convert a counter to a number; 0 for other types, which another version of this program may have written."""
     return float(value) if isinstance(value, int | float) else 0.0
 
 
@@ -90,8 +90,8 @@ class MemberStatus:
         seen_seconds: the seconds since its last heartbeat, by the server's clock.
         alive: whether its last heartbeat is younger than one and a half lease times, and its process is not known
             to be dead.
-        receivers: the receivers that it knows: `{id, former_ids, name, formerly, signal, document,
-            concurrency, rate, batch}` each.
+        receivers: the receivers that it knows, each as `{id, former_ids, name, formerly, signal, document,
+            concurrency, rate, batch}`.
         stats: its counters and gauges.
         http: its URL; None if it does not listen.
     """
@@ -143,16 +143,16 @@ class PartitionStatus:
         where: host and process id of the owner, for people.
         position_at: the time up to which everything is delivered; None if no position is saved.
         position_age_seconds: the seconds since `position_at`, by the server's clock.
-        lag_seconds: the lag that a live owner reports.
-        lag_changes: the number of undelivered changes that a live owner reports.
+        lag_seconds: the age of the oldest undelivered change, if a live owner reports it.
+        lag_changes: the number of undelivered changes, if a live owner reports it.
         saved_seconds: the seconds since the last save of the position.
         headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown. If
             the group reads from a topic: the seconds until the topic may delete the records after the position.
         delivery_lag_seconds: the age of the oldest change that is read and not delivered, if a live owner reports
             it.
-        broker_lag: the number of records of the topic, up to the relay's position, that are not read. Without a
-            live owner, the number of those that are not finished. None if the number is unknown, and without a
-            topic.
+        broker_lag: the number of records of the topic, up to the relay's position, that are not read. If no live
+            owner reports it, the number of records, up to the same position, that are not finished. None if the
+            number is unknown, and without a topic.
     """
 
     number: int
@@ -226,7 +226,7 @@ class RelayStatus:
     """A relay.
 
     Attributes:
-        topic: its name.
+        topic: the name of its topic.
         cluster: the id of the Kafka cluster.
         partitions: the number of partitions of the topic.
         term: the term of its producer.
@@ -241,7 +241,7 @@ class RelayStatus:
         trouble: the reason why the owner can't use the topic now; None if it can.
         headroom_seconds: the seconds until the oplog no longer holds the position; None if they are unknown.
         retention_seconds: the seconds for which the topic keeps a record; None if they are unknown, or unlimited.
-        publishes: its collections and patterns.
+        publishes: the collections and patterns that it publishes.
         readers: the groups that read from the topic; empty in the status of such a group.
     """
 
@@ -293,9 +293,9 @@ class ParkedCount:
     Attributes:
         receiver: its name.
         documents: the number of documents.
-        due_at: the earliest time of a next attempt.
+        due_at: the time of the earliest next attempt.
         reason: the `state` of the first parked delivery of each document, see docs/reference/state.md.
-        oldest_at: the time at which the oldest of these changes was committed.
+        oldest_at: the time at which the oldest change of the first parked deliveries was committed.
     """
 
     receiver: str | None
@@ -310,9 +310,9 @@ class BookStatus:
     """A book of claims: the claims that one writing process has not finished, see docs/reference/state.md.
 
     Attributes:
-        host: the name of its machine.
-        pid: its process id.
-        process: the id of the book, which stands for the process until it begins another book.
+        host: the name of the machine of the writing process.
+        pid: the process id of the writing process.
+        process: the id of the book. The writing process has this id until it begins another book.
         started_at: the time at which the process began to claim.
         beat_at: the time of its last beat, by the server's clock.
         seconds: the timeout of its claims, in seconds.
@@ -320,8 +320,8 @@ class BookStatus:
         open: the number of open claims.
         released: the number of claims that the process left to the dispatchers.
         fenced_at: the end of the book; None if it has not ended.
-        fenced_by: who ended it: `"process"`, `"dispatcher"` or `"operator"`.
-        waiting: the number of deliveries that wait for the process in the memory of dispatchers.
+        fenced_by: the side that ended the book: `"process"`, `"dispatcher"` or `"operator"`.
+        waiting: the number of deliveries that wait, in the memory of dispatchers, for the writing process.
     """
 
     process: str
@@ -346,12 +346,12 @@ class ClaimsStatus:
         processes: the number of live processes that claim.
         open: the number of open claims in books that have not ended.
         released: the number of claims in these books that the processes left to the dispatchers.
-        waiting: the number of deliveries that wait for writing processes in the memory of dispatchers.
-        parked: the number of documents with deliveries that wait for writing processes in the database.
+        waiting: the number of deliveries that wait, in the memory of dispatchers, for writing processes.
+        parked: the number of documents with parked deliveries that wait for writing processes.
         oldest_seconds: the seconds since the commit of the oldest write whose deliveries wait; 0 without one.
         taken_over: the number of deliveries that the live dispatchers have taken over since their start.
         orphaned: the number of documents with parked deliveries to a receiver that no dispatcher has.
-        books: the books that matter most: those that deliveries wait for, and those with open claims, come first.
+        books: the most important books. Books with waiting deliveries come first, and then books with open claims.
     """
 
     processes: int = 0
@@ -386,7 +386,7 @@ class GapStatus:
 
     Attributes:
         kind: the cause, see docs/reference/state.md.
-        noted_at: the server's time at which it was first recorded.
+        noted_at: the server's time at which the gap was first recorded.
         text: the event in a sentence.
         namespace: the namespace of the collection; None if several collections are affected.
     """
@@ -402,7 +402,7 @@ class GroupStatus:
     """A group at one moment.
 
     Attributes:
-        group: its name; of a relay, the topic.
+        group: its name; for a relay, the name of its topic.
         at: the server's time of this status.
         members: its processes, live and dead.
         paused: the pauses of receivers, or of everything.
@@ -412,7 +412,8 @@ class GroupStatus:
         oplog_window_seconds: the seconds of the past that the oplog holds; None if it can't be read.
         source: the source of the changes.
         is_relay: whether the group is a relay: its processes publish changes, and deliver none.
-        relay: the relay that this group is, or from whose topic this group reads; otherwise None.
+        relay: the status of the group's relay: the group itself if it is a relay, or the relay of the topic that
+            the group reads; otherwise None.
         partition_count: the number of partitions in the layout.
         partitions: the partitions with a saved position or an owner.
         dead_letters: the counts of dead letters by receiver and signal.

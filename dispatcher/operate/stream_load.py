@@ -1,4 +1,4 @@
-"""Estimates how much the change streams of all groups load the server: each of them reads the whole oplog.
+"""Estimates how much the change streams of all groups load the server: each stream reads the whole oplog.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -20,7 +20,7 @@ _AT_REST: Final = 0.005
 _NEAR: Final = 0.8
 _BUSY: Final = 0.5
 
-# The cores of a server that does not tell them.
+# The assumed number of cores of a server that does not report it.
 _FEW_CORES: Final = 2
 
 # Atlas allows 100 streams at once in a cluster of the size M10, fewer in smaller ones, 1,000 from M30 on.
@@ -105,7 +105,10 @@ async def stream_load(group: Group, oplog: Oplog | None, partitions: int | None 
 
 
 async def _streams(group: Group, partitions: int | None) -> dict[str, int]:
-    """The number of streams by group: the partitions that a process holds. Groups that read a topic have none."""
+    """The number of streams by group: one for each partition that a process holds.
+
+    Of the given group, all partitions count. Other groups that read a topic have no streams.
+    """
     per_group = {
         "_id": "$group",
         "held": {"$sum": {"$cond": [{"$gt": ["$owner", None]}, 1, 0]}},

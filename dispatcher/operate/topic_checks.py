@@ -49,7 +49,7 @@ class TopicChecks(NamedTuple):
         """The checks for a relay. After an error, later checks are left out.
 
         Args:
-            require_own: raises a `TopicError` if the topic is that of another relay.
+            require_own: raises a `TopicError` if the topic belongs to another relay.
         """
         try:
             config = config_of(self.settings)
@@ -129,7 +129,7 @@ class TopicChecks(NamedTuple):
 
     async def _records(self, watch: TopicWatch) -> AsyncIterator[Finding]:
         """Look for records of other programs among the last ones."""
-        if watch.facts.is_of_development_broker:  # it does not know the end of a log
+        if watch.facts.is_of_development_broker:  # such a broker does not know the end of a log
             return
         numbers = range(watch.layout.partitions)
         ends = await watch.offsets(numbers, end=True)
@@ -211,7 +211,7 @@ def _positions(watch: TopicWatch, saved: SavedPositions, oplog: Oplog | None) ->
     age = 0.0 if oplog is None else max(0.0, oplog.ends - oldest)
     retention = watch.facts.retention
     if retention is None or oplog is None or retention == float("inf"):
-        yield Finding("ok", "position", "The topic holds all records after it")
+        yield Finding("ok", "position", "The topic holds all records after the position")
         return
     text = f"It is {duration(age)} old, and the topic keeps records for {duration(retention)}"
     if retention - age < max(HEADROOM, 2 * age):

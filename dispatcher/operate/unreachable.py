@@ -101,7 +101,8 @@ def _of_abstract_documents() -> Iterator[Unreachable]:
                 receiver.name,
                 f"{document.__name__}.{signal}",
                 f"{document.__name__} is abstract, and no imported document inherits from it",
-                "Import the module with the documents (--import), or connect the receiver to one of them.",
+                "Import the module with the documents that inherit from it (--import), or connect the receiver to "
+                "one of these documents.",
             )
 
 

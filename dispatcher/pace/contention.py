@@ -42,7 +42,10 @@ class Contention:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[int]:
-        """Wait for a place, in the order of arrival, and keep it in the block. Yields a value for `conflicted`."""
+        """Wait for a place, in the order of arrival, and keep it until the block ends.
+
+        Yields a value for `conflicted`.
+        """
         if self._waiting or self._running >= int(self.limit):
             await self._wait()
         else:

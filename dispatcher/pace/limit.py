@@ -12,7 +12,7 @@ from mongoz.signals.options import Rate
 from mongoz.signals.receivers import Receiver
 
 AHEAD: Final = 1.0
-"""Seconds for which deliveries of a receiver with a rate may wait in memory, at most."""
+"""Maximum seconds for which deliveries of a receiver with a rate may wait in memory."""
 
 
 class Limit:
@@ -48,7 +48,7 @@ class Limit:
     # -- places ----------------------------------------------------------------------------------------------
 
     def take(self) -> bool:
-        """Take a place for one attempt, if no other delivery waits for one. Returns whether there was a place."""
+        """Take a place for one attempt, if no other delivery waits for a place. Returns whether it was taken."""
         return not self._queue and self._take()
 
     def ask(self) -> "asyncio.Future[None]":
@@ -91,7 +91,7 @@ class Limit:
         if self._timer is not None:
             self._timer.cancel()
         seconds = 0.0 if self._bucket is None else self._bucket.seconds(1, monotonic())
-        if 0 < seconds < math.inf:  # otherwise the end of an attempt, or a new share, admits the next one
+        if 0 < seconds < math.inf:  # otherwise the end of an attempt, or a new share, admits the next caller
             self._timer = asyncio.get_running_loop().call_later(seconds, self._admit)
 
     # -- decisions -------------------------------------------------------------------------------------------
@@ -106,13 +106,14 @@ class Limit:
         """Returns whether the next delivery of the stream must be parked, because it would wait for too long."""
         if self._concurrency is not None and self.waiting >= self._concurrency:
             return True
-        # Parked deliveries are read into the queue when its wait falls to AHEAD / 2, see `LimitedLanes`. While the
-        # wait is longer, a new delivery is parked too. Otherwise it would overtake the parked ones.
+        # Parked deliveries are read into the queue when the wait in the queue falls to AHEAD / 2, see
+        # `LimitedLanes`. While the wait is longer, a new delivery is parked too. Otherwise the new delivery would
+        # overtake the parked ones.
         return self.delay > AHEAD / 2
 
     @property
     def ahead(self) -> int:
-        """The number of parked deliveries that a partition reads before they have places."""
+        """The maximum number of parked deliveries that a partition reads before they get places."""
         of_rate = math.inf if self._rate is None else max(1, int(AHEAD * self._rate.per_second))
         return int(min(of_rate, math.inf if self._concurrency is None else self._concurrency))
 

@@ -1,10 +1,11 @@
 """Gathers the parked deliveries of batch receivers into batches again.
 
 The deliveries of many lanes are read together, and their results are written together. Unlike the errands of
-`ParkingWorker`, a batch does not run among the jobs of its documents: other receivers get later changes meanwhile.
+`ParkingWorker`, a batch does not hold back the jobs of its documents: other receivers get later changes of these
+documents meanwhile.
 The deliveries stay in the database until the batch has ended, so later deliveries of these documents to the batch
-receiver join the lanes. The results are written among the jobs of the documents, because no delivery may join a
-lane while the lane ends.
+receiver join the lanes. While the results are written, no job of the documents runs, because no delivery may join
+a lane while the lane ends.
 """
 
 import asyncio
@@ -97,7 +98,7 @@ class ParkedBatches:
         limits: the limits, by the present and former names of the receivers.
 
     Attributes:
-        names: the names of batch receivers, present and former ones, each with the size of its batches.
+        names: the present and former names of batch receivers, each with the maximum size of a batch.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class ParkedBatches:
             found = [await self._read(_Row(taken, place)) for place in range(len(rows))]
         except (PyMongoError, DispatcherError, Interrupted):
             raise
-        except Exception:  # it was edited by hand
+        except Exception:  # a record was edited by hand
             return False
         usable: list[GatheredDelivery] = []
         for one in found:
@@ -276,7 +277,7 @@ class ParkedBatches:
             del self._taken[taken.lane.id]
 
     async def settle_rest(self) -> None:
-        """Record the results of batches that were interrupted before they recorded them.
+        """Record the results that interrupted batches have not recorded.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded. The deliveries will be repeated.

@@ -91,7 +91,7 @@ class Files:
                 await self._bucket.delete(id_)
 
     async def sweep(self) -> None:
-        """Delete the files that no document names, after a crash."""
+        """Delete the files that no document has named for an hour. A crash leaves such files."""
         found = {file._id: file.filename async for file in self._bucket.find({})}
         records = self._held.find({"_id": {"$in": list(found.values())}}, {"files": True})
         async for record in records:

@@ -91,7 +91,7 @@ class Parking:
         """Lanes whose claims are decided, each with the `_id` of its claimed delivery, which is made due soon."""
         self._paused_names: set[str] = set()
         self.watched: set[str] = set()
-        """Names of the receivers whose deliveries may have to wait. Usually empty."""
+        """Names of the receivers whose deliveries may have to wait. Usually this set is empty."""
 
     def on_parked(self, listener: Callable[[float], None]) -> None:
         """Call a function whenever a delivery is parked, with the seconds until it is due."""
@@ -122,7 +122,8 @@ class Parking:
         Call this method again from time to time: a dispatcher of an earlier version may still park deliveries.
         """
         await self._held.recover()
-        # This process follows the claim of such a delivery only after an attempt. So all of them are due now.
+        # Other processes may have parked claimed deliveries. This process follows a claim only after an attempt at
+        # its delivery. So all claimed deliveries are made due now.
         await self._held.make_claimed_due()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
@@ -183,7 +184,11 @@ class Parking:
         return lane_id(self._held.group, name, document, change.namespace, key_of(change))
 
     async def holds(self, change: Change, calls: Calls, receiver: Receiver) -> bool:
-        """Park a delivery if it must wait for earlier ones, or for the end of a pause. Returns whether it must."""
+        """Park a delivery if it must wait for earlier ones, or for the end of a pause.
+
+        Returns:
+            Whether the delivery is parked.
+        """
         for lane, name in self._lanes(receiver.name, name_of(calls.document), change).items():
             if lane in self._remembered or receiver.name in self._queried_late:
                 headed = await self.retry_command(lambda lane=lane: self._held.is_headed(lane))  # type: ignore[misc]

@@ -100,10 +100,10 @@ class LetterStore:
         return await self._raw.find_one({"_id": id_, **REQUESTED})
 
     async def parts(self, letter: Mapping[str, Any]) -> dict[str, bytes]:
-        """The documents of a dead letter.
+        """The parts of a dead letter, see `parking/record.py`.
 
         Raises:
-            ValueError: a document is missing.
+            ValueError: a part is missing.
         """
         return await self._files.read(letter)
 

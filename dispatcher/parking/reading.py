@@ -1,4 +1,4 @@
-"""Reads the records of parked deliveries: the change, and its receiver in the present application."""
+"""Reads the records of parked deliveries: the change, and the receiver in the present application."""
 
 from collections.abc import Hashable
 from datetime import UTC, datetime

@@ -1,9 +1,9 @@
-"""Converts a held delivery to a document and back: another process can make the delivery later.
+"""Converts a held delivery to a document and back, so that another process can make the delivery later.
 
 docs/reference/state.md lists the fields of a document. `parts` has BSON in binary: `document` (after the change),
 `before` (the pre image), `event` (the whole event, if it can't be decoded).
 
-A very long `key` or `update_fields`, and a key that no driver decodes, is a part instead of a field: {"": value}.
+A very long `key` or `update_fields` is a part instead of a field: {"": value}. So is a key that no driver decodes.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ _SHORT: Final = 6
 # Maximum bytes of a value that is a field; longer values are parts.
 _FINDABLE: Final = 100_000
 
-# Maximum characters of a recorded error: a ValidationError quotes its input.
+# Maximum characters of a recorded error message. For example, a ValidationError quotes its input, which can be
+# long.
 _LONGEST_MESSAGE: Final = 10_000
 
 _IMAGES: Final = (("fullDocument", "document"), ("fullDocumentBeforeChange", "before"))

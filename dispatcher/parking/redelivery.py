@@ -27,7 +27,7 @@ from dispatcher.parking.retry_requests import RetryRequests
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
-# Maximum bytes of the documents of the dead letters that are handled at once.
+# Maximum bytes of the parts of the dead letters that are handled at once.
 _BYTES: Final = 4_000_000
 
 # The fields that are copied when a dead letter of an event is split into one dead letter per receiver.
@@ -90,7 +90,7 @@ class Redelivery(NamedTuple):
                 await self._refuse(id_, str(refused))
             except (PyMongoError, DispatcherError):
                 raise
-            except Exception as error:  # it was edited by hand
+            except Exception as error:  # the document was edited by hand
                 await self._refuse(id_, f"The document of the dead letter is malformed: {text_of(error)}")
             taken += 1
             size += sum(map(len, parts.values()))
@@ -119,7 +119,8 @@ class Redelivery(NamedTuple):
             bytes.fromhex(letter["receiver_id"]),
             change.namespace,
             created=letter["created"],
-            # Probably the operator has fixed the loop. If not, the delivery fails again at the maximum of hops.
+            # The operator has probably fixed the receivers that trigger each other. If not, the delivery fails
+            # again at the maximum of hops.
             hops=0 if letter["reason"] == "too_many_hops" else letter["hops"],
             run=letter.get("run") or "",
         )
@@ -131,7 +132,7 @@ class Redelivery(NamedTuple):
         return change, calls
 
     def _begin(self, letter: str, change: Change, calls: Calls) -> "asyncio.Future[None]":
-        """Add an errand that parks the dead letter, among the jobs of its document."""
+        """Queue an errand that parks the dead letter, among the jobs of the letter's document."""
         done = asyncio.get_running_loop().create_future()
         park = partial(self._park, letter, change, calls)
         self.add(change.key, Errand(park, partial(done.set_result, None)))

@@ -13,7 +13,7 @@ from dispatcher.core.partitions import number_of
 from dispatcher.core.state import HELD, Group
 from dispatcher.parking.letters import REQUESTED
 
-# Maximum number of dead letters of a partition at once.
+# Maximum number of dead letters that a partition gets at once.
 _MOST: Final = 50
 
 

@@ -24,11 +24,11 @@ The cases, and why no delivery is lost or overtaken:
   known yet, or the head became a dead letter, no delivery has the mark after the crash. Therefore `recover` marks
   the first delivery of each lane without a mark. `recover` runs when a process gets the lease of a partition, a
   minute later, and then every hour.
-- Two processes while a partition changes its owner: the former owner may delete the head after the new one wrote
-  a follower, or write a follower after the new one deleted the head. Before a delivery joins a lane, `is_headed`
-  finds out whether the first delivery has the mark. A delivery that joins a lane without a mark gets the mark, and
-  `due` moves the mark to the first delivery. If no further delivery joins such a lane, `recover` marks the first
-  delivery.
+- Two processes while a partition changes its owner: the former owner may delete the head after the new owner
+  wrote a follower, or write a follower after the new owner deleted the head. Before a delivery joins a lane,
+  `is_headed` finds out whether the first delivery has the mark. A delivery that joins a lane without a mark gets
+  the mark, and `due` moves the mark to the first delivery. If no further delivery joins such a lane, `recover`
+  marks the first delivery.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
   stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
   an attempt before the change is read again could break the order.
@@ -269,7 +269,7 @@ class HeldStore:
                 continue
             try:
                 lane = lane_of(row)
-            except (ValueError, KeyError, TypeError) as error:  # it was edited by hand
+            except (ValueError, KeyError, TypeError) as error:  # the document was edited by hand
                 again |= await self.skip(row["_id"], error)
                 continue
             if lane.first == row["_id"]:
@@ -295,12 +295,12 @@ class HeldStore:
         return {"$lookup": joined}
 
     async def due_rows(self, receiver: str, most: int, most_bytes: int, apart_from: Sequence[str]) -> DueRows:
-        """Lanes that are due, each with its first deliveries. Two queries, however many lanes there are.
+        """Lanes that are due, each with its first deliveries. It takes two queries, however many lanes there are.
 
         Args:
             receiver: the name of the receiver in the lanes.
             most: the maximum number of deliveries.
-            most_bytes: the maximum number of their bytes. A single larger delivery is read alone.
+            most_bytes: the maximum number of bytes of the deliveries. A single larger delivery is read alone.
             apart_from: lanes that are left out.
         """
         apart = {"lane": {"$nin": list(apart_from)}}
@@ -329,7 +329,7 @@ class HeldStore:
                 break
             try:
                 rows.setdefault(row["lane"], []).append(row)
-            except InvalidBSON:  # it was edited by hand
+            except InvalidBSON:  # the document was edited by hand
                 is_odd = True
         read = {lane: several for lane, several in rows.items() if is_head(several[0])}
         due = [(lane_of_head(several[0]), several) for several in read.values()]
@@ -353,7 +353,7 @@ class HeldStore:
         async for row in self._raw.find({"_id": {"$in": list(ids)}}):
             try:
                 rows[row["_id"]] = row
-            except InvalidBSON as error:  # it was edited by hand
+            except InvalidBSON as error:  # the document was edited by hand
                 await self.skip(readable(row)["_id"], error)
         return rows
 
@@ -376,10 +376,10 @@ class HeldStore:
         return [rows[id_] for id_ in takewhile(rows.__contains__, wanted)], next_id
 
     async def parts(self, row: Mapping[str, Any]) -> dict[str, bytes]:
-        """The documents of a delivery.
+        """The parts of a delivery, see `parking/record.py`.
 
         Raises:
-            ValueError: a document is missing.
+            ValueError: a part is missing.
         """
         return await self._files.read(row)
 

@@ -158,7 +158,7 @@ class ParkingWorker:
             self._next = monotonic() + _RARELY
             try:
                 if monotonic() >= self._next_search:
-                    self._next_search = monotonic() + _SOON  # if it fails
+                    self._next_search = monotonic() + _SOON  # applies if this search fails
                     await self._parking.load()
                     self._next_search = monotonic() + _SELDOM
                     self._is_alone = True
@@ -259,7 +259,7 @@ class ParkingWorker:
                 continue
             try:
                 key = self._reader.key(first)
-            except Exception as error:  # it was edited by hand
+            except Exception as error:  # the document was edited by hand
                 await self._held.skip(lane.first, error)
                 soonest = 0.0  # the query had a limit: further lanes may be due
                 continue
@@ -327,7 +327,7 @@ class ParkingWorker:
         return _Slice(lane, *await self._parking.retry_command(lambda: self._held.following(lane.id)))
 
     async def settle_rest(self) -> None:
-        """Record the finished deliveries of errands that were interrupted before they recorded them.
+        """Record the finished deliveries that interrupted errands have not recorded.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded. The deliveries will be repeated.
@@ -373,7 +373,7 @@ class ParkingWorker:
             change, calls, retried = self._reader.read(row, parts)
         except (PyMongoError, DispatcherError, Interrupted):
             raise
-        except Exception as error:  # it was edited by hand
+        except Exception as error:  # the document was edited by hand
             self._reader.log_malformed(row, error)
             return waiting._replace(reason="malformed", seconds=UNDELIVERABLE, error=error)
         if calls is not None:

@@ -28,9 +28,9 @@ from dispatcher.position.tracker import Tracker
 from dispatcher.settings import Settings
 
 # Maximum number of changes after the position, and maximum characters of the tokens of these changes. A slow
-# document stops the position, but not the other documents. The finished changes of the others are recorded in
-# memory and in the document of the position, so there must be a limit. A token contains the _id of its document,
-# which has no size limit: most tokens have a hundred characters, some a million.
+# document stops the position, but not the other documents. The finished changes of the other documents are
+# recorded in memory and in the document of the position, so there must be a limit. A token contains the _id of its
+# document, and an _id has no size limit: most tokens have a hundred characters, some a million.
 _LONGEST_SPAN: Final = 20_000
 _HEAVIEST_SPAN: Final = 6_000_000
 

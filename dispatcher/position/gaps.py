@@ -62,7 +62,7 @@ class Gaps:
     async def record(self, gap: Gap) -> None:
         """Record a gap so that it survives a failover.
 
-        A write that failed is repeated until it succeeds, or until a permanent error: that is raised as a
+        A write that failed is repeated until it succeeds. A permanent error is raised as a
         `DispatcherError`.
         """
         report = partial(

@@ -12,7 +12,7 @@ def divided(saved: SavedPositions, group: str) -> list[dict[str, Any]]:
     """The documents of the new positions.
 
     Args:
-        saved: all positions. The layout also has the requested number of partitions, which differs.
+        saved: all positions. The layout also has a requested number of partitions, different from the present one.
     """
     layout, positions = saved.layout, saved.positions.values()
     assert layout is not None  # it has a requested number

@@ -394,7 +394,7 @@ class PositionStore:
         return {partitions[one["_id"]]: one.get("term") async for one in found}
 
     async def _touch_layout(self, partitions: int, session: AsyncClientSession) -> bool:
-        """Write to the layout: a concurrent division fails then. Returns False if the layout has changed."""
+        """Write to the layout, so that a concurrent division fails. Returns False if the layout has changed."""
         layout = {"_id": self._group, "partitions": partitions}
         change = {"$currentDate": {"mended_at": True}}
         return bool((await self._collection.update_one(layout, change, session=session)).matched_count)

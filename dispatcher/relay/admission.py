@@ -66,8 +66,8 @@ def require_applications(group: str, before: str, application: str, *, adopt: bo
     missing = sorted(_apps_in(before, group) - _apps_in(application, group))
     if missing and not adopt:
         raise GroupTaken(
-            f"The relay {group!r} also publishes the collections of {_BETWEEN.join(missing)}, which this process "
-            f"does not know ({application}). Their dispatchers would lose changes.",
+            f"The relay {group!r} also publishes the collections of {_BETWEEN.join(missing)}. This process "
+            f"({application}) does not know these applications, so their dispatchers would lose changes.",
             remedy="Name all applications in one relay, or give this relay a --name of its own. If an "
             "application is gone or has a new name, start once with --adopt.",
         )
@@ -87,7 +87,7 @@ async def require_own_topic(config: KafkaConfig, facts: TopicFacts, store: Posit
     Raises:
         TopicError: it has records, so another relay writes to it.
     """
-    if facts.is_of_development_broker:  # it does not know the ends of its logs
+    if facts.is_of_development_broker:  # such a broker does not know the ends of its logs
         return
     admin, topic = config.admin(), facts.layout.topic
     first = await read_offsets(admin, topic, range(facts.layout.partitions))

@@ -46,7 +46,8 @@ def clients_of(registries: Sequence[Registry], settings: Settings) -> Clients:
     addresses = {one.address for one in clients}
     if len(addresses) > 1:
         raise ApplicationError(
-            f"The applications are on several deployments: {', '.join(sorted(addresses))}. A relay reads one.",
+            f"The applications are on several deployments: {', '.join(sorted(addresses))}. "
+            "A relay reads one deployment.",
             remedy="Start a relay for each deployment, with a --name of its own; or name the one deployment "
             "with --url.",
         )

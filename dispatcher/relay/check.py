@@ -91,7 +91,7 @@ async def check_relay(
 def relay_role(registries: Sequence[Registry], settings: Settings) -> str:
     """The command for mongosh that creates a role with the least privileges for a relay.
 
-    The commands for its rights on Kafka follow in a comment.
+    A comment follows, with the commands for the relay's rights on Kafka.
     """
     scope, topic = scope_of_all(routes_of_all(registries, settings), settings.state_database), settings.kafka_topic
     rights = [*needed(scope, settings.state_database), *useful(scope)]

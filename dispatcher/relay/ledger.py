@@ -19,8 +19,8 @@ class Part(NamedTuple):
     """The records of one span in one partition.
 
     Attributes:
-        records: their number.
-        last: the number of the last of these records.
+        records: how many records there are.
+        last: the record number of the last one.
     """
 
     partition: int
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class Report:
-    """Counts the answers to the records of one part. The client calls it with each answer.
+    """Counts the answers to the records of one part. The Kafka client calls the report with each answer.
 
     Attributes:
         partition: the partition of the part.

@@ -64,7 +64,7 @@ class TermProducer:
         self._producer.poll(0)
 
     def close(self) -> None:
-        """Stop at once. Records that are not sent are dropped; records on their way may still land."""
+        """Stop at once. Unsent records are dropped; records on their way may still reach the brokers."""
         self._producer.purge()
         self._producer.poll(0)
         self._producer.close()

@@ -1,6 +1,7 @@
 """Makes the records of a topic from change events. No I/O.
 
-The server has computed the hash of each document, so no event is decoded: this is the hot path of the relay.
+This is the hot path of the relay, so no event is decoded. This works because the server has computed the hash of
+each document's `_id`.
 """
 
 import json
@@ -29,16 +30,18 @@ from dispatcher.kafka.envelope import (
 )
 from dispatcher.relay.ledger import Part
 
-# The end of an event: the field with the hash, which the pipeline has added, and the end of the document.
+# The last bytes of an event: the field with the hash, and the byte that ends the document. The pipeline of the
+# change stream has added this field.
 _TAIL: Final = Struct(f"<{len(HASH) + 2}sqB")
 _HASH: Final = b"\x12" + HASH.encode() + b"\0"
-_LAST: Final = _TAIL.size - 1  # bytes of the field
+_LAST: Final = _TAIL.size - 1  # number of bytes of this field
 _SIZE: Final = Struct("<i")
 
 # Events of these operations are published. An `invalidate` event only ends the stream.
 _PUBLISHED: Final = frozenset({*DELIVERABLE, "drop", "dropDatabase", "rename"})
 
-# Events of these operations are no delete markers. Nearly all events begin with their token and their operation.
+# An event with one of these fields is no delete marker. In nearly all events, the operation follows the token,
+# so the bytes after the token are compared with these fields.
 _NO_MARKERS: Final = tuple(
     b"\x02operationType\0" + _SIZE.pack(len(name) + 1) + name.encode() + b"\0"
     for name in ("insert", "replace", "delete")
@@ -51,10 +54,10 @@ _OBJECT_ID: Final = 7
 _STRING: Final = 2
 
 LONGEST_KEY: Final = 1_000
-"""Maximum bytes of the key of a record. Keys are for people; a longer key is left out."""
+"""Maximum bytes of the key of a record. Keys are for people. If a key would be longer, the record has no key."""
 
 _FRAME: Final = 200
-"""Maximum bytes that a record has beside its event, its stamp and its key."""
+"""Maximum bytes that a record has in addition to its event, its stamp and its key."""
 
 _LONGEST_STAMP: Final = 10_000
 """Maximum bytes of a stamp: a context of 1 kB, and eight bytes for each receiver that ran in process."""
@@ -68,7 +71,7 @@ class Packed(NamedTuple):
 
     Attributes:
         records: the records by partition.
-        parts: for each partition with records, how many they are, and the number of the last one.
+        parts: for each partition with records: how many records it has, and the number of the last record.
         size: bytes of all values.
     """
 
@@ -141,7 +144,7 @@ class Packer:
         return Packed(records, list(self._parts(records)), size)
 
     def pack_gap(self, gap: GapNotice, partitions: Sequence[int]) -> Packed:
-        """Make a record of missing changes for each of some partitions."""
+        """Make one record for each of these partitions. The record says which changes are missing."""
         records: list[list[Record]] = [[] for _ in range(self._partitions)]
         for partition in partitions:
             value = encode_gap(self._term, self._numbers[partition], gap)
@@ -155,7 +158,7 @@ class Packer:
                 yield Part(partition, len(some), self._numbers[partition] - 1)
 
     def _with_care(self, event: RawEvent, large: Mapping[str, LargeEvent]) -> tuple[int, bytes] | None:
-        """The partition and the record of an event that needs more than copying.
+        """The partition and the record of an event whose bytes can't simply be copied into the record.
 
         Returns:
             None if the event is not published: a delete marker, or the end of a stream.
@@ -176,7 +179,7 @@ class Packer:
 
 
 def event_of(event: Undecoded) -> bytes:
-    """The bytes of an event without the hash, which the pipeline has added."""
+    """The bytes of an event without the hash. The pipeline of the change stream has added the hash."""
     return _without_hash(bytes(event.raw))
 
 
@@ -187,9 +190,11 @@ def _without_hash(raw: bytes) -> bytes:
 
 
 def key_of(raw: bytes) -> bytes | None:
-    """The key of the record of an event: its `_id` as extended JSON, for people. None if there is none.
+    """The key of the record of an event: the `_id` of the document as extended JSON, for people.
 
-    A document may contain bytes that look like a field of the event; then the key may be wrong.
+    Returns None if there is no `_id`, or if the `_id` is too long or can't be decoded.
+
+    The key may be wrong if the document contains bytes that look like a field of the event.
     """
     at = raw.rfind(_DOCUMENT_KEY) + len(_DOCUMENT_KEY)
     if at < len(_DOCUMENT_KEY):

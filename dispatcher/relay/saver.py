@@ -72,7 +72,7 @@ class PositionSaver:
                 return
 
     def _warn_of_others(self) -> None:
-        """Log that other producers write to the topic, at most once a minute."""
+        """If other producers write to the topic, log this, at most once a minute."""
         mixed = self._ledger.mixed
         if not mixed or (further := _throttle.due(self._parts.topic)) is None:
             return
@@ -82,8 +82,8 @@ class PositionSaver:
             topic=self._parts.topic,
             partitions=sorted(mixed),
             further=further,
-            remedy="If this lasts, find the producer: another program, or a relay with another state. It needs "
-            "its own topic.",
+            remedy="If this lasts, find the producer: another program, or a relay with another state. Let it "
+            "write to another topic.",
         )
         mixed.clear()
 

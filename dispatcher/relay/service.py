@@ -1,7 +1,8 @@
 """The process of a relay: checks server and brokers, joins the relay's group, publishes, and ends cleanly.
 
-The processes of a relay are a group of dispatchers with one partition, named after the topic. So the process with
-the lease publishes, the other processes stand by, and operators see the relay like every other group.
+The processes of a relay form a group of dispatchers. The group has the name of the topic, and one partition. So
+the process with the lease publishes, the other processes stand by, and operators see the relay like every other
+group.
 """
 
 import asyncio
@@ -59,7 +60,8 @@ class RelayService:
         registries: the registries of the applications, with all receivers connected.
 
     Raises:
-        ApplicationError: a registry has a setting that excludes a dispatcher, or they are on several deployments.
+        ApplicationError: a registry has a setting that excludes a dispatcher, or the registries are on several
+            deployments.
         NothingToDeliver: no receiver of a registry may run in a dispatcher.
     """
 
@@ -211,7 +213,7 @@ class RelayService:
 
 
 async def _begin(store: PositionStore, now: Callable[[], Coroutine[Any, Any, str]], saved: SavedPositions) -> bool:
-    """Record the first position of the relay's group, if it is missing: the present time."""
+    """If the relay's group has no position yet, record the present position. Returns whether it was recorded."""
     position = saved.positions.get(0)
     if saved.layout is not None and position is not None and position.token is not None:
         return False

@@ -42,7 +42,7 @@ _BETWEEN_CHECKS: Final = 60.0
 # Maximum seconds between two looks at a lease.
 _LOOK: Final = 1.0
 
-# Maximum bytes of a batch of records, if the broker does not tell it.
+# Maximum bytes of a batch of records, if the broker does not tell its own maximum.
 _LARGEST: Final = 1_000_000
 
 # If no acknowledgement comes for this many seconds while records are on their way, the relay has a problem.
@@ -170,7 +170,7 @@ class Term:
         await end([waiting])
 
     async def _wait_for_end_of_lease(self) -> None:
-        """Wait until the lease ends: it is not renewed in time, or is lost."""
+        """Wait until the lease ends, because it is not renewed in time, or is lost."""
         while True:
             left = self._lease.until - now()
             if left <= 0:
@@ -276,7 +276,7 @@ class Term:
                     start = Start(token=await self._bridge(lost))
 
     def _start(self) -> Start:
-        """The place where the stream begins. A token of another stream gives only a time."""
+        """The place where the stream begins. If the token is of another stream, only its time is used."""
         if self._after == self._began and self.ledger.position.fingerprint == self._fingerprint:
             return Start(token=self._began)
         return Start(cluster_time=token_time(self._after))
@@ -288,7 +288,7 @@ class Term:
         if batch.lost_after is not None:
             await self._publish_lost_event(batch.lost_after, batch.token)
         events: Sequence[Any] = batch.events
-        if self._after <= self._skip_to:  # opened at a time, the stream repeats events before the position
+        if self._after <= self._skip_to:  # a stream that begins at a time repeats events before the position
             events = [event for event in events if token_of(event["_id"]) > self._skip_to]
         if not batch.events:
             self._packer.stamps.give_up()
@@ -308,7 +308,7 @@ class Term:
     async def _send(self, packed: Packed, token: str) -> None:
         """Send records while the lease holds, and wait until there is room for the next ones.
 
-        After a failure this call waits for ever, because no record may follow.
+        After a failure this call waits for ever, because no record may follow the failed one.
         """
         await self._lease.held()
         reports = self.ledger.add(token, packed.parts, packed.size, is_end=not self._packer.stamps.open)

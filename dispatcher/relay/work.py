@@ -39,7 +39,7 @@ class RelayWork:
     """The work of the holder of the lease.
 
     Args:
-        store: the store of the group's position. It shows the relay's position to operators, who may move it.
+        store: the store of the group's position. Operators see the relay's position there, and may move it.
         position: the position of the group when this process got the lease. It has a token.
     """
 
@@ -158,7 +158,7 @@ class RelayWork:
         return Term(parts, self._lease, TermStart(source, facts, state, self._move(state)), self._lag)
 
     async def _record_lost_topic(self, facts: TopicFacts, token: str) -> None:
-        """Record that the records of an earlier topic are lost. Readers notice it themselves."""
+        """Record a gap: the records of an earlier topic are lost. Readers of the topic notice the loss."""
         until = token_time(token)
         text = (
             f"the topic {self._parts.topic!r} was deleted and created again: the changes up to "
@@ -205,8 +205,8 @@ class RelayWork:
     ) -> dict[str, str]:
         """The token since which each collection is published.
 
-        For a new collection, the token is later than those of all published events: readers drop events with
-        earlier tokens.
+        For a new collection, the token is later than the tokens of all published events, because readers drop
+        the events of a collection that have earlier tokens.
         """
         names = self._parts.names
         since = {name: saved.since[name] for name in names if name in saved.since}

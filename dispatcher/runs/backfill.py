@@ -1,11 +1,14 @@
 """Delivers existing documents to `post_save` receivers, as `post_save(created=False)`.
 
-If a dispatcher of the group has the receivers, the dispatchers deliver the documents, see `live_backfill.py`: only
-they know the order of a document and its changes. Otherwise the process of the command delivers them. The two
-never deliver at the same time. The command notes in the state that it works alone, and then looks for dispatchers.
-A dispatcher registers as a member, and then looks for a command that works alone. So at least one of them finds
-the other. A command that finds a dispatcher hands over the rest. A dispatcher that finds a command claims no
-partition until the command has handed over, or has ended.
+If a dispatcher of the group has the receivers, the dispatchers deliver the documents (see `live_backfill.py`),
+because only dispatchers know the order of a document and its changes. Otherwise the process of the command
+delivers the documents.
+
+The command and the dispatchers never deliver at the same time. The command notes in the state that it works
+alone, and then looks for dispatchers. A dispatcher registers as a member, and then looks for a command that works
+alone. So the command finds the dispatcher, or the dispatcher finds the command. A command that finds a dispatcher
+hands over the rest of the documents. A dispatcher that finds a command claims no partition until the command has
+handed over, or has ended.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -40,13 +43,14 @@ _SIGNALS: Final = ("post_save",)
 # Seconds between two looks at the dispatchers and their progress.
 _LOOK: Final = 0.5
 
-# Number of looks without a dispatcher after which the command continues alone: a dispatcher may be restarting.
+# The command continues alone only after this number of looks without a dispatcher, because a dispatcher may be
+# restarting.
 _ABSENT: Final = 20
 
-# Number of looks without progress after which the log says so.
+# After this number of looks without progress, the command logs that the dispatchers make no progress.
 _STILL: Final = 40
 
-# Seconds to count the documents that match a filter, and to save the end of the run.
+# Maximum seconds to count the documents that match a filter, and to save the end of the run.
 _COUNTING: Final = 2.0
 _SAVING: Final = 5.0
 
@@ -145,7 +149,11 @@ class Backfill:
     # -- the dispatchers work --------------------------------------------------------------------------------
 
     async def _follow(self, stop: asyncio.Event) -> bool:
-        """Wait for the dispatchers. Returns True if all is delivered; False after `stop`, or if none lives."""
+        """Wait for the dispatchers.
+
+        Returns:
+            True if all is delivered; False after `stop`, or if no dispatcher lives.
+        """
         self._is_shared = True
         absent = still = 0
         while not stop.is_set():

@@ -2,9 +2,9 @@
 
 The dispatchers do this for `dispatcher backfill`, and after lost history if the operator wants it.
 
-Each document is delivered in its lane, in the state that it had at the time that the stream has reached. So all
-earlier changes of the document are before it in the lane, and all later ones after it, however far the stream is
-behind: no receiver gets an older state after a newer one.
+Each document is delivered in its lane. It is delivered in the state that it had at one moment: the time that the
+stream has reached. All changes before this moment are already in the lane, and all later changes come after the
+document. So no receiver gets an older state after a newer one, even if the stream is far behind.
 """
 
 import asyncio
@@ -205,8 +205,8 @@ class LiveBackfill:
             keys = work.too_old
             if keys:
                 log.warning(
-                    "a backfill waits: the stream is so far behind that the server can't read documents as "
-                    "they were at the time that the stream has reached",
+                    "a backfill waits: the stream is far behind, and the server can't read documents in the state "
+                    "that they had at the stream's time",
                     action="backfill.waits",
                     run=work.run.id,
                     read_until=time.as_datetime().isoformat(),
@@ -214,10 +214,10 @@ class LiveBackfill:
                 await asyncio.sleep(_AGAIN)
 
     async def _until_finished(self, work: "_Progress", finished: Sequence["asyncio.Future[None]"]) -> None:
-        """Wait for deliveries that are in batches. The batches begin at once, without further deliveries."""
+        """Wait for deliveries that are in batches. The batches begin at once, even if they are not full."""
         while not all(one.done() for one in finished):
             self._batches.close(work.batches)
-            timeout = _CLOSE_AGAIN if work.batches else None  # some may wait behind another batch
+            timeout = _CLOSE_AGAIN if work.batches else None  # a batch may wait behind another one
             await asyncio.wait(finished, timeout=timeout)
 
     async def _deliver(
@@ -226,8 +226,8 @@ class LiveBackfill:
         """Deliver a document in the state that it had at a time, unless the server does not remember that time.
 
         Args:
-            jobs: an empty list. The job is added to it, since its deliveries in batches may finish after this
-                call. Without deliveries there is no job.
+            jobs: an empty list, to which this call adds the job of the document. The deliveries of the job in
+                batches may finish after this call. Without deliveries there is no job.
         """
         try:
             found = await self._parking.retry_command(

@@ -133,7 +133,7 @@ class Playback:
         self._progress: Mapping[str, Any] = run.progress
         self._next = 0.0
         self._capacity = capacity = Capacity(Bounds.of(settings))
-        # No process would retry blocked deliveries after the end of the run.
+        # A run does not block deliveries, because no process would retry them after the end of the run.
         policy = Policy.of(settings)._replace(blocking=False)
         steps = Steps(
             policy,
@@ -282,7 +282,7 @@ class Workplace(NamedTuple):
         return self.group.state.client
 
     async def playback(self, run: Run, rate: float | None) -> Playback:
-        """Create the player of a run. The bounds of the settings apply to each of its workers."""
+        """Create the player of a run. The bounds of the settings apply to each worker of the run."""
         transactions = Transactions(self.registry, self.group)
         bounds = {name: getattr(self.settings, name) * run.workers for name in ("concurrency", "max_queued")}
         return Playback(

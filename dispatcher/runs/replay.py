@@ -130,7 +130,10 @@ class Replay:
             yield step
 
     async def _resolved(self, part: list[Change] | UnreadableEvent | LostEvent) -> AsyncIterator[RunStep]:
-        """Make a step of each change. A step moves the progress only if all earlier markers have their deletes."""
+        """Make a step of each change.
+
+        A step moves the progress only if the deletes of all earlier markers have been read.
+        """
         if isinstance(part, UnreadableEvent):
             yield RunStep(None, (), None, (part.event, part.error.token, part.error))
         elif isinstance(part, LostEvent):
@@ -186,7 +189,11 @@ def _covers(topic: TopicLog, scope: Scope, begin: str) -> bool:
     try:
         TopicOrigin(topic.watch).require_since(scope, begin)
     except TopicError as error:
-        log.info("the topic does not have the changes", action="replay.not_in_topic", reason=error.message)
+        log.info(
+            "the topic does not have all changes of the replay",
+            action="replay.not_in_topic",
+            reason=error.message,
+        )
         return False
     return True
 
@@ -195,7 +202,7 @@ async def _too_far_back(place: Workplace, since: Timestamp, in_topic: str = "") 
     """The error about changes that neither the oplog nor the topic holds.
 
     Args:
-        in_topic: why the topic does not hold them; empty without a topic.
+        in_topic: why the topic does not hold the changes; empty without a topic.
     """
     oplog = await look_at_oplog(place.client)
     reach = (
@@ -229,8 +236,8 @@ async def start(
         receivers: the names of the receivers; empty for all receivers that a dispatcher may run.
         since: the range begins after this cluster time; required for a new replay.
         until: the last cluster time of the range; by default now.
-        asked: the request of the operator: the range; and `missed`, which is True to leave out the receivers that
-            the writing process has run.
+        asked: the request of the operator. It has the range, and `missed`. If `missed` is True, the replay leaves
+            out the receivers that the writing process has run.
         rate: the maximum number of changes per second.
         resume: id of the run to continue; by default an unfinished run for the same range.
         new: begin a new run even if an unfinished one exists.
@@ -243,7 +250,8 @@ async def start(
     """
     run: Run | None = None
     place.chosen(receivers)
-    asked = {"receivers": sorted(receivers), "missed": None, **asked}  # null matches a run without this field too
+    # A search for `missed: null` finds runs without this field too.
+    asked = {"receivers": sorted(receivers), "missed": None, **asked}
     if resume is not None:
         run = await place.runs.resume(resume, "replay", {"missed": asked["missed"]})
     elif not new:
@@ -290,10 +298,11 @@ async def _published(place: Workplace, until: Timestamp) -> Timestamp:
     while (reached := token_time(place.topic.watch.relay.position.token)) < until:
         if monotonic() > deadline:
             log.warning(
-                "the relay has not published the whole range; the replay ends at its position",
+                "the relay has not published the whole range; the replay ends at the relay's position",
                 action="replay.shortened",
                 until=_text(reached),
-                remedy="Look at the relay. The dispatchers deliver the later changes when it has published them.",
+                remedy="Look at the relay. The dispatchers deliver the later changes after the relay has "
+                "published them.",
             )
             return reached
         place.topic.watch.require_usable()

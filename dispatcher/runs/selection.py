@@ -42,7 +42,7 @@ def selected(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filter_of(text: str) -> dict[str, Any]:
-    """The filter that a text means.
+    """Convert a text to a filter.
 
     Args:
         text: extended JSON of MongoDB.

@@ -48,7 +48,7 @@ _NO_SNAPSHOTS: Final = frozenset({72, 246})
 
 
 class SnapshotTooOld(Exception):
-    """The server does not remember the state of the documents at that time any more."""
+    """The server does not remember the state of the documents at the requested time any more."""
 
 
 class StoredDocument(NamedTuple):
@@ -76,7 +76,7 @@ async def documents(
 
     Args:
         client: a client that is open for the running loop.
-        last: begin after this `_id`, as BSON: {"": _id}.
+        last: begin after this `_id`, as BSON: {"": _id}; None to begin with the first document.
         only: a filter; by default all documents.
         fields: a projection; by default all fields.
     """
@@ -150,7 +150,7 @@ async def document(
     Args:
         key: its `_id`, as BSON: {"": _id}.
         time: cluster time of the read.
-        only: a filter; a document that did not match it at that time counts as one that did not exist.
+        only: a filter. If the document did not match it at that time, the result is None.
 
     Raises:
         SnapshotTooOld: the server does not remember that time any more.

@@ -1,7 +1,8 @@
 """Stores runs (replays and backfills) and their progress, in the collection `controls`.
 
-A backfill is worked on by the process of the command, or by the dispatchers of the group: `backfill.py` decides.
-The dispatchers divide it into one part for each partition. docs/reference/state.md lists the fields of a run.
+Either the process of the command works on a backfill, or the dispatchers of the group do: `backfill.py` decides.
+The dispatchers divide a backfill into one part for each partition. docs/reference/state.md lists the fields of a
+run.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -43,8 +44,8 @@ class Run(NamedTuple):
         what: `"replay"` or `"backfill"`.
         from_time: start of the range of a replay.
         until_time: end of the range of a replay.
-        token: only for a backfill that a dispatcher began: the token after which its stream continued.
-        is_new: whether it has no saved progress.
+        token: for a backfill after lost history, the token after which the stream continued; otherwise None.
+        is_new: True if the run has no saved progress yet.
         root: the id of the whole run; the same as `id`, unless this is a part of a run.
         rate: maximum number of documents per second, for the dispatchers; None for no limit.
         status: `"running"`, `"stopped"` or `"finished"`.
@@ -210,7 +211,7 @@ class Runs:
         return found is not None and found["status"] == status
 
     async def divide(self, run: Run, partitions: int) -> None:
-        """Divide a backfill into one part for each partition. The parts continue where the run is."""
+        """Divide a backfill into one part for each partition. The parts begin with the progress of the run."""
         progress = {name: value for name, value in run.progress.items() if name != "seen"}
         rate = None if run.rate is None else run.rate / partitions
         ids = [f"{run.id}.{part}" for part in range(partitions)]
@@ -220,7 +221,7 @@ class Runs:
             values = {"token": run.token, "of": run.root, "progress": progress, "rate": rate}
             await self.ensure(id_, run.what, asked, run.at, **values)
         change: dict[str, Any] = {"divided": True}
-        if run.asked.get("partition") is not None:  # a part; the command itself ends a whole run
+        if run.asked.get("partition") is not None:  # this run is a part; only the command ends a whole run
             change["status"] = "finished"
         running = {"_id": self._id(run.id), "status": "running"}
         divided = (await self._runs.update_one(running, {"$set": change})).matched_count
@@ -261,7 +262,7 @@ class Runs:
         await self._runs.update_many(running, {"$set": {"status": "stopped"}})
 
     async def has_one_alone(self) -> bool:
-        """Returns whether a command works on a backfill by itself: no dispatcher may begin to deliver."""
+        """Returns whether a command works on a backfill by itself. If so, no dispatcher may begin to deliver."""
         recent = {"$gt": ["$beat_at", {"$subtract": ["$$NOW", _DEAD_AFTER * 1000]}]}
         found = self._runs.find({"group": self._group, "kind": "run", "alone": True, "$expr": recent})
         return any(

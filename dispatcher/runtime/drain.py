@@ -6,7 +6,7 @@ The stream is no longer read. Then:
    flight may run until the grace period ends. The next owner reads queued changes again.
 2. Receivers that still run are cancelled. Only these cancelled attempts are made again.
 3. If only some receivers of a change have run, its other deliveries are parked, so that no delivery is repeated.
-4. The position is saved, with the finished changes after it.
+4. The position is saved, together with a list of the changes after it that are already finished.
 
 After the loss of the lease, all deliveries in flight are cancelled at once and nothing is written: another process
 makes these deliveries.

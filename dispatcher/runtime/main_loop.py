@@ -43,8 +43,8 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None, fo
         service: called with an event. It runs until a signal sets this event.
         loop: `"auto"` uses uvloop, except on Windows.
         within: maximum seconds from the signal to the end of the process.
-        forceable: whether a second signal ends the process at once. False for a process of a supervisor, which
-            may get a signal from the supervisor and the same signal from elsewhere.
+        forceable: whether a second signal, except SIGHUP, ends the process at once. False for a process of a
+            supervisor: this process may get a signal from the supervisor, and the same signal from elsewhere.
 
     Raises:
         DispatcherError: the service raised it, the process can't open enough files, or a thread cancelled tasks.

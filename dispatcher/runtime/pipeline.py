@@ -200,7 +200,7 @@ class Pipeline:
     def _has_room_for(self, changes: list[Change]) -> bool:
         """Returns whether all of these changes may enter without a wait.
 
-        Usually they may. Then this check replaces a check before each change.
+        Usually all may enter. Then this one check is enough, and no change needs a check of its own.
         """
         count, size = len(changes), sum([change.size for change in changes])
         return self._capacity.has_room_for(count, size) and self._checkpoint.has_room_for(count, size)
@@ -208,8 +208,8 @@ class Pipeline:
     def _must_wait(self) -> bool:
         """Returns whether the next change must wait until other changes are finished.
 
-        If only delete markers and deferred changes are unfinished, it does not wait: only a later event of the
-        stream can finish them, so the wait would never end.
+        If only delete markers and deferred changes are unfinished, the next change does not wait: only a later
+        event of the stream can finish them, so the wait would never end.
         """
         capacity = self._capacity
         return capacity.full or (self._checkpoint.is_far_ahead and capacity.has_unfinished)

@@ -38,7 +38,7 @@ class _RequestedEnd(NamedTuple):
 
 
 class Deadline:
-    """Ends this process if an orderly end takes too long. The latest order counts."""
+    """Ends this process if an orderly end takes too long. Only the latest call of `order` counts."""
 
     def __init__(self) -> None:
         self._orders: SimpleQueue[_RequestedEnd | None] = SimpleQueue()  # signal handlers may use it

@@ -232,7 +232,7 @@ class Service:
         """Log where the deliveries begin.
 
         Args:
-            begun: this start has recorded the first position.
+            begun: whether this start has recorded the first position of the group.
         """
         log.info(
             "first start: delivering changes from now on" if begun else "delivering changes after the position",

@@ -1,7 +1,7 @@
-"""Detects a blocked event loop, from a thread, because no task of a blocked loop can run.
+"""Detects a blocked event loop. A thread does this, because no task of a blocked loop can run.
 
-All receivers share one loop. A receiver that computes, or waits without `await`, stops all others, the change
-stream, and the renewal of leases. By default, the check costs a running loop four callbacks a second.
+All receivers share one loop. A receiver that computes, or waits without `await`, stops all other receivers, the
+change stream, and the renewal of leases. By default, the check costs a running loop four callbacks a second.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Watchdog:
     """Logs the receiver that blocks the running event loop.
 
     Args:
-        block_after: seconds without a turn after which the loop counts as blocked.
+        block_after: if the loop runs no callback for this number of seconds, it counts as blocked.
         delivery_in: returns the delivery whose receiver runs in a task; None if there is none. It is called in
             another thread.
     """
@@ -69,7 +69,7 @@ class Watchdog:
                 self._blocked(turned, since)
 
     def _has_turned(self, turned: threading.Event, seconds: float) -> bool:
-        """Whether the loop turns within some seconds, or the watchdog stops."""
+        """Whether the loop runs a callback within some seconds, or the watchdog stops."""
         until = monotonic() + seconds
         while not self._stop.is_set() and (left := until - monotonic()) > 0:
             if turned.wait(min(left, _RARELY)):

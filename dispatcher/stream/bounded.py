@@ -8,13 +8,13 @@ from dispatcher.core.events import EventBatch
 from dispatcher.core.resume_tokens import token_of, token_time
 
 # Number of empty batches in a row after which the reading ends, if their tokens have the end time of the range.
-# One batch is not enough: its token sorts before the tokens of changes at the end time, so these can still come.
-# Before the server sends the second batch, it looks again for changes after the token of the first.
+# One batch is not enough: its token sorts before the tokens of changes at the end time, so such changes can still
+# come. Before the server sends the second batch, it looks again for changes after the token of the first batch.
 _SURELY_EMPTY: Final = 2
 
 
 async def until(batches: AsyncGenerator[EventBatch], end: str) -> AsyncGenerator[EventBatch]:
-    """Yield batches as long as they may contain changes up to a token. The last one contains no later changes.
+    """Yield batches as long as they may contain changes up to a token. Later changes are left out.
 
     Args:
         batches: the batches of a source. The caller closes them.

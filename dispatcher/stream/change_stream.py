@@ -190,7 +190,7 @@ class ChangeStreamSource:
                     return
 
     async def _in_fragments(self, start: Start) -> AsyncGenerator[EventBatch]:
-        """Read the event in fragments. Continue with the next events, as long as they are also too large."""
+        """Read the large event in fragments. Continue with the next events, as long as they are also too large."""
         if not self._splits:
             raise OperationFailure("the server does not split events", _NOT_SUPPORTED)
         async with aclosing(joined(self._cursors.read(start, SPLIT))) as batches:
@@ -198,7 +198,7 @@ class ChangeStreamSource:
                 yield batch
 
     async def _in_part(self, start: Start) -> AsyncGenerator[EventBatch]:
-        """Read the event with fewer images. If no shape of the event can be sent, read the events after it."""
+        """Read the large event with fewer images. If no shape of it can be sent, read the events after it."""
         for how, shape in SMALLER.items():
             batch = await self._next(start, shape)
             if batch is not None:
@@ -314,7 +314,7 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 
 
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
-    """Returns whether no more changes come before `until`.
+    """Returns whether no more changes up to the token `until` come.
 
     The token after an empty batch may contain only a time. It then sorts before the changes of that time, and
     these may still come.

@@ -1,7 +1,7 @@
 """Runs the two commands of a change stream: aggregate opens it, and getMore reads the next batch.
 
 A getMore waits a second for the next event. But if the server first has to read hours of changes of other
-collections, the server does not answer during this time, and looks like a dead connection.
+collections, the server does not answer during this time, and the connection looks dead.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -28,8 +28,8 @@ _AWAIT_MS: Final = 1_000
 
 # Maximum number of events of the first round trip, and of each round trip after a batch that was not full. Each
 # full batch multiplies this number by four. The server answers when it has that many events, or at the end of the
-# oplog. If clients write about as fast as the server reads, the server does not reach the end of the oplog. Then a
-# large number would let receivers wait for a thousand events.
+# oplog. If clients write about as fast as the server reads, the server does not reach the end of the oplog. Then,
+# with a large number, receivers would wait until the server has read a thousand events.
 _FEW: Final = 100
 _FACTOR: Final = 4
 

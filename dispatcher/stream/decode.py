@@ -36,7 +36,7 @@ _NEED_DOCUMENT: Final = frozenset({"insert", "replace"})
 def decoded_together(
     events: Sequence[Undecoded], codec_options: CodecOptions[Any]
 ) -> Sequence[dict[str, Any] | None]:
-    """Decode events in one call, for `decode`. One call per event would cost a sixth more time.
+    """Decode events in one call; `decode` takes the results. One call per event would take a sixth more time.
 
     Returns:
         The decoded events. If an event can't be decoded, or if there is only one event: None for each event.
@@ -67,7 +67,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
     if event is None:
         try:
             event = bson.decode(data, codec_options=codec_options)
-        except Exception:  # the driver raises several types, and decoders of the application any type
+        except Exception:  # the driver and the application's decoders raise many types of errors
             event, fault = _decoded_in_parts(data, codec_options)
     operation: str = event["operationType"]
     names, stamp = _NOTHING, None  # the stamp is not unpacked yet

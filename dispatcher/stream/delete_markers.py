@@ -18,8 +18,8 @@ _MOST_DEFERRED: Final = 100
 FINISHED_MARKER: Final = "finished marker"
 """The operation of a marker that an earlier process has finished.
 
-Its delete can be unfinished: a process that reads a topic may end between the two. If the next process reads a
-change stream, the delete has no stamp of its own, and needs that of the marker.
+Its delete can be unfinished: a process that reads a topic may end between the marker and the delete. If the next
+process reads a change stream, the delete has no stamp of its own, and needs the stamp of the marker.
 """
 
 _MARKERS: Final = frozenset({"marker", FINISHED_MARKER})

@@ -1,8 +1,8 @@
 """Reads events that are larger than 16 MB, in the shapes in which the server can still send them.
 
-The server fails when it reaches such an event, and does not send the events before it in the batch. So the
-events before it are read one by one. Then the large event is requested alone: in fragments, if the server can
-split it; otherwise with fewer images; and finally with its key only.
+The server fails when it reaches such an event. Then it also does not send the earlier events of the same batch.
+So the events before the large event are read one by one. Then the large event is requested alone: in fragments,
+if the server can split it; otherwise with fewer images; and finally with its key only.
 """
 
 from collections.abc import AsyncGenerator
@@ -34,7 +34,7 @@ _KEY: Final = dict.fromkeys(
     ("operationType", "clusterTime", "wallTime", "ns", "documentKey", "lsid", "txnNumber", HASH), 1
 )
 
-# Characters of a token, which contains the document's key. Events with a longer token can't be sent at all.
+# Maximum characters of a token, which contains the document's key. An event with a longer token can't be sent.
 _LONG_TOKEN: Final = 2_000_000
 
 WITHOUT: Final = EventShape(
@@ -51,7 +51,7 @@ SMALLER: Final = {
 }
 """Shapes with fewer and fewer fields of an event, in the order in which they are tried."""
 
-# The end of the token of a first fragment contains the fragment's number. The token of a whole event has none.
+# The end of the token of a first fragment contains the fragment's number. A whole event's token has no number.
 _FIRST: Final = "2904"
 _END: Final = "04"
 

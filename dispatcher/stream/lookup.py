@@ -109,7 +109,7 @@ def _lacks_document(change: Change) -> bool:
 def _with_any_of(keys: list[bytes]) -> bytes:
     """A filter for `_id`s, built as BSON: some `_id`s can't be decoded, or would change when encoded again.
 
-    The items of the array are numbered: otherwise MongoDB 6.0 scans its index without an end.
+    The items of the array are numbered: otherwise MongoDB 6.0 would scan the index for ever.
 
     Args:
         keys: canonical `_id`s.

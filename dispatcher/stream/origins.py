@@ -90,7 +90,7 @@ class Origins:
 
     Args:
         group: the group of dispatchers; stamps of other groups do not count.
-        paired: deletes have the stamps of their markers already, so markers do not count.
+        paired: whether deletes already have the stamps of their markers. If so, markers do not count.
 
     Attributes:
         seen: the tokens of the last stamps.

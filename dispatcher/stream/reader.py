@@ -15,7 +15,7 @@ from dispatcher.stream.origins import Origins
 from dispatcher.stream.scope import Scope
 from dispatcher.stream.source import Source
 
-# Events that are decoded together: enough to share a lookup, but too few to block the event loop.
+# Number of events that are decoded together: enough to share a lookup, but too few to block the event loop.
 _CHUNK: Final = 100
 
 
@@ -47,7 +47,7 @@ class Reader:
 
     Args:
         is_finished: returns whether an earlier process has finished the change with this token.
-        scope: the watched collections, if the source also has events of other collections.
+        scope: the watched collections, if the source also has events of other collections; otherwise None.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ _NO_HOST: Final = (b"host", b"")  # HTTP/1.1 requires the header, and a client o
 
 
 class Answer(NamedTuple):
-    """An answer. `status` is 0 if the process does not answer; `body` has the reason then."""
+    """An answer. If the process does not answer, `status` is 0, and `body` has the reason."""
 
     status: int
     headers: list[tuple[bytes, bytes]]

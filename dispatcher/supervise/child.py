@@ -17,13 +17,13 @@ from dispatcher.core.tasks import end
 from dispatcher.exceptions import ExitCode
 from dispatcher.supervise.lifeline import Role
 
-# Seconds before a process is started again, at first and at most. After _STEADY seconds of work, the pauses begin
-# anew.
+# Seconds before a process is started again: the first pause, and the longest one. After a process has worked for
+# _STEADY seconds, the next pause is as short as the first one.
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 _STEADY: Final = 60.0
 
-# Maximum seconds to wait for the last lines of a process that has ended. The streams have no end if another
+# Maximum seconds to wait for the last lines of a process that has ended. The streams do not end if another
 # process keeps them open.
 _LAST_LINES: Final = 1.0
 
@@ -52,7 +52,7 @@ class SupervisedProcess:
     """One process, which runs until the supervisor stops.
 
     Args:
-        command: starts it.
+        command: the command that starts the process.
         patience: seconds after which a stopping process is killed.
         on_join: called with the number of partitions when the process has joined its group.
         on_end: called with its exit code when it ends by itself; returns whether it is started again.
@@ -79,12 +79,12 @@ class SupervisedProcess:
         self._on_end = on_end
 
     async def keep(self, stop: asyncio.Event) -> None:
-        """Run the process until `stop` is set and it has ended. When it ends by itself, start it again."""
+        """Run the process until `stop` is set and the process has ended. If it ends by itself, start it again."""
         backoff = Backoff()
         while not stop.is_set():
             began = monotonic()
             returned = await self._live(stop)
-            if stop.is_set() and returned == -signal.SIGTERM:  # the stop came before it could handle SIGTERM
+            if stop.is_set() and returned == -signal.SIGTERM:  # the process could not handle SIGTERM yet
                 returned = ExitCode.OK
             code = 128 - returned if returned < 0 else returned
             how = _described(self.role.name, returned)
@@ -106,7 +106,7 @@ class SupervisedProcess:
                     await stop.wait()
 
     async def _live(self, stop: asyncio.Event) -> int:
-        """Run the process once. Returns its exit code; negative if a signal ended it."""
+        """Run the process once. Returns its exit code, or the negative number of the signal that ended it."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with ours:

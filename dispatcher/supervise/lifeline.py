@@ -83,7 +83,7 @@ class Lifeline:
             self._read()
             self._remove_directory()
         else:
-            self._remove_directory()  # first: during the start, SIGTERM ends the process at once
+            self._remove_directory()  # before SIGTERM, which ends the process at once during the start
             os.kill(os.getpid(), signal.SIGTERM)
             sleep(self._within)
         os._exit(ExitCode.FORCED)
@@ -103,7 +103,7 @@ class Lifeline:
     async def beside(
         self, dispatcher: _HasLayout, run: Callable[[asyncio.Event], Awaitable[None]], stop: asyncio.Event
     ) -> None:
-        """Run the dispatcher, and tell the supervisor when it has joined its group."""
+        """Run the dispatcher, and tell the supervisor when the dispatcher has joined its group."""
         telling = asyncio.create_task(self._tell_joined(dispatcher), name="tell-joined")
         try:
             await run(stop)

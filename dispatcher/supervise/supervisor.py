@@ -1,4 +1,7 @@
-"""Starts the processes of `--processes`, watches them, and starts them again. It imports no application."""
+"""Starts the processes of `--processes`, watches them, and starts them again.
+
+This module imports no application.
+"""
 
 import asyncio
 import signal
@@ -57,12 +60,13 @@ def supervise(processes: int, settings: Settings, *, within: float) -> int:
         within: seconds in which a process ends after the signal.
 
     Returns:
-        The exit code: the first nonzero one of a process.
+        The first nonzero exit code of a process; 0 if there is none.
 
     Raises:
         CannotListen: the address for HTTP can't be used.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if a parent ignored it, every exit code would appear as 0
+    # A parent process may have ignored SIGCHLD. Then every exit code would appear as 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     listening = listen(settings.http)
     with nullcontext("") if listening is None else _directory() as directory:
         roles = [

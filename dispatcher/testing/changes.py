@@ -48,7 +48,7 @@ Row = Mapping[str, Any] | Document
 
 @dataclass(frozen=True, slots=True)
 class HandMade:
-    """A change for `deliver`. `insert`, `update`, `replace` and `delete` make it."""
+    """A change for `deliver`. Make it with `insert`, `update`, `replace` or `delete`."""
 
     operation: Literal["insert", "update", "replace", "delete"]
     document: Row

@@ -10,8 +10,9 @@ In the outermost `conftest.py`:
 | `mongodb_url` | session | its URL |
 | `mongodb_database` | function | the name of a database that no other test uses, dropped after the test |
 
-If the environment variable `MONGOZ_TEST_URL` names a server, the tests use it instead of an embedded one. It must
-be a replica set. Without a `mongod`, tests that need one are skipped. They fail if the variable `CI` is set.
+If the environment variable `MONGOZ_TEST_URL` names a server, the tests use this server; otherwise they use an
+embedded one. The named server must be a replica set. Without a `mongod`, the tests that need a server are skipped.
+If the variable `CI` is set, these tests fail instead.
 """
 
 import os

@@ -36,7 +36,8 @@ class RecordedDelivery:
             dispatcher ended.
         attempts: the number of calls of the receiver.
         error: the exception of the last call; None if the receiver returned.
-        kwargs: the keywords of the receiver: `instance`, `created`, `update_fields`, `previous`, `delivery`.
+        kwargs: the keyword arguments of the receiver: `instance`, `created`, `update_fields`, `previous`,
+            `delivery`.
         result: the return value of the receiver.
     """
 
@@ -130,7 +131,7 @@ class Recorder:
         return replace(receiver, function=recorded)
 
     def _wrap_batched(self, receiver: Receiver) -> Receiver:
-        """A copy of a batch receiver, which records its results. All changes share it, so they form batches."""
+        """A copy of a batch receiver. The copy records the results. All changes share it, so they form batches."""
         if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, batch: list[BatchEvent]) -> Any:

@@ -296,7 +296,7 @@ class Dispatcher:
         """Raise the failures that were not raised before.
 
         Args:
-            over: whether the deliveries are finished. Then a receiver that was not called counts as failed if
+            over: whether the deliveries are finished. If so, a receiver that was not called counts as failed when
                 the document does not fit its model.
         """
         if not self._raise_failures:
@@ -373,7 +373,7 @@ class Dispatcher:
         cut.cancel()
         error = None if self._task.cancelled() else self._task.exception()
         try:
-            if self.service.member_id:  # otherwise it has written nothing
+            if self.service.member_id:  # otherwise the dispatcher has written nothing
                 await self._clean_up(_PATIENCE if healthy else _LITTLE_PATIENCE)
         finally:
             await close(self._client)
@@ -395,7 +395,7 @@ def _settings(settings: Settings | None, url: str | None) -> tuple[Settings, boo
     """The settings to use, and whether the state database is dropped at the end."""
     name = f"dispatcher_test_{secrets.token_hex(6)}"
     if settings is None:
-        # `url=None` also ignores the variable DISPATCHER_URL: tests must not run on its deployment.
+        # `url=None` also ignores the variable DISPATCHER_URL: tests must not use the deployment that it names.
         return Settings(url=url, attempts=1, grace=1.0, connect_timeout=_PATIENCE, state_database=name), True
     own = "state_database" not in settings.model_fields_set
     changes: dict[str, Any] = {"state_database": name} if own else {}

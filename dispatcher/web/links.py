@@ -30,7 +30,7 @@ def new_token() -> str:
 
 
 def link_to(address: str, token: str) -> str:
-    """A link that opens the dashboard unlocked. Browsers do not send the part after the #.
+    """A link that opens the dashboard unlocked. The token comes after the #; browsers do not send this part.
 
     Args:
         address: the URL of the dispatcher, as `http://host:port`.

@@ -1,7 +1,7 @@
 """The HTTP server: listens from the start, and serves while the dispatcher runs.
 
-The socket is opened first, so that a used port fails immediately. Clients that connect early wait until the
-server is loaded. Loading takes a tenth of a second, and must not delay the first delivery.
+The socket is opened first, so that a port in use causes an error immediately. Clients that connect early wait
+until the server is loaded. Loading takes a tenth of a second, and must not delay the first delivery.
 """
 
 import asyncio
@@ -236,7 +236,7 @@ def _listen_at(path: str) -> socket.socket | None:
     """A Unix socket; None without a path."""
     if not path:
         return None
-    Path(path).unlink(missing_ok=True)  # a killed process leaves it behind
+    Path(path).unlink(missing_ok=True)  # a killed process leaves its socket behind
     remedy = "Let TMPDIR name a writable directory with a short path, or use --http off."
     return _opened(socket.socket(socket.AF_UNIX), path, path, remedy)
 

@@ -1,9 +1,9 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
 Usually the time from one beat to the next is a fifth of the timeout. While claims are open, or while dispatchers
-can't know yet that all claims are done, it is a fifteenth. A beat comes even earlier when the last open claim is
-done, or when a claim is released: dispatchers may hold deliveries back until they read this. Two beats are at
-least a thirtieth of the timeout apart, so many writes do not cause many beats.
+can't know yet that all claims are done, this time is a fifteenth. A beat comes even earlier when the last open
+claim is done, or when a claim is released, because dispatchers may hold deliveries back until they read that beat.
+Two beats are at least a thirtieth of the timeout apart, so many writes do not cause many beats.
 
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
 beats the thread has only a weak reference to the claims, so the thread ends when the registry of the claims is
@@ -291,8 +291,9 @@ def _fields_of(receiver: NamedReceiver) -> dict[str, Any]:
 
 def _not_announced(group: str, state: str) -> ClaimRefusal:
     text = (
-        f"no dispatcher of the group {group!r} has announced takeovers in the state database {state!r}. Start "
-        "one, in a version with claims. If its state is in another database, name that: Registry(..., state=...)."
+        f"no dispatcher of the group {group!r} has announced takeovers in the state database {state!r}. Start a "
+        "dispatcher of a version with claims. If the dispatchers use another state database, give its name: "
+        "Registry(..., state=...)."
     )
     return ClaimRefusal("not announced", text)
 
@@ -308,8 +309,9 @@ def _is_earlier(group: str, member: Mapping[str, Any]) -> ClaimRefusal:
 def _refusal_of(error: Exception, state: str) -> ClaimRefusal:
     if isinstance(error, OperationFailure) and error.code == _UNAUTHORIZED:
         text = (
-            f"its user may not record claims in the state database {state!r}: {_message_of(error)}. Grant the "
-            "rights that `dispatcher check APP --role` prints for the application."
+            f"the database user of this process may not record claims in the state database {state!r}: "
+            f"{_message_of(error)}. Grant the rights that `dispatcher check APP --role` prints for the "
+            "application."
         )
         return ClaimRefusal("unauthorized", text)
     text = f"the state database {state!r} can't be written now: {error}"
@@ -322,7 +324,7 @@ def _message_of(error: OperationFailure) -> str:
 
 
 class BeatThread(threading.Thread):
-    """Records the book of some claims from time to time, until the claims are gone or closed."""
+    """Records the book of the claims from time to time, until the claims are gone or closed."""
 
     def __init__(self, claims: Recorded, recorder: BookRecorder, bell: Bell) -> None:
         super().__init__(name="mongoz-claims", daemon=True)

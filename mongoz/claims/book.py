@@ -8,8 +8,8 @@ forgotten case can't make a claim disappear.
 The process records its book in the state database from time to time (a beat). A book is *valid* for three quarters
 of its timeout, counted from the moment before its last acknowledged beat was sent. When dispatchers see no beat
 for four fifths of the timeout, they take the open claims over. They count from the moment at which they saw the
-last beat, and that is after the process sent it. So no receiver starts in this process after a dispatcher has
-taken the claim over.
+last beat, and they see a beat only after the process has sent it. So no receiver starts in this process after a
+dispatcher has taken its claim over.
 """
 
 import secrets
@@ -27,7 +27,7 @@ HELD: Final = 0.75
 """The part of the timeout for which a beat is valid, counted from the moment before the beat was sent."""
 
 MOST_RELEASED: Final = 1_000
-"""Maximum number of released claims. A book never forgets a released claim. A book with more of them ends."""
+"""Maximum number of released claims. A book keeps every released claim, so a book with too many is ended."""
 
 MOST_OPEN: Final = 100_000
 """Maximum number of open claims. The intervals of their numbers must fit into one document."""

@@ -1,8 +1,8 @@
 """The claims of one registry: the present book, the thread that records it, and the count of unclaimed writes.
 
 A process begins to claim at its first stamped write. While the book is not valid, writes wait for a beat, but not
-for long: see `mongoz/claims/wait.py`. So the only write of a script is claimed. The first write after a pause of
-the process is claimed too, and so is the first write after a dispatcher has fenced the book.
+for long: see `mongoz/claims/wait.py`. So even a script that writes only once claims this write. The first write
+after a pause of the process is claimed too, and so is the first write after a dispatcher has fenced the book.
 """
 
 import atexit

@@ -6,7 +6,7 @@ fields:
     group       the group of dispatchers
     beat        grows with every write of the process
     beat_at     the server's time of that write
-    seconds     the timeout: without a beat for four fifths of it, dispatchers take the open claims over
+    seconds     the timeout: if there is no beat for four fifths of it, dispatchers take the open claims over
     high        the highest number that was given to a claim
     open        the open claims, as a flat list of intervals: first, last, first, last, ...
     released    claims that the process leaves to dispatchers

@@ -1,7 +1,7 @@
 """The public import path of the settings; the code is in `mongoz.settings`.
 
-In this package `settings` is the object, although the package has a module of this name. So `import
-mongoz.conf.settings` and `from mongoz.conf import settings` both give an object with the settings as attributes.
+The name `mongoz.conf.settings` means the object with the settings, although the package also has a module of this
+name. So `import mongoz.conf.settings` and `from mongoz.conf import settings` both give this object.
 """
 
 from mongoz.conf.settings import MongozSettings, settings

@@ -49,7 +49,7 @@ def first_seed(url: str) -> Seed:
 
 
 def decoding_options(url: str) -> dict[str, Any]:
-    """The options of a URL about decoding, as codec options.
+    """The options of a URL that control decoding, as codec options.
 
     `tz_aware=true` gives aware datetimes. `datetime_conversion=DATETIME_AUTO` gives a `bson.DatetimeMS` for dates
     that Python does not have. `unicode_decode_error_handler=replace` gives a replacement character for invalid

@@ -28,8 +28,8 @@ class _Uninterrupted(Generic[T]):
     """Waits for a task, and does not pass cancellations on to the task.
 
     A cancelled task cancels the future that it waits for. If that future refuses, the task raises
-    CancelledError after the wait. This future refuses. `asyncio.shield` would end the wait at once, and takes more
-    turns of the loop.
+    CancelledError after the wait. An object of this class is such a future, and always refuses. `asyncio.shield`
+    would end the wait at once, and takes more turns of the loop.
     """
 
     __slots__ = (

@@ -96,7 +96,7 @@ def with_encoders(options: CodecOptions[Any]) -> CodecOptions[Any]:
 
 
 class _UuidDecoder(TypeDecoder):
-    """Decodes UUIDs of the right length; other binaries of that subtype stay binaries."""
+    """Decodes UUIDs. A binary that has the subtype of UUIDs but another length stays a binary."""
 
     @property
     def bson_type(self) -> Any:
@@ -160,8 +160,8 @@ def _lenient_options(
 def decode_leniently(raw: bytes, options: CodecOptions[Any] | None = None) -> dict[str, Any]:
     """Decode a document that may contain invalid values of another client.
 
-    A date beyond the year 9999 becomes a `bson.DatetimeMS`, a UUID of the wrong length a `bson.Binary`, and
-    invalid Unicode is replaced.
+    A date beyond the year 9999 becomes a `bson.DatetimeMS`. A UUID of the wrong length becomes a `bson.Binary`.
+    Invalid Unicode is replaced.
     """
     options = options or _LENIENT
     try:

@@ -1,4 +1,4 @@
-"""Commits or aborts the transaction of a session, and finds the outcome of a commit without an answer."""
+"""Commits or aborts the transaction of a session, and finds the outcome of a commit that got no answer."""
 
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ _TRANSACTION_GONE: Final = frozenset({225, 251})  # TransactionTooOld, NoSuchTra
 
 
 async def abort(session: Any) -> None:
-    """Abort on the server. If the command does not arrive, the server ends the transaction by itself."""
+    """Abort the transaction. If the command does not arrive, the server ends the transaction by itself."""
     try:
         await session.abort_transaction()  # the driver ignores all errors but a ConfigurationError
     except ConfigurationError as error:
@@ -27,7 +27,7 @@ async def commit(session: Any) -> PyMongoError | None:
     """Commit, and commit again while the outcome is unknown: a second commit of one transaction changes nothing.
 
     Returns:
-        None if it is committed; else the last error, and the outcome stays unknown.
+        None if the transaction is committed. Otherwise the last error; then the outcome is still unknown.
     """
     unknown = None
     for _ in range(_COMMIT_ATTEMPTS):
@@ -61,7 +61,7 @@ async def is_committed(session: Any) -> bool:
     A second commit changes nothing. Reading the documents proves nothing: another client may have changed them.
 
     Args:
-        session: the session of the transaction, which had no other use since the commit.
+        session: the session of the transaction. Nothing else has used the session since the commit.
 
     Raises:
         InvalidOperation: the client was closed.

@@ -47,7 +47,7 @@ class OpenClient(NamedTuple):
         client: the driver's client.
         session_pool: its sessions for single writes.
         pid: the process that opened the client.
-        closer: closes the client with the loop; None for a client of the application, which stays open.
+        closer: closes the client when the loop shuts down; None for a client of the application, which stays open.
     """
 
     client: Any
@@ -140,7 +140,7 @@ class Deployment:
         return pymongo.MongoClient(**{**given, **options})
 
     def _set_url(self, url: str) -> None:
-        options = decoding_options(url)  # first: our error names the valid values, the driver's does not
+        options = decoding_options(url)  # first: our error names the valid values, the driver's error does not
         self._seed = first_seed(url)
         if self.dispatched and not has_retryable_writes(url):
             raise ImproperlyConfigured(_NO_RETRIES)
@@ -269,7 +269,7 @@ class Deployment:
         return self._given
 
     def new_session(self) -> AbstractAsyncContextManager[Any]:
-        """A new session of the running loop's client; it ends with the block."""
+        """A context manager with a new session of the running loop's client. The session ends with the block."""
         return self.adapter.session(self.client)
 
     def run_in_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -40,7 +40,9 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -> E | AutoReconnect:
-    """The error itself; for an error of an election, an AutoReconnect as after a lost connection.
+    """Convert an error of an election to an AutoReconnect, as after a lost connection.
+
+    Any other error is returned unchanged.
 
     Args:
         error: the error of a command in a session.

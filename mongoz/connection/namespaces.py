@@ -1,9 +1,10 @@
 """Patterns of namespaces: parses the entries of `Meta.watch`, and matches namespaces with them.
 
 A namespace is `"database.collection"`. The name of a database has no dot, the name of a collection may have
-several. `*` matches any text; in the database part it matches any text without a dot. Nothing here does I/O: the
-ODM checks a namespace before it writes, and the dispatcher makes the filter of its change stream from the
-patterns.
+several. `*` matches any text; in the database part it matches any text without a dot. No I/O.
+
+The ODM uses the patterns to check a namespace before it writes. The dispatcher makes the filter of its change
+stream from the patterns.
 """
 
 import re
@@ -121,7 +122,8 @@ def parse_pattern(text: object) -> NamespacePattern:
     """Parse one entry of `Meta.watch`.
 
     Args:
-        text: `"database.collection"`; or only `"database"`, which means the document's own collection in it.
+        text: `"database.collection"`; or only `"database"`, which means the document's own collection in that
+            database.
 
     Raises:
         ValueError: the entry can't be a namespace. The message is the rest of a sentence that begins with the

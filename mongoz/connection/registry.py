@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class _RegisteredDocument(Protocol):
-    """The interface of documents that a registry needs."""
+    """The attributes of a document class that a registry uses."""
 
     meta: Any
 
@@ -68,7 +68,7 @@ class Registry(Deployment):
 
     @property
     def all_documents(self) -> tuple[type, ...]:
-        """Every concrete document class, including classes whose name a later class uses."""
+        """Every concrete document class. If several classes have the same name, all of them are included."""
         return tuple(self._all_documents)
 
     def claimable_receivers(self) -> list[NamedReceiver]:
@@ -81,7 +81,7 @@ class Registry(Deployment):
         return found
 
     def register(self, document: type) -> None:
-        """Add a concrete document. Defining its class does this."""
+        """Add a concrete document class. The metaclass of documents calls this."""
         self.documents[document.__name__] = document
         self._all_documents.append(document)
 
@@ -124,8 +124,8 @@ class Registry(Deployment):
                 `read_preference`, `max_commit_time_ms`.
 
         Returns:
-            A context manager that gives the driver's session, for calls that bypass the ODM. With Motor, it is
-            Motor's session, which has the same methods as PyMongo's.
+            A context manager that gives the driver's session, for calls that bypass the ODM. With Motor, the
+            session is Motor's. It has the same methods as PyMongo's session.
 
         Raises:
             TransactionError: the task is in a transaction already, or the server is no replica set.

@@ -49,8 +49,9 @@ _NO_TRANSACTIONS: Final = (
     "and run rs.initiate() once)."
 )
 _OUTCOME_UNKNOWN: Final = (
-    "It is not known yet whether the transaction was committed. If it was, its receivers run when mongoz knows "
-    "this. Instances keep the values that the transaction wrote, even if it was not committed."
+    "It is not known yet whether the transaction was committed. If it was committed, its receivers run as "
+    "soon as mongoz knows that. Instances keep the values that the transaction wrote, even if it was not "
+    "committed."
 )
 
 _READ_CONCERNS: Final = (None, "local", "majority", "snapshot")  # transactions support these
@@ -119,7 +120,7 @@ class Transaction:
         return bool(self._after_commit)
 
     def add_claim(self, claim: OpenClaim) -> None:
-        """Record the claim of a write. It is done if the transaction aborts, or when the receivers have run."""
+        """Record a write's claim, which ends when the receivers have run, or if the transaction aborts."""
         self._claims.append(claim)
 
     def on_abort(self, undo: Callable[[], None]) -> None:
@@ -161,7 +162,7 @@ class Transaction:
             claim.done()
 
     def undo_in_memory(self) -> None:
-        """Reset the instances that the transaction wrote. The commit actions of the transaction never run."""
+        """Reset the instances that the transaction wrote. Call this only if the commit actions will not run."""
         for undo in reversed(self._on_abort):
             undo()
 
@@ -194,7 +195,7 @@ class JoinedSession(NamedTuple):
 
     @property
     def is_foreign_transaction(self) -> bool:
-        """Whether the application started the transaction with the driver: mongoz does not see its commit."""
+        """Whether the application started the transaction with the driver. Then mongoz does not see the commit."""
         return self.session is not None and self.transaction is None and bool(self.session.in_transaction)
 
 

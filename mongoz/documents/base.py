@@ -70,7 +70,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         return await insert_instance(self, collection, session)
 
     async def save(self, collection: Any = None, session: Any = None) -> Self:
-        """Write the changes since the load. An instance without an id is inserted.
+        """Write the changes since the instance was loaded. An instance without an id is inserted.
 
         Writes only the top-level fields that changed, so that a concurrent change of other fields survives. Fires
         `pre_save` and `post_save`.
@@ -182,10 +182,11 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         """The document with this id.
 
         Args:
-            id: an ObjectId or its 24 hexadecimal digits.
+            id: an ObjectId or its 24 hexadecimal digits. If the ids of the document have another type, a value of
+                this type.
 
         Raises:
-            InvalidKeyError: the document's id is an ObjectId, and `id` is neither of these.
+            InvalidKeyError: the ids of the document are ObjectIds, and `id` is neither an ObjectId nor 24 digits.
             DocumentNotFound: there is no such document.
         """
         return await cls.objects.get_document_by_id(id)

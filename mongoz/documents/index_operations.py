@@ -39,7 +39,7 @@ class IndexOperations:
 
         Raises:
             InvalidKeyError: no index of this name is declared.
-            pymongo.errors.OperationFailure: the server refuses, for example since another index has the name.
+            pymongo.errors.OperationFailure: the server refuses; for example, another index has this name.
         """
         target = _target(cls.meta, collection)
         index = next((index for index in cls.meta.indexes if index.name == name), None)
@@ -53,14 +53,14 @@ class IndexOperations:
     async def create_indexes(cls, collection: Any = None) -> list[str]:
         """Create the indexes in `meta.indexes`; existing ones stay as they are.
 
-        This includes the index of a field whose `meta.fields[name].index` was set to False later;
-        `check_indexes()` drops it.
+        If `meta.fields[name].index` was set to False after the class was defined, the index of this field is
+        created anyway. `check_indexes()` drops such an index.
 
         Args:
             collection: a `Collection` or the driver's collection; by default the document's own.
 
         Returns:
-            Their names, in the order of `meta.indexes`. If no index is declared, no command is sent.
+            The names of the indexes, in the order of `meta.indexes`. If none is declared, no command is sent.
 
         Raises:
             pymongo.errors.OperationFailure: the server refuses an index.
@@ -152,7 +152,7 @@ class IndexOperations:
         """Drop the declared indexes in other databases, from collections of the same name.
 
         Args:
-            database_names: the databases; the document's own only if it is listed.
+            database_names: the databases. The document's own database is included only if it is in this list.
             collection: a `Collection` or the driver's collection, of which only the name is used; by default the
                 document's own.
 

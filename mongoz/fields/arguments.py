@@ -24,7 +24,7 @@ class Shared(TypedDict, total=False):
         description: a description, for JSON schemas.
         comment: a comment, for readers of the code.
         owner: the owner of the field, for readers of the code.
-        help_text: a help text, for readers of the code; also the description if there is none.
+        help_text: a help text, for readers of the code. It is also the description if `description` is not given.
         read_only: says in JSON schemas that the field is read-only; the ODM does not enforce it.
         pattern: a regular expression that must match a part of `str(value)`.
 

@@ -39,12 +39,12 @@ class BaseField(FieldInfo):  # type: ignore[misc]  # FieldInfo is @final, but py
 
     Attributes:
         name: the declared name; by default the name of the attribute.
-        document: the class with the field. An inherited field has the subclass here.
+        document: the class that has the field. For an inherited field, this is the subclass.
         null: None is a valid value.
         field_type: the Python type of a value that is not None.
-        unique, index, sparse: the index of the field.
+        unique, index, sparse: the declared arguments about the index of the field.
         choices: the declared choices.
-        labels: the choices, in a form that finds the label of a value; None without choices.
+        labels: the choices as an object that finds the label of a value; None without choices.
         comment, owner, help_text, read_only: the declared descriptions.
         auto_now: every save and update sets the field to now.
         auto_now_add: creating the document sets the field to now.

@@ -68,7 +68,7 @@ class DecimalRule(NamedTuple):
 
 
 def _parsed(value: Any) -> decimal.Decimal:
-    """The Decimal of a value; a float counts by its shown digits, not by its binary fraction."""
+    """The Decimal of a value. A float counts by the digits that Python shows: 0.1 is a tenth."""
     if isinstance(value, decimal.Decimal):
         return value
     if isinstance(value, Decimal128):

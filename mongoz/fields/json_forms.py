@@ -21,7 +21,7 @@ class _Text(NamedTuple):
     Attributes:
         parse: makes the value from the text.
         pattern: the pattern of the text.
-        expected: the text and the type, for errors.
+        expected: a description of the valid input, for errors.
     """
 
     parse: Callable[[str], Any]
@@ -38,7 +38,7 @@ _TEXTS: Final = {
 
 
 def bson_schema(kind: Any) -> CoreSchema:
-    """The schema of an annotation with a type of BSON. It accepts instances of the type, and their text from JSON.
+    """The schema of an annotation that is a BSON type. It accepts instances of the type and their JSON text.
 
     Args:
         kind: `bson.ObjectId` or `bson.Decimal128`.
@@ -79,7 +79,7 @@ def as_json(value: Any) -> Any:
 def add_json_forms(schema: Any, *, extra: bool = False) -> None:
     """Add the JSON forms of BSON's types to a model's schema.
 
-    They apply to fields with such a type as annotation, to fields of type Any, and to undeclared keys.
+    The forms apply to fields that have a BSON type as annotation, to fields of type Any, and to undeclared keys.
 
     Web frameworks serialize a model without the `fallback` of `model_dump`, so the schema itself needs the forms.
 

@@ -1,4 +1,4 @@
-"""`Nullable`: the annotation of nullable fields that type checkers accept in expressions."""
+"""`Nullable`: an annotation for nullable fields. Type checkers then accept the fields in expressions."""
 
 from typing import TYPE_CHECKING, Any, Generic, Optional, Protocol, TypeVar, overload
 
@@ -9,7 +9,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class StandsFor(Protocol[T_co]):
-    """For type checkers: the other type that a field accepts. A reference, for example, accepts a document."""
+    """For type checkers: an object that a field of another type accepts. A reference accepts a document."""
 
     def __stands_for__(self) -> T_co: ...
 

@@ -102,7 +102,7 @@ def Decimal(
     Args:
         max_digits: a value has at most `max_digits - decimal_places` digits before the point; mandatory.
         decimal_places: the number of digits kept after the point; mandatory. Further digits are cut off, toward
-            zero. After that the digits are counted for `max_digits`.
+            zero, and do not count for `max_digits`.
         minimum: the smallest valid value.
         maximum: the largest valid value.
         multiple_of: valid values are multiples of this number.
@@ -140,6 +140,6 @@ def _limits(minimum: Any, maximum: Any, multiple_of: Any) -> dict[str, Any]:
 def _check_digits(max_digits: Any, decimal_places: Any) -> None:
     for name, count, least in (("max_digits", max_digits, 1), ("decimal_places", decimal_places, 0)):
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < least):
-            raise FieldDefinitionError(f"{name}={count!r}: a number of digits is an int from {least} on.")
+            raise FieldDefinitionError(f"{name}={count!r}: a number of digits must be an int of at least {least}.")
     if max_digits is not None and decimal_places is not None and decimal_places > max_digits:
         raise FieldDefinitionError(f"{decimal_places=} is above {max_digits=}: no value could fit.")

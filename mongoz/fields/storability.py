@@ -78,7 +78,9 @@ _KEYS: Final = (
 )  # fmt: skip
 _NO_DATA: Final = (abc.Iterator, abc.Generator, abc.Iterable, abc.Callable, abc.AsyncIterable, abc.Awaitable, type)
 
-_REMEDY: Final = "Use a type that MongoDB has, or keep it in a private attribute (a name that starts with '_')."
+_REMEDY: Final = (
+    "Use a type that MongoDB has, or keep the value in a private attribute (its name starts with '_')."
+)
 
 Kinds = dict[str, str]
 """Kind of BSON value -> the type that is stored as this kind, for messages."""

@@ -105,7 +105,7 @@ def _stored_model(model: BaseModel) -> Any:
     try:
         for name, value in model.__dict__.items():
             if name in names:
-                # `stored` checks for scalars, too. This check saves its call for each scalar.
+                # `stored` checks for scalars, too. The check here saves a call of `stored` for each scalar.
                 row[names[name]] = value if type(value) in SCALARS else stored(value, declared=name not in open_)
         for name, value in (model.__pydantic_extra__ or {}).items():
             row[name] = stored(value, declared=False)

@@ -1,8 +1,9 @@
 """Schemas for stored values, made from the schema of a class.
 
 BSON has fewer types than Python. A decimal is read as a Decimal128, a pattern as a Regex, a set as a list. A
-strict model, or a model that requires a future date, would refuse its own stored values. For the server, an id and
-its digits in a string are two values, so a stored string is never read as an ObjectId.
+strict model would refuse these values. A model that requires a future date would refuse a stored date that is past
+when it is read. The schemas for stored values accept all of these. For the server, an id and a string with the
+digits of this id are two values, so a stored string is never read as an ObjectId.
 """
 
 import datetime
@@ -72,7 +73,10 @@ def _keys_from_stored(schema: Any) -> Any:
 
 
 def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
-    """Like `from_stored`, for a dict of fields. The name of a field may be the same as a key of a schema."""
+    """Like `from_stored`, for a dict of fields.
+
+    The keys are names of fields, even if a schema has a key with the same name.
+    """
     made = {name: from_stored(schema) for name, schema in fields.items()}
     return made if any(made[name] is not schema for name, schema in fields.items()) else fields
 

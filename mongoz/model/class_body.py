@@ -41,7 +41,7 @@ def surrounding_names() -> dict[str, Any]:
 
 
 def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[type, ...]) -> None:
-    """Annotate each field factory of a class body with the factory's type, which wins over other annotations.
+    """Annotate each field that a factory declares with the factory's type. This type replaces other annotations.
 
     Args:
         document_name: the name of the class.

@@ -22,7 +22,7 @@ def _names_in_dumps(model: type[BaseModel]) -> frozenset[str]:
 
 
 def _leave_out_computed(schema: Any, names: frozenset[str]) -> None:
-    """Change a model's schema: validation ignores the values of computed fields.
+    """Change a model's schema, so that validation ignores the values of computed fields.
 
     The validated dict may be a dump. Without this change, its computed values would become undeclared keys, and be
     stored. A row of the database may have undeclared keys with these names, and keeps them.

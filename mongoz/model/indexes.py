@@ -27,10 +27,10 @@ class Index(IndexModel):
     """An index of a document's collection, for `Meta.indexes`. It is a `pymongo.IndexModel` as well.
 
     Args:
-        key: the only key, ascending.
-        keys: all keys, as `(field, Order or IndexType)`; a name alone is ascending. A key need not be a field.
+        key: the field of an index with a single, ascending key.
+        keys: all keys, as `(field, Order or IndexType)`; a name alone is ascending. Fields may be undeclared.
         name: the name on the server; by default the names of the fields, joined with "_".
-        background: accepted by all servers, ignored since MongoDB 4.2.
+        background: build the index in the background. Servers ignore this option since MongoDB 4.2.
         unique: refuse a second document with the same values.
         sparse: leave out documents that have none of the keys.
         **options: further options of `pymongo.IndexModel`, such as `expireAfterSeconds`, `collation` or
@@ -170,5 +170,5 @@ def merge_indexes(document_name: str, own: Iterable[Index], inherited: Iterable[
 def _same_name(document_name: str, one: Index, other: Index) -> IndexError:
     return IndexError(
         f"{document_name} has two indexes named {one.name!r}: {other!r} and {one!r} (a field with index=True or "
-        "unique=True has an index of its own name). Remove one, or rename it with name=."
+        "unique=True has an index with the name of the field). Remove one index, or rename it with name=."
     )

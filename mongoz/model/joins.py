@@ -12,7 +12,7 @@ class Join(NamedTuple):
     """One `$lookup`.
 
     Two references to one collection (a match has a home team and a guest team) are two joins with the same name.
-    So each has its own slot for conditions; the slots are merged at the end.
+    So each join has a separate slot for conditions. The slots are merged at the end.
 
     Attributes:
         local: the stored, dotted name of the referencing field. If an earlier join attached the document with this
@@ -27,7 +27,7 @@ class Join(NamedTuple):
 
     @property
     def slot(self) -> str:
-        """The name of the referenced rows until they are attached; conditions use it."""
+        """The name of the referenced rows until they are attached. Conditions use this name."""
         return f"_joined_{self.local.replace('.', '__')}"
 
 

@@ -39,8 +39,8 @@ PARTIAL_VALIDATOR: Final = "_drop_unloaded"
 def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None = None, **more: Any) -> Any:
     """Make the class of a document's partial rows. In these rows, any field may be missing.
 
-    The class has no Meta and no signals of its own, and is in no registry. Validators that may read several fields
-    do not run, and it has no computed fields.
+    The class has no computed fields, no Meta and no signals of its own, and is in no registry. Validators that may
+    read several fields do not run.
 
     Args:
         document: the class.
@@ -107,7 +107,7 @@ def fill_in_defaults(instance: Any, names: Iterable[str], title: str = "") -> No
     """
     document, wanted = type(instance), set(names)
     missing: list[InitErrorDetails] = []
-    for name, field in document.model_fields.items():  # in this order: a factory may use the fields before its own
+    for name, field in document.model_fields.items():  # in this order: a factory may use earlier fields
         if name not in wanted:
             continue
         if field.is_required():
@@ -155,8 +155,8 @@ def not_loaded(instance: Any, name: str) -> AttributeError:
     """The error of reading a field that was not loaded."""
     cls = type(instance).__name__
     return AttributeError(
-        f"{cls}.{name} was not loaded for {instance}. Await its refresh(), or load it with a query that does not "
-        f"leave out {name!r} by only() or defer()."
+        f"{cls}.{name} was not loaded for {instance}. Await refresh() of the instance, or change only() or "
+        f"defer() of the query so that it loads {name!r}."
     )
 
 

@@ -63,7 +63,7 @@ def _by_first_step(paths: _Paths) -> dict[str, _Paths]:
 
 
 def tags_on_the_way(document: Any, path: str) -> set[str]:
-    """The stored paths of the discriminators that a path passes. A part's class is found by its discriminator."""
+    """The stored paths of the discriminators that a path passes. The discriminator of a part tells its class."""
     steps = path.split(".")
     found = set()
     for number in range(1, len(steps)):
@@ -198,7 +198,7 @@ def _in_parts(annotation: Any, paths: _Paths) -> Any:
     if origin in (Union, types.UnionType):
         return Union[tuple(_in_parts(kind, paths) for kind in arguments)]  # noqa: UP007 - a tuple
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
-        # The first steps are keys of the mapping. All its values have one type, so they share the rests.
+        # The first steps are keys of the mapping. All values have one type, so they share the rests.
         rests = frozenset().union(*_by_first_step(paths).values())
         return origin[arguments[0], _in_parts(arguments[1], rests) if rests else arguments[1]]  # type: ignore[index]
     if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset):

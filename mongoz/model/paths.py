@@ -1,4 +1,4 @@
-"""Paths: converts the names of fields in an application, which may be dotted, to stored names."""
+"""Paths: converts the names of fields, which may be dotted, to stored names."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Path(NamedTuple):
         joins: the references on the way, in order; the last one leads to the document with this `path`.
         items: the number of names in `path` up to the innermost list, including the name of the list. The list
             may be the field itself. A list does not count if `path` names one of its items by number, as in
-            `items.0`. 0 if no list counts.
+            `tags.0`. If no list counts, this is 0.
         field: the declaration of the field, if there is one.
     """
 
@@ -221,6 +221,6 @@ def _referenced_document(field: FieldInfo | None) -> Any:
 def _unknown_field(document: Any, keyword: str, name: str, known: list[str]) -> InvalidKeyError:
     hint = did_you_mean(name, known)
     if not hint:
-        hint = f"{nearest(name, known)} For a key that is stored but not declared use query({{name: ...}})."
+        hint = f"{nearest(name, known)} For a key that is stored but not declared, use query({{name: ...}})."
     place = "" if name == keyword else f" (in {keyword!r})"
     return InvalidKeyError(f"{document.__name__} has no field {name!r}{place}.{hint}")

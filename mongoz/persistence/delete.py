@@ -179,7 +179,7 @@ class _Deletion:
             return False
         if self.is_marked:
             return is_commit_unknown(error)
-        return not isinstance(error, ServerSelectionTimeoutError)  # this error means: never sent
+        return not isinstance(error, ServerSelectionTimeoutError)  # after this error, the delete was never sent
 
     async def took_effect(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.

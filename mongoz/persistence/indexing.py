@@ -38,7 +38,7 @@ async def ensure_indexes(meta: MetaInfo, target: Collection, session: Any = None
     """
     deployment = target.database.deployment
     key = (meta.document, target.database.name, target.name)
-    if key in deployment.indexed:  # tasks may create the same index: the server makes it once
+    if key in deployment.indexed:  # two tasks may pass here at once: the server makes an index once
         return
     in_transaction = join_transaction(deployment, session).session is not None
     options = _TIMEOUT_IN_TRANSACTION if in_transaction else {}
@@ -147,7 +147,7 @@ def _remedy(meta: MetaInfo, code: int | None) -> str:
         return f" An index can't be changed: {document.__name__}.check_indexes(force_drop=True) rebuilds it."
     if code == _TIMED_OUT:
         return (
-            " An index can't be built while a transaction uses the collection; build it before, with "
+            " An index can't be built while a transaction uses the collection; before the transaction, call "
             f"{document.__name__}.create_indexes() or registry.document_checks()."
         )
     return ""

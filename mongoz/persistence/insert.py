@@ -140,13 +140,13 @@ async def insert_unless_exists(
     """Insert an instance unless a document matches, in one atomic command.
 
     Args:
-        instance: new and validated.
-        filter: the filter that an existing document matches.
+        instance: the new instance, validated.
+        filter: a document that matches this filter prevents the insert.
         target: the target.
         by_id: the filter names the `_id` of the instance.
 
     Returns:
-        Whether it was inserted. If not, `pre_save` has fired, and `post_save` has not.
+        Whether the instance was inserted. If not, `pre_save` has fired, and `post_save` has not.
 
     Raises:
         pymongo.errors.DuplicateKeyError: a document that does not match the filter has the same value in a unique

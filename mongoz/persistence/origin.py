@@ -53,11 +53,12 @@ class _StampPlan(NamedTuple):
 
     Attributes:
         receivers: the receivers of the firing.
-        named: the ids that a beat has named; None without claims.
-        key: the group of dispatchers, the called method, and whether the writes are muted, and their hops.
+        named: the ids of the receivers that a beat has named; None if the process makes no claims.
+        key: the group of dispatchers, the called method, whether the writes are muted, and the hops of the
+            writes.
         form: the form of stamps without claims.
         covered: the claimed receivers.
-        claiming: the form of stamps with claims; None if the writes need none.
+        claiming: the form of stamps with claims; None if no receiver needs a claim.
         is_whole: all receivers that dispatchers can take over are claimed.
     """
 
@@ -151,7 +152,7 @@ def must_stamp(firing: Firing, target: WriteTarget, *, natural: bool) -> bool:
     Args:
         firing: the receivers of this process.
         target: the target of the write.
-        natural: even without a stamp, a dispatcher would fire the same signal for the server's event.
+        natural: whether a dispatcher would fire the same signal if the write had no stamp.
     """
     return target.group is not None and (firing.concerns_dispatchers or not natural)
 
@@ -168,7 +169,7 @@ async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, na
         firing: the receivers of this process.
         target: the target of the writes.
         call: the called method.
-        natural: even without a stamp, a dispatcher would fire the same signal for the server's event.
+        natural: whether a dispatcher would fire the same signal if the writes had no stamp.
     """
     stamps = must_stamp(firing, target, natural=natural)
     if stamps:

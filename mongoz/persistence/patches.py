@@ -1,4 +1,4 @@
-"""Patches: new values for some fields of an instance, validated, and merged with values that validators derive."""
+"""Patches: validated new values for some fields of an instance, and the values that validators derive."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -141,7 +141,7 @@ def apply_values_together(
 def assign_flat(instance: Model, values: dict[str, Any]) -> Changes | None:
     """Do the same as `apply_values` and `make_patch`, with one validation.
 
-    None if this is not possible, or if a value is invalid. The instance is unchanged then.
+    Returns None if this is not possible, or if a value is invalid. Then the instance is unchanged.
     """
     document, present = type(instance), instance.__dict__
     new = {**values, **auto_now_values(document)} if _auto_now_fields(document) else values
@@ -160,7 +160,7 @@ def assign_flat(instance: Model, values: dict[str, Any]) -> Changes | None:
 
 
 def make_patch(instance: Model, fields: Iterable[str]) -> Changes:
-    """The given fields of an instance, validated together with all others."""
+    """The given fields of an instance, validated together with all other fields."""
     names, row = stored_names(type(instance)), validated_row(instance)
     return Changes({names[name]: row[names[name]] for name in fields}, ())
 
@@ -168,7 +168,7 @@ def make_patch(instance: Model, fields: Iterable[str]) -> Changes:
 async def fire_and_make_patch(instance: Model, fields: frozenset[str], operations: Sequence[Operation]) -> Changes:
     """Fire `pre_update`; returns the fields to write: the given fields, and fields that a receiver changed.
 
-    If a receiver changed a field, the value of the receiver is written, and operations on the field are not.
+    If a receiver changed a field, the update writes the receiver's value and leaves out operations on the field.
     """
     document = type(instance).meta.document
     show_sets(instance, operations)
@@ -225,7 +225,7 @@ def settle_update(
         patch: the fields that were set and removed.
         operations: the changes that the server computed.
         row: stored name -> new value, for the fields that the server computed. A removed field is missing.
-        other_collection: the collection, unless it is the document's own.
+        other_collection: the written collection; None if it is the document's own.
 
     Returns:
         The names of the fields that changed.

@@ -84,7 +84,7 @@ class WriteTarget(NamedTuple):
 
     @property
     def adapter(self) -> DriverAdapter:
-        """The differences between PyMongo and Motor."""
+        """The adapter of the driver, which hides the differences between PyMongo and Motor."""
         return self.collection.database.deployment.adapter
 
     @property
@@ -121,8 +121,8 @@ class WriteTarget(NamedTuple):
     async def own_session(self) -> AsyncIterator[Any]:
         """The session of the caller's transaction, or a new session for a single write.
 
-        A write needs its own session so that its outcome can be looked up: the caller may use the given session
-        meanwhile. The two sessions stay causally consistent.
+        The outcome of a write can be looked up only if no other command uses its session, but the caller may use
+        the given session meanwhile. The new session stays causally consistent with the given one.
         """
         if self.in_transaction or self.collection.opened.sessions is None:
             yield self.session  # unacknowledged writes support no session, and have no outcome
@@ -137,7 +137,7 @@ class WriteTarget(NamedTuple):
                     _advance(self.session, own)
 
     async def take_session(self) -> Any:
-        """Like `own_session`, from the pool. The caller gives the session back or ends it."""
+        """Like `own_session`, but with a session of the pool. The caller gives the session back or ends it."""
         sessions = None if self.session is not None and self.in_transaction else self.collection.opened.sessions
         if sessions is None:
             return self.session
@@ -247,7 +247,7 @@ async def resolve_target(document: type[Model], collection: Any = None, session:
     Args:
         document: the class.
         collection: a `Collection` or the driver's collection; by default the document's own.
-        session: the caller's session; None joins the transaction of the task.
+        session: the caller's session. None joins the transaction of the task, if there is one.
 
     Raises:
         AbstractDocumentError: the document is abstract.

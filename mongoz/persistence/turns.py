@@ -26,14 +26,14 @@ class _Turn:
     """One call of one instance.
 
     Attributes:
-        instance: the instance, or the instances of `run_in_turns`; None once the turn has ended, or was cancelled
+        instance: the instance, or the instances of `run_in_turns`; None after the turn has ended, or was cancelled
             while it waited.
         outer: the innermost turn whose receivers make this call.
         place: the id of the queue, which is the id of the instance, or of an outer turn of the same instance.
         loop: the event loop of the call.
         before: the turn that must end before this one begins.
         session: the session of the call's transaction.
-        has_inner: receivers called the same instance inside of this turn.
+        has_inner: receivers made a call of the same instance inside of this turn.
         waiters: futures of the turns that wait for this one.
     """
 
@@ -94,7 +94,7 @@ class _Turn:
         return None if self._is_awaited_by(before) else before
 
     def _is_awaited_by(self, other: "_Turn") -> bool:
-        """Whether another turn can't end before one of our outer turns has ended."""
+        """Whether another turn is one of our outer turns, or can end only after one of them."""
         outer_turns = set(self.outer.chain()) if self.outer is not None else set()
         seen: set[_Turn] = set()
         pending = [other] if outer_turns else []

@@ -100,7 +100,7 @@ async def _patch(
         filters: filters that the document must match.
 
     Raises:
-        DocumentChanged: the fields that the patch depends on changed since they were read, or a filter does not
+        DocumentChanged: fields that the patch depends on have changed since they were read, or a filter does not
             match any more.
         DocumentNotFound: the document does not exist any more.
     """
@@ -210,8 +210,8 @@ async def _apply(
 ) -> tuple[AppliedValues, Sequence[Mapping[str, Any]]]:
     """Put new values onto an instance; returns the set fields, and the conditions of the write.
 
-    The conditions are the limits of the operated fields. If current values are read from the database, the limits
-    are checked on these values instead, and the condition is that the values have not changed since.
+    The conditions are the limits of the fields that the operations change. Some updates need the current values
+    from the database. Then the limits are checked here, and the condition is that these values have not changed.
     """
     document = type(instance).meta.document
     limits = limits_of(document, operations)
@@ -236,10 +236,10 @@ async def _apply(
 
 
 def _unchanged(row: dict[str, Any], operations: Sequence[Operation]) -> list[Mapping[str, Any]]:
-    """The conditions that the operated fields still have the values of `row`.
+    """Conditions that are true if the fields of the operations still have the values of `row`.
 
     Args:
-        row: the `_id` and the operated fields, as they were read.
+        row: the `_id` and the fields of the operations, as they were read.
         operations: the operations.
     """
     tops = dict.fromkeys(operation.top for operation in operations)

@@ -1,4 +1,4 @@
-"""Refuses writes to collections that no dispatcher watches: their changes would be lost silently."""
+"""Refuses writes to collections that no dispatcher watches, if receivers run only in the dispatcher."""
 
 from mongoz.connection import Collection
 from mongoz.exceptions import ImproperlyConfigured
@@ -14,7 +14,7 @@ def is_watched(document: type[Model], collection: Collection) -> bool:
 
     Args:
         document: the class.
-        collection: the document's own, which is always watched, or another one, which `Meta.watch` may name.
+        collection: the document's own collection, which is always watched, or another collection.
     """
     meta = document.meta
     own = meta.collection

@@ -126,7 +126,7 @@ async def fire_if_written(write: Write, session: Any, raised: BaseException) -> 
 
     Args:
         write: the write.
-        session: the session of the write, from `take_session`. It is ended.
+        session: the session of the write, from `take_session`. This call ends it.
         raised: the error.
 
     Raises:
@@ -168,7 +168,7 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
         if write.runs_unclaimed:
             _fire_in_background(write, fenced, held)
         raise error from None
-    if found is None:  # the claim is left to dispatchers: if the look-up is wrong, the stream has the write
+    if found is None:  # dispatchers get the claim: if this answer is wrong, they see the write in the stream
         raise error
     return found
 

@@ -24,7 +24,7 @@ D = TypeVar("D", bound=Model)
 
 
 class QueryBuilder(Generic[D]):
-    """A document class and an immutable plan, with methods that return a query with a refined plan."""
+    """A document class and an immutable plan. Each method returns a new query with a refined plan."""
 
     # Class defaults, for applications' managers whose constructor does not call this one.
     _bound: type[D] | None = None
@@ -251,5 +251,5 @@ class QueryBuilder(Generic[D]):
 
 def _not_negative(method: str, count: int) -> int:
     if not isinstance(count, int) or count < 0:
-        raise ValueError(f"{method}({count!r}): a number of documents is an int from 0 on.")
+        raise ValueError(f"{method}({count!r}): the number of documents must be an int of at least 0.")
     return count

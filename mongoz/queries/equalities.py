@@ -26,7 +26,7 @@ def put_value(document: Any, values: dict[str, Any], path: str, value: Any) -> N
 
     Args:
         document: the class with the field of the first step. The step may be an alias of the field.
-        values: attribute name -> value, which is changed.
+        values: attribute name -> value. The function changes this dict.
         path: the path.
         value: the value.
     """

@@ -180,7 +180,7 @@ def compile_condition(document: Any, given: Condition) -> dict[str, Any]:
 
     Args:
         document: the queried class.
-        given: an Expression; or a MongoDB query, operators included, whose keys may be `Document.field`.
+        given: an Expression, or a MongoDB query. The query may have operators, and `Document.field` as keys.
 
     Raises:
         InvalidKeyError: `given` is no condition, or an expression names an unknown field.

@@ -34,11 +34,13 @@ class _NotAKeyword(InvalidKeyError, TypeError):
 
 
 class _NeitherFieldNorLookup(InvalidKeyError, OperatorInvalid):
-    """The error of an unknown name after an embedded document or a reference: a wrong field or a wrong lookup."""
+    """The error of a name after an embedded document or a reference. The name is neither a field nor a lookup."""
 
 
 def compile_lookups(document: Any, lookups: Mapping[str, Any]) -> CompiledLookups:
-    """Compile keyword filters: one condition per keyword; `asc` and `desc` with a true value become sort keys.
+    """Compile keyword filters.
+
+    Each keyword becomes a condition. A keyword with `asc` or `desc` becomes a sort key, if its value is true.
 
     Args:
         document: the queried class.

@@ -43,7 +43,7 @@ def convert_operand(path: Path, value: Any) -> Any:
 
     For an id field, 24 hexadecimal digits and an instance become an ObjectId. For a decimal field, a str and a
     float become a Decimal with the digits that Python prints: 0.1 becomes Decimal("0.1"). For a date field, an ISO
-    string becomes a datetime. The keys of a dict for an embedded document get the order in which it is stored.
+    string becomes a datetime. The keys of a dict for an embedded document get the stored order.
 
     Raises:
         ValueRefused: the value can't be stored, or it is an instance without an id.
@@ -103,7 +103,7 @@ def _names_of(model: type[BaseModel]) -> set[str]:
 
 
 def _is_declared(path: Path, value: Any) -> bool:
-    """The argument `declared` of `stored` for this value: whether the annotation of the field declares its type.
+    """The argument `declared` of `stored`: whether the annotation of the field declares the type of the value.
 
     False if the annotation contains a type that allows every content, such as Any. False also for a dict, unless
     the annotation contains a mapping.
@@ -136,7 +136,7 @@ def _depth(value: Any) -> int:
 
 
 def whole_day(value: Any) -> dict[str, Any]:
-    """The instants of one day in UTC, as a half-open interval.
+    """The condition that a stored time is on one day in UTC.
 
     Args:
         value: a date, a datetime (a naive one is UTC), or the ISO string of either.

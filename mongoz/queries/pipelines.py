@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 OPTIONS: Final = {"hint": "hint", "collation": "collation", "max_time_ms": "maxTimeMS", "batch_size": "batchSize"}
-"""Options of a query -> their names in commands. The drivers' method `find` has the same names as the options."""
+"""Options of a query -> their names in commands. For the drivers' method `find`, the options keep their names."""
 
 _FIND_ONLY: Final = frozenset({"$where", "$near", "$nearSphere"})
 

@@ -20,7 +20,7 @@ class Plan:
         limit: the maximum number of documents; 0 is no limit.
         skip: the number of documents to leave out at the start.
         only: attribute names to load, the id included; None for all.
-        parts: stored, dotted names: only these parts of the fields in `only` are loaded.
+        parts: stored, dotted names. If a field in `only` has parts here, only these parts of it are loaded.
         defer: attribute names not to load.
         database: the name of another database than the document's own.
         session: the driver's session, if one was given.
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def reversed_order(self) -> tuple[tuple[str, int], ...]:
-        """The sort keys of the reversed order; without any, descending by `_id`."""
+        """The sort keys of the reversed order; if the plan has no sort keys, descending by `_id`."""
         return tuple((name, -way) for name, way in self.order) or (("_id", -1),)
 
 

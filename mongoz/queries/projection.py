@@ -36,7 +36,11 @@ def field_names(document: Any, caller: str, names: Iterable[Any]) -> frozenset[s
 
 
 def field_parts(document: Any, names: Iterable[Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """The arguments of `only`: the attribute names, and the stored paths of those fields that are loaded in part.
+    """The fields and parts that `only` loads.
+
+    Returns:
+        The attribute names of the fields, and the stored paths of the parts. A field without such a path is
+        loaded as a whole.
 
     Raises:
         InvalidKeyError: there is no such field, or the name is an item of a list.
@@ -103,12 +107,12 @@ def projection(document: Any, plan: Plan, parts: Parts = _ALL_PARTS) -> dict[str
 def instance_maker(
     document: Any, plan: Plan, other_collection: Collection | None, parts: Parts = _ALL_PARTS
 ) -> Callable[[dict[str, Any]], Any]:
-    """The function that makes an instance from a row; chosen once per query, since it is called for every row.
+    """The function that makes an instance from a row. It is chosen once per query, and called for every row.
 
     Args:
         document: the queried class.
         plan: the query.
-        other_collection: the collection of the rows, unless it is the document's own.
+        other_collection: the collection of the rows; None if it is the document's own.
         parts: the loaded fields of joined documents; by default all.
     """
     make = _maker(document, loaded_names(document, plan), other_collection, plan.parts)
@@ -145,7 +149,7 @@ def _hydrate_partial(
         partial_class: the document's `proxy_document`, or its class of parts.
         row: the loaded fields. The stamp is removed from the row, and the instance keeps the row.
         names: the wanted fields; a field that is not stored gets its default.
-        collection: the collection of the row, unless it is the document's own.
+        collection: the collection of the row; None if it is the document's own.
 
     Raises:
         pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.

@@ -37,12 +37,12 @@ class Q:
 
     @staticmethod
     def neq(key: Any, value: Any) -> Expression:
-        """The field is not equal."""
+        """The field is not equal to the value."""
         return make_expression(key, "neq", value)
 
     @staticmethod
     def not_(key: Any, value: Any) -> Expression:
-        """The field is not equal. To negate an expression, write `~expression`."""
+        """The field is not equal to the value. To negate an expression, write `~expression`."""
         return make_expression(key, "neq", value)
 
     @staticmethod
@@ -61,7 +61,7 @@ class Q:
 
     @staticmethod
     def contains(key: Any, value: Any) -> Expression:
-        """A string contains the value, a list contains an equal item, or any other value is equal."""
+        """A string contains the value, a list contains an equal item, or a field of another type is equal."""
         return make_expression(key, "contains", value)
 
     @staticmethod
@@ -105,7 +105,7 @@ class Q:
         It is code: never include a user's input.
 
         Args:
-            key: the field, for readers of the code only.
+            key: the field. It only helps readers of the code: the condition does not contain it.
             js: a str or a bson.Code.
 
         Raises:
@@ -115,7 +115,7 @@ class Q:
 
     @staticmethod
     def gt(key: Any, value: Any) -> Expression:
-        """The field is greater.
+        """The field is greater than the value.
 
         Raises:
             OperatorInvalid: the value is None, a bool or a regular expression, which have no order.
@@ -124,17 +124,17 @@ class Q:
 
     @staticmethod
     def gte(key: Any, value: Any) -> Expression:
-        """The field is greater or equal; errors as for `gt`."""
+        """The field is greater than the value, or equal; errors as for `gt`."""
         return _compared(key, "gte", value)
 
     @staticmethod
     def lt(key: Any, value: Any) -> Expression:
-        """The field is less; errors as for `gt`."""
+        """The field is less than the value; errors as for `gt`."""
         return _compared(key, "lt", value)
 
     @staticmethod
     def lte(key: Any, value: Any) -> Expression:
-        """The field is less or equal; errors as for `gt`."""
+        """The field is less than the value, or equal; errors as for `gt`."""
         return _compared(key, "lte", value)
 
     @staticmethod

@@ -128,7 +128,7 @@ class ReadQuery(QueryBuilder[D]):
         return bool(await self._fetch(self._plan.at_most(1), _ID_ONLY))
 
     async def distinct_values(self, key: Any) -> list[Any]:
-        """The distinct values of one field; for a list the distinct items.
+        """The distinct values of one field; for a list field, the distinct items.
 
         Args:
             key: a field's name, which may be dotted, or `Document.field`.

@@ -18,7 +18,7 @@ def compile_sort(document: Any, key: Any, direction: Any, lookups: Mapping[str, 
     Args:
         document: the queried class.
         key: a field's name, `Document.field`, a SortExpression, a list of these or of `(key, direction)`, or None.
-        direction: the direction of a single key.
+        direction: 1 or -1, for a single `key` that is no SortExpression.
         lookups: `{"name__asc": True}`.
 
     Raises:
@@ -44,7 +44,7 @@ def _pair(item: Any) -> tuple[Any, Any]:
 
 def _keyword(key: Any, direction: Any) -> str:
     if direction not in (Order.ASCENDING, Order.DESCENDING):
-        raise InvalidKeyError(f"{direction!r} is no direction to sort {str(key)!r} in; use 1 or -1.")
+        raise InvalidKeyError(f"{direction!r} is no direction for the sort key {str(key)!r}; use 1 or -1.")
     if str(key).startswith("-"):
         raise InvalidKeyError(f"sort() has no key {str(key)!r}; write sort({str(key)[1:]!r}, Order.DESCENDING).")
     way = "asc" if direction == Order.ASCENDING else "desc"

@@ -28,7 +28,7 @@ class UpdateOperator(NamedTuple):
     """An update operator with its fields; made by `U`.
 
     Attributes:
-        operator: MongoDB's operator: `"$inc"`.
+        operator: the name of MongoDB's operator, for example `"$inc"`.
         values: field -> operand, as the caller gave it.
     """
 
@@ -72,7 +72,7 @@ class U:
     def pull(field: Any = None, /, *items: Any, **item_by_field: Any) -> UpdateOperator:
         """Remove every item of a list that equals one of the given items.
 
-        From a list of embedded documents, a dict removes those that have all of its values:
+        In a list of embedded documents, a dict removes each document that has all values of the dict:
         `U.pull(items={"sku": "a"})`.
         """
         return UpdateOperator(

@@ -151,7 +151,7 @@ class WriteQuery(ReadQuery[D]):
                 f"{method}() supports no conditions on a referenced document, since it can't create that document."
             )
         if self._plan.skip:
-            raise InvalidKeyError(f"{method}() supports no skip(): the skipped documents match too.")
+            raise InvalidKeyError(f"{method}() supports no skip(), because the skipped documents match too.")
 
     @property
     def _filter(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ __all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 class Broadcaster:
     """The class of `Document.signals`: the six built-in signals and the custom signals of the document.
 
-    Assign a `Signal` to add a custom one, or just use its name: an unknown name creates a signal. Names that start
+    To add a custom signal, assign a `Signal`, or just use a new name: this creates the signal. Names that start
     with `pre_` or `post_` must exist, since a misspelt signal would never fire.
 
     `Broadcaster()` belongs to no document: its signals fire when the application sends them.

@@ -69,7 +69,7 @@ def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:
             together.
 
     Raises:
-        SignalError: names the chain.
+        SignalError: the chain is too long; the message shows it.
     """
     inner = innermost_link.get()
     if inner is None:

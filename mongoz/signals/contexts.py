@@ -1,4 +1,4 @@
-"""Contexts: blocks in which writes carry some values to their receivers, local to the task that entered them."""
+"""Contexts: blocks whose writes carry values to their receivers. A block applies to the task that enters it."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
 """Hops: the number of dispatchers' receivers between a write and the first write of its chain.
 
 The writes of a receiver in a dispatcher come back through the change stream, and trigger other receivers. Two
-receivers that trigger each other would never end, so each such write carries its hops.
+receivers that trigger each other would never end without a limit. So each of these writes carries its hops.
 """
 
 from collections.abc import Iterator

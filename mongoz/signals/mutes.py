@@ -1,4 +1,4 @@
-"""Mutes: blocks in which signals do not fire, local to the task that entered them."""
+"""Mutes: blocks in which signals do not fire. A block applies to the task that enters it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ class Muting:
     """Whether this process uses mutes at all.
 
     Attributes:
-        is_used: something was muted in this process. While the flag is False, the context is not read,
+        is_used: something was muted in this process. While the flag is False, the context variable is not read,
             because this read takes a tenth of the time of a send.
     """
 

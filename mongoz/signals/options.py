@@ -167,7 +167,7 @@ class Options:
 
     @property
     def is_limited(self) -> bool:
-        """Whether the receiver has a limit for its attempts."""
+        """Whether the receiver has the option `concurrency` or `rate`."""
         return self.concurrency is not None or self.rate is not None
 
     batch: Batch | None = None

@@ -54,7 +54,7 @@ class Firing(NamedTuple):
         Args:
             sender: the document class.
             delivery_id: the token of the write.
-            keywords: further keywords of the receivers. This call adds its own to the dict.
+            keywords: further keywords of the receivers. This call adds `sender` and `delivery` to the dict.
             claim: the claim of the write, if it has one. This call ends the claim.
 
         Raises:

@@ -22,7 +22,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class ConnectedReceiver(Protocol[R_co]):
-    """A receiver behind its decorator. It is the decorated function, whose parameters are not checked."""
+    """A receiver as its decorator returns it: the same function. Type checkers don't check its parameters."""
 
     __name__: str
     __qualname__: str

@@ -185,8 +185,8 @@ def with_ids(receiver: Receiver, sender: type, signal: str) -> Receiver:
 def stamp_ids(receiver: Receiver, sender: type, signal: str) -> tuple[bytes, ...]:
     """The ids of a receiver in the stamps of one document, by its present and earlier names.
 
-    The ids depend on the document: several documents that inherit the receiver may share a collection, but only
-    one of them made the write.
+    The ids depend on the document class: several classes that inherit the receiver may share a collection, but
+    each write belongs to one class.
     """
     owner = importable_name(sender)
     return tuple(receiver_id((owner, signal, name)) for name in (receiver.name, *receiver.options.formerly))

@@ -46,7 +46,7 @@ async def test_a_topic_of_apache_kafka_is_described_completely(kafka_server: Kaf
     assert (facts.cleanup, facts.retention, facts.retention_bytes) == ("delete", 7 * 86_400.0, float("inf"))
     assert (facts.in_sync, facts.largest) == (1, 1_048_588)
     assert [one.text for one in weaknesses(facts)] == [
-        f"the topic {name!r} has 1 replica: changes can be lost with a broker"
+        f"the topic {name!r} has 1 replica: changes can be lost if a broker fails"
     ]
 
 

@@ -269,7 +269,7 @@ async def test_limit_and_skip_apply_to_every_terminal(User: Any) -> None:
     assert not await ordered.skip(4).exists()
     for builder in (ordered.limit, ordered.skip):
         for wrong in (-1, 1.5, "1", None):
-            with pytest.raises(ValueError, match="int from 0 on"):
+            with pytest.raises(ValueError, match="int of at least 0"):
                 builder(wrong)
 
 

@@ -58,7 +58,7 @@ def test_the_producer_of_a_relay_is_idempotent_and_waits_for_all_replicas(monkey
         ("= 1", r"line 1: the line is not PROPERTY = VALUE"),
         ("client.id = a\nclient.id = b", r"line 2: client.id is also set in line 1"),
         ("sasl.password_FILE = nowhere", r"line 1: sasl.password_FILE: the file .*nowhere can't be read: No such"),
-        ("acks = 1", r"line 1: acks can't be set here: the relay needs its own value"),
+        ("acks = 1", r"line 1: acks can't be set here: the relay sets it, so that no change is lost"),
         ("delivery.report.only.error = true", r"line 1: delivery.report.only.error can't be set here"),
         ("queue.buffering.max.messages = 100", r"line 1: .* can't be set here: --max-queued-mb sets it"),
         ("message.max.bytes = 1000", r"line 1: .* can't be set here: the topic's max.message.bytes sets it"),

@@ -226,7 +226,7 @@ def test_an_unknown_field_is_distinguished_from_an_unknown_lookup() -> None:
     with pytest.raises(InvalidKeyError) as caught:
         compile_lookups(Movie, {"stock__gte": 1})
     assert str(caught.value).startswith("Movie has no field 'stock' (in 'stock__gte'). There are: ")
-    assert str(caught.value).endswith("For a key that is stored but not declared use query({name: ...}).")
+    assert str(caught.value).endswith("For a key that is stored but not declared, use query({name: ...}).")
     with pytest.raises(InvalidKeyError, match=r"^Movie has no field 'nmae'\. Did you mean 'name'\?$"):
         compile_lookups(Movie, {"nmae": 1})
 

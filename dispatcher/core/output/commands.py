@@ -1,7 +1,7 @@
 """Completes the commands in messages, so that they work when an operator pastes them into a shell.
 
 A message names a command between backquotes: `dispatcher setup APP`. The operator has named the application and
-the server on the command line of the running command. Only the command line knows how to repeat them.
+the server on the command line of the running command. Only the package `cli` knows how to repeat them.
 """
 
 from collections.abc import Callable, Iterator

@@ -62,7 +62,7 @@ class _Log:
     """The logger. It never raises. A receiver that configures structlog does not change our lines.
 
     Args:
-        own: writes the lines. As long as it is None, structlog writes them, as the process has configured it.
+        own: writes the lines. While it is None, structlog writes them, as the process has configured structlog.
     """
 
     def __init__(self, own: _Lines | None = None) -> None:
@@ -124,7 +124,7 @@ def _console_renderer(*, colours: bool) -> Callable[[_Line], str]:
 
 
 def _named_dropped(render: Callable[[_Line], str], names: _Line) -> Callable[[int], str]:
-    """Return a function that makes the line with the number of dropped lines. It is written at every log level."""
+    """Return a function that makes the line about dropped lines. This line is written at every log level."""
     texts: list[str] = []
     log: Any = _Log(_Lines(0, render, names, texts.append))
 

@@ -144,7 +144,7 @@ class Writer:
         """Write once, and return the number of written bytes. If it is 0, the thread pauses first."""
         try:
             written = os.write(self._descriptor, data)
-        except BlockingIOError:  # another process made it non-blocking
+        except BlockingIOError:  # another process made the descriptor non-blocking
             self._fails = False
             _can_take(self._descriptor, _PAUSE)
             return 0

@@ -1,10 +1,10 @@
 """The dashboard: a page, its assets, and the requests of the page.
 
-GET  /dashboard                     the page; the dispatcher serves everything that it loads
+GET  /dashboard                     the page; the dispatcher serves everything that the page loads
 GET  /dashboard/api/state           the group, as `dispatcher status` shows it, and a sample of its counters
 GET  /dashboard/api/history         the last six hours, in steps of a minute
-GET  /dashboard/api/letters         dead letters, a page of them
-GET  /dashboard/api/letters/groups  dead letters by receiver and error, with their numbers
+GET  /dashboard/api/letters         one page of the list of dead letters
+GET  /dashboard/api/letters/groups  the number of dead letters by receiver and error
 GET  /dashboard/api/letters/retried the progress of a retry of many dead letters
 GET  /dashboard/api/letter          one dead letter in full
 POST /dashboard/api/unlock          checks a token
@@ -26,5 +26,5 @@ Access:
     selections.py the content of requests
     view.py       the status of a group as one document
     letters.py    dead letters as text
-    history.py    the last six hours; the page computes rates and percentiles from their counters
+    history.py    counters of the last six hours; the page computes rates and percentiles from them
 """

@@ -188,7 +188,7 @@ class Dashboard:
         return self._changed_letters("stop", await withdraw_retries(self._group, wanted), named)
 
     async def _step(self, what: str, action: _Action, named: LettersRequest) -> Response:
-        """One step of an action on all selected letters. The page repeats the request until there are no more."""
+        """One step of an action on all selected letters. The page repeats the request until no letter is left."""
         began = named.began or datetime.now(UTC) + timedelta(seconds=self._observer.stats.clock_offset)
         done = await action(self._group, named.wanted, began)
         return self._changed_letters(what, done.changed, named, began=began, more=done.more)

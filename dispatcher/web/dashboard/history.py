@@ -1,7 +1,8 @@
 """The last six hours of a group, in steps of a minute, for the plots of the page.
 
-A step has the growth of the counters of all live members together, and the largest lag. So its size does not
-depend on the number of members. The page divides by the seconds of a step, and shows the result as a rate.
+A step has the growth of each counter, added up for all live members, and the largest lag. So the size of a step
+does not depend on the number of members. The page divides the growth by the seconds of the step, and shows the
+result as a rate.
 
 The memory is bounded. Each of the `STEPS` steps takes at most 0.4 kB for the group, and three counters of four
 bytes for each receiver. At most `MOST_RECEIVERS` receivers are kept. Measured: 0.2 MB without receivers, 1.2 MB
@@ -62,7 +63,7 @@ class History:
             before = self._counters.get(member)
             for receiver, counted in receivers.items():
                 sums = grown.setdefault(receiver, [0.0] * len(_OF_RECEIVERS))
-                # A new member has no earlier report. A new receiver of a known member begins at zero.
+                # The first report of a member adds nothing. A new receiver of a known member begins at zero.
                 earlier = counted if before is None else before.get(receiver, (0.0,) * len(counted))
                 for i, (now, then) in enumerate(zip(counted, earlier, strict=True)):
                     sums[i] += max(0.0, now - then)
@@ -81,7 +82,8 @@ class History:
     def as_json(self) -> str:
         """The bounds of the latency buckets, all steps from the oldest on, and the receivers' counters by step.
 
-        Also the last sample: from it and the present counters, the page computes its first rate.
+        The text also has the last sample. From this sample and the present counters, the page computes its first
+        rate.
         """
         receivers = {
             name: {counter: one.tolist() for counter, one in series.items()}

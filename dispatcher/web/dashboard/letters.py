@@ -85,7 +85,7 @@ class Letterbox:
         """One page of dead letters, the newest first, and the cursor of the next page.
 
         Args:
-            before: `next` of the previous page.
+            before: `next` of the previous page; None for the first page.
 
         Raises:
             NoSuchPage: `before` is malformed.

@@ -1,4 +1,4 @@
-"""Requests of the page, and the dead letters that they select. Malformed ones raise the `HTTPException` 400."""
+"""Requests of the page, and the dead letters that they select. A malformed request raises `HTTPException` 400."""
 
 from datetime import UTC
 from typing import Final, TypeVar
@@ -15,7 +15,10 @@ _MOST_LETTERS: Final = 1_000
 
 
 class LetterSearch(BaseModel):
-    """The search of the page: selects dead letters. Each attribute is as in `Wanted`; None selects all."""
+    """A search for dead letters.
+
+    The attributes mean the same as in `Wanted`. An attribute that is None does not restrict the search.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -43,7 +46,7 @@ class LettersRequest(LetterSearch):
     """An action on dead letters: on some, by their ids, or on all that are selected.
 
     Attributes:
-        began: the time at which the action began, by the server's clock; None in its first request.
+        began: the time at which the action began, by the server's clock; None in the first request of an action.
     """
 
     ids: list[str] | None = None
@@ -51,7 +54,7 @@ class LettersRequest(LetterSearch):
     began: AwareDatetime | None = None
 
     def require(self) -> None:
-        """Refuse a request without a choice: it must not select all dead letters."""
+        """Require either `ids` or `all`. A request with neither must not select all dead letters."""
         if (self.ids is None) == (not self.all):
             raise HTTPException(400, "Give ids of dead letters, or all.")
         if self.ids is not None and len(self.ids) > _MOST_LETTERS:
@@ -66,7 +69,7 @@ class ProgressRequest(LetterSearch):
 
 
 class PauseRequest(BaseModel):
-    """Selects a receiver; None is everything."""
+    """Selects the receiver to pause or resume; None selects everything."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -181,7 +181,8 @@ async def _delete_together(ids: list[Any], selection: Selection, firing: Firing,
                 UpdateOne({"_id": id_}, {"$set": {FIELD: origin.stamp}})
                 for id_, origin in zip(found, origins, strict=True)
             ]
-            # One command sends all markers, another all deletes. Alternating commands take many times as long.
+            # One command sends all markers, and another command sends all deletes. A marker command and a delete
+            # command for each document would take many times as long.
             await target.driver_collection.bulk_write(markers, session=session)
         result = await target.driver_collection.delete_many({"_id": {"$in": found}}, session=session)
         tokens = {id_key(id_): origin.token for id_, origin in zip(found, origins, strict=True)}

@@ -34,7 +34,15 @@ _KEPT_ERRORS: Final = 100  # each keeps its traceback and frames alive
 
 
 class WrittenDocument(NamedTuple):
-    """A document of a batch that was written, and the keywords of its receivers."""
+    """A written document of a batch, and the arguments of its receivers.
+
+    Attributes:
+        instance: the document, as the receivers get it.
+        token: the token of the write.
+        keywords: the further keywords of the receivers.
+        firing: the receivers of this document; None means the receivers of the whole batch.
+        claim: the claim of the write, or None.
+    """
 
     instance: Any
     token: str

@@ -48,7 +48,7 @@ class Selection:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a command with the selected ids may match other ids, which are equal under the collation."""
+        """Whether a command with the selected ids may also match other ids that are equal under the collation."""
         return self.ids is not None and bool(self.collation)
 
     def filter_for(self, ids: list[Any]) -> dict[str, Any]:

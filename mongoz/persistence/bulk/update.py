@@ -63,7 +63,7 @@ _REFUSAL_CODES: Final = frozenset({2, 14, 28, 40, 52, 56, 57, 66, 121, 10334, 17
 
 
 class BulkPatch(NamedTuple):
-    """The changes of a bulk update to each document.
+    """The changes that a bulk update makes to each document.
 
     Attributes:
         values: attribute name -> new value.
@@ -96,7 +96,7 @@ async def update_and_load(document: type[D], selection: Selection, patch: BulkPa
     """Update the selected documents.
 
     Returns:
-        The updated documents. A document that does not fit the model is included, since it is written.
+        The updated documents. A document that does not fit the model is included, since it was written too.
     """
     update = _BulkUpdate(document, selection, patch, loads=True)
     make = partial(hydrate_leniently, document, collection=update.other_collection)
@@ -464,7 +464,7 @@ class _BulkUpdate(Generic[D]):
         if self._has_invariants:
             derived = apply_values_together(instance, {})
             return find_changes(before, stored(instance)) if derived else receiver_changes
-        # Validate only the changed fields: other fields that are invalid must not make the update fail.
+        # Validate only the changed fields: an invalid value in another field must not make the update fail.
         valid = validate_stored(self.document.proxy_document, receiver_changes.changed)
         names = {alias: name for name, alias in stored_names(self.document).items()}
         for alias in receiver_changes.changed.keys() & names.keys():

@@ -33,8 +33,8 @@ class DocumentUpdate(NamedTuple):
         operations: the changes that the server computes.
         firing: the receivers.
         instance: the prepared instance, which `pre_update` receivers get; None if the update is not prepared.
-        encoded: the BSON of the row, if the update was computed from it. This update must be made again if the
-            document has changed. None for all other updates.
+        encoded: the BSON of the row, if the update was computed from the row. Such an update must be made again
+            if the document has changed. None for all other updates.
     """
 
     row: Row

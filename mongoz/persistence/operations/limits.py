@@ -1,4 +1,4 @@
-"""Limits that operations must keep: as conditions in the filter of the write, or as checks of each document."""
+"""Limits that operations must keep: conditions for the filter of the write, and checks of single documents."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
@@ -140,11 +140,11 @@ def require_within_limits(
     Args:
         document: the class.
         namespace: the namespace of the collection, for the message.
-        row: the document in the database, or at least its `_id` and the operated fields.
+        row: the document in the database, or at least its `_id` and the fields that the operations change.
         operations: the operations.
 
     Raises:
-        pydantic.ValidationError: names collection, `_id`, field and value.
+        pydantic.ValidationError: a result would not fit. The message names collection, `_id`, field and value.
     """
     after = preview_operations(row, operations)
     title = f"{document.__name__} with _id {row['_id']!r} of {namespace}"

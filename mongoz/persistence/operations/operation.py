@@ -16,7 +16,7 @@ class Operation(NamedTuple):
     """One operator on one field, checked and ready to send.
 
     Attributes:
-        operator: MongoDB's operator: `"$inc"`.
+        operator: the name of MongoDB's operator, for example `"$inc"`.
         path: the stored, dotted name.
         attribute: the attribute name of the document's field in which the path begins.
         value: the operand.
@@ -64,10 +64,10 @@ def _merged(same: list[Operation]) -> list[Operation]:
 
 
 def refuse_overlaps(paths: Iterable[str]) -> None:
-    """Refuse an update that changes a path twice, or a path and a place inside of it. MongoDB refuses it too.
+    """Refuse an update that changes a path twice, or a path and a place inside of it. MongoDB does so too.
 
     Raises:
-        InvalidKeyError: names both paths.
+        InvalidKeyError: there are two such paths; the message names both.
     """
     for one, other in combinations(paths, 2):
         pairs = zip(one.split("."), other.split("."), strict=False)

@@ -43,9 +43,9 @@ class FieldPlace:
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
         attribute: the attribute of that model, if the value is one of its fields.
-        is_required: a model requires a value.
-        is_checked: further rules apply to the value: those of a validator method of the field, or of a list or
-            mapping around the value.
+        is_required: the model requires a value at this place.
+        is_checked: `annotation` does not contain all rules for the value. Other rules come from a validator
+            method, or from a list, mapping or embedded document around the value.
         is_item: the place is in a list.
         incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
             document does not exist, an operator would create it without these fields.
@@ -245,7 +245,7 @@ def _field(place: FieldPlace, model: Any, alias: str, checked: bool) -> FieldPla
 
 
 def _without_qualifier(hint: Any) -> Any:
-    """The type of a key of a typed dict, which may be `Required[...]` or `NotRequired[...]`."""
+    """The type of a typed dict's key, without `Required[...]` or `NotRequired[...]` around it."""
     return get_args(hint)[0] if get_origin(hint) in (Required, NotRequired) else hint
 
 
@@ -262,7 +262,7 @@ def _is_key(keys: Any, step: str) -> bool:
 
 
 def _items(kind: Any, step: str) -> Sequence[Any]:
-    """The types of the items of a list at an index, or of all items; empty if the list can't have such an item."""
+    """The types of a list's item at an index, or of all items. Empty if the list can't have an item there."""
     arguments = get_args(kind)
     if get_origin(kind) is tuple and Ellipsis not in arguments:
         return arguments if step == ALL_ITEMS else arguments[int(step) : int(step) + 1]

@@ -132,7 +132,7 @@ def _pull_parts(present: Any, condition: Mapping[str, Any]) -> Any:
 
 
 def _has_part(item: Any, part: Mapping[str, Any]) -> bool:
-    """Whether an item has all values of a part: `{"sku": {"$eq": "a"}}`."""
+    """Whether an item has all values of a part of the condition, such as `{"sku": {"$eq": "a"}}`."""
     if not isinstance(item, Mapping):
         return False
     return all(

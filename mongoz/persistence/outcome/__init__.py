@@ -1,1 +1,1 @@
-"""The outcome of a write: refused by the server, or unknown since the answer got lost."""
+"""The outcome of a write: refused by the server, or unknown because the answer got lost."""

@@ -29,10 +29,10 @@ BSON_TOO_LARGE: Final = 17419
 
 _SIZE_NOTE: Final = (
     f"The registry is dispatched, so the write contained the reserved field {FIELD!r}. A document of nearly 16 MB "
-    "has no room for it. Make the document smaller, or remove some of it in the same update."
+    "has no room for this field. Make the document smaller, or remove some of its data in the same update."
 )
 _REMEDY: Final = (
-    f"Add {{{FIELD}: {{bsonType: 'binData'}}}} to the properties of its $jsonSchema, or remove "
+    f"Add {{{FIELD}: {{bsonType: 'binData'}}}} to the properties of the validator's $jsonSchema, or remove "
     "'additionalProperties: false'."
 )
 _STAMP_NOTE: Final = (

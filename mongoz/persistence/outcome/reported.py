@@ -1,4 +1,4 @@
-"""Writes that the server reports: a short change stream of a collection's recent changes.
+"""Reads the recent changes of a collection from the server, with a short change stream.
 
 A document alone does not always show whether a write took effect: another client may have replaced or deleted it
 since. The change stream contains each committed write.
@@ -24,7 +24,7 @@ TIMEOUT_MS: Final = 5_000
 _MARGIN: Final = 5  # seconds by which the given time may be wrong
 _FUTURE_MARGIN: Final = 120  # if the given time is later than the server's time, it may be wrong by this much
 _PAUSE_MS: Final = 250  # the server waits this long for more changes before it reports its position
-_MAX_STREAMS: Final = 4  # open at once in a process: each one reads the whole recent oplog
+_MAX_STREAMS: Final = 4  # open at once in an event loop: each one reads the whole recent oplog
 
 _PERMITS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 

@@ -22,7 +22,7 @@ _make = tuple.__new__  # looking this up takes as long as calling it
 
 
 class Changes(NamedTuple):
-    """The differences of a row from its snapshot, by top-level stored names."""
+    """The differences between an old row and a new one, by the stored names of the fields."""
 
     changed: dict[str, Any]
     removed: tuple[str, ...]

@@ -12,7 +12,7 @@ D = TypeVar("D", bound=Model)
 
 
 def independent_copy(instance: D) -> D:
-    """A copy of the instance and its state in the database. Later changes of the original don't affect it."""
+    """A copy of the instance, with its last known row. Later changes of the original don't affect the copy."""
     try:
         return copy.deepcopy(instance)
     except Exception:  # an attribute that is no field, such as a lock, can't be copied

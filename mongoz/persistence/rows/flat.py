@@ -86,8 +86,8 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
 def assigned_row(model: type[BaseModel], present: dict[str, Any], values: dict[str, Any]) -> dict[str, Any] | None:
     """The row of an instance of a flat model after an assignment of valid values.
 
-    None if the model is not flat, if a value is invalid, or if an assignment might have another result than the
-    validation of the row.
+    Returns None if the model is not flat, if a value is invalid, or if an assignment might have another result
+    than the validation of the row.
 
     Args:
         model: the class.
@@ -205,7 +205,7 @@ def _is_exact(schema: Any) -> bool:
 
 @cached_per_class
 def _reloading_validator(model: Any) -> SchemaValidator | None:
-    """The validator that makes stored values from stored values; None if the model is not flat."""
+    """The validator for `reloaded_values`; None if the model is not flat."""
     fields, names = _flat_fields(model), stored_names(model)
     if fields is None or not all(isinstance(f.validation_alias, str | None) for f in model.model_fields.values()):
         return None
@@ -225,7 +225,7 @@ def _dict_validator(fields: dict[str, core_schema.TypedDictField], config: dict[
 
 @cached_per_class
 def _flat_fields(model: Any) -> dict[str, CoreSchema] | None:
-    """The schemas of the fields, for values that are present; None if the model is not flat."""
+    """The schemas of the fields, without their defaults; None if the model is not flat."""
     decorators, schema = model.__pydantic_decorators__, model.__pydantic_core_schema__
     model_validators = decorators.model_validators or decorators.root_validators
     # Validators of fields may use `info.field_name` or `info.data`, which differ for rows.
@@ -240,7 +240,7 @@ def _flat_fields(model: Any) -> dict[str, CoreSchema] | None:
 
 
 def _without_default(schema: CoreSchema) -> CoreSchema:
-    """The schema of a field for a value that is present."""
+    """The schema of a field, without its default."""
     bare: CoreSchema = loading_schema(schema["schema"] if schema["type"] == "default" else schema)
     return bare
 
@@ -253,10 +253,10 @@ def _takes_info(schema: Any) -> bool:
 
 
 def _calls_functions(schema: Any) -> bool:
-    """Whether a schema calls a function, except that of ids.
+    """Whether a schema calls a function other than `bson.ObjectId`.
 
-    A function may make a value of another type. That of e-mail addresses needs only an @-sign in a row, which is
-    validated like a loaded value. An assignment validates the address in full.
+    Such a function may return a value of another type. The function for e-mail addresses is less strict in a
+    row, where it only looks for an @-sign. In an assignment it validates the whole address.
     """
     if isinstance(schema, list | tuple):
         return any(map(_calls_functions, schema))

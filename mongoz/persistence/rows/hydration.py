@@ -38,7 +38,7 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
     Args:
         document: the class.
         row: the decoded row.
-        collection: the collection of the row, unless it is the document's own.
+        collection: the collection of the row; None if it is the document's own.
 
     Raises:
         pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.
@@ -147,7 +147,7 @@ def _hydrate_unvalidated(document: type[D], row: dict[str, Any], collection: Col
 
 
 def previous_instance(instance: D) -> D | None:
-    """The instance as it was loaded, as a new instance; None if it was not loaded."""
+    """A new instance with the loaded values; None if there are none, or if the model refuses them."""
     state = loaded(instance)
     row = state.row()
     if row is None:

@@ -16,7 +16,7 @@ _TRIVIAL_POST_INITS: Final = frozenset({"BaseModel.model_post_init", "init_priva
 def has_invariants(model: Any) -> bool:
     """Whether the validation of a model reads several fields.
 
-    Validators of the model, validators of fields with an `info` argument, and `model_post_init` may do so.
+    Model validators, field validators that take `info`, and `model_post_init` may do so.
     """
     decorators = model.__pydantic_decorators__
     if decorators.model_validators.keys() - {PARTIAL_VALIDATOR} or decorators.root_validators:

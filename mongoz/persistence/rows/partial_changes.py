@@ -17,7 +17,7 @@ def changes_of_parts(instance: Model, changes: Changes) -> Changes:
     """The changes, with the changed parts in place of each field that was loaded in part.
 
     Raises:
-        InvalidKeyError: a list that was loaded in part has changed: its items can't be told apart.
+        InvalidKeyError: a list that was loaded in part has changed. Its items can't be told apart.
     """
     before = loaded(instance).row() or {}
     changed: dict[str, Any] = {}
@@ -81,6 +81,6 @@ def _value_of(instance: Model, alias: str) -> Any:
 
 def _not_writable(instance: Model, path: str) -> InvalidKeyError:
     return InvalidKeyError(
-        f"{instance}: {path!r} was loaded in part by only(), so save() can't write its change. Await refresh() "
+        f"{instance}: {path!r} was loaded in part by only(), so save() can't write the change. Await refresh() "
         "before the change, or assign a whole value."
     )

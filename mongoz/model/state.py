@@ -60,7 +60,6 @@ def remember_changes(
     changed: dict[str, Any],
     removed: Iterable[str],
     collection: Collection | None,
-    *,
     unknown: dict[str, Any] | None = None,
 ) -> None:
     """Record that the database has these changes of the last known row. They must share nothing with the instance.

@@ -24,7 +24,8 @@ async def send_alone(instance: Model, target: WriteTarget, patch: Changes) -> No
     Raises:
         DocumentNotFound: the document does not exist any more.
     """
-    update = patch.as_update()
+    # The first case is the most frequent one. It saves a call.
+    update = {"$set": patch.changed} if patch.changed and not patch.removed else patch.as_update()
     if not update:
         await send_patch(instance, target, patch, session=target.session)
         return

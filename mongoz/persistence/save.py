@@ -1,8 +1,10 @@
 """Saves an instance: writes the fields that changed since the load."""
 
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
+from mongoz.connection import Collection
 from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.model.state import loaded, remember, remember_changes
@@ -47,6 +49,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     target = default_target(meta) if collection is session is None and own_collection is meta.collection else None
     if target is None:
         target = await resolve_target(document, own_collection if collection is None else collection, session)
+        state = loaded(instance)  # it may have changed meanwhile, as below
     if signals.pre_save.receivers:  # checked here too, which saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
         state = loaded(instance)  # a receiver may have saved the instance
@@ -67,13 +70,15 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
         require_watched(document, target.collection, signals.post_save)
     firing = target.plan(signals.post_save)
     applied = changes if is_own else None
+    other = None if target.collection is meta.collection else target.other_collection(document)
     if firing.receivers or target.group is not None:  # a dispatched registry stamps each save
-        await _write_and_fire(instance, target, firing, row, written, applied)
+        remember_saved = partial(_remember_saved, row=row, applied=applied, other=other)
+        await _write_and_fire(instance, target, firing, written, remember_saved)
         return instance
     if target.transaction is not None:
         target.undo_on_abort(instance)
     await send_alone(instance, target, written)
-    _remember_saved(instance, target, row, applied)
+    _remember_saved(instance, row, applied, other)
     return instance
 
 
@@ -81,9 +86,8 @@ async def _write_and_fire(
     instance: Model,
     target: WriteTarget,
     firing: Firing,
-    row: dict[str, Any],
     written: Changes,
-    applied: Changes | None,
+    remember_saved: Callable[[Model], None],
 ) -> None:
     """Send the changes with their stamp, if they need one; then run the receivers.
 
@@ -91,9 +95,8 @@ async def _write_and_fire(
         instance: the instance.
         target: the target.
         firing: the receivers.
-        row: the valid row of the instance.
         written: the changes, with paths for fields that were loaded in part.
-        applied: see `_remember_saved`.
+        remember_saved: updates the last known row of an instance.
     """
     previous = previous_instance(instance) if firing.receivers else None
     id_ = id_of(instance)
@@ -105,28 +108,27 @@ async def _write_and_fire(
         return send_patch(instance, target, patch, session=session)
 
     def settle(instance: Model, _: object) -> dict[str, Any]:
-        _remember_saved(instance, target, row, applied)
+        remember_saved(instance)
         return {"instance": instance, "created": False, "previous": previous}
 
     await write_and_fire(Write(target, firing, origin, instance, id_, settle), send)
 
 
-def _remember_saved(instance: Model, target: WriteTarget, row: dict[str, Any], applied: Changes | None) -> None:
+def _remember_saved(
+    instance: Model, row: dict[str, Any], applied: Changes | None, other: Collection | None
+) -> None:
     """Update the last known row of an instance.
 
     Args:
         instance: the instance.
-        target: the target of the save.
         row: the valid row of the instance.
         applied: the changes of the last known row; None if that row is of another collection.
+        other: the collection of the save, unless it is the document's own.
     """
-    meta = instance.meta
-    own = target.collection is meta.collection  # this check saves a call
-    other = None if own else target.other_collection(meta.document)
     if applied is None:
         remember(instance, row, other)
     else:
-        remember_changes(instance, applied.changed, applied.removed, other, unknown=row)
+        remember_changes(instance, applied.changed, applied.removed, other, row)
 
 
 async def _derived_fields(instance: Model, changed: dict[str, Any], target: WriteTarget) -> dict[str, Any]:

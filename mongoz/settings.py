@@ -7,7 +7,7 @@ apply. `settings` is lazy: nothing is imported before the first attribute is rea
 import importlib
 import os
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,20 +110,13 @@ def _load() -> Defaults:
     return found()
 
 
-class _Setting:
-    """A setting that every update reads. `_LazySettings.__getattr__` takes twice as long."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: object, owner: type) -> Any:
-        return getattr(_load(), self._name)
-
-
 class _LazySettings:
     """Loads the settings when the first one is read."""
 
-    parsed_ids = _Setting()
+    @cached_property
+    def parsed_ids(self) -> tuple[str, ...]:
+        """Every update needs it, so it is read only once. `__getattr__` takes much longer."""
+        return _load().parsed_ids
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # test runners, copy and inspect look up dunders

@@ -156,7 +156,7 @@ async def test_a_dispatcher_that_starts_during_a_backfill_waits_and_then_continu
 ):
     monkeypatch.setattr("dispatcher.runs.snapshot._FIRST", 5)
     monkeypatch.setattr("dispatcher.runs.snapshot._MOST", 5)
-    async with before_the_group(foreign, dispatched, 40):
+    async with before_the_group(foreign, dispatched, 120):
         pass
     # The rate is low, so most deliveries are not made yet when the dispatcher starts.
     task = await command(rate=40, concurrency=2)
@@ -181,7 +181,7 @@ async def test_a_dispatcher_that_starts_during_a_backfill_waits_and_then_continu
         await running.stop()
     assert index.rows[first] == 5
     assert {call.where for call in index.backfilled} == {"command", "dispatcher"}
-    assert len({call.delivery.id for call in index.backfilled}) == 40
+    assert len({call.delivery.id for call in index.backfilled}) == 120
 
 
 async def test_the_command_continues_when_the_last_dispatcher_is_gone(

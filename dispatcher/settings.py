@@ -63,7 +63,7 @@ class Settings(BaseModel):
         "time.",
     )
     max_queued: int = Field(
-        default=1_000,
+        default=2_000,
         ge=1,
         description="Maximum number of changes that are read ahead. Slow receivers slow down the reading.",
     )

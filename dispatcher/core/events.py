@@ -380,8 +380,3 @@ class Errand(NamedTuple):
 
     run: Callable[[], Coroutine[Any, Any, None]]
     on_finished: Callable[[], None] | None = None
-
-    @property
-    def size(self) -> int:
-        """An errand has no event, so its size is 0 bytes."""
-        return 0

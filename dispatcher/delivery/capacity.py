@@ -42,6 +42,8 @@ class Capacity:
         away: number of jobs in a pause.
         queued: number of jobs in the lanes, and of deliveries in batches, that are not finished.
         queued_bytes: bytes of the events of these jobs and deliveries, and of deliveries that wait for a claim.
+        errands: number of errands in the lanes that are not finished. They take no room in the queue. A batch, for
+            example, is an errand, and its deliveries take room already.
         waiting: number of deliveries that wait for a claim. An application that writes much causes many of them,
             but nearly all soon end without work. So only their bytes are limited.
         returning: jobs whose pause is over. They wait for a place.
@@ -54,7 +56,7 @@ class Capacity:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self.places = bounds.concurrency
-        self.in_flight = self.away = self.queued = self.queued_bytes = self.waiting = 0
+        self.in_flight = self.away = self.queued = self.queued_bytes = self.errands = self.waiting = 0
         self.returning: deque[asyncio.Future[None]] = deque()
         self.stopping = self.cutting = False
         self._paused: set[asyncio.Future[None]] = set()
@@ -85,8 +87,13 @@ class Capacity:
 
     @property
     def has_unfinished(self) -> bool:
-        """Returns whether a job is queued, or a delivery waits for a claim."""
-        return self.queued > 0 or self.waiting > 0
+        """Returns whether a job or an errand is queued, or a delivery waits for a claim."""
+        return self.is_busy or self.waiting > 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Returns whether a job or an errand is queued or in flight."""
+        return self.queued > 0 or self.errands > 0
 
     @property
     def crowded(self) -> bool:
@@ -113,8 +120,8 @@ class Capacity:
             await self.progress()
 
     async def idle(self) -> None:
-        """Wait until no job is queued or in flight."""
-        while self.queued:
+        """Wait until no job and no errand is queued or in flight."""
+        while self.is_busy:
             await self.progress()
 
     async def progress(self) -> None:

@@ -78,17 +78,20 @@ class Lanes:
     def add(self, key: Hashable, job: Job | Errand) -> None:
         """Queue a job, even beyond the bounds. Callers check `capacity.full` first."""
         capacity = self._capacity
-        capacity.queued += 1
-        capacity.queued_bytes += job.size
-        if key not in self._lanes:
-            self._lanes[key] = None
+        if isinstance(job, Job):
+            capacity.queued += 1
+            capacity.queued_bytes += job.size
+        else:
+            capacity.errands += 1
+        lanes, before = self._lanes, len(self._lanes)
+        followers = lanes.setdefault(key, None)  # a single look-up, because the hash of a key takes long
+        if len(lanes) > before:
             self._ready.append((key, job))
             if not self._waking:
                 self._wake(1)
             return
-        followers = self._lanes[key]
         if followers is None:
-            followers = self._lanes[key] = deque()
+            followers = lanes[key] = deque()
         followers.append(job)
 
     # -- short exclusive access --------------------------------------------------------------------------------
@@ -197,18 +200,19 @@ class Lanes:
         self._wake_first()
 
     def _finish(self, key: Hashable, job: Job | Errand) -> None:
+        capacity = self._capacity
         if isinstance(job, Job):
             self._on_finished(job)
-        elif job.on_finished is not None:
-            job.on_finished()
-        followers = self._lanes[key]
-        if followers:
-            self._ready.append((key, followers.popleft()))
+            capacity.queued -= 1
+            capacity.queued_bytes -= job.size
         else:
-            del self._lanes[key]
-        capacity = self._capacity
-        capacity.queued -= 1
-        capacity.queued_bytes -= job.size
+            if job.on_finished is not None:
+                job.on_finished()
+            capacity.errands -= 1
+        followers = self._lanes.pop(key)
+        if followers:
+            self._lanes[key] = followers
+            self._ready.append((key, followers.popleft()))
         if capacity.watched is not None:
             capacity.report_progress()
 
@@ -253,7 +257,7 @@ class Lanes:
 
     def _begin_last(self, key: Hashable, errand: Errand) -> None:
         self._lanes[key] = None
-        self._capacity.queued += 1
+        self._capacity.errands += 1
         self._capacity.in_flight += 1
         worker = _Worker((key, errand))
         self._start_task(self._take_over(worker, key, errand, errand.run), worker)

@@ -40,6 +40,10 @@ _AGAIN: Final = 1.0  # if some due deliveries can't be taken yet
 # `Batch.wait` again. The deliveries of a failed batch are due together, so this time is enough to gather them.
 _TOGETHER: Final = 0.2
 
+# Maximum number of batches whose deliveries are taken at once. While the server works on some of them, the next
+# ones are read, and the results of the last ones are written.
+_BATCHES: Final = 4
+
 # Maximum number of bytes of the deliveries that are taken at once.
 _BYTES: Final = 8_000_000
 
@@ -148,7 +152,7 @@ class ParkedBatches:
         limit = self._limits.get(name)
         if limit is not None and (own or limit.is_crowded):  # one batch at a time asks for a place
             return _AGAIN, []
-        room = self.names[name] * 2 - sum(len(taken.rows) for taken in own)
+        room = self.names[name] * _BATCHES - sum(len(taken.rows) for taken in own)
         most_bytes = _BYTES - sum(taken.size for taken in self._taken.values())
         if room * 2 <= self.names[name] or most_bytes <= 0:
             return _RARELY, []  # the end of a batch starts another query

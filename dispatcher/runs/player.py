@@ -210,7 +210,7 @@ class Playback:
         with inside_dispatcher():
             async for step in steps:
                 await self._enter(step)
-            while self._capacity.queued:
+            while self._capacity.is_busy:
                 self._batches.close_rest()  # no further step comes
                 await self._capacity.progress()
 

@@ -3,6 +3,7 @@
 Each event has its own delivery id and its own failures. The events of a document stay in order.
 """
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -244,3 +245,21 @@ async def test_events_that_wait_long_are_parked_one_by_one_and_form_batches_agai
     for n in range(4):
         assert [name for name in indexer.done if name.startswith(f"{n}.")] == [f"{n}.0", f"{n}.1", f"{n}.2"]
     assert max(len(batch) for batch in indexer.batches if set(batch) <= set(indexer.done)) >= 4
+
+
+async def test_as_many_batches_run_at_once_as_fill_the_queue(account, foreign, dispatched):
+    """A running batch takes no further room in the queue than its deliveries."""
+    gates: list[asyncio.Event] = []
+
+    @post_save(account, name="index", batch=Batch(size=5, wait=60))
+    async def index(sender, batch, **kwargs):
+        gates.append(asyncio.Event())
+        await gates[-1].wait()
+
+    async with dispatching(dispatched, max_queued=10) as running:
+        foreign["accounts"].insert_many(rows(*"abcdefghijklmnopqrst"))
+        for number in range(4):  # one batch ends while another one runs
+            await eventually(lambda number=number: len(gates) >= min(number + 2, 4), what="two batches run")
+            gates[number].set()
+        await eventually(lambda: running.stats.delivered == 20)
+    assert len(gates) == 4

@@ -77,6 +77,7 @@ class Deliverer:
         self._claims: OpenClaims = NO_CLAIMS
         self._batches: BatchGate | None = None
         self._echoes = Echoes()
+        self._recent = 0.0  # changes before this time are a backlog; seconds since 1970
         # Key: `id` of the receiver. The target keeps the receiver alive, so the id stays unique.
         self._targets: dict[int, Target] = {}
 
@@ -101,7 +102,10 @@ class Deliverer:
             return job.run()
         change = job.change
         assert change is not None  # an unfinished job has its change
-        if change.cluster_time.time + _RECENT < time() + self._stats.clock_offset:  # there is a backlog
+        committed = change.cluster_time.time
+        if committed >= self._recent:
+            self._recent = time() + self._stats.clock_offset - _RECENT
+        if committed < self._recent:  # there is a backlog
             return self._work(job, change)
         return self._work_in_pace(job, change)
 
@@ -153,7 +157,7 @@ class Deliverer:
             job.passed += len(calls.receivers)
             return
         signal, held = calls.signal, self._held
-        for number, receiver in enumerate(calls.receivers, 1):
+        for receiver in calls.receivers:
             # Earlier deliveries may wait in a chain in memory, and even earlier ones in a lane in the database. If
             # there is a chain, the delivery joins the chain. Otherwise it joins the lane, if there is one.
             if self._capacity.waiting and self._claims.defers(job, change, calls, receiver):
@@ -172,10 +176,10 @@ class Deliverer:
                 continue
             await self._retry(attempt, error)
             job.passed += 1
-            if number < len(calls.receivers):
+            rest = calls.receivers[calls.receivers.index(receiver) + 1 :]
+            if rest:
                 # The other receivers get a new instance, because failed attempts may have modified this one.
-                rest = calls._replace(receivers=calls.receivers[number:])
-                await self._deliver(job, untouched(change, self._codec_options), rest)
+                await self._deliver(job, untouched(change, self._codec_options), calls._replace(receivers=rest))
             return
 
     async def _waits(self, held: HeldDeliveries, change: Change, calls: Calls, receiver: Receiver) -> bool:

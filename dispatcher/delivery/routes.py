@@ -196,7 +196,17 @@ class Routes:
 
     async def resolve(self, changes: Sequence[Change]) -> list[RoutedChange]:
         """The receivers of each change, in the order in which they are called. Most changes have none."""
-        routed = [(change, self.route(change)) for change in changes]
+        routed: list[RoutedChange] = []
+        calls = _NO_CALLS
+        natural: tuple[Namespace, str] | None = None
+        for change in changes:
+            # Most changes have the receivers of the change before them.
+            if change.origin is not None or natural != (change.namespace, change.operation):
+                calls = self.route(change)
+                natural = (change.namespace, change.operation)
+                if change.origin is not None or natural not in self._natural:
+                    natural = None
+            routed.append((change, calls))
         return routed if self._conditions is None else await self._conditions.wanted(routed)
 
     def route(self, change: Change) -> tuple[Calls, ...]:

@@ -52,25 +52,20 @@ class Tracker:
         if not job.finish_part():
             return
         jobs = self._open
-        while jobs and jobs[0].change is None:
-            self._pass(jobs.popleft())
+        while jobs and (first := jobs[0]).change is None:
+            jobs.popleft()
+            # From a marker up to its delete, jobs are kept back. The position passes them with the delete.
+            self._announced += first.announces - (first.marker is not None)
+            if self._announced:
+                self._between.append(first)
+                continue
+            self.token = first.token
+            self.weight -= len(first.token)
+            if self._between:
+                self.weight -= sum(len(one.token) for one in self._between)
+                self._between.clear()
         if not jobs and self._mark > self.token:
             self.token = self._mark
-
-    def _pass(self, job: Job) -> None:
-        """Move the position past a finished job.
-
-        From a marker up to its delete, jobs are kept back: the position passes them together with the delete.
-        """
-        self._announced += job.announces - (job.marker is not None)
-        if self._announced:
-            self._between.append(job)
-            return
-        self.token = job.token
-        self.weight -= len(job.token)
-        if self._between:
-            self.weight -= sum(len(one.token) for one in self._between)
-            self._between.clear()
 
     @property
     def read(self) -> str:

@@ -1,5 +1,6 @@
 """Each receiver has only the steps that it needs, in a fixed order."""
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery
+from mongoz.signals.hops import current_hops, inside_dispatcher
 from mongoz.signals.options import Options
 from mongoz.signals.receivers import Receiver
 
@@ -127,3 +129,60 @@ async def test_at_most_a_thousand_attempts_per_second_are_measured():
 
     assert 900 <= sum([await measured(n / 100_000) for n in range(100_000)]) <= 1_000
     assert [await measured(5.0), await measured(5.0005)] == [1, 0]
+
+
+async def test_writes_of_a_receiver_have_the_hops_of_its_change():
+    """A worker makes deliveries with different hops, one after another."""
+    found: list[int] = []
+
+    async def receive(**_: Any) -> None:
+        found.append(current_hops())
+
+    target = steps().target(receiver_of(receive), "post_save")
+    for hops in (0, 2, 2, 0):
+        with inside_dispatcher(hops):
+            assert await target.call(attempt_at(target)) is None
+    assert found == [1, 3, 3, 1]
+
+
+async def test_a_worker_that_has_ended_leaves_no_context():
+    async def receive(**_: Any) -> None:
+        """Does nothing."""
+
+    made = steps()
+    target = made.target(receiver_of(receive), "post_save")
+
+    async def work() -> None:
+        for _ in range(3):
+            await target.call(attempt_at(target))
+
+    await asyncio.gather(*(asyncio.create_task(work()) for _ in range(5)))
+    await asyncio.sleep(0)
+    assert not made.invoker._contexts
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_an_attempt_begins_only_under_the_lease(waits):
+    """A call under a lost lease waits for it, whether or not the receiver waits."""
+    lease = Lease(0, 1, 1, seconds=0.0, sent=now())
+    called = asyncio.Event()
+
+    async def receive(**_: Any) -> None:
+        called.set()
+        if waits:
+            await asyncio.sleep(0)
+
+    policy, capacity = Policy(5, 30.0), Capacity(Bounds(1, 1, 1))
+    target = Steps(policy, lease, capacity, Stats(), CODEC_OPTIONS).target(receiver_of(receive), "post_save")
+
+    async def work() -> None:
+        assert await target.call(attempt_at(target)) is None
+
+    working = asyncio.create_task(work())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not called.is_set()
+    lease.seconds = 60.0
+    lease.renewed(now())
+    await working
+    assert called.is_set()

@@ -77,7 +77,6 @@ class Deliverer:
         self._claims: OpenClaims = NO_CLAIMS
         self._batches: BatchGate | None = None
         self._echoes = Echoes()
-        self._recent = 0.0  # changes before this time are a backlog; seconds since 1970
         # Key: `id` of the receiver. The target keeps the receiver alive, so the id stays unique.
         self._targets: dict[int, Target] = {}
 
@@ -102,10 +101,8 @@ class Deliverer:
             return job.run()
         change = job.change
         assert change is not None  # an unfinished job has its change
-        committed = change.cluster_time.time
-        if committed >= self._recent:
-            self._recent = time() + self._stats.clock_offset - _RECENT
-        if committed < self._recent:  # there is a backlog
+        # The clock is read each time, because it may be set back.
+        if change.cluster_time.time + _RECENT < time() + self._stats.clock_offset:  # there is a backlog
             return self._work(job, change)
         return self._work_in_pace(job, change)
 

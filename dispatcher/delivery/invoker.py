@@ -84,9 +84,8 @@ class Invoker:
         self._slow_after = policy.slow_after
         self._shortest = min(policy.timeout, policy.slow_after)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._succeeded: asyncio.Future[
-            None
-        ]  # the result of all calls that are finished at once; `_begin` makes it
+        # The result of all calls that are finished at once. `_begin` makes it.
+        self._succeeded: asyncio.Future[None]
         # The contexts of workers for their calls, each with the hops for which it was made.
         self._contexts: dict[asyncio.Task[Any], tuple[int, Context]] = {}
         # One check covers all deliveries: a timer per delivery would cost more than the delivery.
@@ -154,7 +153,7 @@ class Invoker:
         except BaseException as error:
             return self._failed(task, target, error)
         self._end_attempt(task)
-        return self._clear(task) if task.cancelling() else self._succeeded
+        return self._clear(task) if task.cancelling() or self._cancelled else self._succeeded
 
     async def _call_under_lease(self, attempt: Attempt) -> BaseException | None:
         """Like `call`, after waiting for the lease."""
@@ -193,7 +192,7 @@ class Invoker:
         except BaseException as error:
             return await self._failed(task, target, error)
         self._end_attempt(task)
-        if task.cancelling():
+        if task.cancelling() or self._cancelled:  # a receiver may have called `uncancel`
             await self._clear_cancellations(task)
         return None
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,31 @@ async def test_an_attempt_begins_only_under_the_lease(waits):
     lease.renewed(now())
     await working
     assert called.is_set()
+
+
+async def test_a_receiver_that_clears_the_cancellation_of_its_time_limit_changes_no_later_attempt():
+    """Else the next receiver of the worker would get a second more, and its own cancellation would look late."""
+    capacity = Capacity(Bounds(1, 1, 1))
+    made = Steps(Policy(5, 0.01), Lease.for_ever(), capacity, Stats(), CODEC_OPTIONS)
+
+    async def clear(**_: Any) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
+
+    async def cancel(**_: Any) -> None:
+        raise asyncio.CancelledError
+
+    async def work() -> list[BaseException | None]:
+        targets = [made.target(receiver_of(one), "post_save") for one in (clear, cancel)]
+        return [await target.call(attempt_at(target)) for target in targets]
+
+    watching = asyncio.create_task(made.invoker.watch())
+    try:
+        first, second = await asyncio.create_task(work())
+    finally:
+        watching.cancel()
+    assert first is None
+    assert isinstance(second, asyncio.CancelledError)

@@ -5,8 +5,9 @@ moment. By default, glibc returns this memory to the system after each answer. T
 the next answer, which takes a fortieth of the time of a delivery.
 """
 
-import ctypes
+import os
 import sys
+from contextlib import suppress
 from typing import Final
 
 # The parameters of `mallopt`, see its manual page.
@@ -19,10 +20,20 @@ _KEPT: Final = 8_000_000
 # Buffers of more bytes get pages of their own, which the process returns when the buffer is freed.
 _LARGE: Final = 2_000_000
 
+# The variables with which an operator sets these parameters.
+_OPERATORS: Final = frozenset({"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"})
+
 
 def keep_buffers() -> None:
-    """Let glibc keep the memory of freed buffers. Other C libraries have other rules, and need no change."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
+    """Let glibc keep the memory of freed buffers, unless the operator has set the parameters of its memory.
+
+    Other C libraries have other rules, and need no change. A Python without `ctypes` works, too.
+    """
+    if sys.platform != "linux" or not _OPERATORS.isdisjoint(os.environ):
+        return
+    with suppress(ImportError, OSError, AttributeError):
+        from ctypes import CDLL  # noqa: PLC0415 - not every build of Python has it
+
+        mallopt = CDLL(None).mallopt
         mallopt(_MMAP_THRESHOLD, _LARGE)
         mallopt(_TRIM_THRESHOLD, _KEPT)

@@ -76,7 +76,7 @@ class ExitCode(IntEnum):
     OK = 0
     """The command succeeded, or SIGTERM or SIGINT stopped it."""
     FAILED = 1
-    """The command ran, and its result is negative, for example: the demo lost a change, or a position is stale."""
+    """The command ran with a negative result, for example: the demo lost a change, or a position is too old."""
     USAGE = 2
     """A flag or argument could not be understood (typer's own code)."""
     APPLICATION = 10
@@ -102,8 +102,8 @@ class ExitCode(IntEnum):
     """The dispatcher has a bug: please report it with the traceback. Another possible cause: a thread of a
     receiver or of a library has cancelled the dispatcher's own tasks."""
     FORCED = 130
-    """A second SIGINT, SIGTERM or SIGQUIT ended the process at once, or the orderly end of the process took too
-    long. Nothing is lost; a few deliveries may repeat."""
+    """A second SIGINT, SIGTERM or SIGQUIT ended the process immediately, or the orderly end of the process took
+    too long. Nothing is lost; a few deliveries may repeat."""
 
 
 class DispatcherError(Exception):

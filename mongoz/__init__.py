@@ -13,7 +13,7 @@ Examples:
 
 from typing import TYPE_CHECKING, Any
 
-import mongoz.installation  # noqa: F401 - the first import: it refuses a mixed installation
+import mongoz.installation  # noqa: F401 - the first import: it refuses a second package called mongoz
 
 # isort: split
 from mongoz import fields

@@ -50,7 +50,7 @@ class MongozException(Exception):
 
         Args:
             *args: the message.
-            detail: a further sentence.
+            detail: a sentence that follows the message; "" adds none.
         """
         super().__init__(*args, *((detail,) if detail else ()))
         self.detail = detail or (str(args[0]) if args else self.__doc__ or "")
@@ -139,8 +139,8 @@ class BatchError(MongozException):
     """Raised by a batch receiver: only these events of its batch failed, and all others are done.
 
     A dispatcher repeats the failed events, and also the later events of their documents. With `transactional=True`
-    the transaction is aborted, so the other events must run again too. They run at once, in a transaction of their
-    own.
+    the transaction is aborted, so the other events must run again too. They run again immediately, in a
+    transaction without the failed events.
 
     Args:
         errors: the error of each failed event, by its index in the batch.

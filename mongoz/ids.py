@@ -22,7 +22,7 @@ _counter = count(secrets.randbelow(_COUNTED))  # shared by all threads: taking t
 
 
 class _ProcessBytes:
-    """Five random bytes that distinguish the ids of this process, and three empty bytes for the counter."""
+    """Five random bytes that distinguish the ids of this process, and three zero bytes for the counter."""
 
     __slots__ = ("first",)
 

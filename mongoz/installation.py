@@ -1,4 +1,4 @@
-"""Refuses an installation if the other package, called `mongoz`, is installed in the same directory.
+"""Refuses the import if mongoz-dispatcher and the package `mongoz` are installed in the same directory.
 
 Both packages have files of the same names. In one directory, each package hides or replaces files of the other.
 """

@@ -31,8 +31,8 @@ _FIXED: Final = {
     0x7F: 0, 0xFF: 0,
 }  # fmt: skip
 
-# A value of these types begins with a length in four bytes. The whole value has that length, plus this number of
-# bytes.
+# A value of these types begins with a length in four bytes. The whole value has as many bytes as this length says,
+# plus the number that stands here.
 _COUNTED: Final = {
     _STRING: 4, _DOCUMENT: 0, _ARRAY: 0, 0x05: 5, 0x0C: 16, 0x0D: 4, _SYMBOL: 4, _CODE_WITH_SCOPE: 0,
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Settings of the ODM.
 
-`MONGOZ_SETTINGS_MODULE` names a subclass of `MongozSettings` as `package.module.Class`; without it the defaults
-apply. `settings` is lazy: nothing is imported before the first attribute is read.
+The environment variable `MONGOZ_SETTINGS_MODULE` names a subclass of `MongozSettings`, as
+`package.module.Class`. Without the variable the defaults apply. `settings` is lazy: nothing is imported before the
+first attribute is read.
 """
 
 import importlib
@@ -87,7 +88,7 @@ _operators: list[type] = []
 def provide_operators(operators: type) -> None:
     """Set the class whose operators `get_operator` returns.
 
-    `mongoz.queries` calls this, since this module can't import `mongoz.queries`.
+    `mongoz.queries` calls this function, because this module can't import `mongoz.queries`.
     """
     _operators.append(operators)
 
@@ -115,7 +116,7 @@ class _LazySettings:
 
     @cached_property
     def parsed_ids(self) -> tuple[str, ...]:
-        """Every update needs it, so it is read only once. `__getattr__` takes much longer."""
+        """Every update reads this setting, so it is cached: `__getattr__` takes much longer."""
         return _load().parsed_ids
 
     def __getattr__(self, name: str) -> Any:

@@ -10,10 +10,10 @@ Layout, version 1, big-endian:
     byte 1       signal of the call (1 post_save, created; 2 post_save; 3 post_update; 4 post_delete)
     byte 2       kind (0 receivers, 1 muted, 2 hops)
     3..14        token: an ObjectId, made for this write
-    15..22       key: a hash of namespace and _id, because clients copy documents
+    15..22       key: a hash of namespace and _id, which shows whether a client has copied the document
     23           length of the group's name in bytes
     24..         the group, UTF-8
-    then         8 bytes per receiver that runs in process, or one byte: the hops
+    then         kind 0: the ids of the receivers that run in process, 8 bytes each; kind 2: one byte, the hops
 
 If the process claims receivers, the ids are replaced by:
 
@@ -89,7 +89,7 @@ _INVERTED: Final = bytes(range(255, -1, -1))  # a table for `bytes.translate`
 _KEPT_FORMS: Final = 1024
 _KEPT_CONTEXTS: Final = 128  # a forged context may have 64 kB
 _LONGEST: Final = 16_384  # maximum bytes of a tail (about 2,000 receivers), because the cache keeps tails
-_OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows it
+_OBJECT_ID: Final = bson.encode({"": bson.ObjectId()})[:6]  # the bytes before the id; a zero byte follows the id
 
 
 class Call(IntEnum):
@@ -120,7 +120,7 @@ class Stamp(NamedTuple):
 
     Attributes:
         group: the group of dispatchers (`Registry(dispatched="group")`).
-        call: the call of the ODM.
+        call: the signal that the write fires.
         token: the id of this write; in process it is the `delivery.id`.
         key: `key_hash` of the written document.
         receivers: ids of the receivers that the writing process runs.
@@ -143,7 +143,7 @@ class Stamp(NamedTuple):
     context: str = ""
 
     def pack(self) -> Binary:
-        """The stored scalar.
+        """The stamp as it is stored.
 
         Raises:
             ValueError: the group's name is longer than 255 bytes.
@@ -273,7 +273,7 @@ def _read_common(head: bytes, tail: bytes) -> _Common | None:
 
     Args:
         head: the bytes before the token.
-        tail: the bytes after the key, without incarnation and number.
+        tail: the bytes after the key, without context, incarnation and number.
     """
     version, called, kind = head
     end = 1 + tail[0]
@@ -308,7 +308,7 @@ def _ids_in(listed: bytes) -> frozenset[bytes]:
 
 
 def packed_context(context: str, hops: int) -> bytes:
-    """The bytes of a context in a stamp. They differ from call to call.
+    """The bytes of a context in a stamp. Each call returns other bytes, because the salt is random.
 
     Args:
         context: the values as JSON; at most 65,535 bytes.

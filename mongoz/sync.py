@@ -21,17 +21,17 @@ def blocked_loops() -> tuple[asyncio.AbstractEventLoop, ...]:
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
-    """Run an awaitable once to its end, and return its result.
+    """Run an awaitable to its end, and return its result.
 
     Each call opens an event loop and a connection for the awaitable, and closes both at the end. That takes about
     10 ms. So call `run_sync` once with a coroutine that runs many queries, not once per query.
 
     If a loop is running already, the new loop runs in a thread. The running loop is blocked meanwhile, so the
     awaitable must not wait for anything in that loop. Context variables are copied, so `muted()` applies inside. A
-    transaction is not joined, since it belongs to the task that entered it.
+    transaction is not joined, because it belongs to the task that entered it.
 
     Args:
-        awaitable: a coroutine, a query, or another awaitable; no task or future, since these belong to a loop.
+        awaitable: a coroutine, a query, or another awaitable; no task or future, because these belong to a loop.
 
     Returns:
         The result of the awaitable.

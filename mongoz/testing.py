@@ -32,7 +32,8 @@ __all__ = ["Captured", "Fired", "capture"]
 
 _numbers = itertools.count(1)
 
-# Reports leave out these keywords: sender and instance are shown in another form, the other two don't help.
+# Reports leave out these keywords. They show `sender` and `instance` in another form. `delivery` and `previous`
+# don't help.
 _LEFT_OUT: Final = frozenset({"sender", "instance", "delivery", "previous"})
 _LONGEST: Final = 60
 
@@ -44,7 +45,7 @@ class Fired:
     Attributes:
         signal: the name of the signal.
         sender: the document class, or the sender of a custom signal.
-        instance: the instance in its present state; None if a custom signal was sent without one.
+        instance: the instance, which may have changed after the signal; None if a custom signal had no instance.
         kwargs: the keywords of the receivers, without `sender`.
         values: the fields of the instance when the signal fired.
     """
@@ -83,7 +84,7 @@ class Fired:
 class Captured(Sequence[Fired]):
     """The captured signals, in order. They stay readable after the block.
 
-    `of()` and `named()` return a part of the signals that were captured so far.
+    `of()` and `named()` return the matching ones of the signals that were captured so far.
     """
 
     def __init__(self, signals: list[Signal], fired: Iterable[Fired] = ()) -> None:
@@ -131,8 +132,8 @@ class Captured(Sequence[Fired]):
         Args:
             signal: `User.signals.post_save`; or a name, which includes all captured documents.
             times: the exact number; None means at least once.
-            **matching: keywords of the receivers (`created=True`), and fields of the instance at that time
-                (`instance__name="Ada"`). Only signals that match all of them count.
+            **matching: keywords of the receivers (`created=True`), and fields of the instance when the
+                signal fired (`instance__name="Ada"`). Only signals that match all of them count.
 
         Returns:
             The signals that match.
@@ -274,7 +275,7 @@ class capture:  # noqa: N801 - it reads like a function: with capture(User) as c
     def _tap(self, signal: Signal) -> None:
         if any(signal is one for one in self._tapped):
             return
-        # A unique id, since stamps may contain it.
+        # A unique id, because stamps may contain it.
         receiver = Receiver(
             partial(self._record, signal), self._name, -1, Options(delivery="process"), receiver_id((self._name,))
         )

@@ -11,4 +11,4 @@ now: Final[Callable[[], float]] = (
     # The monotonic clock of Linux stops while the machine sleeps.
     partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 )
-"""Seconds by this machine's own clock."""
+"""The present time of this clock, in seconds. Only the difference of two such times has a meaning."""

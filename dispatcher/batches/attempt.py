@@ -75,7 +75,8 @@ class MadeEvents:
 
 def make_events(gathered: Sequence[GatheredDelivery], term: int, codec_options: CodecOptions[Any]) -> MadeEvents:
     """Make the events of a batch, with instances that no receiver has modified."""
-    return copy_context().run(_make_events, gathered, term, codec_options)  # validators may set context variables
+    # In a copy of the context, because validators of the application may set context variables.
+    return copy_context().run(_make_events, gathered, term, codec_options)
 
 
 def _make_events(gathered: Sequence[GatheredDelivery], term: int, codec_options: CodecOptions[Any]) -> MadeEvents:

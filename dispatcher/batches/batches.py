@@ -1,12 +1,13 @@
 """Gathers the deliveries of batch receivers, and runs their batches in the lanes.
 
-A delivery to a batch receiver is a separate part of the job of its change, like a delivery that waits for a claim.
-So the lane of the document goes on to the next receiver and to the next change. The job is finished when all its
-parts are finished.
-A batch is an errand in the lanes with a key of its own. So each running batch takes one place, like a job.
+A delivery to a batch receiver is a separate part of the job of its change (see `Job`). So the lane of the
+document goes on to the next receiver and to the next change. The job is finished when all its parts are
+finished.
+A batch is an errand in the lanes with a key of its own. So a running batch needs a worker, like a job.
 
-A document is in one batch of a receiver at a time. If a delivery must wait for long, an errand in the lane of its
-document parks it, together with all later ones that have gathered behind it. So no later delivery overtakes it.
+A document is in one batch of a receiver at a time. If a delivery must wait for a long time, an errand in the
+lane of its document parks this delivery, and also the later deliveries of the document to this receiver. So
+no later delivery overtakes it.
 """
 
 import asyncio
@@ -42,11 +43,11 @@ class _ReceiverBatches:
 
 
 class Batches:
-    """The batches of one partition, or of one run.
+    """The batches of one partition, or of one replay or backfill.
 
     Args:
         steps: the steps around the attempts of batch receivers.
-        places: the maximum number of batches at once.
+        places: the maximum number of batches that run at the same time.
         add: puts an errand into a lane.
         on_finished: called with the job when one of its deliveries is finished.
 
@@ -79,7 +80,7 @@ class Batches:
         self._held_source = source
 
     def resize(self, places: int) -> None:
-        """Set the maximum number of batches at once."""
+        """Set the maximum number of batches that run at the same time."""
         self._places = max(1, places)
         self._advance_all()
 
@@ -172,7 +173,7 @@ class Batches:
 
     @property
     def _share(self) -> int:
-        """The maximum number of batches of one receiver at once. The other places are for other receivers."""
+        """How many batches of one receiver may run at the same time. The other places are for other receivers."""
         return max(1, self._places // len(self._groups))
 
     def _advance_all(self) -> None:
@@ -231,7 +232,7 @@ class Batches:
     # -- deliveries that must wait in the database -----------------------------------------------------------
 
     async def _settle(self, gathering: Gathering, run: BatchRun) -> None:
-        """Record the results of deliveries that waited in the database, and park those of the stream."""
+        """Record the results of deliveries from the database. Park deliveries of the stream that must wait."""
         from_held = [each for waits in run.waits.values() for each in waits if each[0].job is None]
         if run.decided or from_held:
             assert self._held_source is not None  # `settle_in` has set it
@@ -275,10 +276,10 @@ class Batches:
         gathering.release([key])
         self._advance_all()
 
-    # -- the end ---------------------------------------------------------------------------------------------
+    # -- the end of the partition or of the run --------------------------------------------------------------
 
     def last(self) -> dict[Hashable, Errand]:
-        """At the end: the errands of all batches that can begin. After this call no timer begins a batch."""
+        """Return the errands of all batches that can still begin. After this call, no timer begins a batch."""
         for group in self._groups.values():
             group.timer.cancel()
         errands: dict[Hashable, Errand] = {}
@@ -292,9 +293,9 @@ class Batches:
         return errands
 
     async def park_begun(self) -> None:
-        """At the end: park the deliveries of changes whose other receivers have run.
+        """When the partition is left: park the deliveries of changes that other receivers have got already.
 
-        The next owner reads the other changes again.
+        The next owner of the partition reads all other changes again.
 
         Raises:
             Interrupted: the process ends, and a write has not succeeded.
@@ -302,7 +303,7 @@ class Batches:
         held = self._tools.held
         assert held is not None  # only replays and backfills have none, and they do not call this method
         for one in list(self._unfinished):
-            assert one.job is not None  # only deliveries with a job are in this list
+            assert one.job is not None  # `gather` adds only deliveries with a job
             if one.job.is_begun:
                 if not await held.holds(one.change, one.calls, one.receiver):
                     await held.park(one.change, one.calls, one.receiver, Waiting("interrupted"))

@@ -23,8 +23,9 @@ class GatheredDelivery:
         since: the time from which `Batch.wait` counts, by the monotonic clock.
         job: the job of the change; None for a delivery that waited in the database.
         row: for a delivery from the database, its lane and its place in this lane. `HeldSource` needs both to
-            record the result.
-        attempts: the number of attempts. If a failed batch is split, all attempts with its parts count as one.
+            record the result. None for other deliveries.
+        attempts: the number of attempts. If a failed batch is split, the attempts with all its parts count as one
+            attempt.
         began: the time of the first attempt; None before it.
         retried: the dead letter that the delivery repeats; None if it repeats none.
         made: the image and the keywords for the receiver; None if they must be made from the change.
@@ -79,7 +80,7 @@ class Gathering:
             self._since = min(self._since, one.since)
 
     def close(self) -> None:
-        """Make the next batch due at once, even if it is not full."""
+        """Make the next batch due now, even if it is not full."""
         self._hurry = bool(self._free)
 
     def is_due(self, at: float, most_bytes: int) -> bool:
@@ -121,7 +122,7 @@ class Gathering:
             self.add(one)
 
     def release(self, keys: Iterable[Hashable]) -> None:
-        """End the batch of some documents. Their waiting deliveries come first in the next batch."""
+        """End the batch of these documents. Deliveries that waited behind it come first in the next batch."""
         freed: list[GatheredDelivery] = []
         for key in keys:
             self._busy.discard(key)
@@ -131,5 +132,5 @@ class Gathering:
         self._since = min((self._since, *(one.since for one in freed)))
 
     def withdraw(self, key: Hashable) -> list[GatheredDelivery]:
-        """Remove the deliveries that wait behind the batch of a document."""
+        """Remove and return the deliveries that wait behind the batch of a document."""
         return self._behind.pop(key, [])

@@ -24,7 +24,8 @@ class HeldSource(Protocol):
                 are in order.
             waits: the deliveries that must wait again, each with its wait. The deliveries of one document are
                 in order: the first one waits for its next attempt, and the others follow it.
-            stuck: the task of the last attempt, if it still runs. The next attempts begin after its end.
+            stuck: the task of the last attempt if it still runs, otherwise None. The next attempts begin after
+                the end of this task.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded. The deliveries will be repeated.

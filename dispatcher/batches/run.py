@@ -1,6 +1,7 @@
 """Delivers one batch: repeats it, divides it after the last attempt, and decides about events that fail alone.
 
-whole batch, attempts as the receiver's options say -> halves, one attempt each -> single events -> on_failure
+The whole batch gets as many attempts as the receiver's options allow. Then each half gets one attempt. A half
+that fails is halved again, down to single events. `on_failure` decides about an event that fails alone.
 """
 
 import asyncio
@@ -54,10 +55,10 @@ class _Failed(NamedTuple):
 
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
-        is_behind: whether the event is delivered again because an earlier event of its document failed. So the
-            last state that the receiver gets is the newest one. The events behind a failed event begin with the
-            next event of the document that has no error. All later events of the document are behind it, too,
-            even those with an error.
+        is_behind: whether the event is delivered again because an earlier event of its document failed. The
+            repetition keeps the order: the receiver gets the newest state of the document last. The first
+            event without an error after a failed event of the same document is repeated, and so are all later
+            events of this document, with or without an error.
     """
 
     one: GatheredDelivery
@@ -71,15 +72,15 @@ class BatchRun:
 
     Args:
         target: the receiver with the steps around its attempts.
-        finish: called with each finished delivery that has a job.
+        finish: called with each finished delivery that has a job. Deliveries from the database have none.
         end: called at the end, when each delivery is finished, or has an entry in `decided` or `waits`.
 
     Attributes:
         decided: the deliveries from the database that succeeded (True) or were given up (False).
-        waits: the deliveries that must wait in the database, by document, each with its wait. The first delivery
-            of a document waits for its next attempt, and the others follow it.
-        stuck: the task of an attempt that ignores cancellation, if there is one. The waiting deliveries wait for
-            its end.
+        waits: the deliveries that must wait in the database, by document, each with the reason for its wait. The
+            first delivery of a document waits for its next attempt; the later ones wait for the first one.
+        stuck: the task of an attempt that ignores cancellation; None if there is none. The deliveries in `waits`
+            get no attempt before this task has ended.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class BatchRun:
         await self._end(self)
 
     async def leave(self, task: "asyncio.Task[Any]", attempt: Attempt) -> None:
-        """Do the rest of the work of a task that is stuck in the receiver, see `Leaving`."""
+        """Finish the batch without its task, which is stuck in the receiver, see `Leaving`."""
         assert isinstance(attempt, BatchAttempt)
         self.stuck = task
         error = TimeoutError(f"it took longer than {self._target.terms.timeout:g} s, and ignores cancellation")
@@ -164,7 +165,7 @@ class BatchRun:
                 return
 
     def _another(self, failed: Sequence[_Failed]) -> Waiting | None:
-        """The wait for the next attempt with the whole batch; None after the last attempt."""
+        """The wait before the next attempt with the whole batch; None if the whole batch gets no more attempt."""
         if isinstance(failed[0].error, Limited):  # the attempt was not made
             for one in failed:
                 one.one.attempts -= 1
@@ -181,7 +182,7 @@ class BatchRun:
         return max(waits, key=lambda waiting: waiting.seconds)  # no event is repeated too early
 
     def _another_of(self, failed: Sequence[_Failed]) -> Waiting | None:
-        """The wait for the next attempt with events that failed in the same way."""
+        """The wait before the next attempt with events that failed in the same way."""
         most = max(failed, key=lambda one: (one.one.attempts, getattr(one.error, "seconds", 0.0)))
         waiting = self._tools.failures.another(self._failed_attempt(most))
         if waiting is not None and waiting.attempts < most.one.attempts:  # the attempt does not count
@@ -212,7 +213,7 @@ class BatchRun:
 
     def _let_wait(self, one: GatheredDelivery, waiting: Waiting) -> None:
         waiting = waiting._replace(attempts=one.attempts, began=one.began)
-        if waiting.reason not in {"retrying", "limited"}:  # these may be too many for the log
+        if waiting.reason not in {"retrying", "limited"}:  # such deliveries may be too many for the log
             log_parked(self._delivery(one), waiting)
         self.waits.setdefault(one.key, []).append((one, waiting))
 
@@ -224,7 +225,7 @@ class BatchRun:
         await self._deliver_parts()
 
     async def _decide_each(self, failed: Sequence[_Failed]) -> list[_Failed]:
-        """Decide about the events that failed alone. The events behind them become one part. Returns the rest."""
+        """Decide about events that failed alone. The events behind them become one part. Returns the others."""
         for one in failed:
             if one.alone:
                 await self._decide(one)
@@ -259,7 +260,7 @@ class BatchRun:
                 await self._postpone([each.one for each in rest], waiting)
 
     async def _postpone(self, gathered: Sequence[GatheredDelivery], waiting: Waiting) -> None:
-        """Let a part and all later parts wait for the next attempt."""
+        """Let a part and all later parts wait. After a short wait, deliver them as one batch."""
         several = [*gathered, *(one for part in reversed(self._parts) for one in part)]
         self._parts.clear()
         for one in several:
@@ -318,13 +319,13 @@ class BatchRun:
             if not self._target.terms.transactional:
                 self._succeeded(gathered, attempt.began)
                 break
-            # The transaction was aborted. The events that did not fail run again at once.
+            # The transaction was aborted. The events that did not fail run again now, without the others.
         return sorted(failed, key=lambda one: position[one.one])
 
     async def _prepare(
         self, gathered: Sequence[GatheredDelivery], parent: Leaving | HeldDelivery
     ) -> BatchAttempt | None:
-        """Make the events, and refuse documents that do not fit. Returns None if no event is left."""
+        """Make the events, and refuse documents that do not fit their class. Returns None if no event remains."""
         tools, target = self._tools, self._target
         made = make_events(gathered, tools.term, tools.codec_options)
         for one, error in made.misfits:
@@ -351,7 +352,7 @@ class BatchRun:
         return attempt
 
     def _count(self, gathered: Sequence[GatheredDelivery]) -> None:
-        """Count the batch, its repeated deliveries, and the age of its first change."""
+        """Count the batch and its repeated deliveries, and record the age of its first change."""
         stats, name = self._tools.stats, self._target.receiver.name
         self._target.figures.batches.observe(len(gathered))
         repeated = Counter(one.calls.signal for one in gathered if one.attempts > 1)
@@ -359,7 +360,7 @@ class BatchRun:
             stats.retried += count
             stats.figures_of(name, signal).retried += count
         first = gathered[0]
-        if first.attempts == 1 and first.job is not None:  # held deliveries waited on purpose
+        if first.attempts == 1 and first.job is not None:  # a delivery from the database waited on purpose
             committed = seconds_of(first.change.wall_time)
             if committed is not None:
                 age = time() + stats.clock_offset - committed  # can be negative: the offset is an estimate
@@ -403,7 +404,7 @@ def _divided_by_errors(
     """The events that failed or are behind a failed event, and the other events.
 
     Args:
-        errors: see `BatchError`.
+        errors: the errors by the index of the event in `gathered`.
     """
     failed: list[_Failed] = []
     others: list[GatheredDelivery] = []

@@ -9,19 +9,19 @@ class EarliestTimer:
     """Calls a function once, at the earliest of the times that were set.
 
     Args:
-        call: called in the event loop.
+        call: the function. The event loop calls it.
     """
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
-        self._at = 0.0  # the handle may not know its time: on uvloop, a handle without a delay has none
+        self._at = 0.0  # kept here: on uvloop, a handle without a delay does not know its time
         self._handle: asyncio.Handle | None = None
 
     def set(self, at: float) -> None:
         """Set the timer, unless it is already set to an earlier time.
 
         Args:
-            at: the time, by the monotonic clock. If it is in the past, the timer fires at once.
+            at: the time, by the monotonic clock. If it is in the past, the timer fires immediately.
         """
         if self._handle is not None:
             if self._at <= at:

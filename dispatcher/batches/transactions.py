@@ -18,7 +18,7 @@ class _SomeDone(Exception):
     """An earlier transaction wrote the records of some events.
 
     Attributes:
-        indexes: the indexes of these events.
+        indexes: the indexes of these events in the batch.
     """
 
     def __init__(self, indexes: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ class BatchTransactions:
                 await self._run_in_transaction(run, attempt, ids, left)
             except _SomeDone as done:
                 left = _without(left, done.indexes)
-            except BatchError as error:  # its indexes count only the events in `left`
+            except BatchError as error:  # its indexes are those of the list `left`, not of the batch
                 raise BatchError({left[index]: one for index, one in error.errors.items()}) from error
             else:
                 return

@@ -17,7 +17,7 @@ class UndecidedClaim(NamedTuple):
     Attributes:
         job: the job of the change.
         key: the key of the document.
-        since: the time at which it began to wait.
+        since: the time at which the claim began to wait for a decision.
     """
 
     job: Job
@@ -33,7 +33,7 @@ class UndecidedDocument:
 
     Attributes:
         claims: the claims in the order of the stream.
-        receivers: the ids of the claimed receivers. The ids of a claim stay here after the claim is done.
+        receivers: the ids of the claimed receivers. The ids stay here after their claim is done.
     """
 
     claims: list[UndecidedClaim]
@@ -45,9 +45,9 @@ class WaitingPart(NamedTuple):
 
     Attributes:
         job: the job of the change. The job is finished when all its parts are finished.
-        calls: the document class and a single receiver.
-        claim: the claim of the process to this delivery; None if the delivery only waits for earlier ones.
-        since: the time at which it began to wait.
+        calls: the document class, and the receiver of the delivery.
+        claim: the claim of the process to this delivery; None if the delivery only waits for earlier deliveries.
+        since: the time at which the delivery began to wait.
     """
 
     job: Job
@@ -62,7 +62,7 @@ class WaitingChain:
     """The waiting deliveries of one document to one receiver, in the order of the stream.
 
     Attributes:
-        parts: the deliveries. The first one waits for its process, or runs.
+        parts: the deliveries. The first one waits for the process that made its write, or runs.
         runs: whether an errand of the chain is in the lane of the document. The errand makes the first delivery,
             or parks the chain.
     """
@@ -71,7 +71,7 @@ class WaitingChain:
     runs: bool = False
 
     def insert(self, part: WaitingPart) -> None:
-        """Add a delivery at its place in the order of the stream. The one that runs stays the first."""
+        """Add a delivery at its place in the order of the stream. A delivery that runs stays the first."""
         place, first = len(self.parts), int(self.runs)
         while place > first and part.change.token < self.parts[place - 1].change.token:
             place -= 1

@@ -28,7 +28,11 @@ class ClaimStore:
         self.address = group.state.address
 
     async def announce(self) -> bool:
-        """Tell writing processes that this group takes over claims. Returns False if the group has no layout."""
+        """Tell writing processes that this group takes over claims.
+
+        Returns:
+            False if the group has no layout, because none of its dispatchers ever ran.
+        """
         result = await self._positions.update_one({_ID: self._group}, {"$set": {"claims": True}})
         return bool(result.matched_count)
 
@@ -38,7 +42,7 @@ class ClaimStore:
         """The books of some incarnations; None for a missing or malformed document.
 
         Args:
-            incarnations: the incarnations of the books.
+            incarnations: the ids of the books; each writing process has a book.
             since: a time of the server. The read sees all beats that were acknowledged before this time. Without
                 it, a read soon after an election may miss beats: the majority snapshot of the new primary may be
                 older than these beats.
@@ -65,7 +69,12 @@ class ClaimStore:
         return states
 
     async def fence(self, incarnation: bytes, beat: int, by: str = "dispatcher") -> BookState | None:
-        """End a book, if its document still has this beat. Later beats do not change the document.
+        """End a book, if its document still has this beat. Later beats of its process change nothing.
+
+        Args:
+            incarnation: the id of the book.
+            beat: the field `beat` of the document when it was read.
+            by: the new value of the field `fenced_by`.
 
         Returns:
             The fenced book; None if its document was changed or fenced before.

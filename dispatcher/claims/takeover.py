@@ -1,9 +1,10 @@
 """The changes that a dispatcher delivers in the place of a writing process.
 
 The receivers get the token of the write as `delivery.id`, as they would have got it in the process. After that
-write, other processes may have written the document again, and run the same receivers. Then an old document would
-replace a newer one, for example in a search index. So the receivers get the current document if it has the stamp
-of a later write of the ODM, and only the id if the document does not exist any more.
+write, other processes may have written the document again, and run the same receivers. If a takeover then
+delivered the old document, the old document could replace the newer one, for example in a search index. So the
+receivers get the current document if it has the stamp of a later write of the ODM. They get only the id if the
+document does not exist any more.
 """
 
 from functools import partial
@@ -38,11 +39,13 @@ class Takeovers:
         self._address = address
 
     async def prepare(self, change: Change) -> Change:
-        """Make the change that receivers get in a takeover. The origin of the given change has a claim."""
+        """Make the change that receivers get in a takeover. The origin of `change` must have a claim."""
         assert change.origin is not None
         taken = claimed(change)._replace(is_claimed=False, takeover=True)
         report = partial(
-            log.warning, "the document of a claim can't be read now, trying again", action="claims.not_read"
+            log.warning,
+            "the document of a claimed write can't be read now, trying again",
+            action="claims.not_read",
         )
         raw = await retry(partial(self._find, change), report, address=self._address)
         return superseded(taken, raw, self._codec_options)
@@ -64,7 +67,7 @@ def claimed(change: Change) -> Change:
 
 
 def superseded(change: Change, raw: bytes | None, codec_options: CodecOptions[Any]) -> Change:
-    """The change with the current document, if the same receivers may have got a later write; else `change`.
+    """The change with the current document if the same receivers may have got a later write; otherwise `change`.
 
     Args:
         change: a change that is taken over.
@@ -87,7 +90,7 @@ def superseded(change: Change, raw: bytes | None, codec_options: CodecOptions[An
 
 
 def _token_in(raw: bytes) -> Any:
-    """The token of the stamp in a document; None if there is none."""
+    """The token of the stamp in a document; None if it has no stamp."""
     found = field(raw, FIELD)
     stamp = None if found is None else Stamp.unpack(readable(keyed(found))[""])
     return None if stamp is None else stamp.token

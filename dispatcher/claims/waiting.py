@@ -48,7 +48,7 @@ _AGAIN: Final = 2.0
 # the claim is judged earlier: as soon as its book decides it, see `_hasten_parked`.
 _SELDOM: Final = 120.0
 
-# Seconds for which the book of a parked claim is followed after a judgement.
+# Seconds for which the book of a parked claim is still read regularly after the claim was judged.
 _FOLLOWED: Final = 2 * _SELDOM
 
 # Maximum number of processes that the gauges name.
@@ -60,7 +60,7 @@ class _ParkedClaim(NamedTuple):
 
     Attributes:
         id: the `_id` of the parked delivery.
-        until: the time until which its book is followed.
+        until: the time until which the book of the claim is read regularly.
     """
 
     claim: Claim
@@ -139,11 +139,11 @@ class WaitingClaims:
         self._parked: dict[str, _ParkedClaim] = {}
 
     def begin(self) -> None:
-        """Follow the claims from now on."""
+        """Read the books of waiting claims regularly from now on, and decide about the claims."""
         self._watch.add(self)
 
     async def end(self) -> None:
-        """Decide about no further claim."""
+        """Stop deciding about claims."""
         await self._watch.discard(self)
 
     async def announce(self) -> None:
@@ -151,12 +151,12 @@ class WaitingClaims:
         await self._watch.announce()
 
     async def load(self, changes: Iterable[Change]) -> None:
-        """Read the unknown books of the claims in some changes, before the changes enter."""
+        """Read the books of the claims in some changes, if they are not known yet. Call this before `enter`."""
         await self._watch.load(changes)
 
     @property
     def incarnations(self) -> set[bytes]:
-        """The books that claims wait for."""
+        """The ids of the books that claims wait for."""
         at = now()
         self._parked = {lane: one for lane, one in self._parked.items() if one.until > at}
         found = {one.claim.incarnation for one in self._open.values()}
@@ -176,7 +176,7 @@ class WaitingClaims:
         return (*each, *self._orphans(change, claim))
 
     def _orphans(self, change: Change, claim: Claim) -> Iterator[Calls]:
-        """The claimed deliveries to receivers that the application does not have."""
+        """The claimed deliveries to receivers that the application of this dispatcher does not have."""
         assert change.origin is not None
         known = self._routes.stamped_ids(change.namespace)
         _, created = CALLED[change.operation, change.origin.call]
@@ -185,7 +185,7 @@ class WaitingClaims:
                 yield calls_of_orphan(named, created=created)
 
     def enter(self, job: Job, change: Change, verdict: ClaimVerdict) -> None:
-        """Let the claimed deliveries of a change wait, or take them over at once.
+        """Let the claimed deliveries of a change wait, or begin to take them over.
 
         Args:
             job: the job of the change. The claimed deliveries together are one part of the job.
@@ -215,8 +215,8 @@ class WaitingClaims:
         Claims of later changes may wait already, because these changes were read before this delivery began. The
         delivery does not wait for these claims.
 
-        Deliveries of replays and backfills don't wait. The progress of a run is saved apart from the position, so
-        a crash would lose waiting deliveries of the run.
+        Deliveries of replays and backfills don't wait. The progress of a replay or backfill is saved apart from
+        the position, so a crash would lose its waiting deliveries.
 
         Returns:
             Whether the delivery waits.
@@ -240,9 +240,10 @@ class WaitingClaims:
         return True
 
     def decide(self) -> None:
-        """Finish the claims that are done, and go on with each chain whose first claim is decided.
+        """Finish the claims that are done, and go on with each chain whose first delivery need not wait any more.
 
-        Then park the chains that have waited too long, and hasten the parked claims that are decided.
+        Then park the chains that have waited too long, and make parked deliveries due soon if their claims are
+        decided.
         """
         for one in list(self._open.values()):
             verdict = self.judge(one.claim)
@@ -298,7 +299,7 @@ class WaitingClaims:
         self._close(one)
 
     def _expand(self, key: Hashable) -> None:
-        """Form chains of the claims of a document."""
+        """Make chains from all undecided claims of a document."""
         document = self._open_of.pop(key, None)
         for one in () if document is None else document.claims:
             job, several = one.job, self._calls_of(one.change, one.claim)
@@ -313,7 +314,7 @@ class WaitingClaims:
         self._finish(one.job, one.change)
 
     def _park_long_waits(self, at: float, *, is_crowded: bool) -> None:
-        """Park the chains that wait too long in memory, or take too much room."""
+        """Park the chains that wait too long in memory. If there is little room, park them sooner."""
         longest = _LONG_WAIT if is_crowded else _LONGEST
         for one in list(self._open.values()):
             if at - one.since < longest:
@@ -342,7 +343,7 @@ class WaitingClaims:
             await self._parking.park(part.change, part.calls, receiver, Waiting(reason, seconds))
 
     def _hasten_parked(self) -> None:
-        """Hasten the parked deliveries whose claims are decided. For other claims no command is sent."""
+        """Make parked deliveries due soon if their claims are decided. Send no command for other claims."""
         decided = {lane: one.id for lane, one in self._parked.items() if self.judge(one.claim) is not WAIT}
         for lane in decided:
             del self._parked[lane]
@@ -350,9 +351,10 @@ class WaitingClaims:
             self._parking.hasten(decided)
 
     async def park_begun(self) -> None:
-        """At the end: park the waiting deliveries of changes whose other receivers have run.
+        """Park the waiting deliveries of changes whose other receivers have run.
 
-        Later deliveries of the same chains are parked, too. The next owner reads the other changes again.
+        Call this method before this process gives up the partition. Later deliveries of the same chains are
+        parked, too. The next owner of the partition reads all other changes with waiting deliveries again.
 
         Raises:
             Interrupted: the process ends, and a write has not succeeded.
@@ -425,7 +427,7 @@ class WaitingClaims:
         self._running.add(job)
         try:
             await self._stages.deliver(job)
-            if job.parts > 1:  # the receiver has become a batch receiver since the claim
+            if job.parts > 1:  # the receiver has become a batch receiver since the write
                 done = asyncio.get_running_loop().create_future()
                 job.when_ended(partial(done.set_result, None))
                 await self._capacity.until(done)

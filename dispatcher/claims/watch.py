@@ -1,7 +1,8 @@
-"""Follows the books of writing processes while claims wait for them. One watch serves all partitions.
+"""Reads the books of writing processes while claims wait for them. One watch serves all partitions of a process.
 
 A watch reads books again and again only while claims wait. When changes are read, it also reads the books of their
-claims, unless it knows these books. In a backlog this decides most claims: the books say that the claims are done.
+claims, unless it has read these books before. In a backlog this decides most claims: the books say that the claims
+are done.
 """
 
 import asyncio
@@ -40,11 +41,11 @@ class FollowedClaims(Protocol):
 
     @property
     def incarnations(self) -> Collection[bytes]:
-        """The books that the claims wait for."""
+        """The ids of the books that the claims wait for."""
 
     @property
     def is_urgent(self) -> bool:
-        """Whether a decision is urgent."""
+        """Whether unclaimed deliveries wait behind claims, or too many deliveries wait in memory."""
 
     def decide(self) -> None:
         """Decide about the claims, after the books were read again."""
@@ -107,7 +108,7 @@ class ClaimWatch:
         return self._states[incarnation] is not None and not claim.receivers <= self._named[incarnation]
 
     def verdict(self, claim: Claim) -> ClaimVerdict:
-        """Decide about a claim, with the books that were read last."""
+        """Decide about a claim, by the last read of its book."""
         state = self._states.get(claim.incarnation)
         return verdict_of(state, claim.number, is_dead=claim.incarnation in self._dead)
 
@@ -118,7 +119,7 @@ class ClaimWatch:
         return claim.receivers & self._named[claim.incarnation]
 
     def receivers_of(self, claim: Claim) -> tuple[NamedReceiver, ...]:
-        """The claimed receivers, as the book of the process names them."""
+        """The claimed receivers, as the book of the process names them; empty if the book is missing."""
         state = self._states.get(claim.incarnation)
         if state is None:
             return ()
@@ -127,7 +128,7 @@ class ClaimWatch:
     # -- following -------------------------------------------------------------------------------------------
 
     def add(self, waiting: FollowedClaims) -> None:
-        """Follow the books that some claims wait for."""
+        """From now on, read the books that some claims wait for."""
         self._waiting.append(waiting)
 
     async def discard(self, waiting: FollowedClaims) -> None:
@@ -152,7 +153,7 @@ class ClaimWatch:
                 return
             try:
                 await self._look(needed)
-            except PyMongoError as error:  # if it is permanent, the next save of the position raises it
+            except PyMongoError as error:  # if the error is permanent, the next save of the position raises it
                 log.warning(
                     "claims can't be read now, trying again", action="claims.not_read", error=in_short(error)
                 )

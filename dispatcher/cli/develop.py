@@ -27,7 +27,7 @@ def dev(
     *,
     settings: Annotated[Settings, settings_of("log_level")],
 ) -> None:
-    """Run the dispatcher on an embedded MongoDB, and restart it whenever code changes.
+    """Run the dispatcher on an embedded MongoDB, and restart the dispatcher whenever code changes.
 
     APP's registry uses the embedded server. Start your application with the printed URL.
 
@@ -55,7 +55,7 @@ def demo(
     """Show how the changes of a client without mongoz are delivered, then count the lost changes.
 
     The demo starts an embedded MongoDB, the sample application under examples/shop, a dispatcher, and a plain
-    PyMongo client in its own process. The command exits with 1 if a change was lost. With `--json`, the summary
+    PyMongo client in another process. The command exits with 1 if a change was lost. With `--json`, the summary
     goes to stdout and the live view to stderr. `--kafka` needs the extra embedded-kafka.
 
     Example: `dispatcher demo --seconds 30`

@@ -43,10 +43,10 @@ def explain(
 ) -> None:
     """Explain what happened to the changes of a document: why did my receiver not run?
 
-    For each change since `--since`, the command lists the receivers that listen to its signal. For a receiver that
-    does not get the change, it shows the reason. For other receivers, it shows what the state of the dispatchers
-    says about the delivery. The changes come from the oplog, even if the group reads from Kafka. The command
-    writes nothing, and calls no receiver.
+    For each change since `--since`, the command lists the receivers of the change's signal. If a receiver does not
+    get the change, the command shows the reason. Otherwise it shows what the state database says about the
+    delivery. The command reads the changes from the oplog, even if the group reads from Kafka. It writes nothing,
+    and calls no receiver.
 
     Example: `dispatcher explain shop.orders 65f1c0ffee65f1c0ffee65f1 --app shop.models:registry --since 2h`
     """
@@ -77,7 +77,7 @@ def explain(
 
 
 def _meant(name: str, registry: "Registry") -> str:
-    """A hint about a collection that is named without its database, or by its document class."""
+    """A hint for a name that lacks the database, or that is the name of a document class."""
     from mongoz.synonyms import nearest
 
     documents: tuple[Any, ...] = registry.all_documents

@@ -108,7 +108,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _decoded(data: bytes) -> Any:
-    """Decode a part. If Python can't represent its values, the result is the part in hexadecimal digits."""
+    """Decode a document of the change. If Python can't represent its values, return its bytes as hex digits."""
     try:
         return readable(data, tz_aware=True)
     except (InvalidBSON, ValueError, OverflowError):

@@ -21,7 +21,7 @@ Ids = Annotated[
         help="Ids of dead letters. The first characters are enough if they are unique.",
     ),
 ]
-All = Annotated[bool, typer.Option("--all", help="All dead letters. With filters, only those that they select.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters. With filters, all that the filters select.")]
 
 
 class _Filters(NamedTuple):
@@ -42,10 +42,10 @@ class _Filters(NamedTuple):
     since: Annotated[
         str | None,
         typer.Option(
-            help="Only dead letters since this time: 2h, 7d, or a date such as 2026-01-31T12:00Z.",
+            help="Only dead letters given up since this time: 2h or 7d ago, or a date such as 2026-01-31T12:00Z.",
         ),
     ]
-    until: Annotated[str | None, typer.Option(help="Only dead letters before this time.")]
+    until: Annotated[str | None, typer.Option(help="Only dead letters given up before this time.")]
     key: Annotated[
         str | None,
         typer.Option(
@@ -124,7 +124,7 @@ def show(
     place: OfGroup,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter: all facts, the traceback, and the documents of the change.
+    """Show one dead letter: all its fields, the traceback, and the documents of the change.
 
     Example: `dispatcher dead-letters show 5f2b8c --url mongodb://db.example.org`
     """
@@ -157,8 +157,8 @@ def retry(
     """Retry dead letters with fresh attempts, and show the outcome of each.
 
     The running dispatchers retry them, in the order of each document's changes. After a success the dead letter is
-    removed. After a failure it stays. The command exits with 1 unless all were delivered. If a receiver no longer
-    exists, or no dispatcher runs, nothing is changed.
+    removed. After a failure it stays. The command exits with 1 unless all were delivered; with `--wait 0` it does
+    not check this. If a receiver no longer exists, or no dispatcher runs, the command fails and changes nothing.
 
     Example: `dispatcher dead-letters retry --url mongodb://db.example.org --receiver billing.welcome --since 2d`
     """
@@ -211,7 +211,7 @@ def drop(
     place: OfGroup,
     as_json: Json = False,
 ) -> None:
-    """Drop dead letters. They are never delivered.
+    """Drop dead letters. After that they are never delivered.
 
     Dead letters that are being retried are kept.
 

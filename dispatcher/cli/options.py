@@ -121,19 +121,26 @@ def _setting(name: str, **default: Any) -> Parameter:
 
 
 WITH_FLAG: Final = tuple(name for name in Settings.model_fields if name != "http_token")
-"""All settings except the secret one: every user of a machine can see command lines."""
+"""The settings that have a flag: all except the secret one, because every user of a machine can see command
+lines."""
 
 
 def settings_of(*names: str, **defaults: Any) -> Flags:
-    """Flags for these settings. The parameter becomes a `Settings`."""
+    """Flags for these settings. The annotated parameter gets their values as a `Settings`.
+
+    Args:
+        names: the names of the settings.
+        defaults: the defaults of flags that differ from the defaults of their settings, by name.
+    """
     return Flags(make_settings, [_setting(name, **defaults) for name in names])
 
 
 def fields_of(kind: type[Any], **annotations: Any) -> Flags:
-    """A flag for each field of a NamedTuple. The parameter becomes an instance.
+    """A flag for each field of a NamedTuple. The annotated parameter gets their values as an instance.
 
     Args:
-        kind: the class. A field without a typer option is the flag of the setting with the same name.
+        kind: the class. A field without a typer option gets the flag of the setting with the same name.
+        annotations: annotations that replace those of the class, by the name of the field.
     """
     kinds = {**get_type_hints(kind, include_extras=True), **annotations}
     flags = [
@@ -207,7 +214,7 @@ def make_settings(**values: Any) -> Settings:
 
 
 class Commands(TyperGroup):
-    """The commands. Errors about flags are in plain words, and safe on a terminal."""
+    """The commands. Errors about flags are in plain words, and safe to print on a terminal."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the named command."""

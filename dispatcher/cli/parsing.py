@@ -16,7 +16,7 @@ _TOKEN: Final = re.compile(r"82(?:[0-9A-Fa-f]{2}){8,}(?:\.(?:[0-9A-Fa-f]{2})+)?"
 
 
 def moment(text: str, option: str) -> datetime:
-    """A time: `now`, a duration ago (`90s`, `15min`, `2h`, `7d`), or a date in ISO 8601, by default in UTC."""
+    """Parse a time: `now`, a duration ago (`90s`, `15min`, `2h`, `7d`), or a date in ISO 8601 (UTC by default)."""
     try:
         return _moment(text.strip())
     except (ValueError, OverflowError) as error:

@@ -66,8 +66,8 @@ def resume(
 ) -> None:
     """End the pause of a receiver of a group, or the pause of everything.
 
-    Waiting deliveries are made first, in order. Without RECEIVER the pause of everything ends. Receivers that
-    are paused by name stay paused.
+    The waiting deliveries are made before new ones, in order. Without RECEIVER the pause of everything ends.
+    Receivers that are paused by name stay paused.
 
     Example: `dispatcher resume billing.welcome --url mongodb://db.example.org`
     """

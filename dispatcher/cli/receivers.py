@@ -9,7 +9,7 @@ from dispatcher.core.output.terminal import Grid
 def receivers(app: App, imports: Import = [], as_json: Json = False) -> None:  # noqa: B006 - typer copies it
     """List the receivers that run in the dispatcher, and where they are defined.
 
-    They are the same on change streams and on Kafka.
+    The list is the same whether the dispatcher reads from change streams or from Kafka.
 
     Example: `dispatcher receivers shop.models:registry`
     """

@@ -20,7 +20,7 @@ _SETTINGS: Final = (
 )
 
 
-# The rest of a topic's name after the prefix "mongoz.": the allowed characters, and their number.
+# The name of a topic after the prefix "mongoz.": the allowed characters, and how many are allowed.
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,242}")
 
 
@@ -75,15 +75,15 @@ def relay(
     """Publish the changes of APP's collections to a topic of Kafka until stopped by SIGTERM or SIGINT.
 
     Only the relay reads the change stream. Any number of dispatchers can read from the topic without further
-    load on the MongoDB server. The first start creates the topic, and publishes changes from now on. A second
-    relay of the same name stands by, and takes over when the first one dies.
+    load on the MongoDB server. The first start creates the topic, and publishes the changes from this time on. A
+    second relay of the same name stands by, and takes over when the first one dies.
 
     Example: `dispatcher relay shop.models:registry --import shop.receivers --kafka localhost:9092`
     """
     if settings.on_history_lost == "backfill":
         raise typer.BadParameter(
             "A relay has no receivers, so it can't deliver current documents. Choose fail or resume; dispatchers "
-            "that read the topic decide about the gap themselves.",
+            "that read the topic decide about the gap by their own --on-history-lost.",
             param_hint="--on-history-lost",
         )
     from dispatcher.core.output.logs import configure_logging

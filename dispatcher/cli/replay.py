@@ -137,8 +137,8 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
         typer.Option(
             min=1,
             max=_MOST_WORKERS,
-            help="The number of workers; 1 by default. Each one works on --concurrency documents at once. If the "
-            "dispatchers deliver, it works on 100 documents at once in each partition.",
+            help="The number of workers; 1 by default. Each worker works on --concurrency documents at once. If "
+            "the dispatchers deliver, each worker works on 100 documents at once in each partition.",
         ),
     ] = None,
     rate: Rate = None,

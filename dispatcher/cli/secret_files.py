@@ -13,7 +13,7 @@ _FILE: Final = "_FILE"
 
 
 def read_secret_files(environment: MutableMapping[str, str]) -> None:
-    """Replace a variable `<NAME>_FILE` by `<NAME>`. Its value is the text of the file without final line breaks.
+    """Replace each variable `<NAME>_FILE` by `<NAME>`, with the text of the file, without final line breaks.
 
     Raises:
         typer.BadParameter: both variables are set, or the file can't be read.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Limits in seconds, for highlighting.
 _LATE = 60.0  # a larger lag is highlighted
-_TIGHT = 3_600.0  # a smaller headroom of the oplog is highlighted
+_TIGHT = 3_600.0  # highlighted if the oplog or the topic will hold the position for a shorter time
 
 _STYLES: "Final[dict[Word, str]]" = {
     "delivering": "green",

@@ -148,7 +148,15 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
 
 
 def _fix_old_binaries(raw: bytes, fixed: bytearray, begin: int) -> None:
-    """Change old binary values to subtype 0. An old value holds two lengths, which may disagree."""
+    """Change the old binary values of `raw` to subtype 0, in `fixed`.
+
+    An old value holds two lengths, which may disagree.
+
+    Args:
+        raw: a document or an array.
+        fixed: the bytes of the whole document.
+        begin: the offset of `raw` in `fixed`.
+    """
     for one in elements(raw):
         at = begin + one.at
         if one.kind == _BINARY and one.value[4] == _OLD_BINARY:

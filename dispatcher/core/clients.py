@@ -86,7 +86,7 @@ class Clients:
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._url = _url_of(registry, settings)
-        # Receivers wait for answers on the application's client, so it must notice dead connections soon too.
+        # Receivers wait for answers on the application's client, so this client must notice dead connections soon.
         registry.prefer(connectTimeoutMS=_CONNECT_TIMEOUT_MS, heartbeatFrequencyMS=_HEARTBEAT_MS)
         self._patience = settings.connect_timeout
         self.address = registry.address
@@ -160,7 +160,7 @@ class Clients:
             raise self._unreachable(error) from error
 
     def verdict(self, error: PyMongoError) -> DispatcherError:
-        """Convert a driver error that ends a command into an error for the operator."""
+        """Make the error for the operator from a driver error that ends a command."""
         return fatal(error, self.address) or self._unreachable(error)
 
     async def _look_for_a_standalone(self) -> None:
@@ -214,7 +214,7 @@ def client_of(url: str, address: str, **options: Any) -> AsyncMongoClient[Any]:
     """A client for the dispatcher's own work, for the running loop.
 
     Options of the URL that concern the application's reads and writes are ignored: the dispatcher reads from the
-    primary, writes with majority, and has limits of its own for connections.
+    primary, writes with majority, and sets other limits for connections.
     """
     return _attempt_client(without_options(url, _OF_APPLICATIONS), address, **{"w": "majority", **options})
 

@@ -30,7 +30,7 @@ class Kind(StrEnum):
     HISTORY_LOST = "history_lost"
     """The oplog no longer holds the changes after the position."""
     BAD_TOKEN = "bad_token"  # noqa: S105 - a resume token, not a password
-    """The server does not accept the position: it is malformed, or it belongs to another deployment."""
+    """The server does not accept the position: the position is malformed, or belongs to another deployment."""
     NO_ACCESS = "no_access"
     """The user lacks privileges."""
     NOT_LET_IN = "not_let_in"
@@ -38,7 +38,7 @@ class Kind(StrEnum):
     NOT_SUPPORTED = "not_supported"
     """This server lacks a feature that is needed."""
     UNKNOWN = "unknown"
-    """The code is in none of the sets. The error is handled like `PASSING`."""
+    """None of the sets of codes below has the code. The error is handled like `PASSING`."""
 
 
 PASSING_CODES: Final = frozenset(
@@ -83,7 +83,7 @@ TOO_LARGE_CODES: Final = frozenset(
     {
         10334,  # BSONObjectTooLarge: the event, images included, is over 16 MB
         7182500,  # (it has no name): one field alone is too large to be split
-        47,  # NoMatchingDocument: a required image is missing. We require none, but a proxy may
+        47,  # NoMatchingDocument: a required image is missing. We require none, but a proxy may require some
     }
 )
 
@@ -178,9 +178,9 @@ _VERDICTS: Final = {
 def kind_of(error: PyMongoError) -> Kind:
     """Classify an error of the driver.
 
-    Errors with a class of their own, such as a lost connection, have no code. A command raises a
-    ConfigurationError if the driver can't use the server: its name is not resolved, the server is starting, or its
-    version is old. A wrong URL raises an error earlier, when the client is created.
+    Some errors, such as a lost connection, have no code; only their class tells the kind. A command raises a
+    ConfigurationError if the driver can't use the server: the name of the server is not resolved, or the server
+    is starting, or its version is too old. A wrong URL raises an error earlier, when the client is created.
     """
     code = _details(error).get("code", getattr(error, "code", None))
     kind = KINDS.get(code, Kind.UNKNOWN) if isinstance(code, int) else Kind.UNKNOWN
@@ -209,7 +209,7 @@ def drop_traceback(error: BaseException) -> None:
     """Remove the traceback of an error that was handled.
 
     The frames of the traceback hold the data that was being read, and frames of the driver hold the error. Only
-    the garbage collector would free this cycle.
+    the garbage collector would free this cycle of references.
     """
     for one in chain_of(error):
         one.__traceback__ = None

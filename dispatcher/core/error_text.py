@@ -1,6 +1,7 @@
 """Describes errors in text, without secrets and of a limited length: for logs, dead letters and spans.
 
-The class of an error may be the application's, and its methods may raise. The functions here never raise.
+An application may define the class of an error, and the methods of such a class may raise errors. The functions
+here never raise an error.
 """
 
 import traceback
@@ -49,7 +50,7 @@ def _described(describe: Callable[[], str], limit: int) -> str:
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors that led to it, each once: causes, contexts, and members of groups."""
+    """An error and the errors that led to it, each once: causes, contexts, and members of exception groups."""
     seen: set[int] = set()
     rest: list[BaseException | None] = [error]
     while rest:

@@ -119,9 +119,10 @@ class Change(NamedTuple):
         wall_time: the server's wall clock at the commit.
         document: the document after the change, if known.
         before: the document before the change, if the server keeps pre images.
-        image: the kind of `document`; `"key"` while the document is unknown.
+        image: the kind of `document`, as in `Delivery.image`; `"key"` while the document is unknown.
         names: top-level stored names that an update changed or removed, without the stamp's name.
-        stamp: the origin stamp in the event, if it is readable. It may be a copy, see `origin`.
+        stamp: the origin stamp in the event, if it is readable. It may be copied from another write, so only
+            `origin` counts.
         size: bytes of the event as it was sent.
         raw: the event as it was sent. Dead letters and further instances are made from this event, because a
             receiver may have modified the documents of the first instance.
@@ -134,11 +135,11 @@ class Change(NamedTuple):
             stamp, the id comes from the stamp (see `stream/origins.py`). For a held delivery, the id comes from
             the record of the delivery.
         is_claimed: the delivery is claimed by the writing process, and the claim is not decided yet.
-        takeover: the delivery is made in the place of the writing process.
+        takeover: whether a dispatcher makes the delivery because the writing process has not finished it.
         superseded: in a takeover, whether a later write has changed or deleted the document. The receivers then
             get the present document, or only its id, because they may have run for the later write already.
-        context: the context in `origin`, as JSON; "" if it has none. For a held delivery, the context comes from
-            the record of the delivery.
+        context: the values of `mongoz.context(...)` around the write, as JSON; "" if there are none. They come
+            from `origin`. For a held delivery, they come from the record of the delivery.
     """
 
     token: str
@@ -197,7 +198,7 @@ def delivery_id_of(change: Change, run: str = "") -> str:
     """The id of the deliveries of a change. It is the same whenever the change is read again.
 
     Args:
-        change: a change with `origin` set.
+        change: a change whose stamp `stream/origins.py` has checked.
         run: the id of a replay or a backfill, whose deliveries have ids of their own; "" for live deliveries.
     """
     return change.delivery_id if change.delivery_id and not run else delivery_id(change.token, run)
@@ -219,8 +220,8 @@ class Calls(NamedTuple):
         document: the class. The receivers get instances of it.
         created: the argument `created` of `post_save` receivers.
         receivers: the receivers in the order of their connection.
-        collection: the collection of the change, if it is not the document's own. If a receiver saves the
-            instance, the write must go to this collection.
+        collection: the collection of the change; None if it is that of the document class. If a receiver saves
+            the instance, the write must go to this collection.
         hops: the number of hops in the chain of writes that led to this change.
         run: the id of a replay or a backfill; "" for live deliveries.
     """
@@ -244,11 +245,13 @@ class Job:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
         announces: whether the change is an update that announces a delete.
         marker: for a delete, the job of the update that announced it. Both are finished together.
-        passed: the number of finished receivers. Their deliveries succeeded, failed for good, or wait in MongoDB,
-            for a claim, or in a batch.
+        passed: the number of receivers that the deliverer is done with. Their deliveries succeeded, failed for
+            good, or wait elsewhere: in MongoDB, for a claim, or in a batch.
         parts: the number of parts that are not finished. All calls together are one part. Each delivery
-            that waits for a claim or in a batch is another part.
-        awaited: the number of parts that only the writing process may make, because their claims are undecided.
+            that waits in a batch, or for a claim, is another part. (A delivery waits for a claim until it is
+            certain whether the writing process makes the delivery.)
+        awaited: the number of parts whose deliveries only the writing process may make, because their claims
+            are undecided.
         was_awaited: whether a delivery that waited for a claim was made or parked.
         gathered: the number of deliveries in batches that are not finished.
         on_end: called by `finish_part` when the last part is finished; None if nobody waits for that.
@@ -300,7 +303,7 @@ class Job:
     # -- parts -----------------------------------------------------------------------------------------------
 
     def wait_for_process(self) -> None:
-        """Record that the claimed deliveries are a part. For now, only the writing process may make it."""
+        """Record that the claimed deliveries are a part. For now, only the writing process may make them."""
         self.parts, self.awaited = 1 + bool(self.calls), 1
 
     def split(self, parts: int = 1, *, awaited: bool = False) -> None:

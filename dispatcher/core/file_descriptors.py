@@ -32,7 +32,7 @@ def lack_in(error: BaseException) -> TooManyFiles | None:
     """The error for the operator if an error comes from a lack of descriptors; None otherwise."""
     for one in chain_of(error):
         number = one.errno if isinstance(one, OSError) else None
-        text = words_of(one)  # the driver and the dynamic loader keep only the text
+        text = words_of(one)  # the errors of the driver and of the dynamic loader have only the text
         if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
             return TooManyFiles(
                 f"Too many open files: this process may have {_limit()} of them, sockets included.",

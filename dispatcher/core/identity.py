@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 _BOOT: Final = re.compile(r"(?P<where>.+)/(?P<started>\d+)")
 
-# States of a process that has ended, although its parent has not read its exit code yet.
+# States of a process that has ended, while its entry in /proc still exists.
 _OVER: Final = frozenset({"Z", "X", "x"})
 
 
@@ -24,7 +24,7 @@ class Identity(NamedTuple):
 
     Attributes:
         host: the name of its machine, for people.
-        pid: its process id in its own namespace.
+        pid: its process id, in the namespace of process ids to which it belongs.
         boot: identifies the boot of the machine, the namespace of process ids and the start of the process:
             `"<boot id>/<namespace>/<start>"`; empty if the system does not report them.
     """

@@ -12,8 +12,8 @@ from bson.json_util import loads
 
 from mongoz.keys import KEY_CODEC, canonical
 
-# Python's default precision, in a context that the application can't change. Numbers that differ only in later
-# digits may share a lane.
+# Python's default precision, in a context that the application can't change. Numbers that differ only after
+# the 28th digit may share a lane.
 _DIGITS: Final = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999_999, Emax=999_999, traps=[])
 
 

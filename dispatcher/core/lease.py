@@ -25,16 +25,16 @@ now: Final = uptime.now
 
 
 class Lease:
-    """The lease of one partition, from its claim until it is released or lost.
+    """The lease of one partition, from the claim of the partition until the lease is released or lost.
 
     Args:
-        term: grows with every change of ownership.
+        term: a number that grows with every change of ownership.
         seconds: the time for which a renewal is valid.
-        sent: the time at which the claim was sent, on the clock `now`.
+        sent: the time at which the claim of the partition was sent, on the clock `now`.
 
     Attributes:
-        until: the time of its end, on the clock `now`. No delivery starts later, unless a late renewal is
-            acknowledged.
+        until: the time at which the lease ends, on the clock `now`. No delivery starts later, unless a late
+            renewal is acknowledged.
         lost: set when another process has taken the partition over.
         given_up: this process has ended the lease, or has lost it. It is not renewed any more.
     """

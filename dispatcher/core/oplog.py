@@ -116,7 +116,7 @@ async def _spare(client: AsyncMongoClient[Any], window: float) -> float:
     size, limit = float(stats["storageStats"]["size"]), float(stats["storageStats"]["maxSize"])
     if size >= limit * _FULL or not size:
         return 0.0
-    return (limit - size) / size * max(window, 1.0)  # times are whole seconds
+    return (limit - size) / size * max(window, 1.0)  # times are whole seconds, so the window may be 0
 
 
 class ClockOffset:

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any, Final
 
 HASH: Final = "_mongoz_hash"
-"""The field of an event with the hash of its document's `_id`. Only some streams ask for this field."""
+"""The field of an event that contains the hash of its document's `_id`. Only some streams ask for it."""
 
 
 def hash_of(field: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Removes secrets from texts, shortens them, and escapes them for terminals.
 
-Logs, dead letters, spans, the command line and the dashboard use these functions. Each runs in linear time, since
-a text may come from any client that writes documents.
+Logs, dead letters, spans, the command line and the dashboard use these functions. Each runs in linear time,
+because a text may come from any client that writes documents.
 """
 
 import re
@@ -41,7 +41,7 @@ _OTHER: Final = (
 )
 _HEADER: Final = r"authorization|(?<![a-z])cookie"
 
-# The rest of a name, with its closing quote or bracket.
+# The characters of a name after one of the words above, with a closing quote or bracket.
 _REST: Final = r"[\w\-]{0,24}(?:\\{0,4}[\"'])?\]?"
 
 # The characters between a name and its value.
@@ -116,7 +116,7 @@ _SHORT_NAMES: Final = {"\t": r"\t", "\r": r"\r"}
 
 
 def redacted(text: str) -> str:
-    """The text with dots for passwords, tokens and other secrets. A second call changes nothing.
+    """The text, with dots in the place of passwords, tokens and other secrets. A second call changes nothing.
 
     Secrets are credentials in URLs; values with the names of secrets in queries, headers, JSON, key-value text,
     Python's representations and command lines; and common forms of tokens and private keys.
@@ -148,7 +148,7 @@ def names_a_secret(name: str) -> bool:
 
 
 def shortened(text: str, limit: int = LONGEST_TEXT) -> str:
-    """The start and the end of a text that is too long.
+    """If a text is too long, replace its middle by dots.
 
     A cut may leave half of a secret, which redaction would not recognize. So the start keeps only the first
     letters and digits of the word that is cut there. The end keeps nothing of the word that is cut there.
@@ -198,8 +198,9 @@ def _without_credentials(line: str) -> str:
 def _end_of_credentials(line: str, begin: int) -> tuple[int, int]:
     """The offset of the "@" after credentials, or -1; and the offset at which the search continues.
 
-    The "@" is the last one of the word, since a password that was not escaped may hold any character. If a
-    password has begun and the word has no "@", the password holds a space or a quote.
+    The "@" is the last one of the word: a password that was not escaped may hold any character. If a
+    password has begun and the word has no "@", the password holds a space or a quote. Then the search goes on in
+    the next words.
     """
     word = _END_OF_WORD.search(line, begin)
     end_of_word = word.start() if word else len(line)

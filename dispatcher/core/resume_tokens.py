@@ -50,7 +50,7 @@ def token_time(token: str) -> Timestamp:
     has a time, but maybe not the time of a change.
 
     Raises:
-        PositionError: it does not look like a token.
+        PositionError: the text does not look like a token.
     """
     try:
         if not token.startswith(_TIMESTAMP_TAG):
@@ -104,7 +104,7 @@ def after_shortened(token: str) -> str:
 
 
 def data_of(token: str) -> str:
-    """A token without types. Ids and hashes are made from this part: earlier versions did not know types."""
+    """A token without types. Ids and hashes are made from it, as in earlier versions, which knew no types."""
     return token.partition(_BITS)[0]
 
 

@@ -29,7 +29,7 @@ _MOST_DOUBLINGS: Final = 60
 def pause_after(attempt: int, pauses: Retry = _PAUSES) -> float:
     """Seconds to wait after a failed attempt. The pauses double.
 
-    They have jitter, since other processes may retry at the same time.
+    They have jitter, because other processes may retry at the same time.
 
     Args:
         attempt: the number of the failed attempt, from 1 on; after 0 there is no pause.
@@ -61,7 +61,8 @@ async def retry(
         on: errors that are retried; other errors are raised unchanged.
         pauses: base and cap of the pauses; `pauses.attempts` is ignored.
         pause: waits between two attempts. If it raises an exception, no further attempt follows.
-        within: seconds after which a failed attempt is not repeated: its error is raised unchanged.
+        within: if an attempt fails more than this many seconds after the start, it is not repeated, and its error
+            is raised unchanged. `inf` means no limit.
 
     Raises:
         DispatcherError: an error is permanent.

@@ -96,7 +96,7 @@ Collection = AsyncCollection[dict[str, Any]]
 class State:
     """The collections of one state database, each with its codec, its read concern and its write concern.
 
-    A write to any of them survives a failover.
+    After a write to one of these collections has returned, the write survives a failover.
 
     Args:
         client: opened for the running loop.
@@ -130,7 +130,7 @@ class State:
     def newest(self, name: str) -> Collection:
         """A collection whose reads return every acknowledged write.
 
-        After an election the majority snapshot of the new primary may lack some of them for a moment.
+        A read with the read concern `majority` can miss some of these writes for a moment after an election.
         """
         return self._majority(name).with_options(
             read_concern=ReadConcern("local"), read_preference=ReadPreference.PRIMARY
@@ -141,7 +141,7 @@ class State:
         return self.database.get_collection(name, codec_options=READING)
 
     async def create_indexes(self) -> None:
-        """Create the indexes of held deliveries, and an index that finds the books that are not fenced."""
+        """Create the indexes of held deliveries, and an index for queries of books that are not fenced."""
         await self.held.create_index([("group", 1), ("lane", 1), ("token", 1), ("run", 1)], name="order")
         for name, fields, present in (
             ("due", ("group", "receiver", "due_at"), "due_at"),
@@ -159,7 +159,7 @@ class State:
         await _expire(self.deliveries, "at", days)
 
     async def keep_claims_for(self, days: float) -> None:
-        """Let the server remove the claims of processes whose last beat is older than this number of days."""
+        """Let the server remove the books of processes whose last beat is older than this number of days."""
         await _expire(self.claims, "beat_at", days)
 
 

@@ -18,7 +18,7 @@ _MOST_NAMED: Final = 20
 # Maximum number of malformed documents that a process logs. Further ones are skipped without a log line.
 _MOST_LOGGED: Final = 1_000
 
-# Maximum characters of an `_id`, and of a problem.
+# Maximum characters of `Misfit.id`, and of `Misfit.problem`.
 _LONGEST: Final = 300
 
 _REMEDY: Final = "Was it edited by hand, or by another program? Fix it or delete it; until then it is skipped."

@@ -1,4 +1,4 @@
-"""Counters, histograms and the lag. They are cheap enough for every delivery. Reads do not reset them."""
+"""Counters, histograms and the lag. Updates take little time. Reads do not reset the values."""
 
 from bisect import bisect_left
 from collections import deque
@@ -15,7 +15,7 @@ SIZES: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2
 """Upper bounds of the buckets of the sizes of batches."""
 
 MOST_RECEIVERS: Final = 200
-"""Maximum number of receivers with their own figures. All further receivers share one set."""
+"""Maximum number of receivers with their own figures. All further receivers share one set of figures."""
 
 # Seconds that count as recent, and seconds between two samples of the counters.
 _RECENT: Final = 60.0
@@ -49,7 +49,7 @@ class Histogram:
         self.sum += value
 
     def as_dict(self) -> dict[str, Any]:
-        """The number and sum of the durations, and bounds of the median and of the 99th percentile."""
+        """The number and sum of the durations, and upper bounds of their median and 99th percentile."""
         return {
             "count": sum(self.counts),
             "sum_seconds": round(self.sum, 6),
@@ -95,7 +95,8 @@ class ReceiverFigures:
     """Changes that the receiver did not get because of their stamps, by reason. `"ran"`: it ran in the writing
     process. `"muted"`: the write was muted."""
     refused: int = 0
-    """Deliveries that were given up without an attempt: the document does not fit, or too many hops."""
+    """Deliveries that were given up without an attempt: no instance can be made of the document, or the change
+    has too many hops."""
     latency: Histogram = field(default_factory=Histogram)
     """Durations from the commit of a change to the first attempt."""
     duration: Histogram = field(default_factory=Histogram)
@@ -191,7 +192,8 @@ class Stats:
     lease_changes: int = 0
     """Partitions that were taken over, given up or lost."""
     late_stamps: int = 0
-    """Writes that took effect too long after they were stamped. Receivers that had run got them again."""
+    """Writes that took effect too long after they were stamped. Receivers that the
+    writing process had run got them again from the dispatcher."""
     untouched: int = 0
     """Updates that changed only the origin stamp. No receiver gets them."""
     gaps: int = 0
@@ -199,9 +201,9 @@ class Stats:
     taken_over: int = 0
     """Claimed deliveries that were made here, because the writing process did not finish them."""
     orphaned: int = 0
-    """Claimed deliveries that were parked, because the application does not have their receiver."""
+    """Claimed deliveries that were parked, because the dispatcher's application does not have their receiver."""
     clock_offset: float = 0.0
-    """Seconds by which the server's clock is ahead of ours; 0 if that is not known."""
+    """Seconds by which the server's clock is ahead of this machine's clock; 0 if that is not known."""
     receivers: dict[tuple[str, str], ReceiverFigures] = field(default_factory=dict)
     """Figures by receiver and signal."""
     topic: TopicFigures | None = None
@@ -260,8 +262,8 @@ class Recent:
     def of(self, figures: ReceiverFigures) -> dict[str, float | None]:
         """The growth of a receiver's counters in the last minute, and the age of its last results.
 
-        `succeeded_seconds` and `failed_seconds` are the seconds since a delivery succeeded or was given up. They
-        are as exact as the samples. None stands for no such delivery.
+        `succeeded_seconds` is the time since a delivery last succeeded, and `failed_seconds` the time since a
+        delivery was last given up. Both are as precise as the samples. None means that there was no such delivery.
         """
         key, counted = (figures.receiver, figures.signal), _recent_counters(figures)
         before = self._samples[0][1].get(key, _NOTHING)

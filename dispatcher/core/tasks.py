@@ -30,7 +30,7 @@ class _Guarded(asyncio.Task[Any]):
         if str(sys._getframe(1).f_globals.get("__name__")).startswith("pymongo."):
             return super().cancel(msg)
         raise RuntimeError(
-            f"The task {self.get_name()!r} is the dispatcher's: a receiver may only cancel tasks of its own."
+            f"The task {self.get_name()!r} is the dispatcher's: a receiver may only cancel tasks that it created."
         )
 
 
@@ -43,7 +43,7 @@ def guarded(
 
 
 class Interrupted(Exception):
-    """No further delivery may start. A waiting delivery stays unfinished, and the next owner repeats it."""
+    """No further delivery may start. The next owner of the partition makes the deliveries that are unfinished."""
 
 
 class Abandoned(BaseException):

@@ -17,7 +17,7 @@ BEFORE: Final = "the document before the change"
 KEY: Final = "the key of the document"
 NAMES: Final = "the names of the changed fields"
 
-# Maximum number of values that a search decodes, since it blocks the event loop.
+# Maximum number of values that a search looks at, because a search blocks the event loop.
 _MOST: Final = 100_000
 
 # Maximum characters of a path, and of a reason, in a message.
@@ -32,10 +32,12 @@ _UUID: Final = 4
 _OLD_BINARY: Final = 2
 
 _TEXT_REMEDY: Final = (
-    "Correct the text, or add unicode_decode_error_handler=replace to the URL, which replaces these bytes"
+    "Correct the text, or let the driver replace invalid bytes: add unicode_decode_error_handler=replace to the "
+    "URL"
 )
 _DATE_REMEDY: Final = (
-    "Correct the date, or add datetime_conversion=DATETIME_AUTO to the URL, which turns it into a bson.DatetimeMS"
+    "Correct the date, or let the driver return it as a bson.DatetimeMS: add datetime_conversion=DATETIME_AUTO to "
+    "the URL"
 )
 
 
@@ -44,7 +46,7 @@ class Fault(NamedTuple):
 
     Attributes:
         where: the part of the change that holds the value, such as `AFTER`.
-        path: the dotted path of the value's field; items of arrays have numbers. Empty if the place was not found.
+        path: the dotted path of the value's field; items of arrays have numbers. Empty if the value was not found.
     """
 
     where: str
@@ -62,7 +64,7 @@ class Fault(NamedTuple):
 
 
 class Undecodable(Exception):
-    """A change event can't be read. The error has the event's token, so that the stream can continue after it."""
+    """A change event can't be read. The error has the event's token: the stream can continue after this token."""
 
     def __init__(self, token: str, key: Any, reason: str) -> None:
         super().__init__(reason)

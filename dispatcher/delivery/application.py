@@ -1,4 +1,4 @@
-"""Finds the group and the routes of an application. The errors say why an application has none."""
+"""Finds the group and the routes of an application. The errors say why it has no group, or no routes."""
 
 from dispatcher.delivery.routes import Routes
 from dispatcher.exceptions import ApplicationError, NothingToDeliver
@@ -24,11 +24,11 @@ def group_of(registry: Registry, settings: Settings) -> str:
 
 
 def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
-    """The receivers of a registry that a dispatcher may run.
+    """Find the receivers that a dispatcher may run for the documents of a registry.
 
     Raises:
-        NothingToDeliver: the registry has none of these receivers.
-        ApplicationError: receivers with one name have different limits, or different options for batches.
+        NothingToDeliver: there is no such receiver.
+        ApplicationError: receivers with the same name have different limits, or different options for batches.
     """
     routes = Routes(registry.all_documents, group, settings.state_database)
     routes.check_batches()
@@ -48,11 +48,11 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
 
 
 def _require_one_limit(routes: Routes) -> None:
-    """Require that receivers with one name have the same limits, because they share them."""
+    """Require that receivers with the same name have equal limits, because they share one limit."""
     limits = {one.name: (one.options.concurrency, one.options.rate) for one in routes.receivers}
     for one in routes.receivers:
         if (one.options.concurrency, one.options.rate) != limits[one.name]:
             raise ApplicationError(
                 f"The receivers with the name {one.name!r} have different limits (concurrency=, rate=).",
-                remedy="Receivers with one name share their limits: give them equal limits, or different names.",
+                remedy="Receivers with the same name share one limit. Give them equal limits, or different names.",
             )

@@ -62,9 +62,10 @@ class HeldDelivery(NamedTuple):
         change: the change, with documents that no receiver has modified.
         calls: the document class and a single receiver.
         retried: the dead letter that the delivery repeats; None if it repeats none.
-        leave: called with the task and the decision if the receiver ignores cancellation. In this case
-            `deliver_held` does not return.
-        place: the place for one attempt if the receiver has limits; None if there is none yet.
+        leave: called if the receiver ignores cancellation, with the task in which the receiver still runs, and
+            the decision about the delivery. In this case `deliver_held` does not return.
+        place: the place under the limits of the receiver that is taken for this attempt already; None if there is
+            no such place.
         lane: the name of its lane.
         id: the `_id` of its record.
     """
@@ -80,10 +81,10 @@ class HeldDelivery(NamedTuple):
 
 
 class Leaving(Protocol):
-    """A parent that can leave an attempt whose receiver ignores cancellation, see `HeldDelivery.leave`."""
+    """The parent of an attempt. It can go on without the task of a receiver that ignores cancellation."""
 
     async def leave(self, task: "asyncio.Task[Any]", attempt: "Attempt") -> None:
-        """Do the rest of the work without this task.
+        """Do the remaining work of the parent without this task.
 
         The attempt in the task counts as failed, and its result is ignored.
         """
@@ -96,7 +97,7 @@ class Attempt:
     Attributes:
         calls: the document class, the signal, and the collection of the change.
         keywords: the keyword arguments of the receiver, such as the instance. Each call sets `sender` and
-            `delivery` in it: this takes less time than a new dict.
+            `delivery` in this dict: this takes less time than making a new dict.
         parent: the job, the held delivery or the batch to which this attempt belongs.
         began: the time of the beginning, by the monotonic clock.
     """

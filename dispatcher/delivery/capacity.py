@@ -1,4 +1,4 @@
-"""Limits the jobs that are queued and in flight at once. A job in a pause gives its place to another job."""
+"""Limits the number of queued jobs, and of jobs in flight. A job in a pause gives its place to another job."""
 
 import asyncio
 from collections import deque
@@ -15,7 +15,8 @@ class Bounds(NamedTuple):
     Attributes:
         concurrency: maximum number of jobs in flight; jobs in a pause do not count.
         max_queued: maximum number of jobs that are accepted and not finished.
-        max_bytes: maximum number of bytes of the events of these jobs. A single larger event is accepted alone.
+        max_bytes: maximum number of bytes of the events of these jobs. A larger event is accepted if no other
+            event is queued.
     """
 
     concurrency: int
@@ -245,7 +246,7 @@ class Capacity:
 
 
 def share(total: int, part: int, parts: int) -> int:
-    """Compute one part of a number, at least 1. The first parts get the remainder of the division.
+    """Compute one part of a number, at least 1. If the division has a remainder, the first parts are 1 larger.
 
     Args:
         part: the number of the part, from 0.

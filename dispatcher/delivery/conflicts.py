@@ -24,8 +24,8 @@ _LONGEST_PAUSE: Final = 0.5
 class Conflicts:
     """The step that repeats a transaction within its attempt, as long as the server reports a transient error.
 
-    Each run may take the receiver's whole time limit, because the receiver did not cause the conflict. When this
-    time has passed since the start of the first run, a run that fails is not repeated.
+    Each run may take the receiver's whole time limit, because the receiver did not cause the conflict. If a run
+    fails after this time, counted from the start of the first run, it is not repeated.
     """
 
     def __init__(self, codec_options: CodecOptions[Any], pause: Pause) -> None:

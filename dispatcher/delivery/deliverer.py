@@ -230,7 +230,7 @@ class Deliverer:
         """
         held, receiver = self._held, attempt.target.receiver
         if held is not None and is_long(waiting, since, self._park_after, self._capacity):
-            if waiting.reason != "limited":  # there may be many of these; `ReceiverLimits` logs some
+            if waiting.reason != "limited":  # limits may park many deliveries; `ReceiverLimits` logs some
                 log_parked(attempt.delivery, waiting)
             await held.park(attempt.change, attempt.calls, receiver, waiting)
             return True
@@ -251,7 +251,7 @@ class Deliverer:
         return error
 
     def _count_retry(self, attempt: Attempt, waited: Waiting, error: BaseException | None) -> None:
-        """Count a repeated attempt, unless it follows `RetryAfter`, or the limits left no place for it."""
+        """Count a repeated attempt, unless it follows `RetryAfter`, or the receiver's limits did not allow it."""
         if waited.reason == "retry_after" or isinstance(error, Limited):
             return
         self._stats.retried += 1
@@ -276,7 +276,7 @@ class Deliverer:
             return await self._batches.deliver_alone(held)
         try:
             image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
-        except BaseException as invalid:  # the model has changed meanwhile
+        except BaseException as invalid:  # the model has changed since the delivery was parked
             await self._failures.refuse_document(change, calls, invalid, retried)
             return False
         delivery = ChangeDelivery(

@@ -1,12 +1,13 @@
 """Detects receivers that are triggered by their own writes, and slows them down.
 
 A write of the ODM inside a receiver carries a hop count. A raw write (`bulk_write`, PyMongo itself) carries none,
-and looks like a write of any other client. Only its time tells: it is committed while the receiver runs for the
-same document. If a document is written often, a change of another client may be committed during this time by
-chance. So the next delivery of the document waits only after many such changes in a row. The first waits are
-short, and later ones are longer. No delivery of the document runs during a wait. A change of another client that
-is committed during a wait ends the row, and is delivered without a delay. The log names the receiver. No delivery
-is lost, and each document has its own delay.
+and looks like a write of any other client. Only the time of its commit differs: at this time, the receiver runs
+for the same document. If a document is written often, a change of another client may be committed during a
+delivery by chance. So a delivery waits only after many changes of its document in a row, each committed during the
+delivery of the change before. The first waits are short, and later ones are longer. No delivery of the document
+runs during a wait. A change of another client that is committed during a wait ends this row of changes,
+and is delivered without a delay. The log names the receiver. No delivery is lost, and each document has its own
+delay.
 """
 
 from collections.abc import Iterable
@@ -72,6 +73,7 @@ class Echoes:
 
         Args:
             began: the time of its beginning, on the clock `now`.
+            echoes: the result of `count` for its change.
         """
         ended = now()
         if ended > self._turn:
@@ -79,7 +81,11 @@ class Echoes:
         self._young[key] = _Delivered(began, ended, echoes)
 
     def pause(self, echoes: int, receivers: Iterable[str], namespace: str, id_: Any) -> float:
-        """Compute the seconds that a delivery waits before it begins. Logs each receiver once."""
+        """Compute the seconds that a delivery waits before it begins. Logs each receiver once.
+
+        Args:
+            echoes: the result of `count` for the change.
+        """
         if echoes < _FREE:
             return 0.0
         seconds = float(min(_LONGEST, _FIRST * 2.0 ** min(echoes - _FREE, 10)))
@@ -94,6 +100,6 @@ class Echoes:
                 namespace=namespace,
                 id=repr(id_),
                 in_a_row=echoes,
-                remedy="write through the ODM, which adds a hop count, and only if a value changes",
+                remedy="write only if a value changes, and through the ODM, which adds a hop count",
             )
         return seconds

@@ -18,7 +18,7 @@ from mongoz.exceptions import RetryAfter
 from mongoz.signals.receivers import Receiver
 
 # During this time, transient transaction errors use up no attempt. Transactions of other clients end after a
-# minute at most. So if a receiver still has conflicts after this time, it causes them with its own other writes.
+# minute at most. So if a receiver still has conflicts after this time, its own writes cause them.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
 
 # During this time, `RetryAfter` uses up no attempt. It is also the longest wait that a receiver can ask for. So if
@@ -49,8 +49,8 @@ class Failures(NamedTuple):
 
     Args:
         dead_letters: the store of dead letters; None to log them only.
-        transactions: knows which transactions are committed; None if there are none.
-        pause: waits between attempts to read or write.
+        transactions: knows which transactions are committed; None if no transactions are used.
+        pause: waits before a failed read or write is repeated.
     """
 
     term: int
@@ -63,8 +63,9 @@ class Failures(NamedTuple):
         """Decide the next step.
 
         Returns:
-            The wait for the next attempt, which the caller applies. If no attempt follows: True if the transaction
-            of the delivery was committed; False if the delivery was given up, which is recorded already.
+            If another attempt follows, its `Waiting`: the caller must let the delivery wait. Otherwise True if the
+            transaction of the delivery was committed; False if the delivery was given up. In this
+            case it is a dead letter already, or dropped.
         """
         another = self.another(failed)
         if another is not None:
@@ -81,7 +82,7 @@ class Failures(NamedTuple):
         return Waiting("blocked", _pause_after(failed), number, began, error)
 
     def postponed(self, failed: FailedAttempt) -> Waiting | None:
-        """The wait that the receiver asks for with `RetryAfter`; None without a request, or after one day."""
+        """The wait that a receiver asks for by `RetryAfter`; None without it, or a day after the first attempt."""
         attempt, error, began, _ = failed
         if not isinstance(error, RetryAfter) or not attempt.target.terms.postponable:
             return None
@@ -128,7 +129,7 @@ class Failures(NamedTuple):
         return False
 
     async def _is_committed(self, attempt: Attempt) -> bool:
-        """Returns whether the transaction of a failed attempt is committed: only the reply may have been lost."""
+        """Returns whether the transaction of a failed attempt is committed. If only the reply was lost, it is."""
         if self.transactions is None:
             return False
         report = partial(

@@ -1,6 +1,6 @@
-"""Ends a process that a receiver has forked, as soon as this process returns to the dispatcher's code.
+"""Ends a process that a receiver has forked, as soon as the forked process returns to the dispatcher's code.
 
-Otherwise the process would continue as a second dispatcher, on the sockets of the first one.
+Otherwise the forked process would continue as a second dispatcher, on the sockets of the first one.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ class _Process:
     """The state of this process.
 
     Attributes:
-        forked: whether a receiver has forked this process.
-        loop: a forked process ends when it returns to this loop.
+        forked: whether this process is a child that a receiver has forked.
+        loop: a forked process ends when it returns to this loop. With None, forked processes are not ended.
     """
 
     forked = False
@@ -45,7 +45,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 
 def watch_forks(loop: asyncio.AbstractEventLoop | None) -> None:
-    """End forked processes when they return to this loop; None to end no more processes."""
+    """From now on, end forked processes when they return to `loop`. With None, do not end them any more."""
     this_process.loop = loop
 
 
@@ -60,7 +60,7 @@ def leave_if_forked(error: BaseException | None = None) -> None:
 
 
 class Threads(ThreadPoolExecutor):
-    """The thread pool of the loop. If a job in a thread forks a process, the new process ends with the job."""
+    """The loop's thread pool. If a function in a thread forks, the new process ends when the function ends."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **keywords: Any) -> Future[T]:
         """Call a function in a thread."""

@@ -64,10 +64,9 @@ def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
 
 
 def untouched(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """Copy a change, and decode its documents again: an instance or a receiver may have modified the present ones.
+    """Copy a change, with documents that are decoded again.
 
-    Args:
-        change: the change. Instances may have been made from its documents.
+    If an instance was made from the documents of the change, the instance or a receiver may have modified them.
     """
     if not change.raw:
         return change

@@ -84,9 +84,9 @@ class Invoker:
         self._slow_after = policy.slow_after
         self._shortest = min(policy.timeout, policy.slow_after)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # The result of all calls that are finished at once. `_begin` makes it.
+        # The result of every call whose receiver returns without waiting. `_begin` makes it.
         self._succeeded: asyncio.Future[None]
-        # The contexts of workers for their calls, each with the hops for which it was made.
+        # For each worker: the context that its calls copy, and the hops for which this context was made.
         self._contexts: dict[asyncio.Task[Any], tuple[int, Context]] = {}
         # One check covers all deliveries: a timer per delivery would cost more than the delivery.
         self._running: dict[asyncio.Task[Any], _Running] = {}
@@ -115,10 +115,10 @@ class Invoker:
     # -- one attempt -----------------------------------------------------------------------------------------
 
     def call(self, attempt: Attempt) -> Awaitable[BaseException | None]:
-        """Run a receiver once. The receiver runs at once up to its first wait: this costs no turn of the loop.
+        """Run a receiver once. Before this method returns, the receiver has run up to its first wait.
 
         Returns:
-            An awaitable of the error of the receiver, or of a TimeoutError; of None if the receiver returned.
+            An awaitable. Its result is the receiver's error, or a TimeoutError; None if the receiver returned.
 
         Raises:
             CancelledError: the process ends, and the grace period is over. Every other cancellation of the
@@ -137,7 +137,7 @@ class Invoker:
         try:
             context = self._context_of(task)
             if run is run_receiver:  # the usual case: inlined, to save a frame
-                keywords = attempt.keywords  # to complete this dict takes less time than to merge it with others
+                keywords = attempt.keywords  # adding to this dict takes less time than merging it with another
                 keywords["sender"], keywords["delivery"] = attempt.calls.document, attempt.delivery
                 running = context.run(target.receiver.function, **keywords)
             else:
@@ -172,8 +172,8 @@ class Invoker:
     def _context_of(self, task: asyncio.Task[Any]) -> Context:
         """A context for one call of a receiver: a copy of the context of its worker.
 
-        Between calls, only the hops in the context of a worker change. A copy of a known context takes a tenth of
-        the time of a new one.
+        Between calls, only the hops in the context of a worker change. Copying a known context takes a tenth of
+        the time of making a new one.
         """
         hops, known = self._contexts.get(task, _UNKNOWN)
         if hops == current_hops():

@@ -1,4 +1,4 @@
-"""Runs the jobs of a document one after another, in commit order, and jobs of many documents at once.
+"""Runs the jobs of one document one after another, in commit order, and jobs of different documents in parallel.
 
 There is no task per change. A bounded number of workers takes jobs from the lanes. A receiver that never waits
 costs no turn of the event loop.
@@ -21,12 +21,12 @@ _TURN: Final = 100
 # Time limit in seconds for the end of cancelled jobs.
 _PATIENCE: Final = 5.0
 
-# The first part of `_PATIENCE`, in seconds. During it, tasks that record results are not cancelled.
+# The first seconds of `_PATIENCE`, in which tasks that record results are not cancelled.
 _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """A worker. `at` holds the key of its current job, and the job; None before the first job."""
+    """A worker. `at` has the key of the job that it began last, and the job; None before the first job."""
 
     __slots__ = ("at",)
 
@@ -35,7 +35,7 @@ class _Worker:
 
 
 class Lanes:
-    """Runs jobs. Jobs with the same key run one after another.
+    """Runs jobs. Jobs with the same key run one after another. A job delivers a change, or is an `Errand`.
 
     Args:
         work: does a job. It raises only `Interrupted`, `Abandoned`, and a cancellation when the process ends.
@@ -76,7 +76,7 @@ class Lanes:
         return key in self._lanes
 
     def add(self, key: Hashable, job: Job | Errand) -> None:
-        """Queue a job, even beyond the bounds. Callers check `capacity.full` first."""
+        """Queue a job, even if the queue is full. Callers check `capacity.full` first."""
         capacity = self._capacity
         if isinstance(job, Job):
             capacity.queued += 1
@@ -184,7 +184,7 @@ class Lanes:
             try:
                 await self._work(job)
             except BaseException as error:
-                if isinstance(error, Abandoned):  # the worker that replaced this one owns the place now
+                if isinstance(error, Abandoned):  # the job in flight belongs to the worker that replaced this one
                     return
                 capacity.in_flight -= 1
                 if isinstance(error, Interrupted):
@@ -235,7 +235,7 @@ class Lanes:
     ) -> None:
         try:
             await rest()
-        except Abandoned:  # the worker that replaced this one owns the place now
+        except Abandoned:  # the job in flight belongs to the worker that replaced this one
             return
         except BaseException as error:
             self._capacity.in_flight -= 1
@@ -265,7 +265,7 @@ class Lanes:
     async def stop(self, grace: float, last: Mapping[Hashable, Errand] = MappingProxyType({})) -> int:
         """Begin no more jobs, give jobs in flight `grace` seconds, then cancel them.
 
-        A job that waits in `Capacity.pause` ends at once.
+        A job that waits in `Capacity.pause` ends immediately.
 
         Args:
             grace: seconds that jobs in flight get before they are cancelled.

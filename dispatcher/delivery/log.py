@@ -18,7 +18,7 @@ End = Literal["blocked", "dropped", "dead_lettered"]
 
 
 def log_delivered(change: Change, delivery: Delivery, seconds: float) -> None:
-    """Log a successful delivery. Called only if the setting logs each delivery."""
+    """Log a successful delivery. Called only with the log level `debug`."""
     log.debug(
         "delivered",
         action="delivery.done",

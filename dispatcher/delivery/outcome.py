@@ -15,7 +15,7 @@ HoldReason = Literal[
     "malformed",
     "claimed",
 ]
-"""The reason why a delivery waits."""
+"""The reason why a delivery waits. docs/reference/state.md explains each reason, as a value of `state`."""
 
 Reason = Literal["failed", "invalid", "undecodable", "too_many_hops"]
 """The reason why a delivery failed permanently."""
@@ -46,7 +46,7 @@ class Failure(NamedTuple):
 
     Attributes:
         error: the error of the last attempt, or the error that prevented any attempt.
-        began: the time of the first attempt.
+        began: the time of the first attempt, or of the failure if there was no attempt.
     """
 
     error: BaseException

@@ -57,7 +57,7 @@ class _NoClaims:
 
 
 NO_CLAIMS: Final[OpenClaims] = _NoClaims()
-"""No claim is open."""
+"""No claims: `defers` lets no delivery wait."""
 
 
 class _Gathered(Exception):

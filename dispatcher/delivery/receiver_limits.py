@@ -1,4 +1,7 @@
-"""Lets attempts wait for a place if the receiver has the option `concurrency` or `rate`."""
+"""Lets attempts wait if the receiver has the option `concurrency` or `rate`.
+
+An attempt needs a *place*, which `pace/limit.py` gives when both options allow another attempt.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -19,7 +22,7 @@ _SHORT: Final = 0.5
 
 
 class ReceiverLimits:
-    """The step that keeps the limits of a receiver. If an attempt gets no place, it is not made.
+    """The step that applies the limits of a receiver. If an attempt gets no place, it is not made.
 
     Args:
         limits: the limits, by the name of the receiver. A receiver that is missing here has no limit.
@@ -54,7 +57,7 @@ class ReceiverLimits:
         return limit.is_crowded or self._capacity.crowded
 
     async def _wait(self, limit: Limit) -> bool:
-        """Wait for a place. Returns whether there is one."""
+        """Wait for a place. Returns whether this attempt has got one."""
         future = limit.ask()
         limit.waiting += 1
         try:

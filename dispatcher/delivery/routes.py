@@ -1,4 +1,4 @@
-"""Selects the receivers of a change: the receivers of its document that the writing process did not run.
+"""Selects the receivers of a change: those of its document class that the writing process did not run.
 
 `Routes.resolve` selects them, and applies the options `fields` and `where`. `Routes.claimed` selects the receivers
 that the writing process has claimed.
@@ -71,12 +71,13 @@ class _NamespaceListener(NamedTuple):
 
 
 class Routes:
-    """The receivers of a set of documents. Receivers that are connected later are not included.
+    """The receivers of a set of document classes. Receivers that are connected later are not included.
 
     Args:
         documents: concrete document classes.
         group: the group of dispatchers that this process belongs to; stamps of other groups do not count.
-        apart_from: the database of the dispatcher's state. The patterns of `Meta.watch` exclude it.
+        apart_from: the database of the dispatcher's state. The patterns of `Meta.watch` exclude it. Empty to
+            exclude no database.
     """
 
     def __init__(self, documents: Iterable[Any], group: str, apart_from: str = "") -> None:
@@ -133,7 +134,7 @@ class Routes:
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
-        """The collections with listeners. Collections that only a pattern matches are not included."""
+        """The collections with listeners. Collections that only a pattern with a wildcard matches are left out."""
         watched = (pattern for one in self._listeners for pattern in one.patterns if pattern.is_literal)
         named = [(pattern.database, pattern.collection) for pattern in watched]
         return tuple(dict.fromkeys([*(listener.namespace for listener in self._listeners), *named]))
@@ -146,17 +147,17 @@ class Routes:
 
     @property
     def receivers(self) -> tuple[Receiver, ...]:
-        """All receivers of all documents."""
+        """All receivers of all document classes."""
         by_signal = (listener.receivers.values() for listener in self._listeners)
         return tuple(one for signals in by_signal for receivers in signals for one in receivers)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
-        """All documents with receivers."""
+        """All document classes with receivers."""
         return tuple(self._listeners)
 
     def check_batches(self) -> None:
-        """Check that all deliveries to a batch receiver can be in the same batches.
+        """Check that all deliveries to a batch receiver can share its batches, whatever their signal.
 
         Raises:
             ApplicationError: two receivers of a document have the same name, but differ in their function or in
@@ -200,7 +201,7 @@ class Routes:
         calls = _NO_CALLS
         natural: tuple[Namespace, str] | None = None
         for change in changes:
-            # Most changes have the receivers of the change before them.
+            # Most changes have the same receivers as the change before them.
             if change.origin is not None or natural != (change.namespace, change.operation):
                 calls = self.route(change)
                 natural = (change.namespace, change.operation)
@@ -251,11 +252,11 @@ class Routes:
         return _NATURAL[change.operation] if origin is None else CALLED[change.operation, origin.call]
 
     def claimed(self, change: Change, ids: frozenset[bytes]) -> tuple[Calls, ...]:
-        """The receivers of a change that the writing process has claimed.
+        """Those receivers of a change that the writing process has claimed.
 
         Args:
             change: a change with an origin.
-            ids: the claimed ids.
+            ids: the ids of the claimed receivers, as stamps list them.
         """
         origin = change.origin
         assert origin is not None  # the caller has checked it
@@ -302,7 +303,7 @@ class Routes:
         return known
 
     def listening_to(self, namespace: Namespace) -> tuple[Listener, ...]:
-        """The listeners of a collection, in the order of the documents."""
+        """The listeners of a collection, in the order of the document classes."""
         database, collection = namespace
         return tuple(
             listener

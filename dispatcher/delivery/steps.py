@@ -23,7 +23,7 @@ class Steps:
     """The steps around each attempt.
 
     Args:
-        limits: keeps the limits of receivers; None to ignore them.
+        limits: enforces the limits of receivers; None to ignore them.
         tracing: makes spans; None if traces are off.
         transactions: runs transactional receivers; None to run them like other receivers.
 
@@ -63,7 +63,7 @@ class Steps:
 
         Args:
             run: calls a receiver with a batch.
-            transactions: runs transactional receivers with a batch.
+            transactions: runs transactional receivers with a batch; None to run them like other receivers.
         """
         steps = copy(self)
         steps._run, steps._transactions = run, transactions

@@ -29,7 +29,7 @@ _SERVICE: Final = "mongoz-dispatcher"
 
 
 class Tracing:
-    """The step that makes a span for each run of a receiver. Spans of the receiver become its children.
+    """The step that makes a span for each run of a receiver. Spans that the receiver makes are its children.
 
     If the write carries the trace of its writer, the span links to the writer's span. Unless the delivery is
     replayed, the span is also a child of the writer's span. The span of a batch with several events links to the

@@ -26,7 +26,8 @@ _CONFLICTS: Final = frozenset({112, 24})
 
 _TRANSIENT: Final = ("TransientTransactionError", "UnknownTransactionCommitResult")
 
-# Majority instead of the deployment's default: a failover must not undo a commit that the position has passed.
+# The write concern is majority, whatever the default of the deployment: when the position has passed a change,
+# a failover must not undo the commits of its receivers.
 _OPTIONS: Final[dict[str, Any]] = {
     "read_concern": ReadConcern("snapshot"),
     "write_concern": WriteConcern("majority"),
@@ -47,7 +48,8 @@ class Transactions:
     Args:
         registry: the registry of the application. Receivers use its client, and a session belongs to one client.
         group: the group of dispatchers. Each group has its own records.
-        sessions: the register for sessions of this process; None if no other process takes over its work.
+        sessions: the register for sessions of this process; None if no other process takes over the work of
+            this process.
     """
 
     def __init__(self, registry: Registry, group: Group, sessions: SessionRegister | None = None) -> None:

@@ -142,7 +142,7 @@ class Conditions:
         return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
-        """Find the filters that each document satisfies. After an error, ask about each document or filter."""
+        """Find the filters that each document satisfies. After an error, ask about each one separately."""
         wheres = questions[0].wheres
         try:
             return await self._ask(questions)

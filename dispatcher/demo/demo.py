@@ -93,7 +93,7 @@ class Demo:
         _judge(verdict, effects, self._ledger)
 
     def start(self, url: str) -> None:
-        """Start the processes that deliver, and wait until they have begun. `url` is the address of the server."""
+        """Start the processes that deliver, and wait until they work. `url` is the address of the server."""
         self.add("dispatcher", self.shop.dispatcher(url))
         self.wait_until_working()
         self.screen.print_line(
@@ -112,7 +112,7 @@ class Demo:
         return child
 
     def wait_until_working(self) -> None:
-        """Wait until all processes have started, and each of them holds a partition.
+        """Wait until each process works: a dispatcher holds a partition, or a relay can publish.
 
         Raises:
             DemoFailed: a process does not start.

@@ -32,8 +32,8 @@ class KafkaDemo(Demo):
         self._worker = self.add("second worker", [*self.shop.dispatcher(url), *options, *silent])
         self.wait_until_working()
         self.screen.print_line(
-            f"a relay publishes the changes of {self.shop.package}, and two workers share their deliveries; now a "
-            "plain PyMongo client writes to the shop"
+            f"a relay publishes the changes of {self.shop.package}, and two workers share the work of delivering "
+            "them; now a plain PyMongo client writes to the shop"
         )
 
     def faults(self) -> Sequence[ScheduledFault]:

@@ -60,6 +60,9 @@ class Ledger:
 
     A delivery does not name its write. But all deliveries of one change have the same id, and the changes of one
     document arrive in commit order. So the changes of a document are matched with its writes, one by one.
+
+    Args:
+        owed: by namespace and signal, the names of the receivers that must get each change.
     """
 
     def __init__(self, owed: Mapping[tuple[str, str], frozenset[str]]) -> None:
@@ -97,7 +100,7 @@ class Ledger:
             change.receivers.add(line["receiver"])
             self.delivered += 1
         at = datetime.fromisoformat(line["began"])
-        # The commit time has whole milliseconds, so a delivery can seem to precede it.
+        # The commit time has whole milliseconds, so a delivery can seem to begin before the commit.
         seconds = max(0.0, (at - datetime.fromisoformat(line["wall_time"]).replace(tzinfo=UTC)).total_seconds())
         self._seconds.append(seconds)
         return ShownDelivery(at, line["operation"], namespace, key, line["receiver"].rpartition(".")[2], seconds)
@@ -134,7 +137,7 @@ class Ledger:
         for operation in self._writes.get(document, ()):
             owed = self._receivers(document[0], operation)
             called: set[str] = set()
-            # If the next change has another kind, it belongs to a later write. Then the change of this write
+            # If the next change has another signal, it belongs to a later write. Then the change of this write
             # was lost.
             if owed and changes and changes[0].signal == _SIGNALS[operation]:
                 called = changes.pop(0).receivers

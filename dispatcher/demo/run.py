@@ -18,7 +18,7 @@ def demonstrate(
 
     Args:
         report: called with the summary. If it is not None, the live view goes to stderr.
-        kafka: whether a relay and two workers deliver, over an embedded broker of Kafka. If False, one
+        kafka: whether a relay and two dispatchers deliver, over an embedded broker of Kafka. If False, one
             dispatcher reads a change stream.
 
     Raises:

@@ -36,7 +36,7 @@ class Screen:
         self._began = self._refreshed = time.monotonic()
 
     def print_line(self, text: str) -> None:
-        """Print a line above everything else."""
+        """Print a line above the live view."""
         self._console.print(Text(text, style="dim"), soft_wrap=True)
 
     def warn(self, text: str) -> None:

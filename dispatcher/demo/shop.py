@@ -48,7 +48,7 @@ class Shop(NamedTuple):
         return [*command, "--log-format", "json"]
 
     def writer(self, url: str, seconds: float, rate: float) -> list[str]:
-        """The command that starts the other client, which reports each write."""
+        """The command that starts the client that writes to the shop. It reports each write."""
         command = [sys.executable, "-m", f"{self.package}.writer", "--url", url, "--report"]
         return [*command, "--seconds", str(seconds), "--rate", str(rate)]
 

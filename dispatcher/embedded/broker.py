@@ -3,7 +3,7 @@
     start_embedded_broker   starts a broker on a free port, with its topics in memory, and waits for its answer
     embedded_broker         start_embedded_broker as a context manager
 
-The broker is Tansu, which is small and starts at once. It accepts and returns records, and keeps their order. But
+The broker is Tansu, which is small and starts fast. It accepts and returns records, and keeps their order. But
 its high watermarks are wrong, it ignores LogAppendTime and limits of sizes, and it creates topics by itself.
 """
 
@@ -88,8 +88,8 @@ def start_embedded_broker(*, port: int | None = None, timeout: float = 15.0) -> 
         timeout: seconds within which the broker must answer.
 
     Raises:
-        EmbeddedError: the extra `embedded-kafka` is not installed, the broker ended at once (its last error is
-            quoted), the port is taken, or the broker did not answer in time.
+        EmbeddedError: the extra `embedded-kafka` is not installed, the broker ended while starting (its last
+            error is quoted), the port is taken, or the broker did not answer in time.
 
     Examples:
         >>> broker = start_embedded_broker()

@@ -6,7 +6,7 @@ The processes form a chain. Each process notices the death of the previous one:
 
     this process ──pipe──> sh (the guardian, in a session of its own) ──> the server
 
-This process need not act at its end: when it dies, even by SIGKILL, the kernel closes the pipe. Then the
+This process need not do anything at its end: when it dies, even by SIGKILL, the kernel closes the pipe. Then the
 guardian ends the server and removes the temporary directory. `PR_SET_PDEATHSIG` would not remove the directory,
 and exists on Linux only. It would end the server too early: when the *thread* that started the server ends.
 """
@@ -35,11 +35,13 @@ _PORT_ATTEMPTS = 10
 # The guardian sends SIGKILL ten seconds after SIGTERM (100 naps in the script); we wait a little longer.
 _STOP_SECONDS = 15.0
 
-# $1 is the directory to remove at the end, or empty; the rest is the command line of the server.
-# - By default, a background job of a non-interactive shell reads /dev/null. So the watcher gets the pipe by fd 3.
-# - `read` returns in two cases: this process has died, which closes the pipe, or this process asks for the end
-#   with a line. The line is needed if a fork of this process has a copy of the pipe: the pipe then stays open.
-# - The watcher is ended by KILL: if this process ignores TERM, the watcher ignores TERM too.
+# $1 is the directory to remove at the end, or empty; the other arguments are the command line of the server.
+# - The watcher is the part in braces. By default, a background job of a non-interactive shell reads /dev/null. So
+#   the watcher gets the pipe by fd 3.
+# - `read` returns in two cases: the Python process has died, which closes the pipe; or the Python process has
+#   written a line. The line is needed if a fork of the Python process has a copy of the pipe: then the pipe stays
+#   open.
+# - KILL ends the watcher: if the Python process ignores TERM, the watcher ignores TERM too.
 _GUARDIAN = r"""
 scratch=$1; shift
 exec 3<&0 </dev/null
@@ -74,7 +76,7 @@ _REMEDIES = (
 
 
 def last_plain_error(log: str, code: int) -> str:
-    """Return the line of a plain log that explains best why the server ended."""
+    """Return the line of a log of plain text that explains best why the server ended."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     wrong = [line for line in lines if _ERROR_WORDS.search(line)]
     if wrong or lines:
@@ -165,7 +167,7 @@ class Guardian:
         except subprocess.TimeoutExpired:
             code = None
         if code is None or code < 0:
-            # The guardian hangs or was killed: kill the rest of its session.
+            # The guardian hangs or was killed: kill all processes of its session.
             with suppress(OSError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -208,7 +210,7 @@ def start(
         directory: created if missing. By default, a temporary directory that is removed at the end.
 
     Raises:
-        EmbeddedError: the server ended at once (its last error is quoted), or the port is taken.
+        EmbeddedError: the server ended before it was ready (its last error is quoted), or the port is taken.
     """
     attempts = 1 if port else _PORT_ATTEMPTS
     while True:
@@ -218,7 +220,7 @@ def start(
             wait(guardian)
         except _PortTakenError:
             guardian.stop()
-            # Another process has taken the free port meanwhile: try the next port.
+            # Another process has taken the free port meanwhile: try another free port.
             if not attempts:
                 raise
         except BaseException:

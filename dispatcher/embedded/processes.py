@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
 
 class Child:
-    """A running subprocess. As a context manager it is stopped at the end.
+    """A running subprocess. Used as a context manager, it is stopped at the end of the block.
 
     It has its own session: Ctrl-C reaches only this process, which then stops its children cleanly. If this
     process is killed, the child ends too.
@@ -88,7 +88,7 @@ class Child:
         return self.process.poll()
 
     def stop(self, grace: float = 10.0) -> int:
-        """End the child with SIGTERM, and after `grace` seconds with SIGKILL. May be called twice.
+        """End the child with SIGTERM; after `grace` seconds, if it still runs, with SIGKILL. May be called twice.
 
         Returns:
             Its exit code.
@@ -106,7 +106,7 @@ class Child:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGINT or SIGTERM sets. A second signal ends the process at once.
+    """Yields an event that the first SIGINT or SIGTERM sets. A second signal ends the process immediately.
 
     Children and the embedded MongoDB end after a second signal too, because of their watchers.
     """

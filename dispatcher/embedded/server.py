@@ -156,8 +156,8 @@ def start_embedded(
         timeout: seconds within which mongod must accept writes.
 
     Raises:
-        EmbeddedError: there is no usable mongod, mongod ended at once (the message has its last error), the port
-            is taken, or mongod did not become primary in time.
+        EmbeddedError: there is no usable mongod, mongod ended before it was ready (the message has its last
+            error), the port is taken, or mongod did not become primary in time.
 
     Examples:
         >>> server = start_embedded(directory=Path(".mongo"))
@@ -198,8 +198,8 @@ def _arguments(port: int, directory: Path, replica_set: bool) -> list[str]:
     arguments = ["--port", str(port), "--bind_ip", HOST, "--nounixsocket", "--dbpath", str(directory)]
     # With 0.25 GB, an update of a document of 9 MB with images sometimes took minutes. The cause is not proven.
     arguments += ["--quiet", "--wiredTigerCacheSizeGB", "1"]
-    # By default the journal is preallocated in files of 100 MB. This option makes it 9 MB instead of 301 MB, and
-    # the recovery faster.
+    # By default the journal is preallocated in files of 100 MB. With this option the journal takes 9 MB instead of
+    # 301 MB, and the recovery is faster.
     arguments += ["--wiredTigerEngineConfigString", "log=(file_max=8MB,prealloc=false)"]
     arguments += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
     # By default a stopping primary waits 15 seconds for a successor, and there is none.

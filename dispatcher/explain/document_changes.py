@@ -54,7 +54,7 @@ class PastChange(NamedTuple):
 
     Attributes:
         change: the change with its origin and its document; None if the event can't be decoded.
-        token: the token of the change.
+        token: the token of the change's event.
         hashed: the hash of the `_id`.
         time: the cluster time.
     """

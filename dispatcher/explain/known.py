@@ -1,7 +1,7 @@
 """What the state of a group tells about the deliveries of some changes. Nothing is written.
 
 The state has no list of past deliveries. So a delivery counts as finished if the position has passed its change,
-and the state neither holds nor records the delivery.
+the delivery is neither parked nor a dead letter, and the state has no record of its transaction.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -40,9 +40,9 @@ _STATES: Final[Mapping[HoldReason | Literal["following"], str]] = {
     "blocked": 'it failed, and on_failure="block" keeps the later changes of the document back',
     "paused": "its receiver is paused",
     "retry": "the retry of a dead letter waits",
-    "interrupted": "the process ended after other receivers had got the change",
+    "interrupted": "a dispatcher ended after other receivers had got the change",
     "orphaned": "no dispatcher has the receiver",
-    "malformed": "its document was edited, and can't be read",
+    "malformed": "its record in the state was edited, and can't be read",
     "claimed": "the process that wrote may still make it",
 }
 
@@ -55,8 +55,8 @@ class DeliveryOutcome(NamedTuple):
             `"waits"` or `"not published"`.
         text: details about the state; empty if there are none.
         letter: the short id of the dead letter; None if there is none.
-        due_at: the server's time from which a parked delivery may be attempted; None if the delivery waits for an
-            earlier one.
+        due_at: the server's time from which a parked delivery may be attempted; None if the delivery is not
+            parked, or waits for an earlier one.
     """
 
     state: str
@@ -80,10 +80,11 @@ class PartitionProgress(NamedTuple):
 
 
 class ExplainedDelivery(NamedTuple):
-    """A delivery in question.
+    """A delivery that an operator asks about.
 
     Attributes:
-        claim: whether the writing process has claimed it.
+        hashed: the hash of the document's `_id`.
+        claim: whether the writing process has claimed the delivery.
     """
 
     change: Change
@@ -99,7 +100,7 @@ class ExplainedDelivery(NamedTuple):
 
     @property
     def held_ids(self) -> list[str]:
-        """The `_id`s that the delivery may have while it is held."""
+        """The `_id`s that the delivery may have while it is parked or a dead letter."""
         document = name_of(self.decision.document)
         return [f"{one}:{id_.hex()}:{document}" for one in self.ids for id_ in self.decision.receiver.ids]
 

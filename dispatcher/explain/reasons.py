@@ -36,7 +36,7 @@ class RoutingDecision(NamedTuple):
 
 
 async def decisions(routes: Routes, change: Change) -> list[RoutingDecision]:
-    """The decisions about all receivers of the document that listen to the signal of a change.
+    """The decisions about all receivers of the document class that are connected to the signal of a change.
 
     Args:
         routes: the routes. They must be prepared, so that the server evaluates `where`.

@@ -54,7 +54,8 @@ class ChangeReport:
         id: the `_id` of the document; None if the event can't be decoded.
         by: who wrote the change.
         signal: the signal of its receivers; empty if the change has no receivers.
-        progress: how far the group is with the document.
+        finished: whether the group has finished the change.
+        progress: how far the group is with the document; None if no dispatcher of the group ever ran.
     """
 
     id: Any
@@ -179,7 +180,7 @@ def _change_report(one: PastChange, some: Sequence[RoutingDecision], known: Know
 
 
 def _event_report(one: UnreadEvent, known: Knowledge) -> ReceiverReport:
-    """The report about an event that can't be decoded, so that its receivers are unknown."""
+    """The report about an event that can't be decoded. Its receivers are unknown."""
     state, text, letter, due_at = known.event_outcome(one)
     return ReceiverReport("all receivers", "", "", state, f"the event can't be decoded: {text}", letter, due_at)
 

@@ -1,7 +1,7 @@
 """Coordinates the processes of a group: they share its partitions, and take over from each other.
 
 There is no leader. About once a second every process reads the members and the positions, computes the fair
-shares, and claims or hands over partitions. One atomic write decides each claim.
+shares, and claims or hands over partitions. One atomic write decides which process gets a partition.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _LITTLE_PATIENCE: Final = 1.0
 
 
 class Work(Protocol):
-    """The work on a partition while it is held."""
+    """The work on a partition while this process holds the partition."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set or the lease is lost. When this method returns, everything is saved."""
@@ -74,7 +74,7 @@ class Coordinator(Generic[W]):
     Attributes:
         held: the partitions that this process holds.
         live: the ids of all living members, the longest-serving first; empty before the first read of the group.
-        layout: the layout of the group; None before the first read of the group.
+        layout: how the group is divided into partitions; None before the first read of the group.
         outdated: whether a newer version of the application runs in the group. If so, this process claims no more
             partitions.
     """
@@ -122,7 +122,7 @@ class Coordinator(Generic[W]):
         return now() - min(self._read_at, self._beaten_at) < self._lease
 
     def troubles(self) -> list[str]:
-        """Readable reasons why this process does not work for its group."""
+        """The reasons why this process can't do its share of the work, as texts. Empty if there is none."""
         troubles = []
         if not self.in_touch:
             troubles.append("this process can't see the other members, and can't renew its leases")
@@ -156,7 +156,7 @@ class Coordinator(Generic[W]):
     # -- reading the group ---------------------------------------------------------------------------------------
 
     async def _coordinate_until(self, stopping: "asyncio.Task[None]") -> None:
-        """Read the group, and act on it. After the stop, wait at most a second for the server."""
+        """Read the group, and claim or hand over partitions. When `stopping` ends, wait only a second more."""
         coordinating = asyncio.create_task(self._try_to_coordinate(), name="coordinate")
         try:
             await asyncio.wait([coordinating, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -167,7 +167,7 @@ class Coordinator(Generic[W]):
             coordinating.result()
 
     async def _try_to_coordinate(self) -> None:
-        """Read the group once, and act on it. If the server does not answer, the next call tries again."""
+        """Read the group once, and claim or hand over partitions. If no server answers, the next call does it."""
         try:
             async with asyncio.timeout(self._lease):
                 await self._beat_if_due()
@@ -200,7 +200,7 @@ class Coordinator(Generic[W]):
         ages = self._heartbeats.note(positions | beats, asked=asked, answered=answered)
         if not seen.begun:
             if await self._begin(await self._store.load()):
-                self._awake.set()  # read the group again at once
+                self._awake.set()  # read the group again without a pause
             return
         self.layout = seen.layout
         live = await self._living(seen.members, ages)
@@ -247,7 +247,7 @@ class Coordinator(Generic[W]):
         if outdated and not self.outdated:
             log.warning(
                 "a newer version of the application is running in this group: this process claims no more "
-                "partitions, since it does not know all receivers and collections",
+                "partitions, because it does not know all receivers and collections",
                 action="lease.outdated",
                 member=self.member_id,
                 remedy="start this process again with the new version. If you want the old version back, start "
@@ -256,7 +256,7 @@ class Coordinator(Generic[W]):
         self.outdated = outdated
 
     def _note_older(self, older: list[Member]) -> None:
-        """Log the members that can't read the present format. They keep their partitions, and get no more."""
+        """Log the members that can't read the format of the state. They keep their partitions, and get no more."""
         ids = {member.id for member in older}
         if ids - self._older:
             log.warning(
@@ -271,9 +271,9 @@ class Coordinator(Generic[W]):
     # -- taking and handing over -----------------------------------------------------------------------------
 
     async def _divide(self, seen: GroupView, owners: dict[int, str | None]) -> None:
-        """Hand all partitions over. When no member holds a partition any more, divide the work.
+        """Hand all partitions over. When no member holds one any more, divide the work anew.
 
-        All members try to divide the work; the first one succeeds.
+        The new layout has the wanted number of partitions. All members try this; the first one succeeds.
         """
         self._hand_over(self.held)
         if any(owner is not None for owner in owners.values()):
@@ -290,7 +290,7 @@ class Coordinator(Generic[W]):
                 before=saved.layout.partitions,
                 partitions=saved.layout.wanted,
             )
-        self._awake.set()  # read the group again at once
+        self._awake.set()  # read the group again without a pause
 
     async def _claim_each(self, several: Sequence[Ownership], of: int) -> None:
         """Claim partitions, and log them in one line."""
@@ -298,8 +298,8 @@ class Coordinator(Generic[W]):
         try:
             for one in several:
                 if now() - began > self._lease / _RENEWALS:
-                    # A heartbeat is due, and the members may have changed. The other partitions are claimed after
-                    # the next read.
+                    # A heartbeat is due, and the members may have changed. The remaining partitions are claimed
+                    # after the next read.
                     self._awake.set()
                     break
                 lease = await self._claim(one, of)
@@ -341,7 +341,7 @@ class Coordinator(Generic[W]):
             self.held[number].stop.set()
 
     async def _hold(self, lease: Lease, work: W, stop: asyncio.Event) -> None:
-        """Work on a partition until everything is saved. Meanwhile its lease is renewed."""
+        """Work on a partition until everything is saved. Meanwhile another task renews its lease."""
         working = asyncio.create_task(work.run(stop), name=f"work-{lease.partition}")
         try:
             await asyncio.wait([working])
@@ -447,7 +447,7 @@ class Coordinator(Generic[W]):
 
 
 def _is_outdated(member: Member, seen: GroupView) -> bool:
-    """Returns whether the last claim of some partition is from another version that started after this member."""
+    """Returns whether some partition was last claimed by another version, which started after this member."""
     return any(
         one.version not in ("", member.version)
         and one.version_since is not None

@@ -58,7 +58,7 @@ async def require_source(store: PositionStore, origin: ChangeOrigin, scope: Scop
 
     Raises:
         PositionError: the group has another source, or another number of partitions than the topic.
-        TopicError: the relay does not publish all changes of the watched collections since the position.
+        TopicError: the relay does not publish a watched collection, or began to publish it after the position.
     """
     saved = await store.load()
     origin.require_covered(scope, saved)
@@ -108,7 +108,7 @@ def _other_source(group: str, known: Layout, origin: ChangeOrigin) -> PositionEr
 async def divide_into(store: PositionStore, partitions: int | None) -> None:
     """Request another number of partitions.
 
-    After the members have handed over all partitions, they divide the work into this number.
+    First the members give up all their partitions. Then they divide the work into this number of partitions.
 
     Args:
         partitions: the requested number; None keeps the present number.
@@ -128,7 +128,7 @@ async def divide_into(store: PositionStore, partitions: int | None) -> None:
 async def begin(
     store: PositionStore, origin: ChangeOrigin, scope: Scope, settings: Settings, saved: SavedPositions
 ) -> bool:
-    """Record the missing positions: the partitions without a position begin now.
+    """Record the missing positions. A partition without a position begins at the present end of its source.
 
     Returns:
         Whether this call has recorded a missing position.

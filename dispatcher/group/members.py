@@ -15,7 +15,8 @@ from dispatcher.core.state import MEMBERS, Group
 from dispatcher.group.sessions import GroupSessions
 
 FORMAT: Final = 2
-"""The format of held deliveries in the state: 1 has five collections, see `parking/upgrade.py`; 2 has one."""
+"""The format of waiting deliveries and dead letters in the state: 1 has five collections, see
+`parking/upgrade.py`; 2 has one."""
 
 
 class Member(NamedTuple):
@@ -65,7 +66,7 @@ class Member(NamedTuple):
 
 
 async def take_backfills(group: Group, receivers: Collection[str]) -> bool:
-    """Returns whether a living dispatcher has all these receivers. If so, the dispatchers make the backfills.
+    """Returns whether a living dispatcher has all these receivers. If so, the dispatchers run their backfills.
 
     Args:
         receivers: their names.
@@ -148,5 +149,5 @@ class Members:
         await self._collection.delete_one({"_id": self.id})
 
     async def remove_dead(self, dead: Member) -> None:
-        """Remove a dead member, unless it has written a heartbeat since."""
+        """Remove a dead member, unless it has written a heartbeat after `dead` was read."""
         await self._collection.delete_one({"_id": dead.id, "beat": dead.beat})

@@ -66,7 +66,7 @@ async def note_receivers(group: Group, receivers: Iterable[Receiver]) -> NewRece
 async def name_new_receivers(group: Group, receivers: Iterable[Receiver], version: str) -> None:
     """Record the receivers of this process. Log the new ones, and the command that delivers the missed changes.
 
-    Call this before the process claims a partition.
+    Call this before the process gets the lease of a partition.
 
     Args:
         version: the version of the application that this process runs.
@@ -93,7 +93,7 @@ def _runs_another(seen: GroupView, version: str) -> bool:
 
 
 async def _finished_until(group: Group) -> Timestamp | None:
-    """The time of the last change that the group has finished."""
+    """The time of the last change that the group has finished; None if no position is saved."""
     positions = (await PositionStore(group).load()).positions.values()
     return max((token_time(max(one.token, one.until)) for one in positions if one.token is not None), default=None)
 

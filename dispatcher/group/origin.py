@@ -31,10 +31,10 @@ class ChangeOrigin(Protocol):
 
     @property
     def since(self) -> str:
-        """The token since which the source has all changes; empty if this token is unknown."""
+        """The source has all changes after this token. Empty if the token is unknown."""
 
     def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
-        """Require that the source has all changes of the watched collections since the position."""
+        """Require that the source has all changes of the watched collections since the group's saved position."""
 
     async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:
         """The positions at which some partitions begin now.
@@ -48,7 +48,7 @@ async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutin
     """The `ChangeOrigin` of the source that the settings name. A `ChangeOrigin` reads no changes.
 
     Raises:
-        KafkaError: no broker answers, or it refuses the user.
+        KafkaError: no broker answers, or a broker refuses the user.
         TopicError: the topic or the relay can't be used.
     """
     if settings.kafka is None:
@@ -77,7 +77,7 @@ class StreamOrigin:
         """Do nothing: an oplog has the changes of all collections."""
 
     async def first(self, parts: Mapping[int, Scope]) -> Mapping[int, FirstPosition]:
-        """The present time."""
+        """Positions at the present time."""
         token = await self._now()
         return {number: FirstPosition(token, scope.fingerprint) for number, scope in parts.items()}
 
@@ -96,12 +96,12 @@ class TopicOrigin:
         self.since = max(watch.relay.since.values(), default="")
 
     def require_covered(self, scope: Scope, saved: SavedPositions) -> None:
-        """Require that the relay has published all changes of the watched collections since the position.
+        """Require that the relay has published all changes of the watched collections since the saved position.
 
         From now on, `watch` raises an error if the relay stops publishing the changes of one of these collections.
 
         Raises:
-            TopicError: a collection is missing, or was added too late.
+            TopicError: the relay does not publish a collection, or began to publish it after the position.
         """
         for error in self.uncovered(scope, saved):
             raise error
@@ -111,13 +111,13 @@ class TopicOrigin:
         """Require that the relay has published all changes of the watched collections since a token.
 
         Raises:
-            TopicError: a collection is missing, or was added too late.
+            TopicError: the relay does not publish a collection, or began to publish it after the token.
         """
         for error in self._uncovered_since(scope, begins):
             raise error
 
     def uncovered(self, scope: Scope, saved: SavedPositions) -> Iterator[TopicError]:
-        """The errors about collections that the relay does not publish, or began to publish after the position."""
+        """The errors about collections that the relay does not publish, or began to publish too late."""
         tokens = [one.token for one in saved.positions.values() if one.token is not None]
         return self._uncovered_since(scope, min(tokens, default=self.watch.relay.position.token))
 

@@ -78,7 +78,7 @@ class GroupSessions:
     async def end(self, left_open: Iterable[OpenSession]) -> None:
         """End the sessions of dead members, and remove the registrations of these sessions after some seconds.
 
-        Until then each call ends the sessions again, since commands that the dead process had sent may still
+        Until then each call ends the sessions again, because commands that the dead process had sent may still
         arrive.
         """
         ids, now = [one.id for one in left_open], monotonic()
@@ -94,5 +94,5 @@ class GroupSessions:
             await self._collection.delete_many({"_id": {"$in": old}})
 
     async def forget(self) -> None:
-        """Remove the sessions of this process, which are not used any more."""
+        """Remove the registrations of this process's sessions, which are not used any more."""
         await self._collection.delete_many({"owner": self._owner})

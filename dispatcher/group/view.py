@@ -43,9 +43,9 @@ class GroupView(NamedTuple):
 
     Attributes:
         layout: None if no dispatcher of the group ever ran, or if only versions without partitions ran.
-        partitions: the partitions by number. Deleted positions are missing.
+        partitions: the partitions by number, without those whose positions were deleted.
         begun: whether the layout and the positions of all partitions are recorded.
-        members: dead or alive, the longest-serving first.
+        members: the members, dead or alive. The member that joined first comes first.
         sessions: the sessions that members have registered. If `members` lacks the owner of a session, the
             owner is dead.
     """

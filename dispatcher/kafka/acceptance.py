@@ -1,9 +1,9 @@
 """Decides which records of a topic a reader delivers. No I/O.
 
-The relay publishes the change events of each partition in the order of their tokens. But a partition of the topic
-may differ from that: a producer gives up one record while later ones land; a record lands although its producer
-got an error; a stopped producer continues after its successor has begun, and its records land between those of the
-successor.
+The relay publishes the change events of each partition in the order of their tokens. A record *lands* when a
+broker appends it to the partition. Records may land in another order, or be missing: a producer gives up one
+record while later ones land; a record lands although its producer got an error; a stopped producer continues
+after its successor has begun, and its records land between those of the successor.
 
 So each producer has a *term*, and it numbers its records in each partition: 0, 1, 2 and so on. The term of a
 reader is the term of the last record that it accepted. A reader accepts the next number of its term, and number 0

@@ -1,11 +1,11 @@
 """Completes a topic: changes that the topic has lost are read from the oplog, if the oplog still has them.
 
 A topic loses changes by its retention, or when it is deleted. Then a change stream reads the changes up to the
-relay's position, and the topic is read from there.
+relay's position, and the topic is read from this position on.
 
-A position has a token, and a place in the topic. While the change stream is read, the token moves, but the place
-stays. If the process restarts meanwhile, the topic does not hold this place. So a change stream is read again,
-after the token.
+A dispatcher's position has a token, and a place in the topic. While the change stream is read, the token moves,
+but the place stays. If the process restarts meanwhile, the topic does not have the record at this place any more.
+So a change stream is read again, from the token on.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class CompletedTopic:
     Args:
         topic: the source that may lose changes.
         oplog: a change stream of the same documents.
-        streams: limits the number of change streams.
+        streams: limits the number of change streams that are open at the same time.
     """
 
     pairs_deletes = True
@@ -69,7 +69,7 @@ class CompletedTopic:
         return self._topic.topic_gauges()
 
     async def now(self) -> Start:
-        """The end of lost history; if no history is lost, the relay's position."""
+        """The position after the changes that the topic has lost; if it has lost none, the relay's position."""
         return await self._topic.now()
 
     def time_of(self, position: str) -> Timestamp:
@@ -80,7 +80,7 @@ class CompletedTopic:
         """Read the topic from `start` on, without an end.
 
         Raises:
-            HistoryLost: neither the topic nor the oplog holds the changes. `now` returns the end of lost history.
+            HistoryLost: neither the topic nor the oplog holds the changes. `now` returns the position after them.
         """
         after = start.after
         while True:
@@ -127,7 +127,7 @@ class CompletedTopic:
                 yield _relayed(batch, stamps, after)
 
     async def recall(self, before: str, remember: RememberStamp) -> float:
-        """Read the stamps of the last writes before a position, and pass them to `remember`."""
+        """Read the stamps of the last writes before a position, see `Source.recall`."""
         try:
             return await self._topic.recall(before, remember)
         except HistoryLost:
@@ -143,7 +143,7 @@ def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:
 
 
 def _relayed(batch: EventBatch, stamps: DeleteStamps, after: str) -> EventBatch:
-    """A batch of a change stream, as it would come from a topic, without the changes up to a token."""
+    """A batch of a change stream, as it would come from a topic. The changes up to `after` are left out."""
     events: list[Undecoded] = []
     for event in batch.events:
         stamp = stamps.take(event)

@@ -1,14 +1,14 @@
 """Configures clients of Kafka: the addresses of `--kafka`, and the properties of `--kafka-config`.
 
-The file has a property of librdkafka in each line, and comments:
+`--kafka-config` names a file with a property of librdkafka in each line, and with comments:
 
     # the cluster of the shop
     security.protocol = SASL_SSL
     sasl.username = relay
     sasl.password_FILE = /run/secrets/kafka
 
-The value of a property `<name>_FILE` is read from a file. A relative path begins at the directory of the file with
-the properties.
+The value of a property `<name>_FILE` is the path of another file, which contains the value of `<name>`. A relative
+path begins at the directory of the file with the properties.
 """
 
 import logging
@@ -71,7 +71,7 @@ _OURS: Final[Mapping[str, str]] = {
 _COMMON: Final[Mapping[str, Any]] = {
     "client.id": "mongoz-dispatcher",
     "allow.auto.create.topics": False,
-    # By default, librdkafka waits for 1.6 seconds after each failure. Brokers come back sooner.
+    # By default, librdkafka waits for 1.6 seconds after each failure. A restarted broker often answers sooner.
     "reconnect.backoff.max.ms": 1_000,
 }
 
@@ -86,7 +86,7 @@ class _Property(NamedTuple):
     """A property of the file.
 
     Attributes:
-        line: its number in the file.
+        line: the number of its line in the file.
     """
 
     name: str
@@ -307,7 +307,7 @@ def connection_errors() -> int:
 
 
 class _ClientLog(logging.Handler):
-    """Writes the lines of librdkafka to our log, at level debug: they repeat what other lines say."""
+    """Writes the lines of librdkafka to our log, at level debug, because other lines say the same."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log.debug(record.getMessage(), action="kafka.client")

@@ -24,7 +24,7 @@ def covered_since(scope: Scope, relay: RelayState) -> dict[str, str | None]:
 
 
 def interrupted(scope: Scope, before: RelayState, now: RelayState) -> list[str]:
-    """The watched collections for which the relay may have left out changes since an earlier state."""
+    """The watched collections whose changes the relay may have left out since an earlier state of the relay."""
     return [
         name for name, token in covered_since(scope, now).items() if token is None or token > before.position.token
     ]

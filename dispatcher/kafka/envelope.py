@@ -95,7 +95,7 @@ class GapNotice(NamedTuple):
     """Changes that are missing in the topic.
 
     Attributes:
-        token: the place of the notice among the events of its partition.
+        token: the notice comes after the events of its partition that have lower tokens.
         kind: the kind of the gap.
         after: the changes after this token are missing.
         until: the changes up to this token are missing.
@@ -129,7 +129,7 @@ def head_of_term(term: int) -> bytes:
 
 
 def encode_without(last: int, head: bytes, number: int, event: bytes) -> bytes:
-    """Return the record of a change event. The record leaves out the last field of the event.
+    """Return the record of a change event, without the last field of the event, which only the relay needs.
 
     This is the hot path of the relay.
 
@@ -194,7 +194,7 @@ def decode(value: bytes | None) -> Envelope:
 
 
 def token_in(record: Envelope) -> str:
-    """The token of a record: its place among the changes.
+    """The token of a record. Tokens tell the order of records.
 
     Raises:
         MalformedRecord: the record has no token.

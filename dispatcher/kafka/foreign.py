@@ -10,7 +10,8 @@ from dispatcher.exceptions import TopicError
 from dispatcher.kafka.config import KafkaConfig
 from dispatcher.kafka.envelope import Envelope, MalformedRecord, decode, token_in
 
-# Seconds for reading the last records of all partitions, and number of messages that are taken at once.
+# Seconds for reading the last records of all partitions. One call of the consumer returns at most `_AT_ONCE`
+# messages, and waits at most `_WAIT` seconds for them.
 _PATIENCE: Final = 5.0
 _AT_ONCE: Final = 1_000
 _WAIT: Final = 0.1
@@ -29,7 +30,7 @@ def opened(place: str, record: tuple[int, bytes | None]) -> tuple[Envelope, str]
         record: the offset and the value of the record.
 
     Raises:
-        TopicError: it is not a record of a relay.
+        TopicError: no relay has written the record.
     """
     offset, value = record
     try:
@@ -38,8 +39,8 @@ def opened(place: str, record: tuple[int, bytes | None]) -> tuple[Envelope, str]
     except MalformedRecord as error:
         raise TopicError(
             f"{place}, offset {offset}: {error}.",
-            remedy="Let only `dispatcher relay` write to this topic, and no relay of a later version than the "
-            "dispatchers. Find the program that wrote the record, then begin with a new topic.",
+            remedy="Let only `dispatcher relay` write to this topic, in a version that is not later than that of "
+            "the dispatchers. Find the program that wrote the record, then begin with a new topic.",
         ) from error
 
 
@@ -86,7 +87,7 @@ def foreign_among(topic: str, records: Mapping[int, tuple[int, bytes]], highest:
 
     Args:
         records: the records by partition, with their offsets.
-        highest: the highest term of a relay in the state. It was read after the records.
+        highest: the highest term of a relay in the state. It must be read after the records.
     """
     for partition, record in sorted(records.items()):
         place = place_of(topic, partition)

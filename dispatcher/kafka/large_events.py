@@ -87,7 +87,7 @@ class LargeEvents:
         """Delete the files whose records the brokers have removed. Returns their number.
 
         Args:
-            retention: seconds for which the topic keeps records.
+            retention: seconds for which the topic keeps records. With `inf`, no file is deleted.
             now: the time by the clock of the server.
         """
         if retention == float("inf"):

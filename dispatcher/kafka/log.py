@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 _FETCHED: Final = 4
 _QUEUED: Final = 4
 
-# Maximum number of messages that are taken at once. If messages are large, fewer are taken: about an
-# eighth of the bytes that the queues may hold. So the queues do not grow far beyond their bounds.
+# Maximum number of messages that one poll takes. If messages are large, a poll takes fewer: about an eighth of
+# the bytes that the queues may hold. So the queues do not grow far beyond their bounds.
 _AT_ONCE: Final = 1_000
 _BATCHES: Final = 8
 
@@ -55,8 +55,8 @@ _BACKOFF_MS: Final = 10
 # Milliseconds between two reports of librdkafka about its queue.
 _REPORTS_MS: Final = 2_000
 
-# Maximum number of change streams that read lost changes at the same time. For each of them, the server reads the
-# whole oplog.
+# Maximum number of change streams that are open at the same time to read changes that the topic has lost. For
+# each of them, the server reads the whole oplog.
 _STREAMS: Final = 2
 
 # Seconds for which a reader waits for a record.
@@ -298,7 +298,7 @@ class TopicLog:
         polling.order(change)
 
     def _note_report(self, report: str) -> None:
-        """Keep the size of librdkafka's queue. All partitions share the queue, and each reports the whole size."""
+        """Note the size of librdkafka's queue. All partitions share the queue, and each reports the whole size."""
         topic = json.loads(report)["topics"].get(self.topic)
         partitions = topic["partitions"].values() if topic is not None else ()
         self.prefetched = max((one["fetchq_size"] for one in partitions), default=0)
@@ -458,7 +458,7 @@ class PartitionLog:
         return await self._topic.watch.look(self.number)
 
     async def offset_at(self, seconds: float) -> int:
-        """The offset of the first record since a time, in seconds since 1970; -1 if there is none."""
+        """The offset of the first record at or after a time (in seconds since 1970); -1 if there is none."""
         return await self._offset(since=seconds)
 
     async def end(self) -> int:

@@ -1,6 +1,6 @@
 """Looks at a topic and at the relay's saved position every two seconds.
 
-Some changes of a topic show up in no message: its deletion, a new topic with the same name, the removal of records
+No message tells a reader that the topic was deleted, that a new topic has its name, or that records were removed
 from a quiet partition.
 """
 
@@ -123,7 +123,7 @@ class TopicWatch:
         self._newest = await self._look()
 
     def keep_covered(self, scope: Scope) -> None:
-        """Require that the relay continues to publish these collections. Otherwise `run` ends with an error."""
+        """Require that the relay continues to publish these collections. If not, the topic counts as unusable."""
         self._scope = scope
 
     @property
@@ -180,7 +180,7 @@ class TopicWatch:
         return Look(facts.layout.id, beginnings[partition], relay.term, relay.position.of(partition))
 
     def require_usable(self) -> None:
-        """Raise the error that ended `run`."""
+        """Raise the error that has made the topic unusable, if there is one."""
         if self._failure is not None:
             raise self._failure
 

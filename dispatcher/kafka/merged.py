@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class _Partition:
-    """The events of one partition that are read, but not yielded.
+    """The events of one partition that were read, but are not yielded yet.
 
     Attributes:
         lost: for each event that can't be read, a batch that has no events, but reports the loss.
@@ -139,7 +139,7 @@ def _lost_until(token: str, partitions: Sequence[_Partition]) -> list[EventBatch
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run some coroutines at once. The first error ends the other coroutines."""
+    """Run some coroutines at the same time. The first error ends the other coroutines."""
     tasks = [asyncio.create_task(one, name="read-partition") for one in work]
     try:
         return await asyncio.gather(*tasks)

@@ -12,7 +12,8 @@ from dispatcher.core.output.logs import log
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
-# Maximum seconds for which the thread waits for a message. So a command waits for this time at most.
+# Maximum seconds of a wait of the thread: for `go_on`, and then for a message. So a command waits for twice this
+# time at most.
 _TICK: Final = 0.1
 
 # Seconds without a poll after which all partitions are paused. There are two reasons. The client drops the records
@@ -28,14 +29,14 @@ _FEW: Final = 10
 
 
 class Polling:
-    """Polls a consumer in a thread. All commands of the consumer run in this thread, too.
+    """Polls a consumer in a thread. All commands to the consumer run in this thread, too.
 
     Args:
         distribute: gets the messages in the event loop. The thread polls again after `go_on`.
 
     Attributes:
-        at_once: maximum number of messages that the thread takes at once.
-        paused: the partitions that commands have paused. Only the thread changes this set.
+        at_once: maximum number of messages that the thread takes in one poll, besides the first message.
+        paused: the numbers of the partitions that commands have paused. Only the thread changes this set.
         is_suspended: whether all partitions are paused.
     """
 
@@ -65,16 +66,16 @@ class Polling:
         self._thread.join()
 
     def go_on(self) -> None:
-        """Poll again."""
+        """Let the thread poll again."""
         self._may_poll.set()
 
     def stop(self) -> None:
-        """Run the waiting commands, and end."""
+        """Let the thread run the waiting commands, and end."""
         self._stopping = True
         self._may_poll.set()
 
     def order(self, command: "Callable[[Consumer], None]") -> None:
-        """Run a command soon. Its errors are logged."""
+        """Let the thread run a command soon. Errors of the command are logged."""
 
         def run(consumer: "Consumer") -> None:
             try:
@@ -88,8 +89,8 @@ class Polling:
         """Run a command, and wait for its end.
 
         Args:
-            then: called in the event loop, after all messages from before the command, and before all later
-                messages.
+            then: called in the event loop after the command has succeeded. At that time, `distribute` has got all
+                messages from before the command, and no later ones.
         """
         done: asyncio.Future[None] = self._loop.create_future()
 
@@ -136,7 +137,7 @@ class Polling:
         self.is_suspended = False
 
     def _turn(self, polled: float) -> float:
-        """Run the commands, and poll if there is room.
+        """Run the commands, and poll if `go_on` was called.
 
         Args:
             polled: the time of the last poll.

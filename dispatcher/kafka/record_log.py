@@ -19,10 +19,10 @@ class RecordLog(Protocol):
         """The partition and its topic, as text for logs and errors."""
 
     def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:
-        """The current gauges.
+        """The current gauges of the partition, for metrics.
 
         Args:
-            offset: the offset of the next record to read, in the topic with this id; None before the first one.
+            offset: the offset of the next record to read, in the topic with this id; None before the first record.
         """
 
     async def seek(self, offset: int) -> None:
@@ -32,7 +32,7 @@ class RecordLog(Protocol):
         """Stop reading."""
 
     async def read(self, most: int) -> list[TopicRecord]:
-        """The next records. If none comes within a second, the list is empty."""
+        """The next records, at most `most`. If none comes within a second, the list is empty."""
 
     def newest(self) -> Look:
         """The last look at the topic and at the relay's position."""
@@ -41,7 +41,7 @@ class RecordLog(Protocol):
         """Wait for a look that begins after this call, and return it."""
 
     async def offset_at(self, seconds: float) -> int:
-        """The offset of the first record since a time; -1 if there is none."""
+        """The offset of the first record at or after a time, in seconds since 1970; -1 if there is none."""
 
     async def end(self) -> int:
         """The offset after the last record."""

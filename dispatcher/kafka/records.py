@@ -30,16 +30,17 @@ def take_plain(
 ) -> tuple[LogPosition, TopicRecord | None]:
     """Accept plain events, up to the first other record. This is the hot path of a reader.
 
-    Each of these records is the next one of the term, and has a later token than the record before. `accept` would
-    deliver the same records. This function also stops at malformed records: `decode` and `token_in` then report
-    them.
+    Each of these records is the next one of the term, and has a later token than the record before. `accept` in
+    `kafka/acceptance.py` would deliver the same records. This function also stops at malformed records: `decode`
+    and `token_in` then report them.
 
     Args:
+        position: the position before the records.
         events: gets the events.
 
     Returns:
-        The position after the events, and the record at which the function stopped. Instead of the record, None if
-        the function took all records.
+        The position after the events, and the record at which the function stopped; None for the record if the
+        function took all records.
     """
     offset, term, number, before = position
     head, token, unpack, smallest = head_of_term(term), before.encode(), _PLAIN.unpack_from, _PLAIN.size

@@ -23,8 +23,8 @@ class Mark(NamedTuple):
 
     Attributes:
         offset: the offset after the record.
-        term: the term of the record; 0 if there is none.
-        number: the number of the record; -1 if there is none.
+        term: the term of the record; 0 if there is no record.
+        number: the number of the record; -1 if there is no record.
     """
 
     offset: int
@@ -60,7 +60,8 @@ class RelayState(NamedTuple):
     Attributes:
         term: the last term that a relay has taken.
         topic: the topic that the position belongs to.
-        since: for each published collection or pattern, the token since which the relay publishes all its changes.
+        since: for each published collection or pattern, a token. The relay publishes all changes of the collection
+            after this token.
     """
 
     term: int
@@ -91,7 +92,7 @@ class RelayStore:
         return None if found is None else self._read(found)
 
     async def begin(self, topic: TopicLayout, position: RelayPosition, since: Mapping[str, str]) -> None:
-        """Record the first state of a relay, unless there is one."""
+        """Record the first state of a relay, unless it has a state already."""
         values = {"term": 0, **_topic(topic), **_position(position), "collections": _collections(since)}
         await self._relays.update_one({"_id": self._topic}, {"$setOnInsert": values}, upsert=True)
 

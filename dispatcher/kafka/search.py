@@ -1,4 +1,4 @@
-"""Finds the position of a token in one partition of a topic, if its place is unknown."""
+"""Finds the position that belongs to a token, in one partition of a topic."""
 
 from contextlib import suppress
 from typing import Final
@@ -14,14 +14,14 @@ CLOCKS: Final = 60
 """Seconds by which the clocks of the broker and of the server may differ."""
 
 SEARCHED: Final = 1_000
-"""Maximum number of records that are read at once."""
+"""Maximum number of records in one read."""
 
 # The factor by which each attempt goes further back than the attempt before.
 _FURTHER: Final = 1_000
 
 
 async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition | None:
-    """The position of a token; None if the log begins after it.
+    """The position of a token; None if the log begins after the token.
 
     Tokens rise within a term. If one record of a term is not after the token, the earlier records of this term
     are not after the token either. So the reader may skip this record and all these earlier ones. But records of
@@ -50,7 +50,7 @@ async def find_position(log: RecordLog, look: Look, token: str) -> LogPosition |
 async def _scan(
     log: RecordLog, begin: int, relay: LogPosition, token: str, *, is_first: bool
 ) -> LogPosition | None:
-    """The position of a token: at the first record after it.
+    """The position of a token: at the first record after the token.
 
     Args:
         is_first: whether the log has no records before `begin`.

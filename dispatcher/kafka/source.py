@@ -2,7 +2,7 @@
 
 Each record goes through three checks, in this order: `accept` decides whether the record counts; an event up to
 the latest accepted token is dropped, because it was read before; a stamp counts when it is seen for the first
-time, see `stream/origins.py`. When an event from before the start is dropped, its stamp is remembered.
+time, see `stream/origins.py`. When an event from before the start of reading is dropped, its stamp is remembered.
 
 The relay copies the stamp of a delete marker to its delete, and does not publish the marker. So readers never wait
 for the end of a transaction.
@@ -66,11 +66,11 @@ def _no_place() -> LogPlace | None:
 
 
 class _Halt(NamedTuple):
-    """A record that needs more than a decision.
+    """A record that `_take` leaves to its caller.
 
     Attributes:
-        decision: `JUMP`, or `DELIVER` for a gap or a large event; None if it is unknown whether a relay has taken
-            the term of the record.
+        decision: the result of `accept`: `JUMP`, or `DELIVER` for a gap or a large event. None if `accept` was not
+            called yet, because it is unknown whether a relay has taken the term of the record.
         after: the position after the record.
     """
 
@@ -88,7 +88,8 @@ class KafkaSource:
         start: the place where the dispatcher continues.
         batch_size: maximum number of events per batch.
         read_large: reads a large event. By default, all large events count as missing.
-        saved: returns the saved place. Its offset is committed, so that tools of Kafka show the lag.
+        saved: returns the saved place; None if there is none. The offset of this place is committed to Kafka, so
+            that tools of Kafka show the lag.
         figures: counts the records.
     """
 
@@ -192,10 +193,11 @@ class KafkaSource:
     def _take(
         self, records: Iterator[TopicRecord], position: LogPosition
     ) -> tuple[list[RawEvent], LogPosition, "_Halt | None"]:
-        """Decide about records, up to the first one that needs more than a decision.
+        """Decide about records, up to the first one that is left to the caller, see `_Halt`.
 
         Returns:
-            The accepted new events, the position after them, and that record.
+            The accepted new events, the position after them, and the record that is left; None if all records
+            were taken.
         """
         events: list[RawEvent] = []
         while True:
@@ -213,8 +215,8 @@ class KafkaSource:
             else:
                 self._figures.dropped[decision] += 1
                 # Only the stamps of events before the start are remembered here. `Reader` itself remembers the
-                # stamps of later events. If such a stamp were remembered here too, `Reader` would take the
-                # original write for a copy.
+                # stamps of later events. If such a stamp were remembered here too, `Reader` would treat the
+                # original write as a copy.
                 if decision is Decision.DUPLICATE and token <= self._began:
                     remember_stamp(envelope, self._remember)
             position = after
@@ -224,7 +226,7 @@ class KafkaSource:
         return EventBatch(events, token, place=LogPlace(self._topic_id, offset, term, number))
 
     async def _special(self, envelope: Envelope, before: LogPosition, after: LogPosition) -> EventBatch:
-        """The batch of a record that contains no event: a gap, or the name of a large event.
+        """The batch of a record that contains no event: a gap, or a reference to a large event.
 
         Raises:
             HistoryLost: the relay has lost history.
@@ -244,7 +246,7 @@ class KafkaSource:
     # -- the log and the relay's position ------------------------------------------------------------------
 
     async def _resumed(self, position: LogPosition, jump: int) -> LogPosition:
-        """Compare the position with the last look at the topic. Returns the position at which to continue.
+        """Compare the position with the newest look at the topic. Returns the position at which to continue.
 
         Args:
             jump: the offset of the next record, if records before it are missing; the offset of the position, if
@@ -263,12 +265,12 @@ class KafkaSource:
         if jump < 0 and look.beginning <= position.offset:
             if relay[1:3] <= place:  # all records up to the relay's position are accepted
                 return position._replace(token=max(position.token, relay.token))
-            if relay.offset > position.offset:  # the reader has not read up to it yet
+            if relay.offset > position.offset:  # the reader has not reached the relay's position yet
                 return position
         resumed = resume(position, relay, max(look.beginning, jump))
         if resumed[1:3] != place:
             raise self._lost("Records that the relay counts as delivered are missing", position, resumed)
-        if jump == position.offset == resumed.offset:  # out of range, although the log begins before it
+        if jump == position.offset == resumed.offset:  # out of range, although the log begins before this offset
             end = await self._log.end()
             relay_here = resume(BEGINNING._replace(token=position.token), relay, 0)._replace(offset=end)
             raise self._lost("The log ends before the position", position, relay_here)
@@ -293,7 +295,7 @@ class KafkaSource:
         return self._lost("The topic was deleted, and created again", position, relay)
 
     def _lost(self, reason: str, position: LogPosition, continues: LogPosition) -> HistoryLost:
-        """The error about lost history. `now` returns the end of the lost history."""
+        """The error about lost history. After this call, `now` returns the end of the lost history."""
         self._next = _start_of(continues, self._topic_id)
         begin, end = (token_time(one.token).as_datetime().isoformat() for one in (position, continues))
         return HistoryLost(
@@ -305,7 +307,7 @@ class KafkaSource:
     # -- the position of a token ---------------------------------------------------------------------------
 
     async def _begin(self, start: Start) -> LogPosition:
-        """The position of a start.
+        """The position in the log for a `Start`.
 
         Raises:
             HistoryLost: the log does not hold the changes after the start.
@@ -328,7 +330,7 @@ class KafkaSource:
         """The position of a token whose place is unknown.
 
         Raises:
-            HistoryLost: the log begins after the token. `now` returns the end of lost history.
+            HistoryLost: the log begins after the token. Then `now` returns the end of the lost history.
         """
         look = await self._log.look()
         self._topic_id = look.topic_id
@@ -361,7 +363,7 @@ class KafkaSource:
     async def recall(self, before: str, remember: RememberStamp) -> float:
         """Read the stamps of the last writes before a position, and pass them to `remember`.
 
-        The stamps between the saved place and `before` follow later, when `batches` drops their events.
+        The stamps between the saved place and `before` are passed later, when `batches` drops their events.
 
         Raises:
             HistoryLost: the log does not hold the changes after the position.

@@ -1,4 +1,4 @@
-"""Creates topics, reads their facts, and checks them.
+"""Creates topics, reads their properties, and checks them.
 
 The functions raise `KafkaError`, or its subclass `TopicError`, with a remedy.
 """
@@ -16,8 +16,8 @@ from dispatcher.kafka.config import KafkaConfig
 PARTITIONS: Final = 32
 """The number of partitions of a new topic."""
 
-# Attempts at reading a topic that was just created, and seconds between them. They are needed because some brokers
-# know the topic later than others.
+# Attempts at reading a topic that was just created, and seconds between two attempts. One attempt may not be
+# enough, because some brokers know the topic later than others.
 _ATTEMPTS: Final = 50
 _BETWEEN: Final = 0.1
 
@@ -52,7 +52,7 @@ class TopicLayout(NamedTuple):
 
 
 class TopicFacts(NamedTuple):
-    """A topic at one moment. A value is None if the broker does not tell it.
+    """The properties of a topic at one moment. A value is None if the broker does not report it.
 
     Attributes:
         replicas: the lowest number of replicas of a partition.
@@ -140,7 +140,7 @@ async def create_topic(admin: Admin, name: str, partitions: int) -> bool:
 
 
 async def read_topic(admin: Admin, name: str) -> TopicFacts | None:
-    """Read the facts of a topic. Returns None if it does not exist."""
+    """Read the properties of a topic. Returns None if it does not exist."""
     from confluent_kafka import TopicCollection  # noqa: PLC0415 - an extra
     from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]  # noqa: PLC0415
 
@@ -186,8 +186,8 @@ async def read_offsets(
     """The first offsets of partitions of a topic.
 
     Args:
-        since: a time, in seconds since 1970. Only records that were appended since then count. Without such a
-            record, the offset is -1.
+        since: a time, in seconds since 1970. The result has the offset of the first record that was appended at
+            this time or later, or -1 if there is no such record. With None, the time does not matter.
         end: return the offsets after the last records instead.
 
     Raises:
@@ -324,13 +324,13 @@ def _another_number(name: str, partitions: int, known: TopicLayout) -> TopicErro
 
 
 def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> None:
-    """Require that a topic keeps all its records for a time, and that the user may use it.
+    """Require that a topic can hold the records of a relay, and that the user may use the topic.
 
     Args:
         operation: the operation that the user needs.
 
     Raises:
-        TopicError: it is compacted, or does not take records of the relay's size.
+        TopicError: the topic is compacted, or its limit for the size of records is too low.
         KafkaError: the user lacks the right.
     """
     name = facts.layout.topic
@@ -410,7 +410,7 @@ def weaknesses(facts: TopicFacts, oplog_seconds: float | None = None) -> Iterato
 
 
 class WeaknessLog:
-    """Logs the weaknesses of a topic, each once until it is gone."""
+    """Logs each weakness of a topic once. A weakness that goes away and comes back is logged again."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()

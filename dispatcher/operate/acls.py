@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from dispatcher.kafka.config import KafkaConfig
 
-# The user in the commands, if the properties name none.
+# The user in the commands, if the Kafka configuration names none.
 _ANYBODY: Final = "NAME"
 
 

@@ -212,7 +212,9 @@ class _Checks(NamedTuple):
         """A finding if records in the state are deleted earlier than the changes that they belong to.
 
         Args:
-            level: the level of the finding if there are transactional receivers; otherwise `"warning"`.
+            place: `"oplog"` or `"topic"`.
+            level: the level of the finding if there are transactional receivers. Without them, the level is
+                `"warning"`.
             kept: the seconds for which the changes are kept.
         """
         retention = self.settings.delivery_retention * _SECONDS_PER_DAY

@@ -1,7 +1,7 @@
 """Checks whether the processes of the application claim the receivers that they run.
 
-The application may have a user of its own, and the rights of that user can't be read here. But the state shows
-whether the processes of the application have claimed, and the documents show writes without a claim.
+The application may have a database user of its own, and the rights of that user can't be read here. But the state
+shows whether the processes of the application have claimed, and the documents show writes without a claim.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -46,7 +46,7 @@ def recorded_elsewhere(registry: Registry, state_database: str) -> tuple[str, st
     """The warning that the application records claims in a database that its dispatchers do not read.
 
     Returns:
-        The text, and the remedy; None if both use the same database, or if the application claims nothing.
+        The text, and the remedy; None if the application records claims in the state database, or claims nothing.
     """
     claims = registry.claims
     if claims is None or claims.state == state_database or not registry.claimable_receivers():

@@ -1,4 +1,4 @@
-"""Books of claims for operators: which processes claim, and which claims are not done. See `mongoz/claims`.
+"""Books of claims for operators: which processes write claims, and which claims are not done. See `mongoz/claims`.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -20,7 +20,7 @@ from dispatcher.exceptions import DispatcherError, NotFound
 from dispatcher.operate.member_status import checked, members_of
 from dispatcher.operate.status_model import BookStatus, ClaimsStatus, GroupStatus, MemberStatus, number
 
-# Maximum number of books that a status counts, and that it shows.
+# Maximum number of books that a status counts, and maximum number that it shows.
 _MOST_BOOKS: Final = 1_000
 _SHOWN: Final = 20
 
@@ -177,7 +177,7 @@ async def release(group: Group, process: str) -> bool:
             raise _malformed(group, process, "it is not a book of claims any more")
         if state.fenced:
             return False
-        # If the process has written a beat meanwhile, the fence has no effect.
+        # If the process has written a beat meanwhile, the fence has no effect, and is tried again.
         if await store.fence(incarnation, state.beat, by="operator") is not None:
             return True
 
@@ -200,7 +200,7 @@ def _book(found: Mapping[str, Any], now: datetime, waiting: Mapping[str, int]) -
         waiting: the number of deliveries that wait for each book.
 
     Raises:
-        Exception: it is malformed.
+        Exception: the document is malformed.
     """
     types = _BookTypes.model_validate(found)
     beat_at, fenced_at = in_utc(found.get("beat_at")), in_utc(found.get("fenced_at"))

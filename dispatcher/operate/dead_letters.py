@@ -55,10 +55,10 @@ class Wanted(NamedTuple):
 
     Attributes:
         receiver: the name of the receiver; an empty text selects changes that could not be decoded.
-        error: the type of the error; an empty text selects letters without one.
+        error: the type of the error; an empty text selects letters without an error.
         since: the last attempt ended at this time or later.
         until: the last attempt ended before this time.
-        keys: values that the `_id` of the document may have.
+        keys: values that the `_id` of the document may have; empty for any value.
         text: the `_id` of the document as text, or the first characters of the letter's id or short id.
     """
 
@@ -183,7 +183,7 @@ def _begins(text: str) -> dict[str, str]:
 
 
 async def read(group: Group, id_: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A letter and its parts."""
+    """A letter, and its parts: BSON by name, see `parking/record.py`."""
     found = await group.state.held.find_one({"group": group.name, **LETTERS, "_id": id_}, _INTERNAL)
     if found is None:
         raise _unknown(group, repr(id_))
@@ -226,7 +226,7 @@ async def without_receiver(
 
 
 async def drop(group: Group, ids: Sequence[str], *, until: datetime | None = None) -> Dropped:
-    """Drop letters. Letters that are being retried stay, since their outcome is not known yet.
+    """Drop letters. Letters that are being retried stay, because their outcome is not known yet.
 
     Args:
         until: drop only letters whose last attempt ended before this time. (If a retry failed after the ids were
@@ -271,7 +271,7 @@ async def request_retry(
     group: Group,
     ids: Sequence[str] | None = None,
 ) -> dict[str, int]:
-    """Ask the dispatchers of a group to retry dead letters, with fresh attempts.
+    """Ask the dispatchers of a group to retry dead letters. The attempts are counted anew.
 
     Args:
         ids: the letters; None for all.

@@ -2,14 +2,14 @@
 
 A receiver has the first word that applies:
 
-    down        no dispatcher is alive, or the state can't be read; or the receiver has dead letters, no live
+    down        no dispatcher is alive, or the state can't be read. Or the receiver has dead letters, no live
                 dispatcher has it, and no documents wait for it
     paused      it or everything is paused, and a live dispatcher has this receiver
     blocked     documents wait for a failing delivery (on_failure="block"), or for a receiver that no live
                 dispatcher has
-    failing     in the last minute, at least a tenth of its deliveries failed for good, or more attempts failed
-                than succeeded, or no attempt succeeded while deliveries wait for their next attempt; or its last
-                delivery failed for good, and it has dead letters
+    failing     in the last minute, at least a tenth of its deliveries failed for good, more attempts failed
+                than succeeded, or no attempt succeeded while deliveries wait for their next attempt. Or its last
+                delivery, however long ago, failed for good, and it has dead letters
     behind      the largest lag in the group is at least BEHIND seconds, parked deliveries are overdue by BEHIND
                 seconds, or a pause has ended, and some of the deliveries that it parked are not made yet
     delivering  it got deliveries in the last minute
@@ -17,9 +17,9 @@ A receiver has the first word that applies:
 
 A group is `down` if its state can't be read, no dispatcher is alive or a partition has no live owner. It is
 `paused` if everything is paused, or if every receiver that is not down is paused. Otherwise it has the worst word
-of its receivers: failing, blocked, behind, delivering, idle. Receivers that are paused or down individually don't
-count. If the lag is BEHIND seconds or more, the word is `behind` or a worse one. The same applies to a group that
-reads from a topic, while the relay of this topic is not alive or has such a lag.
+of its receivers (the worst first: failing, blocked, behind, delivering, idle). Receivers that are paused or down
+individually don't count. If the lag is BEHIND seconds or more, the word is `behind` or a worse one. The same
+applies to a group that reads from a topic, while the relay of this topic is not alive or has such a lag.
 
 A relay is `down` under the same conditions as a group, and `failing` while it can't use its topic. Otherwise
 it is `behind`, `delivering` or `idle`.
@@ -52,7 +52,7 @@ from dispatcher.operate.status_model import (
 )
 
 BEHIND: Final = 10.0
-"""Seconds that a change may wait."""
+"""Seconds for which changes wait until the word is `behind`."""
 
 # A receiver is failing if at least this share of its deliveries failed for good.
 _GIVEN_UP: Final = 0.1
@@ -212,8 +212,8 @@ def _verdicts(name: str, facts: _Facts, group_facts: _GroupFacts) -> Iterator[tu
 def _late(waiting: Iterable[ParkedCount], now: datetime) -> int:
     """The number of documents whose parked deliveries are overdue."""
     due = [one for one in waiting if one.due_at is not None and (now - one.due_at).total_seconds() >= BEHIND]
-    # While the receiver is paused, its word is `paused`, and this number has no effect. After the pause, the
-    # deliveries that the pause had parked are due at once.
+    # While the receiver is paused, its word is `paused`, and this number has no effect. When the pause ends, the
+    # deliveries that it has parked are due immediately.
     return sum(one.documents for one in waiting if one in due or one.reason == "paused")
 
 

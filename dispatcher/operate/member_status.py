@@ -1,4 +1,4 @@
-"""Reads the processes of a group from its state.
+"""Reads the processes of a group from the state database.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -78,7 +78,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def checked(made: T) -> T:
-    """Check the types of a dataclass, and return it."""
+    """Check the types of the values in an object of a dataclass, and return the object."""
     kind: Any = type(made)
     checked: T = _adapter(kind).validate_python(asdict(made))  # type: ignore[call-overload]
     return checked

@@ -303,14 +303,14 @@ METRICS: Final = (
     _by_receiver(
         "histogram",
         "delivery_latency_seconds",
-        "From the commit of a change to the start of its receiver's first attempt; at most a thousand per second "
-        "are observed.",
+        "Seconds from the commit of a change to the start of its receiver's first attempt; at most a thousand "
+        "attempts per second are observed.",
         lambda r: r.latency,
     ),
     _by_receiver(
         "histogram",
         "receiver_duration_seconds",
-        "How long attempts of a receiver took; at most a thousand per second are observed.",
+        "How long attempts of a receiver took; at most a thousand attempts per second are observed.",
         lambda r: r.duration,
     ),
     _by_receiver(

@@ -57,7 +57,7 @@ class Observer:
         troubles: returns further reasons why the process can't work at this moment, for people.
 
     Attributes:
-        http: the URL of the process; None if it does not listen.
+        http: the URL of the process; None if it does not answer over HTTP.
         cache: the status of the group.
         name: the name of the group.
     """
@@ -279,7 +279,7 @@ def _silent(text: str, gauges: Mapping[int, Gauges], limit: float) -> list[str]:
     """A reason that names all partitions that are silent for more than `limit` seconds; empty if none are.
 
     Args:
-        text: the reason, with `{}` in the place of the partitions.
+        text: the reason, with `{}` where the partitions are inserted.
         gauges: the gauges by partition.
     """
     silent = {number: one.silent_seconds for number, one in gauges.items() if one.silent_seconds > limit}

@@ -137,7 +137,7 @@ class Pauses:
         self.on_backfill: set[Callable[[], None]] = set()
 
     async def look(self) -> None:
-        """Read the pauses, and whether retries are requested or backfills wait."""
+        """Read the pauses, and find out whether retries are requested and whether backfills wait."""
         rows, requested, backfills = await self._read()
         found = {one.receiver: one for one in _sound_pauses(self._group, rows)}
         before = {*self.receivers, *([None] if self.everything else [])}

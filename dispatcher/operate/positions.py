@@ -63,7 +63,7 @@ class TopicStatus(NamedTuple):
     """The topic of a group, for `position show`.
 
     Attributes:
-        relay: its state; None if no relay has saved a position.
+        relay: the state of the relay; None if no relay has saved a position.
         is_own: whether the group is the relay of the topic.
     """
 

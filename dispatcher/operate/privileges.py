@@ -1,10 +1,10 @@
 """The privileges that the database user of a dispatcher needs, and the privileges that it has.
 
-`run` and `relay` require the privileges in the first two lines of this list. Without the privileges in its other
-lines, some metrics and warnings are absent. `run --kafka` does not require changeStream, but without changeStream
+`run` and `relay` require the privileges in the first two lines of the next list. Without those in its other lines,
+some metrics and warnings are absent. `run --kafka` does not require changeStream, but without changeStream
 the dispatcher can't read the changes that the topic has lost.
 
-    changeStream, find      on the watched database, or on the whole deployment if there are several
+    changeStream, find      on the watched database, or on the whole deployment if several databases are watched
     readWrite               on the database of the dispatcher's state
     serverStatus            on the deployment: how far back the oplog reaches
     collStats               on local.oplog.rs: how full the oplog is (collStats does not show its entries)
@@ -40,6 +40,8 @@ class Right(NamedTuple):
     Attributes:
         database: the database of the resource; "" means every database except local and config, None means the
             deployment.
+        collection: the collection of the resource; "" means every collection of the database.
+        why: the purpose of the actions, for people.
     """
 
     database: str | None
@@ -176,7 +178,7 @@ def create_role(group: str, scope: Scope, rights: Sequence[Right], state_databas
 
 
 def create_application_role(group: str, state_database: str) -> str:
-    """The command for mongosh that creates a role for the user of the application, to be granted in addition."""
+    """The command for mongosh that creates a further role, for the user of the application."""
     comments = [
         "This role is for the application. With it, dispatchers can take over the receivers of dead processes.",
         "The user of the application also needs readWrite on the databases of its documents.",

@@ -43,10 +43,10 @@ class RelayLog(NamedTuple):
     retention: float | None
 
     def lag_of(self, partition: int, log: Any) -> int | None:
-        """The number of records that a partition of a group has not finished; None if it is unknown.
+        """The number of records that a group has not finished in a partition; None if it is unknown.
 
         Args:
-            log: the field `log` of its position, see docs/reference/state.md.
+            log: the field `log` of the group's position in this partition, see docs/reference/state.md.
         """
         match log:
             case {"topic_id": self.topic_id, "offset": int(offset)} if partition < len(self.offsets):
@@ -54,7 +54,12 @@ class RelayLog(NamedTuple):
         return None
 
     def headroom_of(self, age: float | None, lag: int | None) -> float | None:
-        """The seconds until the topic may delete the records after a position; None if they are unknown."""
+        """The seconds until the topic may delete the records after a position; None if they are unknown.
+
+        Args:
+            age: the age of the position in seconds; None if it is unknown.
+            lag: the number of records after the position; None if it is unknown.
+        """
         return None if age is None else topic_headroom(self.retention, age, all_read=lag == 0)
 
 
@@ -161,7 +166,7 @@ def _progress(found: Mapping[str, Any], log: RelayLog, now: float) -> tuple[int 
 def show_lag(one: PartitionStatus, log: RelayLog, saved: Any) -> None:
     """Complete the status of a partition that reads from the topic.
 
-    A live owner has reported the lag. Without a live owner, the lag is computed from the saved place.
+    A live owner has reported the lag. Without a live owner, the lag is computed from the saved position.
 
     Args:
         saved: the field `log` of the saved position.

@@ -42,7 +42,10 @@ _PATIENCE: Final = 5.0
 
 def few_connections(clients: Clients, settings: Settings) -> tuple[str, str]:
     """The warning that receivers wait for connections, and its remedy."""
-    text = f"Up to {settings.concurrency} receivers at once share maxPoolSize={clients.connections} connections"
+    text = (
+        f"Up to {settings.concurrency} receivers run at the same time, and share "
+        f"maxPoolSize={clients.connections} connections"
+    )
     return text, "Raise maxPoolSize in the URL, or lower --concurrency to maxPoolSize."
 
 
@@ -75,6 +78,7 @@ async def set_up(
     Args:
         registry: the registry of the application. Its receivers are connected already.
         application: the name of the application, see `admit`.
+        images: whether to turn on pre and post images for the watched collections.
 
     Raises:
         DispatcherError: a step failed. The results of earlier steps stay.
@@ -119,7 +123,7 @@ async def set_up(
 
 
 async def _prepare_topic(state: State, settings: Settings, prepared: Prepared) -> bool:
-    """Create the topic, unless a relay has published to it. Returns whether a relay has published to it."""
+    """Create the topic, unless it exists or a relay has published to it. Returns whether a relay has published."""
     relay = await RelayStore(state, settings.kafka_topic).load()
     prepared.topic = "created already"
     if relay is None:
@@ -241,7 +245,7 @@ async def warn_about_streams(group: Group) -> None:
 
 
 def _warn_of_missing_images(watched: Iterable[WatchedCollection], routes: Routes) -> None:
-    """Warn about collections with receivers of updates or deletes. An insert always has its document."""
+    """Warn about collections without images that have receivers of updates or deletes. Inserts need no images."""
     names = [
         one.name
         for one in watched

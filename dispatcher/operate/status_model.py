@@ -295,7 +295,7 @@ class ParkedCount:
         documents: the number of documents.
         due_at: the time of the earliest next attempt.
         reason: the `state` of the first parked delivery of each document, see docs/reference/state.md.
-        oldest_at: the time at which the oldest change of the first parked deliveries was committed.
+        oldest_at: the earliest commit of a change among the first parked deliveries of these documents.
     """
 
     receiver: str | None
@@ -319,7 +319,7 @@ class BookStatus:
         alive: whether the book has not ended, and its last beat is younger than the timeout.
         open: the number of open claims.
         released: the number of claims that the process left to the dispatchers.
-        fenced_at: the end of the book; None if it has not ended.
+        fenced_at: the time at which the book ended; None if it has not ended.
         fenced_by: the side that ended the book: `"process"`, `"dispatcher"` or `"operator"`.
         waiting: the number of deliveries that wait, in the memory of dispatchers, for the writing process.
     """
@@ -387,7 +387,7 @@ class GapStatus:
     Attributes:
         kind: the cause, see docs/reference/state.md.
         noted_at: the server's time at which the gap was first recorded.
-        text: the event in a sentence.
+        text: a sentence about the cause and the changes.
         namespace: the namespace of the collection; None if several collections are affected.
     """
 

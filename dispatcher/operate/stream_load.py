@@ -11,19 +11,21 @@ from pymongo.errors import OperationFailure
 from dispatcher.core.oplog import Oplog
 from dispatcher.core.state import POSITIONS, Group
 
-# The cost of a stream for the server, in seconds of CPU: for each change of the oplog, and for each second at
-# rest. Measured: 40,000 inserts cost 1.4 s with one stream, 6.2 s with 4, 32 s with 16 and 227 s with 64.
+# The cost of a stream for the server, in seconds of CPU: for each change in the oplog; and for each second, even
+# without changes.
+# Measured: 40,000 inserts cost 1.4 s with one stream, 6.2 s with 4, 32 s with 16 and 227 s with 64.
 _PER_CHANGE: Final = 50e-6
 _AT_REST: Final = 0.005
 
-# The load is too high if the streams reach this fraction of the limit, or keep this fraction of the cores busy.
+# The load is too high in two cases: the number of streams reaches the first fraction of the limit, or the streams
+# keep the second fraction of the cores busy.
 _NEAR: Final = 0.8
 _BUSY: Final = 0.5
 
 # The assumed number of cores of a server that does not report it.
 _FEW_CORES: Final = 2
 
-# Atlas allows 100 streams at once in a cluster of the size M10, fewer in smaller ones, 1,000 from M30 on.
+# Atlas allows 100 open streams in a cluster of the size M10, fewer in smaller clusters, 1,000 from M30 on.
 _ATLAS: Final = ".mongodb.net"
 _ATLAS_STREAMS: Final = 100
 
@@ -61,7 +63,7 @@ class StreamLoad(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """The estimated cores of the server that the streams keep busy."""
+        """The estimated number of cores of the server that the streams keep busy."""
         return self.total * (_AT_REST + (self.rate or 0.0) * _PER_CHANGE)
 
     @property
@@ -79,7 +81,7 @@ class StreamLoad(NamedTuple):
         groups = f"{len(self.streams)} group{'' if len(self.streams) == 1 else 's'}"
         text = f"{streams} of {groups}"
         if self.is_near_limit:
-            text += f", and the deployment allows about {self.allowed} at once"
+            text += f", and the deployment allows about {self.allowed}"
         if self.rate is None:
             return text
         cores = "cores of the server" if self.cores is None else f"of the server's {self.cores} cores"
@@ -94,7 +96,7 @@ async def stream_load(group: Group, oplog: Oplog | None, partitions: int | None 
 
     Args:
         group: the group that is about to run; all its streams count.
-        partitions: the number of its partitions; None if the state has it.
+        partitions: the number of its partitions; None to read this number from the state.
     """
     client = group.state.client
     streams = await _streams(group, partitions)
@@ -124,7 +126,7 @@ async def _streams(group: Group, partitions: int | None) -> dict[str, int]:
 
 
 async def _connections(client: AsyncMongoClient[Any]) -> int | None:
-    """The number of connections that the server allows: each stream needs one."""
+    """The number of connections that the server allows; None if it is unknown. Each stream needs one."""
     try:
         status = await client.admin.command(dict(_CONNECTIONS))
     except OperationFailure:  # not allowed
@@ -135,7 +137,7 @@ async def _connections(client: AsyncMongoClient[Any]) -> int | None:
 
 
 async def _rate(client: AsyncMongoClient[Any], oplog: Oplog | None) -> float | None:
-    """The entries of the oplog in a second, on average."""
+    """The average number of entries that the oplog gets per second; None if it is unknown."""
     if oplog is None or not oplog.window:
         return None
     try:
@@ -147,7 +149,7 @@ async def _rate(client: AsyncMongoClient[Any], oplog: Oplog | None) -> float | N
 
 
 async def _cores(client: AsyncMongoClient[Any]) -> int | None:
-    """The cores of the server."""
+    """The number of cores of the server; None if it is unknown."""
     try:
         info = await client.admin.command("hostInfo")
     except OperationFailure:  # not allowed

@@ -46,7 +46,7 @@ class TopicChecks(NamedTuple):
     async def for_relay(
         self, oplog: Oplog | None, require_own: Callable[[KafkaConfig, TopicFacts], Awaitable[None]]
     ) -> AsyncIterator[Finding]:
-        """The checks for a relay. After an error, later checks are left out.
+        """The checks for a relay. An error ends the checks.
 
         Args:
             require_own: raises a `TopicError` if the topic belongs to another relay.
@@ -90,7 +90,7 @@ class TopicChecks(NamedTuple):
         """The topic as the source of a group.
 
         Raises:
-            KafkaError: no broker answers, or it refuses the user.
+            KafkaError: no broker answers, or a broker refuses the user.
             TopicError: the topic or the relay can't be used.
         """
         watch = TopicWatch(
@@ -128,7 +128,7 @@ class TopicChecks(NamedTuple):
         return Finding("warning", "relay", text, "Start `dispatcher relay`.")
 
     async def _records(self, watch: TopicWatch) -> AsyncIterator[Finding]:
-        """Look for records of other programs among the last ones."""
+        """Look for records of other programs among the last records of the partitions."""
         if watch.facts.is_of_development_broker:  # such a broker does not know the end of a log
             return
         numbers = range(watch.layout.partitions)
@@ -151,7 +151,7 @@ class TopicChecks(NamedTuple):
         return RelayStore(self.state, self.settings.kafka_topic)
 
     def _topic(self, facts: TopicFacts, oplog: Oplog | None) -> Iterator[Finding]:
-        """The topic itself."""
+        """The findings about the topic itself."""
         yield Finding("ok", "topic", f"The topic {facts.layout.topic!r} has {facts.layout.partitions} partitions")
         for one in weaknesses(facts, None if oplog is None else oplog.window):
             yield Finding("warning", "topic", f"{one.text[0].upper()}{one.text[1:]}", one.remedy)
@@ -192,7 +192,7 @@ def failed(error: DispatcherError) -> Finding:
 
 
 def _positions(watch: TopicWatch, saved: SavedPositions, oplog: Oplog | None) -> Iterator[Finding]:
-    """Whether the log still holds the records after the positions of a group."""
+    """The finding that says whether the log still holds the records after the positions of a group."""
     begun = [one for one in saved.positions.values() if one.token is not None]
     if not begun:
         yield Finding("ok", "position", "No position is saved: the first run delivers the changes after its start")
@@ -226,7 +226,7 @@ def _positions(watch: TopicWatch, saved: SavedPositions, oplog: Oplog | None) ->
 
 
 def _is_lost(watch: TopicWatch, position: Position) -> bool:
-    """Returns whether the log has lost records after a position. Records that no reader needs may be missing."""
+    """Returns whether the log has lost records after a position. Lost records that no reader needs don't count."""
     if position.place is None or position.token is None:
         return False
     look = watch.newest(position.partition)

@@ -23,7 +23,7 @@ class Limit:
         rate: the rate of the whole group; None for no limit.
 
     Attributes:
-        waiting: number of deliveries of the stream that wait in memory.
+        waiting: number of deliveries from the stream that wait in memory for a place.
     """
 
     def __init__(self, concurrency: int | None = None, rate: Rate | None = None) -> None:
@@ -59,7 +59,7 @@ class Limit:
         return future
 
     def withdraw(self, future: "asyncio.Future[None]") -> bool:
-        """Wait no longer. Returns whether the caller has the place."""
+        """Stop waiting. Returns whether the caller has got the place before."""
         if future.done():
             return not future.cancelled()
         future.cancel()
@@ -98,7 +98,7 @@ class Limit:
 
     @property
     def delay(self) -> float:
-        """The seconds after which the rate admits a further delivery."""
+        """The seconds after which the rate admits one more delivery, after those that wait."""
         return 0.0 if self._bucket is None else self._bucket.seconds(len(self._queue) + 1, monotonic())
 
     @property
@@ -127,7 +127,7 @@ class Place:
         self._limit: Limit | None = limit
 
     def use(self) -> bool:
-        """Pass the place to the attempt, which gives it back. Returns False if the place is gone."""
+        """Pass the place to the attempt, which gives it back. Returns False if it was used or released before."""
         used, self._limit = self._limit is not None, None
         return used
 

@@ -1,1 +1,1 @@
-"""Deliveries that wait, durably: parked deliveries and dead letters."""
+"""Deliveries that are kept in the database: parked deliveries and dead letters."""

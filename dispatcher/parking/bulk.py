@@ -40,11 +40,11 @@ _AGAIN: Final = 1.0  # if some due deliveries can't be taken yet
 # `Batch.wait` again. The deliveries of a failed batch are due together, so this time is enough to gather them.
 _TOGETHER: Final = 0.2
 
-# Maximum number of batches whose deliveries are taken at once. While the server works on some of them, the next
-# ones are read, and the results of the last ones are written.
+# Maximum number of batches whose deliveries are taken at the same time. So while a batch runs, the next ones are
+# read, and the results of the earlier ones are written.
 _BATCHES: Final = 4
 
-# Maximum number of bytes of the deliveries that are taken at once.
+# Maximum number of bytes of all taken deliveries.
 _BYTES: Final = 8_000_000
 
 # Maximum number of lanes that are delivered one by one after a query with malformed or unmarked lanes, see
@@ -58,7 +58,7 @@ class _TakenLane:
 
     Attributes:
         key: the key of the document.
-        left: the number of deliveries that are taken and not settled.
+        left: the number of taken deliveries whose results are not recorded yet.
     """
 
     lane: Lane
@@ -98,7 +98,7 @@ class ParkedBatches:
 
     Args:
         receivers: all receivers of the application.
-        lanes: the lanes of the jobs. They hold back the jobs of a document while results for it are written.
+        lanes: the lanes of the jobs. They hold back the jobs of a document while its results are written.
         limits: the limits, by the present and former names of the receivers.
 
     Attributes:
@@ -132,7 +132,7 @@ class ParkedBatches:
         self._unsettled: dict[_Result, None] = {}
 
     def on_settled(self, listener: Callable[[float], None]) -> None:
-        """Call a function whenever lanes are settled, with the seconds until one of them is due again."""
+        """Call a function when results are recorded, with the seconds until one of their lanes is due again."""
         self._on_settled = listener
 
     # -- taking ----------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class ParkedBatches:
 
         Args:
             name: the name of a batch receiver.
-            apart_from: further lanes that are left out.
+            apart_from: the ids of more lanes to leave out.
             may_forget: whether to forget the name if no delivery is parked under it.
 
         Returns:

@@ -1,11 +1,12 @@
 """Parks deliveries, and decides which deliveries must wait for parked ones.
 
-A delivery is parked when it blocks, when its receiver is paused, or when its next attempt is far away. Once the
-delivery is written, the change is finished for this receiver. The parked deliveries of one receiver and document
-are a lane. Later deliveries join the lane as followers, in order, until all deliveries of the lane are made.
+A delivery is parked when it has failed and blocks its document, when its receiver is paused, or when its next
+attempt is far away. Once the delivery is written, the change is finished for this receiver. The parked deliveries
+of one receiver and document are a lane. Later deliveries join the lane as followers, in order, until all
+deliveries of the lane are made.
 
 Parked deliveries are in the database only. The process keeps in memory the names of the receivers with parked
-deliveries, and the lanes that matter for queued jobs. A document has one running job at a time, and only jobs of
+deliveries, and the lanes that queued jobs must query. A document has one running job at a time, and only jobs of
 this document change the document's lanes. Therefore a lane can't end while a follower is added to it.
 
 MongoDB commands raise the `PyMongoError` of the driver.
@@ -86,7 +87,8 @@ class Parking:
         self.stuck: set[str] = set()
         """Lanes whose last attempt still runs in an abandoned task."""
         self.retried: set[str] = set()
-        """Lanes that a dead letter has joined. They are read again: the dead letter may come first."""
+        """Lanes that a dead letter has joined. If deliveries of a lane were read before, the lane is read again,
+        because the dead letter may come before them."""
         self.hastened: dict[str, str] = {}
         """Lanes whose claims are decided, each with the `_id` of its claimed delivery, which is made due soon."""
         self._paused_names: set[str] = set()
@@ -94,7 +96,7 @@ class Parking:
         """Names of the receivers whose deliveries may have to wait. Usually this set is empty."""
 
     def on_parked(self, listener: Callable[[float], None]) -> None:
-        """Call a function whenever a delivery is parked, with the seconds until it is due."""
+        """Call a function whenever a delivery is parked. It gets the seconds until the delivery is due."""
         self._on_parked = listener
 
     @property
@@ -122,8 +124,8 @@ class Parking:
         Call this method again from time to time: a dispatcher of an earlier version may still park deliveries.
         """
         await self._held.recover()
-        # Other processes may have parked claimed deliveries. This process follows a claim only after an attempt at
-        # its delivery. So all claimed deliveries are made due now.
+        # Other processes may have parked claimed deliveries. This process begins to follow the claim of a parked
+        # delivery only when the delivery is due. So all claimed deliveries are made due now.
         await self._held.make_claimed_due()
         known = {name for names in self._names.values() for name in names}
         found = await self._held.receivers()
@@ -137,7 +139,7 @@ class Parking:
                 "deliveries are parked for receivers that the application does not have; they stay parked",
                 action="parked.orphaned",
                 receivers=sorted(orphaned),
-                remedy="connect a receiver that has this name, or has it in `formerly`",
+                remedy="connect receivers that have these names, or have them in `formerly`",
             )
 
     def watch(self) -> None:
@@ -176,7 +178,7 @@ class Parking:
                 self._remembered[lane] = (self._round, lanes[lane])
 
     def _lanes(self, name: str, document: str, change: Change) -> dict[str, str]:
-        """The lanes that may hold deliveries of a receiver, each with the receiver's name there."""
+        """The lanes that may hold deliveries of a receiver, each with the receiver's name in this lane."""
         names = [one for one in self._names.get(name, ()) if one in self._busy]
         return {self._lane(one, document, change): one for one in names}
 
@@ -228,7 +230,7 @@ class Parking:
         self._on_parked(waiting.seconds)
 
     async def park_rest(self, job: Job) -> None:
-        """Park the remaining deliveries of a change. Other receivers have got it, so it must not be read again.
+        """Park the remaining deliveries of a change that other receivers have got: it must not be read again.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded.
@@ -264,6 +266,7 @@ class Parking:
 
         Args:
             calls: the calls of exactly one receiver.
+            letter: the `_id` of the dead letter.
 
         Returns:
             False if the retry of the dead letter is no longer requested.

@@ -1,4 +1,7 @@
-"""Names the lanes of deliveries that wait, and reads their heads from the results of queries. No I/O."""
+"""Names the lanes of deliveries that wait, and reads their heads from the results of queries. No I/O.
+
+`parking/store.py` explains lanes, heads and their marks.
+"""
 
 from collections.abc import Mapping
 from datetime import datetime

@@ -29,7 +29,7 @@ LETTERS: Final[Mapping[str, Any]] = {"reason": {"$exists": True}}
 REQUESTED: Final[Mapping[str, Any]] = {"retry_requested_at": {"$exists": True}}
 """Matches dead letters with a requested retry."""
 
-# Maximum length of the reason of a refusal, in characters.
+# Maximum length of the reason why a letter can't be retried, in characters.
 _LONGEST_REASON: Final = 2_000
 
 
@@ -66,7 +66,7 @@ class LetterStore:
         await self.keep(undecodable_event(event, failure, token=token, term=term, group=self.group))
 
     async def keep(self, letter: Record, pause: Pause = asyncio.sleep) -> None:
-        """Write a dead letter, or replace the one with the same `_id`. Afterwards the letter survives a failover.
+        """Write a dead letter, or replace the one with the same `_id`. A written letter survives a failover.
 
         A failed write is repeated without a limit, because the delivery is not finished until the write succeeds.
         """

@@ -1,7 +1,7 @@
 """Lets parked lanes of receivers with limits wait for places, before an errand makes their deliveries.
 
-A place permits one attempt. While a lane waits for it, the other deliveries of the document are made. Only
-deliveries that get places soon are read.
+A place permits one attempt. While a lane waits for a place, the deliveries of its document to other receivers are
+made. Only deliveries that get places soon are read.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class LimitedLanes:
         return max(0.0, delay - AHEAD / 2) if delay > AHEAD else 0.0
 
     def room(self, receiver: str, most: int) -> int:
-        """The number of further lanes that should be read.
+        """The number of lanes of a receiver that should be read in addition to the lanes that wait.
 
         Args:
             most: the number that would be read if the receiver had no limits.
@@ -55,7 +55,7 @@ class LimitedLanes:
             begin()
 
     def place(self, lane: str) -> Place | None:
-        """The place of a lane, until an attempt uses it."""
+        """The place of a lane; None if the lane has none."""
         return self._places.get(lane)
 
     def end(self, lane: str) -> None:

@@ -1,5 +1,7 @@
 """Converts a held delivery to a document and back, so that another process can make the delivery later.
 
+A held delivery is a parked delivery or a dead letter.
+
 docs/reference/state.md lists the fields of a document. `parts` has BSON in binary: `document` (after the change),
 `before` (the pre image), `event` (the whole event, if it can't be decoded).
 
@@ -59,7 +61,7 @@ class Record(NamedTuple):
 def record_of(
     change: Change, calls: Calls, receiver: Receiver, *, term: int, group: str, name: str = ""
 ) -> Record:
-    """One delivery to one receiver.
+    """The record of the delivery of a change to one receiver.
 
     Args:
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.

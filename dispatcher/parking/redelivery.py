@@ -27,7 +27,7 @@ from dispatcher.parking.retry_requests import RetryRequests
 from dispatcher.stream.decode import decode
 from mongoz.signals.receivers import Receiver
 
-# Maximum bytes of the parts of the dead letters that are handled at once.
+# Maximum bytes of the dead letters that are in memory at the same time. A single dead letter may be larger.
 _BYTES: Final = 4_000_000
 
 # The fields that are copied when a dead letter of an event is split into one dead letter per receiver.
@@ -132,7 +132,7 @@ class Redelivery(NamedTuple):
         return change, calls
 
     def _begin(self, letter: str, change: Change, calls: Calls) -> "asyncio.Future[None]":
-        """Queue an errand that parks the dead letter, among the jobs of the letter's document."""
+        """Queue an errand that parks the dead letter. It waits for earlier jobs of the letter's document."""
         done = asyncio.get_running_loop().create_future()
         park = partial(self._park, letter, change, calls)
         self.add(change.key, Errand(park, partial(done.set_result, None)))

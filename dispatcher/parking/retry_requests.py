@@ -13,7 +13,7 @@ from dispatcher.core.partitions import number_of
 from dispatcher.core.state import HELD, Group
 from dispatcher.parking.letters import REQUESTED
 
-# Maximum number of dead letters that a partition gets at once.
+# Maximum number of dead letters that a partition gets in one call of `of`.
 _MOST: Final = 50
 
 
@@ -34,7 +34,7 @@ class RetryRequests:
         self._noted = asyncio.Event()
 
     def exist(self) -> list[dict[str, Any]]:
-        """The stages that add one document to an aggregation if retries are requested: `{HELD: True}`."""
+        """The stages that add the document `{HELD: True}` to an aggregation if retries are requested."""
         found = [{"$match": {"group": self._group, **REQUESTED}}, {"$limit": 1}]
         return [{"$unionWith": {"coll": HELD, "pipeline": [*found, {"$replaceWith": {HELD: True}}]}}]
 
@@ -68,7 +68,7 @@ class RetryRequests:
 
     def _query(self, numbers: Collection[int], partitions: int, limit: int) -> list[dict[str, Any]]:
         wanted: dict[str, Any] = {"group": self._group, **REQUESTED}
-        number: Any = {"$literal": 0}  # a constant, since an edited document may lack the hash
+        number: Any = {"$literal": 0}  # a constant, because an edited document may lack the hash
         if partitions > 1:
             number = number_of("$hash", partitions)
             wanted["$expr"] = {"$in": [number, list(numbers)]}

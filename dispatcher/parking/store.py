@@ -1,6 +1,6 @@
 """The collection `held`: one document per delivery that waits or has failed permanently.
 
-docs/reference/state.md lists its fields. The `state` of a dead letter is "dead": an operator decides. The `state`
+docs/reference/state.md lists the fields. The `state` of a dead letter is "dead": an operator decides. The `state`
 of a follower is "following": this delivery waits for earlier deliveries of its lane. The first delivery of a lane
 is its head. The `state` of a head is the reason why the head waits.
 
@@ -33,8 +33,8 @@ The cases, and why no delivery is lost or overtaken:
   stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
   an attempt before the change is read again could break the order.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
-- A retry of a dead letter whose document has followers: the retry takes over the mark. Usually it sorts before the
-  followers by its token; otherwise `due` moves the mark.
+- A retry of a dead letter whose lane has deliveries already: the retry takes over the mark. By its token it
+  usually sorts before them; otherwise `due` moves the mark.
 - All reads go to the primary and see all acknowledged writes. All writes are acknowledged by a majority, so an
   election undoes none.
 
@@ -87,7 +87,7 @@ _LONGEST_MESSAGE: Final = 1_000
 # Maximum number of deliveries that one command makes due.
 _MOST_DUE: Final = 10_000
 
-# Limits for the deliveries of one lane that are read at once: their number, and the sum of their recorded sizes.
+# Limits for the deliveries of one lane in one read: their number, and the sum of their recorded sizes.
 _FOLLOWING: Final = 20
 _BYTES: Final = 4_000_000
 
@@ -191,12 +191,12 @@ class HeldStore:
             await self._held.bulk_write(marks, ordered=False)
 
     async def make_claimed_due(self) -> None:
-        """Let all deliveries that wait for claims be due now."""
+        """Make all claimed deliveries of the partition due now."""
         waiting = {"group": self.group, "state": "claimed", **HEADS, **self._ours}
         await self.make_due([row["_id"] async for row in self._held.find(waiting, {"_id": True})])
 
     async def make_due(self, ids: Sequence[str]) -> None:
-        """Let deliveries be due now, if they still wait for claims."""
+        """Make these deliveries due now, except those that are no longer claimed."""
         change = [{"$set": {"due_at": {"$min": ["$due_at", "$$NOW"]}}}]
         for start in range(0, len(ids), _MOST_DUE):
             several = {"$in": list(ids[start : start + _MOST_DUE])}
@@ -230,7 +230,7 @@ class HeldStore:
         return (await update_all(self._held, puts)).errors
 
     async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
-        """Make a dead letter wait in a lane, due at once. Returns False if its retry is no longer requested."""
+        """Make a dead letter wait in a lane, due now. Returns False if its retry is no longer requested."""
         values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
         now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
         change = [*changed(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]
@@ -392,7 +392,7 @@ class HeldStore:
             lane: the lane. No delivery may be added to it meanwhile.
             finished: the finished deliveries, from the first one on.
             next_: `_id` of the delivery after them; None if it is not known.
-            waiting: why the next delivery waits; None if it may be tried at once.
+            waiting: why the next delivery waits; None if it may be tried immediately.
 
         Returns:
             Whether the lane still has a delivery.

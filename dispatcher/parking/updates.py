@@ -5,15 +5,15 @@ from typing import Any
 
 
 def after(seconds: float) -> dict[str, Any]:
-    """The server's time, some seconds from now."""
+    """An expression for the server's time, some seconds from now."""
     return {"$add": ["$$NOW", round(seconds * 1000)]}
 
 
 def replaced(document: Mapping[str, Any], computed: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Replace the document, and compute some fields of it."""
+    """Replace the document. `computed` has expressions for some fields of the new document."""
     return [{"$replaceWith": {"$literal": document}}, {"$set": dict(computed)}]
 
 
 def changed(values: Mapping[str, Any], **computed: Any) -> list[dict[str, Any]]:
-    """Change some fields, and compute others."""
+    """Set some fields to values. `computed` has expressions for other fields."""
     return [{"$set": {**{name: {"$literal": value} for name, value in values.items()}, **computed}}]

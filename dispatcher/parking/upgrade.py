@@ -4,16 +4,16 @@ The earlier version has five collections:
 
     parked            one document per delivery that waits: "<lane>:<token>", or "<lane>:<token>~<run>"; with
                       `again` {letter, retries} if it is a retry
-    parked_lanes      one document per lane: why its first delivery waits
+    parked_lanes      one document per lane (the deliveries of one receiver for one document): why its
+                      first delivery waits
     dead_letters      one document per dead letter, even while it is retried
     parked_chunks, dead_letter_chunks     "<_id>:<part>:<number>": pieces of the parts that are too large for
                       their document; the document's field `chunked` counts the pieces
 
-The process that claims a partition moves the documents of the partition into `held` before the first delivery. It
-searches again later, since a run or a command of an earlier version may still write. The lease of the partition
-ensures that no other process works on it. First, each document is written to `held`, unless it is there
-already. Afterwards, the old document is deleted in any case. After a crash in between, the next process
-continues.
+A process that gets the lease of a partition moves the documents of the partition into `held` before its first
+delivery. It searches again later, because a run or a command of an earlier version may still write. The lease
+ensures that no other process works on the partition. First, each document is written to `held`, unless it is there
+already. Afterwards, the old document is deleted in any case. After a crash in between, the next process continues.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -34,7 +34,7 @@ from dispatcher.core.state import CODEC_OPTIONS, Collection, Group
 from dispatcher.parking.files import Files
 from dispatcher.parking.record import hash_of_key, record_id, short_id
 
-# Maximum number of documents in one command, and of their bytes.
+# Maximum number of documents in one command, and maximum bytes of these documents.
 _MOST: Final = 1_000
 _BYTES: Final = 16_000_000
 

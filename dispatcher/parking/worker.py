@@ -1,9 +1,9 @@
-"""Makes parked deliveries when they are due, the longest-waiting lanes first, in parallel to the live deliveries.
+"""Makes parked deliveries when they are due, in parallel to the deliveries of new changes.
 
-An errand makes the deliveries of one lane. It is queued among the jobs of the document, so that no other delivery
-of this document is made or parked meanwhile. An errand ends after a slice of time. Then the changes that were read
-meanwhile are delivered. At most half of the workers are places for errands. The errands of one receiver take at
-most the receiver's share of these places.
+An errand makes the deliveries of one lane. The lanes that have waited longest come first. An errand is queued
+among the jobs of its document, so that no other delivery of this document is made or parked meanwhile. An errand
+ends after a slice of time. Then the changes that were read meanwhile are delivered. At most half of the workers
+are places for errands. The errands of one receiver take at most the receiver's share of these places.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class ParkingWorker:
     Args:
         may_begin: returns whether another delivery may begin.
         bulk: makes the parked deliveries of batch receivers.
-        places: maximum number of errands at once.
+        places: maximum number of errands at the same time.
         limited: the lanes of receivers with limits.
     """
 
@@ -133,7 +133,7 @@ class ParkingWorker:
         self._is_alone = False
 
     def resize(self, places: int) -> None:
-        """Set the maximum number of errands at once."""
+        """Set the maximum number of errands at the same time."""
         before, self._places = self._places, max(1, places)
         if self._places > before:
             self.wake()
@@ -215,9 +215,9 @@ class ParkingWorker:
         return soonest
 
     async def _hasten(self) -> None:
-        """Let deliveries with decided claims be due now.
+        """Make deliveries due now if it is decided which process runs their claimed receivers.
 
-        Taken lanes are left for a later call: their errands may still write another time.
+        Taken lanes wait for a later call, because their errands may still write another due time.
         """
         hastened = self._parking.hastened
         found = {lane: id_ for lane, id_ in hastened.items() if lane not in self._taken}
@@ -234,7 +234,8 @@ class ParkingWorker:
     def _bytes(self, name: str) -> int:
         """The bytes of the taken lanes.
 
-        If the receiver has limits, only the lanes of receivers with limits count; otherwise only the other lanes.
+        If the receiver has limits, only the lanes of receivers with limits count. If it has no limits, only the
+        lanes of receivers without limits count.
         """
         limited = name in self._limited
         return sum(size for of, size in self._taken.values() if (of in self._limited) == limited)

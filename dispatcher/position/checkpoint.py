@@ -1,7 +1,8 @@
 """Tracks the finished changes of one partition, and saves the position.
 
 Earlier processes have recorded their finished changes in three forms: the position, up to which all changes are
-finished; hashes of the tokens of finished changes after it; and facts from earlier layouts.
+finished; hashes of the tokens of finished changes after it; and facts, which say what the partitions of earlier
+layouts had finished (see `inherited.py`).
 """
 
 import asyncio
@@ -122,7 +123,7 @@ class Checkpoint:
         return self.tracker.span >= _LONGEST_SPAN or self.tracker.weight >= _HEAVIEST_SPAN
 
     def has_room_for(self, count: int, size: int) -> bool:
-        """Returns whether some changes can be read, and the position need not move first.
+        """Returns whether some changes can be read before the position moves.
 
         Args:
             count: the number of the changes.
@@ -145,7 +146,7 @@ class Checkpoint:
         """
         clock = asyncio.get_running_loop().time
         delivered, idle_until = self._stats.delivered, next_tick(settings.idle_save_interval, clock())
-        # An event ends this loop, not a cancellation, so that a save is not interrupted.
+        # `ending` ends this loop. A cancellation would interrupt a save.
         while await wait_for_tick(settings.save_interval, unless=ending):
             if self._stats.delivered == delivered and clock() < idle_until:
                 continue
@@ -164,8 +165,8 @@ class Checkpoint:
         if (token, ahead, place) == self._saved and not self._always():
             self.saved_seconds = monotonic()  # the saved position is up to date
             return
-        # As long as the position has not moved since the claim, its token belongs to a stream with the earlier
-        # fingerprint.
+        # As long as the position has not moved since the partition was claimed, its token belongs to a stream with
+        # the earlier fingerprint.
         fingerprint = self._fingerprint if token > self.began else self._fingerprint_before
         self._has_passed = self._inherited.pass_(token) or self._has_passed
         inherited = self._inherited.facts if self._has_passed else None
@@ -190,8 +191,8 @@ class Checkpoint:
     def _finished_ahead(self, token: str) -> tuple[bytes, str]:
         """Hashes of the finished changes after a token, and a text that sorts after the tokens of all of them.
 
-        Every save includes them. So after a kill only the changes since the last save are repeated, although a
-        slow delivery stops the position.
+        Every save includes them. So even if a slow delivery stops the position, a kill repeats only the changes
+        that finished after the last save.
         """
         if token >= self._until:
             self._ahead.clear()  # the stream has passed all changes that an earlier process finished

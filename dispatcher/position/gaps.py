@@ -1,6 +1,7 @@
 """Records gaps: changes that are not delivered one by one.
 
-The server has no events for them, or has lost the events, or an operator has moved the position past them.
+The server has no events for these changes, or has lost the events, or an operator has moved the position past the
+changes.
 
 docs/reference/state.md lists the fields of a gap.
 
@@ -36,8 +37,9 @@ class Gap(NamedTuple):
     Attributes:
         key: identifies the gap when it is found again, for example a token.
         namespace: the collection; the database and "" for a whole database; None for all watched collections.
-        from_time: cluster time after which changes are missing.
-        to_time: cluster time up to which they are missing.
+        from_time: cluster time after which changes are missing; None if it is unknown.
+        to_time: cluster time up to which they are missing; None if it is unknown.
+        policy: the reaction to lost history, `"resume"` or `"backfill"`; otherwise None.
     """
 
     kind: GapKind

@@ -1,9 +1,9 @@
-"""Carries finished changes over from earlier layouts, so that a new layout loses and repeats no change. No I/O.
+"""Remembers what earlier layouts have finished, so that a new layout loses and repeats no change. No I/O.
 
-When the work is divided into another number of partitions, a new partition begins at the lowest position of the
-old partitions that share documents with it. A `Fact` describes the changes that one old partition has
-finished after this position. It covers all documents of the old partition. The new partition keeps the fact until
-its own position has passed the last change of the fact.
+A layout divides the work into a number of partitions. A partition of a new layout begins at the lowest position of
+the old partitions that share documents with it. A `Fact` describes the changes that one old partition has finished
+after this position. It covers all documents of the old partition. The new partition keeps the fact until its own
+position has passed the last change of the fact.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ class Fact(NamedTuple):
 
 
 class Inherited:
-    """The facts that a partition has from earlier layouts."""
+    """The facts that a partition has got from earlier layouts."""
 
     def __init__(self, facts: Iterable[Fact]) -> None:
         self.facts = tuple(facts)
@@ -76,7 +76,7 @@ class Beginning(NamedTuple):
 
     Attributes:
         token: everything up to it is finished.
-        inherited: further finished changes.
+        inherited: facts about finished changes after `token`.
     """
 
     token: str
@@ -87,9 +87,10 @@ def beginning_of(partition: int, partitions: int, now: Iterable[Fact], earlier: 
     """The first position of a partition in a new layout.
 
     Args:
+        partition: the number of the partition in the new layout.
         partitions: the number of partitions in the new layout.
-        now: the finished changes of each present partition.
-        earlier: the facts that the present partitions have inherited.
+        now: the finished changes of each partition of the present layout.
+        earlier: the facts that the present partitions have got from earlier layouts.
     """
     followed = [fact for fact in now if fact.concerns(partition, partitions)]
     token = min(fact.token for fact in followed)

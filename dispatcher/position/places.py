@@ -24,17 +24,18 @@ class Places:
         """Record that a batch has been read.
 
         Args:
+            place: the place after the batch.
             token: all accepted records before `place` have this token, or an earlier one.
         """
         if self._ahead and self._ahead[-1][0] == token:
-            self._ahead.pop()  # since then, only refused records have come
+            self._ahead.pop()  # after this place, only refused records have come
         self._ahead.append((token, place))
 
     def at(self, token: str) -> LogPlace | None:
         """The last place before which all accepted records are finished.
 
         Args:
-            token: everything up to it is finished. The token of a later call is the same or higher.
+            token: all changes up to it are finished. The token of a later call is the same or higher.
         """
         ahead = self._ahead
         while ahead and ahead[0][0] <= token:

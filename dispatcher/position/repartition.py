@@ -34,7 +34,7 @@ def switched(saved: SavedPositions, group: str, partitions: int) -> list[dict[st
     """The new documents of all positions, for a group that gets another source. Finished changes stay finished.
 
     Args:
-        saved: all positions, each with a token and without facts of earlier layouts.
+        saved: all positions, each with a token, and with an empty `inherited`.
         partitions: a multiple of the present number. So all documents of a new partition are in one partition now.
     """
     positions = saved.positions.values()
@@ -54,8 +54,8 @@ def _document(
     """The document of a new position.
 
     Args:
-        before: all positions that it replaces.
-        values: the values of the position.
+        before: all positions that the new positions replace.
+        values: the fields that tell which changes are finished.
     """
     newest = max(before, key=lambda one: one.version_since or datetime.min)
     return {
@@ -64,7 +64,7 @@ def _document(
         "partition": partition,
         "partitions": partitions,
         # The term of a document's deliveries must grow, even if the document is in another partition now.
-        # Besides, a member that has read an old position can't claim a new one, since the terms differ.
+        # Besides, a member that has read only an old position can't get the lease: the terms differ.
         "term": max(one.term for one in before) + 1,
         "beat": 0,
         **values,
@@ -75,6 +75,6 @@ def _document(
 
 
 def _fact_of(partitions: int, position: Position) -> Fact:
-    """The finished changes of a position, as a fact about the documents in its partition."""
+    """A `Fact`, see `position/inherited.py`: the finished changes of the documents in the position's partition."""
     token = position.token or ""
     return Fact(partitions, position.partition, token, max(token, position.until), position.ahead)

@@ -1,7 +1,7 @@
 """Reads and writes the positions of a group in the state database. All writes of positions are here.
 
-Each write filters by what the process expects, such as owner and term. So if another process has taken over or was
-faster, the write changes no document.
+The filter of each write has the values that this process expects, such as owner and term. So if another process
+has taken over or was faster, the write changes no document.
 A process sends the writes of its partitions together: one command renews the leases, one saves the positions.
 
 MongoDB commands raise the `PyMongoError` of the driver.
@@ -54,7 +54,7 @@ class FirstPosition(NamedTuple):
     Attributes:
         token: all changes up to it count as finished.
         fingerprint: the fingerprint of the stream that the token belongs to.
-        place: for a topic, the place that belongs to the token.
+        place: for a topic, the place that belongs to the token; None if it is unknown.
     """
 
     token: str
@@ -346,7 +346,7 @@ class PositionStore:
         One command writes the positions that are saved at the same moment.
 
         Args:
-            inherited: the facts about finished changes of earlier layouts, if they have changed.
+            inherited: the facts about finished changes of earlier layouts; None if they have not changed.
             place: for a topic, a place up to which all accepted records are finished.
         """
         values = recorded(token, fingerprint, ahead, until, place)
@@ -357,7 +357,7 @@ class PositionStore:
         )
 
     async def release(self, lease: Lease) -> None:
-        """Hand a partition over: another member may claim it at once."""
+        """Hand a partition over: another member may claim it immediately."""
         change = {"$set": {"owner": None}, "$currentDate": {"released_at": True}}
         await self._updates.add(_PositionUpdate(lease, change))
 

@@ -12,10 +12,10 @@ class Tracker:
     delete without its marker, and treat it as a delete by another client.
 
     Args:
-        token: everything up to it is finished.
+        token: all changes up to this token are finished.
 
     Attributes:
-        weight: characters of the tokens of all changes after the position, finished or not.
+        weight: total length of the tokens of all changes after the position, finished or not, in characters.
     """
 
     def __init__(self, token: str) -> None:
@@ -48,7 +48,7 @@ class Tracker:
             self.token = token
 
     def finished(self, job: Job) -> None:
-        """Record that a part of a change is finished. Most changes have one part."""
+        """Record that a part of a job is finished, see `Job`. Most jobs have one part."""
         if not job.finish_part():
             return
         jobs = self._open

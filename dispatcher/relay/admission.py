@@ -27,7 +27,7 @@ def application_of(apps: Iterable[str]) -> str:
 
 
 async def admit_relay(store: PositionStore, application: str, *, adopt: bool) -> None:
-    """Require that this process knows all applications of the relay. It may know further ones.
+    """Require that this process knows all applications of the relay. It may know more applications.
 
     If a process that does not know an application takes over, the collections of this application are not
     published.

@@ -34,10 +34,10 @@ async def check_relay(
 
     Args:
         registries: the registries of the applications, with all receivers connected.
-        apps: their names, each as `"package.module:registry"`.
+        apps: the names of the applications, each as `"package.module:registry"`.
 
     Yields:
-        The findings. An error that prevents further checks is the last one.
+        The findings. An error that prevents further checks is the last finding.
     """
     try:
         routes = routes_of_all(registries, settings)

@@ -1,10 +1,10 @@
-"""Keeps account of the records of one term: which of them are acknowledged, and how far the position may move.
+"""Tracks the records of one term: which records are acknowledged, and how far the position may move.
 
 The position passes an event only if this event and all earlier events, in all partitions, are acknowledged. For
 each partition, the position holds the place of the last record that it has passed. Later records may be
 acknowledged already.
 
-Events are counted by span. A span is the events of one batch of the change stream. No I/O.
+Events are counted by span. A span consists of the events of one batch of the change stream. No I/O.
 """
 
 from collections import deque
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def offset(self) -> int:
-        """The offset after the last record. The records of a producer lie in the log in their order."""
+        """The offset after the last record. The log keeps the order in which a producer sends records."""
         return self._offset + 1
 
     def __call__(self, error: Any, message: Any) -> None:
@@ -71,10 +71,10 @@ class Span:
 
     Attributes:
         token: a stream that resumes after this token continues after the span.
-        records: the number of its records.
-        size: bytes of its records.
+        records: the number of records of the span.
+        size: bytes of these records.
         is_end: whether the position may be at the end of the span.
-        reports: one for each of its parts.
+        reports: one report for each part of the span.
         left: the number of parts with unacknowledged records.
     """
 
@@ -102,7 +102,8 @@ class RecordLedger:
         records: the number of records in the spans that are not acknowledged.
         size: the bytes of these records.
         failure: the text of the first error; empty if there is none. After an error the position does not move.
-        mixed: the partitions with records of other producers between those of this term. The caller clears it.
+        mixed: the partitions with records of other producers between those of this term. The caller clears
+            this set.
     """
 
     def __init__(
@@ -149,10 +150,11 @@ class RecordLedger:
         """Add the next span.
 
         Args:
-            token: the stream is read up to it.
-            parts: the parts of its records.
-            size: bytes of its records.
-            is_end: whether the position may be at the end of the span: not between a delete marker and its delete.
+            token: the stream is read up to this token.
+            parts: the records of the span, by partition.
+            size: bytes of these records.
+            is_end: whether the position may be at the end of the span. It may not be between a delete marker and
+                its delete.
 
         Returns:
             The report of each part. Pass it to the client, which calls it with the answer to each record.
@@ -174,7 +176,7 @@ class RecordLedger:
             self._move()
 
     def fail(self, text: str) -> None:
-        """Record that a record is not acknowledged, and may never be."""
+        """Note that a record is not acknowledged, and may never be."""
         self.failure = self.failure or text
 
     def _move(self) -> None:

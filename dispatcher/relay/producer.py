@@ -20,7 +20,7 @@ _UNBOUNDED: Final[dict[str, Any]] = {
 }
 
 # Milliseconds for which the client collects records of a partition. A short time is enough, because `send`
-# passes all records of a batch at once.
+# passes all records of a batch in one call per partition.
 _LINGER_MS: Final = 1
 
 
@@ -43,7 +43,7 @@ class TermProducer:
         """Send the records of a batch.
 
         Args:
-            reports: the reports of its parts, in the same order. Each answer goes to one of them.
+            reports: for each part of the batch, the report that gets the answers to its records.
 
         Returns:
             The text of an error; empty if all records are on their way.
@@ -64,7 +64,7 @@ class TermProducer:
         self._producer.poll(0)
 
     def close(self) -> None:
-        """Stop at once. Unsent records are dropped; records on their way may still reach the brokers."""
+        """Stop immediately. Unsent records are dropped; records on their way may still reach the brokers."""
         self._producer.purge()
         self._producer.poll(0)
         self._producer.close()

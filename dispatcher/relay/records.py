@@ -40,8 +40,8 @@ _SIZE: Final = Struct("<i")
 # Events of these operations are published. An `invalidate` event only ends the stream.
 _PUBLISHED: Final = frozenset({*DELIVERABLE, "drop", "dropDatabase", "rename"})
 
-# An event with one of these fields is no delete marker. In nearly all events, the operation follows the token,
-# so the bytes after the token are compared with these fields.
+# An event with one of these fields is no delete marker. In nearly all events, the field with the operation comes
+# directly after the token, so the bytes after the token are compared with these fields.
 _NO_MARKERS: Final = tuple(
     b"\x02operationType\0" + _SIZE.pack(len(name) + 1) + name.encode() + b"\0"
     for name in ("insert", "replace", "delete")
@@ -84,7 +84,7 @@ class Packer:
     """Makes the records of one term.
 
     Args:
-        partitions: the partitions of the topic.
+        partitions: the number of partitions of the topic.
         largest: maximum bytes of a record.
     """
 
@@ -127,7 +127,7 @@ class Packer:
                 and not open_stamps
                 and (
                     raw.startswith(_NO_MARKERS, _TOKEN_AT + size_at(raw, _TOKEN_AT)[0])
-                    or STAMPED not in raw  # slower, since it reads the whole event
+                    or STAMPED not in raw  # slower, because it reads the whole event
                     or IN_TRANSACTION not in raw
                 )
             ):

@@ -56,7 +56,7 @@ class PositionSaver:
     async def save_regularly(self, ending: asyncio.Event) -> None:
         """Save regularly, until `ending` is set or another term has begun.
 
-        The position is saved at the next tick of `save_interval`. While nothing is read, it is saved about every
+        The position is saved at each tick of `save_interval`. While nothing is read, it is only saved about every
         `idle_save_interval`.
         """
         settings, clock, stats = self._parts.settings, asyncio.get_running_loop().time, self._parts.stats

@@ -59,10 +59,11 @@ class TermStart(NamedTuple):
     """What is known when a term begins.
 
     Attributes:
-        source: the source of change events with hashes.
-        facts: the facts of the topic.
+        source: the source of change events, each with the hash of its document's `_id`.
+        facts: the properties of the topic, as the brokers report them.
         state: the state with the new term, and the position at which it begins.
-        moved_to: the later token to which an operator has moved the relay; None in nearly all cases.
+        moved_to: the token to which an operator has moved the relay, later than its position. None if no operator
+            has moved it.
     """
 
     source: Source
@@ -150,7 +151,7 @@ class Term:
                 await self._drain([polling, ends[1]])
         finally:
             self.failure = self.ledger.failure
-            self._producer.close()  # at once: a producer without a lease must not send
+            self._producer.close()  # immediately: a producer without a lease must not send
             await end([reading, checking, polling, *ends])
             ending.set()
             await asyncio.wait([saving], timeout=_SAVE_PATIENCE)
@@ -170,7 +171,7 @@ class Term:
         await end([waiting])
 
     async def _wait_for_end_of_lease(self) -> None:
-        """Wait until the lease ends, because it is not renewed in time, or is lost."""
+        """Wait until the lease is lost, or ends because it was not renewed in time."""
         while True:
             left = self._lease.until - now()
             if left <= 0:
@@ -193,7 +194,7 @@ class Term:
                     await self._busy.wait()
 
     def _note_silence(self) -> None:
-        """Note since when the oldest record waits for its answer. Log a long wait once, and its end."""
+        """Note when the oldest record began to wait for its answer. Log a long wait once, and its end."""
         seconds = monotonic() - self._waits_since
         if self.ledger.oldest != self._waits_for:
             if self._is_silent:
@@ -247,7 +248,7 @@ class Term:
                 log.warning(error.message, action="kafka.not_reached", remedy=error.remedy)
 
     async def _note(self, facts: TopicFacts) -> None:
-        """Keep the facts of the topic. If the retention has changed, record it in the state."""
+        """Keep the properties of the topic. If the retention has changed, record it in the state."""
         before, self._facts = self._facts, facts
         if facts.retention_limit != before.retention_limit:
             report = partial(
@@ -306,7 +307,7 @@ class Term:
         return await retry(partial(self._large.add, token, event), report, address=self._parts.group.state.address)
 
     async def _send(self, packed: Packed, token: str) -> None:
-        """Send records while the lease holds, and wait until there is room for the next ones.
+        """Send records when the lease is valid, and wait until there is room for the next ones.
 
         After a failure this call waits for ever, because no record may follow the failed one.
         """

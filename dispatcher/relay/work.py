@@ -106,9 +106,10 @@ class RelayWork:
                 await asyncio.sleep(pause_after(failures))
 
     async def _next_term(self, before: Term | None, cause: str) -> Term | None:
-        """Begin a term. Returns None if another process has begun one since `before`.
+        """Begin a term. Returns None if another process has begun a term after `before`.
 
         Args:
+            before: the previous term, if this process began it; otherwise None.
             cause: the cause of the term, see `RelayFigures`.
         """
         parts, address = self._parts, self._parts.group.state.address
@@ -168,7 +169,7 @@ class RelayWork:
         await gaps.record(Gap("history_lost", facts.layout.id, text, None, None, until, "resume"))
 
     def _move(self, state: RelayState) -> str | None:
-        """The token to which an operator has moved the relay; None in nearly all cases."""
+        """The token to which an operator has moved the relay's position; None if it was not moved forward."""
         token, self._moved_to = self._moved_to, None
         if token is not None and token < state.position.token:
             log.warning(
@@ -205,8 +206,8 @@ class RelayWork:
     ) -> dict[str, str]:
         """The token since which each collection is published.
 
-        For a new collection, the token is later than the tokens of all published events, because readers drop
-        the events of a collection that have earlier tokens.
+        For a new collection, the token is later than the tokens of all published events: readers drop an event
+        whose token is earlier than those of the events before it.
         """
         names = self._parts.names
         since = {name: saved.since[name] for name in names if name in saved.since}

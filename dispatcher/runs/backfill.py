@@ -50,7 +50,7 @@ _ABSENT: Final = 20
 # After this number of looks without progress, the command logs that the dispatchers make no progress.
 _STILL: Final = 40
 
-# Maximum seconds to count the documents that match a filter, and to save the end of the run.
+# Maximum seconds to count the documents that match a filter, and to record that the run has ended.
 _COUNTING: Final = 2.0
 _SAVING: Final = 5.0
 
@@ -149,7 +149,7 @@ class Backfill:
     # -- the dispatchers work --------------------------------------------------------------------------------
 
     async def _follow(self, stop: asyncio.Event) -> bool:
-        """Wait for the dispatchers.
+        """Wait until the dispatchers have delivered the documents.
 
         Returns:
             True if all is delivered; False after `stop`, or if no dispatcher lives.
@@ -252,12 +252,12 @@ async def start(
     """Prepare a backfill: a new one, or an unfinished one.
 
     Args:
-        rate: the maximum number of documents per second.
+        rate: the maximum number of documents per second; None for no limit.
         resume: id of the run to continue; by default an unfinished run for the same receivers and filter.
         new: begin a new run even if an unfinished one exists.
         where: only documents that match this filter, as extended JSON; by default all documents.
-        workers: multiplies the number of documents that are worked on at once. By default, a run keeps its
-            number of workers, and a new run has 1.
+        workers: multiplies the number of documents that are worked on at the same time. With None, an
+            unfinished run keeps its value, and a new run gets 1.
 
     Raises:
         UnknownReceiver: no `post_save` receiver has this name.

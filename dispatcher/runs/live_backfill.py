@@ -214,7 +214,7 @@ class LiveBackfill:
                 await asyncio.sleep(_AGAIN)
 
     async def _until_finished(self, work: "_Progress", finished: Sequence["asyncio.Future[None]"]) -> None:
-        """Wait for deliveries that are in batches. The batches begin at once, even if they are not full."""
+        """Wait for deliveries that are in batches. The batches begin immediately, even if they are not full."""
         while not all(one.done() for one in finished):
             self._batches.close(work.batches)
             timeout = _CLOSE_AGAIN if work.batches else None  # a batch may wait behind another one
@@ -223,7 +223,9 @@ class LiveBackfill:
     async def _deliver(
         self, work: "_Progress", namespace: Namespace, key: bytes, time: Timestamp, jobs: list[Job]
     ) -> None:
-        """Deliver a document in the state that it had at a time, unless the server does not remember that time.
+        """Deliver a document in the state that it had at a time.
+
+        If the server can't read that state any more, `work.too_old` gets the key of the document.
 
         Args:
             jobs: an empty list, to which this call adds the job of the document. The deliveries of the job in
@@ -236,8 +238,8 @@ class LiveBackfill:
         except SnapshotTooOld:
             work.too_old.append(key)
             return
-        # The document was listed because it matches the filter now. If it did not exist or match at that time, a
-        # later change made it match, and the stream delivers that change.
+        # The document was listed because it matches the filter now. If it did not exist at that time, or
+        # did not match, a later change made it match, and the stream delivers that change.
         if found is None:
             return
         change = change_of(found, namespace, work.run, self._codec_options)

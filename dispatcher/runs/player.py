@@ -133,7 +133,7 @@ class Playback:
         self._progress: Mapping[str, Any] = run.progress
         self._next = 0.0
         self._capacity = capacity = Capacity(Bounds.of(settings))
-        # A run does not block deliveries, because no process would retry them after the end of the run.
+        # A run blocks no document, because no process would retry the failed delivery after the end of the run.
         policy = Policy.of(settings)._replace(blocking=False)
         steps = Steps(
             policy,
@@ -173,7 +173,7 @@ class Playback:
 
     @property
     def failed(self) -> int:
-        """Number of deliveries so far that failed for good or could not be made, in all processes of the run."""
+        """Number of deliveries so far that were given up or could not be made, in all processes of the run."""
         return self.run.failed + self.stats.failed + self.stats.invalid
 
     async def work(self, steps: AsyncIterator[RunStep], stop: asyncio.Event) -> RunOutcome:

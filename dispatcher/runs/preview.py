@@ -40,7 +40,7 @@ class ReplayPreview(NamedTuple):
     Attributes:
         receivers: the collection, the signal and the name of each receiver.
         changes: the number of changes in the range, for all these receivers together; None if the oplog does not
-            reach back to the beginning.
+            reach back to the beginning of the range.
         counted_all: whether all changes were counted; False if the count took too long and was stopped, or if
             `changes` is None.
     """

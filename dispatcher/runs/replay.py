@@ -82,7 +82,7 @@ class Replay:
             is_finished=lambda token: token <= self._done,
             scope=None if place.topic is None else scope_of(self._routes),
         )
-        self._unsettled: set[str] = set()  # tokens of markers whose deletes are not read yet
+        self._unsettled: set[str] = set()  # tokens of delete markers whose deletes are not read yet
 
     @property
     def delivered(self) -> int:
@@ -91,7 +91,7 @@ class Replay:
 
     @property
     def failed(self) -> int:
-        """Number of deliveries so far that failed for good, including those of earlier processes."""
+        """Number of deliveries so far that were given up, including those of earlier processes."""
         return self.playback.failed
 
     async def work(self, stop: asyncio.Event) -> RunOutcome:
@@ -185,7 +185,7 @@ def _source_of(place: Workplace, routes: Routes, begin: str) -> Source:
 
 
 def _covers(topic: TopicLog, scope: Scope, begin: str) -> bool:
-    """Returns whether the relay has published all changes of the watched collections since a token."""
+    """Returns whether the relay has published all changes of the watched collections after a token."""
     try:
         TopicOrigin(topic.watch).require_since(scope, begin)
     except TopicError as error:
@@ -235,11 +235,12 @@ async def start(
     Args:
         receivers: the names of the receivers; empty for all receivers that a dispatcher may run.
         since: the range begins after this cluster time; required for a new replay.
-        until: the last cluster time of the range; by default now.
+        until: the last cluster time of the range; None for the present time.
         asked: the request of the operator. It has the range, and `missed`. If `missed` is True, the replay leaves
             out the receivers that the writing process has run.
-        rate: the maximum number of changes per second.
-        resume: id of the run to continue; by default an unfinished run for the same range.
+        rate: the maximum number of changes per second; None for no limit.
+        resume: id of the run to continue. None continues an unfinished run with the same request, if there is
+            one.
         new: begin a new run even if an unfinished one exists.
 
     Raises:

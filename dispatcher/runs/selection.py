@@ -1,4 +1,4 @@
-"""Selects the documents of a backfill: by its filter, and by the hash of their `_id`s if it is divided.
+"""Selects the documents of a backfill: by its filter, and also by the hash of `_id` if the backfill is divided.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -66,7 +66,7 @@ async def require_filter(client: AsyncMongoClient[Any], namespace: Namespace, te
         text: the filter, as extended JSON.
 
     Raises:
-        FilterRefused: the server rejects it; the error has the server's reason.
+        FilterRefused: the server rejects the filter; the error has the server's reason.
     """
     database, collection = namespace
     find = {"find": collection, "filter": filter_of(text), "sort": {"_id": 1}, "hint": {"_id": 1}}

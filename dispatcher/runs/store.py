@@ -25,7 +25,7 @@ from dispatcher.runs.selection import shares_of
 from mongoz.synonyms import nearest
 
 # Seconds without a heartbeat after which a process counts as dead. On the same machine, a process that has ended
-# counts as dead at once.
+# counts as dead without this wait.
 _DEAD_AFTER: Final = 15
 
 # Days for which finished runs are kept.
@@ -42,8 +42,8 @@ class Run(NamedTuple):
     Attributes:
         id: the id of the run; part of the ids of its deliveries.
         what: `"replay"` or `"backfill"`.
-        from_time: start of the range of a replay.
-        until_time: end of the range of a replay.
+        from_time: start of the range of a replay; None for a backfill.
+        until_time: end of the range of a replay; None for a backfill.
         token: for a backfill after lost history, the token after which the stream continued; otherwise None.
         is_new: True if the run has no saved progress yet.
         root: the id of the whole run; the same as `id`, unless this is a part of a run.
@@ -70,7 +70,7 @@ class Run(NamedTuple):
 
     @property
     def workers(self) -> int:
-        """A factor for the number of documents that are worked on at once; 1 by default."""
+        """A factor for the number of documents that are worked on at the same time; 1 by default."""
         return int(self.asked.get("workers") or 1)
 
 
@@ -125,10 +125,14 @@ class Runs:
         return _run_of(found)
 
     async def unfinished(self, what: str, asked: Mapping[str, Any]) -> Run | None:
-        """Take over the newest unfinished run with an equal request; None if there is none.
+        """Take over the newest unfinished run with these options; None if there is none.
+
+        Args:
+            what: `"replay"` or `"backfill"`.
+            asked: the options of the command, by name.
 
         Raises:
-            Busy: another process works on it.
+            Busy: another process works on the run.
         """
         same = {f"asked.{name}": value for name, value in asked.items()}
         found = await self._runs.find_one(
@@ -174,8 +178,8 @@ class Runs:
     async def of_stream(self, partition: int, partitions: int) -> list[Run]:
         """The unfinished backfills of this partition, on which the dispatchers work.
 
-        Partition 0 also gets the backfills that have to be divided first: those of the command, and those of
-        earlier layouts.
+        Partition 0 also gets the backfills that have to be divided first: those that a command has handed over,
+        and parts that were made for another number of partitions.
         """
         wanted: dict[str, Any] = {"group": self._group, **OPEN_BACKFILL}
         if partition == 0:
@@ -201,7 +205,7 @@ class Runs:
     async def advance(
         self, run: Run, progress: Mapping[str, Any], delivered: int, status: str = "running"
     ) -> bool:
-        """Save the progress of a backfill on which the dispatchers work. Returns False if it was stopped."""
+        """Save the progress of a backfill on which the dispatchers work. Returns False if the run was stopped."""
         values = {"progress": dict(progress), "delivered": delivered, **self._me}
         if status == "finished":
             values["status"] = status
@@ -248,7 +252,7 @@ class Runs:
         await self._runs.update_many(parts, {"$set": {"status": "running", "rate": share}})
 
     async def beat(self, run: Run) -> None:
-        """Record that this process follows the run."""
+        """Record that this process lives: it works on the run, or waits for the dispatchers that work on it."""
         await self._update(run, {})
 
     async def end(self, run: Run, status: str) -> None:

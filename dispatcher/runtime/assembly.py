@@ -79,10 +79,10 @@ class Assembly(NamedTuple):
     topic: TopicLog | None = None
 
     def pipeline(self, store: PositionStore, lease: Lease, position: Position) -> Pipeline:
-        """Build the pipeline of a claimed partition.
+        """Build the pipeline of a partition whose lease this process has got.
 
         Args:
-            position: the position of the partition at the time of the claim. It has a token.
+            position: the position of the partition when the lease began. It has a token.
         """
         scope = scope_of(self.routes).part(lease.partition, lease.partitions)
         scope = scope._replace(hashed=bool(position.inherited))

@@ -3,13 +3,13 @@
 The stream is no longer read. Then:
 
 1. No further delivery starts, except for deliveries that wait for a batch: their batches begin now. Deliveries in
-   flight may run until the grace period ends. The next owner reads queued changes again.
-2. Receivers that still run are cancelled. Only these cancelled attempts are made again.
+   flight may run until the grace period ends. The next owner of the partition reads queued changes again.
+2. After the grace period, receivers that still run are cancelled. Only these cancelled attempts are made again.
 3. If only some receivers of a change have run, its other deliveries are parked, so that no delivery is repeated.
 4. The position is saved, together with a list of the changes after it that are already finished.
 
-After the loss of the lease, all deliveries in flight are cancelled at once and nothing is written: another process
-makes these deliveries.
+After the loss of the lease there is no grace period, and nothing is written: another process makes the unfinished
+deliveries.
 """
 
 import asyncio

@@ -20,7 +20,7 @@ _THRESHOLDS: Final = (100_000, 20, 100)
 # Seconds between two collections of young objects, which take a few milliseconds even under full load.
 _EVERY: Final = 5.0
 
-# Every twelfth collection is a full one. It skips the objects that existed at the start, since they are frozen.
+# Every twelfth collection is a full one. It skips the objects from before the start, because they are frozen.
 _ALL: Final = 12
 
 _YOUNG: Final = 1

@@ -1,4 +1,4 @@
-"""Lost history: the oplog, or the topic, does not reach back to the position of a source.
+"""Lost history: the oplog, or the topic, does not reach back to the position from which a stream continues.
 
 The setting `on_history_lost` decides whether the stream fails, continues, or continues with a backfill. The gap is
 recorded before the stream continues.
@@ -67,9 +67,9 @@ class LostHistory(NamedTuple):
             return start
         token = start.token
         assert token is not None  # the present position has a token
-        # Each loss has one run. If this process is killed before the gap is recorded, the next process finds the
-        # run, and the stream continues after the token of the run. The backfill covers the changes before this
-        # token, the stream covers the later ones.
+        # Each loss of history has one run, a backfill. If this process is killed before the gap is recorded, the
+        # next process finds the run, and the stream continues after the token of the run. The backfill covers
+        # the changes up to this token, the stream covers the later ones.
         about = f"{self.group}:{self.lease.partition}:{self.lease.partitions}:{after}"
         asked = {"receivers": [], "partition": self.lease.partition, "partitions": self.lease.partitions}
         id_ = blake2b(about.encode(), digest_size=6).hexdigest()

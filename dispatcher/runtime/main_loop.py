@@ -43,12 +43,13 @@ def run(service: Service, loop: str = "auto", *, within: float | None = None, fo
     Args:
         service: called with an event. It runs until a signal sets this event.
         loop: `"auto"` uses uvloop, except on Windows.
-        within: maximum seconds from the signal to the end of the process.
-        forceable: whether a second signal, except SIGHUP, ends the process at once. False for a process of a
-            supervisor: this process may get a signal from the supervisor, and the same signal from elsewhere.
+        within: maximum seconds from the signal to the end of the process; None for no limit.
+        forceable: whether a second signal, except SIGHUP, ends the process immediately. False for a process of
+            a supervisor: this process may get a signal from the supervisor, and the same signal from elsewhere.
 
     Raises:
-        DispatcherError: the service raised it, the process can't open enough files, or a thread cancelled tasks.
+        DispatcherError: the service raised it, the process can't open enough files, or a thread cancelled the
+            tasks of the dispatcher.
     """
     require_descriptors()
     deadline = Deadline()
@@ -227,7 +228,7 @@ class _Signals:
         self._loop.call_soon_threadsafe(self._begin_to_stop, signal.Signals(number).name)
 
     def _begin_to_stop(self, name: str) -> None:
-        hint = "; a second signal ends the process at once" if self._forceable else ""
+        hint = "; a second signal ends the process immediately" if self._forceable else ""
         if not self._stop.is_set():
             log.info(f"stopping{hint}", action="dispatcher.stopping", signal=name)
         self._stop.set()

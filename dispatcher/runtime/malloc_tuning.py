@@ -2,7 +2,7 @@
 
 An answer of the server with 1,000 events is a buffer of some hundred kilobytes, and exists several times for a
 moment. By default, glibc returns this memory to the system after each answer. The system then clears pages for
-the next answer, which takes a fortieth of the time of a delivery.
+the next answer. Spread over the events of the answer, this takes a fortieth of the time of a delivery.
 """
 
 import os

@@ -85,7 +85,7 @@ class Delivering(NamedTuple):
 
 
 class OtherSources(NamedTuple):
-    """Further sources of deliveries, apart from the stream.
+    """The sources of deliveries besides the stream.
 
     Attributes:
         worker: delivers parked deliveries that are due.
@@ -104,7 +104,7 @@ class Pipeline:
     Args:
         reading: the stages before a delivery.
         delivering: the stages of a delivery.
-        others: sources of further deliveries.
+        others: the sources of deliveries besides the stream.
         checkpoint: saves the position, under the lease of the partition.
     """
 
@@ -144,7 +144,7 @@ class Pipeline:
     # -- the way of a change ---------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Follow the source. Continue after history that the source no longer holds. Runs for ever."""
+        """Read the source for ever, and deliver. If the source has lost changes, continue after them."""
         await self._load_state()
         start, after = self._checkpoint.start, self._checkpoint.began
         await self._reader.recall(after)
@@ -200,7 +200,7 @@ class Pipeline:
     def _has_room_for(self, changes: list[Change]) -> bool:
         """Returns whether all of these changes may enter without a wait.
 
-        Usually all may enter. Then this one check is enough, and no change needs a check of its own.
+        Usually all may enter. Then this one check is enough, and the single changes are not checked.
         """
         count, size = len(changes), sum([change.size for change in changes])
         return self._capacity.has_room_for(count, size) and self._checkpoint.has_room_for(count, size)
@@ -208,8 +208,8 @@ class Pipeline:
     def _must_wait(self) -> bool:
         """Returns whether the next change must wait until other changes are finished.
 
-        If only delete markers and deferred changes are unfinished, the next change does not wait: only a later
-        event of the stream can finish them, so the wait would never end.
+        If only delete markers and deferred changes (see `DeleteMarkers`) are unfinished, the next change does not
+        wait: only a later event of the stream can finish them, so the wait would never end.
         """
         capacity = self._capacity
         return capacity.full or (self._checkpoint.is_far_ahead and capacity.has_unfinished)

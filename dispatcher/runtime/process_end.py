@@ -45,17 +45,17 @@ class Deadline:
         threading.Thread(target=self._watch, name="dispatcher-deadline", daemon=True).start()
 
     def order(self, seconds: float, code: int, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """End the process after some seconds.
+        """End the process after some seconds, unless `lift` or another `order` is called before that.
 
         Args:
             seconds: counted from now.
             code: the exit code.
-            loop: the log names the tasks of this loop.
+            loop: the log names the tasks of this loop; None to name no tasks.
         """
         self._orders.put(_RequestedEnd(monotonic() + seconds, code, loop))
 
     def lift(self) -> None:
-        """Cancel the order."""
+        """Cancel the order: this deadline does not end the process any more."""
         self._orders.put(None)
 
     def _watch(self) -> None:

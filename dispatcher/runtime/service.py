@@ -55,8 +55,8 @@ class Service:
 
     Args:
         registry: the registry of the application, with all receivers connected.
-        application: the name of the application in the group, `"package.module:registry"`; empty to accept any
-            group.
+        application: the name of the application in the group, `"package.module:registry"`; empty if the
+            group may belong to any application.
 
     Raises:
         ApplicationError: the registry has a setting that excludes a dispatcher.
@@ -89,7 +89,7 @@ class Service:
     def ready(self) -> bool:
         """Whether this is a healthy member: in touch with the group, with all its sources open.
 
-        A hot standby is ready. While a newer version of the application runs, this process must not claim
+        A hot standby is ready. While a newer version of the application runs, this process must not take over
         partitions, so it is not ready.
         """
         one = self._coordinator
@@ -107,7 +107,7 @@ class Service:
 
     @property
     def live(self) -> tuple[str, ...]:
-        """The ids of all living members, the longest-serving first."""
+        """The ids of all living members, in the order of their starts."""
         return () if self._coordinator is None else self._coordinator.live
 
     @property

@@ -1,8 +1,8 @@
 """Reads a change stream: endless batches of undecoded events.
 
 This module replaces PyMongo's change stream, for three reasons. This module awaits once per batch, not once per
-event. Its events stay BSON until they are decoded, so an event that can't be decoded does not fail its batch. And
-an empty batch has a token, which can be saved.
+event. Its events stay BSON until they are decoded, so a batch can be used even if one of its events can't be
+decoded. And an empty batch has a token, which can be saved.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -314,7 +314,7 @@ def _stamped_until(token: str) -> list[dict[str, Any]]:
 
 
 def _is_at_the_end(token: str, before: str, until: str) -> bool:
-    """Returns whether no more changes up to the token `until` come.
+    """Returns whether all changes up to the token `until` have been read.
 
     The token after an empty batch may contain only a time. It then sorts before the changes of that time, and
     these may still come.

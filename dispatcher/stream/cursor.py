@@ -130,7 +130,7 @@ class Cursors:
                 # A later error would keep this frame and its batch in memory, see `driver_errors.drop_traceback`.
                 batch = None
                 # The caller ends the stream, so free the cursor. After an error of the server or the network the
-                # cursor is not freed, since the server may not answer.
+                # cursor is not freed, because the server may not answer.
                 await self._kill(session, cursor)
                 raise
 
@@ -163,7 +163,7 @@ class Cursors:
         command = {
             "aggregate": 1,
             "pipeline": [{"$changeStream": stage}, *self._pipeline, *shape.stages],
-            # The first batch is empty, so that the server answers at once, however far away the first event is.
+            # The first batch is empty, so the server answers immediately, however far away the first event is.
             "cursor": {"batchSize": 0},
             "comment": "mongoz dispatcher",
         }

@@ -126,7 +126,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], event: dict[str, An
 
 
 def _without_document(event: dict[str, Any]) -> Undecodable:
-    """The error for an event that the server can send only without its document, see `large_events`."""
+    """The error for an event that the server can send only without its document, see `stream/large_events.py`."""
     key = event.get("documentKey") or {}
     return Undecodable(
         token_of(event["_id"]), key.get("_id"), "the event is larger than 16 MB, even without images"

@@ -50,9 +50,10 @@ class DeleteMarkers:
         """Copy the stamps of markers to their deletes. Returns the changes in order.
 
         Markers and deferred changes keep their places in the order, with the operations `"marker"` and
-        `"deferred"`. When it is known whether a marker has a delete, its deferred changes follow a second time,
-        with their own operations. A marker without a delete follows a second time as `"untouched"`. A delete with
-        a marker contains the token of the marker, unless the marker is finished. A finished marker defers nothing.
+        `"deferred"`. When it is known whether a marker has a delete, the deferred changes are returned a second
+        time, with their own operations. A marker without a delete is returned a second time, as `"untouched"`. A
+        delete with a marker contains the token of the marker, unless the marker is finished. A finished marker
+        defers nothing.
         """
         if not self._open and _MARKERS.isdisjoint([change.operation for change in changes]):
             return changes  # the usual case
@@ -66,7 +67,7 @@ class DeleteMarkers:
         key = (change.transaction, change.key)
         yield from self._without_delete(key, change)
         if change.operation in _MARKERS:
-            # A transaction may have thousands of markers, and no receiver gets their documents.
+            # A transaction may have thousands of markers. No receiver gets their documents, so they are dropped.
             marker = change._replace(document=None, before=None, raw=b"")
             self._open[key] = found = _Open(marker, [])
             yield marker._replace(operation="finished") if found.finished else marker

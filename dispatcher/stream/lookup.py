@@ -1,4 +1,4 @@
-"""Looks up the current documents of updates without a document, from collections without post images."""
+"""Looks up the current documents for updates whose events have no document, because no post images are kept."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ _Documents = dict[tuple[Namespace, bytes], bytes]
 
 
 class DocumentLookup:
-    """Completes changes with their current documents. It runs one query per collection and slice."""
+    """Completes changes with their current documents, in slices: one query per slice and collection."""
 
     def __init__(self, client: AsyncMongoClient[Any], codec_options: CodecOptions[Any], address: str) -> None:
         self._client = client
@@ -39,7 +39,7 @@ class DocumentLookup:
     async def complete(self, changes: list[Change]) -> AsyncIterator[list[Change]]:
         """Yield the changes in slices. An update without a document gets the current document, if there is one.
 
-        Slices keep memory small where documents are large.
+        The larger the documents are, the fewer changes are in a slice. This limits the memory for the documents.
         """
         without = [change for change in changes if change.document is None]
         if not any(_lacks_document(change) for change in without):
@@ -94,7 +94,7 @@ class DocumentLookup:
             return change
         document, fault = None, None
         try:
-            # Each change gets its own decoded document, because receivers may change it.
+            # Each change gets its own decoded document, because receivers may modify this document.
             document = decoded(row, self._codec_options, AFTER)
         except UndecodableValue as error:
             fault = error.fault

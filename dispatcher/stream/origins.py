@@ -5,10 +5,10 @@ whole documents that they have read. If a stamp counted for another write, it wo
 So a doubtful stamp does not count, and the write is delivered. In this module, a token is the id in a stamp (not a
 resume token). It begins with the time at which the stamp was made.
 
-A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. If
-the stamp is on its own document, is the first with its token, and is not older than the remembered tokens, it
-can't be a copy. The write is then delivered to all receivers that the stamp does not claim, and the delivery id
-comes from the stamp. So receivers that ran in the writing process without a claim get the write again.
+A write may wait for a lock that a transaction holds, or for a server that stalls. Then its stamp comes late. This
+stamp can't be a copy if it is on the document for which it was made, is the first with its token, and is not older
+than the remembered tokens. The write is then delivered to all receivers that the stamp does not claim, and the
+delivery id comes from the stamp. So receivers that ran in the writing process without a claim get the write again.
 
 Only the times in the events decide; the clock of this machine does not.
 """
@@ -19,8 +19,8 @@ from typing import Any, Final
 from dispatcher.core.events import CALLED, Change
 from mongoz.stamps import Call, Stamp, key_hash
 
-# Maximum seconds between the time of a token and the time of its write. They are close, because the ODM takes the
-# time of a token from its estimate of the server's clock, and sends the write at once.
+# Maximum seconds between the time of a token and the time of its write. These times are close, because the ODM
+# takes the time of a token from its estimate of the server's clock, and sends the write immediately.
 _WINDOW: Final = 10
 
 # The resolution of a token, in seconds.
@@ -94,7 +94,7 @@ class Origins:
 
     Attributes:
         seen: the tokens of the last stamps.
-        since: the stamps of all changes after this time were seen. Seconds since 1970.
+        since: a time in seconds since 1970. The stamps of all later changes were seen.
     """
 
     def __init__(self, group: str, *, paired: bool = False) -> None:

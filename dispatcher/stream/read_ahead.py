@@ -12,13 +12,13 @@ from dispatcher.core.tasks import end
 from dispatcher.stream.source import Source
 
 # Minimum number of events in a full batch. While a full batch is processed, the next batch is requested. A smaller
-# batch ends at the end of the stream: there is nothing to read ahead, and a request costs a millisecond of CPU. So
+# batch has the last events of the stream: nothing can be read ahead, and a request costs a millisecond of CPU. So
 # the changes of a smaller batch are processed first.
 _FULL: Final = 100
 
 
 async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerator[EventBatch]:
-    """Yield the batches of a source. After a full batch, the next one is requested at once.
+    """Yield the batches of a source. The batch after a full one is requested before the full one is processed.
 
     Args:
         lag: notes each request and each batch.

@@ -91,7 +91,7 @@ class Reader:
             yield self._markers.give_up()
 
     def rest(self) -> list[Change]:
-        """The changes that are still deferred at the end of reading."""
+        """At the end of reading: the changes that still wait for a delete, see `DeleteMarkers`."""
         return self._markers.give_up()
 
     def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | UnreadableEvent]:

@@ -84,7 +84,7 @@ async def ask(
 def _connected(path: str) -> socket.socket:
     """Connect without the event loop, which would hide the reason of a failure.
 
-    A Unix socket connects or fails at once.
+    A Unix socket connects or fails without a wait.
     """
     made = socket.socket(socket.AF_UNIX)
     try:

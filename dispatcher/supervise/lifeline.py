@@ -1,7 +1,7 @@
-"""A supervised process from the inside.
+"""Connects a supervised process to its supervisor.
 
-Its stdin is one end of a socket pair. The supervisor sends a byte to stop the process. If the supervisor ends,
-even by SIGKILL, the socket closes and the process ends as well.
+The stdin of the process is one end of a socket pair. The supervisor sends a byte to stop the process. If the
+supervisor ends, even by SIGKILL, the socket closes and the process ends as well.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Role(NamedTuple):
     Attributes:
         name: its name in logs and metrics: `"1"`, `"2"` and so on.
         path: the path of the Unix socket at which it answers HTTP; empty for `--http off`.
-        url: the address at which the supervisor answers for all.
+        url: the address at which the supervisor answers HTTP for all its processes.
         terminal: whether stderr of the supervisor is a terminal.
     """
 
@@ -64,7 +64,7 @@ class Lifeline:
 
     Args:
         path: the path of the Unix socket of this process.
-        within: seconds for an orderly end without the supervisor.
+        within: seconds that this process gets for an orderly end after the supervisor has ended.
     """
 
     def __init__(self, path: str, within: float) -> None:
@@ -83,7 +83,7 @@ class Lifeline:
             self._read()
             self._remove_directory()
         else:
-            self._remove_directory()  # before SIGTERM, which ends the process at once during the start
+            self._remove_directory()  # before SIGTERM, which ends a starting process immediately
             os.kill(os.getpid(), signal.SIGTERM)
             sleep(self._within)
         os._exit(ExitCode.FORCED)
@@ -94,7 +94,7 @@ class Lifeline:
             shutil.rmtree(Path(self._path).parent, ignore_errors=True)
 
     def _read(self) -> bytes:
-        """Wait for a byte; empty when the supervisor has ended."""
+        """Wait for a byte from the supervisor. Returns no byte if the supervisor has ended."""
         try:
             return self._socket.recv(1)
         except ConnectionError:

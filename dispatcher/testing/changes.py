@@ -132,7 +132,7 @@ async def deliver(
         document: the document class. The change is in its collection. Other classes with the same collection do
             not get the change.
         change: the result of `insert`, `replace`, `update` or `delete`.
-        receiver: deliver only to this receiver: the function, or its name.
+        receiver: deliver only to this receiver: the function, or its name; None for all receivers.
         timeout: the time limit of a receiver in seconds.
         raise_failures: raise the exceptions of receivers. Otherwise they are in the result.
 

@@ -92,7 +92,7 @@ class Recorder:
         deliveries: the deliveries in the order in which their changes were read.
         changes: the changes in the order in which they were read.
         activity: grows when a change with receivers is read, and when a call of a receiver ends.
-        ending: whether the dispatcher ends. A receiver that is cancelled then has not failed.
+        ending: whether the dispatcher is ending. A receiver that is cancelled at that time has not failed.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Recorder:
         return calls._replace(receivers=tuple(self._wrap(change, calls, one) for one in calls.receivers))
 
     def _wrap(self, change: Change, calls: Calls, receiver: Receiver) -> Receiver:
-        # A copy, because the instance takes over the row, and failures_of() validates the row later.
+        # A copy, because the receiver may change the row, and failures_of() validates the row later.
         kept = change._replace(document=copy.deepcopy(change.document))
         place = ".".join(change.namespace)
         record = RecordedDelivery(receiver.name, calls.signal, calls.document, place, change.id, _change=kept)
@@ -131,7 +131,10 @@ class Recorder:
         return replace(receiver, function=recorded)
 
     def _wrap_batched(self, receiver: Receiver) -> Receiver:
-        """A copy of a batch receiver. The copy records the results. All changes share it, so they form batches."""
+        """A copy of a batch receiver. The copy records the results.
+
+        All changes share the copy, so their events form batches.
+        """
         if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, batch: list[BatchEvent]) -> Any:

@@ -68,7 +68,7 @@ class Dispatcher:
             they name a `state_database`, it is kept: a second dispatcher with the same settings continues where
             the first one ended.
         url: watch this deployment instead of the deployment of the registry.
-        raise_failures: `until_idle`, `delivered` and the end of the block raise the exceptions of receivers.
+        raise_failures: whether `until_idle`, `delivered` and the end of the block raise exceptions of receivers.
 
     Attributes:
         service: the daemon's service. It exists after the block is entered.
@@ -193,12 +193,12 @@ class Dispatcher:
             receiver: count only this receiver: the function, or its name.
 
         Returns:
-            All deliveries so far, in the order of the writes. These can be more than `times`.
+            All such deliveries so far, in the order of the writes. They can be more than `times`.
 
         Raises:
             DeliveryTimeout: there were too few deliveries. The message lists them.
             ExceptionGroup: receivers raised in their last attempt.
-            SignalError: a dispatcher does not deliver this signal.
+            SignalError: a dispatcher does not deliver this signal, or it has no such receiver or collection.
             DispatcherError: the dispatcher has ended.
 
         Examples:

@@ -31,6 +31,7 @@ def make_app(
 
     Args:
         hosts: host names that clients may use; None allows all.
+        further: more routes, such as those of the dashboard.
     """
     metrics = Metrics(observer.snapshot)
 

@@ -13,7 +13,7 @@ _USUAL: Final = Address("127.0.0.1", 8787)
 
 
 class Shown(NamedTuple):
-    """The address for a dispatcher.
+    """The address at which a dispatcher will answer HTTP, and the link to its dashboard.
 
     Attributes:
         http: the address, as for `--http`.

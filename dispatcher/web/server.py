@@ -37,7 +37,7 @@ _PATIENCE: Final = 1
 
 
 class Behind(NamedTuple):
-    """The place of a process whose requests a supervisor receives and passes on.
+    """The addresses of a process that gets its requests from a supervisor.
 
     Attributes:
         path: the Unix socket at which the process listens; empty to listen nowhere.
@@ -98,7 +98,7 @@ class HttpServer:
         return []
 
     async def _load_server(self) -> tuple[Any, Any]:
-        """Call `_make_server`, and call it again while no file descriptor is free for loading modules."""
+        """Call `_make_server`. If no file descriptor is free for loading modules, try again."""
         while True:
             try:
                 return await asyncio.to_thread(self._make_server)
@@ -110,7 +110,7 @@ class HttpServer:
 
     def _make_server(self) -> tuple[Any, Any]:
         """Load the modules, which takes a while. Return the server and a factory of connections."""
-        import uvicorn  # noqa: PLC0415 - see above
+        import uvicorn  # noqa: PLC0415 - loaded late, see above
 
         from dispatcher.web.connections import HttpConnection  # noqa: PLC0415
         from dispatcher.web.guard import is_loopback  # noqa: PLC0415

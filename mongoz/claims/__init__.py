@@ -1,1 +1,1 @@
-"""Claims: a process records which receivers it runs itself, so that a dispatcher can take them over."""
+"""Claims: a process records which of its receivers have not ended. If it dies, a dispatcher runs them."""

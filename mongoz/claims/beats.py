@@ -1,9 +1,10 @@
 """Beats: a thread with its own client records the book of this process in the state database.
 
-Usually the time from one beat to the next is a fifth of the timeout. While claims are open, or while dispatchers
-can't know yet that all claims are done, this time is a fifteenth. A beat comes even earlier when the last open
-claim is done, or when a claim is released, because dispatchers may hold deliveries back until they read that beat.
-Two beats are at least a thirtieth of the timeout apart, so many writes do not cause many beats.
+Usually the time from one beat to the next is a fifth of the timeout of the book (see `mongoz/claims/book.py`).
+While claims are open, or while dispatchers can't know yet that all claims are done, this time is a fifteenth of
+the timeout. A beat comes even earlier when the last open claim is done, or when a claim is released, because
+dispatchers may hold deliveries back until they read that beat. Two beats are at least a thirtieth of the timeout
+apart, so many writes do not cause many beats.
 
 The thread is independent of event loops: a receiver that blocks its loop does not stop the beats. Between two
 beats the thread has only a weak reference to the claims, so the thread ends when the registry of the claims is
@@ -38,7 +39,8 @@ _POSITIONS: Final = "positions"  # with the layout of the group
 _MEMBERS: Final = "members"
 _UNAUTHORIZED: Final = 13
 
-# Maximum number of ended books whose end is not recorded yet. Dispatchers notice an unrecorded end by the timeout.
+# Maximum number of ended books whose end is not recorded yet. Dispatchers notice an unrecorded end only when no
+# more beats come.
 _MOST_ENDED: Final = 10
 
 # Maximum seconds for recording the end of the last book.
@@ -51,7 +53,7 @@ class ClaimRefusal(NamedTuple):
     Attributes:
         name: the name of the reason, for counters.
         text: the reason in a sentence, for people.
-        is_passing: the next beat may succeed, so a write may wait for it.
+        is_passing: whether the next beat may succeed, so that a write may wait for this beat.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Recorded(Protocol):
         """Record the end of an attempt at a beat. Without a refusal, the beat was acknowledged."""
 
     def replace_book(self) -> Book:
-        """Begin a new incarnation; returns the book of the earlier incarnation, which is over."""
+        """Begin a new incarnation with an empty book. End the book of the earlier incarnation, and return it."""
 
 
 class BeatPause(NamedTuple):
@@ -76,7 +78,7 @@ class BeatPause(NamedTuple):
 
     Attributes:
         least: no beat comes earlier than this after the start of the last beat.
-        settled: after the bell has rung, the beat waits this long, because the bell often rings again at once.
+        settled: after the bell has rung, the beat waits this long, because the bell often rings again soon.
         most: if the bell does not ring, the beat comes this long after the start of the last beat.
     """
 
@@ -89,8 +91,8 @@ def pause_after(seconds: float, *, is_waiting: bool) -> BeatPause:
     """The limits of the time until the next beat.
 
     Args:
-        seconds: the timeout.
-        is_waiting: claims are open, or dispatchers can't know yet that all claims are done.
+        seconds: the timeout of the book.
+        is_waiting: whether claims are open, or dispatchers can't know yet that all claims are done.
     """
     return BeatPause(seconds / 30, seconds / 300, seconds / (15 if is_waiting else 5))
 
@@ -99,7 +101,7 @@ class Bell:
     """Wakes the thread of the beats.
 
     A finalizer may interrupt `ring`, and call it again in the same thread. With a lock, the second call would wait
-    for ever. So the bell uses a `SimpleQueue`, whose `put` may interrupt itself.
+    for ever. So the bell uses a `SimpleQueue`: its `put` may be called again while it runs.
     """
 
     def __init__(self) -> None:
@@ -110,7 +112,7 @@ class Bell:
         self._rung.put(None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the bell. Returns whether it was rung, once or several times."""
+        """Wait for the bell, for at most `seconds`. Returns whether the bell was rung."""
         try:
             self._rung.get(timeout=max(0.0, seconds))
         except Empty:
@@ -128,7 +130,7 @@ class BookRecorder:
         group: the group of dispatchers.
         state: the name of the state database.
         connect: opens a synchronous client.
-        receivers: returns the receivers of the process that dispatchers can take over.
+        receivers: returns those receivers of the process that dispatchers can take over.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class BookRecorder:
         self._book: Book | None = None
 
     def record(self, claims: Recorded) -> BeatPause:
-        """Record the present book; returns the time until the next beat."""
+        """Record the present book. Returns the limits of the time until the next beat."""
         book = claims.book
         seconds = book.seconds
         with pymongo.timeout(seconds / 3):
@@ -173,7 +175,7 @@ class BookRecorder:
         return pause_after(seconds, is_waiting=is_waiting)
 
     def _write_present(self, claims: Recorded, *, is_paused: bool) -> None:
-        """Write a beat of the present book. If the book is over, begin a new one at once."""
+        """Write a beat of the present book. If the book is over, begin a new one, and write its first beat."""
         if not self._is_over(claims.book):
             self._write_book(claims.book, is_paused=is_paused)
         if self._is_over(claims.book):
@@ -189,7 +191,7 @@ class BookRecorder:
         """Record the end of the last book, and close the client."""
         if self._book is not None:
             self._book.end()
-            # After an error here, dispatchers notice the end by the timeout.
+            # After an error here, dispatchers notice the end because no more beats come.
             with suppress(Exception), pymongo.timeout(_LAST_BEAT):
                 self._write_end(self._book)
         if self._client is not None:
@@ -231,7 +233,7 @@ class BookRecorder:
         )
 
     def _write(self, book: Book) -> None:
-        """Write a beat. If the document is fenced or missing, the book is over."""
+        """Write a beat. If the document of the book is fenced or missing, end the book."""
         self._beat += 1
         # The receivers of earlier beats stay in the list: an open claim, or a write that is being prepared, may
         # have a receiver that the application has disconnected.
@@ -265,7 +267,7 @@ class BookRecorder:
         book.acknowledge(sent, frozenset(id_ for one in receivers for id_ in one.ids))
 
     def _write_end(self, book: Book) -> None:
-        """Fence a book of this process, so that dispatchers take its unfinished claims over at once."""
+        """Fence a book of this process, so that dispatchers take its open claims over without waiting."""
         taken = book.snapshot()
         fields = {"high": taken.high, "open": list(taken.open), "released": list(taken.released)}
         condition = {"_id": book.incarnation.hex(), "fenced_at": {"$exists": False}}

@@ -1,9 +1,12 @@
 """A book: the claims of one incarnation of this process, their numbers, and how they end. No I/O.
 
+When a book is over, for example because a dispatcher has fenced it, the process begins a new incarnation, with a
+new book. A forked child begins a new incarnation too.
+
 A claim is open until it ends. It ends as *done* when its receivers have run, or when its write certainly did not
-take effect. In all other cases it ends as *released*: dispatchers then run its receivers at once. If Python
-deletes the object of an open claim, the claim is released, too. So an exception, a closed event loop or a
-forgotten case can't make a claim disappear.
+take effect. In all other cases it ends as *released*: then dispatchers run its receivers without waiting for the
+timeout. If Python deletes the object of an open claim, the claim is released, too. So an exception, a closed event
+loop or a forgotten case can't make a claim disappear.
 
 The process records its book in the state database from time to time (a beat). A book is *valid* for three quarters
 of its timeout, counted from the moment before its last acknowledged beat was sent. When dispatchers see no beat
@@ -41,7 +44,7 @@ class Book:
         clock: returns seconds. The clock can't be set, and also counts the time in which the machine sleeps.
         on_news: called when a beat should be sent soon, because dispatchers may wait for it: the last open claim
             is done, or a claim is released. Between two snapshots it is called once at most. Any thread or
-            finalizer may make the call.
+            finalizer may make the call. None calls nothing.
 
     Attributes:
         incarnation: eight random bytes.
@@ -121,7 +124,7 @@ class Book:
         """Record that a majority has acknowledged a beat.
 
         Args:
-            sent: the time before the beat was sent.
+            sent: the time just before the beat was sent, by the clock of the book.
             named: the ids of the receivers that the beat named.
         """
         if self.is_known and not self.is_valid:  # too late: dispatchers may have taken the claims over

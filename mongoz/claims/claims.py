@@ -33,7 +33,7 @@ _log: Final = logging.getLogger("mongoz.claims")
 
 _used: WeakSet["Claims"] = WeakSet()
 
-# The pids of `multiprocessing` children that close their claims at their end. A child inherits this set.
+# The pids of `multiprocessing` children that close their claims when they end. A child inherits this set.
 _closing: Final[set[int]] = set()
 
 
@@ -44,12 +44,13 @@ class Claims:
         group: the group of dispatchers.
         state: the name of the state database.
         connect: opens a synchronous client for the thread.
-        receivers: returns the receivers of the process that dispatchers can take over.
-        seconds: the timeout.
+        receivers: returns those receivers of the process that dispatchers can take over.
+        seconds: the timeout of the books.
 
     Attributes:
         state: the name of the state database.
-        refusal: the reason why the last attempt at a beat failed, or why claims are refused; or None.
+        refusal: the reason why the last attempt at a beat failed, or why this process may claim nothing. None if
+            the last beat was acknowledged, or if there was no attempt.
         unclaimed: the number of writes with receivers that are not claimed, by cause.
     """
 
@@ -87,7 +88,7 @@ class Claims:
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread was started, and not closed since."""
+        """Whether the thread was started, and `close` was not called after that."""
         return self._thread is not None
 
     async def prepare(self) -> None:
@@ -122,7 +123,7 @@ class Claims:
         """A new claim; None if the process can't claim now. If receivers stay unclaimed, the cause is counted.
 
         Args:
-            covered: the receivers of the write that a beat has named.
+            covered: those receivers of the write that a beat has named.
             is_whole: `covered` has all receivers of the write that dispatchers can take over.
         """
         claim = self.book.claim(covered) if covered else None
@@ -147,7 +148,7 @@ class Claims:
             _log.warning("receivers of writes are not protected against the death of this process: %s", cause.text)
 
     def replace_book(self) -> Book:
-        """Begin a new incarnation; returns the book of the earlier incarnation, which is over."""
+        """Begin a new incarnation with an empty book. End the book of the earlier incarnation, and return it."""
         before, self.book = self.book, self._new_book()
         before.end()
         return before

@@ -1,19 +1,20 @@
 """The document of a book of claims, in the collection `claims` of the state database. No I/O.
 
-A process writes the document, and dispatchers read it. `_id` is the incarnation in hexadecimal digits. The other
-fields:
+A process writes the document, and dispatchers read it. `_id` is the incarnation: eight random bytes that identify
+the book, in hexadecimal digits. The other fields:
 
     group       the group of dispatchers
-    beat        grows with every write of the process
-    beat_at     the server's time of that write
+    beat        a number that grows whenever the process writes this document; such a write is called a beat
+    beat_at     the server's time of the last beat
     seconds     the timeout: if there is no beat for four fifths of it, dispatchers take the open claims over
     high        the highest number that was given to a claim
-    open        the open claims, as a flat list of intervals: first, last, first, last, ...
-    released    claims that the process leaves to dispatchers
+    open        the numbers of the open claims, as a flat list of intervals: first, last, first, last, ...
+    released    the numbers of the claims that the process has left to dispatchers
     receivers   the receivers of the process with `delivery="any"`: id, former (earlier ids), sender, signal, name;
                 a receiver stays in this list after the application has disconnected it
     host, pid, started_at      the process
-    fenced_at, fenced_by       the end: the document does not change any more
+    fenced_at, fenced_by       when, and by whom ("process", "dispatcher" or "operator"), the book was ended; after
+                               that, the document does not change any more
 
 Every claim with a number up to `high` that is neither in `open` nor in `released` is done.
 """
@@ -55,9 +56,9 @@ class BookSnapshot(NamedTuple):
     """The claims of a book at one moment.
 
     Attributes:
-        high: the number of the newest claim; 0 if there was none.
-        open: the open claims: first and last number of each interval, one after another.
-        released: the released claims.
+        high: the number of the newest claim; 0 if there is no claim yet.
+        open: the numbers of the open claims: first and last number of each interval, one after another.
+        released: the numbers of the released claims.
     """
 
     high: int = 0
@@ -66,14 +67,14 @@ class BookSnapshot(NamedTuple):
 
 
 class BookState(NamedTuple):
-    """A document as dispatchers read it.
+    """A book of claims, as dispatchers read it from its document.
 
     Attributes:
-        beat: grows with every write of the process.
+        beat: a number that grows with each beat.
         seconds: the timeout.
-        claims: the claims at the time of the last write.
+        claims: the claims at the time of the last beat.
         receivers: the receivers that can be taken over.
-        fenced: the document does not change any more.
+        fenced: the book was ended, so its document does not change any more.
     """
 
     beat: int

@@ -1,4 +1,7 @@
-"""Lets writes wait for a beat if the book of their process is not valid."""
+"""Lets writes wait for a beat if the book of their process is not valid.
+
+A beat records the book in the state database. After a beat, the book is valid for some time: see `book.py`.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -24,9 +27,10 @@ _STEP_COUNTS: Final = 0.5
 class BeatWait:
     """Lets writes wait until a beat makes the book valid, for a short time in each outage.
 
-    An outage begins when a write finds no valid book, and ends with an acknowledged beat. The writes of one outage
-    wait for at most two seconds in total. After that, or when claims are refused, no write of this outage waits.
-    The time in which the process is stopped does not count, because no beat can come in this time.
+    An outage begins when a write finds no valid book, and ends with an acknowledged beat. After two seconds in
+    which at least one write has waited, no write of this outage waits any more. The time in which the process is
+    stopped does not count, because no beat can come in this time. Writes also stop waiting after an error that
+    makes waiting useless.
     """
 
     def __init__(self) -> None:
@@ -41,10 +45,10 @@ class BeatWait:
         return self._waited >= _MOST
 
     async def until(self, is_valid: Callable[[], bool]) -> None:
-        """Wait until the book is valid, or until the wait is over.
+        """Wait until the book is valid, or until no write waits any more in this outage.
 
         Args:
-            is_valid: whether the book is valid now.
+            is_valid: returns whether the book is valid now.
         """
         beat = asyncio.Event()
         wake = partial(_wake, asyncio.get_running_loop(), beat)
@@ -74,7 +78,7 @@ class BeatWait:
             return min(_MOST - self._waited, _STEP)
 
     def end_outage(self) -> None:
-        """Record that a beat was acknowledged. The book is valid already. Any thread may call this."""
+        """Record that a beat was acknowledged, and has made the book valid. Any thread may call this."""
         self._wake_all(0.0)
 
     def give_up(self) -> None:

@@ -117,8 +117,8 @@ def _without_credentials(url: str) -> str:
 def _reason(error: Exception, url: str) -> str:
     # Some messages of PyMongo quote the credentials after a colon.
     message, _, quoted = str(error).partition(":")
-    # An "@" after the "?" can mean that the password contains the "?". Then the quoted name is a part of the
-    # password.
+    # An "@" after the "?" can mean that the password contains the "?". Then PyMongo takes a part of the password
+    # for the name of an option, and quotes it.
     if message == _UNKNOWN_OPTION and "@" not in url.partition("?")[2]:
         return f"{message} {quoted.partition('.')[0].strip()!r}"
     return message.rstrip(". ")

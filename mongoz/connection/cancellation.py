@@ -25,11 +25,12 @@ def uninterrupted(unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
 
 
 class _Uninterrupted(Generic[T]):
-    """Waits for a task, and does not pass cancellations on to the task.
+    """Lets a caller wait for the task of a unit. A cancellation of the caller does not cancel this task.
 
-    A cancelled task cancels the future that it waits for. If that future refuses, the task raises
-    CancelledError after the wait. An object of this class is such a future, and always refuses. `asyncio.shield`
-    would end the wait at once, and takes more turns of the loop.
+    If a task is cancelled while it waits for a future, it first asks this future to cancel. If the future refuses,
+    the task waits until the future is done, and then raises CancelledError. For the caller, an object of this
+    class is a future that always refuses. `asyncio.shield` would end the wait immediately, and takes more turns
+    of the loop.
     """
 
     __slots__ = (
@@ -55,8 +56,8 @@ class _Uninterrupted(Generic[T]):
                 raise cancelled from error
             raise
         finally:
-            # The task's context refers to this object, and the two methods refer to the task. Without them, there
-            # is no reference cycle that waits for the garbage collector.
+            # The task's context refers to this object, and the two methods refer to the task. Without the methods,
+            # there is no reference cycle that waits for the garbage collector.
             del self.add_done_callback, self.get_loop
             self._is_cancelled = self._is_cancelled and not task.done()
         return task.result()

@@ -1,7 +1,7 @@
 """The server's clock, as this process measures it.
 
 Dispatchers compare the time in a stamp with the time of the server's event. If a machine with a wrong clock put
-its own time into its stamps, dispatchers would take these stamps for old ones that a client has copied.
+its own time into its stamps, dispatchers would take them for old stamps that a client has copied with a document.
 """
 
 import asyncio

@@ -49,7 +49,7 @@ class StoredDecimal(decimal.Decimal):
 
 
 class _DateEncoder(TypeEncoder):
-    """A date is stored as midnight UTC, since BSON has instants only."""
+    """A date is stored as midnight UTC, because BSON has no type for days."""
 
     @property
     def python_type(self) -> type:

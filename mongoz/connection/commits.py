@@ -44,7 +44,7 @@ async def commit(session: Any) -> PyMongoError | None:
 
 
 def is_aborted_after(error: BaseException) -> bool:
-    """Whether a transaction was certainly not committed, after an error of one of its commands or of its commit.
+    """Whether this error of a command or of the commit shows that the transaction was certainly not committed.
 
     If the server can't satisfy the write concern, the commit raises an error although it took effect.
     """
@@ -58,7 +58,8 @@ def is_aborted_after(error: BaseException) -> bool:
 async def is_committed(session: Any) -> bool:
     """Whether a transaction was committed, after its commit got no answer. Commits again until there is an answer.
 
-    A second commit changes nothing. Reading the documents proves nothing: another client may have changed them.
+    A second commit changes nothing. Reading the documents would prove nothing: another client may have changed
+    them.
 
     Args:
         session: the session of the transaction. Nothing else has used the session since the commit.

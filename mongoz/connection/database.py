@@ -78,7 +78,8 @@ class Collection:
         name: the name of the collection, without the database.
         database: the database of the collection.
         namespace: `"database.collection"`.
-        write_target: the target of writes outside of any session. Only `mongoz.persistence.target` uses it.
+        write_target: the cached target of writes without a session; None before the first such write. Only
+            `mongoz.persistence.target` uses it.
     """
 
     __slots__ = ("_opened", "database", "name", "namespace", "write_target")

@@ -45,7 +45,7 @@ class OpenClient(NamedTuple):
 
     Attributes:
         client: the driver's client.
-        session_pool: its sessions for single writes.
+        session_pool: the client's sessions for single writes.
         pid: the process that opened the client.
         closer: closes the client when the loop shuts down; None for a client of the application, which stays open.
     """
@@ -62,7 +62,8 @@ class Deployment:
     Args:
         url: a MongoDB URL, or an existing asynchronous client.
         driver: the name of the driver that opens a URL; None is PyMongo, or the driver of the given client.
-        dispatched: the group of dispatchers that serves the deployment; True is the group "default".
+        dispatched: the group of dispatchers that serves the deployment; True is the group "default", False is
+            no group.
         state: the database with the state of the dispatchers.
         claims: whether this process claims the receivers that it runs; a number is the timeout in seconds.
 
@@ -202,7 +203,7 @@ class Deployment:
     def prefer(self, **options: Any) -> None:
         """Open clients with these options of the driver from now on, unless the URL sets them.
 
-        For processes that use the application in an unusual way, such as a dispatcher.
+        For processes that need other options than the application, such as a dispatcher.
         """
         self._preferred.update(options)
 
@@ -316,8 +317,8 @@ def _group_of(dispatched: bool | str) -> str | None:
 def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
     """Await `close` when the running loop shuts down, or earlier, when the generator is closed.
 
-    A loop that shuts down closes the async generators that were started in it: `asyncio.run`, uvloop and test
-    runners all do this. So a generator that is suspended inside of `try` runs its `finally` then.
+    Before `asyncio.run`, uvloop and test runners close a loop, they close the async generators that were started
+    in it. A generator that is suspended inside of `try` then runs its `finally`.
     """
 
     async def wait_for_the_end() -> AsyncGenerator[None, None]:

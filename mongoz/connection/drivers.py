@@ -183,7 +183,7 @@ def adapter_of(client: object) -> DriverAdapter:
     """
     if isinstance(client, AsyncMongoClient):
         return _ADAPTERS["pymongo"]
-    # The module is compared by name, so that only users of Motor import it.
+    # Motor's classes are recognized by the name of their module, so that only users of Motor import Motor.
     if any(base.__module__.startswith("motor.") for base in type(client).__mro__):
         return _ADAPTERS["motor"]
     raise ImproperlyConfigured(

@@ -1,6 +1,6 @@
 """Sessions during an election: the driver's ConfigurationError becomes a transient error.
 
-While a server of the replica set starts, recovers or rolls back, it says that it has no sessions. The driver
+While a server of the replica set starts, recovers or rolls back, it says that it supports no sessions. The driver
 believes that for the whole life of the connection, and raises ConfigurationError, which tells applications to give
 up. Without new connections, the driver would raise this error even after the election.
 """
@@ -24,7 +24,7 @@ _TRANSIENT: Final = "TransientTransactionError"
 
 
 def _is_from_election(error: BaseException) -> bool:
-    """Whether the driver refused a session because the server holds no data at the moment."""
+    """Whether the driver refused a session because the server serves no data at the moment."""
     return isinstance(error, ConfigurationError) and str(error).startswith(_NO_SESSIONS)
 
 
@@ -48,12 +48,13 @@ async def as_transient(error: E, client: Any, *, in_transaction: bool = False) -
         error: the error of a command in a session.
         client: the driver's client, PyMongo's or Motor's. After an error of an election the client opens new
             connections.
-        in_transaction: the command belongs to a transaction, which can be repeated as a whole.
+        in_transaction: the command belongs to a transaction. Then the AutoReconnect has the label by which callers
+            know that they can repeat the whole transaction.
     """
     if not _is_from_election(error):
         return error
     await _drop_connections(client)
-    transient = AutoReconnect("The member of the replica set holds no data at the moment: it starts or recovers.")
+    transient = AutoReconnect("The member of the replica set serves no data at the moment: it starts or recovers.")
     if in_transaction:
         transient._add_error_label(_TRANSIENT)
     transient.__cause__ = error

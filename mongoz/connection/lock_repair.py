@@ -1,10 +1,11 @@
 """Prevents a fault of PyMongo's asynchronous client on Python 3.11: a lock is released by the wrong task.
 
-PyMongo waits for a server on a condition. During the wait the lock of the condition is free, and after the wait
-the waiting task has the lock again. `asyncio.wait_for` of Python 3.11 runs the wait in a task of its own. If the
-caller is cancelled just when the wait times out, `wait_for` returns before this task has the lock again. Then the
-caller releases a lock that another task holds, and any command of the client can raise `RuntimeError: Lock is not
-acquired`. `asyncio.timeout` waits in the caller's task, as `wait_for` does since Python 3.12.
+PyMongo waits for a server with a condition of asyncio. During the wait the lock of the condition is free, and
+after the wait the waiting task has the lock again. `asyncio.wait_for` of Python 3.11 runs the wait in a new task.
+If the caller is cancelled just when the wait times out, `wait_for` returns before this new task has the lock
+again. Then the caller releases a lock that another task holds, and any command of the client can raise
+`RuntimeError: Lock is not acquired`. `asyncio.timeout`, like `wait_for` from Python 3.12 on, waits in the caller's
+task.
 """
 
 import asyncio

@@ -181,7 +181,7 @@ class WatchedNamespaces:
         self._cached: dict[tuple[str, str], bool] = {}
 
     def covers(self, database: str, collection: str) -> bool:
-        """Whether one of the patterns matches this namespace. Cached: every write calls it."""
+        """Whether one of the patterns matches this namespace. Every write asks this, so the answers are cached."""
         if not self.patterns:
             return False
         namespace = (database, collection)

@@ -37,12 +37,13 @@ class Registry(Deployment):
         driver: `"pymongo"` (default) or `"motor"`: the driver that opens a URL.
         dispatched: the name of the group of dispatchers that serves this registry; True is the group "default".
             Writes are then stamped where needed, so that dispatchers do not repeat the receivers of this process.
+            False means that no dispatcher serves this registry.
         state: the database with the state of the dispatchers, as in `dispatcher run --state-database`. The process
             records its claims in this database.
         claims: whether this process claims the receivers that it runs: if the process dies before these receivers
             have ended, a dispatcher runs them. A number is the timeout in seconds (15 by default), see
             docs/reference/claims.md; False turns claims off.
-        event_loop: accepted for applications that pass it, and ignored: clients follow the running loop.
+        event_loop: ignored, because each running loop gets a client of its own. Some applications still pass it.
 
     Raises:
         ImproperlyConfigured: the URL does not parse, an argument is invalid, or the registry is dispatched and its
@@ -138,7 +139,7 @@ class Registry(Deployment):
         return transaction(self, dict(options))
 
     async def run_transaction(self, fn: Callable[..., Awaitable[T]], **options: Unpack[TransactionOptions]) -> T:
-        """Run a function in a transaction; repeat all of it while the server asks for that.
+        """Run a function in a transaction; repeat the whole transaction while the server asks for that.
 
         As with the driver, an error that is labelled as transient repeats the function, for two minutes at most.
         If the outcome of the commit is unknown, only the commit is repeated, a few times. Failed attempts fire no

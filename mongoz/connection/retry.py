@@ -1,4 +1,4 @@
-"""Repeats a command until the server answers."""
+"""Repeats a command until it succeeds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ _LONGEST_PAUSE: Final = 10.0
 
 
 async def ask_until_answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a command, with growing pauses, until the server answers.
+    """Repeat a command after each error of the driver, with growing pauses, until the command succeeds.
 
     Raises:
         InvalidOperation: the client was closed.

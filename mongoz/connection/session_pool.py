@@ -11,7 +11,7 @@ from mongoz.connection.drivers import DriverAdapter
 
 __all__ = ["SessionPool"]
 
-# Well within the 30 minutes for which a server remembers a session.
+# A session that is idle for longer is not used again. A server remembers a session for 30 minutes.
 _IDLE_SECONDS: Final = 300.0
 
 _MAX_IDLE: Final = 100

@@ -111,7 +111,7 @@ class Transaction:
         return self._task is asyncio.current_task()
 
     def after_commit(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Await `action` once the transaction is committed; never if it aborts."""
+        """Await `action` after the transaction is committed. If it aborts, `action` is never called."""
         self._after_commit.append(action)
 
     @property
@@ -171,7 +171,7 @@ _entered: ContextVar[tuple[Transaction, ...]] = ContextVar("mongoz_transactions"
 is_in_transaction: Final[Callable[[], object]] = _entered.get
 """Whether the running task or its parent task entered a transaction.
 
-Every ODM call asks this. So it is a function written in C, because that is fast.
+Every ODM call asks this, so the answer must be quick: this is a function written in C.
 """
 
 _by_session: WeakKeyDictionary[Any, Transaction] = WeakKeyDictionary()
@@ -186,8 +186,8 @@ class JoinedSession(NamedTuple):
     """The session of one call.
 
     Attributes:
-        session: the driver's session, or None.
-        transaction: the mongoz transaction that the session is in, or None.
+        session: the driver's session; None if the call has none.
+        transaction: the mongoz transaction that the session is in; None if there is none.
     """
 
     session: Any = None
@@ -233,7 +233,7 @@ def session_of_call(session: Any = None) -> Any:
     """The session of the transaction that a call of the running task belongs to, or None.
 
     Args:
-        session: the session that the caller gave.
+        session: the session that the caller gave; None means the transaction that the task entered.
     """
     if session is not None:
         return session if session.in_transaction else None
@@ -362,7 +362,7 @@ async def run_transaction(deployment: Deployment, fn: Callable[..., Awaitable[T]
 async def run_private_transaction(
     deployment: Deployment, session: Any, fn: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """Run commands in a transaction that no other call joins; repeat all of it while the server asks for that.
+    """Run commands in a transaction that no other call joins. Repeat it after transient errors, for two minutes.
 
     Args:
         deployment: the deployment of the session.

@@ -70,7 +70,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         return await insert_instance(self, collection, session)
 
     async def save(self, collection: Any = None, session: Any = None) -> Self:
-        """Write the changes since the instance was loaded. An instance without an id is inserted.
+        """Write the changes since the instance was loaded or last saved. An instance without an id is inserted.
 
         Writes only the top-level fields that changed, so that a concurrent change of other fields survives. Fires
         `pre_save` and `post_save`.
@@ -92,8 +92,8 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
 
         Args:
             *operations: changes that the server computes: `U.inc(age=1)`, `U.push("tags", "new")`.
-            **fields: new values, even of a part of a field: `**{"address.city": "Lyon"}`; and `session`, unless
-                the document has a field of that name.
+            **fields: new values, even of a part of a field: `**{"address.city": "Lyon"}`. `session` is the
+                driver's session, unless the document has a field of that name.
 
         Raises:
             InvalidKeyError: a field does not exist or is the id, or two changes overlap.

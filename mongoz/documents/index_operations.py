@@ -114,12 +114,12 @@ class IndexOperations:
     async def check_indexes(cls, force_drop: bool = False, collection: Any = None) -> None:
         """Make the indexes of the collection match the declared indexes: create missing and drop undeclared ones.
 
-        The index of a field is dropped once `meta.fields[name].index` is False. Indexes of other documents of the
-        registry that share the collection stay.
+        If `meta.fields[name].index` was set to False, the index of this field is dropped. Indexes that other
+        documents of the registry declare for the same collection stay.
 
         Args:
-            force_drop: drop and rebuild an index whose declaration changed since it was created; without this the
-                server refuses the change.
+            force_drop: drop and rebuild each index whose declaration has changed since the index was created. With
+                False, the server refuses such a change.
             collection: a `Collection` or the driver's collection; by default the document's own.
 
         Raises:

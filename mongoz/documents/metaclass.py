@@ -44,7 +44,7 @@ class DocumentMetaclass(ModelMetaclass):
 
 
 def _hint(cls: Any, name: str) -> str:
-    """A hint for an unknown attribute of a document class: the likely meaning."""
+    """A hint for an unknown attribute of a document class: what the caller probably meant."""
     method = method_named(name)
     if method is not None:
         return f" Queries begin with a manager: {cls.__name__}.objects.{method}()."

@@ -1,4 +1,4 @@
-"""Fields: the factories for declarations, and their types, rules and stored forms."""
+"""Fields: the factories that declare them, and the types, rules and stored forms of their values."""
 
 from mongoz.fields.base import BaseField
 from mongoz.fields.factories import (

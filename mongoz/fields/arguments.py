@@ -18,7 +18,7 @@ class Shared(TypedDict, total=False):
         index: add an index named after the field.
         sparse: the index leaves out documents without the field.
         choices: the accepted values: `(value, label)` pairs, or groups of them as `(label, pairs)`.
-        name: a name for readers; by default the attribute's name.
+        name: a name for error messages, and for readers of the code; by default the attribute's name.
         alias: the stored name; by default the attribute's name.
         title: a title, for JSON schemas.
         description: a description, for JSON schemas.
@@ -101,7 +101,7 @@ class Limits(Shared, total=False):
 
 
 class Moments(Shared, total=False):
-    """The arguments of instants and days.
+    """The arguments of `DateTime` and `Date`.
 
     Attributes:
         auto_now: every save and update sets the field to now; so does `create()`, unless a value is given.

@@ -17,12 +17,13 @@ from mongoz.synonyms import OF_ARGUMENTS, nearest
 
 __all__ = ["BaseField", "declare", "set_stored_alias"]
 
-# FieldInfo ignores unknown arguments, so they are checked before.
+# FieldInfo ignores unknown arguments. So `declare` checks the names of all arguments before it makes a FieldInfo.
 _PYDANTIC_ARGUMENTS: Final = frozenset(inspect.signature(Field).parameters) - {"extra"}
 
 _LENGTHS: Final = frozenset({"max_length", "min_length"})
 
-# For the hint "Did you mean ...?" only: arguments of single factories, and frequent arguments of pydantic.
+# For the hint "Did you mean ...?" only: arguments that some of the factories have, and frequent arguments of
+# pydantic.
 _OF_SOME_FIELDS: Final = _LENGTHS | {
     "maximum",
     "minimum",
@@ -97,7 +98,7 @@ def set_stored_alias(field: FieldInfo, name: str, stored_name: str) -> None:
     """
     if field.alias in (None, stored_name):
         names = {"alias": stored_name, "validation_alias": stored_name, "serialization_alias": name}
-        changes = {**names, "alias_priority": 2}  # so no alias_generator replaces the names
+        changes = {**names, "alias_priority": 2}  # so that no alias_generator replaces the names
         for key, value in changes.items():
             setattr(field, key, value)
             field._attributes_set[key] = value  # pydantic reads these when it copies a field
@@ -116,7 +117,7 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
     """Make a field. All factories call this.
 
     Args:
-        field_type: the Python type of its values, with annotations for pydantic.
+        field_type: the Python type of the field's values, with annotations for pydantic.
         kind: the class of the field.
         **arguments: `null`, and the arguments of `mongoz.fields.arguments.Shared` and `pydantic.Field`. An
             argument of pydantic that is None counts as left out.
@@ -136,7 +137,7 @@ def declare(field_type: Any, *, kind: type[BaseField] = BaseField, **arguments: 
     given.setdefault("description", arguments.get("help_text"))
     if arguments.get("read_only"):
         given.setdefault("json_schema_extra", {"readOnly": True})
-    # The rules are set apart from the type: otherwise pydantic makes a field of its own class.
+    # The rules are separated from the type: otherwise pydantic makes a FieldInfo instead of a `kind`.
     bare, *rules = get_args(field_type) if get_origin(field_type) is Annotated else (field_type,)
     try:
         field = kind(annotation=field_type | None if null else bare, **given)
@@ -164,7 +165,7 @@ def _check_names(arguments: dict[str, Any], field_type: Any) -> None:
 
 
 def _bare(field_type: Any) -> Any:
-    """The type without the rules in its annotation, and without the arguments of a list."""
+    """The type without the rules in its annotation, and without type arguments: `list` for `list[int]`."""
     if get_origin(field_type) is Annotated:
         return _bare(get_args(field_type)[0])
     return get_origin(field_type) or field_type

@@ -67,7 +67,7 @@ def _error(field: str | None, value: Any) -> PydanticCustomError:
 
 
 def invalid_choice(error: ValidationError) -> str | None:
-    """The message of the first error about a choice; None if there is none."""
+    """The message of the first error about a choice; None if there is no such error."""
     lines = error.errors(include_url=False, include_context=False, include_input=False)
     return next((line["msg"] for line in lines if line["type"] == _ERROR_TYPE), None)
 

@@ -19,6 +19,6 @@ def cached_per_class(make: Callable[[type], T]) -> Callable[[type], T]:
 
 
 def clear_class_caches() -> None:
-    """Drop all cached values, since a class has changed. Usually this happens only during imports."""
+    """Drop all cached values, because a class has changed. Usually this happens only during imports."""
     for clear in _clear_functions:
         clear()

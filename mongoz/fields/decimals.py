@@ -14,7 +14,7 @@ from mongoz.fields.stored_schema import NATIVE
 __all__ = ["DecimalRule", "decimal_of"]
 
 _STORABLE: Final = 34
-"""The number of digits in a Decimal128."""
+"""The maximum number of digits in a Decimal128."""
 
 _HALVES: Final = struct.Struct("<QQ").unpack
 
@@ -27,8 +27,9 @@ class DecimalRule(NamedTuple):
 
     Attributes:
         max_digits: the largest number of digits, before and after the point together.
-        decimal_places: the number of digits kept after the point. Further digits are cut off, toward zero.
-        minimum, maximum, multiple_of: limits of the value after the cut.
+        decimal_places: the number of digits kept after the point. Further digits are cut off, toward zero. None
+            keeps all digits.
+        minimum, maximum, multiple_of: limits of the value after the cut; None is no limit.
     """
 
     max_digits: int = _STORABLE
@@ -68,7 +69,7 @@ class DecimalRule(NamedTuple):
 
 
 def _parsed(value: Any) -> decimal.Decimal:
-    """The Decimal of a value. A float counts by the digits that Python shows: 0.1 is a tenth."""
+    """The Decimal of a value. A float means the digits that Python prints: 0.1 is a tenth."""
     if isinstance(value, decimal.Decimal):
         return value
     if isinstance(value, Decimal128):

@@ -21,12 +21,12 @@ __all__ = ["ForeignKey", "ForeignKeyField"]
 def ForeignKey(refer_to: Any, *, null: bool = False, **shared: Unpack[Shared]) -> Any:
     """The ObjectId of another document. An instance of that document is accepted too, and its id is used.
 
-    For type checkers the type is Any, since an application may assign an instance, but always reads an ObjectId.
+    For type checkers the type is Any: an application may assign an instance, but always reads an ObjectId.
 
     Args:
         refer_to: the document's class, its dotted path (`"shop.models.Producer"`), or the name of a class in the
             same registry or module. A name is looked up at the first use, so the class may be defined later.
-        null: None is a valid value, and the default.
+        null: True makes None a valid value, and the default.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 
     Raises:
@@ -134,7 +134,7 @@ class _Reference(NamedTuple):
     def _accepts(self, document: type) -> bool:
         if isinstance(self.refer_to, type):
             return issubclass(document, self.refer_to)
-        # The name is compared, since the class may not be importable yet.
+        # Only the name is compared, because the class may not be importable yet.
         name = self.refer_to.rpartition(".")[2]
         return any(cls.__name__ == name for cls in document.__mro__)
 

@@ -9,7 +9,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class StandsFor(Protocol[T_co]):
-    """For type checkers: an object that a field of another type accepts. A reference accepts a document."""
+    """For type checkers: an object that fields of type T accept. A reference accepts a document."""
 
     def __stands_for__(self) -> T_co: ...
 
@@ -18,7 +18,7 @@ class Nullable(Generic[T]):
     """`Nullable[int]` is `int | None`, and type checkers accept `User.age > 3`.
 
     Type checkers take `User.age` for the value of an instance. With `age: int | None`, they refuse to compare it,
-    since None has no order. With `Nullable[ObjectId]`, they accept a document for a reference.
+    because None has no order. With `Nullable[ObjectId]`, they accept a document for a reference.
 
     Examples:
         >>> class User(mongoz.Document):

@@ -97,7 +97,7 @@ def Decimal(
 ) -> Any:
     """A `decimal.Decimal`, stored as Decimal128. A loaded value also equals a `bson.Decimal128` of the same value.
 
-    It accepts strings, decimals, ints and floats. A float counts by the digits that Python shows: 0.1 is a tenth.
+    It accepts strings, decimals, ints and floats. A float means the digits that Python prints: 0.1 is a tenth.
 
     Args:
         max_digits: a value has at most `max_digits - decimal_places` digits before the point; mandatory.

@@ -19,7 +19,8 @@ class ObjectId(bson.ObjectId):
     """An ObjectId that pydantic understands.
 
     As a value it is a `bson.ObjectId`. If it is assigned in the body of a document, it declares a field, and takes
-    the arguments of all fields. The assigned value is not the default of the field, so the field is required.
+    the arguments of all fields. The assigned value is not the default of the field. Without `null` and `default`,
+    the field is required.
 
     Args:
         oid: 24 hexadecimal digits, 12 bytes or another ObjectId; a new id by default.

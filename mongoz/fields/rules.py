@@ -1,4 +1,4 @@
-"""Rules for annotations that pydantic has no constraint for."""
+"""Rules for the annotations of fields. Pydantic has no constraints that do the same."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ class PatternRule(NamedTuple):
     """A pattern for values that are no strings: `str(value)` must match.
 
     Attributes:
-        pattern: a regular expression to search for; anchor it with `^` and `$`.
+        pattern: a regular expression that must match a part of `str(value)`; with `^` and `$`, all of it.
     """
 
     pattern: re.Pattern[str]
@@ -31,7 +31,7 @@ class PatternRule(NamedTuple):
 
 
 class DigitsRule(NamedTuple):
-    """The limit of a float's digits."""
+    """The limits of a float's digits, as in the arguments of `Double`; None is no limit."""
 
     max_digits: int | None
     decimal_places: int | None
@@ -75,7 +75,7 @@ class BytesRule:
 
 
 def _from_base64(value: Any) -> Any:
-    # Web frameworks parse JSON themselves, and pass Python strings. So a string is base64, as in JSON.
+    # Web frameworks parse JSON themselves, and pass Python strings. So every string is read as base64, as in JSON.
     if not isinstance(value, str):
         return value
     try:

@@ -100,7 +100,7 @@ def is_open(annotation: Any) -> bool:
 
 
 def holds_mappings(annotation: Any) -> bool:
-    """Whether a value may be or contain a mapping, by its annotation."""
+    """Whether the values of an annotation may be or contain mappings."""
     kinds = (get_origin(each) or each for each in _all_inside(annotation, set()))
     return any(isinstance(kind, type) and issubclass(kind, _MAPPINGS) for kind in kinds)
 
@@ -151,7 +151,7 @@ class _AnnotationWalk:
         resolved = resolve_alias(annotation)
         if resolved is annotation:
             return self._of_type(annotation)
-        if id(annotation) in self._seen:  # it contains itself
+        if id(annotation) in self._seen:  # the alias contains itself
             return {}
         self._seen.add(id(annotation))
         try:

@@ -1,9 +1,10 @@
 """Schemas for stored values, made from the schema of a class.
 
 BSON has fewer types than Python. A decimal is read as a Decimal128, a pattern as a Regex, a set as a list. A
-strict model would refuse these values. A model that requires a future date would refuse a stored date that is past
-when it is read. The schemas for stored values accept all of these. For the server, an id and a string with the
-digits of this id are two values, so a stored string is never read as an ObjectId.
+strict model would refuse these values. If a model requires a future date, it would refuse a date that was in the
+future when it was stored, but is not any more. The schemas for stored values accept all of these. For the
+server, an id and a string with the digits of this id are two values, so a stored string is never read as an
+ObjectId.
 """
 
 import datetime
@@ -23,7 +24,7 @@ NATIVE: Final = {"mongoz_native": True}
 """The metadata of schemas that accept stored values already."""
 
 STORED: Final = "mongoz_stored"
-"""The key of metadata that holds the schema for stored values."""
+"""A key in the metadata of a schema. Its value is the schema for stored values."""
 
 DATA: Final = frozenset({"metadata", "serialization", "default", "expected", "members", "cls", "function", "ref"})
 """Keys of a schema whose values are no schemas."""
@@ -73,9 +74,9 @@ def _keys_from_stored(schema: Any) -> Any:
 
 
 def _fields_from_stored(fields: dict[str, Any]) -> dict[str, Any]:
-    """Like `from_stored`, for a dict of fields.
+    """Like `from_stored`, for a dict of fields: name -> schema.
 
-    The keys are names of fields, even if a schema has a key with the same name.
+    A field may have a name that is in `DATA`, for example `default`. Its schema is converted all the same.
     """
     made = {name: from_stored(schema) for name, schema in fields.items()}
     return made if any(made[name] is not schema for name, schema in fields.items()) else fields

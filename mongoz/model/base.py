@@ -118,7 +118,7 @@ class Model(DumpableModel, metaclass=ModelMetaclass):
         made = handler(schema)
         whole = handler.resolve_ref_schema(made)
         properties, required = whole.get("properties", {}), whole.get("required", [])
-        if "id" not in properties:  # JSON has the name `id` in both directions; `_id` is accepted as well
+        if "id" not in properties:  # JSON input and output use the name `id`; input may use `_id` too
             whole["properties"] = {"id" if name == "_id" else name: value for name, value in properties.items()}
             required[:] = ["id" if name == "_id" else name for name in required]
         return made

@@ -41,7 +41,7 @@ def surrounding_names() -> dict[str, Any]:
 
 
 def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[type, ...]) -> None:
-    """Annotate each field that a factory declares with the factory's type. This type replaces other annotations.
+    """Give each field that a factory declares the factory's type as annotation, in place of any other annotation.
 
     Args:
         document_name: the name of the class.
@@ -124,7 +124,7 @@ def _merge_in_order(annotations: dict[str, Any], declared: dict[str, Any]) -> di
 
 
 def _annotations(body: dict[str, Any]) -> dict[str, Any]:
-    if sys.version_info >= (3, 14):  # since then the class body has a function that makes the annotations
+    if sys.version_info >= (3, 14):  # here the class body has a function that makes the annotations
         import annotationlib  # noqa: PLC0415 - does not exist before 3.14
 
         function = annotationlib.get_annotate_from_class_namespace(body)
@@ -143,7 +143,7 @@ def refuse_reserved_names(
     A field may have the name of an attribute that only an application's own base class defines.
 
     Raises:
-        ImproperlyConfigured: names the field.
+        ImproperlyConfigured: there is such a field. The message names it.
     """
     for base in bases:
         classes: Iterator[Any] = (cls for cls in base.__mro__ if cls.__module__.startswith("mongoz."))

@@ -32,11 +32,11 @@ class EmbeddedDocument(DumpableModel, metaclass=_EmbeddedMetaclass):
         arbitrary_types_allowed=True,
         validate_assignment=True,
         populate_by_name=True,
-        loc_by_alias=False,  # errors name fields
+        loc_by_alias=False,  # errors contain the names of fields, not their aliases
     )
 
     __embedded__: ClassVar[bool] = True
 
     if TYPE_CHECKING:
-        # Without this, type checkers refuse undeclared keys, because of dataclass_transform; such keys are valid.
+        # Without this, type checkers would refuse undeclared keys, because of dataclass_transform.
         def __init__(self, **values: Any) -> None: ...

@@ -111,7 +111,7 @@ def _stored_path(document: Any, field: str) -> str:
 def indexes_of_fields(
     fields: Mapping[str, Any], prefix: str = "", outer: tuple[type, ...] = ()
 ) -> list[tuple[Index, BaseField]]:
-    """An index for each field that was declared with `index` or `unique`, even inside of embedded documents.
+    """`(index, field)` for each field with `index` or `unique`, even inside of embedded documents.
 
     A unique field gets `field.index = True`. If an application sets it to False later, `check_indexes()` drops the
     index.

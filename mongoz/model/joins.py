@@ -12,7 +12,8 @@ class Join(NamedTuple):
     """One `$lookup`.
 
     Two references to one collection (a match has a home team and a guest team) are two joins with the same name.
-    So each join has a separate slot for conditions. The slots are merged at the end.
+    So the rows of each join first have a name of their own, the `slot`, which the conditions use. After the
+    conditions are applied, the rows of both slots are attached together under the name of the collection.
 
     Attributes:
         local: the stored, dotted name of the referencing field. If an earlier join attached the document with this

@@ -25,15 +25,15 @@ _NO_DATABASE: Final = (
 
 
 class MetaInfo:
-    """`Document.meta`: the place of a document, its fields, indexes and signals.
+    """`Document.meta`: the registry, database and collection of a document, its fields, indexes and signals.
 
     Attributes:
         registry: the Registry, or None.
         database: the Database; None without a registry.
         collection: the Collection; None for abstract documents and without a registry.
-        abstract: the document has no collection.
-        autogenerate_index: the first write to each collection creates the indexes.
-        watch: further databases and collections with this document, as written in Meta.
+        abstract: whether the document has no collection.
+        autogenerate_index: whether the first write to each collection creates the indexes.
+        watch: further databases and collections that contain this document, as written in Meta.
         watched: `watch` as patterns of namespaces, without the document's own collection, which is always watched.
         fields: name -> field.
         indexes: the indexes of the fields, even inside of embedded documents, then Meta's own, then the indexes of
@@ -92,7 +92,7 @@ class MetaInfo:
         self.collection = None
 
     def settle(self, document: type, fields: dict[str, BaseField], parents: list["MetaInfo"]) -> None:
-        """Set the fields, the collection and the signals, once the class exists.
+        """Set the fields, the collection and the signals, after the class has been made.
 
         Raises:
             ImproperlyConfigured: a concrete document has a registry but no database, its collection is of another
@@ -143,7 +143,7 @@ class MetaInfo:
         )
 
     def collection_for(self, collection: Any) -> Collection:
-        """The `Collection` for a `Collection` or a collection of the driver.
+        """The given `Collection`, or the `Collection` for a collection of the driver.
 
         Raises:
             AbstractDocumentError: the document is abstract.
@@ -158,9 +158,9 @@ class MetaInfo:
         return own.sibling(collection.database.name, collection.name)
 
     def partial_class(self) -> Any:
-        """The class of partial rows. It is made at the first use, since most documents never need it."""
+        """The class of partial rows. It is made at the first use, because most documents never need it."""
         made = vars(self).get("_partial_class")
-        # If two threads make a class, both use the first one.
+        # If two threads make it at the same time, both use the class that was finished first.
         return made or vars(self).setdefault("_partial_class", make_partial_class(self.document))
 
     def wanted_indexes(self) -> list[Index]:
@@ -181,7 +181,7 @@ class MetaInfo:
 
     @property
     def _database_name(self) -> str | None:
-        """The name of the database. Children inherit only the name, since they may have another registry."""
+        """The name of the database. Children inherit only the name: they may have another registry."""
         option = self._database_option
         return option.name if isinstance(option, Database) else option
 

@@ -105,13 +105,13 @@ class FieldsMetaclass(PydanticMetaclass):
             super().__setattr__(name, value)
             # Cached values of a class may be wrong after pydantic rebuilds it, or the application replaces its
             # __init__. Both set dunder names. A class of parts (see `mongoz/model/parts.py`) gets dunder names
-            # only while it is made, so the cached values of all other classes stay right.
+            # only while it is made. That changes no other class, so the cached values are kept.
             if name.startswith("__") and "__parts__" not in cls.__dict__:
                 clear_class_caches()
 
 
 def _protect_cached_properties(cls: Any) -> None:
-    """Keep the values of cached properties when an attribute is set: pydantic would make them undeclared keys."""
+    """Keep the values of cached properties when an attribute is set. Pydantic would make them undeclared keys."""
     assign = cls.__setattr__
     if getattr(assign, "keeps_cached_properties", False):
         return

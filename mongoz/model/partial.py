@@ -44,7 +44,8 @@ def make_partial_class(document: Any, convert: Callable[[str, Any], Any] | None 
 
     Args:
         document: the class.
-        convert: makes the new annotation of a field from its stored name and its present annotation.
+        convert: makes the new annotation of a field from its stored name and its present annotation. None keeps
+            all annotations.
         **more: further attributes of the class.
     """
     body = {
@@ -146,7 +147,7 @@ def default_of(field: Any, values: dict[str, Any]) -> Any:
 
 
 def loaded_from(document: Any, collection: Collection | None, id_: Any) -> str:
-    """Name the class and the place of a row, for messages."""
+    """Name the class, the collection and the `_id` of a row, for messages."""
     where = collection or document.meta.collection
     return f"{document.__name__} loaded from {where.namespace if where else 'a row'} with _id {id_!r}"
 

@@ -34,11 +34,11 @@ def _class_of_part(model: Any, paths: _Paths) -> Any:
     return _cached_class(model, model.__pydantic_validator__, paths, True)
 
 
-@lru_cache(maxsize=1000)  # there is no bound to the number of different queries of a process
+@lru_cache(maxsize=1000)  # a process may make any number of different queries
 def _cached_class(document: Any, _validator: Any, paths: _Paths, is_inner: bool = False) -> Any:
-    """The class of parts of a class.
+    """The class for the loaded parts of a document, or (`is_inner`) of an embedded document.
 
-    If pydantic rebuilds the class, the class has a new `_validator`, and so gets a new class of parts.
+    If pydantic rebuilds the document's class, that class has a new `_validator`, so a new class of parts is made.
     """
     methods = {"__whole__": document, "__getattr__": _not_loaded, "__reduce__": _reduce_part}
     return _make_class_of_parts(document, paths, **(methods if is_inner else {}))
@@ -54,7 +54,7 @@ def _make_class_of_parts(document: Any, paths: _Paths, **more: Any) -> Any:
 
 
 def _by_first_step(paths: _Paths) -> dict[str, _Paths]:
-    """First step -> the rests of the paths that begin with it. A step whose whole value is loaded is left out."""
+    """First step -> what follows it in each path. A first step whose whole value is loaded is left out."""
     found: dict[str, set[str]] = {}
     for path in paths:
         first, _, rest = path.partition(".")
@@ -198,7 +198,8 @@ def _in_parts(annotation: Any, paths: _Paths) -> Any:
     if origin in (Union, types.UnionType):
         return Union[tuple(_in_parts(kind, paths) for kind in arguments)]  # noqa: UP007 - a tuple
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
-        # The first steps are keys of the mapping. All values have one type, so they share the rests.
+        # The first steps are keys of the mapping. All its values have one type, so what follows any of the keys
+        # applies to each value.
         rests = frozenset().union(*_by_first_step(paths).values())
         return origin[arguments[0], _in_parts(arguments[1], rests) if rests else arguments[1]]  # type: ignore[index]
     if isinstance(origin, type) and issubclass(origin, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""Pickles of instances, with their state in the database, so that unpickled instances can be saved."""
+"""Pickles of instances. They contain the last known row of the database, so unpickled instances can be saved."""
 
 import pickle
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ _ATTACHED: Final = "mongoz_attached"
 
 
 def reduce_instance(instance: Any) -> tuple[Any, ...]:
-    """The `__reduce__` of an instance. The pickle names the document class.
+    """The `__reduce__` of an instance.
 
-    A class of partial rows has no name that pickle can import.
+    The pickle names the document class. An instance that was loaded in part has another class, which pickle can't
+    import by name.
     """
     document = type(instance)
     blank = (document.meta.document, is_partial(document), getattr(document, "__parts__", None))
@@ -48,7 +49,7 @@ def pickled_state(instance: Any) -> dict[str, Any]:
 
 
 def restore_pickled_state(instance: Any, pickled: Mapping[Any, Any]) -> None:
-    """Give an instance the pickled state. A pickle of an older version has none, so the state stays empty."""
+    """Give an instance the pickled state. Pickles of older versions have none: then the state stays empty."""
     names = pickled.get(_COLLECTION)
     collection = None if names is None else instance.meta.require_collection().sibling(*names)
     restore(instance, Loaded(pickled.get(_SNAPSHOT), collection))

@@ -55,5 +55,5 @@ def _stripped(value: Any) -> Any:
 
 
 def _is_stamp(item: Any) -> bool:
-    """Whether it is a pair that `$objectToArray` made from a stamp."""
+    """Whether an item is a pair that `$objectToArray` made from a stamp."""
     return type(item) is dict and item.get("k") == FIELD and item.keys() == {"k", "v"}

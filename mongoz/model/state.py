@@ -16,7 +16,7 @@ class Loaded(NamedTuple):
     """The state of an instance in the database.
 
     Attributes:
-        snapshot: the last known row in the database, None if there was none. It shares nothing with the
+        snapshot: the last known row in the database; None if no row is known. It shares nothing with the
             instance: it is a dict, or BSON if a dict would share values.
         collection: the collection of the last load or write of the instance; None means the document's own.
     """
@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
     def row(self) -> dict[str, Any] | None:
         """The snapshot as a dict."""
         snapshot = self.snapshot
-        if type(snapshot) is dict:  # first, since nearly all snapshots are dicts
+        if type(snapshot) is dict:  # first, because nearly all snapshots are dicts
             return snapshot
         return decode_leniently(snapshot) if isinstance(snapshot, bytes) else snapshot
 
@@ -62,16 +62,17 @@ def remember_changes(
     collection: Collection | None,
     unknown: dict[str, Any] | None = None,
 ) -> None:
-    """Record that the database has these changes of the last known row. They must share nothing with the instance.
+    """Record that the database has these changes of the last known row.
 
-    Optimized: it does the work of `loaded`, `row` and `remember` in one call, since each save and update calls it.
+    The values must not be shared with the instance. This function is optimized, because each save and update calls
+    it: it does the work of `loaded`, `row` and `remember` in one call.
 
     Args:
         instance: the instance.
         changed: stored name -> new value.
         removed: the stored names of the removed fields.
-        collection: the collection, unless it is the document's own.
-        unknown: the row if there is no last known row; None records nothing then.
+        collection: the collection; None means the document's own.
+        unknown: the row to record if there is no last known row. If this is None too, nothing is recorded.
     """
     try:
         before = instance._loaded.snapshot

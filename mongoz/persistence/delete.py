@@ -179,7 +179,7 @@ class _Deletion:
             return False
         if self.is_marked:
             return is_commit_unknown(error)
-        return not isinstance(error, ServerSelectionTimeoutError)  # after this error, the delete was never sent
+        return not isinstance(error, ServerSelectionTimeoutError)  # this error means that nothing was sent
 
     async def took_effect(self, session: Any) -> bool:
         """Whether the document was absent at any time since an unmarked delete was sent.
@@ -245,5 +245,5 @@ class _Deletion:
 
 
 def has_no_transactions(error: PyMongoError) -> bool:
-    """Whether the error says that the server has no transactions. Then it has no dispatchers either."""
+    """Whether the error says that the server has no transactions. No dispatcher can read such a server."""
     return isinstance(error, OperationFailure) and error.code == _ILLEGAL_OPERATION

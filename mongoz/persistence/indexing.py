@@ -38,7 +38,7 @@ async def ensure_indexes(meta: MetaInfo, target: Collection, session: Any = None
     """
     deployment = target.database.deployment
     key = (meta.document, target.database.name, target.name)
-    if key in deployment.indexed:  # two tasks may pass here at once: the server makes an index once
+    if key in deployment.indexed:  # two tasks may both go on: the server makes each index only once
         return
     in_transaction = join_transaction(deployment, session).session is not None
     options = _TIMEOUT_IN_TRANSACTION if in_transaction else {}

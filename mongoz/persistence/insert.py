@@ -32,7 +32,7 @@ def insert_instance(instance: D, collection: Any = None, session: Any = None) ->
 
 
 async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
-    """Insert an instance, without waiting for its turn."""
+    """Insert an instance, without waiting for its turn (see `mongoz/persistence/turns.py`)."""
     meta = instance.meta
     document, signals = meta.document, meta.signals
     target = default_target(meta) if collection is None and session is None else None

@@ -49,11 +49,12 @@ NO_ORIGIN: Final = Origin()
 
 
 class _StampPlan(NamedTuple):
-    """The common parts of the stamps of many writes. The signal caches it.
+    """The parts that the stamps of many writes have in common. The signal caches the plan.
 
     Attributes:
         receivers: the receivers of the firing.
-        named: the ids of the receivers that a beat has named; None if the process makes no claims.
+        named: the ids of the receivers that the last acknowledged beat has named (see `mongoz/claims/book.py`);
+            None if the process makes no claims.
         key: the group of dispatchers, the called method, whether the writes are muted, and the hops of the
             writes.
         form: the form of stamps without claims.
@@ -85,7 +86,7 @@ def _stamp_plan(firing: Firing, group: str, call: Call, named: frozenset[bytes] 
 
 
 def _with_claims(plan: _StampPlan, signal: Signal, named: frozenset[bytes]) -> _StampPlan:
-    """Claim the receivers that dispatchers can take over and that a beat has named."""
+    """The plan with claims to the receivers that dispatchers can take over, if the last beat has named them."""
     receivers, (group, call, *_) = plan.receivers, plan.key
     claimable = signal.claimable_ids_of(receivers)
     covered = [receiver for receiver in receivers if receiver.runs_in_dispatcher]
@@ -162,8 +163,7 @@ async def make_originator(firing: Firing, target: WriteTarget, call: Call, *, na
 
     If the writes need stamps and the last measurement of the server's time is old, the time is measured first. If
     receivers can be claimed and the book is not valid, a beat is awaited for a short time. Between this call and
-    `origin_for` nothing may be awaited: the process may be stopped meanwhile, and then the book is not valid any
-    more.
+    `origin_for` nothing may be awaited, because the book may become invalid during a wait.
 
     Args:
         firing: the receivers of this process.

@@ -24,14 +24,14 @@ async def send_alone(instance: Model, target: WriteTarget, patch: Changes) -> No
     Raises:
         DocumentNotFound: the document does not exist any more.
     """
-    # The first case is the most frequent one. It saves a call.
+    # Most patches remove no field. For them this line saves a call.
     update = {"$set": patch.changed} if patch.changed and not patch.removed else patch.as_update()
     if not update:
         await send_patch(instance, target, patch, session=target.session)
         return
     session = target.session
     try:
-        # Without a session, `target.driver_collection` is the same with one more call.
+        # Without a session, `target.driver_collection` is the same collection, but takes one more call.
         collection = target.collection.opened.driver_collection if session is None else target.driver_collection
         result = await collection.update_one({"_id": id_of(instance)}, update, session=session)
     except Exception as error:

@@ -42,7 +42,7 @@ class AppliedValues(NamedTuple):
 
     Attributes:
         fields: all fields that were set.
-        derived: the part of `fields` that validators of the model changed.
+        derived: those of `fields` that validators of the model changed.
     """
 
     fields: frozenset[str]
@@ -103,7 +103,7 @@ def apply_values_together(
     operations: Sequence[Operation] = (),
     computed: Mapping[str, Any] | None = None,
 ) -> AppliedValues:
-    """Put new values onto an instance whose validators read several fields. After an error it is unchanged.
+    """Put new values onto an instance whose validators read several fields. An error leaves it unchanged.
 
     Args:
         instance: the instance before the update.

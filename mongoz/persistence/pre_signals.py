@@ -16,7 +16,7 @@ async def fire_pre_signal(signal: Signal, sender: type, **keywords: Any) -> None
     Args:
         signal: a signal of the written document.
         sender: the document class.
-        **keywords: further keywords of the receivers.
+        **keywords: the keywords of the receivers besides `sender`.
 
     Raises:
         SignalError: the chain of receivers is too long.

@@ -49,7 +49,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     target = default_target(meta) if collection is session is None and own_collection is meta.collection else None
     if target is None:
         target = await resolve_target(document, own_collection if collection is None else collection, session)
-        state = loaded(instance)  # it may have changed meanwhile, as below
+        state = loaded(instance)  # other calls may have changed it during the `await`
     if signals.pre_save.receivers:  # checked here too, which saves a call
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
         state = loaded(instance)  # a receiver may have saved the instance
@@ -122,8 +122,8 @@ def _remember_saved(
     Args:
         instance: the instance.
         row: the valid row of the instance.
-        applied: the changes of the last known row; None if that row is of another collection.
-        other: the collection of the save, unless it is the document's own.
+        applied: the changes since the last known row; None if that row is of another collection.
+        other: the collection of the save; None if it is the document's own.
     """
     if applied is None:
         remember(instance, row, other)

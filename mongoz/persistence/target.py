@@ -32,8 +32,8 @@ class WriteTarget(NamedTuple):
 
     Attributes:
         collection: the `Collection`.
-        session: the driver's session, or None.
-        transaction: the mongoz transaction that the session is in, or None.
+        session: the driver's session; None if the write has none.
+        transaction: the mongoz transaction that the session is in; None if there is none.
         is_foreign_transaction: the application started the transaction with the driver. mongoz does not see its
             commit.
     """
@@ -105,7 +105,7 @@ class WriteTarget(NamedTuple):
 
         Args:
             signal: a `post_*` signal.
-            changed: names of the written fields; None means any.
+            changed: names of the written fields, see `plan_firing`; None leaves out no receiver.
 
         Raises:
             SignalError: the chain of receivers is too long.
@@ -122,7 +122,7 @@ class WriteTarget(NamedTuple):
         """The session of the caller's transaction, or a new session for a single write.
 
         The outcome of a write can be looked up only if no other command uses its session, but the caller may use
-        the given session meanwhile. The new session stays causally consistent with the given one.
+        the caller's session meanwhile. The new session stays causally consistent with the caller's session.
         """
         if self.in_transaction or self.collection.opened.sessions is None:
             yield self.session  # unacknowledged writes support no session, and have no outcome
@@ -179,7 +179,7 @@ class WriteTarget(NamedTuple):
             sender: the document class.
             delivery_id: the token of the write.
             keywords: further keywords of the receivers.
-            claim: the claim of the write, if it has one. It ends with the receivers.
+            claim: the claim of the write, if the write has one. The claim ends when the receivers have run.
 
         Raises:
             Exception: the error of the only failing receiver.

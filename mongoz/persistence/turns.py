@@ -83,7 +83,7 @@ class _Turn:
                 _waiting.discard(self)
 
     def _turn_to_await(self) -> "_Turn | None":
-        """The turn to wait for; None if there is none, or if that turn can't end before this turn."""
+        """The earlier turn to wait for; None if there is none, or if it can't end before this turn."""
         while self.before is not None and self.before.ended:
             self.before = self.before.before
         before = self.before
@@ -112,8 +112,8 @@ class _Turn:
 
     def end(self) -> None:
         """End the turn, and wake the turns that wait for it."""
-        # In the queue, an inner turn that has not ended takes the place of this turn. If there is none, an earlier
-        # turn that has not ended takes it.
+        # In the queue, this turn is replaced by an inner turn that has not ended. If there is none, it is
+        # replaced by an earlier turn that has not ended.
         if self.has_inner and (inside := _last.pop(id(self), None)) is not None:
             inside.place, self.before = self.place, inside
         while self.before is not None and self.before.ended:
@@ -190,8 +190,8 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
 async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
     """Await a call of several instances after the earlier calls of each instance have ended.
 
-    The call has a single turn. This turn enters the queues of all instances at once, when nothing is left to wait
-    for. So two calls never wait for each other.
+    The call has a single turn. When no earlier turn is left to wait for, this turn enters the queues of all
+    instances in one step. So two calls never wait for each other.
     """
     turn, outer = _Turn(), _current.get()
     turn.instance, turn.place, turn.loop = instances, id(turn), get_running_loop()

@@ -44,7 +44,7 @@ D = TypeVar("D", bound=Model)
 def update_instance(
     instance: D, values: dict[str, Any], operations: Sequence[Operation] = (), session: Any = None
 ) -> Coroutine[Any, Any, D]:
-    """Write a patch; see `Document.update`."""
+    """Write new values, and operations that the server computes; see `Document.update`."""
     return run_in_turn(instance, session, _update(instance, values, operations, session))
 
 
@@ -75,7 +75,7 @@ async def update_if_matching(
     filter: Mapping[str, Any],
     target: WriteTarget,
 ) -> bool:
-    """Write a patch if the document still matches a filter; returns whether it was written."""
+    """Write new values and operations if the document still matches a filter; returns whether it did."""
     try:
         await _patch(instance, values, operations, target, [filter] if filter else [])
     except (DocumentChanged, DocumentNotFound):
@@ -90,7 +90,7 @@ async def _patch(
     target: WriteTarget,
     filters: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Update an instance once.
+    """Make one attempt to update an instance.
 
     Args:
         instance: the instance.
@@ -148,7 +148,7 @@ async def _write_and_fire(
     conditions: Sequence[Mapping[str, Any]],
     undo: dict[str, Any],
 ) -> None:
-    """Send the patch with its stamp, if it needs one; then run the receivers.
+    """Send the patch, with a stamp if the write needs one; then run the receivers.
 
     Args:
         instance: the instance, which has the values of the patch already.

@@ -176,7 +176,8 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
 def _fire_in_background(write: Write, session: Any, held: AsyncExitStack) -> None:
     """Run the receivers when it is known that the write took effect.
 
-    They get a copy of the instance: the caller has the error, and may change the instance or write it again.
+    The receivers get a copy of the instance: the caller has got the error, and may change the instance or write it
+    again.
     """
     copied = write._replace(instance=independent_copy(write.instance))
     write.target.deployment.run_in_background(_fire_when_known(copied, session, held.pop_all()))

@@ -26,7 +26,7 @@ D = TypeVar("D", bound=Model)
 class QueryBuilder(Generic[D]):
     """A document class and an immutable plan. Each method returns a new query with a refined plan."""
 
-    # Class defaults, for applications' managers whose constructor does not call this one.
+    # Class defaults, for applications' managers whose constructor does not call this constructor.
     _bound: type[D] | None = None
     _plan = Plan()
 

@@ -1,7 +1,7 @@
 """The operators of queries, and their MongoDB conditions.
 
-A value never acts as an operator, because it always follows one of our operators. MongoDB only compares a
-dict from a user's input with stored values.
+A value never acts as an operator, because it always follows one of our operators. If a user's input contains a
+dict, MongoDB compares this dict with stored values, and does not execute it.
 """
 
 import datetime

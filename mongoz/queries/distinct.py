@@ -62,7 +62,7 @@ def _field_at(model: Any, steps: list[str]) -> FieldInfo | None:
 
 
 def _items(annotation: Any) -> Any:
-    """The type of a list's items; None if it is no list."""
+    """The type of the items of a list; None if the annotation is no list."""
     annotation = resolve_alias(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return next((items for each in get_args(annotation) if (items := _items(each)) is not None), None)

@@ -39,8 +39,8 @@ class Expression:
         operator: the name of an operator of `Q`, such as `"gte"`, or of MongoDB, such as `"$gte"`.
         value: the value to compare with. MongoDB executes operators inside the value only if `operator` takes
             other operators, as `"$elemMatch"` does.
-        options: further operators beside this one, such as `{"$options": "i"}`. A string, such as `"i"`, has the
-            options of a pattern.
+        options: further operators beside this one, such as `{"$options": "i"}`. A string, such as `"i"`, is short
+            for `{"$options": "i"}`.
 
     Examples:
         >>> await User.query((User.age >= 18) & ~Expression("name", "startswith", "A"))
@@ -157,7 +157,7 @@ class FieldProxy:
 
 
 def make_expression(key: Any, operator: str, value: Any) -> Expression:
-    """Make an expression. Errors that don't depend on the document are raised at once.
+    """Make an expression. Errors that don't depend on the document are raised here, before the query runs.
 
     Raises:
         InvalidKeyError: the key is neither a name nor `Document.field`.
@@ -213,7 +213,7 @@ def _compiled(document: Any, expression: Expression) -> dict[str, Any]:
 
 
 def _is_native(operator: Any) -> bool:
-    """Whether it is an operator of MongoDB without a name in `Q`."""
+    """Whether an operator is one of MongoDB's that has no name in `Q`."""
     return isinstance(operator, str) and operator.startswith("$") and operator not in SPELLINGS
 
 

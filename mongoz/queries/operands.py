@@ -33,7 +33,7 @@ _PARSED: Final[tuple[tuple[type, tuple[type, ...], Callable[[Any], Any]], ...]] 
 class ValueRefused(OperatorInvalid, InvalidKeyError, AssertionError):
     """An operator does not support a value.
 
-    It has several bases since applications catch AssertionError for `in` without a list, and InvalidKeyError for
+    It has several bases because applications catch AssertionError for `in` without a list, and InvalidKeyError for
     an impossible comparison.
     """
 

@@ -65,7 +65,7 @@ def pipeline(plan: Plan, projection: Mapping[str, Any] | None = None) -> list[di
 
 
 def attachment_stages(joins: Iterable[Join]) -> list[dict[str, Any]]:
-    """The stages that move joined rows from the slots to the names of the foreign collections.
+    """The stages that move joined rows from the slots of the joins to the names of the foreign collections.
 
     They come after the conditions and before the sort.
     """

@@ -22,7 +22,7 @@ class Plan:
         only: attribute names to load, the id included; None for all.
         parts: stored, dotted names. If a field in `only` has parts here, only these parts of it are loaded.
         defer: attribute names not to load.
-        database: the name of another database than the document's own.
+        database: the name of the database; None for the document's own.
         session: the driver's session, if one was given.
         options: `hint`, `collation`, `max_time_ms`, `batch_size`, for the driver.
         nothing: the query has no documents, and sends no command.

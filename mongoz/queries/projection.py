@@ -36,7 +36,7 @@ def field_names(document: Any, caller: str, names: Iterable[Any]) -> frozenset[s
 
 
 def field_parts(document: Any, names: Iterable[Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """The fields and parts that `only` loads.
+    """The fields, and the parts of fields such as `address.city`, that `only` loads.
 
     Returns:
         The attribute names of the fields, and the stored paths of the parts. A field without such a path is

@@ -139,7 +139,7 @@ class Q:
 
     @staticmethod
     def exists(key: Any, value: bool = True) -> Expression:
-        """The document has the field, which may be None; with False, the document does not have it."""
+        """The document has the field, even if its value is None. With False: the document lacks the field."""
         return make_expression(key, "exists", value)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The methods of queries that read."""
+"""The methods by which queries read documents."""
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -34,10 +34,13 @@ _ID_ONLY: Final = {"_id": 1}
 
 
 class ReadQuery(QueryBuilder[D]):
-    """A query that can be read. Awaiting it gives a list of instances; `async for` streams them."""
+    """A query with its reading methods. Awaiting it gives a list of instances; `async for` streams them."""
 
     async def execute(self) -> list[D]:
-        """All matching documents as a list. Awaiting the query returns this list too, except after `none()`."""
+        """All matching documents as a list.
+
+        Awaiting the query does the same, except after `none()`: then it returns the query itself.
+        """
         plan = self._plan
         make = instance_maker(self._document, plan, self._other_collection)
         return make_all(make, await self._fetch(plan, projection(self._document, plan)))
@@ -266,7 +269,7 @@ class ReadQuery(QueryBuilder[D]):
         Args:
             plan: the plan.
             fields: the projection.
-            further: further stages of an aggregation.
+            further: stages of an aggregation, after those of the plan.
             collection: the driver's collection with other codec options; None for the query's own.
         """
         session = self._session

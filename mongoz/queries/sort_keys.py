@@ -17,9 +17,10 @@ def compile_sort(document: Any, key: Any, direction: Any, lookups: Mapping[str, 
 
     Args:
         document: the queried class.
-        key: a field's name, `Document.field`, a SortExpression, a list of these or of `(key, direction)`, or None.
+        key: a field's name, `Document.field`, a SortExpression, a list of these or of `(key, direction)`; None if
+            only `lookups` give sort keys.
         direction: 1 or -1, for a single `key` that is no SortExpression.
-        lookups: `{"name__asc": True}`.
+        lookups: the keywords of the call, such as `{"name__asc": True}`.
 
     Raises:
         InvalidKeyError: there is no such field or direction.

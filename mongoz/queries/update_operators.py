@@ -39,9 +39,9 @@ class UpdateOperator(NamedTuple):
 class U:
     """Changes that the server computes, so that concurrent changes add up.
 
-    Pass a field as a keyword, or as the first argument: its name or `Document.field`. A dotted name is a field of
-    an embedded document, or an item of a list. One update may have several `push`, `add_to_set` or `pull` of one
-    field. MongoDB does not execute an operator inside a value.
+    Pass a field as a keyword, or pass its name or `Document.field` as the first argument. A dotted name is a field
+    of an embedded document, or an item of a list. One update may have several `push`, `add_to_set` or `pull` of
+    one field. MongoDB does not execute an operator inside a value.
 
     Examples:
         >>> await user.update(U.inc(logins=1), U.push("tags", "new"), name="Ada")

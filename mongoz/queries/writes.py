@@ -159,7 +159,7 @@ class WriteQuery(ReadQuery[D]):
         return {"_id": {"$in": []}} if self._plan.nothing else self._plan.filter
 
     async def update_or_create(self, defaults: Mapping[Any, Any] | None = None, **lookups: Any) -> tuple[D, bool]:
-        """Update the only matching document, or else create it.
+        """Update the only matching document; create a document if none matches.
 
         The update is one atomic command, which contains the conditions too. The insert is an atomic upsert, as in
         `get_or_create`. If another writer is faster, the call starts again, with the document as that writer has
@@ -177,7 +177,7 @@ class WriteQuery(ReadQuery[D]):
             InvalidKeyError: there is no such field, or a condition is on a referenced document.
             MultipleDocumentsReturned: several documents match.
             pydantic.ValidationError: the document would not fit the model.
-            WriteConflict: other clients create and delete, or change, the document faster than it can be written.
+            WriteConflict: other clients create, change or delete the document faster than it can be written.
 
         Examples:
             >>> user, created = await User.objects.update_or_create({"name": "Ada"}, email="ada@example.org")

@@ -14,8 +14,8 @@ __all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 class Broadcaster:
     """The class of `Document.signals`: the six built-in signals and the custom signals of the document.
 
-    To add a custom signal, assign a `Signal`, or just use a new name: this creates the signal. Names that start
-    with `pre_` or `post_` must exist, since a misspelt signal would never fire.
+    To add a custom signal, assign a `Signal`, or just use a new name: the first use creates the signal. Names that
+    start with `pre_` or `post_` are not created on use, because a misspelt signal would never fire.
 
     `Broadcaster()` belongs to no document: its signals fire when the application sends them.
 

@@ -18,12 +18,12 @@ MAX_LENGTH: Final = 16
 
 
 class Link:
-    """One signal while its receivers run. Until `end`, it is the innermost link of the task.
+    """One signal while its receivers run. A new link becomes the innermost link of the task; `end` undoes this.
 
     Attributes:
         signal: the signal.
         receiver: the name of the running receiver, if it is known.
-        outer: the link whose receivers made this write, if there is one.
+        outer: the link whose receivers made the write of this signal; None for the first write of a chain.
         depth: the number of links, this one included.
         is_stopped: set on the outermost link when the chain reaches the limit. From then on, every branch of the
             chain ends when it reaches a signal for the second time.
@@ -56,7 +56,7 @@ class Link:
 
 
 innermost_link: Final[ContextVar[Link | None]] = ContextVar("mongoz_chain", default=None)
-"""The link of the innermost signal around this task: its receivers run in the task, or have started the task."""
+"""The link of the innermost signal whose receivers run in this task, or have started this task; or None."""
 
 
 def refuse_endless_chain(signal: Signal, *, caller_cancelled: bool) -> None:

@@ -56,7 +56,7 @@ def context(**values: str | int | bool) -> Iterator[None]:
     """A block whose writes carry these values, in this task and in tasks that it starts.
 
     Receivers find the values as `delivery.context`, a read-only mapping. On a dispatched registry, each write in
-    the block has a stamp with the values, for receivers in the dispatcher. The values stand in the document until
+    the block has a stamp with the values, for receivers in the dispatcher. The values stay in the document until
     its next stamped write. Every client that can read the document can read them, so put no secrets into them.
 
     A block inside of another adds its values, and replaces values with the same names. If OpenTelemetry has a

@@ -122,7 +122,9 @@ def pre_update(
 @overload
 def pre_update(senders: Iterable[type], **options: Unpack[ReceiverOptions]) -> Callable[[_F], _F]: ...
 def pre_update(senders: _Senders, **options: Unpack[ReceiverOptions]) -> Any:
-    """Run the receiver before `update()`. The instance has the new values. Changes of the receiver are written.
+    """Run the receiver before `update()`. The instance has the new values already.
+
+    Changes that the receiver makes to the instance are written.
 
     Keywords: `sender`, `instance`, `update_fields`. For arguments, errors and an example see `pre_save`.
     """

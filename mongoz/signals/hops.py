@@ -1,4 +1,4 @@
-"""Hops: the number of dispatchers' receivers between a write and the first write of its chain.
+"""Hops: how many receivers in dispatchers have led from the first write of a chain to a write.
 
 The writes of a receiver in a dispatcher come back through the change stream, and trigger other receivers. Two
 receivers that trigger each other would never end without a limit. So each of these writes carries its hops.

@@ -33,7 +33,7 @@ _mutes: ContextVar[tuple[_Mute, ...]] = ContextVar("mongoz_mutes", default=())
 
 
 class Muting:
-    """Whether this process uses mutes at all.
+    """Whether this process has used mutes so far.
 
     Attributes:
         is_used: something was muted in this process. While the flag is False, the context variable is not read,
@@ -51,10 +51,10 @@ muting: Final = Muting()
 
 @contextmanager
 def muted(*targets: Any) -> Iterator[None]:
-    """A block in which signals do not fire, in this task and in tasks that it starts.
+    """A block in which signals do not fire: in this task, and in tasks that this task starts inside of the block.
 
-    Dispatchers don't deliver these writes either: on a dispatched registry the stamp of a write says that it is
-    muted. So a migration, for example, sends no e-mails.
+    Dispatchers don't deliver the writes of the block either: on a dispatched registry the stamp of a write says
+    that the write is muted. So a migration, for example, sends no e-mails.
 
     Args:
         *targets: documents and names of signals. Without targets, every signal is muted. Documents mute all

@@ -88,14 +88,14 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The option `batch`: a dispatcher gathers deliveries, and calls the receiver with many of them at once.
+    """The option `batch`: a dispatcher gathers deliveries, and passes many of them to the receiver in one call.
 
     The receiver is `async def receiver(sender, batch, **kwargs)`, and `batch` is a list of `BatchEvent`.
 
     Attributes:
         size: the maximum number of events in one batch.
-        wait: the maximum time from the first event until its batch begins, in seconds. A batch begins earlier if
-            it is full, or if the waiting events take too much of the dispatcher's queue.
+        wait: the maximum time for which the first event of a batch waits for further events, in seconds. It waits
+            less if the batch is full, or if the waiting events take too much of the dispatcher's queue.
 
     Examples:
         >>> @post_save(Product, batch=Batch(size=500, wait=0.2))
@@ -128,8 +128,8 @@ class ReceiverOptions(TypedDict, total=False):
         on_failure: `"dead_letter"` (default), `"block"` or `"drop"`: see `OnFailure`.
         transactional: run in a transaction of MongoDB, together with a record of the delivery; implies
             `delivery="dispatcher"`. Writes through `delivery.session`, or through the ODM, take effect once.
-        concurrency: maximum number of attempts at once in each dispatcher process. A dispatcher calls receivers
-            with `concurrency` or `rate` after the other receivers of a change.
+        concurrency: maximum number of attempts at the same time in each dispatcher process. A dispatcher calls
+            receivers with `concurrency` or `rate` after the other receivers of a change.
         rate: maximum number of attempts of all dispatchers of the group in a period, such as `"100/min"`; the
             periods are s, min, h and day. Implies `delivery="dispatcher"`.
         batch: a `Batch`: call the receiver with a list of events; implies `delivery="dispatcher"`.
@@ -151,7 +151,7 @@ class ReceiverOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Checked options. For `retry` and `timeout`, None means the dispatcher's setting."""
+    """Checked options. None means "not given"; for `retry` and `timeout`, a dispatcher's setting then applies."""
 
     delivery: DeliveryMode = "any"
     name: str | None = None

@@ -18,7 +18,7 @@ __all__ = ["Firing", "leave_to_dispatchers", "plan_firing"]
 
 
 class Firing(NamedTuple):
-    """The receivers of a write. They are chosen before the write, since the stamp names them.
+    """The receivers of a write. They are chosen before the write, because the stamp names them.
 
     Attributes:
         signal: the `post_*` signal.
@@ -115,11 +115,12 @@ def _cancelled_inside(receiver: Receiver, error: asyncio.CancelledError) -> Sign
 
 
 def plan_firing(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
-    """Decide which receivers of a signal this process runs, in the current context.
+    """Decide which receivers of a signal this process runs for a write that the current task makes now.
 
     Args:
         signal: a `post_*` signal.
-        changed: names of the written fields, for receivers with `fields=`; None means any.
+        changed: names of the written fields. A receiver with `fields=` is left out if none of its fields was
+            written. None leaves out no receiver.
     """
     if muting.is_used and is_muted(signal.sender, signal.name):
         return Firing(signal, muted=True)

@@ -35,10 +35,10 @@ class Delivery:
     """The delivery, which a `post_*` receiver gets as the keyword `delivery`.
 
     Attributes:
-        id: the same for every attempt to deliver the same write; use it for deduplication. In process, in a
-            takeover, and if the stamp of the write came too late, it is the token of the write. In other
-            deliveries of a dispatcher it is derived from the resume token of the change. Each replay and each
-            backfill has ids of its own.
+        id: the same for every attempt to deliver the same write; use it for deduplication. In process and in a
+            takeover, it is the token of the write. If a write takes so long that its stamp does not count any
+            more, the dispatcher uses this token too. In other deliveries of a dispatcher, the id is derived from
+            the resume token of the change. Each replay and each backfill has ids of its own.
         signal: name of the signal, `"post_save"` for example.
         receiver: name of the receiver, the same in all processes.
         origin: `"process"` (awaited by the writer), `"stream"` (delivered by a dispatcher), or `"takeover"`
@@ -99,12 +99,12 @@ class BatchEvent(NamedTuple):
     """One event of a batch: the keywords that a receiver without the option `batch` gets.
 
     Attributes:
-        instance: the document, as in `delivery.image`.
+        instance: the document, in the state that `delivery.image` names.
         delivery: the delivery of this event. `delivery.signal` names the signal; each event has its own
             `delivery.id`.
         created: whether the document was inserted; False for other signals than `post_save`.
         update_fields: the changed fields of a `post_update`; empty for other signals.
-        previous: the document before the change, where the server keeps pre images; else None.
+        previous: the document before the change, if the server keeps pre images; else None.
     """
 
     instance: Any

@@ -80,7 +80,7 @@ class Signal:
             name: the name of the attribute.
             sender: the document class; None for a Broadcaster of no document.
             parents: the same signal of the abstract documents that the sender inherits from.
-            dispatched: receivers need an identity that is the same in all processes.
+            dispatched: whether receivers need an identity that is the same in all processes.
         """
         self.name, self.sender, self.dispatched = name, sender, dispatched
         self._parents = tuple(parents)
@@ -88,7 +88,7 @@ class Signal:
             self._own = tuple(with_ids(receiver, sender, name) for receiver in self._own)
         self._clear_cache()
         self._check_identities(self.receivers)
-        for parent in self._parents:  # last, since an error above means that the class is not defined
+        for parent in self._parents:  # last: after an error above, the class does not exist
             parent._children.add(self)
 
     def replace(self, other: "Signal") -> None:

@@ -18,7 +18,7 @@ class Tap:
 
     Attributes:
         receiver: awaited before all receivers, with the same keywords. Its result is ignored.
-        silences: the receivers do not run in the tasks that the tap observes; they stay connected.
+        silences: True keeps the receivers from running in the tasks that the tap observes. They stay connected.
         is_active: returns whether the tap observes the current task. It is called whenever the signal is sent or a
             write is planned.
     """

@@ -45,7 +45,7 @@ async def test_in_a_transaction_the_error_names_the_remedy(Closed: Any, foreign:
     notes = " ".join(caught.value.__notes__)
     assert "The collection's validator refuses '_mongoz'" in notes
     assert "{_mongoz: {bsonType: 'binData'}}" in notes
-    assert "Without a transaction, the document is deleted without a marker" in notes
+    assert "Outside of your transaction, mongoz would delete the document without a marker" in notes
     assert foreign.closed.count_documents({}) == 2
 
 

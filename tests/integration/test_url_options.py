@@ -158,7 +158,7 @@ async def test_a_small_pool_for_many_receivers_is_named(mongo, database, foreign
 
     settings = settings_for(registry)
     found = [finding async for finding in check(registry, settings) if finding.topic == "connections"]
-    assert "100 receivers at once share maxPoolSize=1" in found[0].text
+    assert "100 receivers run at the same time, and share maxPoolSize=1" in found[0].text
     async with dispatching(registry):
         pass
     assert "connections.few" in capsys.readouterr().out

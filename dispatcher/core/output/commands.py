@@ -26,11 +26,11 @@ def completing(by: Completer) -> Iterator[None]:
 
 
 def completed(text: str, *, elsewhere: bool = False) -> str:
-    """A text whose commands are completed with what the running command knows, such as the application.
+    """Complete the commands in a text with values of the running command, for example the application.
 
     Args:
-        elsewhere: whether the reader may have another environment, such as the reader of a log. Then the commands
-            repeat the values of environment variables too.
+        elsewhere: whether the reader (of a log, for example) may have other environment variables. Then the
+            commands contain the values of these variables, too.
     """
     complete = _completer.get()
     return text if complete is None else complete(text, elsewhere)

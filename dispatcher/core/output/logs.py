@@ -36,7 +36,7 @@ class _Lines:
     """Writes the lines of a process.
 
     Args:
-        lowest: lines of lower levels are not written.
+        lowest: the lowest level that is written, as a number of `_LEVELS`.
         render: makes the text of a line.
         names: values that every line has.
         write: writes a text.
@@ -97,7 +97,7 @@ def configure_logging(log_format: str, level: str, *, process: str = "", termina
     become lines of our logger, unless the application has set a handler for them.
 
     Args:
-        log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal.
+        log_format: `"console"`, `"json"`, or `"auto"`: console on a terminal, JSON otherwise.
         process: the name of this process among the processes of a supervisor. Every line has it as `process`.
         terminal: whether lines are shown on a terminal; None to check whether stderr is a terminal.
     """

@@ -1,7 +1,7 @@
 """Opens missing standard streams, and makes stdout and stderr accept any text.
 
-If stdout can't be written, the write raises CannotWrite, an error of the command. If stderr can't be written, the
-text is dropped, since there is no place left to report the error.
+If stdout can't be written to, the write raises CannotWrite, and the command fails. If stderr can't be written to,
+the text is dropped, because the error can't be reported anywhere.
 """
 
 import io
@@ -56,8 +56,8 @@ class _StandardOutput(io.FileIO):
 def open_streams() -> None:
     """Open stdin, stdout and stderr where they are closed, for this process and its children.
 
-    The next file or socket would get the descriptor of a closed stream, and printed text would go there. uvloop
-    does not even start with closed streams. Characters that the encoding lacks are written as escapes.
+    Otherwise the next file or socket would get the descriptor of a closed stream, and printed text would go there.
+    uvloop does not even start with closed streams. Characters that the encoding lacks are written as escapes.
     """
     for descriptor in range(3):
         try:
@@ -90,7 +90,7 @@ def _set_stream(name: str, stream: Any) -> None:
 def restore_streams() -> None:
     """Restore stdout and stderr if they were replaced by objects that can't be flushed.
 
-    The interpreter flushes them at its end, and an error would become the exit code.
+    The interpreter flushes both at its end, and an error in this flush would change the exit code.
     """
     for name in _NAMES[1:]:
         try:

@@ -24,7 +24,7 @@ class Terminal(Console):
 
 
 class Grid(Table):
-    """Columns without lines between them. A string is shown as it is, on one line."""
+    """Columns without lines between them. Control characters and line breaks of a string are escaped."""
 
     def __init__(self, *headings: str) -> None:
         super().__init__(*headings, box=None, pad_edge=False, show_header=bool(headings))

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 # Seconds after which an unwritten line is dropped.
 _PATIENCE: Final = 1.0
 
-# Maximum seconds that the end of the process waits.
+# Maximum seconds for which the end of the process waits for unwritten lines.
 _LONGEST_END: Final = 5.0
 
 # Seconds between two attempts if a write fails immediately.
@@ -52,13 +52,13 @@ class Writer:
             os.register_at_fork(after_in_child=self._reset)  # the parent writes the waiting lines
 
     def _reset(self) -> None:
-        # Re-entrant: the garbage collector may run code that logs while a line is added.
+        # Re-entrant: while a line is added, the garbage collector may run code that logs.
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[tuple[float, bytes]] = deque()
         self._bytes = 0
         self._unnamed = 0
         self._rest = b""  # the rest of a line that was written in part
-        self._since: float | None = None  # when the present write last made progress
+        self._since: float | None = None  # when the present write last made progress; None without a write
         self._fails = False
         self._thread: threading.Thread | None = None
 
@@ -141,7 +141,7 @@ class Writer:
         return lines
 
     def _write_some(self, data: bytes) -> int:
-        """Write once, and return the number of written bytes. If it is 0, the thread pauses first."""
+        """Write once, and return the number of written bytes. If nothing can be written, pause and return 0."""
         try:
             written = os.write(self._descriptor, data)
         except BlockingIOError:  # another process made the descriptor non-blocking
@@ -228,7 +228,7 @@ _streams: list[_Stream] = []
 
 
 def replace_stream(name: Literal["stdout", "stderr"], name_dropped: Callable[[int], str]) -> None:
-    """Replace stdout or stderr by a stream that never waits, unless another object was put in its place."""
+    """Replace stdout or stderr by a stream that never waits, unless other code has replaced it before."""
     stream = getattr(sys, name)
     if stream is not None and stream is getattr(sys, f"__{name}__"):
         descriptor = stream.fileno()

@@ -29,7 +29,7 @@ _STEP: Final = 60.0
 _COUNTED: Final = ("read", "delivered", "failed", "retried")
 _OF_RECEIVERS: Final = ("delivered", "failed", "retried")
 
-# The largest counter of a receiver in one step.
+# Maximum value of a receiver's counter in one step.
 _MOST: Final = 2**32 - 1
 
 
@@ -43,7 +43,7 @@ class History:
         self._counters: dict[str, dict[str, tuple[float, ...]]] = {}
 
     async def keep(self, observer: Observer) -> None:
-        """Take steps for ever."""
+        """Add a step every minute, for ever."""
         while True:
             self.note(await observer.status())
             await asyncio.sleep(_STEP)

@@ -25,7 +25,8 @@ from dispatcher.parking.record import short_id
 
 LETTERS_PER_PAGE: Final = 10
 
-# Maximum bytes of a part that the dashboard shows as text. A larger one would block the event loop.
+# Maximum bytes of a part of a dead letter, such as its document, that the dashboard shows as text. The conversion
+# of a larger part would block the event loop.
 _LONGEST_PART: Final = 100_000
 
 # Maximum characters of a text in the list.

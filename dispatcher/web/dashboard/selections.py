@@ -1,4 +1,4 @@
-"""Requests of the page, and the dead letters that they select. A malformed request raises `HTTPException` 400."""
+"""Requests of the page, and the dead letters that they select. A malformed request raises `HTTPException`."""
 
 from datetime import UTC
 from typing import Final, TypeVar
@@ -46,6 +46,8 @@ class LettersRequest(LetterSearch):
     """An action on dead letters: on some, by their ids, or on all that are selected.
 
     Attributes:
+        ids: the ids of the dead letters; None with `all`.
+        all: whether the action is on all dead letters that the search selects.
         began: the time at which the action began, by the server's clock; None in the first request of an action.
     """
 

@@ -31,7 +31,7 @@ def _member(member: MemberStatus) -> dict[str, Any]:
 
 
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A replay or a backfill. Its position is left out: it may contain the key of a document."""
+    """A replay or a backfill. Its progress is left out, because it may contain the key of a document."""
     asked = run.get("asked")
     receivers = asked.get("receivers") if isinstance(asked, Mapping) else None
     return {

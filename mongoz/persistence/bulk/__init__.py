@@ -1,1 +1,1 @@
-"""Writes of many documents, in batches, each document with its receivers."""
+"""Writes of many documents, in batches. The receivers run for each document."""

@@ -237,7 +237,7 @@ class _Deleted(NamedTuple):
         number: the number of deleted documents.
         tokens: the tokens of the deletes, by `id_key`; empty if only the number of the deletes is known.
         firing: the receivers to run.
-        failure: the error that stopped the batch.
+        failure: the error that stopped the batch, or None.
         claims: the claims of the deletes, by `id_key`.
     """
 
@@ -253,9 +253,9 @@ class _DeleteOutcomeUnknown(Exception):
 
     Args:
         error: the error of the commit.
-        deleted: the deleted documents if the transaction was committed.
+        deleted: the documents that are deleted if the transaction was committed.
         session: the session of the transaction.
-        held: the resources to release, among them the session.
+        held: the resources to release when the outcome is known, among them the session.
     """
 
     def __init__(self, error: PyMongoError, deleted: _Deleted, session: Any, held: AsyncExitStack) -> None:

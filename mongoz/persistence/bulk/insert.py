@@ -177,7 +177,7 @@ def _were_refused(error: Exception, rows: list[Row], target: WriteTarget) -> boo
 def _shift_places(before: int, error: PyMongoError) -> PyMongoError:
     """The error of a batch, as an error of the whole call.
 
-    The indexes and the number in the error then also count the documents of earlier batches.
+    Its indexes and its number of inserted documents then also count the documents of earlier batches.
 
     Args:
         before: the number of documents that earlier batches inserted.

@@ -39,7 +39,7 @@ class WrittenDocument(NamedTuple):
     Attributes:
         instance: the document, as the receivers get it.
         token: the token of the write.
-        keywords: the further keywords of the receivers.
+        keywords: the keywords of the receivers, without `sender`, `instance` and `delivery`.
         firing: the receivers of this document; None means the receivers of the whole batch.
         claim: the claim of the write, or None.
     """
@@ -58,7 +58,7 @@ class BulkProgress:
 
     Attributes:
         done: the number of written documents.
-        raised: the first errors of receivers.
+        raised: the first 100 errors of receivers.
     """
 
     def __init__(self, document: type[Model], participle: str, target: WriteTarget) -> None:
@@ -155,7 +155,7 @@ async def find_existing(
     Args:
         target: the target.
         ids: the ids.
-        fields: stored names.
+        fields: the stored names of the fields to read besides `_id`.
         session: the session of the read; by default the caller's.
         durable: read only data that no rollback can undo; such a read uses no session.
     """

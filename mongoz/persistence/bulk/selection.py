@@ -16,7 +16,7 @@ from mongoz.persistence.target import WriteTarget
 __all__ = ["BATCH", "Selection", "split_into_chunks"]
 
 BATCH: Final = 500
-"""The number of documents in memory at once, while the receivers of each document run."""
+"""The number of documents in memory at the same time, while the receivers of each document run."""
 
 _IDS_PER_COMMAND: Final = 10_000  # an id takes 12 bytes or more, and a command has room for 48 MB
 
@@ -74,8 +74,8 @@ class Selection:
         writes.
 
         Args:
-            projection: the wanted fields.
-            check: awaited before documents are read, with the filter and the options that select them.
+            projection: the wanted fields; None for all.
+            check: awaited before documents are read, with the filter and the options that select them; or None.
         """
         if self.ids is not None:
             async for ids in self.id_batches():

@@ -450,7 +450,7 @@ class _BulkUpdate(Generic[D]):
     async def _fire_pre_update(
         self, instance: D, fields: frozenset[str], operations: tuple[Operation, ...]
     ) -> Changes:
-        """Fire `pre_update`; returns the changes of the receivers to the instance, validated."""
+        """Fire `pre_update`; returns the changes that the receivers made to the instance, validated."""
         signal = self.document.meta.signals.pre_update
         if not signal.receivers:
             return Changes({}, ())

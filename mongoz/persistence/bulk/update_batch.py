@@ -45,7 +45,7 @@ class DocumentUpdate(NamedTuple):
     encoded: bytes | None = None
 
     def request(self, origin: Origin) -> dict[str, Any]:
-        """The update document."""
+        """The update with MongoDB's operators, and with the stamp if the origin has one."""
         stamped = self.changes._replace(changed=origin.stamped(self.changes.changed))
         return with_operations(stamped.as_update(), self.operations)
 

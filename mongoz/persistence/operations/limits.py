@@ -35,7 +35,7 @@ class OperationLimits(NamedTuple):
     """The limits that operations must keep.
 
     Attributes:
-        conditions: filter conditions that are true if the result is within the limits.
+        conditions: filter conditions that are true if the results of the operations are within the limits.
         has_others: there are rules that no filter can express, so each document must be checked.
     """
 
@@ -54,9 +54,9 @@ class OperationLimits(NamedTuple):
 def limits_of(document: type[Model], operations: Iterable[Operation]) -> OperationLimits:
     """The limits of the fields that the operations change.
 
-    `$set`, `$min` and `$max` keep the limits, since their operands were validated. `$unset` keeps them, since it
-    is refused for required fields. These operators need no check on a whole field. They need a check on a path
-    inside of a field, because the enclosing document or list may have rules of its own.
+    `$set`, `$min` and `$max` keep the limits, because their operands were validated. `$unset` keeps the limits,
+    because it is refused for required fields. These operators need no check on a whole field. They need a check
+    on a path inside of a field, because the enclosing document or list may have rules of its own.
     """
     conditions: list[Mapping[str, Any]] = []
     others = False

@@ -29,7 +29,7 @@ class Operation(NamedTuple):
 
     @property
     def top(self) -> str:
-        """The stored name of the field."""
+        """The stored name of the document's field in which the path begins."""
         return self.path.partition(".")[0]
 
 
@@ -64,7 +64,7 @@ def _merged(same: list[Operation]) -> list[Operation]:
 
 
 def refuse_overlaps(paths: Iterable[str]) -> None:
-    """Refuse an update that changes a path twice, or a path and a place inside of it. MongoDB does so too.
+    """Refuse an update that changes a path twice, or a path and a part of its value. MongoDB refuses it too.
 
     Raises:
         InvalidKeyError: there are two such paths; the message names both.

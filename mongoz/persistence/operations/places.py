@@ -42,13 +42,13 @@ class FieldPlace:
         names: the steps of the path, with the attribute names of the models instead of stored names.
         annotation: the type of the value, with its rules.
         model: the innermost model, whose settings apply.
-        attribute: the attribute of that model, if the value is one of its fields.
+        attribute: the attribute of that model, if the value is one of its fields; else None.
         is_required: the model requires a value at this place.
         is_checked: `annotation` does not contain all rules for the value. Other rules come from a validator
             method, or from a list, mapping or embedded document around the value.
         is_item: the place is in a list.
-        incomplete: stored paths of the enclosing embedded documents that have other required fields. If such a
-            document does not exist, an operator would create it without these fields.
+        incomplete: stored paths of the enclosing embedded documents that require fields outside of this path. If
+            such a document does not exist, an operator would create it without these fields.
         nullable: stored paths of the enclosing values that can be None. Nothing can be changed inside of None.
     """
 

@@ -48,7 +48,7 @@ def is_commit_unknown(error: PyMongoError) -> bool:
 
 
 async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
-    """Wait until the server is done with the commands of a session, and make it refuse commands that arrive late.
+    """Wait until the server is done with the commands of a session. It then refuses commands that arrive late.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
     server is done with that command. This next write has a higher transaction number, and afterwards the server
@@ -117,7 +117,7 @@ async def find_written_rows(
 
 
 async def _reported_values(target: WriteTarget, stamps: Iterable[bytes]) -> dict[bytes, dict[str, Any]]:
-    """Stamp -> the values that its write set, according to the change stream."""
+    """Stamp -> the values that the write with this stamp has set, according to the change stream."""
     by_stamp = {bytes(stamp): stamp for stamp in stamps}
     earliest = min(int.from_bytes(_token_of(stamp)[:4], "big") for stamp in by_stamp)
     any_stamp = {"$in": list(by_stamp.values())}

@@ -40,8 +40,8 @@ _STAMP_NOTE: Final = (
     f"{_REMEDY}"
 )
 _MARKER_NOTE: Final = (
-    "The server refused the marker by which dispatchers recognize this delete, and ended the transaction. Without "
-    "a transaction, the document is deleted without a marker."
+    "The server refused the marker by which dispatchers recognize this delete, and ended the transaction. Outside "
+    "of your transaction, mongoz would delete the document without a marker."
 )
 _POSSIBLE_STAMP_NOTE: Final = (
     f"The registry is dispatched, so the write contained the reserved field {FIELD!r}, which the collection's "

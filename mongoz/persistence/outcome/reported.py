@@ -1,7 +1,7 @@
 """Reads the recent changes of a collection from the server, with a short change stream.
 
-A document alone does not always show whether a write took effect: another client may have replaced or deleted it
-since. The change stream contains each committed write.
+A document alone does not always show whether a write took effect: after the write, another client may have
+replaced or deleted the document. The change stream contains each committed write.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ TIMEOUT_MS: Final = 5_000
 """The time limit of a read that looks up an outcome."""
 
 _MARGIN: Final = 5  # seconds by which the given time may be wrong
-_FUTURE_MARGIN: Final = 120  # if the given time is later than the server's time, it may be wrong by this much
+_FUTURE_MARGIN: Final = 120  # the same, if the given time is later than the server's time
 _PAUSE_MS: Final = 250  # the server waits this long for more changes before it reports its position
-_MAX_STREAMS: Final = 4  # open at once in an event loop: each one reads the whole recent oplog
+_MAX_STREAMS: Final = 4  # open at the same time in an event loop: each reads the whole recent oplog
 
 _PERMITS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 

@@ -41,7 +41,7 @@ class Changes(NamedTuple):
 
 
 def find_changes(before: dict[str, Any] | None, row: dict[str, Any]) -> Changes:
-    """The changes from the row `before` to `row`.
+    """The changes from the row `before` to `row`. If `before` is None, all fields of `row` are new.
 
     Raises:
         InvalidKeyError: update operators don't support the name of a changed key.
@@ -88,7 +88,8 @@ def are_same(a: Any, b: Any) -> bool:
             return a == b  # type: ignore[no-any-return]
         if kind is list:
             return len(a) == len(b) and (all(map(is_, a, b)) or all(map(are_same, a, b)))
-        # Equal datetimes have the same BSON. Different ones may have it too: BSON has whole milliseconds.
+        # Equal datetimes have the same BSON. Different datetimes may have the same BSON too, because BSON has only
+        # whole milliseconds.
         if kind is datetime.datetime and a.tzinfo is None and b.tzinfo is None and a == b:
             return True
     return _encoded(a) == _encoded(b)

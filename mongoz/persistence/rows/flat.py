@@ -46,7 +46,8 @@ _EXACT: Final = frozenset({"str", "int", "float", "bool"})
 """Schemas of these types make no instances of subclasses, such as members of an enum. A schema for dates does."""
 
 _KEPT: Final = {"str": str, "int": int, "float": float, "bool": bool, "datetime": datetime.datetime}
-"""The type of a schema -> the type of Python whose values it returns unchanged, apart from `_TEXT_CHANGES`."""
+"""The type of a schema -> the Python type whose values the schema does not change, if no option in
+`_TEXT_CHANGES` is set."""
 
 _CHECKS: Final = frozenset(
     {
@@ -54,7 +55,8 @@ _CHECKS: Final = frozenset(
         "lt", "gt", "allow_inf_nan", "microseconds_precision",
     }
 )  # fmt: skip
-"""Keys of these schemas that change no value of this type. `microseconds_precision` is about strings."""
+"""Keys of the schemas in `_KEPT` that change no value of the Python type. `microseconds_precision` is about
+strings."""
 
 _TEXT_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 """Options of a class that change the texts of all fields."""
@@ -65,7 +67,7 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
 
     Args:
         model: the class.
-        values: attribute name -> value. Values that are no fields are left out.
+        values: attribute name -> value. Names that are no fields are left out.
     """
     form = _flat_form(model)
     if form is None:
@@ -137,7 +139,7 @@ def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str,
 
 
 def loads_unchanged(model: type[BaseModel], known: dict[str, Any], names: Iterable[str]) -> bool:
-    """Whether `reloaded_values` certainly returns these values of the database unchanged, or None.
+    """Whether `reloaded_values` certainly returns these values of the database unchanged, or returns None.
 
     Args:
         model: the class.
@@ -153,7 +155,7 @@ def loads_unchanged(model: type[BaseModel], known: dict[str, Any], names: Iterab
 
 @cached_per_class
 def _unchanged_kinds(model: Any) -> dict[str, frozenset[type]]:
-    """Stored name -> the types whose values stay the same when they are loaded, or are refused."""
+    """Stored name -> the types whose values a load returns unchanged or refuses."""
     names, config = stored_names(model), model.__pydantic_core_schema__.get("config", {})
     if _reloading_validator(model) is None or any(config.get(name) for name in _TEXT_CHANGES):
         return {}
@@ -176,7 +178,7 @@ class _FlatForm(NamedTuple):
 
     Attributes:
         validate: makes a row from the attributes of an instance.
-        unproven: the stored names of the fields whose values may need another form.
+        unproven: the stored names of the fields whose valid values may have to be converted to their stored form.
     """
 
     validate: Callable[..., dict[str, Any]]

@@ -110,7 +110,7 @@ def hydrate_leniently(document: type[D], row: dict[str, Any], collection: Collec
     """
     try:
         return hydrate(document, row, collection)
-    except Exception:  # errors of any type, since the application's validators run
+    except Exception:  # errors of any type, because the application's validators run
         return _hydrate_unvalidated(document, row, collection)
 
 
@@ -147,7 +147,7 @@ def _hydrate_unvalidated(document: type[D], row: dict[str, Any], collection: Col
 
 
 def previous_instance(instance: D) -> D | None:
-    """A new instance with the loaded values; None if there are none, or if the model refuses them."""
+    """A new instance with the loaded values; None if nothing was loaded, or if the model refuses the values."""
     state = loaded(instance)
     row = state.row()
     if row is None:

@@ -15,12 +15,12 @@ def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] 
     """The changes of an instance since its load, by stored names.
 
     A field can differ from the stored row although this process did not change it: other clients store an integer
-    in 64 bits, or leave out a field with a default. Such a field must not be written, since that would undo
-    concurrent changes.
+    in 64 bits, or leave out a field with a default. Such a field must not be written, because that would
+    undo concurrent changes.
 
     Args:
         instance: the instance.
-        row: its valid row.
+        row: the valid row of the instance.
         known: the last known row; None if there is none.
 
     Raises:
@@ -36,7 +36,7 @@ def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] 
 
 
 def _own_changes(instance: Model, row: dict[str, Any], known: dict[str, Any], changes: Changes) -> Changes:
-    """The changes without the differences that a load makes."""
+    """The changes, without the differences that come from loading the row."""
     changed, reloaded = changes.changed, None
     if known.keys() >= changed.keys():
         reloaded = reloaded_values(type(instance), {name: known[name] for name in changed})

@@ -49,7 +49,7 @@ def _require_whole_values(instance: Model) -> None:
 
 
 def validated_row(instance: Model) -> dict[str, Any]:
-    """The row to store. It is validated, since pydantic does not see changes in lists and embedded documents.
+    """The row to store. It is validated, because pydantic does not see changes in lists and embedded documents.
 
     Raises:
         pydantic.ValidationError: the instance does not fit the model.

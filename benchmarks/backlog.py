@@ -2,10 +2,11 @@
 
 Two sides are compared: a daemon, and a bare loop over a change stream. The position of the daemon is saved, the
 backlog is written, and then the sides deliver the backlog in turns. Each time the daemon finds the same saved
-position, and the bare loop starts after the token in it. The time is measured inside the process, from the first
-to the last change that reaches the user's code. It does not include starting Python, imports, connecting, and
-fetching the first batch of 1,000 changes. This batch is a large part of a short backlog. So a short backlog
-favours the side that waits longer for the server. The first side changes from round to round.
+position, and the bare loop starts after the token in it. Each side measures the time inside its process, from the
+first to the last change that reaches the user's code. It does not include starting Python, imports, connecting,
+and fetching the first batch of 1,000 changes. This batch is a large part of a short backlog, and the wait for it
+is not measured. So a short backlog favours the side that waits longer for the server. The first side changes from
+round to round.
 
 The second row has the same measurement, while all cores except one compute something else.
 """
@@ -29,7 +30,8 @@ __all__ = ["measure_backlog"]
 
 _TARGET = Target(limit=0.8, tolerated=0.5, better="higher")
 
-# A small cache, or a busy one, costs our side more than the loop, and a short backlog favours the loop.
+# The limit of `--check` is wide. A small or busy processor cache costs our side more than the loop, and a short
+# backlog favours the loop.
 _CPU = Target(limit=2.0, tolerated=6.0, better="lower")
 
 _DATABASE, _STATE = "backlog", "backlog_state"

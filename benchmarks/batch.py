@@ -1,10 +1,10 @@
 """Batch receivers: an index that is kept by bulk writes, against one that is kept by single writes.
 
 Each change is written into another collection of the same server. The receiver with `batch=500` calls
-`bulk_write` once for up to 500 changes. The other receiver calls `replace_one` once for each change, 100 at
-once. All changes wait before the measurement: in the change stream, or parked, because the receiver was paused
-when the dispatcher read them. The time is measured from the first call of the receiver to the last. This takes
-minutes, so there is one round.
+`bulk_write` once for up to 500 changes. The other receiver calls `replace_one` once for each change, in 100
+deliveries at the same time. All changes wait before the measurement. They wait in the change stream, or they are
+parked, because the receiver was paused when the dispatcher read them. The time is measured from the first call of
+the receiver to the last. This takes minutes, so there is one round.
 
 Further rows: what a slow batch receiver does to the latency of a plain one, and the memory for large events.
 """

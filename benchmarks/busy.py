@@ -22,7 +22,7 @@ from dispatcher.operate.pauses import pause, resume
 __all__ = ["Busy", "Heard", "Point", "cpu_of", "measure_busy"]
 
 _DATABASE, _STATE = "busy", "busy_state"
-_PATIENCE_SECONDS, _PATIENCE_FOR_ALL = 90.0, 900.0  # for one thing, and for all changes
+_PATIENCE_SECONDS, _PATIENCE_FOR_ALL = 90.0, 900.0  # for one condition, and for all changes
 _AT_ONCE = 1_000
 _FIRST = f"{RECEIVER_PREFIX}1"
 _TIMED, _RATE = 200, 100.0  # the number of timed writes, and writes per second
@@ -37,7 +37,7 @@ class Busy:
         changes: the number of writes, as fast as possible.
         padding: additional characters in each document.
         documents: the number of updated documents; 0 inserts a new document for each change.
-        concurrency: the maximum number of deliveries at once, for each dispatcher.
+        concurrency: the maximum number of deliveries that each dispatcher makes at the same time.
         dispatchers: the number of dispatcher processes, and of partitions.
         timed: whether the latency is measured too.
         backlog: whether all changes are written before the first delivery.
@@ -62,7 +62,7 @@ class Point(NamedTuple):
         rate: changes per second.
         p50, p99: milliseconds from sending a write to the end of its last receiver, at 100 writes/s; None if not
             measured.
-        memory_mb: the memory of the largest process, at most.
+        memory_mb: the maximum memory of the largest process.
         cpu_us: microseconds of processor time of all processes for each change.
     """
 
@@ -191,7 +191,7 @@ async def _resume_receivers(group: Group) -> bool:
 
 
 async def _with_state(url: str, do: Callable[[Group], Awaitable[bool]]) -> None:
-    """Pause or resume everything."""
+    """Pause or resume the group, or its first receiver."""
     async with AsyncMongoClient[Any](url) as client:
         await do(Group(State(client, _STATE), GROUP))
 

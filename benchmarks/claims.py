@@ -2,9 +2,9 @@
 
 One process creates documents at a steady rate, and its receiver runs in this process. One side of the comparison
 writes with claims, and the other side without claims. The dispatcher reads these changes and has nothing to
-deliver. Another client makes one change before these writes and one change after them. At each of the two, the
-dispatcher reports its processor time. Both sides use the same dispatcher in turns. The measured time includes the
-decisions about the last claims.
+deliver. Another client makes one change before these writes and one change after them. At each of these two
+changes, the dispatcher reports its processor time. Both sides use the same dispatcher in turns. The measured time
+includes the decisions about the last claims.
 
 The memory is measured in a process that writes without a pause, after each tenth of its documents.
 """

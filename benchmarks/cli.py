@@ -68,7 +68,7 @@ _SIZES = {
     "waits": "changes for one and for four dispatchers with a waiting receiver",
     "writes": "writes timed for latency, per side and round",
     "indexed": "changes that are indexed in batches, and one by one",
-    "burst": "changes at once for a receiver with a limit",
+    "burst": "changes in a burst for a receiver with a limit",
     "large": "events of 5 MB for a batch receiver",
     "computed": "changes for one and for two workers on Kafka with a computing receiver",
     "members": "members of the group on Kafka whose commands are counted",
@@ -147,7 +147,7 @@ def _measure(options: argparse.Namespace, stderr: Console) -> _Run:
             began = time.monotonic()
             try:
                 rows += _SUITES[name](setting)
-            except BenchmarkFailed as error:  # the other suites took minutes, too
+            except BenchmarkFailed as error:  # keep the rows of the other suites: they took minutes
                 _report(error)
                 failed.append(name)
             stderr.print(f"{name} took {time.monotonic() - began:.0f} s")

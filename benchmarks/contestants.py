@@ -105,7 +105,7 @@ class Contestant:
         return said
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process immediately: SIGKILL follows SIGTERM without a wait."""
         self._child.stop(grace=0.0)
 
     def _wait_for(

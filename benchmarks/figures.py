@@ -15,8 +15,9 @@ class Target:
 
     Attributes:
         limit: the design's target.
-        tolerated: the limit of `--check`, beyond the target: a regression must fail a build, and a busy shared
-            machine must not. None if `--check` lets everything pass: the time depends on the load.
+        tolerated: the limit of `--check`, which is wider than the target. A regression must fail a build, and the
+            load of a shared machine must not. None for a time that depends on the load: `--check` lets each ratio
+            pass.
         better: `"higher"` for a rate, `"lower"` for a time.
     """
 
@@ -26,7 +27,7 @@ class Target:
 
     @classmethod
     def cost(cls, limit: float) -> "Target":
-        """A target for processor times. Other processes hardly change them, so little more is tolerated."""
+        """A target for processor times. Other processes hardly change these times, so the tolerance is small."""
         return cls(limit, limit * 1.3, "lower")
 
     def met_by(self, ratio: float) -> bool:
@@ -124,7 +125,10 @@ class Row(Measured):
 
     @property
     def judged(self) -> Measured:
-        """What the verdict is about: the processor time if it has a target, because it needs no quiet machine."""
+        """The quantity of the verdict: the processor time if that has a target, otherwise the row itself.
+
+        The measurement of a processor time needs no quiet machine.
+        """
         return self.cpu if isinstance(self.cpu, Measured) and self.cpu.target is not None else self
 
 

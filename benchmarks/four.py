@@ -1,9 +1,9 @@
 """Four dispatchers against one, with a receiver that waits 50 ms, as if it called a service.
 
-Each dispatcher has one partition, and makes 100 deliveries at once. All changes are written while the group is
-paused, because a writer needs as much of a small machine as a dispatcher. Then the group is resumed, and the time
-is measured from the first delivery to the last. The processes notice the end of the pause up to a second apart. So
-there are enough changes to keep four processes busy for some seconds.
+Each dispatcher has one partition, and makes 100 deliveries at the same time. All changes are written while the
+group is paused, because a writer needs as much of a small machine as a dispatcher. Then the group is resumed, and
+the time is measured from the first delivery to the last. The processes notice the end of the pause up to a second
+apart. So there are enough changes to keep four processes busy for some seconds.
 """
 
 from dataclasses import replace

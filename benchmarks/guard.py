@@ -61,7 +61,7 @@ class Verdict(NamedTuple):
         name: the name of the operation.
         instructions: the number of instructions of one operation.
         ratio: this number divided by the number of the reference.
-        record: the recorded ratio; None if it is new.
+        record: the recorded ratio; None for a new operation.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether its ratio is within the limit."""
+        """Whether the ratio is within the limit."""
         return self.record is not None and self.ratio <= self.record * _SLACK
 
 
@@ -134,7 +134,7 @@ def _count() -> dict[str, float]:
     """Instructions per operation, by the name of the operation.
 
     Raises:
-        RuntimeError: valgrind failed, or the program failed that valgrind ran.
+        RuntimeError: valgrind failed, or the program under valgrind failed.
     """
     with tempfile.TemporaryDirectory(prefix="mongoz-guard-") as directory:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={directory}/out"]

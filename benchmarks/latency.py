@@ -7,7 +7,7 @@ writes.) Therefore both sides include the commit time of the server, which moves
 have the time to the acknowledgement for comparison. All processes run on one machine and read its monotonic clock.
 
 Each side runs alone with the writer and the server, in turns. Both sides of a round get the same stream of writes.
-If both ran at once, they would wake up at the same time for each write. On few cores the result would depend on
+If both ran together, they would wake up at the same time for each write. On few cores the result would depend on
 which side runs first, and on the work of the other side.
 """
 

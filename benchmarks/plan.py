@@ -24,7 +24,7 @@ class Plan:
         claimed: writes with claims, and as many without claims, per round.
         waits: changes for one dispatcher and for four, with a receiver that waits.
         indexed: changes that are indexed in batches, and one by one.
-        burst: changes at once for a receiver with a limit.
+        burst: changes in a burst for a receiver with a limit.
         large: events of 5 MB for a batch receiver.
         computed: changes for one worker on Kafka and for two, with a receiver that computes.
         members, partitions: the numbers of members and partitions in the group whose commands are counted.

@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 def bars(rows: Sequence[Row]) -> str:
-    """Bars of the ratios that verdicts are about, each divided by its target. A line marks the targets."""
+    """A bar for each ratio with a verdict, divided by its target. A line marks the targets."""
     chosen = [(row, judged, judged.target) for row in rows if (judged := row.judged).target is not None]
     parts, right, most = [], 230, 2.0
     scale = (_WIDTH - right - 150) / most

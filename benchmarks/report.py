@@ -82,7 +82,7 @@ def _ratio(measured: Measured) -> tuple[str, str, str]:
 
 
 def verdict_of(row: Row) -> str:
-    """Whether the target is met, for people; empty without a target. It is about `row.judged`."""
+    """Whether the target of `row.judged` is met, for people; empty without a target."""
     judged = row.judged
     if judged.target is None:
         return ""

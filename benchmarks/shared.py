@@ -1,7 +1,7 @@
 """Transactional receivers that write shared documents, against plain receivers with the same writes.
 
 Changes wait in a backlog. For each change, the receiver adds 1 to one of a few documents. A hundred deliveries run
-at once. The time is measured from the first delivery to the last.
+at the same time. The time is measured from the first delivery to the last.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The time from the start of `dispatcher run` to the call of its first receiver; and what other beginnings cost.
+"""The time from the start of `dispatcher run` to the call of its first receiver; and the cost of some commands.
 
 The change already waits: it was written after the saved position. All modules are in the interpreter's cache, as
 at each start except the first.
@@ -26,7 +26,7 @@ __all__ = ["measure_start"]
 _DATABASE, _STATE = "start", "start_state"
 _LIMIT_SECONDS = 1.5
 _TARGET = Target(limit=1.0, tolerated=3.0, better="lower")
-_CPU = Target(limit=1.0, tolerated=2.0, better="lower")  # machines differ
+_CPU = Target(limit=1.0, tolerated=2.0, better="lower")  # the ratio depends on the machine
 
 
 class _Command(NamedTuple):

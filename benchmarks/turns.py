@@ -93,7 +93,7 @@ def _workers(setting: Setting, sides: Sequence[Side]) -> Iterator[dict[str, Work
             if side.module not in workers:
                 python = sys.executable
                 if side.peer:
-                    assert setting.peers is not None  # otherwise its rows are left out
+                    assert setting.peers is not None  # without peers, the rows of this side are left out
                     python = setting.peers.python(side.peer)
                 workers[side.module] = stack.enter_context(Worker(python, side.module, setting.url))
         for worker in workers.values():

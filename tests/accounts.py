@@ -8,7 +8,8 @@ import mongoz
 database = os.environ["LEDGER_GROUP"]
 registry = mongoz.Registry(os.environ["LEDGER_URL"], dispatched=database)
 slowness = float(os.environ.get("LEDGER_SLOWNESS", "0"))
-# The share of calls that take up to a second longer. Other calls may pass them; the position must not.
+# The share of calls that take up to a second longer. Later calls may end before them. The saved position must not
+# pass them.
 stragglers = float(os.environ.get("LEDGER_STRAGGLERS", "0"))
 
 _ledger = Path(os.environ["LEDGER_FILE"])

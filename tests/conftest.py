@@ -37,8 +37,8 @@ structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.pla
 # Objects of the start stay until the end, so the garbage collector need not scan them.
 gc.disable()
 
-# The duration of an example depends on the machine. Every run draws other examples: `make test` few,
-# `make test-slow` many.
+# The duration of an example depends on the machine, so it has no deadline. Every run draws other examples:
+# `make test` draws few, and `make test-slow` draws many.
 for profile, examples in {"few": 25, "many": 100}.items():
     hypothesis_settings.register_profile(
         profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -67,7 +67,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Enables the garbage collector, except for the loaded modules."""
+    """Enables the garbage collector again. It does not scan the loaded modules."""
     gc.freeze()
     gc.enable()
 

@@ -127,7 +127,7 @@ class Call(NamedTuple):
 
     Attributes:
         run: makes the call. Gets the class and the number of the first document.
-        signals: the signals of the documents, in the order of their numbers.
+        signals: the signal of each document, in the order of the documents' numbers.
         is_first: whether the call is the first call of its process.
     """
 
@@ -212,7 +212,7 @@ def effects(name: str, children: int, rows: dict[int, int]) -> set[tuple[str, in
     """Signal and number of each write that took effect.
 
     Args:
-        name: of the call.
+        name: the name of the call.
         children: the number of children.
         rows: the documents as they are now: number -> the value of `n`.
     """
@@ -298,7 +298,7 @@ class Child:
     """One child.
 
     Args:
-        number: of the child, from 0. The fault is at the await with this number.
+        number: the number of the child, from 0. The fault is at the await with this number.
     """
 
     def __init__(self, url: str, database: str, call: str, fault: str, ledger: Path, number: int) -> None:

@@ -100,7 +100,7 @@ def _entry(  # the words of a line
 
 
 class Write(NamedTuple):
-    """One write, of a document that is counted up."""
+    """One write. `n` is its number among the writes of its document, from 0."""
 
     id: ObjectId
     name: str
@@ -143,7 +143,7 @@ class Writer(threading.Thread):
         clients: the writing clients with their weights.
         documents: the number of documents.
         writes: the minimal number of writes; the last batch may exceed it.
-        seed: of all random choices.
+        seed: the seed of all random choices.
         pause: seconds between two batches.
         deletes: the share of deletes; the next write inserts the document again, under the same `_id`.
     """

@@ -58,7 +58,7 @@ def _turn(stage: Stage, workers: list[tuple[str, ...]], members: int | None = No
 
     Args:
         workers: the flags of each dispatcher.
-        members: the number of processes of all these dispatchers; by default one each.
+        members: the total number of processes of these dispatchers; by default one for each dispatcher.
     """
     members = members or len(workers)
     changes, topic = stage.plan.computed, stage.topic(_NAME, _PARTITIONS)

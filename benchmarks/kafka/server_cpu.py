@@ -34,7 +34,7 @@ def measure_server_cpu(stage: Stage) -> list[Row]:
     stage.client[_NAME].create_collection("items0")
     for start in (_relay, _worker, _direct):
         with start(stage) as process:
-            process.wait_ready()  # its position is saved
+            process.wait_ready()  # then its position is saved
             process.end()
     pairs: list[tuple[Usage, Usage]] = []
     for i in range(rounds):
@@ -72,7 +72,7 @@ def _direct(stage: Stage) -> Contestant:
 
 
 def _used(stage: Stage, changes: int, starts: Sequence[Callable[[Stage], Contestant]]) -> Usage:
-    """The processor time of the servers until some processes have delivered a backlog."""
+    """The processor time of the servers from the start of processes until these have delivered a backlog."""
     before = stage.usage()
     with ExitStack() as stack:
         processes = [stack.enter_context(start(stage)) for start in starts]

@@ -30,7 +30,7 @@ class Usage(NamedTuple):
     broker: float
 
     def since(self, before: "Usage") -> "Usage":
-        """The time since an earlier moment."""
+        """The processor time since an earlier reading."""
         return Usage(self.mongod - before.mongod, self.broker - before.broker)
 
 

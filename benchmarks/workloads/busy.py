@@ -89,7 +89,7 @@ async def _index_slowly(_instances: Sequence[Any]) -> None:
 
 
 async def _call_service(_instances: Sequence[Any]) -> None:
-    """A call of a service that allows only a few calls at once."""
+    """A call of a service that allows only a few calls at the same time."""
     await asyncio.sleep(0.04)
 
 

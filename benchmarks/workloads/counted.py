@@ -116,7 +116,7 @@ async def after_each(sender: type[Human], **kwargs: Any) -> None:
 
 
 class _NoDriver:
-    """A collection that answers at once."""
+    """A collection that answers immediately, without a server."""
 
     async def insert_one(self, _row: dict[str, Any], session: object = None) -> None:
         """Do nothing."""
@@ -201,7 +201,10 @@ async def _count_changes() -> None:
 
 
 async def _count_contexts() -> None:
-    """This comes last: once a process has entered a context, each of its writes looks for a context."""
+    """Writes inside a context.
+
+    This comes last: after a process has entered its first context, each of its writes looks for a context.
+    """
     with mongoz.context(user="ada", request="7c0e"):
         await _count("create_context", _creating(Stamped), _people())
 

@@ -57,7 +57,7 @@ class Pace:
 
 
 class Arrivals:
-    """Notes the time of each change, by the number of the change; and the processor time of the process so far."""
+    """Notes the time of each change, by its number. The report has the processor time of the process, too."""
 
     def __init__(self, expected: int) -> None:
         self._expected = expected

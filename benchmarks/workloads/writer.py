@@ -1,8 +1,8 @@
 """The writer of the latency rows: single inserts at a steady mean rate, by a plain PyMongo client.
 
-The gaps between two writes are exponential. Regular gaps could fall into step with a timer, with a random effect.
-The gaps depend on the seed only, so both sides of a round get the same stream of writes. The writer reports the
-times of each write and its acknowledgement as a line of JSON.
+The gaps between two writes have an exponential distribution. With regular gaps, the writes could coincide with a
+timer, and the result would depend on chance. The gaps depend on the seed only, so both sides of a round get the
+same stream of writes. The writer reports the times of each write and its acknowledgement as a line of JSON.
 
     python -m benchmarks.workloads.writer RATE SEED
 """

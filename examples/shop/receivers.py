@@ -53,7 +53,7 @@ async def take_from_stock(
 @post_update([User, Order])
 @post_delete([User, Order])
 async def audit(sender: type[ShopDocument], instance: ShopDocument, delivery: Delivery, **kwargs: Any) -> None:
-    """Record each change. Of a deleted document often only the id is known: see `delivery.image`."""
+    """Record each change. Often only the id of a deleted document is known: see `delivery.image`."""
     operation = delivery.signal.removeprefix("post_")
     entry = AuditEntry(
         id=delivery.id,

@@ -156,7 +156,7 @@ class Client:
         ]
 
     def upsert_user(self) -> list[Change]:
-        """Count a visit of a user, which can be a new user."""
+        """Count a visit of a known user or of a new one."""
         known = self.any_of(self.users) if self.random.random() < 0.5 else None
         row = known or self.new_user()
         row = {**row, "visits": row["visits"] + 1}

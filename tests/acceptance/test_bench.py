@@ -1,4 +1,4 @@
-"""A very short `make bench` runs, and its result has the documented shape. The test does not judge the figures."""
+"""A very short run of `make bench` has a result of the documented shape. The test does not judge the figures."""
 
 import json
 import subprocess

@@ -72,9 +72,7 @@ def test_an_unknown_scenario_is_an_error():
 
 
 @pytest.mark.parametrize(("arguments", "ci", "why"), [((), "", "make it"), ((), "1", ""), (("kafka",), "", "")])
-def test_a_scenario_that_lacks_a_program_is_skipped_unless_it_is_asked_for_or_ci_runs_it(
-    monkeypatch, arguments, ci, why
-):
+def test_a_scenario_without_its_program_is_skipped_except_on_request_or_in_ci(monkeypatch, arguments, ci, why):
     monkeypatch.setenv("CI", ci)
     lacking = SCENARIOS["kafka"]._replace(missing=lambda: "make it")
     assert why_skipped(lacking, parse(arguments)) == why
@@ -149,7 +147,7 @@ def test_errors_of_plain_receivers_are_found(entries, wrong):
         ([2, 4], 10.1, {"delivered by both": 1, "delivered by the wrong one": 1}),
     ],
 )
-def test_both_may_deliver_a_write_only_if_it_took_so_long_that_it_is_in_doubt(late, seconds, wrong):
+def test_only_a_write_in_doubt_may_be_delivered_by_both_the_application_and_the_daemon(late, seconds, wrong):
     repeated = [*GOOD, *(entry(n, term=2, at=13, began=13, pid=8) for n in late)]
     found, counted = judged(repeated, durations={("a", 2): seconds, ("a", 4): 0.1})
     assert found == wrong
@@ -186,7 +184,7 @@ def test_doomed_writes_must_become_dead_letters():
     assert judged(letters={"note": {("a", 5)}})[0] == {"dead letters of deliverable writes": 1}
 
 
-def test_other_errors_are_found():
+def test_unexpected_ends_high_memory_and_missing_faults_are_found():
     assert judged(deaths=["it fell over"])[0] == {"unexpected ends of processes": 1}
     assert judged(peak_mb=151.0)[0] == {"peak memory of a daemon": 151.0}
     assert judged(wanted=2)[0] == {"kills": 1}

@@ -129,7 +129,7 @@ def test_a_process_begins_nothing_after_the_fence():
 
 @pytest.mark.parametrize(("held", "wrong"), [(True, {}), (False, {"slowest takeover after a death": 21})])
 def test_a_takeover_may_wait_for_an_earlier_claim_of_its_document_and_receiver(held, wrong):
-    """Another process holds the earlier claim. Only its receiver `work` takes long."""
+    """If `held`, the receivers of an earlier write of the document end just before the late takeover."""
     late = [one._replace(began=one.began + 15 * SECOND) if one.origin == "takeover" else one for one in GOOD]
     if held:
         late = [
@@ -159,7 +159,7 @@ def test_the_time_to_a_takeover_begins_at_the_last_fault_of_a_dispatcher():
         ),
     ],
 )
-def test_the_cause_of_a_repetition_is_a_fault_at_that_time_or_else_a_fence(faults, fences, cause):
+def test_a_repetition_is_caused_by_a_fault_at_its_time_and_otherwise_by_a_fence(faults, fences, cause):
     assert values_of(writer_faults=faults, fences=fences)[1][f"  after: {cause}"] == 2
 
 

@@ -19,7 +19,7 @@ def state(foreign, database) -> Any:
     return found
 
 
-def test_processes_are_listed_the_newest_beat_first(dispatcher, state, database):
+def test_the_list_of_processes_begins_with_the_newest_beat(dispatcher, state, database):
     assert dispatcher("claims", "list").out == "No process has claimed anything.\n"
     state.claims.insert_many(
         [
@@ -71,7 +71,7 @@ def test_the_claims_of_a_process_are_released_after_a_confirmation(dispatcher, s
     assert "claims ended by an operator" in dispatcher("claims", "list").out
 
 
-def test_the_release_of_a_silent_process_promises_no_new_id(dispatcher, state, database):
+def test_the_message_about_the_release_of_a_silent_process_mentions_no_new_id(dispatcher, state, database):
     state.claims.insert_one(book(database, silent=3_600))
     released = dispatcher("claims", "release", f"{1:016x}", "--yes")
     assert (released.code, "new id" in released.out) == (ExitCode.OK, False)

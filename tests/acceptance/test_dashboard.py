@@ -28,7 +28,7 @@ def test_the_page_shows_deliveries_and_executes_no_script_in_a_document(browser,
     watched = Watched(browser, url_of(shown))
     page = watched.page
     title = page.title()
-    assert page.evaluate(FILLED, "plot-throughput") < 200  # the plot is empty: only edges of letters count
+    assert page.evaluate(FILLED, "plot-throughput") < 200  # an empty plot: only its letters have such pixels
     foreign["accounts"].insert_many([{"name": f"account {number}"} for number in range(200)])
     foreign["accounts"].insert_one({"name": HOSTILE})
     gaps = foreign.client[f"{foreign.name}_state"]["gaps"]
@@ -213,12 +213,12 @@ def test_the_processes_that_claim_are_shown(browser, shown, foreign):
 
 
 @pytest.mark.slow
-def test_a_late_answer_to_a_request_before_unlocking_does_not_lock_the_page(browser, shown):
+def test_an_answer_to_a_request_from_before_the_unlock_does_not_lock_the_page(browser, shown):
     watched = Watched(browser, url_of(shown))
     page = watched.page
     held: list[Route] = []
     page.route("**/api/state", lambda route: route.continue_() if held else held.append(route))
-    eventually_sync(lambda: page.wait_for_timeout(20) or held, what="the page asks")
+    eventually_sync(lambda: page.wait_for_timeout(20) or held, what="the page sends a request")
     unlock(page, TOKEN)
     expect(page.locator("#pause-all")).to_be_visible()
     with page.expect_response("**/api/state") as late:

@@ -96,7 +96,7 @@ def test_a_repeated_report_counts_once(points):
     assert points({"a": (100.0, {"delivered": 0})}, said, said)[-1]["delivered"] == 10
 
 
-def test_rates_change_within_some_seconds(points):
+def test_a_rate_is_zero_some_seconds_after_the_last_delivery(points):
     busy = [{"a": (float(second), {"delivered": 100 * second})} for second in range(0, 60, 2)]
     quiet = [{"a": (float(second), {"delivered": 6_000})} for second in range(60, 74, 2)]
     *_, point = points(*busy, *quiet)
@@ -109,7 +109,7 @@ def test_samples_a_minute_apart_have_the_rate_of_that_minute(points):
     assert [point["delivered"] for point in found] == [0, 10, 0, 20]
 
 
-def test_percentiles_are_of_the_latest_deliveries(points):
+def test_percentiles_describe_only_the_latest_deliveries(points):
     slow = counts(_60_0=1_000)
     both = [a + b for a, b in zip(slow, counts(_0_01=100), strict=True)]
     *_, point = points({"a": (100.0, {"latency": slow})}, {"a": (102.0, {"latency": both})})

@@ -284,7 +284,7 @@ def test_all_manifests_of_kafka_are_in_the_kustomization():
     assert made["namespace"] == manifest("kustomization")["namespace"]
 
 
-def test_a_relay_has_a_standby_and_is_not_taken_for_a_worker():
+def test_a_relay_has_a_standby_and_other_labels_than_a_worker():
     relay = KAFKA_MANIFESTS["relay"]
     assert relay["kind"] == "Deployment"
     assert relay["spec"]["replicas"] == 2

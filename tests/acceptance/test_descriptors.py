@@ -67,7 +67,7 @@ def limited(limit: int) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("limit", [5, 9, 10, 14, 22])
 def test_a_limit_too_low_for_a_start_is_named(limit, loop, tmp_path, monkeypatch):
-    """Without the check, each limit fails at another place, and uvloop aborts the process."""
+    """Without the check, the start fails at a different place for each limit, and uvloop aborts the process."""
     monkeypatch.setattr(Daemon, "launcher", limited(limit))
     app = write_app(tmp_path, "mongodb://127.0.0.1:1/", receivers=RECEIVER)
     with daemon(app, "--connect-timeout", "0.5", cwd=tmp_path) as running:

@@ -161,7 +161,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
 
 
-async def test_idle_clients_do_not_keep_others_from_an_answer(served, monkeypatch):
+async def test_idle_clients_do_not_prevent_answers_to_other_clients(served, monkeypatch):
     monkeypatch.setattr(connections, "PATIENCE", 60.0)
     assert await ask(served) == OK  # the server answers
     idle = [await asyncio.open_connection(*served) for _ in range(connections.MOST_CONNECTIONS + 50)]

@@ -72,7 +72,7 @@ def claimed(worker: Daemon) -> set[int]:
 
 
 def check(ledger: Ledger, count: int) -> None:
-    """Each change is delivered, a repetition has the same id, and first deliveries are in order."""
+    """Check that each change is delivered, a repetition has the same id, and first deliveries are in order."""
     ids: dict[int, set[str]] = {}
     firsts: dict[str, list[int]] = {name: [] for name in NAMES}
     for entry in ledger():
@@ -85,7 +85,7 @@ def check(ledger: Ledger, count: int) -> None:
 
 
 @pytest.mark.slow
-async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publisher, workers, ledger, foreign):
+async def test_killed_workers_lose_nothing_and_continue_at_the_saved_position(publisher, workers, ledger, foreign):
     count = 0
     for kills in range(3):
         worker = workers.start()
@@ -95,12 +95,12 @@ async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publi
             await asyncio.sleep(0.002)
         wanted = count - 20 * (2 - kills)
         await eventually(
-            lambda wanted=wanted: len({one.n for one in ledger()}) >= wanted, what="most are delivered"
+            lambda wanted=wanted: len({one.n for one in ledger()}) >= wanted, what="most changes are delivered"
         )
         worker.kill()
     worker = workers.start()
     await eventually(lambda: worker.lines("dispatcher.started"), what="the last worker runs")
-    await eventually(lambda: len({one.n for one in ledger()}) == count, what="all are delivered")
+    await eventually(lambda: len({one.n for one in ledger()}) == count, what="all changes are delivered")
     check(ledger, count)
 
     def saved() -> list[dict[str, Any]]:
@@ -108,13 +108,13 @@ async def test_killed_workers_lose_nothing_and_continue_at_the_saved_place(publi
         return [one["log"] for one in positions.find({"partition": {"$exists": True}}).sort("partition")]
 
     ends = [mark.offset for mark in publisher.marks]
-    await eventually(lambda: [one["offset"] for one in saved()] == ends, what="the places are saved")
+    await eventually(lambda: [one["offset"] for one in saved()] == ends, what="the positions are saved")
     assert [one["number"] for one in saved()] == [end - 1 for end in ends]
     before = len(ledger())
     assert worker.terminate() == ExitCode.OK
     worker = workers.start()
     change(publisher, count)
-    await eventually(lambda: len({one.n for one in ledger()}) == count + 1, what="the next one is delivered")
+    await eventually(lambda: len({one.n for one in ledger()}) == count + 1, what="the next change is delivered")
     assert len(ledger()) == before + 1  # an orderly stop repeats nothing
     assert worker.terminate() == ExitCode.OK
 
@@ -128,15 +128,15 @@ async def test_two_workers_share_the_partitions_and_one_takes_over(publisher, wo
             and first.lines("lease.claimed")
             and second.lines("lease.claimed")
         ),
-        what="both hold partitions",
+        what="both workers hold partitions",
     )
     for number in range(50):
         change(publisher, number)
-    await eventually(lambda: len({one.n for one in ledger()}) == 50, what="all are delivered")
+    await eventually(lambda: len({one.n for one in ledger()}) == 50, what="all changes are delivered")
     first.kill()
     for number in range(50, 100):
         change(publisher, number)
-    await eventually(lambda: len({one.n for one in ledger()}) == 100, what="the second one delivers the rest")
+    await eventually(lambda: len({one.n for one in ledger()}) == 100, what="the second worker delivers the rest")
     check(ledger, 100)
     assert second.terminate() == ExitCode.OK
 
@@ -149,7 +149,7 @@ async def test_workers_renew_their_leases_while_the_broker_is_silent(ledger, cli
         worker = Workers(stack, publisher, ledger, tmp_path).start()
         for number in range(20):
             change(publisher, number)
-        await eventually(lambda: len({one.n for one in ledger()}) == 20, what="all are delivered")
+        await eventually(lambda: len({one.n for one in ledger()}) == 20, what="all changes are delivered")
         positions = client[f"{database}_state"]["positions"]
 
         async def beats() -> list[int]:
@@ -169,17 +169,17 @@ async def test_workers_renew_their_leases_while_the_broker_is_silent(ledger, cli
 
 
 @pytest.mark.slow
-async def test_a_stopped_worker_starts_none_of_its_queued_jobs_after_its_lease(
+async def test_a_stopped_worker_starts_no_queued_delivery_after_its_lease_has_ended(
     publisher, workers, ledger, foreign
 ):
     """Another worker has taken over meanwhile."""
     ledger.environment["LEDGER_SLOWNESS"] = "0.4"
     ledger.environment["DISPATCHER_CONCURRENCY"] = "3"
     first = workers.start()
-    await eventually(lambda: len(claimed(first)) == PARTITIONS, what="it holds all partitions")
+    await eventually(lambda: len(claimed(first)) == PARTITIONS, what="the first worker holds all partitions")
     for number in range(600):
         change(publisher, number)
-    await eventually(lambda: len(ledger()) > 20, what="it delivers")
+    await eventually(lambda: len(ledger()) > 20, what="the first worker delivers")
     term = max(one.term for one in ledger())
     first.process.send_signal(signal.SIGSTOP)
     try:
@@ -187,10 +187,10 @@ async def test_a_stopped_worker_starts_none_of_its_queued_jobs_after_its_lease(
         assert count < 100  # the other deliveries are queued
         ledger.environment["LEDGER_SLOWNESS"] = "0"
         workers.start()
-        await eventually(lambda: len({one.n for one in ledger()}) == 600, what="the second one delivers all")
+        await eventually(lambda: len({one.n for one in ledger()}) == 600, what="the second worker delivers all")
     finally:
         first.process.send_signal(signal.SIGCONT)
-    await eventually(lambda: len(first.lines("lease.lost")) == PARTITIONS, what="the first one notices")
+    await eventually(lambda: len(first.lines("lease.lost")) == PARTITIONS, what="the first worker lost its leases")
     assert first.terminate() == ExitCode.OK
     # Receivers that were running may end. No further receiver starts.
     late = [one for one in ledger()[count:] if one.term <= term]

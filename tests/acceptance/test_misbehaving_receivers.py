@@ -116,7 +116,7 @@ def do(deed: str, tmp_path, foreign) -> None:
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_a_receiver_does_not_end_the_daemon(loop, tmp_path, mongo, database, foreign, monkeypatch):
+def test_no_action_of_a_receiver_ends_the_daemon(loop, tmp_path, mongo, database, foreign, monkeypatch):
     if loop == "asyncio":
         (tmp_path / "uvloop.py").write_text("from asyncio import SelectorEventLoop as Loop\n")
     with unruly(tmp_path, mongo.url, database) as running:
@@ -160,7 +160,7 @@ def test_threads_and_tasks_left_by_a_receiver_are_named_and_do_not_prevent_the_e
     assert "unruly_app.py" in named or "<string>" in named
 
 
-def test_a_receiver_that_blocks_the_event_loop_is_ended_in_time(tmp_path, mongo, database, foreign):
+def test_a_receiver_that_blocks_the_event_loop_does_not_prevent_the_end(tmp_path, mongo, database, foreign):
     with unruly(tmp_path, mongo.url, database) as running:
         do("time.sleep(600)", tmp_path, foreign)
         assert running.terminate(within=60) == ExitCode.FORCED
@@ -259,7 +259,7 @@ class Strange(BaseException):
 @pytest.mark.parametrize(
     "error", ["SystemExit(0)", "GeneratorExit('x')", "asyncio.CancelledError('x')", "Strange('x')"]
 )
-def test_any_error_of_an_application_is_named(error, tmp_path):
+def test_the_line_of_any_exception_of_an_application_is_named(error, tmp_path):
     source = f"import asyncio\n\nclass Strange(BaseException):\n    pass\n\nraise {error}\n"
     (tmp_path / "unruly_app.py").write_text(source)
     with daemon("unruly_app:registry", cwd=tmp_path) as running:
@@ -270,7 +270,7 @@ def test_any_error_of_an_application_is_named(error, tmp_path):
 
 @pytest.mark.parametrize("last", ["killed", "frozen"])
 def test_a_lost_server_does_not_prevent_the_end(last, database, tmp_path):
-    """The process is stopped at any moment, so the driver may hold any of its locks."""
+    """SIGSTOP stops the daemon at arbitrary moments, so the driver may hold any of its locks."""
     with embedded_mongo() as server, unruly(tmp_path, server.url, database, "--lease", "1") as running:
         mongod = psutil.Process(server.pid)
         for seconds in (0.1, 0.5, 1.5):

@@ -41,7 +41,7 @@ def worker(environment, broker: EmbeddedBroker, foreign, tmp_path: Path) -> Iter
 
 
 def counted(dispatcher, figure: str, count: int) -> None:
-    """Wait until the status has a figure."""
+    """Wait until a figure of the status has this value."""
     eventually_sync(lambda: dispatcher("status", "--json").json[figure] == count, what=f"{count} {figure}")
 
 

@@ -157,7 +157,7 @@ def test_commands_are_completed(values, text, result):
     assert Completion(values)(text, True) == result
 
 
-def test_values_of_environment_variables_are_repeated_only_for_readers_elsewhere(monkeypatch):
+def test_commands_repeat_values_of_variables_only_for_readers_in_another_shell(monkeypatch):
     """A reader in another shell lacks these variables. In this shell the command gets the values from them."""
     monkeypatch.setenv("DISPATCHER_APP", "a:r")
     monkeypatch.setenv("DISPATCHER_IMPORT", "b c")

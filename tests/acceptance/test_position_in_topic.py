@@ -41,7 +41,7 @@ def got(dispatched: mongoz.Registry, database: str) -> list[int]:
 @pytest.fixture
 async def topic(kafka_server, client: AsyncMongoClient[Any], database: str) -> Publisher:
     made = Publisher(kafka_server.address, f"{database}.accounts", PARTITIONS)
-    made.second -= 100  # in the past; `later` counts on from there
+    made.second -= 100  # in the past; `later` counts up from this second
     made.token = token_at(Timestamp(made.second, 0))
     made.create(**{"message.timestamp.type": "LogAppendTime"})
     await made.begin(State(client, f"{database}_state"))
@@ -138,7 +138,7 @@ async def test_now_and_a_reset_continue_at_the_relays_position(position, dispatc
     assert (await position("reset", "--yes")).code == ExitCode.OK
     async with reading(dispatched, topic):
         later(topic, 6)
-        await eventually(lambda: 6 in got, what="the next one is delivered")
+        await eventually(lambda: 6 in got, what="the next change is delivered")
     assert got == [4, 6]
     assert last < topic.token
 

@@ -131,7 +131,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(two, ledger, fore
 
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True], ids=["the supervisor", "all processes"])
-def test_ctrl_c_stops_all_cleanly(two, together):
+def test_ctrl_c_stops_all_processes_cleanly(two, together):
     """A terminal signals the supervisor; systemd can signal every process of a service."""
     for pid in [two.process.pid, *(pids(two).values() if together else ())]:
         os.kill(pid, signal.SIGINT)
@@ -147,7 +147,7 @@ def test_ctrl_c_on_the_terminal_does_not_reach_the_processes(two):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_all_at_once(ledger, environment, foreign, tmp_path):
+def test_a_second_signal_ends_all_processes_immediately(ledger, environment, foreign, tmp_path):
     foreign.create_collection("accounts", **IMAGES)
     slow = {**environment, "LEDGER_STRAGGLERS": "1", "LEDGER_SLOWNESS": "1000"}
     with daemon(APP, "--processes", "2", "--grace", "600", "--timeout", "600", cwd=tmp_path, **slow) as running:
@@ -194,7 +194,7 @@ def sockets_of(pid: int) -> list[Path]:
         (["app:registry", "--http", "256.0.0.1:1"], ExitCode.CANNOT_LISTEN, "can't listen at 256.0.0.1:1"),
     ],
 )
-def test_an_error_of_the_start_appears_once(tmp_path, mongo, arguments, code, says):
+def test_an_error_at_the_start_of_several_processes_appears_once(tmp_path, mongo, arguments, code, says):
     write_app(tmp_path, mongo.url, receivers=RECEIVER)
     result = run("run", *arguments, "--processes", "2", cwd=tmp_path)
     assert result.returncode == code, result.stderr
@@ -279,7 +279,7 @@ def ask(address: str, *arguments: str, sent: str = "") -> str:
 
 
 @pytest.mark.slow
-def test_the_rules_for_clients_apply_with_a_supervisor_too(two):
+def test_the_rules_for_http_clients_apply_with_a_supervisor_too(two):
     address = address_of(two)
     letters = f"{address}/dashboard/api/letters"
     pause = ["--json", '{"receiver": null}']

@@ -48,7 +48,7 @@ def test_the_only_group_is_found_beside_a_relay(dispatcher, billing):
     assert dispatcher("position", "show", "--json").json[0]["position"] == "billing:0"
 
 
-def test_a_relay_is_found_by_its_name_or_because_it_is_alone(dispatcher, state):
+def test_a_relay_is_found_by_its_name_or_because_there_is_no_group(dispatcher, state):
     assert dispatcher("status", "--json").json["group"] == RELAY
     state.positions.insert_one({"_id": "billing:0", "group": "billing", "partition": 0})
     assert dispatcher("status", "--group", RELAY, "--json").json["group"] == RELAY
@@ -118,7 +118,7 @@ def test_status_shows_the_topic_and_its_lags_while_no_process_is_alive(dispatche
     told = dispatcher("status", "--json").json
     assert (told["broker_lag"], told["delivery_lag_seconds"], told["is_relay"]) == (60, None, False)
     assert [one["broker_lag"] for one in told["partitions"]] == [60, 0]
-    assert told["partitions"][1]["headroom_seconds"] == 86_400  # nothing waits there
+    assert told["partitions"][1]["headroom_seconds"] == 86_400  # no record waits in this partition
 
 
 def test_status_of_the_relay_shows_its_readers(dispatcher, reading):
@@ -135,7 +135,7 @@ def test_a_lag_in_an_earlier_topic_is_unknown(dispatcher, reading):
     assert fact(dispatcher("status").out, "broker lag") == "unknown"
 
 
-def test_a_pause_of_everything_and_its_end_name_the_topic(dispatcher, reading):
+def test_pausing_and_resuming_everything_names_the_topic(dispatcher, reading):
     assert (
         dispatcher("pause").out
         == f"everything is paused; changes wait in the topic {RELAY} of the Kafka cluster c1\n"

@@ -13,7 +13,7 @@ from tests.support import Daemon, eventually_sync
 LEASE = 2.0
 
 BUSY = 30.0
-"""Seconds that a busy machine may need for work that an idle machine does at once."""
+"""Seconds that a busy machine may need for work that an idle machine does immediately."""
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_standby_takes_over_from_a_suspended_daemon_within_the_lease(ledger, f
     eventually_sync(lambda: any(entry.n == 2 for entry in ledger()))
     saved = positions.find_one({"partition": 0})
     first.process.send_signal(signal.SIGCONT)
-    eventually_sync(lambda: first.lines("lease.lost"), what="it notices")
+    eventually_sync(lambda: first.lines("lease.lost"), what="the first daemon notices the takeover")
     write(foreign, ledger, 3)
     now = positions.find_one({"partition": 0})
     assert (now["owner"], now["term"]) == (saved["owner"], saved["term"])

@@ -200,8 +200,8 @@ def test_nothing_is_lost_if_the_old_version_ends_before_the_new_one_starts(world
             eventually_sync(lambda: late.lines("lease.outdated"), what="`late` notices that it is outdated")
             eventually_sync(lambda: new.lines("members.older"), what="the new version notices the old member")
             new.kill()
-            # `late` knows at once that a process on its machine is dead. These writes take some seconds, so `late`
-            # has enough time to claim the partitions.
+            # `late` knows immediately that a process on its machine is dead. These writes take some seconds, so
+            # `late` has enough time to claim the partitions.
             world.load.write_on(15)
             assert not late.lines("lease.claimed")
             world.state.dead_letters.insert_one(

@@ -17,7 +17,7 @@ from tests.chaos.world import World
 
 __all__ = ["SCENARIO"]
 
-# Long enough for an election, or slightly too short.
+# Some of these times are long enough for an election, and some are slightly too short.
 _AWAY_SECONDS = (0.5, 2, 5)
 
 _KILLED_AS_WELL = 0.2

@@ -36,9 +36,9 @@ __all__ = ["ChaosDaemon", "World"]
 APP = "tests.chaos.app:registry"
 
 _DATABASE = "chaos"
-# The writer may be ahead of the deliveries, and of the next fault, by this number of writes. In a small run it may
-# be ahead by about this share of all writes.
+# The writer may be ahead of the deliveries, and of the next fault, by this number of writes.
 _AHEAD = 500
+# In a small run, it may be ahead only by about this share of all writes.
 _AHEAD_SHARE = 0.05
 _DELAY_SECONDS = 0.6
 # After this time without a delivery, missing deliveries count as lost.

@@ -26,7 +26,7 @@ _LEASE_SECONDS: Final = 3.0
 _TIMEOUT_SECONDS: Final = 5.0
 _DELAY_SECONDS: Final = 0.3
 
-# A new process has some time to write before its next fault.
+# After a fault, a process has this time to write before its next fault.
 _START_SECONDS: Final = 2.0
 _END_SECONDS: Final = 60.0
 

@@ -107,7 +107,7 @@ class Fence(NamedTuple):
     """The end of a book of claims.
 
     Attributes:
-        pid: the process id of the process whose book it is.
+        pid: the id of the process that wrote the book.
         author: the author of the fence; None if the book is not fenced.
         at: its time, as `time.monotonic_ns()`.
     """
@@ -235,7 +235,12 @@ class _Judge:
         return self._by_token.get(call.id) or self._by_value.get((call.document, value))
 
     def lost(self) -> tuple[Counter[str], Counter[str], int]:
-        """The numbers of lost deliveries: claimed ones by receiver, unclaimed ones by cause, and all others."""
+        """Counts the lost deliveries.
+
+        Returns:
+            Claimed deliveries by receiver; deliveries without a claim by the cause; and the number of deliveries
+            that processes never claim.
+        """
         claimed, unclaimed, others = Counter[str](), Counter[str](), 0
         for commit in self._evidence.commits:
             for receiver in (*RECEIVERS, AUDIT):
@@ -320,9 +325,10 @@ class _Judge:
         )
 
     def _cause(self, commit: Commit, before: Call, again: Call) -> str:
-        """The last fault of a process that made one of the deliveries. If there is none, the author of the fence.
+        """The cause of a repetition: the last fault of a process that made one of the two deliveries.
 
-        A fault of a writing process long after the delivery explains nothing: the claim was done by then.
+        Without such a fault, the author of the fence is the cause. A fault of a writing process long after the
+        first delivery does not count, because the claim was done by then.
         """
         until = before.ended + int(self._evidence.timeout * 1e9)
         for call in (before, again):

@@ -52,7 +52,7 @@ _PARTITIONS: Final = 3
 
 _URL_OPTIONS: Final = "?directConnection=true&serverSelectionTimeoutMS=1000&socketTimeoutMS=3000"
 
-# The maximum number of writes that are not delivered.
+# Writing processes pause while more writes than this are not delivered.
 _AHEAD: Final = 300
 # After this time without a call of a receiver, missing deliveries count as lost. Calls may take 20 seconds.
 _PATIENCE_SECONDS: Final = LONGEST_SECONDS + 90.0
@@ -356,7 +356,8 @@ class Fleet:
             return False
         if not all(commit.claimed <= self._made[commit.token] for commit in self.log.commits if commit.token):
             return False
-        # Deliveries of foreign writes may wait behind claims. Then they hold the position, or they are parked.
+        # Deliveries of foreign writes may wait behind claims. A delivery that waits is parked, or the position has
+        # not passed its change.
         state = self.client[f"{_GROUP}_state"]
         behind = {"group": _GROUP, "partition": {"$exists": True}, "cluster_time": {"$lt": self._ended_at}}
         return state["held"].find_one() is None and state["positions"].find_one(behind) is None

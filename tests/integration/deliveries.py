@@ -114,7 +114,7 @@ class Indexer:
     """A batch receiver that records its batches, and can fail.
 
     Args:
-        batch: the option.
+        batch: the value of the option `batch`.
         fails: called with each batch. If it returns an error, the receiver raises the error.
         signals: the decorators of the signals.
     """

@@ -201,7 +201,9 @@ async def test_unknown_receivers_and_runs_are_refused(foreign, dispatched, Thing
     assert State(foreign).database["controls"].count_documents({"kind": "run"}) == 0
 
 
-async def test_a_run_keeps_its_filter_and_its_workers(foreign, dispatched, Thing, seen):
+async def test_a_resumed_run_keeps_its_filter_and_may_have_another_number_of_workers(
+    foreign, dispatched, Thing, seen
+):
     foreign["things"].insert_many([{"_id": n, "n": n} for n in range(100)])
     where, other = '{"n": {"$gte": 60}}', '{"n": 1}'
     stop = asyncio.Event()
@@ -224,7 +226,7 @@ async def test_a_run_keeps_its_filter_and_its_workers(foreign, dispatched, Thing
     assert runs.count_documents({"kind": "run"}) == 2
 
 
-async def test_each_worker_of_a_backfill_makes_deliveries_at_the_same_time(foreign, dispatched, Thing):
+async def test_the_concurrency_applies_to_each_worker_of_a_backfill(foreign, dispatched, Thing):
     running, most, gate = 0, 0, asyncio.Event()
 
     @post_save(Thing, name="slow")

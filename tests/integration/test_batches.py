@@ -1,4 +1,4 @@
-"""Batch receivers get many events at once.
+"""A batch receiver gets many events in one call.
 
 Each event has its own delivery id and its own failures. The events of a document stay in order.
 """
@@ -25,7 +25,7 @@ def rows(*names: str) -> list[dict[str, Any]]:
     return [{"name": name, "amount": 0} for name in names]
 
 
-async def test_a_batch_closes_at_its_size_and_the_rest_after_its_wait(account, foreign, dispatched):
+async def test_a_batch_closes_when_it_is_full_or_its_wait_ends(account, foreign, dispatched):
     indexer = Indexer(account, Batch(size=3, wait=0.2))
     async with dispatching(dispatched):
         foreign["accounts"].insert_many(rows("0", "1", "2", "3"))
@@ -93,7 +93,7 @@ async def test_other_receivers_do_not_wait_for_a_batch(account, foreign, dispatc
     assert indexer.batches[1:] == [["1", "2", "3"]], "a document is in one batch at a time"
 
 
-async def test_batches_of_different_documents_run_at_once(account, foreign, dispatched):
+async def test_batches_of_different_documents_run_at_the_same_time(account, foreign, dispatched):
     indexer = Indexer(account, Batch(size=1, wait=0.0))
     indexer.gate.clear()
     async with dispatching(dispatched):
@@ -145,7 +145,7 @@ async def test_a_batch_error_names_the_events_that_failed(account, foreign, disp
 
 
 @pytest.mark.parametrize("transactional", [False, True])
-async def test_after_a_failed_event_the_later_events_of_its_document_come_again(
+async def test_after_a_failed_event_the_later_events_of_its_document_are_repeated(
     account, foreign, dispatched, transactional
 ):
     """Otherwise the receiver would get the older state last. Events of other documents are not repeated."""
@@ -247,8 +247,8 @@ async def test_events_that_wait_long_are_parked_one_by_one_and_form_batches_agai
     assert max(len(batch) for batch in indexer.batches if set(batch) <= set(indexer.done)) >= 4
 
 
-async def test_as_many_batches_run_at_once_as_fill_the_queue(account, foreign, dispatched):
-    """A running batch takes no further room in the queue than its deliveries."""
+async def test_all_batches_that_fit_into_the_queue_run_at_the_same_time(account, foreign, dispatched):
+    """The queue has room for two batches. A running batch takes only the room of its deliveries."""
     gates: list[asyncio.Event] = []
 
     @post_save(account, name="index", batch=Batch(size=5, wait=60))

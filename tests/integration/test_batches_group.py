@@ -217,5 +217,5 @@ async def test_limits_apply_in_a_backfill_without_dispatchers(account, foreign, 
         one = await backfill.start(place, [], rate=None, resume=None, new=False)
         outcome = await one.work(asyncio.Event())
     assert (outcome.finished, outcome.delivered, outcome.waiting, most) == (True, 40, 0, 2)
-    assert at[-1] - at[0] >= 0.9  # twenty begin at once, and twenty within the next second
+    assert at[-1] - at[0] >= 0.9  # 20 begin together, and 20 within the next second
     assert state.rows == []

@@ -145,7 +145,7 @@ async def _nothing(*_: Any) -> list[int]:
     return []
 
 
-async def test_a_failed_event_aborts_the_transaction_and_the_others_commit_in_the_next(
+async def test_a_failed_event_aborts_the_transaction_and_the_next_transaction_commits_the_other_events(
     account, foreign, dispatched, state
 ):
     def fails(batch: Any) -> Exception | None:
@@ -205,7 +205,7 @@ async def test_a_hand_made_change_is_a_batch_of_one_event(account):
 # -- limits ----------------------------------------------------------------------------------------------------
 
 
-async def test_concurrency_limits_how_many_batches_run_at_once(account, foreign, dispatched):
+async def test_concurrency_limits_how_many_batches_run_at_the_same_time(account, foreign, dispatched):
     """The events of batches beyond the limit are parked, and form batches again. Other receivers do not wait."""
     indexer = Indexer(account, Batch(size=2, wait=0.05), concurrency=1)
     indexer.gate.clear()

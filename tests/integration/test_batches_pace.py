@@ -102,7 +102,7 @@ async def test_an_event_is_not_attempted_before_the_time_that_retry_after_asks_f
 
 
 async def test_a_batch_counts_as_one_attempt_of_a_rate(account, foreign, dispatched, state):
-    """Two batches begin at once. Then one batch begins every half second. Events that must wait are parked."""
+    """Two batches begin together. Then one batch begins every half second. Events that must wait are parked."""
     at: list[float] = []
     indexer = Indexer(
         account, Batch(size=10, wait=0.1), fails=lambda batch: at.append(time.monotonic()), rate="2/s"

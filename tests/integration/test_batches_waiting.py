@@ -129,7 +129,7 @@ async def test_after_a_restart_interrupted_receivers_run_again_and_finished_rece
     assert sorted(told) == ["0000", "0001", "0002"]
 
 
-async def test_after_a_crash_everything_repeats_in_order_per_document(account, foreign, dispatched, state):
+async def test_after_a_crash_all_events_of_a_document_are_repeated_in_order(account, foreign, dispatched, state):
     indexer = Indexer(account, Batch(size=4, wait=0.05))
     ids = [ObjectId(), ObjectId()]
     async with dispatching(dispatched):
@@ -164,7 +164,7 @@ async def test_a_lost_lease_ends_a_batch_and_the_next_owner_repeats_it(account, 
     assert state.letters == []
 
 
-async def test_a_blocked_event_holds_back_the_later_events_of_its_document_only(
+async def test_a_blocked_event_holds_back_only_the_later_events_of_its_document(
     account, foreign, dispatched, state, capsys
 ):
     said = actions(capsys)
@@ -282,7 +282,7 @@ async def test_a_batch_whose_receiver_ignores_cancellation_becomes_dead_letters(
 
 
 async def test_parked_events_do_not_wait_again_for_further_events(account, foreign, dispatched, state):
-    """They form a batch soon after they are due. An event that waits for its first batch may join them."""
+    """Parked events form a batch soon after they are due. A new event that waits may join this batch."""
     broken = True
 
     def fails(batch: Any) -> Exception | None:

@@ -275,9 +275,7 @@ async def test_an_error_in_a_transaction_reports_no_written_documents(registry, 
     assert foreign.users.count_documents({}) == 0
 
 
-async def test_an_update_unsets_its_field_and_the_undeclared_key_that_a_receiver_removes(
-    registry, database, foreign
-):
+async def test_an_update_also_unsets_an_undeclared_key_that_a_receiver_has_removed(registry, database, foreign):
     User = make(registry, database)
 
     async def remove(sender: Any, instance: Any, **kwargs: Any) -> None:

@@ -129,7 +129,7 @@ def committed(stream: Any) -> Counter[tuple[Any, str, Any]]:
         else:
             names = set(event["updateDescription"]["updatedFields"])
             call = event["updateDescription"]["updatedFields"].get(FIELD, b"\0\0")[1]
-            if names != {FIELD}:  # otherwise the update is a delete marker
+            if names != {FIELD}:  # an update of only the stamp is a delete marker
                 expected[id_, "post_save" if call == 2 else "post_update", False if call == 2 else None] += 1
     return expected
 
@@ -144,8 +144,8 @@ async def test_committed_writes_of_cancelled_calls_are_delivered_once_with_a_dis
     with foreign.users.watch() as stream:
         async with dispatching(dispatched):
             cut = await cancelled_at_random(User, monkeypatch)
-            # All receivers in process have ended. The dispatcher delivers the rest. `committed` counts up to this
-            # change.
+            # All receivers in process have ended. The dispatcher makes the other deliveries. This insert is the
+            # last change that `committed` counts.
             foreign.users.insert_one({"_id": END, "name": "end"})
             await eventually(lambda: told[END, "post_save", True], what="the end")
             expected = committed(stream)

@@ -315,7 +315,7 @@ async def test_the_printed_role_is_enough_for_a_dispatcher(guarded: MongoClient,
 
 
 @pytest.mark.parametrize("scope", ["one database", "several"])
-async def test_with_the_role_the_times_of_the_oplog_can_be_read_and_its_entries_can_not(
+async def test_the_role_can_read_the_times_of_the_oplog_but_not_its_entries(
     guarded: MongoClient, database: str, scope: str
 ):
     printed = role_of(guarded, database, scope)

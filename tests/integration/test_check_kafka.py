@@ -30,7 +30,7 @@ from tests.support import dispatching, eventually, settings_for
 pytest.importorskip("confluent_kafka", reason="the extra `kafka` is not installed")
 
 
-APPS = ["shop:registry"]  # the names of the applications in `relaying`
+APPS = ["shop:registry"]  # the default of `apps` in `relaying`
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ async def test_books_are_read_as_of_a_time_of_the_server(store, claims, foreign)
     assert await store.read([BOOK], now) == {BOOK: STATE}
 
 
-async def test_a_time_that_the_server_has_not_reached_does_not_matter(store, claims):
+async def test_books_are_read_at_a_time_that_the_server_has_not_reached(store, claims):
     """A topic may have changes of an earlier deployment, whose clock was ahead."""
     claims.insert_one(document())
     assert await store.read([BOOK], Timestamp(2**32 - 2, 1)) == {BOOK: STATE}
@@ -71,7 +71,7 @@ async def test_a_fence_ends_a_book(store, claims):
 
 
 @pytest.mark.parametrize("since", [{"beat": 8}, {"fenced_at": 1}])
-async def test_a_fence_loses_against_a_later_beat_and_an_earlier_fence(store, claims, since):
+async def test_a_later_beat_or_an_earlier_fence_prevents_a_fence(store, claims, since):
     claims.insert_one(document(**since))
     before = claims.find_one()
     assert await store.fence(BOOK, 7) is None

@@ -234,7 +234,7 @@ async def test_a_write_after_the_end_of_the_book_is_unclaimed_and_runs_its_recei
     assert [(name, n) for _, name, n, _ in told] == [("any", 1), ("any", 2), ("after", 2)]
 
 
-async def test_many_released_claims_begin_a_new_book(registry, database, announced, state):
+async def test_a_process_with_many_released_claims_begins_a_new_book(registry, database, announced, state):
     Item = make(registry, database, [])
     await Item(n=1).create()
     book = registry.claims.book
@@ -433,7 +433,7 @@ async def test_a_receiver_of_the_process_can_wait_for_a_receiver_of_the_dispatch
 
 
 @pytest.mark.parametrize("outcome", ["the process finishes", "the process is fenced"])
-async def test_receivers_that_have_run_beside_an_open_claim_are_not_repeated_after_a_restart(
+async def test_receivers_that_have_run_while_a_claim_is_open_are_not_repeated_after_a_restart(
     outcome, registry, database, state, foreign, held
 ):
     served: Told = []
@@ -481,7 +481,7 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
 async def test_parked_claims_are_read_once_before_their_process_dies_and_once_after(
     restarts, registry, database, state, foreign, held, monkeypatch
 ):
-    """This holds however long they wait. A dispatcher that starts reads them once more."""
+    """The time of the wait does not change this. A dispatcher that starts reads the claims once more."""
     monkeypatch.setattr("dispatcher.claims.waiting._LONGEST", 0.1)
     served: Told = []
     make(registry, database, served, others=False)
@@ -515,7 +515,7 @@ async def test_parked_claims_are_read_once_before_their_process_dies_and_once_af
 
 
 class Counted:
-    """Counts the items in the first argument of a method, and the calls that have items."""
+    """Counts the items of the lists that a method gets, and the calls with a list that is not empty."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name

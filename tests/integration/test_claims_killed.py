@@ -123,7 +123,7 @@ async def test_a_process_that_is_killed_at_any_await_loses_no_delivery(world, re
             await world.all_ran(processes)
     world.check()
     assert world.taken()
-    assert 0 < len(world.wanted) < len(world.numbers), "a kill decides whether the write takes effect"
+    assert 0 < len(world.wanted) < len(world.numbers), "some kills prevent the write, and others do not"
 
 
 async def test_a_process_that_is_stopped_at_any_await_starts_nothing_after_its_takeover(
@@ -148,7 +148,7 @@ async def test_a_process_that_is_stopped_at_any_await_starts_nothing_after_its_t
     assert late & served == set()
 
 
-async def test_a_loop_that_ends_at_any_await_leaves_its_deliveries_to_dispatchers_at_once(
+async def test_a_loop_that_ends_at_any_await_leaves_its_deliveries_to_dispatchers_immediately(
     world, registry, mongo, database, tmp_path
 ):
     """The process writes again in a second loop. No dispatcher fences its book or takes over that write."""

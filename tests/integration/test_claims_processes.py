@@ -123,7 +123,7 @@ async def test_a_fork_in_the_middle_of_a_claim_leaves_the_claim_to_the_parent(
 async def test_threads_with_event_loops_of_their_own_share_a_book_for_each_registry(
     mongo, database, announced, state, foreign
 ):
-    """No number is given twice, and every claim ends."""
+    """No two claims of a book have the same number, and every claim ends."""
     told: Told = []
     registries = [claiming(mongo.url, database), claiming(mongo.url, database)]
     items = [make(one, database, told, others=False) for one in registries]

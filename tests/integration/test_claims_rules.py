@@ -76,7 +76,7 @@ async def test_a_fence_fails_if_the_book_has_a_later_beat_or_is_fenced(
         assert await store.fence(incarnation, seen.beat) is None
         assert "fenced_at" not in state.claims.find_one()
         await asyncio.to_thread(registry.claims.close)
-        assert await store.fence(incarnation, state.claims.find_one()["beat"]) is None, "it is fenced already"
+        assert await store.fence(incarnation, state.claims.find_one()["beat"]) is None, "the book has a fence"
 
 
 async def test_a_beat_that_is_lower_than_the_recorded_beat_changes_nothing(registry, database, announced, state):
@@ -275,7 +275,7 @@ async def test_an_open_claim_holds_back_only_receivers_of_the_same_name_for_the_
 
 
 @pytest.mark.parametrize("call", kill_points.CALLS)
-async def test_after_a_book_has_ended_a_call_waits_for_the_next_one(
+async def test_after_the_end_of_a_book_a_call_waits_for_the_new_book(
     registry, database, foreign, announced, state, call
 ):
     """A dispatcher fences the book, for example, while the process is stopped."""

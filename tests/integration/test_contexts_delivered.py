@@ -176,7 +176,7 @@ async def test_a_later_write_without_a_context_has_none(account, dispatched, for
     assert Stamp.unpack(foreign["accounts"].find_one()["_mongoz"]).context == ""
 
 
-async def test_without_a_dispatcher_nothing_is_written(registry, database, foreign):
+async def test_a_plain_registry_writes_no_context(registry, database, foreign):
     account = make_account(registry, database)
     seen = Seen(account, "process")
     with mongoz.context(**ADA):
@@ -202,7 +202,7 @@ async def test_a_muted_write_and_a_write_of_another_group_have_no_context(dispat
 
 
 async def test_a_receiver_in_the_dispatcher_may_set_a_context_of_its_own(account, dispatched, foreign):
-    """A receiver's write outside of a `context` block has no context. Inside, its stamp also has the hops."""
+    """A write of a receiver has a context only inside of a `context` block. Its stamp also counts the hops."""
     got: list[Any] = []
 
     @post_save(account, name="follow", delivery="dispatcher")

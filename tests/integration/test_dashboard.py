@@ -657,7 +657,9 @@ async def test_a_search_with_a_wrong_time_is_refused(page):
         assert (answer.status, "since" in answer.json["error"]) == (400, True)
 
 
-async def test_retries_of_many_dead_letters_take_steps_and_can_be_stopped(page, state, database, monkeypatch):
+async def test_retries_of_many_dead_letters_are_requested_in_steps_and_can_be_stopped(
+    page, state, database, monkeypatch
+):
     monkeypatch.setattr("dispatcher.operate.letter_groups.STEP", 4)
     state.held.insert_many([failed(database, number) for number in range(10)])
     state.held.insert_many(
@@ -687,7 +689,7 @@ async def test_retries_of_many_dead_letters_take_steps_and_can_be_stopped(page, 
     assert state.held.count_documents(requested) == 0
 
 
-async def test_a_drop_of_many_dead_letters_takes_steps(page, state, database, monkeypatch):
+async def test_many_dead_letters_are_dropped_in_steps(page, state, database, monkeypatch):
     monkeypatch.setattr("dispatcher.operate.letter_groups.STEP", 4)
     state.held.insert_many([failed(database, number) for number in range(6)])
     state.held.update_one({"key": 0}, {"$set": {"retry_requested_at": datetime.now(UTC)}})
@@ -719,7 +721,7 @@ async def test_a_dead_letter_in_retry_is_not_dropped(page, state, database, mark
     assert [one["_id"] for one in state.held.find()] == [trying["_id"]]
 
 
-async def test_one_receiver_or_all_can_be_paused_and_resumed(page, state, database):
+async def test_one_receiver_or_all_receivers_can_be_paused_and_resumed(page, state, database):
     known = {"id": "00aa", "name": "shop.mail", "signal": "post_save", "document": "shop.User"}
     known["formerly"] = ["shop.post"]
     now = datetime.now(UTC)
@@ -732,7 +734,7 @@ async def test_one_receiver_or_all_can_be_paused_and_resumed(page, state, databa
     assert told["paused_all"] is False
     state.controls.update_one({}, {"$set": {"receiver_name": "shop.post"}})
     await page.post("pause", {"receiver": "shop.mail"})
-    assert state.controls.count_documents({}) == 1, "it is already paused under its earlier name"
+    assert state.controls.count_documents({}) == 1, "the receiver is already paused under its earlier name"
     assert [one["paused"] for one in (await page.get("state")).json["receivers"]] == [True]
     assert (await page.post("pause", {"receiver": None})).status == 200
     assert (await page.get("state")).json["paused_all"] is True

@@ -42,7 +42,7 @@ async def test_the_option_retry_sets_the_number_of_attempts(account, foreign, di
 
 
 async def test_a_retry_gets_a_new_instance(account, foreign, dispatched):
-    """Receivers that run after the failed attempt also get a new instance, without changes of earlier ones."""
+    """Receivers that run after a failed attempt get a new instance, too. Earlier receivers have not changed it."""
     seen: list[tuple[str, list[str]]] = []
 
     def connect(name: str, fails: int = 0) -> None:

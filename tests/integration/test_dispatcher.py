@@ -361,7 +361,7 @@ async def test_an_idle_stream_saves_its_position(user, seen, foreign, dispatched
         other = foreign.client[f"{database}_other"]["noise"]
         await eventually(
             lambda: other.insert_one({}) and state.find_one({"partition": 0})["token"] > first["token"],
-            what="the position moves although nothing watched changes",
+            what="the position moves without changes of watched documents",
         )
     foreign.client.drop_database(f"{database}_other")
     assert first["group"] == database

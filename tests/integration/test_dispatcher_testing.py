@@ -141,7 +141,7 @@ async def test_receivers_that_ran_in_process_are_not_run_again(dispatched, User,
     assert f"{read}: no receiver gets this change" in str(caught.value)
 
 
-async def test_receivers_that_a_silent_capture_suppressed_are_called(dispatched, User, welcomed, foreign):
+async def test_a_dispatcher_calls_receivers_that_a_silent_capture_suppressed(dispatched, User, welcomed, foreign):
     @post_save(User, name="second")
     async def second(sender: Any, **kwargs: Any) -> None: ...
 
@@ -320,7 +320,7 @@ async def test_failures_that_no_call_raised_are_raised_at_the_end(dispatched, Us
                 await asyncio.sleep(0.005)
 
 
-async def test_failures_are_ignored_on_request(dispatched, User, failing, foreign):
+async def test_failures_are_not_raised_if_raise_failures_is_false(dispatched, User, failing, foreign):
     async with Dispatcher(dispatched, raise_failures=False) as dispatcher:
         foreign["users"].insert_one({"_id": ONE, "name": "bad"})
         await dispatcher.until_idle()
@@ -413,7 +413,7 @@ async def test_an_application_without_deliveries_is_an_error_at_the_start(regist
 async def _listen(sender: Any, **kwargs: Any) -> None: ...
 
 
-async def test_a_plain_registry_is_accepted_on_request(registry, database, foreign):
+async def test_a_plain_registry_is_accepted_with_deliver_everything(registry, database, foreign):
     User = make(registry, database)
     post_save(User, name="listen")(_listen)
     async with Dispatcher(registry, Settings(deliver_everything=True)) as dispatcher:

@@ -110,7 +110,7 @@ async def run_page(page: str, mongo: EmbeddedMongo, database: str) -> int:
     return outputs
 
 
-# Pages whose Python blocks all run in order. The number says how many output blocks a page has at least.
+# Pages whose Python blocks all run in order. The number is the minimum number of blocks with output.
 GUIDES = {
     "docs/guide/delivery.md": 0,
     "docs/guide/dispatcher.md": 0,
@@ -326,7 +326,7 @@ def test_every_method_of_queries_is_in_the_reference():
     assert documented - {"await"} <= methods
 
 
-def test_every_index_method_and_setting_and_error_is_in_its_table():
+def test_every_index_method_every_setting_and_every_error_is_in_its_table():
     indexing = {name for name in dir(mongoz.Document) if "index" in name and not name.startswith("_")}
     assert named("docs/guide/indexes.md", "## Creating and dropping") == indexing
     assert set(mongoz.MongozSettings.model_fields) <= named("docs/reference/settings.md", "# Settings")

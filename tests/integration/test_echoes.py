@@ -42,7 +42,8 @@ async def test_a_receiver_that_triggers_itself_is_slowed_down_and_named(Counter,
         foreign.counters.insert_one({"name": "loop"})
         # The delays grow: 0.1 s, 0.2 s, 0.4 s, 0.8 s, 1.6 s.
         await eventually(lambda: len(times) > 20 and times[-1] - times[-2] > 1.0, within=60)
-        foreign.counters.insert_many([{"name": f"n{n}"} for n in range(200)])  # others are not slowed down
+        # The deliveries of other documents are not slowed down.
+        foreign.counters.insert_many([{"name": f"n{n}"} for n in range(200)])
         await eventually(lambda: len(set(calls)) == 201, within=60)
         goal.set()
         count = foreign.counters.find_one({"name": "loop"})["n"]

@@ -409,7 +409,7 @@ def test_a_directory_that_can_not_be_created_is_named(tmp_path: Path) -> None:
         ("exit 3", r"exit code 3\): it logged nothing", "--version"),
     ],
 )
-def test_the_error_quotes_a_mongod_that_ends_at_once(
+def test_the_error_quotes_a_mongod_that_ends_immediately(
     tmp_path: Path, scratch: Path, script: str, quoted: str, remedy: str
 ) -> None:
     mongod = stand_in(tmp_path / "mongod", script)
@@ -487,7 +487,7 @@ def test_an_unusable_mongoz_mongod_is_named(
         find_mongod()
 
 
-def test_the_environment_precedes_the_path_and_the_path_precedes_the_package(
+def test_find_mongod_prefers_the_variable_to_the_path_and_the_path_to_the_package(
     tmp_path: Path, packaged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_mongod() == packaged

@@ -38,7 +38,7 @@ def cluster(address: str) -> str:
     return AdminClient({"bootstrap.servers": address}).list_topics(timeout=30).cluster_id
 
 
-def test_two_brokers_run_at_once(broker: EmbeddedBroker) -> None:
+def test_two_brokers_run_at_the_same_time(broker: EmbeddedBroker) -> None:
     with embedded_broker() as other:
         assert broker.address == f"127.0.0.1:{broker.port}"
         assert other.port != broker.port
@@ -127,7 +127,7 @@ def test_a_port_that_only_accepts_connections_is_refused(broker: EmbeddedBroker,
             start_embedded_broker(port=taken.getsockname()[1])
 
 
-def test_the_error_quotes_a_broker_that_ends_at_once(
+def test_the_error_quotes_a_broker_that_ends_immediately(
     broker: EmbeddedBroker, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(tmp_path / "tansu", "echo tansu 1; echo 'error: invalid value'; exit 2", monkeypatch)

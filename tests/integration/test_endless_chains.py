@@ -246,7 +246,7 @@ async def test_a_timeout_does_not_interrupt_receivers_outside_of_a_chain(documen
     assert heard == ["mail", "bill"]
 
 
-async def test_a_task_started_in_a_stopped_chain_may_write(documents: Any) -> None:
+async def test_a_task_that_a_stopped_chain_has_started_may_write(documents: Any) -> None:
     Order, _ = documents
     left: list[asyncio.Task[Any]] = []
     stopped = asyncio.Event()

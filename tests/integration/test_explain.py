@@ -46,7 +46,9 @@ def told(report: DocumentReport, place: int = -1) -> dict[str, tuple[str, str]]:
     return {one.receiver: (one.reason, one.state) for one in report.changes[place].receivers}
 
 
-async def test_each_receiver_has_a_reason_or_a_state(foreign, dispatched, account, database):
+async def test_each_receiver_has_a_state_and_each_uncalled_receiver_has_a_reason(
+    foreign, dispatched, account, database
+):
     connect(account, "plain", post_save)
     connect(account, "failing", post_save, retry=QUICK, on_failure="dead_letter")
     connect(account, "rich", post_save, where={"amount": {"$gt": 10}})
@@ -76,7 +78,9 @@ async def test_each_receiver_has_a_reason_or_a_state(foreign, dispatched, accoun
     assert report.changes[0].delivery_id == letter["delivery_id"]
 
 
-async def test_receivers_of_own_writes_ran_or_are_muted_or_wait(foreign, dispatched, account, database):
+async def test_the_report_says_whether_the_receivers_of_own_writes_ran_wait_or_are_muted(
+    foreign, dispatched, account, database
+):
     connect(account, "both", post_save, post_delete)
     connect(account, "later", post_save, delivery="dispatcher")
     async with dispatching(dispatched):
@@ -95,7 +99,7 @@ async def test_receivers_of_own_writes_ran_or_are_muted_or_wait(foreign, dispatc
     assert report.changes[0].progress.holder is None
 
 
-async def test_parked_and_paused_deliveries_are_told(foreign, dispatched, account, database, client):
+async def test_the_report_says_why_deliveries_are_parked(foreign, dispatched, account, database, client):
     connect(account, "failing", post_save, post_update, retry=QUICK, on_failure="block")
     connect(account, "held", post_save)
     await pause(group_of(client, database), "held", known=["held"])
@@ -111,7 +115,7 @@ async def test_parked_and_paused_deliveries_are_told(foreign, dispatched, accoun
     assert report.changes[1].receivers[0].text.startswith("it waits for an earlier delivery")
 
 
-async def test_nothing_is_written_and_no_receiver_is_called(foreign, dispatched, account, database):
+async def test_explain_writes_nothing_and_calls_no_receiver(foreign, dispatched, account, database):
     calls = connect(account, "plain", post_save)
     foreign["accounts"].insert_one({"_id": ID, "name": "a"})
     report = await explained(dispatched, database, ID)

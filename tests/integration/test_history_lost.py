@@ -100,7 +100,7 @@ async def test_a_lost_position_follows_the_chosen_policy(forgetful, policy):
     if policy == "resume":
         assert again == []
         return
-    # The backfill may also read "after".
+    # The backfill may also read the document "after".
     names = {call.name for call in again}
     assert names - {"after"} == {*(f"before {n}" for n in range(5)), "b", "lost"}
     assert {(call.created, call.delivery.image) for call in again} == {(False, "current")}

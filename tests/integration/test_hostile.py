@@ -227,7 +227,7 @@ async def test_receivers_can_not_harm_the_task_of_the_worker(Thing, seen, foreig
         assert not running.task.done()
 
 
-async def test_a_failing_repr_of_a_document_does_not_matter(Thing, foreign, dispatched):
+async def test_a_failing_repr_of_a_document_does_not_stop_the_dispatcher(Thing, foreign, dispatched):
     @post_delete(Thing, name="fails")
     async def fails(sender, **kwargs):
         raise Odd
@@ -258,7 +258,7 @@ async def test_changes_finished_ahead_stay_finished_over_two_restarts(Thing, for
         foreign["things"].insert_one({"name": "stuck"})
         foreign["things"].insert_many([{"name": f"n{i}"} for i in range(400)])
         await eventually(lambda: len(calls) == 401)
-    # The second stop comes before most changes finished ahead are read again.
+    # This dispatcher stops before it has read most of the finished changes again.
     async with dispatching(dispatched, grace=0.05, max_queued=1, batch_size=5):
         await eventually(lambda: calls.count("stuck") == 2)
     sticky.holds = False

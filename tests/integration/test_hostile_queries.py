@@ -88,7 +88,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def reached(stored: Any) -> list[Any]:
-    """The values that a condition compares: the value itself and the items of a list."""
+    """The values that a condition compares: the stored value, and its items if it is a list."""
     return [stored, *(stored if isinstance(stored, list) else ())]
 
 

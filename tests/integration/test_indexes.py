@@ -278,13 +278,13 @@ async def test_the_first_write_creates_the_indexes(
     assert await names(Movie) == ["_id_", "name", "year"]
     await Movie.drop_indexes()
     await Movie(name="b", year=1).create()
-    assert await names(Movie) == ["_id_"], "once per process"
+    assert await names(Movie) == ["_id_"], "a process creates the indexes once"
     archive = registry.get_database(database).get_collection("archive")
     await Movie(name="a", year=1).create(archive)
     assert await names(Movie, archive) == ["_id_", "name", "year"], "each collection has its first write"
     await registry.drop_database(database)
     await Movie(name="a", year=1).create()
-    assert await names(Movie) == ["_id_", "name", "year"], "a new database, a new first write"
+    assert await names(Movie) == ["_id_", "name", "year"], "a new database has its own first write"
 
 
 async def test_the_first_write_creates_no_index_without_the_meta_option(define: Define) -> None:

@@ -81,7 +81,7 @@ async def test_the_memory_of_fetched_records_is_bounded_and_further_records_wait
 
         topic = running.service.held[0]._source._topic._log._topic
         await eventually(lambda: topic.prefetched > 0, what="the client reports its queue")
-        # Fetched records have half of the bound. The other half is for changes in delivery.
+        # Fetched records may take half of `max_queued_mb`. The other half is for changes in delivery.
         assert 0 < buffered() <= 8_000_000 * 1.25
         gate.set()
         seen = 0
@@ -90,12 +90,12 @@ async def test_the_memory_of_fetched_records_is_bounded_and_further_records_wait
                 seen = max(seen, buffered())
                 await asyncio.sleep(0.02)
         assert seen <= 8_000_000 * 1.25
-        await eventually(lambda: not buffered(), what="nothing is left")
+        await eventually(lambda: not buffered(), what="no fetched record is left")
     assert sorted(got) == sorted(ids)
 
 
 @pytest.mark.slow
-async def test_a_long_stop_pauses_all_partitions_and_loses_nothing(
+async def test_after_a_long_time_without_polls_all_partitions_are_paused_and_nothing_is_lost(
     gate, got, dispatched, client: AsyncMongoClient[Any], database, broker, monkeypatch
 ):
     monkeypatch.setattr(polling, "_LONG", 0.3)
@@ -108,7 +108,7 @@ async def test_a_long_stop_pauses_all_partitions_and_loses_nothing(
         topic = running.service.held[0]._source._topic._log._topic
         await eventually(lambda: topic.is_suspended, what="all partitions are paused")
         assert all(one.topic.is_paused for one in running.service.gauges().values())
-        await eventually(lambda: topic.prefetched == 0, what="the client has dropped what it had fetched")
+        await eventually(lambda: topic.prefetched == 0, what="the client has dropped the fetched records")
         gate.set()
         await eventually(lambda: len(got) == len(ids), what="all are delivered")
         figures = running.service.stats.topic

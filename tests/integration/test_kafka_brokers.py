@@ -129,7 +129,7 @@ def test_properties_reach_a_separate_apache_kafka(kafka_server: KafkaServer) -> 
 
 
 @pytest.mark.slow
-def test_the_error_quotes_an_apache_kafka_that_ends_at_once(kafka_server: KafkaServer) -> None:
+def test_the_error_quotes_an_apache_kafka_that_ends_immediately(kafka_server: KafkaServer) -> None:
     with (
         pytest.raises(EmbeddedError, match=r"kafka ended .*no\.such"),
         kafka.running({"process.roles": "no.such"}),

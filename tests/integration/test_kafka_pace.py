@@ -35,7 +35,7 @@ async def of_three(broker: EmbeddedBroker, client: AsyncMongoClient[Any], databa
     return await begun(broker.address, client, database, partitions=3)
 
 
-async def test_a_rate_limits_deliveries_of_a_topic_and_parks_the_others(account, dispatched, publisher, parked):
+async def test_deliveries_of_a_topic_beyond_the_rate_are_parked(account, dispatched, publisher, parked):
     """Another receiver does not wait for the limited receiver."""
     at: list[float] = []
     told: list[int] = []
@@ -55,7 +55,7 @@ async def test_a_rate_limits_deliveries_of_a_topic_and_parks_the_others(account,
         await eventually(lambda: len(at) == 60)
         await eventually(lambda: parked.empty)
         assert running.stats.figures_of("limited", "post_save").limited > 0
-    # The bucket holds the tokens of one second: 20. The other 40 take two seconds.
+    # The attempts of one second may begin together: 20. The other 40 attempts take two seconds.
     for first, last in zip(at, at[21:], strict=False):
         assert last - first >= 1 / 20 - 0.02
 
@@ -80,14 +80,14 @@ class Paced:
 
 
 def check_pace(at: list[float], per_second: float, burst: float) -> None:
-    """No period has more attempts than the burst and the rate allow."""
+    """Checks that no period has more attempts than the burst and the rate allow."""
     for place, first in enumerate(at):
         for count, last in enumerate(at[place:], 1):
             assert last - first >= (count - burst) / per_second - LAG
 
 
 def publish(publisher: Publisher, foreign: Any, each: int) -> None:
-    """Publish inserts to all partitions in turn, each to the partition of its document, as the relay does."""
+    """Publish inserts to all partitions in turn. As in a relay, the `_id` of a document decides its partition."""
     documents = [{"_id": ObjectId()} for _ in range(50 * each)]
     hashed = [{"$documents": documents}, {"$project": {"hash": {"$toHashedIndexKey": "$_id"}}}]
     ids: dict[int, list[ObjectId]] = defaultdict(list)
@@ -114,7 +114,7 @@ async def test_all_partitions_of_a_topic_share_the_rate_of_a_member(
 
 
 async def test_members_share_a_rate_by_their_partitions_of_a_topic(account, foreign, dispatched, of_three, parked):
-    """A member with two of three partitions has two thirds of the rate. The last member has the whole rate."""
+    """A member with two of three partitions has two thirds of the rate. A single member has the whole rate."""
     paced = Paced(account, "360/min")
     async with reading(dispatched, of_three) as one:
         async with reading(dispatched, of_three) as other:
@@ -136,9 +136,9 @@ async def test_members_share_a_rate_by_their_partitions_of_a_topic(account, fore
 async def test_a_member_makes_one_attempt_at_a_slow_rate_with_one_or_two_partitions(
     account, foreign, dispatched, of_three, parked
 ):
-    """Each member makes at least one attempt in a period, however many members divide the rate.
+    """Each member may make at least one attempt in a period, here an hour.
 
-    The period is an hour. So two members make two attempts, although they hold three partitions.
+    So each of the two members makes one attempt. One member holds one partition, the other member holds two.
     """
     paced = Paced(account, "1/h")
     async with reading(dispatched, of_three) as one, reading(dispatched, of_three) as other:

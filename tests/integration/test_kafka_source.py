@@ -70,7 +70,7 @@ async def test_the_events_of_a_topic_are_delivered_in_order_and_the_position_fol
     assert got == [9]
 
 
-async def test_a_second_dispatcher_takes_over_at_the_saved_place(account, dispatched, foreign, publisher, got):
+async def test_a_second_dispatcher_takes_over_at_the_saved_position(account, dispatched, foreign, publisher, got):
     async with reading(dispatched, publisher) as first:
         publisher.insert(id_of(1))
         await eventually(lambda: got == [1], what="the first dispatcher delivers")
@@ -80,7 +80,7 @@ async def test_a_second_dispatcher_takes_over_at_the_saved_place(account, dispat
             await eventually(lambda: got == [1, 2], what="the second dispatcher delivers")
 
 
-async def test_events_that_a_second_term_repeats_are_dropped_and_events_of_a_zombie_are_refused(
+async def test_events_that_a_second_term_repeats_are_dropped_and_events_of_an_ended_term_are_refused(
     account, dispatched, foreign, publisher, got
 ):
     async with reading(dispatched, publisher, concurrency=1):
@@ -123,7 +123,7 @@ async def test_a_malformed_record_ends_the_dispatcher_with_an_error_that_names_i
 ):
     async with reading(dispatched, publisher) as running:
         publisher.insert(id_of(1))
-        await eventually(lambda: got, what="the first is delivered")
+        await eventually(lambda: got, what="the first change is delivered")
         publisher.send(b"hello")
         with pytest.raises(TopicError, match=rf"topic '{publisher.topic}', offset 1: the record is no change"):
             await running.task
@@ -246,7 +246,7 @@ async def test_a_silent_broker_makes_the_dispatcher_unready_until_the_broker_ans
             finally:
                 os.kill(own.pid, signal.SIGCONT)
             publisher.insert(id_of(2))
-            await eventually(lambda: got == [1, 2], what="the next one is delivered")
+            await eventually(lambda: got == [1, 2], what="the next change is delivered when the broker answers")
             await eventually(lambda: running.service.ready, what="the dispatcher is ready again")
 
 
@@ -436,7 +436,7 @@ async def test_undelivered_records_that_retention_removed_are_lost_history(
 ):
     async with reading(dispatched, real):
         real.insert(id_of(1))
-        await eventually(lambda: got == [1], what="the first is delivered")
+        await eventually(lambda: got == [1], what="the first change is delivered")
     for number in (2, 3):
         last = real.insert(id_of(number))
     real.forget_before(0, 3)
@@ -458,7 +458,7 @@ async def test_a_quiet_partition_that_retention_emptied_has_lost_no_history(
 ):
     async with reading(dispatched, real):
         real.insert(id_of(1))
-        await eventually(lambda: got == [1], what="the first is delivered")
+        await eventually(lambda: got == [1], what="the first change is delivered")
         await real.save()
         real.forget_before(0, 1)
     async with reading(dispatched, real):
@@ -473,7 +473,7 @@ async def test_undelivered_changes_that_retention_removed_come_from_the_oplog(
     """A restart in the middle loses and repeats nothing."""
     async with reading(dispatched, real):
         real.insert(id_of(1))
-        await eventually(lambda: got == [1], what="the first is delivered")
+        await eventually(lambda: got == [1], what="the first change is delivered")
     events = [real.made("insert", id_of(n), fullDocument={"_id": id_of(n), "name": "x"}) for n in range(2, 60)]
     for one in events:
         real.publish(one)
@@ -482,7 +482,7 @@ async def test_undelivered_changes_that_retention_removed_come_from_the_oplog(
     oplog = ListSource(events)
     monkeypatch.setattr(assembly, "ChangeStreamSource", lambda *_, **__: oplog)
     async with reading(dispatched, real, max_queued=1, concurrency=1):
-        await eventually(lambda: len(got) > 10, what="the first ones are delivered from the oplog")
+        await eventually(lambda: len(got) > 10, what="the first changes are delivered from the oplog")
     async with reading(dispatched, real):
         real.insert(id_of(60))
         await eventually(lambda: len(got) == 60, what="the last change is delivered from the topic")
@@ -495,7 +495,7 @@ async def test_a_topic_that_is_deleted_and_created_again_is_lost_history(
 ):
     async with reading(dispatched, real) as running:
         real.insert(id_of(1))
-        await eventually(lambda: got == [1], what="the first is delivered")
+        await eventually(lambda: got == [1], what="the first change is delivered")
         real.delete()
         real.create()
         await real.begin_again()

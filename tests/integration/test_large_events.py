@@ -162,8 +162,10 @@ async def test_an_event_with_a_very_large_key_is_a_gap(foreign, dispatched, Thin
     assert gaps[0]["from_time"] <= gaps[0]["to_time"]
 
 
-async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispatched, Thing, seen):
-    """The second request returns the event unchanged."""
+async def test_an_event_that_the_server_refuses_only_once_as_too_large_is_delivered(
+    foreign, dispatched, Thing, seen
+):
+    """The server reports the error once. The second request returns the event unchanged."""
     point = {"failCommands": ["getMore"], "errorCode": 10334, "appName": "mongoz-dispatcher"}
     async with dispatching(dispatched) as running:
         foreign.client.admin.command("configureFailPoint", "failCommand", mode={"times": 1}, data=point)
@@ -176,9 +178,9 @@ async def test_an_event_that_is_too_large_only_once_is_delivered(foreign, dispat
 async def test_a_change_whose_required_image_is_missing_is_delivered(
     foreign, dispatched, Thing, seen, monkeypatch, capsys
 ):
-    """Only here the stream requires images.
+    """In this test, the change stream requires post images.
 
-    If a required image is missing (error 47), the event counts as large.
+    If the image is missing, the server reports error 47, and the event counts as large.
     """
     required = {"fullDocument": "required", "fullDocumentBeforeChange": "whenAvailable"}
     for shape in ("WHOLE", "SINGLY", "SPLIT"):

@@ -60,7 +60,7 @@ class Plain:
         self.got.append(instance.name)
 
 
-async def test_other_receivers_do_not_wait_for_the_places_of_a_limited_one(account, foreign, dispatched, state):
+async def test_other_receivers_do_not_wait_for_a_place_of_a_limited_receiver(account, foreign, dispatched, state):
     """All places of the limited receiver stay taken. Another receiver gets all events, and the position moves."""
     limited = Limited(account, concurrency=2)
     plain = Plain(account)
@@ -84,7 +84,7 @@ async def test_other_receivers_do_not_wait_for_the_places_of_a_limited_one(accou
 async def test_other_receivers_do_not_wait_for_the_queries_about_parked_deliveries(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """Receivers with limits often have parked deliveries. The queries for their lanes hang here."""
+    """Receivers with limits often have parked deliveries. In this test, the queries about their lanes hang."""
     limited = Limited(account, concurrency=1)
     plain = Plain(account)
     names = [f"{n:03}" for n in range(20)]
@@ -150,7 +150,7 @@ async def test_a_failed_attempt_gives_its_place_back(account, foreign, dispatche
     assert sorted(calls) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-async def test_concurrency_does_not_bound_the_writing_process(account, dispatched):
+async def test_concurrency_does_not_limit_the_writing_process(account, dispatched):
     limited = Limited(account, concurrency=1, delivery="any")
     async with asyncio.TaskGroup() as group:
         for number in range(5):
@@ -176,7 +176,7 @@ async def test_a_dispatcher_that_stops_frees_its_places_although_deliveries_wait
     assert sorted(limited.got) == sorted(map(str, range(10)))
 
 
-async def test_all_partitions_share_a_rate_and_deliveries_beyond_it_are_parked(
+async def test_all_partitions_share_a_rate_and_deliveries_beyond_the_rate_are_parked(
     account, foreign, dispatched, state
 ):
     """The deliveries beyond the rate do not slow down another receiver."""
@@ -190,14 +190,14 @@ async def test_all_partitions_share_a_rate_and_deliveries_beyond_it_are_parked(
         assert {head["state"] for head in state.heads} == {"limited"}
         await eventually(lambda: len(limited.got) == 60)
         await eventually(lambda: state.empty)
-    # The bucket holds the tokens of one second: 20. The other 40 take two seconds.
+    # The attempts of one second may begin together: 20. The other 40 attempts take two seconds.
     for first, last in zip(limited.at, limited.at[21:], strict=False):
         assert last - first >= 1 / 20 - 0.02
     assert limited.at[-1] - limited.at[0] >= 1.9
 
 
 async def test_repeated_attempts_count_in_a_rate_too(account, foreign, dispatched, state):
-    """Ten attempts begin at once. After that, one attempt begins every tenth of a second."""
+    """Ten attempts begin together. After that, one attempt begins every tenth of a second."""
     at: list[float] = []
 
     @post_save(account, name="failing", rate="10/s", retry=Retry(4, base=0.001, cap=0.002))
@@ -231,7 +231,7 @@ async def test_retries_of_dead_letters_obey_concurrency(account, foreign, dispat
 
 
 async def test_dispatchers_of_a_group_divide_a_rate_by_their_partitions(account, foreign, dispatched, state):
-    """Each dispatcher has half of the rate. At its start it may make only the attempts of one second at once."""
+    """Each dispatcher has half of the rate. At its start, only the attempts of one second begin together."""
     limited = Limited(account, rate="20/s")
     limited.open.set()
     async with (
@@ -243,7 +243,7 @@ async def test_dispatchers_of_a_group_divide_a_rate_by_their_partitions(account,
         await eventually(lambda: len(limited.got) == 100)
         await eventually(lambda: state.empty)
     assert min(each.stats.delivered for each in (one, other)) >= 20
-    # Each process makes at most 10 attempts at once. The other 80 attempts take at least 4 seconds at 20/s.
+    # In each process, at most 10 attempts begin together. The other 80 attempts take at least 4 seconds at 20/s.
     assert limited.at[-1] - limited.at[0] >= 3.9
 
 

@@ -223,7 +223,7 @@ async def test_a_day_matches_one_item_of_a_list(Movie: Any) -> None:
         assert await found(Movie.objects.filter(**{keyword: "2024-02-28"}), "name") == ["1"]
 
 
-async def test_names_reach_nested_fields(Movie: Any) -> None:
+async def test_conditions_may_name_nested_fields(Movie: Any) -> None:
     bonn, rome = City(name="Bonn", size=3), City(name="Rome", size=28)
     await fill(Movie, city=[bonn, rome, None])
     for lookups in (

@@ -81,7 +81,7 @@ async def test_each_manager_starts_with_its_base_query(User: Any) -> None:
     assert await names(User.actives.get_queryset()) == "AC"
 
 
-async def test_all_terminals_use_the_base_query(User: Any) -> None:
+async def test_all_methods_that_run_a_query_use_the_base_query(User: Any) -> None:
     assert await User.actives.count() == 2
     assert await User.older.count() == 1
     assert [found.name async for found in User.actives.sort("name")] == ["Ada", "Cyd"]

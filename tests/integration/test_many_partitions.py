@@ -189,10 +189,10 @@ async def test_a_member_sends_at_most_five_commands_a_second(together, foreign, 
         await asyncio.sleep(20.0)  # one additional command hardly changes the rate
         seconds = now() - began
         counts = [Counter(sent.names) for _, sent in made]
-        assert all(lease.until > until for lease, until in zip(leases, untils, strict=True)), "all are renewed"
+        assert all(lease.until > until for lease, until in zip(leases, untils, strict=True)), "leases are renewed"
         assert is_shared(members)
         after = {one["_id"]: one["cluster_time"] for one in positions.find({"partition": {"$exists": True}})}
-        assert all(after[id_] > before[id_] for id_ in before), "all are saved"
+        assert all(after[id_] > before[id_] for id_ in before), "all positions are saved"
         assert all(count.total() / seconds <= 5 for count in counts), counts
     assert positions.count_documents({"owner": {"$ne": None}}) == 0
 

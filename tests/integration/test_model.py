@@ -73,7 +73,7 @@ def test_every_receiver_gets_the_deliveries_of_the_model(world: World, runner: a
         assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
 
     agrees()
-    # When the last change of a document is finished, a further delivery is a repetition, or it is late.
+    # No receiver may be called after the verdict about its document: such a call is a repetition, or it is late.
     for group in GROUPS:
         runner.run(world.stop_dispatcher(group))
     assert world.late == []

@@ -187,7 +187,9 @@ async def test_two_different_changes_of_one_field_are_refused(Order: Any, operat
 
 
 @UPDATES
-async def test_nothing_is_set_inside_of_none(Order: Any, foreign: Any, update: Any) -> None:
+async def test_a_part_of_an_embedded_document_that_is_none_or_missing_is_not_set(
+    Order: Any, foreign: Any, update: Any
+) -> None:
     order = await Order(count=1).create()
     with pytest.raises(
         ValidationError, match=r"address is None, so address\.street can't be changed; set address"
@@ -200,7 +202,9 @@ async def test_nothing_is_set_inside_of_none(Order: Any, foreign: Any, update: A
     assert "address" not in foreign.orders.find_one()
 
 
-async def test_a_query_that_would_set_inside_of_none_writes_no_document(Order: Any, foreign: Any) -> None:
+async def test_an_update_by_a_query_writes_no_document_if_one_of_the_embedded_documents_is_none(
+    Order: Any, foreign: Any
+) -> None:
     await Order.create_many([made(Order), Order(), made(Order)])
     with pytest.raises(ValidationError, match="address is None"):
         await Order.objects.update(**{"address.street": "b"})
@@ -278,7 +282,7 @@ async def test_several_operations_of_one_kind_on_a_list_are_all_applied(Order: A
 
 
 @pytest.mark.parametrize("update", [on_the_instance, on_a_query])
-async def test_receivers_see_the_new_part_and_their_change_of_the_field_is_written(
+async def test_receivers_see_the_new_part_and_changes_by_a_pre_receiver_are_written(
     Order: Any, foreign: Any, update: Any
 ) -> None:
     order, seen = await made(Order).create(), []

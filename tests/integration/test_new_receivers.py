@@ -1,4 +1,4 @@
-"""Receivers that are older than the dispatchers: the start names the command that delivers the missed changes."""
+"""A starting dispatcher logs new receivers, and the command that delivers the changes that they have missed."""
 
 import asyncio
 import re
@@ -64,7 +64,7 @@ async def run_as_printed(registry: Any, log: str) -> None:
         assert (await one.work(asyncio.Event())).finished
 
 
-async def test_the_start_names_new_receivers_and_the_command_delivers_what_they_missed(
+async def test_the_start_names_new_receivers_and_a_command_that_delivers_their_missed_changes(
     foreign, dispatched, account, capsys
 ):
     known = listen(account, "known")
@@ -137,7 +137,7 @@ async def test_a_receiver_that_returns_after_a_rollback_is_new_again(dispatched,
     assert await note_receivers(group, [one, two]) is None
 
 
-async def test_the_command_has_no_option_until_while_another_version_runs(foreign, dispatched, account, capsys):
+async def test_while_an_earlier_version_runs_the_command_has_no_until_option(foreign, dispatched, account, capsys):
     listen(account, "known")
     async with dispatching(dispatched):
         listen(account, "new")

@@ -170,9 +170,9 @@ async def test_a_document_restored_to_another_collection_is_delivered(world, dis
 
 @pytest.mark.parametrize("age", [3600, 90, 30, -30, -3600])
 async def test_writes_with_an_old_or_a_future_stamp_are_delivered(world, age):
-    """A stamp of 30 s ago is too old to suppress the delivery, but it is certainly no copy.
+    """A stamp of 30 s ago is too old to suppress the delivery, but its write is certainly no copy.
 
-    So the delivery has the token of the stamp as its id.
+    So only this delivery has the token of the stamp as its id.
     """
     id_ = ObjectId()
     async with dispatching(world.registry) as running:
@@ -571,7 +571,7 @@ async def test_a_renamed_receiver_is_recognized_by_its_earlier_names(world):
         assert await world.told(id_) == []
 
 
-async def test_a_write_of_a_receiver_reaches_all_receivers_with_the_signal_of_its_call(world):
+async def test_a_write_by_a_receiver_is_delivered_with_the_signal_that_the_stamp_names(world):
     id_ = ObjectId()
     world.users.insert_one({"_id": id_, "name": "Ada"})
     async with dispatching(world.registry):

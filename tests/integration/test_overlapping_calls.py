@@ -66,7 +66,7 @@ async def test_the_later_of_two_saves_is_stored(Lamp: Any) -> None:
     assert (await found_again(lamp)).on is False
 
 
-async def test_a_new_instance_that_is_saved_twice_at_once_is_inserted_once(Lamp: Any) -> None:
+async def test_a_new_instance_with_overlapping_saves_is_inserted_once(Lamp: Any) -> None:
     lamp = Lamp()
     await asyncio.gather(lamp.save(), lamp.save(), lamp.save())
     assert await Lamp.objects.count() == 1

@@ -302,7 +302,7 @@ async def test_muted_writes_and_writes_of_receivers_are_delivered_to_other_group
             await eventually(
                 lambda: len(told_theirs.of(other.id)) == 2, what="the delivery of the receiver's write"
             )
-            await eventually(lambda: len(told.of(other.id)) == 2, what="the write comes back to the own group")
+            await eventually(lambda: len(told.of(other.id)) == 2, what="the write comes back to its own group")
         names = ["post_save", "post_update", "post_delete"]
         assert told_theirs.of(id_) == [("watcher", "stream", name) for name in names]
         assert told_theirs.of(other.id) == [("watcher", "stream", name) for name in names[:2]]

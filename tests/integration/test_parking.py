@@ -1,4 +1,7 @@
-"""Deliveries that wait for long are parked. They hold neither memory nor the position, and keep their order."""
+"""Deliveries that wait for long are parked.
+
+They take no memory, do not hold the position back, and keep their order.
+"""
 
 import asyncio
 import random
@@ -25,7 +28,7 @@ def state(foreign: Any) -> Parked:
     return Parked(foreign)
 
 
-async def test_a_blocked_document_holds_neither_memory_nor_the_position(
+async def test_deliveries_of_a_blocked_document_take_no_memory_and_do_not_hold_the_position_back(
     account, foreign, dispatched, state, capsys
 ):
     """The deliveries of the document are parked and keep their order. The position and other documents move on."""
@@ -494,7 +497,7 @@ async def test_followers_are_not_overtaken_when_a_former_owner_deletes_their_hea
     assert strict.got == ["1", "2"]
 
 
-async def test_a_further_delivery_for_a_lane_without_a_head_makes_the_lane_deliver_at_once(
+async def test_a_lane_without_a_head_is_delivered_as_soon_as_it_gets_a_further_delivery(
     account, foreign, dispatched, state, monkeypatch
 ):
     """The worker delivers the whole lane, and does not wait for its next query."""

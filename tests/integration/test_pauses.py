@@ -1,4 +1,4 @@
-"""Pausing and resuming one receiver or all. Deliveries of a paused receiver are parked."""
+"""Operators pause and resume one receiver or all receivers. Deliveries of a paused receiver are parked."""
 
 import asyncio
 from typing import Any
@@ -40,7 +40,7 @@ def group(client: Any, database: str, state: Parked) -> Any:
 
 
 async def test_a_resumed_receiver_gets_all_deliveries_in_order(account, foreign, dispatched, state, group, capsys):
-    """Other receivers get their deliveries at once, the position moves, and a restart changes nothing."""
+    """Other receivers get their deliveries immediately, the position moves, and a restart changes nothing."""
     said = actions(capsys)
     strict = Strict(account)
     strict.mended = True
@@ -104,7 +104,7 @@ async def test_a_paused_receiver_gets_no_retries(account, foreign, dispatched, s
 
 
 async def test_all_receivers_can_be_paused(account, foreign, dispatched, state, group):
-    """The stream is not read and nothing is lost. The position stays, and is saved as a sign of life."""
+    """The stream is not read, and nothing is lost. The position does not move, but it is saved regularly."""
     strict = Strict(account)
     strict.mended = True
 

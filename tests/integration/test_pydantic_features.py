@@ -468,7 +468,7 @@ async def test_validated_defaults_allow_partial_updates_and_rows(config: Any, me
 # -- Frozen models, serializers, classes made by calls -----------------------------------------------
 
 
-async def test_frozen_documents_fields_and_parts_can_be_written(meta: Any) -> None:
+async def test_documents_that_are_frozen_or_have_frozen_fields_or_parts_can_be_written(meta: Any) -> None:
     class Size(BaseModel):
         model_config = ConfigDict(frozen=True)
         width: int

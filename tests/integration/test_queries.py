@@ -285,7 +285,7 @@ async def test_a_builder_does_not_change_its_query(User: Any) -> None:
     assert [await query.count() for query in derived] == [1, 2, 3, 1, 2]
 
 
-async def test_both_spellings_give_the_same_query(User: Any) -> None:
+async def test_objects_and_query_are_two_spellings_of_the_same_query(User: Any) -> None:
     assert isinstance(User.objects, Manager)
     assert isinstance(User.query, QuerySet)
     assert isinstance(User.query(), QuerySet)
@@ -300,7 +300,7 @@ async def test_both_spellings_give_the_same_query(User: Any) -> None:
 # -- terminals ---------------------------------------------------------------------------------------
 
 
-async def test_first_get_and_all_return_instances_or_name_what_is_missing(User: Any) -> None:
+async def test_first_get_and_all_return_instances_and_get_raises_unless_it_finds_exactly_one(User: Any) -> None:
     assert (await User.objects.sort("name").first()).name == "Ada"
     assert await User.objects.filter(name="Eve").first() is None
     assert (await User.objects.get(name="Bob")).age == 2

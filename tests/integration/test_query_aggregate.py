@@ -41,7 +41,7 @@ async def Movie(dispatched: Registry, database: str) -> Any:
 NAMES = [{"$project": {"_id": 0, "n": 1}}]
 
 
-async def test_filter_sort_skip_and_limit_come_first(Movie: Any) -> None:
+async def test_filter_sort_skip_and_limit_come_before_the_pipeline(Movie: Any) -> None:
     query = Movie.objects.filter(year__gt=1998).sort("year", -1).skip(1).limit(2)
     assert await query.aggregate(NAMES) == [{"n": "m4"}, {"n": "m3"}]
     assert await Movie.query(Movie.year < 2000).aggregate([{"$count": "movies"}]) == [{"movies": 2}]
@@ -53,7 +53,9 @@ async def test_filter_sort_skip_and_limit_come_first(Movie: Any) -> None:
     assert [row["n"] for row in await Movie.objects.filter(name="m1").aggregate([])] == ["m1"]
 
 
-async def test_joins_and_only_come_first_and_stamps_are_left_out(Movie: Any, foreign: Any) -> None:
+async def test_joins_and_selected_fields_come_before_the_pipeline_and_stamps_are_left_out(
+    Movie: Any, foreign: Any
+) -> None:
     assert FIELD in foreign.movies.find_one()
     joined = Movie.objects.filter(studio__name="B").sort("name")
     assert await joined.aggregate(NAMES) == [{"n": "m1"}, {"n": "m3"}, {"n": "m5"}]

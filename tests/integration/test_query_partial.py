@@ -245,7 +245,7 @@ async def test_only_and_defer_exclude_each_other(Person: Any) -> None:
         Person.objects.defer("city.name")
 
 
-async def test_names_may_have_every_spelling(Person: Any) -> None:
+async def test_only_and_defer_accept_names_aliases_pk_and_field_expressions(Person: Any) -> None:
     assert set((await Person.objects.only("last_name", Person.age).first()).__dict__) == {"id", "family", "age"}
     assert set((await Person.objects.only("pk").first()).__dict__) == {"id"}
     deferred = await Person.objects.defer("id", "name").defer("tags", Person.family).first()

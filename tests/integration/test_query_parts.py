@@ -89,7 +89,7 @@ async def test_a_whole_field_or_an_outer_part_includes_the_inner_parts(Orders: A
     assert not hasattr(order, "address")
 
 
-async def test_a_part_that_is_not_stored_has_its_default_and_a_whole_value_is_valid(
+async def test_missing_optional_parts_have_their_defaults_and_missing_required_parts_are_errors(
     Orders: Any, foreign: Any
 ) -> None:
     foreign.orders.update_one({}, {"$unset": {"a.city.size": "", "stops.0.city.size": "", "a.inner": ""}})
@@ -102,7 +102,7 @@ async def test_a_part_that_is_not_stored_has_its_default_and_a_whole_value_is_va
     assert (await Orders.objects.only("address.city.code").get()).address.city.code == "BN"
 
 
-async def test_values_have_the_parts(Orders: Any) -> None:
+async def test_values_and_aggregate_return_only_the_selected_parts(Orders: Any) -> None:
     query = Orders.objects.only("address.city.name")
     assert [row["address"] for row in await query.values()] == [{"city": {"name": "Bonn"}}]
     assert await query.values_list(["title"], flat=True) == ["x"]

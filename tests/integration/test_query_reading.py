@@ -180,7 +180,7 @@ async def test_builders_do_not_change_their_query(Movie: Any) -> None:
 # -- none --------------------------------------------------------------------------------------------
 
 
-async def test_none_sends_no_command(Movie: Any, commands: Commands) -> None:
+async def test_the_query_of_none_sends_no_command(Movie: Any, commands: Commands) -> None:
     for start in (Movie.objects, Movie.query(), Movie.objects.filter(name="A")):
         empty = start.none()
         assert await empty is empty
@@ -244,7 +244,7 @@ async def test_using_reads_and_writes_in_another_database(Movie: Any, database: 
         assert foreign.movies.count_documents({}) == 5
         mine = await Movie.objects.first()
         await mine.update(year=1999)
-        assert foreign.movies.count_documents({"year": 1999}) == 1, "per instance, not per class"
+        assert foreign.movies.count_documents({"year": 1999}) == 1, "`using` does not affect other instances"
         assert await movie.delete() == 1
         assert copies.count_documents({}) == 0
     finally:
@@ -519,7 +519,9 @@ async def test_values_refuses_invalid_arguments(Movie: Any, rows: str) -> None:
             await values(exclude=["nmae"])
 
 
-async def test_only_none_returns_itself_when_it_is_awaited(registry: mongoz.Registry, database: str) -> None:
+async def test_the_query_of_none_returns_itself_when_it_is_awaited(
+    registry: mongoz.Registry, database: str
+) -> None:
     class Empty(mongoz.Document):
         name: str = mongoz.String()
 

@@ -1,4 +1,4 @@
-"""The server refuses stamps in some documents. Deletes work without a marker, but not in a transaction."""
+"""If the server refuses a delete marker, the delete works without it. In a transaction the delete is an error."""
 
 import asyncio
 from typing import Any
@@ -30,14 +30,16 @@ def Closed(dispatched: mongoz.Registry, database: str, foreign: Any) -> Any:
     return Closed
 
 
-async def test_a_delete_works_without_a_marker(Closed: Any, foreign: Any) -> None:
+async def test_a_delete_works_although_its_marker_is_refused(Closed: Any, foreign: Any) -> None:
     await (await Closed.objects.get(name="a")).delete()
     assert await Closed.objects.delete() == 1
     assert foreign.closed.count_documents({}) == 0
 
 
 @pytest.mark.parametrize("of", ["an instance", "a query"])
-async def test_in_a_transaction_the_error_names_the_remedy(Closed: Any, foreign: Any, of: str) -> None:
+async def test_the_error_of_a_refused_marker_in_a_transaction_names_the_remedy(
+    Closed: Any, foreign: Any, of: str
+) -> None:
     closed = await Closed.objects.get(name="a")
     with pytest.raises(OperationFailure) as caught:
         async with Closed.meta.registry.transaction():
@@ -118,7 +120,7 @@ async def test_receivers_with_delivery_process_run_although_a_marker_is_refused(
 
 
 @pytest.mark.parametrize("of", ["an instance", "a query"])
-async def test_in_a_transaction_nothing_is_deleted(refusing: Any, foreign: Any, of: str) -> None:
+async def test_a_refused_marker_in_a_transaction_prevents_the_delete(refusing: Any, foreign: Any, of: str) -> None:
     @post_delete(refusing, name="heard")
     async def heard(sender: Any, **kwargs: Any) -> None: ...
 

@@ -126,7 +126,7 @@ async def test_the_registry_returns_objects_of_the_driver(registry: mongoz.Regis
     await found._collection.insert_one({"_id": 1})
     assert await registry.get_database(database)._db["users"].find_one() == {"_id": 1}
     await registry.close()
-    assert await found._collection.find_one() == {"_id": 1}, "resolved anew with the new client"
+    assert await found._collection.find_one() == {"_id": 1}, "the collection uses the new client"
 
 
 async def test_a_server_selection_error_is_the_error_of_the_driver(mongo: Any, database: str) -> None:

@@ -174,7 +174,7 @@ async def test_a_restart_continues_at_the_position(
     assert second.since == {f"{database}.orders": second.since[f"{database}.orders"]}
 
 
-async def test_a_new_collection_is_published_since_a_token_after_the_saved_position(
+async def test_a_new_collection_is_published_from_a_token_after_the_saved_position(
     order, dispatched, foreign, broker: EmbeddedBroker, client, database, name
 ) -> None:
     async with relaying(dispatched, broker.address, name) as relay:

@@ -40,7 +40,7 @@ async def test_applications_with_overlapping_collections_and_other_databases_sha
     assert set((await saved_state(client, database, name)).since) == {f"{database}.orders", f"{elsewhere}.bills"}
 
 
-async def test_an_application_can_be_added_and_is_left_out_only_with_adopt(
+async def test_a_relay_can_add_an_application_but_leaves_one_out_only_with_adopt(
     order, dispatched, broker: EmbeddedBroker, name
 ) -> None:
     for apps in ([SHOP], [SHOP], [BILLING, SHOP], [SHOP, BILLING]):

@@ -91,7 +91,7 @@ async def test_an_event_that_the_server_can_not_send_is_a_gap_before_the_next_ev
 
 
 @pytest.mark.slow
-async def test_an_operator_moves_the_relay_forward_only(
+async def test_an_operator_can_move_the_relay_only_forward(
     dispatched: mongoz.Registry, foreign, broker: EmbeddedBroker, client, database: str, name: str
 ) -> None:
     make_document(dispatched, database, "orders")

@@ -80,7 +80,7 @@ async def test_the_lags_of_the_relay_the_broker_and_the_deliveries_are_separate(
             assert (seen.relay.lag_seconds, seen.relay.records_in_flight, len(seen.relay.alive)) == (0, 0, 1)
             assert seen.relay.publishes[0].name == f"{foreign.name}.accounts"
             assert seen.relay.readers == []
-        # Nobody reads: the lag is computed from the saved places.
+        # No dispatcher reads, so the lag is computed from the saved positions.
         foreign["accounts"].insert_many([{"name": str(number)} for number in range(5)])
         await relay.published(await last_token(foreign, client, database))
         seen = await seeing.until(lambda one: one.broker_lag == 12)
@@ -100,7 +100,7 @@ async def test_the_lags_of_the_relay_the_broker_and_the_deliveries_are_separate(
     assert (await seeing.of(topic)).health.why == "no relay is alive"
 
 
-async def test_a_group_is_behind_without_a_relay(gate, dispatched, foreign, broker, seeing):
+async def test_the_health_of_a_group_without_a_relay_is_behind(gate, dispatched, foreign, broker, seeing):
     gate.set()
     name = relay_name()
     reading = {"kafka": broker.address, "kafka_topic": f"mongoz.{name}"}
@@ -111,7 +111,7 @@ async def test_a_group_is_behind_without_a_relay(gate, dispatched, foreign, brok
         assert "no relay is alive" in seen.health.why
 
 
-async def test_a_failed_record_begins_a_new_term_and_its_cause_is_counted(
+async def test_a_failed_record_begins_a_new_term_that_is_counted_as_an_error(
     gate, dispatched, foreign, client, database, broker
 ):
     async with relaying(dispatched, broker.address, relay_name()) as relay:
@@ -120,7 +120,7 @@ async def test_a_failed_record_begins_a_new_term_and_its_cause_is_counted(
         await eventually(lambda: relay.stats.relay.terms["error"] == 1, what="a new term begins")
         foreign["accounts"].insert_one({"name": "a"})
         await relay.published(await last_token(foreign, client, database))
-        await eventually(lambda: not relay.service.observer.not_ready(), what="the trouble is over")
+        await eventually(lambda: not relay.service.observer.not_ready(), what="the relay is ready")
 
 
 async def test_dropped_records_are_counted(gate, dispatched, client, database, broker):
@@ -138,7 +138,7 @@ async def test_dropped_records_are_counted(gate, dispatched, client, database, b
         before = publisher.term
         await publisher.take_term()
         publisher.publish(made)  # the new term begins with an event that the old term has published
-        publisher.send(encode(before, 2, made))  # a zombie
+        publisher.send(encode(before, 2, made))  # a zombie sends with the earlier term
         publisher.send(encode(publisher.term, 5, made))  # the records before this record are missing
         publisher.insert(ObjectId())
         figures = running.service.stats.topic
@@ -184,7 +184,7 @@ async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, c
                 assert running.service.observer.must_restart() == relay.service.observer.must_restart() == []
             finally:
                 os.kill(own.pid, signal.SIGCONT)
-            await eventually(lambda: not running.service.observer.not_ready(), what="it is ready again")
+            await eventually(lambda: not running.service.observer.not_ready(), what="the dispatcher is ready")
             await eventually(lambda: not relay.service.observer.not_ready(), what="the relay is ready again")
             waits = [one for one in lines if one["action"].endswith("acknowledged")]
             assert [one["action"] for one in waits] == ["kafka.not_acknowledged", "kafka.acknowledged"]

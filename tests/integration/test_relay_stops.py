@@ -35,7 +35,7 @@ def start(
         yield lambda: stack.enter_context(process(tmp_path, mongo, database, broker.address, name))
 
 
-def test_sigterm_during_the_start_ends_a_relay_in_order(
+def test_sigterm_during_the_start_ends_a_relay_cleanly(
     start: Callable[[], RelayProcess], mongo: EmbeddedMongo
 ) -> None:
     for action in ("topic.created", "topic.weak", "relay.started", "relay.term"):
@@ -45,7 +45,7 @@ def test_sigterm_during_the_start_ends_a_relay_in_order(
         assert relay.lines("relay.stopped"), relay.log
 
 
-def test_sigterm_while_no_broker_answers_ends_a_relay_in_order(
+def test_sigterm_while_no_broker_answers_ends_a_relay_cleanly(
     start: Callable[[], RelayProcess], broker: EmbeddedBroker
 ) -> None:
     first = start()
@@ -63,7 +63,7 @@ def relay_is_asking(relay: RelayProcess) -> bool:
     return any((one / "comm").read_text().startswith("rdk:") for one in tasks.iterdir())
 
 
-def test_sigterm_with_a_full_queue_ends_a_relay_in_order_and_loses_nothing(
+def test_sigterm_with_a_full_queue_ends_a_relay_cleanly_and_loses_nothing(
     start: Callable[[], RelayProcess],
     broker: EmbeddedBroker,
     client: MongoClient[Any],  # noqa: F811

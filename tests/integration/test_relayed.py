@@ -104,7 +104,7 @@ async def test_changes_that_the_topic_has_lost_come_from_the_oplog(account, disp
     async with relaying(dispatched, kafka_server.address, name, partitions=2) as relay:
         async with dispatching(dispatched, **options):
             foreign["accounts"].insert_one({"name": "first"})
-            await eventually(lambda: got, what="the first one is delivered")
+            await eventually(lambda: got, what="the first insert is delivered")
         await account.query.create(name="own")
         foreign["accounts"].insert_many([{"name": f"{n}"} for n in range(40)])
         await account.query.filter(name="own").delete()
@@ -116,8 +116,8 @@ async def test_changes_that_the_topic_has_lost_come_from_the_oplog(account, disp
             topic.forget_before(partition, end)
         async with dispatching(dispatched, **options):
             foreign["accounts"].insert_one({"name": "last"})
-            await eventually(lambda: ("saved", "last") in got, what="it continues on the topic")
-            await eventually(lambda: len(got) >= 42, what="all are delivered")
+            await eventually(lambda: ("saved", "last") in got, what="the dispatcher continues on the topic")
+            await eventually(lambda: len(got) >= 42, what="all changes are delivered")
     assert sorted(got) == sorted([("deleted", None), ("saved", "last"), *(("saved", f"{n}") for n in range(40))])
     assert not list(State(foreign).database["gaps"].find())
 

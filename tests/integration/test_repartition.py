@@ -111,7 +111,7 @@ async def test_repartitions_from_one_to_four_to_two_under_load(heard, dispatched
     positions = list(state.find({"partition": {"$exists": True}}))
     assert sorted(one["_id"] for one in positions) == [f"{database}:0", f"{database}:1"]
     assert state.find_one({"_id": database})["partitions"] == 2
-    assert [one.get("inherited") for one in positions] == [[], []], "the positions are after all inherited changes"
+    assert [one.get("inherited") for one in positions] == [[], []], "positions have passed all inherited changes"
 
 
 async def test_changes_finished_ahead_are_not_repeated_under_other_layouts(heard, dispatched, client, database):
@@ -229,8 +229,7 @@ async def test_new_positions_begin_at_the_earliest_position_and_inherit_finished
     assert (saved.layout.partitions, saved.layout.wanted) == (3, None)
     for position in saved.positions.values():
         assert (position.token, position.term, position.owner, position.version) == (SECOND, 2, None, "v")
-        # The first partition has finished no change after the new position. So the only fact comes from the second
-        # partition.
+        # Only the second partition has finished changes after the new position.
         assert position.inherited == (Fact(2, 1, THIRD, THIRD, b""),)
 
 

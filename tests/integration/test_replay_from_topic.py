@@ -166,7 +166,7 @@ async def test_a_change_whose_large_event_is_missing_is_named_and_counts_as_fail
     assert "its file in the state database is missing" in line["why"]
 
 
-async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_its_place(
+async def test_a_stopped_replay_continues_from_the_oplog_if_the_topic_has_lost_the_next_changes(
     foreign, dispatched, account, topic, calls, oplog_reads
 ):
     """The replay stops cleanly, so no delivery is repeated."""

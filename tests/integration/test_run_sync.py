@@ -86,7 +86,7 @@ def test_errors_are_raised_unchanged(User: Any, sync: Any) -> None:
         sync(lambda: run_sync(User.objects.get(name="nobody")))
 
 
-def test_other_awaitables_are_accepted(sync: Any) -> None:
+def test_awaitables_other_than_coroutines_are_accepted(sync: Any) -> None:
     class Once:
         def __await__(self) -> Any:
             yield from asyncio.sleep(0).__await__()

@@ -252,7 +252,7 @@ async def test_a_group_belongs_to_one_application(dispatched, database, foreign)
     with pytest.raises(GroupTaken, match="and this application is 'crm:registry'") as caught:
         await set_up(dispatched, settings, "crm:registry", images=False)
     assert "--adopt" in caught.value.remedy
-    # Only a named application is checked. With `adopt`, a renamed application keeps the group.
+    # Without a name, the application is not checked. With `adopt`, a renamed application keeps the group.
     await set_up(dispatched, settings)
     await set_up(dispatched, settings_for(dispatched, adopt=True), "shop:registry")
     with pytest.raises(GroupTaken, match=r"'shop:registry', and this application is 'shop\.models:registry'"):
@@ -287,7 +287,9 @@ async def test_collections_without_images_are_named_at_the_start(dispatched, dat
 
 
 @pytest.mark.parametrize("reason", ["no receiver of updates", "images are on"])
-async def test_a_start_without_need_for_a_setup_names_no_images(dispatched, database, foreign, capsys, reason):
+async def test_the_start_does_not_warn_about_images_that_are_on_or_not_needed(
+    dispatched, database, foreign, capsys, reason
+):
     user = make_user(dispatched, database, connects=(post_save,) if "receiver" in reason else None)
     foreign.create_collection("users", validator=CLOSED, **(IMAGES if "on" in reason.split() else {}))
     async with dispatching(dispatched):

@@ -79,14 +79,14 @@ def numbers_of(account: Any, connect: Any) -> list[int]:
     return numbers
 
 
-async def test_events_of_a_list_are_delivered_and_the_position_follows(
+async def test_events_from_a_list_are_delivered_and_the_position_follows(
     account, dispatched, foreign, source, writer
 ):
     got = numbers_of(account, post_save)
     async with dispatching(dispatched):
         for number in range(1, 8):
             writer.insert(number)
-        await eventually(lambda: len(got) == 7, what="all are delivered")
+        await eventually(lambda: len(got) == 7, what="all changes are delivered")
         last = writer.insert(8)
         await eventually(lambda: State(foreign).token >= last, what="the position is saved")
     assert sorted(got) == list(range(1, 9))
@@ -97,7 +97,7 @@ async def test_events_of_a_list_are_delivered_and_the_position_follows(
     assert got == [9]
 
 
-async def test_a_delete_of_a_list_has_the_stamp_of_its_marker(account, dispatched, foreign, source, writer):
+async def test_a_delete_from_a_list_has_the_stamp_of_its_marker(account, dispatched, foreign, source, writer):
     """A muted delete is not delivered, and a foreign delete is delivered."""
     got = numbers_of(account, post_delete)
     async with dispatching(dispatched) as running:
@@ -116,7 +116,7 @@ async def test_an_event_that_can_not_be_decoded_becomes_a_dead_letter(
         token = writer.write("insert", 1)  # without its document
         writer.insert(2)
         letter = await State(foreign).letter()
-        await eventually(lambda: got == [2], what="the next one is delivered")
+        await eventually(lambda: got == [2], what="the next change is delivered")
     assert letter["receiver"] is None
     assert letter["token"] == token
 
@@ -137,7 +137,7 @@ async def test_history_that_a_list_does_not_hold_is_a_gap_and_the_dispatcher_goe
 
 
 @pytest.mark.parametrize(("count", "requested"), [(300, 2), (50, 1)], ids=["full", "small"])
-async def test_after_a_full_batch_the_next_batch_is_requested_at_once(
+async def test_after_a_full_batch_the_next_batch_is_requested_immediately(
     account, dispatched, foreign, source, writer, count, requested
 ):
     """A small batch is delivered before the next one is requested."""
@@ -158,7 +158,7 @@ async def test_after_a_full_batch_the_next_batch_is_requested_at_once(
             await asyncio.sleep(0)
         assert source.requested == requested
         gate.set()
-        await eventually(lambda: len(got) == count, what="all are delivered")
+        await eventually(lambda: len(got) == count, what="all changes are delivered")
     assert sorted(got) == list(range(1, count + 1))
 
 

@@ -75,7 +75,7 @@ async def test_a_killed_cursor_is_reopened(foreign, dispatched, names):
                 else 0
             )
 
-        await eventually(kill, what="a cursor to kill")
+        await eventually(kill, what="a cursor is killed")
         foreign["accounts"].insert_one({"name": "1"})
         await eventually(lambda: names == ["1"])
         await eventually(lambda: running.stats.reconnects >= 1)
@@ -119,7 +119,7 @@ async def test_a_silent_connection_is_abandoned(foreign, behind, proxy, database
     async with dispatching(behind) as running:
         proxy.hang_after_request("getMore")
         await eventually(lambda: proxy.lost)
-        await eventually(lambda: not running.service.ready, what="it says that nothing is read")
+        await eventually(lambda: not running.service.ready, what="the dispatcher is not ready")
         foreign["accounts"].insert_one({"name": "1"})
         await eventually(lambda: names == ["1"])
         await eventually(lambda: running.service.ready)

@@ -1,4 +1,4 @@
-"""The change streams of all groups are counted, and too many of them are a warning that names the relay."""
+"""The change streams of all groups are counted. If there are too many, a warning names the relay as the remedy."""
 
 import asyncio
 from typing import Any

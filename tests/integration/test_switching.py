@@ -79,7 +79,7 @@ class Writer:
         self.updates: dict[str, list[int]] = {}
 
     async def write(self) -> None:
-        """Insert a document, and at random update the document, or write muted documents."""
+        """Insert a document, and sometimes update it twice. Sometimes create and delete documents, muted."""
         number, self.count = self.count, self.count + 1
         id_ = (await asyncio.to_thread(self._accounts.insert_one, {"name": f"{number}"})).inserted_id
         if random.random() < 0.3:

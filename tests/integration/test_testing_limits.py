@@ -1,4 +1,7 @@
-"""The test kit with limits, batches and contexts: `until_idle` ignores rates, and waits for all deliveries."""
+"""The test kit with limits, batches and contexts: `until_idle` ignores rates, and waits for all deliveries.
+
+A place is the permission for one attempt. The `concurrency` of a receiver is the number of its places.
+"""
 
 import asyncio
 from typing import Any

@@ -32,7 +32,7 @@ _exporter = InMemorySpanExporter()
 
 @pytest.fixture(autouse=True)
 def spans() -> Spans:
-    """The exported spans; a process has a single provider."""
+    """The exported spans. All tests share a provider, because a process can have only one."""
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
         provider = TracerProvider()
         provider.add_span_processor(SimpleSpanProcessor(_exporter))
@@ -184,7 +184,7 @@ def test_a_missing_package_is_named(monkeypatch):
         assert tracing_of(Settings(), Stats()) is None
 
 
-async def test_a_delivery_is_in_the_trace_of_the_write_and_a_replay_links_to_it(
+async def test_a_delivery_is_in_the_trace_of_the_write_and_a_replay_links_to_the_span_of_the_writer(
     account, foreign, dispatched, spans
 ):
     """A write without a context, a foreign write, and an invalid `traceparent` begin a trace of their own."""

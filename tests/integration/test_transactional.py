@@ -212,7 +212,7 @@ class Conflicts:
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_the_outcome_of_a_commit_is_found_if_the_error_leaves_it_open(
+async def test_the_outcome_of_a_commit_is_found_if_the_error_does_not_show_the_outcome(
     account, total, foreign, dispatched, committed
 ):
     """The record of the delivery shows whether the server committed."""

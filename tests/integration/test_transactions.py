@@ -179,7 +179,7 @@ async def test_nesting_is_an_error(registry, Account):
     assert await Account.objects.count() == 1
 
 
-async def test_transactions_of_two_registries_can_be_open_at_once(registry, Account, mongo, database):
+async def test_transactions_of_two_registries_can_be_open_at_the_same_time(registry, Account, mongo, database):
     async with mongoz.Registry(mongo.url) as second:
         Other = make(second, f"{database}_state")
         async with registry.transaction(), second.transaction():

@@ -248,7 +248,7 @@ async def test_closing_the_registry_ends_the_search(User, told, proxy, registry)
 
 
 @AWAY
-async def test_a_write_that_was_never_sent_fails_at_once(User, told, proxy, registry):
+async def test_a_write_that_was_never_sent_fails_immediately(User, told, proxy, registry):
     user = await written(User, told)
     proxy.refuse()
     with pytest.raises(PyMongoError):
@@ -573,9 +573,9 @@ async def test_the_odm_does_not_look_for_the_outcome_of_a_commit_without_receive
 # -- assumptions of the fence --------------------------------------------------------------------------
 
 
-def test_the_server_refuses_numbers_below_the_latest_number_of_a_session(foreign, mongo):
-    # This test needs a new client. A client reuses its sessions, and in a reused session the server refuses the
-    # numbers of this test, because they are too low.
+def test_the_server_refuses_transaction_numbers_below_the_latest_number_of_a_session(foreign, mongo):
+    # This test needs a new client. A client reuses its sessions, and a reused session has had higher transaction
+    # numbers than the numbers of this test.
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session:
 
         def send(number: int, command: dict[str, Any]) -> Any:

@@ -36,7 +36,7 @@ def User(request: pytest.FixtureRequest, registry: Registry, dispatched: Registr
     return User
 
 
-async def test_a_miss_creates_and_a_hit_updates(User: Any, foreign: Any) -> None:
+async def test_a_document_is_created_if_no_document_matches_and_updated_otherwise(User: Any, foreign: Any) -> None:
     made, created = await User.objects.update_or_create({User.name: "Ada"}, email="a")
     assert (created, made.name, made.email) == (True, "Ada", "a")
     foreign.users.update_one({}, {"$set": {"visits": 7}})
@@ -81,7 +81,9 @@ async def test_a_query_with_skip_is_refused_and_an_empty_query_creates(
     assert [row["n"] for row in foreign.users.find(sort=[("email", 1)])] == ["", "x"]
 
 
-async def test_concurrent_calls_leave_one_document_with_the_value_of_the_last(User: Any, foreign: Any) -> None:
+async def test_concurrent_calls_leave_one_document_and_each_call_returns_its_own_value(
+    User: Any, foreign: Any
+) -> None:
     await User.create_indexes()
     done = await asyncio.gather(*(User.objects.update_or_create({"visits": n}, email="a") for n in range(12)))
     assert sum(created for _, created in done) == 1

@@ -1,4 +1,4 @@
-"""Options of a URL: wrong ones are named, and the application's options do not harm a dispatcher."""
+"""Options of a URL: wrong options are named, and the application's options do not harm a dispatcher."""
 
 import asyncio
 from typing import Any

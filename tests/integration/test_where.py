@@ -125,7 +125,7 @@ async def test_where_applies_to_large_documents(account, foreign, dispatched):
     assert sorted(other) in (["end"], ["end", "no"])
 
 
-async def test_a_document_with_a_failing_condition_is_delivered_and_others_are_filtered(
+async def test_a_document_is_delivered_if_its_condition_is_an_error_and_other_documents_are_filtered(
     account, foreign, dispatched, capsys
 ):
     said = actions(capsys)

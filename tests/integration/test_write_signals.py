@@ -234,7 +234,7 @@ async def test_a_failed_write_fires_no_post_signal(User: Any, mute: bool) -> Non
 # -- changing the instance ---------------------------------------------------------------------------
 
 
-async def test_changes_of_pre_save_are_written(User: Any, foreign: Any) -> None:
+async def test_changes_by_a_pre_save_receiver_are_written(User: Any, foreign: Any) -> None:
     @pre_save(User)
     async def change(sender: Any, instance: Any, **kwargs: Any) -> None:
         instance.name = instance.name.upper()
@@ -250,7 +250,7 @@ async def test_changes_of_pre_save_are_written(User: Any, foreign: Any) -> None:
     assert expected.items() <= foreign.users.find_one().items()
 
 
-async def test_invalid_changes_of_pre_save_are_not_written(User: Any, foreign: Any) -> None:
+async def test_invalid_changes_by_a_pre_save_receiver_are_not_written(User: Any, foreign: Any) -> None:
     @pre_save(User)
     async def change(sender: Any, instance: Any, **kwargs: Any) -> None:
         instance.tags.append(object())  # no assignment, so pydantic does not validate it
@@ -261,7 +261,7 @@ async def test_invalid_changes_of_pre_save_are_not_written(User: Any, foreign: A
     assert foreign.users.find_one() is None
 
 
-async def test_changes_of_pre_update_are_written_with_the_patch(User: Any, foreign: Any) -> None:
+async def test_changes_by_a_pre_update_receiver_are_written_with_the_update(User: Any, foreign: Any) -> None:
     user = await User.objects.create(
         name="Ada", tags=["x"], payload={"n": [1]}, extra="undeclared", address={"city": "Bonn"}
     )

@@ -213,7 +213,7 @@ async def test_a_receiver_sees_the_document_that_its_write_replaces(registry, da
     assert (row["name"], row["left"]) == ("8 left", 8)
 
 
-async def test_a_receiver_that_writes_its_own_document_is_an_error(registry, database, foreign):
+async def test_a_pre_receiver_that_always_changes_the_stored_document_is_an_error(registry, database, foreign):
     Stock = make_stock(type("Meta", (), {"registry": registry, "database": database}))
     await Stock.objects.create(name="a")
 

@@ -82,8 +82,7 @@ def running(
         port: the port of the listener `CLIENTS`; a free port by default.
         directory: keeps the data between runs. By default, a temporary directory that is removed at the end.
         listeners: the ports of further listeners, by name. `properties` must name the protocol of each.
-        node: the node that this server is, in a cluster of several nodes (see `running_cluster`); None for a
-            single server.
+        node: describes this server as a node of a cluster (see `running_cluster`); None for a single server.
     """
     if trouble := missing():
         raise EmbeddedError("Apache Kafka can't be started", remedy=trouble)

@@ -1,7 +1,7 @@
-"""The delivery contract: receivers, order and keywords for each write. Pure.
+"""The delivery contract: receivers, order and keywords for each write.
 
-Documents are dicts. Origin stamps are numbers: the model knows only whether a write has a stamp, and whether
-it is a copy.
+The model uses neither a server nor the code that it checks. Documents are dicts. Origin stamps are numbers: the
+model knows only whether a write has a stamp, and whether it is a copy.
 """
 
 import copy
@@ -67,7 +67,7 @@ _NATURAL: Final[Mapping[str, tuple[str, bool | None]]] = {
 
 
 class Listening(NamedTuple):
-    """A receiver. It is connected to all `post_*` signals; if it asks for fields, only to `post_update`.
+    """A receiver. Without `fields` it is connected to all `post_*` signals, otherwise only to `post_update`.
 
     Attributes:
         name: its name.
@@ -205,7 +205,7 @@ class Told(NamedTuple):
 
 
 class Event(NamedTuple):
-    """The server's event of a change; the model needs it only for pipeline updates.
+    """The server's event of a change, as far as the model needs it.
 
     Attributes:
         operation: its type.

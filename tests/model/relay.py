@@ -376,7 +376,7 @@ class RelaySimulation:
             process.stop.set()
             if not process.killed and process.task is not None:
                 await process.task
-                assert all(one.is_purged for one in self.producers if one.process is process), "it may still send"
+                assert all(one.is_purged for one in self.producers if one.process is process), "a producer is open"
         await end(asyncio.all_tasks() - {cast("Any", asyncio.current_task())})
         _running.clear()
         for position in groups:
@@ -482,9 +482,9 @@ class RelaySimulation:
                 decision, reached = accept(reached, place)
                 if decision is Decision.DELIVER:
                     accepted.append(place.token)
-            assert (reached.term, reached.number) >= (mark.term, mark.number), "not accepted"
+            assert (reached.term, reached.number) >= (mark.term, mark.number), "readers have not accepted a record"
             expected = [one.token for one in self._published(partition) if one.token <= position.token]
-            assert [one for one in accepted if one <= position.token] == expected, "the position passed an event"
+            assert [one for one in accepted if one <= position.token] == expected, "readers miss an event"
         between = [one for one in self.events if not one.published and one.token <= position.token]
         for marker in between:  # the position must have passed the deletes of its transaction, too
             deletes = [one for one in self.events if one.stamp and one.token[:18] == marker.token[:18]]

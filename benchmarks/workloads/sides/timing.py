@@ -47,7 +47,7 @@ async def each(step: Callable[[Any], Awaitable[object]], inputs: Iterable[Any]) 
 async def once(load: Callable[[], Awaitable[list[Any]]], count: int) -> Clock:
     """Time loading `count` documents.
 
-    A full garbage collection comes before, and is not timed. During the loading, the garbage collector runs as in
+    A full garbage collection runs first, and is not timed. During the loading, the garbage collector runs as in
     an application. Freeing the documents is not timed.
 
     Raises:

@@ -242,7 +242,7 @@ METRICS: Final = (
     _by_receiver(
         "counter",
         "delivery_limited",
-        "Deliveries that were parked because of `concurrency` or `rate` of their receiver; each time counts.",
+        "How often a delivery was parked because of `concurrency` or `rate` of its receiver.",
         lambda r: r.limited,
     ),
     _by_receiver(

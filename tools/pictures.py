@@ -60,7 +60,7 @@ async def reindex(sender, instance, **kwargs):
 
 
 class Still(Screen):
-    """The recording without the live view: at the end of a demo, a terminal does not show it any more."""
+    """The recording without the live view, because a terminal does not show this view after a demo."""
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:

@@ -74,7 +74,7 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         for word in seen.unsteady_ids(group):
             verdict.wrong += 1
             verdict.words.append(f"{key}, {group}: {word}")
-    # The verdict names missing deliveries already. If there are none, only a write without deliveries can be late.
+    # The verdict already names missing deliveries. If none is missing, all came, but after the deadline.
     if not in_time and verdict.agrees:
         verdict.words.append(f"{key}: a dispatcher did not finish in time")
     seen.closed = True
@@ -89,7 +89,7 @@ def _waiting(run: Run, key: Key) -> set[str]:
 
 
 def _with_superseded(each: list[list[Told]], seen: list[Told], changes: Sequence[Change]) -> list[Told]:
-    """The expected deliveries. Takeovers may be superseded if there are later writes of the ODM, or deletes."""
+    """The expected deliveries. A later write of the ODM, or a later delete, may have superseded a takeover."""
     expected, superseded = [], [one for one in seen if one.image == "superseded"]
     for place, some in enumerate(each):
         may_be = any(later.after is None or STAMP in later.after for later in changes[place + 1 :])

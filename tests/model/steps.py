@@ -58,10 +58,10 @@ class Run:
     Attributes:
         world: the world of the sequence.
         model: the model of the sequence.
-        ids: the ids of its documents: an ObjectId, or a number that each command writes in another type.
-        session: the session of the transaction of raw writes.
-        theirs: the session of a transaction that the driver opened, and in which the ODM is called.
-        memory: the document that a client read and kept: as the server has it, and as the model has it.
+        ids: the `_id`s of its documents: ObjectIds, or numbers. Each command writes a number in another type.
+        session: during a transaction, the session of raw writes.
+        theirs: during a transaction that the driver opened, the session of the calls of the ODM.
+        memory: the document that a client has read and kept: as the server had it, and as the model had it.
     """
 
     world: World
@@ -133,7 +133,7 @@ class Write:
     upsert: bool = False
 
     def foretell(self, run: Run) -> Any:
-        """Reports to the model; returns the request, None if it would have no effect."""
+        """Reports the write to the model. Returns the request, or None if the request would have no effect."""
         id_, before = run.id_of(self.key), run.row(self.key)
         full = {**DEFAULTS, **self.values}
         if before is None:
@@ -160,7 +160,7 @@ class Write:
         return UpdateOne({"_id": id_}, self._update(), upsert=self.upsert)
 
     def _stamp(self, run: Run, id_: Any, before: Row) -> Any:
-        """Changes only the stamp."""
+        """Like `foretell`, for a write that changes only the stamp."""
         if self.kind == "restamp":
             stamp = run.model.stamp()
             run.model.foreign(self.key, {**before, STAMP: stamp}, "update")
@@ -212,7 +212,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Raw(Step):
-    """Requests of the driver in one call: of a foreign client, or through a document's `bulk_write`."""
+    """Requests of the driver, one bulk write per collection: of a foreign client, or of `Document.bulk_write`."""
 
     by: str
     writes: tuple[Write, ...]
@@ -449,7 +449,7 @@ def _muted(what: str) -> Iterator[None]:
         yield
 
 
-# Several steps at once
+# Steps that contain other steps
 
 
 class _Abort(Exception):
@@ -511,7 +511,7 @@ class Transaction(Step):
 
 @dataclass(frozen=True)
 class InTurn(Step):
-    """Steps in sequence, which random draws would rarely combine."""
+    """Steps in sequence. Independent random draws would rarely give this sequence."""
 
     steps: tuple[Step, ...]
 
@@ -549,7 +549,7 @@ class Fated(Step):
     Attributes:
         by: the client that the process stands for.
         fate: why the claims stay unfinished; see `FATES`.
-        step: a step of this client. If the book ends, the step is a call on one instance.
+        step: a step of this client. If the fate is that the book ends, it is a call on one instance.
     """
 
     by: str
@@ -577,7 +577,7 @@ class Held(Step):
     """The last receiver of a call waits while other clients go on. Then it ends, or its process dies.
 
     Attributes:
-        then: the steps of other clients meanwhile.
+        then: the steps that other clients, or the operator, make while the receiver waits.
     """
 
     by: str

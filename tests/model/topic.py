@@ -1,8 +1,9 @@
 """Simulates relays, a broker and the readers of a topic, with faults. Each seed is one run.
 
 Events have numbers, and each belongs to a partition. Relays publish all of them, in order. A relay is one producer
-with its own term; when it notices that a record failed, another producer with a new term takes its place. The
-faults:
+with its own term. If a relay notices that a record failed, a new relay with a new term takes its place.
+
+The faults:
 
     records      land late; never land; land, but are reported as failed; are given up, although later ones land
     relays       are killed at any time; go on after a successor has begun, and their records land late
@@ -231,7 +232,7 @@ class Simulation:
         return relay
 
     def _one(self, relays: list[Relay]) -> Relay | None:
-        """A relay for a step. For some steps one relay is quick: it is chosen often, even if it is a zombie."""
+        """Chooses one of these relays. For a while one relay is chosen often, even if another has replaced it."""
         if self.random.random() < 0.1:
             self._quick = self.random.choice(self.relays)
         if self._quick in relays and self.random.random() < self._quickness:
@@ -470,7 +471,7 @@ class Simulation:
             self._judge(reader)
 
     def _settle(self, relay: Relay) -> None:
-        """Messages on their way land, except for some of a dead relay, and some that were given up."""
+        """Messages on their way land. A dead relay may lose some. Some messages that were given up land, too."""
         for queue in relay.queues:
             while queue:
                 message = queue.pop(0 if self.rules.lands_in_order else self.random.randrange(len(queue)))

@@ -56,10 +56,10 @@ def compare(expected: Sequence[Told], seen: Sequence[Told], where: str, waiting:
     """Compares the deliveries of one document.
 
     Args:
-        expected: in order.
-        seen: in order.
+        expected: the deliveries of the model, in order.
+        seen: the observed deliveries, in order.
         where: the document and the process, for messages.
-        waiting: receivers whose deliveries may wait for a claim, and keep an order of their own.
+        waiting: receivers whose deliveries may wait for a claim. The order of each is compared on its own.
     """
     verdict = Verdict(expected=len(expected), seen=len(seen))
     missing, surplus = Counter(expected) - Counter(seen), Counter(seen) - Counter(expected)

@@ -53,7 +53,7 @@ _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 _PATIENCE: Final = 10.0
 _PAUSE: Final = 0.002
 _SLOW_ONE_IN: Final = 11
-_TIMEOUT: Final = 1_000.0  # no claim may end because this machine is busy
+_TIMEOUT: Final = 1_000.0  # so long that no claim ends because this machine is busy
 _PACE: Final = 0.02
 
 
@@ -71,7 +71,7 @@ class Clock(ServerClock):
 
 
 class DrivenClaims(Claims):
-    """The claims of a client. They are recorded when the test says so, and they end when it says so.
+    """The claims of a client. The test decides when they are recorded, and when they end.
 
     Attributes:
         ends: the fate of the process, see `FATES`; empty for a process that finishes its claims.
@@ -189,7 +189,7 @@ class Seen:
             self.in_process.append(told._replace(receiver=f"{client}/{told.receiver}"))
             return
         if delivery.session is not None and (group, delivery.id, told.receiver) in self._repeatable:
-            return  # its transaction ran again; the verdict checks its effects
+            return  # the transaction of this delivery ran again; the verdict checks its effects
         self._repeatable.add((group, delivery.id, told.receiver))
         self.by_dispatcher[group].append(told)
         self._deliveries[group].append((delivery.cluster_time, delivery.id, told.receiver))
@@ -197,12 +197,12 @@ class Seen:
             self._delivered[group].set()
 
     def told_by(self, group: Group) -> list[Told]:
-        """The calls in the dispatcher of a group. All calls in process must be recorded before."""
+        """The calls in the dispatcher of a group. Valid only after all calls in process are recorded."""
         pairs = zip(self.by_dispatcher[group], self._deliveries[group], strict=True)
         return [told._replace(is_known=id_ in self._ids_in_process) for told, (_, id_, _) in pairs]
 
     def unsteady_ids(self, group: Group) -> list[str]:
-        """Errors in deliveries: a receiver must get each id once, with cluster times that do not go back."""
+        """Violations of two rules: a receiver gets each id once, and its cluster times never go back."""
         words, times = [], defaultdict(list)
         for cluster_time, _, receiver in self._deliveries[group]:
             times[receiver].append(cluster_time)
@@ -439,7 +439,7 @@ class World:
         return next(self._numbers)
 
     async def effects(self, id_: Any, group: Group) -> list[str]:
-        """The effects of the transactional receiver for a document: delivery ids."""
+        """The effects of the transactional receiver for a document: the delivery ids that it has stored."""
         found = self.raw("effects").find({"of": id_, "group": group})
         return [row["delivery"] async for row in found]
 

@@ -71,7 +71,7 @@ def test_right_uses_pass_and_wrong_ones_are_found(checker: Callable[[Path], Foun
     assert len(marked) > 15
     found = checker(tmp_path)
     assert {place: message for place, message in found.items() if place not in marked} == {}
-    assert sorted(marked - found.keys()) == [], "not found"
+    assert sorted(marked - found.keys()) == [], "the checker does not find these errors"
 
 
 @pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.name)

@@ -78,6 +78,6 @@ def test_members_release_the_partitions_above_an_even_share():
     assert [moves(one, half, ["a", "b", "c"]).release for one in "abc"] == [(), (3,), ()]
 
 
-def test_a_free_partition_is_claimed_at_once_and_a_leaving_member_releases_its_partitions():
+def test_a_free_partition_is_claimed_immediately_and_a_leaving_member_releases_its_partitions():
     assert moves("b", {0: None, 1: "a"}, ["b"]).claim == (0,)
     assert moves("a", {0: None, 1: "a"}, ["b"]) == ((), (1,))

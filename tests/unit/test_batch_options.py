@@ -57,12 +57,12 @@ async def _receive(sender: Any, **kwargs: Any) -> None: ...
 
 
 @pytest.mark.parametrize("wrong", [500, {"size": 500}, True])
-def test_the_option_is_a_batch(product, wrong):
+def test_the_value_of_the_option_batch_must_be_a_batch_object(product, wrong):
     with pytest.raises(SignalError, match="must be a Batch"):
         post_save(product, name="index", batch=wrong)(_receive)
 
 
-def test_a_batch_receiver_takes_a_batch(product):
+def test_a_batch_receiver_gets_no_instance_and_another_receiver_gets_no_batch(product):
     async def single(sender, instance, **kwargs): ...
 
     async def batched(sender, batch, **kwargs): ...
@@ -102,7 +102,7 @@ def test_receivers_of_one_name_must_have_the_same_batch_option(product):
 @pytest.mark.parametrize(
     "wrong", [{}, None, [0], {"a": ValueError()}, {-1: ValueError()}, {0: "text"}, {True: ValueError()}]
 )
-def test_a_batch_error_has_an_exception_for_each_failed_event(wrong):
+def test_a_batch_error_needs_an_exception_for_each_failed_event(wrong):
     with pytest.raises(SignalError, match="BatchError"):
         BatchError(wrong)
 

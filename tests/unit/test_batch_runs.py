@@ -1,4 +1,4 @@
-"""Random failures of batch receivers: each event is decided once, and each document keeps its order."""
+"""Random failures of batch receivers: each event is finished once, and each document keeps its order."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -42,7 +42,7 @@ class Event(NamedTuple):
     Attributes:
         document: the number of its document.
         failures: the number of calls in which it fails; 99 for all.
-        asks: whether it raises `RetryAfter` then.
+        asks: whether these failures are `RetryAfter`. Ignored if all calls fail.
     """
 
     document: int
@@ -62,7 +62,8 @@ class Receiver:
 
     Attributes:
         done: the events that were delivered, in order, maybe repeatedly.
-        is_named: whether it names the events that failed, or raises the error of the first one.
+        is_named: whether it raises a `BatchError` that names the failed events. Otherwise it raises the first
+            error.
     """
 
     def __init__(self, events: list[Event], *, is_named: bool) -> None:
@@ -91,7 +92,7 @@ class Receiver:
 
 
 async def run(receiver: Receiver, events: list[Event], attempts: int) -> tuple[Counter[int], Stats]:
-    """Delivers a batch. Returns how often each event was finished, and the figures."""
+    """Delivers a batch. Returns how often each event was finished, and the counters of the deliveries."""
     Product.signals.post_save.connect(
         receiver, name="index", batch=Batch(size=100), retry=Retry(attempts, base=0.0001, cap=0.0002)
     )
@@ -128,7 +129,7 @@ def made(number: int, one: Event, receiver: Any) -> GatheredDelivery:
 
 @given(EVENTS, st.booleans(), st.integers(1, 3))
 @example(events=[Event(0, 1, False), Event(0, 0, False), Event(0, 1, True)], is_named=True, attempts=1)
-def test_each_event_is_decided_once_and_each_document_keeps_its_order(
+def test_each_event_is_finished_once_and_each_document_keeps_its_order(
     events: list[Event], is_named: bool, attempts: int
 ) -> None:
     receiver = Receiver(events, is_named=is_named)
@@ -147,7 +148,9 @@ def test_each_event_is_decided_once_and_each_document_keeps_its_order(
     if is_named:
         repeated = {number for number, count in Counter(receiver.done).items() if count > 1}
         failing = {one.document for one in events if one.failures}
-        assert {events[number].document for number in repeated} <= failing, "other documents are not repeated"
+        assert {events[number].document for number in repeated} <= failing, (
+            "documents without a failure are not repeated"
+        )
 
 
 @given(EVENTS)

@@ -35,7 +35,7 @@ async def test_items_of_the_same_turn_form_one_batch_and_each_gets_its_answer():
     assert command.batches == [[1, -2, 3]]
 
 
-async def test_items_that_arrive_meanwhile_form_the_next_batch():
+async def test_items_that_arrive_during_a_batch_form_the_next_batch():
     command = Command()
     batcher: Batcher[int, int] = Batcher(command, at_once=1, most=2)
     first = asyncio.create_task(batcher.add(1))

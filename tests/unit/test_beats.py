@@ -31,7 +31,7 @@ class Server:
         claims: the documents, by `_id`.
         fails: called with the name of each command before it runs; an error that it raises is the answer.
         loses: the number of updates whose answers get lost: such an update runs, and then raises an error.
-        late: updates that run later; None if they run at once.
+        late: updates that run when the test calls them; None if updates run immediately.
         updates: the updates that ran.
     """
 
@@ -129,7 +129,7 @@ class Process:
         return before
 
     def beat(self) -> float:
-        """Returns the seconds until the next beat, if nothing happens."""
+        """Makes a beat. Returns the seconds until the next one, if no claim changes."""
         return self.recorder.record(self).most
 
     def claim(self) -> OpenClaim:
@@ -278,14 +278,14 @@ def test_nothing_is_claimed_before_a_group_announces_takeovers(process, server):
     assert process.book.is_valid
 
 
-def test_the_announcement_is_read_only_until_it_is_there(process, server):
+def test_the_announcement_is_not_read_again_after_it_was_found(process, server):
     process.beat()
     process.beat()
     assert server.looks == 1
 
 
 @pytest.mark.parametrize("command", ["find", "update"])
-def test_a_missing_right_is_a_cause_of_its_own(process, server, command):
+def test_a_missing_right_is_reported_as_unauthorized(process, server, command):
     server.fails = lambda sent: refuse(sent) if sent == command else None
     assert process.beat() == OFTEN
     assert process.refusal.name == "unauthorized"
@@ -497,7 +497,7 @@ def test_the_end_of_the_process_fences_its_book(process, server):
 
 
 @pytest.mark.parametrize("fails", [go_away, refuse])
-def test_the_end_of_the_process_raises_nothing(process, server, fails):
+def test_the_end_of_the_process_raises_no_error_if_the_server_fails(process, server, fails):
     process.beat()
     server.fails = fails
     process.recorder.finish()
@@ -703,7 +703,7 @@ async def _until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-# -- causes
+# -- causes of unclaimed receivers
 
 
 def test_each_write_with_unclaimed_receivers_is_counted(caplog):
@@ -722,4 +722,4 @@ def test_each_write_with_unclaimed_receivers_is_counted(caplog):
     claims.claim(some, is_whole=True)
     assert claims.unclaimed == {"new receiver": 2, "no beat": 1, "unauthorized": 1}
     assert [record.getMessage().count("new receiver") for record in caplog.records] == [0, 0, 0]
-    assert len(caplog.records) == 3  # each cause once
+    assert len(caplog.records) == 3  # one line for each cause

@@ -51,7 +51,7 @@ def test_the_attributes_are_those_of_the_change(receiver):
     assert repr(delivery).startswith(f"ChangeDelivery(id='{expected.id}', signal='post_save'")
 
 
-def test_the_attributes_are_a_dict_by_name(receiver):
+def test_as_dict_has_all_attributes_by_name(receiver):
     found = made(receiver, CHANGE._replace(context='{"user":"ada"}')).as_dict()
     assert list(found) == list(Delivery.__slots__)
     assert (found["id"], found["attempt"], found["session"]) == (delivery_id_of(CHANGE), 2, None)
@@ -96,7 +96,7 @@ def test_two_threads_may_compute_the_attributes_at_the_same_time(receiver):
     assert Raced(CHANGE, calls, receiver, "post", 2, 7).id == delivery_id_of(CHANGE)
 
 
-def test_a_kept_delivery_does_not_keep_its_change(receiver):
+def test_a_kept_delivery_releases_its_change_when_an_attribute_is_read(receiver):
     class Row(dict[str, Any]):
         pass
 

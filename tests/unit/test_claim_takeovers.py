@@ -1,4 +1,4 @@
-"""Takeovers of claims without a server: the watch, the documents of receivers, records and parts."""
+"""Takeovers of claims, without a server: beats, late stamps, documents, held deliveries, watched books."""
 
 import asyncio
 import threading
@@ -109,7 +109,7 @@ def test_a_claim_that_is_older_than_the_remembered_tokens_counts_as_a_copy():
     assert Origins(GROUP).judge(change("insert", claiming(), wall=NOW + 77)).origin is None
 
 
-def test_unclaimed_receivers_of_a_late_claim_are_in_doubt():
+def test_unclaimed_receivers_of_a_late_claim_get_a_delivery_with_the_token_as_its_id():
     made = claiming(receivers=IDS | {b"s" * 8})
     judged = Origins(GROUP).judge(change("insert", made, wall=NOW + 30))
     assert judged.origin is not None
@@ -206,7 +206,7 @@ def test_a_change_is_finished_when_all_its_parts_are_finished():
     assert tracker.token == "01"
 
 
-# -- orphans
+# -- orphans: calls of receivers that the application does not have
 
 
 def test_the_call_of_an_orphan_has_the_names_of_its_receiver():
@@ -225,7 +225,7 @@ def test_a_receiver_of_the_application_is_no_orphan():
     assert not is_orphan(Calls(None, "post_save", True, (Receiver(decided, "r", 1),)))
 
 
-# -- the watch
+# -- the watch of books
 
 
 class Store:

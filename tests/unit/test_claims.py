@@ -103,7 +103,7 @@ def test_a_release_is_reported_while_other_claims_are_open(clock: Clock) -> None
     book = Book(15.0, clock, lambda: told.append("news"))
     book.acknowledge(clock.time, frozenset())
     held = claim(book)
-    book.claim()  # dropped, as by an exception
+    book.claim()  # the claim is dropped, as if an exception had ended the call
     assert told == ["news"]
     held.done()
     assert told == ["news"]
@@ -177,7 +177,7 @@ def test_an_ended_book_starts_no_receiver_and_makes_no_claim(book: Book) -> None
     assert book.snapshot() == BookSnapshot(1, (), ())
 
 
-def test_a_book_with_many_open_claims_makes_no_further_one(book: Book) -> None:
+def test_a_book_with_many_open_claims_makes_no_further_claim(book: Book) -> None:
     held = [claim(book) for _ in range(MOST_OPEN)]
     assert book.claim() is None
     held.pop().done()
@@ -252,7 +252,7 @@ def test_a_claim_that_is_released_during_a_snapshot_is_not_done(book: Book) -> N
     assert verdict_of(state(*book.snapshot()), one.number) is not ClaimVerdict.DONE
 
 
-@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has one clock")
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts sleep")
 def test_the_clock_counts_the_time_in_which_the_machine_sleeps() -> None:
     clock: Any = Book(15.0)._clock
     assert clock.args == (time.CLOCK_BOOTTIME,)
@@ -340,7 +340,7 @@ def test_a_malformed_document_counts_as_missing(changed: dict[str, Any]) -> None
 
 
 def findings(rules: Rules | None, runs: int, first: int = SEED) -> tuple[dict[str, int], Faults]:
-    """Return the findings of the runs, each with the seed of its first run."""
+    """Return the findings of the runs, each with the first seed that leads to it."""
     found: dict[str, int] = {}
     faults = Faults()
     for seed in range(first, first + runs):

@@ -65,7 +65,7 @@ def test_the_help_loads_neither_the_driver_nor_the_odm():
 
 
 def test_a_daemon_that_writes_json_loads_no_modules_for_terminals():
-    """They would take three megabytes for as long as it runs."""
+    """These modules would use three megabytes while the daemon runs."""
     done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "loaded: []"
     assert json.loads(done.stderr)["action"] == "test.started"
@@ -86,7 +86,7 @@ def test_a_flag_has_the_default_the_help_and_the_variable_of_its_setting():
 def test_a_setting_without_an_argument_has_the_value_of_its_variable(monkeypatch):
     monkeypatch.setenv("DISPATCHER_CONCURRENCY", "7")
     monkeypatch.setenv("DISPATCHER_KAFKA_CONFIG", "kafka.properties")
-    monkeypatch.setenv("DISPATCHER_HTTP_TOKEN", "")  # as compose files set a missing variable
+    monkeypatch.setenv("DISPATCHER_HTTP_TOKEN", "")  # a compose file sets a missing variable to an empty text
     monkeypatch.setenv("DISPATCHER_NO_SETTING", "1")
     found = Settings(attempts=3)
     assert (found.concurrency, found.attempts, str(found.kafka_config)) == (7, 3, "kafka.properties")

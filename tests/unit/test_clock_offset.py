@@ -24,7 +24,7 @@ def test_the_offset_lies_within_the_bounds_of_all_answers(ahead, answers):
     assert abs(offset(clock) - ahead) <= shortest / 2 + 1e-9
 
 
-def test_a_clock_that_was_set_is_noticed_at_once():
+def test_a_clock_that_was_set_is_noticed_with_the_next_answer():
     clock = ClockOffset()
     clock.note(-0.01, 0.01, clock._noted)
     clock.note(59.9, 60.1, clock._noted)

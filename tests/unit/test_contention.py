@@ -99,7 +99,7 @@ async def test_few_transactions_do_not_raise_a_limit_that_they_do_not_reach(some
 
 async def test_a_cancelled_transaction_gives_its_place_to_the_next(some):
     await some.start(*range(10))
-    for number in (3, 8):  # one is running, one is waiting
+    for number in (3, 8):  # 3 is running, and 8 is waiting
         some.tasks[number].cancel()
     await some.settle()
     assert some.started == [0, 1, 2, 3, 4, 5, 6, 7, 9]
@@ -108,7 +108,7 @@ async def test_a_cancelled_transaction_gives_its_place_to_the_next(some):
 async def test_a_place_given_to_a_cancelled_transaction_is_not_lost(some):
     await some.start(*range(10))
     some.running[0].set_result(False)
-    await asyncio.sleep(0)  # 8 gets the place before it handles its cancellation
+    await asyncio.sleep(0)  # transaction 8 gets the place, and is cancelled before it starts
     some.tasks[8].cancel()
     await some.settle()
     assert 9 in some.running

@@ -68,7 +68,7 @@ def test_no_step_contains_counts_from_before_a_member_was_seen():
     new = group(
         member("a", delivered=5), member("b", delivered=1_000_000, receivers=[counted("mail", 9)]), minute=1
     )
-    fallen = group(member("a", delivered=1), minute=2)  # started again, and b has left
+    fallen = group(member("a", delivered=1), minute=2)  # a has started again, and b has left
     told = shown(group(member("a", delivered=5)), new, fallen)
     assert [step["delivered"] for step in told["steps"]] == [0, 0]
     assert told["receivers"] == {}

@@ -141,7 +141,7 @@ def test_a_change_with_a_doubtful_stamp_is_delivered(thing, doubtful):
     assert routed(thing, raw) == [("post_save", True, ["first", "second"])]
 
 
-def test_a_replace_is_always_foreign(thing):
+def test_a_replace_is_delivered_to_all_receivers_despite_its_stamp(thing):
     raw = event("replace", fullDocument={"_id": ID, FIELD: stamp(Call.SAVED, muted=True)})
     assert routed(thing, raw) == [("post_save", False, ["first", "second"])]
 
@@ -221,7 +221,7 @@ def test_claimed_receivers_get_the_signal_of_the_call(thing, call, raw, signal, 
     ]
 
 
-def test_claimed_and_other_receivers_together_are_all_receivers_of_a_change(thing):
+def test_each_receiver_of_a_change_is_either_claimed_or_routed(thing):
     (first,) = ids(thing, "post_save", "first")
     inserted = event(fullDocument={"_id": ID, FIELD: stamp(Call.CREATED, first)})
     assert claimed(thing, Call.CREATED, inserted, first) == [("post_save", True, ["first"])]
@@ -341,7 +341,7 @@ def test_every_id_has_a_key(id_):
     assert key != document_key(("d", "other"), id_)
 
 
-def test_the_scope_is_as_narrow_as_possible():
+def test_the_scope_is_one_database_if_all_collections_are_in_it():
     assert Scope.of([("a", "x"), ("a", "y")]).database == "a"
     assert Scope.of([("a", "x"), ("b", "x")]).database is None
 

@@ -81,7 +81,7 @@ def test_a_change_keeps_its_original_documents_although_receivers_change_them():
     assert originals_of(one).document == bson.encode({"_id": 1, "tags": ["a"]})
 
 
-def test_a_looked_up_document_takes_precedence():
+def test_a_looked_up_document_counts_as_the_original():
     one = change(operationType="update", updateDescription={"updatedFields": {}, "removedFields": []})
     assert originals_of(one) == (None, None)
     row = bson.encode({"_id": 1, "n": 2})

@@ -16,7 +16,7 @@ def test_the_guide_to_the_dispatcher_is_short():
     assert len((ROOT / "docs/guide/dispatcher.md").read_text().split()) <= 1_200
 
 
-def test_the_first_screen_of_the_readme_says_what_it_is_and_how_to_try_it():
+def test_the_first_screen_of_the_readme_says_what_the_project_is_and_how_to_try_it():
     screen = (ROOT / "README.md").read_text().partition("\n## ")[0]
     assert len(screen.splitlines()) <= 40
     for said in (

@@ -147,7 +147,7 @@ def test_database_and_collection_may_be_objects(registry: mongoz.Registry) -> No
     "meta",
     [{"databse": "shop"}, {"registry": "mongodb://host"}, {"database": 5}, {"collection": 5}, {"tablename": "x"}],
 )
-def test_wrong_meta_options_are_named(meta: dict[str, Any]) -> None:
+def test_the_error_for_a_wrong_meta_option_names_the_option(meta: dict[str, Any]) -> None:
     (name,) = meta
     with pytest.raises(ImproperlyConfigured) as caught:
         define(**meta)
@@ -182,7 +182,7 @@ def test_the_registry_finds_the_latest_class_of_a_name_and_lists_all(registry: m
     assert first.signals is not second.signals
 
 
-async def test_defining_documents_opens_nothing(registry: mongoz.Registry) -> None:
+async def test_defining_documents_opens_no_client(registry: mongoz.Registry) -> None:
     user = define(registry=registry, database="shop")
     assert user(title="a").model_dump() == {"id": None, "title": "a"}
     user.objects.filter(title="a").query(user.title == "a").sort("title").limit(1)
@@ -255,7 +255,7 @@ def test_without_a_snapshot_every_field_is_a_change(row: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("before", EQUAL_IN_PYTHON)
 @pytest.mark.parametrize("after", EQUAL_IN_PYTHON)
-def test_values_that_differ_only_in_bson_are_changes(before: Any, after: Any) -> None:
+def test_values_that_are_equal_in_python_but_not_in_bson_are_changes(before: Any, after: Any) -> None:
     same = type(before) is type(after)
     for wrap in (
         lambda v: v,
@@ -284,7 +284,7 @@ DAY = datetime.datetime(2024, 3, 31)
         (bson.ObjectId(b"a" * 12), mongoz.ObjectId(b"a" * 12), True),
     ],
 )  # fmt: skip
-def test_values_are_the_same_if_their_bson_is(before: Any, after: Any, same: bool) -> None:
+def test_values_are_the_same_exactly_if_their_bson_is_the_same(before: Any, after: Any, same: bool) -> None:
     for wrap in (lambda v: v, lambda v: [v], lambda v: [[v], "a"]):
         changed = find_changes({"x": wrap(before)}, {"x": wrap(after)}).changed
         assert (changed == {}) is same
@@ -363,7 +363,7 @@ def sent() -> tuple[Sent, dict[str, Any]]:
     return one, {"id": text, "parent": parent, "data": text, **values, "blobs": [expected], "undeclared": text}
 
 
-def test_strings_of_json_become_bson_values_in_python_too():
+def test_the_constructor_and_assignment_convert_strings_of_json_to_bson_values():
     one, dumped = sent()
     assert one.id == one.by == next(iter(one.seen)) == one.blobs[0].by == bson.ObjectId(b"i" * 12)
     assert (one.paid, one.photo) == (bson.Decimal128("1.5"), b"\xff")
@@ -408,7 +408,7 @@ def test_json_schemas_have_the_name_id_without_underscore_and_the_pattern_of_obj
     assert (list(own["properties"]), own["required"]) == (["id"], ["id"])
 
 
-def test_a_stored_string_is_no_id():
+def test_a_stored_string_is_refused_as_an_id():
     with pytest.raises(ValidationError, match="instance of ObjectId"):
         hydrate(Sent, {"_id": "69" * 12})
     with pytest.raises(ValidationError, match="instance of ObjectId"):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("loop", RUNS)
 LATER = 3_600.0
 
 
-def test_a_time_that_is_over_is_now_and_no_other_time_delays_it(loop: str) -> None:
+def test_a_past_time_fires_immediately_and_no_other_time_delays_it(loop: str) -> None:
     """On uvloop, a handle of a call without a delay has no time."""
 
     async def fires() -> None:
@@ -42,7 +42,7 @@ def test_an_earlier_time_replaces_a_later_one(loop: str) -> None:
     RUNS[loop](fires())
 
 
-def test_it_fires_once_and_can_be_set_again(loop: str) -> None:
+def test_a_timer_fires_once_and_can_be_set_again(loop: str) -> None:
     async def fires() -> None:
         calls: asyncio.Queue[None] = asyncio.Queue()
         timer = EarliestTimer(lambda: calls.put_nowait(None))

@@ -24,7 +24,7 @@ class Thing(Document):
 
 
 @pytest.mark.parametrize("offset", [0.0, 3_600.0, -3_600.0])
-async def test_a_wrong_clock_stops_the_pace_only_until_it_is_set(offset, monkeypatch):
+async def test_the_pace_works_again_after_a_wrong_clock_was_corrected(offset, monkeypatch):
     """The clock is wrong for one delivery. The next deliveries are triggered by writes of their receiver."""
     pauses: list[float] = []
 

@@ -143,7 +143,7 @@ def test_conditions_combine() -> None:
     assert (a | b).compile() == {"$or": [one, two]}
 
 
-def test_other_values_do_not_combine() -> None:
+def test_values_that_are_no_conditions_do_not_combine() -> None:
     a = Q.eq("age", 1)
     for wrong in (lambda: a & 3, lambda: "x" | a, lambda: a and a, lambda: not a, lambda: bool(a | a)):
         with pytest.raises(TypeError):
@@ -275,7 +275,7 @@ def test_a_dict_is_a_mongodb_query() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["age > 3", 3, None, [{"age": 3}], Person.age, Q.asc("age"), True])
-def test_other_values_are_not_queries(wrong: Any) -> None:
+def test_a_value_that_is_neither_expression_nor_dict_is_no_query(wrong: Any) -> None:
     with pytest.raises(InvalidKeyError, match="expressions and dicts"):
         compiled(wrong)
 

@@ -41,7 +41,7 @@ class Color(enum.StrEnum):
         ("year", 3),
     ],
 )
-def test_another_value_raises_a_plain_value_error_in_the_constructor(field: str, value: Any) -> None:
+def test_a_value_that_is_no_choice_raises_a_plain_value_error_in_the_constructor(field: str, value: Any) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared in full
         Movie(**{"movie_type": "K1", field: value})
     assert type(caught.value) is ValueError
@@ -49,7 +49,7 @@ def test_another_value_raises_a_plain_value_error_in_the_constructor(field: str,
     assert caught.value.__suppress_context__, "the traceback has no frame of pydantic"
 
 
-def test_the_error_is_plain_for_embedded_documents_at_any_depth() -> None:
+def test_a_wrong_choice_in_an_embedded_document_raises_a_plain_value_error_at_any_depth() -> None:
     for construct in (
         lambda: Role(kind="K2"),
         lambda: Movie(movie_type="K1", lead={"kind": "K2"}),
@@ -61,7 +61,7 @@ def test_the_error_is_plain_for_embedded_documents_at_any_depth() -> None:
         assert type(caught.value) is ValueError
 
 
-def test_other_errors_are_validation_errors_of_pydantic() -> None:
+def test_errors_that_do_not_concern_choices_are_validation_errors_of_pydantic() -> None:
     with pytest.raises(ValidationError) as caught:
         Movie()
     assert [(line["type"], line["loc"]) for line in caught.value.errors()] == [("missing", ("movie_type",))]
@@ -69,7 +69,7 @@ def test_other_errors_are_validation_errors_of_pydantic() -> None:
         Movie(movie_type="K1", roles=5)
 
 
-def test_assignment_and_loading_raise_validation_errors() -> None:
+def test_assigning_or_loading_a_wrong_choice_raises_a_validation_error() -> None:
     movie, role = Movie(movie_type="K1"), Role(kind="K1")
     attempts = [
         (lambda: setattr(movie, "movie_type", "K2"), ("movie_type",)),
@@ -105,7 +105,7 @@ def test_the_display_method_returns_the_label_of_the_value() -> None:
     assert not hasattr(movie, "get_lead_display")
 
 
-def test_a_method_of_the_application_takes_precedence() -> None:
+def test_a_display_method_of_the_application_takes_precedence() -> None:
     class Mixin:
         def get_b_display(self) -> str:
             return "mixed in"

@@ -92,7 +92,7 @@ def test_a_value_that_does_not_fit_is_a_validation_error(field: str, value: Any,
 
 def test_bounds_are_decimals_and_apply_to_the_cut_value() -> None:
     assert Movie(price=1, rating="0.19").rating == Decimal("0.1"), "0.1 is a tenth, not its binary fraction"
-    assert Movie(price=1, rating=0.3).rating == Decimal("0.3"), "a multiple of a tenth"
+    assert Movie(price=1, rating=0.3).rating == Decimal("0.3"), "0.3 is a multiple of a tenth"
     for wrong in ("0.09", 5.1, -1):
         with pytest.raises(ValidationError):
             Movie(price=1, rating=wrong)
@@ -207,7 +207,7 @@ def test_the_rules_apply_to_every_value(size: tuple[int, int], value: Any) -> No
         assert not whole or digits > 34, "a fitting value is never refused"
         return
     assert whole
-    assert abs(made) <= abs(exact), "cut toward zero"
+    assert abs(made) <= abs(exact), "the value is cut toward zero"
     assert abs(exact - made) < Decimal(1).scaleb(-places)
     assert made == 0 or (made > 0) == (exact > 0)
     assert len(made.as_tuple().digits) <= min(digits, 34)

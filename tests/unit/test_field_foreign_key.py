@@ -120,7 +120,7 @@ def test_a_path_is_imported_on_first_use_and_once() -> None:
         assert field.to is Producer
     finally:
         del sys.modules[package.__name__], sys.modules[module.__name__]
-    assert field.to is Producer, "cached"
+    assert field.to is Producer, "the target is cached"
 
 
 @pytest.mark.parametrize("path", ["Nobody", "os.path.join", f"{__name__}.Credit", f"{__name__}.Nobody"])

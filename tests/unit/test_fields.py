@@ -33,7 +33,7 @@ def with_field(field: Any) -> Any:
 
 
 def accepts(document: Any, value: Any) -> bool:
-    """Whether the constructor and assignment accept the value; both must agree and name the field."""
+    """Whether the constructor and assignment accept the value. Both must agree. Their errors name the field."""
     complaints = []
     for attempt in (lambda: document(x=value), lambda: setattr(document.model_construct(), "x", value)):
         try:
@@ -297,7 +297,7 @@ def test_a_misspelt_argument_is_named_with_the_nearest_one() -> None:
 
 @pytest.mark.parametrize("factory", [mongoz.DateTime, mongoz.Date])
 @pytest.mark.parametrize("option", ["auto_now", "auto_now_add"])
-def test_automatic_times_are_naive_utc_and_may_be_given(factory: Any, option: str) -> None:
+def test_automatic_times_are_naive_utc_and_a_given_time_takes_precedence(factory: Any, option: str) -> None:
     document = with_field(factory(**{option: True}))
     before = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     made = document().x
@@ -310,7 +310,7 @@ def test_automatic_times_are_naive_utc_and_may_be_given(factory: Any, option: st
     else:
         assert before.date() <= made <= after.date()
     fixed = with_field(factory(**{option: True}, default=None)).model_fields["x"]
-    assert fixed.get_default(call_default_factory=True) is not None, "later assignments have the same type"
+    assert fixed.get_default(call_default_factory=True) is not None, "the automatic time replaces the default None"
     assert [fixed.auto_now, fixed.auto_now_add] == [option == "auto_now", option == "auto_now_add"]
 
 
@@ -401,7 +401,7 @@ def containers(value: Any) -> set[int]:
 @given(values)
 def test_stored_values_share_no_container_with_the_instance(value: Any) -> None:
     result = stored(value)
-    # Both are alive, so identities can be compared.
+    # Both values are alive, so identities can be compared.
     assert not containers(result) & containers(value)
     assert stored(result) == result
 
@@ -412,7 +412,7 @@ def test_plain_values_are_stored_unchanged(value: Any) -> None:
     assert repr(stored(value)) == repr(value), "1 and True are equal, but not the same"
 
 
-def test_models_are_stored_under_their_stored_names() -> None:
+def test_fields_of_nested_models_are_stored_under_their_stored_names() -> None:
     part = Part(name="a", undeclared=[Part(name="b")])
     assert stored(part) == {"n": "a", "count": 0, "undeclared": [{"n": "b", "count": 0}]}
     assert stored((1, {"x": part}))[1]["x"]["n"] == "a"

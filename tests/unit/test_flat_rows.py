@@ -1,4 +1,4 @@
-"""Shortcuts of saves: what they leave out would change nothing, for all kinds of annotations and configs."""
+"""Saves skip some work. The skipped work would change nothing, for all kinds of annotations and configs."""
 
 import datetime
 import itertools
@@ -169,7 +169,7 @@ def test_most_scalars_are_not_loaded_again() -> None:
 
 
 @pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
-def test_a_save_finds_the_same_changes_as_if_it_loaded_all_of_them_again(
+def test_a_save_finds_the_same_changes_as_if_it_loaded_all_values_again(
     annotation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def found() -> list[Changes]:

@@ -65,7 +65,7 @@ def test_a_batch_is_due_when_its_events_have_the_maximum_number_of_bytes():
     assert not one.is_due(0.0, 100), "the bytes of a batch that has begun do not count"
 
 
-def test_an_event_that_is_larger_than_a_batch_is_a_batch():
+def test_an_event_that_is_larger_than_a_batch_forms_its_own_batch():
     one = Gathering(Batch(size=100, wait=5.0))
     for key, size in (("a", 10), ("b", 500), ("c", 10)):
         one.add(delivery(key, size=size))
@@ -92,7 +92,7 @@ def test_a_closed_batch_is_due_until_all_present_deliveries_are_taken():
 def test_later_deliveries_of_a_document_wait_behind_its_batch():
     one = gathering("a", "b", "a", "a", "c", size=2)
     assert taken(one) == "ab"
-    assert taken(one) == "c", "those of a were gathered before, and wait"
+    assert taken(one) == "c", "two deliveries of a came before c, but they wait"
     one.add(delivery("a"))
     assert one.due_at is None
     one.release(["a"])
@@ -135,7 +135,7 @@ def test_a_delivery_that_has_waited_longer_than_the_first_one_makes_the_batch_du
     assert not one.is_due(11.9, MANY)
     assert taken(one) == "ab"
     one.add(delivery("c", since=11.0))
-    assert one.due_at == 16.0, "deliveries of the batch do not count any more"
+    assert one.due_at == 16.0, "deliveries that were taken do not count any more"
 
 
 def test_withdrawn_deliveries_are_gone_and_the_document_stays_busy():

@@ -1,4 +1,4 @@
-"""The verdicts of `benchmarks.guard`. Here the counts of instructions are given. CI counts real ones."""
+"""The verdicts of `benchmarks.guard`. These tests give the counts of instructions. CI counts real instructions."""
 
 import json
 

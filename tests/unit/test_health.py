@@ -100,13 +100,13 @@ def test_the_health_of_a_receiver_follows_from_its_counters_and_parked_deliverie
     assert found.why == (f"shop.mail is {word}" if word in ("failing", "blocked", "behind") else "")
 
 
-def test_overdue_deliveries_mean_behind():
+def test_a_receiver_with_overdue_deliveries_is_behind():
     for due, word in ((-9.0, "delivering"), (-10.0, "behind")):
         found = health(member(shop_mail=GOOD), lanes=(parked("shop.mail", "interrupted", due=due),))
         assert (found.health, found.receivers[0].health) == (word, word)
 
 
-def test_lag_means_behind():
+def test_a_group_with_lag_is_behind():
     for lag, word in ((9.9, "delivering"), (10.0, "behind"), (3_600.0, "behind")):
         found = health(member(lag=lag, shop_mail=GOOD))
         assert (found.health, found.receivers[0].health) == (word, word)
@@ -167,9 +167,9 @@ def test_a_group_without_live_members_is_down():
         (7_300.0, 7_200.0, 1, "failing"),
         (7_200.0, 7_200.0, 1, "idle"),  # equal ages are no failure
         (60.0, 7_200.0, 1, "idle"),
-        (None, 7_200.0, 0, "idle"),  # dropped, or delivered by a retry
+        (None, 7_200.0, 0, "idle"),  # the dead letter was dropped, or delivered by a retry
         (60.0, None, 1, "idle"),
-        ("soon", "then", 1, "idle"),  # of another version
+        ("soon", "then", 1, "idle"),  # the report of another version
     ],
 )
 def test_a_receiver_fails_until_it_succeeds_or_has_no_dead_letters(succeeded, failed, letters, word):
@@ -217,7 +217,7 @@ def test_a_group_whose_state_can_not_be_read_is_down():
     assert (found.health, found.why) == ("down", "the group's state can't be read: no answer within 5 s")
 
 
-def test_a_receiver_without_a_member_is_named():
+def test_a_receiver_that_no_live_dispatcher_has_is_blocked_if_its_deliveries_wait():
     found = health(member(shop_mail=GOOD), lanes=(parked("shop.gone", "retrying", 7),))
     gone = found.of("shop.gone", "post_save")
     assert (gone.health, gone.why) == ("blocked", "7 documents wait, and no live dispatcher has this receiver")
@@ -294,7 +294,7 @@ def test_events_before_the_first_observation_are_recent():
     assert recent.of(figures)["failed"] == 3
 
 
-def test_each_word_is_in_the_documentation():
+def test_each_word_for_the_health_is_in_the_documentation():
     text = (DOCS / "how-to" / "monitoring.md").read_text()
     section = text.split("## In a word\n", 1)[1].split("\n## ", 1)[0]
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(WORDS)

@@ -34,7 +34,7 @@ def test_an_index_may_have_several_keys_and_all_kinds_of_keys() -> None:
     assert Index(keys=("a", ["b", -1])).keys == [("a", 1), ("b", -1)]
 
 
-def test_options_are_passed_on() -> None:
+def test_options_of_an_index_are_passed_to_the_driver() -> None:
     index = Index(
         "name",
         name="by_name",
@@ -104,7 +104,7 @@ def test_the_indexes_of_fields_come_before_those_of_meta() -> None:
     assert [index.sparse for index in Movie.meta.indexes] == [False, True, False, False]
     assert Movie.meta.indexes is not given
     Movie.meta.indexes.append(Index("more"))
-    assert [index.name for index in given] == ["year", "year_name"], "copied, never mutated"
+    assert [index.name for index in given] == ["year", "year_name"], "the given list is unchanged"
     assert names(Movie)[-1] == "more"
 
 
@@ -131,7 +131,7 @@ def test_indexes_may_be_a_tuple_and_are_inherited() -> None:
     assert names(Middle) == ["name", "c", "a", "b"]
     assert names(Leaf) == ["name", "other", "d", "c", "a", "b"]
     Base.meta.indexes.clear()
-    assert names(Middle) == ["name", "c", "a", "b"], "fixed when the class is defined"
+    assert names(Middle) == ["name", "c", "a", "b"], "a class keeps the indexes of its definition"
 
 
 def test_an_index_inherited_twice_is_one_index() -> None:
@@ -165,7 +165,7 @@ def test_an_index_inherited_twice_is_one_index() -> None:
     assert names(Both) == ["name", "x", "y"]
 
 
-def test_the_same_name_twice_is_an_error() -> None:
+def test_two_indexes_of_the_same_name_are_an_error() -> None:
     base: Any = None
 
     def define(*indexes: Index, **fields: Any) -> None:
@@ -183,7 +183,7 @@ def test_the_same_name_twice_is_an_error() -> None:
         with pytest.raises(mongoz.IndexError, match="Movie has two indexes named") as caught:
             define(*indexes, **fields)
         assert isinstance(caught.value, mongoz.MongozException)
-        assert not isinstance(caught.value, LookupError), "not the built-in one"
+        assert not isinstance(caught.value, LookupError), "it is not the built-in IndexError"
 
     class Base(mongoz.Document):
         name: str = mongoz.String()
@@ -218,7 +218,7 @@ def test_items_that_are_not_an_index_are_refused(value: Any) -> None:
             Meta = type("Meta", (), options)
 
 
-def test_the_driver_gets_stored_names() -> None:
+def test_the_driver_gets_the_stored_names_of_fields() -> None:
     class Address(mongoz.EmbeddedDocument):
         city: str = mongoz.String(alias="c")
 
@@ -261,7 +261,7 @@ def test_only_indexes_of_fields_can_be_switched_off() -> None:
     assert names(Movie) == ["name", "email", "year"]
 
 
-def test_switching_off_is_per_class() -> None:
+def test_an_index_is_switched_off_for_one_class_only() -> None:
     class Base(mongoz.Document):
         name: str = field(index=True)
 

@@ -1,4 +1,4 @@
-"""The offsets for tools of Kafka are committed until the brokers take them, and hold up nothing else."""
+"""Offsets for tools of Kafka are committed until the brokers accept them. Nothing waits for these commits."""
 
 import asyncio
 from typing import Any

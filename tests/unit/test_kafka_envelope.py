@@ -123,7 +123,7 @@ def test_errors_show_the_beginning_of_the_value() -> None:
         decode(None)
 
 
-def test_a_later_version_is_named() -> None:
+def test_the_error_for_a_later_version_names_the_version() -> None:
     later = bson.encode({"v": 2, "term": bson.Int64(1), "n": bson.Int64(0), "event": {}})
     with pytest.raises(MalformedRecord, match="version 2"):
         decode(later)

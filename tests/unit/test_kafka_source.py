@@ -283,7 +283,7 @@ async def test_records_that_retention_removed_are_lost_history() -> None:
     assert tokens(await batches_of(log, after)) == [token(6)]
 
 
-async def test_a_beginning_after_the_position_is_lost_history_even_if_nothing_is_read() -> None:
+async def test_a_log_that_begins_after_the_position_has_lost_history_even_if_nothing_is_read() -> None:
     log = MemoryLog(encode(3, 0, made(1)), encode(3, 1, made(2)))
     log.relay = LogPosition(2, 3, 1, token(2))
     log.retain(2)
@@ -308,7 +308,7 @@ async def test_refused_records_that_retention_removed_are_no_lost_history() -> N
     assert tokens(batches) == [token(2)]
 
 
-async def test_another_topic_of_this_name_is_lost_history() -> None:
+async def test_a_topic_that_was_created_again_is_lost_history() -> None:
     log = MemoryLog(encode(9, 0, made(5)))
     log.topic_id = "id-2"
     log.relay = LogPosition(0, 0, -1, token(4))
@@ -318,7 +318,7 @@ async def test_another_topic_of_this_name_is_lost_history() -> None:
     assert tokens(await batches_of(log, after)) == [token(5)]
 
 
-async def test_another_topic_of_this_name_is_lost_history_while_a_reader_runs() -> None:
+async def test_a_topic_that_is_created_again_while_a_reader_runs_is_lost_history() -> None:
     log = MemoryLog(encode(3, 0, made(1)))
     source = source_of(log)
     async with aclosing(source.batches(FIRST)) as batches:
@@ -629,7 +629,7 @@ async def test_a_token_without_a_place_is_found_in_the_log(known: int, beginning
     log.retain(beginning)
     log.relay = LogPosition(5, 4, 1, token(4))
     start = Start(token=token(known) if known else START)
-    if known <= beginning > 0:  # no record proves that nothing is missing before the first one
+    if known <= beginning > 0:  # nothing proves that no change is missing before the first record
         error, after = await lost(log, start)
         assert "does not hold all changes since" in str(error)
         assert after == Start(token=token(4), place=place(5, 4, 1))
@@ -665,7 +665,7 @@ async def test_the_search_goes_on_until_it_finds_the_term_that_the_next_record_c
         encode(4, 2, made(3)),
     )
     log.relay = LogPosition(5, 4, 2, token(3))
-    log.searched_from = 4  # by the time of its records
+    log.searched_from = 4  # the search by time begins at this offset
     assert tokens(await batches_of(log, Start(token=token(2)))) == [token(3)]
 
 
@@ -823,7 +823,7 @@ def test_take_plain_stops_at_each_record_that_is_not_plain(record: tuple[int, by
     assert next(records)[0] == 5
 
 
-# -- what is saved together -----------------------------------------------------------------------------------
+# -- the token and the place that are saved together ----------------------------------------------------------
 
 
 @given(

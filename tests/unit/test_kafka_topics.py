@@ -82,7 +82,7 @@ def test_a_topic_that_takes_only_tiny_records_is_refused() -> None:
         (SAFE._replace(retention=None, retention_bytes=None), "embedded broker"),
     ],
 )
-def test_weaknesses_are_warned_about(facts: TopicFacts, text: str) -> None:
+def test_a_weakness_of_a_topic_gives_a_warning(facts: TopicFacts, text: str) -> None:
     [warned] = weaknesses(facts, oplog_seconds=DAY)
     assert text in warned.text
     assert warned.remedy

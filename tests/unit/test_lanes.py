@@ -77,7 +77,7 @@ def test_jobs_of_one_key_run_in_order_and_one_at_a_time(keys, turns, concurrency
     assert most <= concurrency
 
 
-async def test_the_limit_of_concurrent_jobs_is_used():
+async def test_as_many_jobs_run_at_a_time_as_the_limit_allows():
     gate, running = asyncio.Event(), 0
 
     async def work(_job: Job) -> None:
@@ -141,7 +141,7 @@ async def test_queues_are_bounded_by_number_and_by_bytes(max_queued, max_bytes, 
     await made.stop(1)
 
 
-async def test_a_stop_finishes_jobs_in_flight_and_begins_none():
+async def test_a_stop_finishes_jobs_in_flight_and_begins_no_further_job():
     gate, begun, finished = asyncio.Event(), [], []
 
     async def work(one: Job) -> None:
@@ -174,7 +174,7 @@ async def test_a_job_that_outlasts_the_grace_period_is_cancelled_and_not_finishe
     assert finished == []
 
 
-async def test_an_error_of_the_work_is_reported():
+async def test_an_error_of_a_job_is_reported():
     async def work(_job: Job) -> None:
         raise RuntimeError("a bug")
 
@@ -327,7 +327,7 @@ async def test_an_errand_reports_its_end_even_if_its_worker_is_replaced():
     await made.stop(1)
 
 
-async def test_a_stop_interrupts_pauses_at_once():
+async def test_a_stop_interrupts_pauses_immediately():
     """A paused job is not finished, and does not count as cancelled."""
     finished: list[Job] = []
     paused: list[Job] = []

@@ -52,7 +52,7 @@ WRONG_RATES = [
 
 
 @pytest.mark.parametrize("rate", WRONG_RATES)
-def test_a_wrong_rate_is_an_error_that_shows_a_right_one(rate):
+def test_the_error_for_a_wrong_rate_shows_a_right_rate(rate):
     with pytest.raises(mongoz.SignalError, match=r"of receiver hook .* such as '100/min'. The periods are s, min"):
         checked(rate=rate)
 
@@ -68,7 +68,7 @@ LIMITS = [{"concurrency": 5}, {"rate": "5/s"}, {"batch": mongoz.Batch()}]
 
 @pytest.mark.parametrize("given", LIMITS)
 @pytest.mark.parametrize("signal", ["pre_save", "pre_update", "pre_delete", None])
-def test_limits_and_batches_are_for_post_signals(given, signal):
+def test_limits_and_batches_are_for_post_signals_only(given, signal):
     (option,) = given
     with pytest.raises(mongoz.SignalError, match=rf"{option}= is for post_\* signals; .* runs in process only"):
         options_of(given, signal=signal, label="receiver hook")
@@ -131,7 +131,7 @@ async def test_places_go_to_callers_in_their_order():
     assert not limit.withdraw(second)
     limit.give_back()
     assert (first.done(), third.done()) == (True, False)
-    assert limit.withdraw(first)  # it has the place, and must give it back
+    assert limit.withdraw(first)  # the first caller has the place, and must give it back
     assert not limit.take()
     limit.give_back()
     assert third.done()
@@ -173,6 +173,6 @@ async def test_closing_the_lanes_gives_back_the_places_that_no_attempt_has_used(
     assert place.use()
     lanes.close()
     assert not place.use()
-    assert limit.take()  # the place of b; a has its own
+    assert limit.take()  # this is the place of b; the attempt of a still has its place
     assert not limit.take()
     assert begun == ["a", "b"]

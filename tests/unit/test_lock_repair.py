@@ -18,10 +18,10 @@ async def test_a_cancelled_wait_for_a_server_does_not_release_the_lock_of_anothe
             await pymongo_lock._async_cond_wait(condition, 0.01)
 
     selecting = asyncio.create_task(select())
-    await asyncio.sleep(0)  # it waits, and this test goes on before the wait can time out
+    await asyncio.sleep(0)  # the task waits now; this test continues before the wait times out
     assert condition._waiters
     await lock.acquire()
-    await eventually(lambda: not condition._waiters, what="its wait has timed out; it needs the lock again")
+    await eventually(lambda: not condition._waiters, what="the wait times out, and needs the lock again")
     selecting.cancel()
     await asyncio.sleep(0)
     assert lock.locked()

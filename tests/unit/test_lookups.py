@@ -231,7 +231,7 @@ def test_an_unknown_field_is_distinguished_from_an_unknown_lookup() -> None:
         compile_lookups(Movie, {"nmae": 1})
 
 
-def test_an_unknown_lookup_names_all_valid_ones() -> None:
+def test_the_error_for_an_unknown_lookup_names_all_valid_lookups() -> None:
     with pytest.raises(OperatorInvalid) as caught:
         compile_lookups(Movie, {"name__nope": 1})
     for name in settings.filter_operators:
@@ -303,7 +303,7 @@ def test_a_condition_shares_nothing_with_the_value() -> None:
 # -- joins -------------------------------------------------------------------------------------------
 
 
-def test_a_field_of_a_reference_joins() -> None:
+def test_a_filter_by_a_field_of_a_reference_makes_a_join() -> None:
     slot = "_joined_producer"
     assert compile_lookups(Movie, {"producer__name": "x"}) == CompiledLookups(
         ({slot: {"$elemMatch": {"n": {"$eq": "x"}}}},), (PRODUCER,)

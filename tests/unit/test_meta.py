@@ -19,7 +19,7 @@ def registry() -> mongoz.Registry:
 
 
 def define(*parents: type, name: str = "Movie", **options: Any) -> Any:
-    """A document with one field and these options in its Meta; without options it has no Meta."""
+    """A document with one field, and with these options in its Meta. Without options it has no Meta."""
     body: dict[str, Any] = {"__annotations__": {"name": str}, "name": mongoz.String(), "__module__": __name__}
     if options:
         body["Meta"] = type("Meta", (), options)
@@ -136,7 +136,7 @@ def test_a_database_of_another_registry_is_refused(registry: mongoz.Registry) ->
     with pytest.raises(ImproperlyConfigured, match=r"Meta\.collection of Movie is .* of another registry"):
         define(registry=registry, database="shop", collection=database.get_collection("x"))
     Movie = define(define(registry=other, database=database, abstract=True), registry=registry)
-    assert Movie.meta.database == registry.get_database("shop"), "inherited into the child's registry"
+    assert Movie.meta.database == registry.get_database("shop"), "the child has this database in its own registry"
 
 
 def test_meta_may_inherit_from_the_parents_meta(registry: mongoz.Registry) -> None:

@@ -159,7 +159,7 @@ def test_a_pause_is_a_metric():
     assert value(scraped(snapshot()), "paused") == 0
 
 
-def test_claims_are_metrics_of_dispatchers():
+def test_dispatchers_have_metrics_about_claims_and_relays_have_none():
     stats = Stats(taken_over=7, orphaned=2)
     claims = ClaimsStatus(processes=3, open=5, released=1, oldest_seconds=12.5)
     pipelines = {n: GAUGES._replace(claims=ClaimGauges(n, 1.0)) for n in (1, 2)}
@@ -235,7 +235,7 @@ def test_an_up_to_date_stream_has_no_lag():
     assert lag.changes(11.0, 1_001.0, 0) == 0
 
 
-def test_an_unfinished_change_is_lag():
+def test_an_unfinished_change_counts_as_lag():
     lag = Lag()
     lag.note_batch(10.0, 1_000.0, 1, more=False)
     assert lag.seconds(12.0, 1_002.0, 999.5) == 2.5
@@ -252,7 +252,7 @@ def test_the_changes_of_a_backlog_are_estimated_from_their_density():
     assert lag.changes(11.0, 1_009.0, 0) == 0
 
 
-def test_a_silent_stream_is_lag():
+def test_the_silence_of_a_stream_counts_as_lag():
     lag = Lag()
     lag.note_batch(10.0, 1_000.0, 0, more=False)
     assert lag.seconds(14.0, 1_004.0, None) == 0

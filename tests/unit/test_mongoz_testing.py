@@ -95,7 +95,7 @@ async def test_a_record_keeps_the_values_at_the_time_of_the_signal(User):
     captured.assert_fired("post_save", times=2, instance=ada)
 
 
-async def test_with_silent_receivers_do_not_run_and_are_not_in_the_stamp(User, ran):
+async def test_in_a_silent_capture_receivers_do_not_run_and_are_not_in_the_stamp(User, ran):
     (real,) = (receiver.id for receiver in User.signals.post_save.receivers)
     with capture(User, silent=True) as captured:
         await write(User, User(name="Ada"))
@@ -260,7 +260,7 @@ async def test_a_concurrent_capture_sees_its_own_task_or_all_tasks(User, ran):
     ada, bea = await asyncio.gather(flow("Ada", this_task=True, silent=True), flow("Bea"))
     assert ada == ["Ada", "Ada's child"]
     assert sorted(bea) == ["Ada", "Ada's child", "Bea", "Bea's child"]
-    assert ran == ["before", "after"] * 2  # only Bea's
+    assert ran == ["before", "after"] * 2  # only for Bea's writes
     assert_untouched(User)
 
 
@@ -374,7 +374,7 @@ async def test_misspelt_keywords_are_refused(User):
         captured.assert_not_fired(User.signals.post_save, instance__nam="Ada")
 
 
-def test_other_values_can_not_be_captured(User):
+def test_only_documents_signals_and_registries_can_be_captured(User):
     with pytest.raises(SignalError, match="needs documents, signals or a registry"):
         capture()
     with pytest.raises(SignalError, match="not 'post_save'"):

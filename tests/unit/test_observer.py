@@ -99,7 +99,7 @@ def test_the_report_to_other_members_has_counters_lags_and_rates():
     assert told["per_second"] == {"deliveries": 0.0, "changes": 0.0}
 
 
-def test_the_report_has_the_deliveries_that_wait_for_processes_over_all_partitions():
+def test_the_report_sums_the_deliveries_that_wait_for_processes_over_all_partitions():
     one = WELL._replace(claims=ClaimGauges(3, 1.5, {"aa": 2, "bb": 1}))
     two = WELL._replace(claims=ClaimGauges(1, 7.0, {"bb": 1}))
     told = observer(one, two).stats_document()["claims"]

@@ -73,7 +73,7 @@ def counts(one: Change, origins: Origins | None = None) -> bool:
         ("replace", Call.SAVED, False),
     ],
 )
-def test_a_stamp_fits_its_kind_of_event(operation, call, fits):
+def test_a_stamp_counts_only_for_its_kind_of_event(operation, call, fits):
     assert counts(change(operation, stamp(call))) == fits
 
 
@@ -304,7 +304,7 @@ def test_a_delete_is_delivered_under_the_id_of_its_late_marker():
     assert ours.delivery_id == "late"
 
 
-def test_a_list_of_changes_without_markers_is_returned_itself():
+def test_a_list_of_changes_without_markers_is_not_copied():
     changes = [change(), update(), delete()]
     assert DeleteMarkers().settle(changes) is changes
 

@@ -99,7 +99,7 @@ async def test_decided_claims_whose_write_fails_are_made_due_later():
     assert not made._parking.hastened
 
 
-async def test_more_places_are_used_at_once():
+async def test_further_places_are_used_immediately():
     made = worker_with(([], None), {})
     made._next = due = monotonic() + PATIENCE
     made.resize(5)

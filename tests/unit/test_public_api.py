@@ -173,7 +173,7 @@ def test_nothing_private_of_pydantic_is_imported(package: str) -> None:
     assert private == []
 
 
-def test_the_search_for_private_imports_finds_them() -> None:
+def test_the_search_finds_private_imports() -> None:
     source = (
         "if TYPE_CHECKING:\n import pydantic._a\nelse:\n import pydantic._b\ndef f():\n from pydantic import _c"
     )

@@ -50,7 +50,7 @@ def test_a_field_of_an_event_can_be_read_without_decoding():
     assert set(found) == {"_id", "n", "text", "lsid"}
 
 
-def test_if_one_event_is_undecodable_none_is_decoded_together():
+def test_events_are_not_decoded_together_if_one_of_them_is_undecodable():
     good, broken = RawEvent(bson.encode(event(1))), RawEvent(b"\x05\x00\x00\x00\x01")
     assert [one and one["n"] for one in decoded_together([good, good], CODEC_OPTIONS)] == [1, 1]
     assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]

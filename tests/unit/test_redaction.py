@@ -186,7 +186,7 @@ BIDIRECTIONAL_CONTROLS = {"LRE", "LRO", "RLE", "RLO", "PDF", "LRI", "RLI", "FSI"
         ("Grüße, 你好 👩\u200d🚀 \\x1b", "Grüße, 你好 👩\u200d🚀 \\x1b"),
     ],
 )
-def test_control_characters_are_written_as_python_does(text, shown):
+def test_control_characters_are_written_as_python_writes_them(text, shown):
     assert escaped(text) == shown
 
 

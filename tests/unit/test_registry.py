@@ -77,7 +77,7 @@ def test_a_registry_is_not_dispatched_by_default() -> None:
 
 
 @pytest.mark.parametrize("value", ["", " ", "a b", "-a", "ä", "x" * 64, "a\n", 1, 0, [], b"billing"])
-def test_other_values_of_dispatched_are_refused(value: Any) -> None:
+def test_invalid_values_of_dispatched_are_refused(value: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="dispatched="):
         mongoz.Registry("mongodb://host", dispatched=value)
 

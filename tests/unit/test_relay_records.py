@@ -143,7 +143,7 @@ def test_a_marker_without_a_delete_ends_with_its_transaction() -> None:
         event("insert", fullDocument={FIELD: stamp(Call.CREATED), "text": "\x12txnNumber\0"}),
     ],
 )
-def test_other_events_with_stamps_are_published(other: RawEvent) -> None:
+def test_events_with_stamps_that_are_no_markers_are_published(other: RawEvent) -> None:
     one = packer()
     packed = one.pack([other, delete(1)], {})
     assert [(each.event, each.stamp) for each in envelopes(packed)] == [

@@ -135,7 +135,7 @@ def test_queries_with_the_default_settings_need_no_pydantic_settings(tmp_path: P
     "module",
     ["nowhere.Settings", "shop_settings.Missing", "shop_settings.NotSettings", "Settings", "shop_settings"],
 )
-def test_a_wrong_name_is_an_error_on_first_use(tmp_path: Path, module: str) -> None:
+def test_a_wrong_name_of_a_settings_class_is_an_error_on_first_use(tmp_path: Path, module: str) -> None:
     done = run(USE, tmp_path, module)
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == "imported"

@@ -204,7 +204,7 @@ async def test_receivers_run_one_after_another_in_the_order_of_connection() -> N
 
     async def slow(sender: Any, **kwargs: Any) -> None:
         log.append("slow begins")
-        # Yields to other tasks; the second receiver must not run meanwhile.
+        # This receiver yields to other tasks. The second receiver must not run meanwhile.
         for _ in range(5):
             await asyncio.sleep(0)
         log.append("slow ends")
@@ -280,7 +280,7 @@ def test_the_signals_of_a_document_are_one_object() -> None:
     assert document().signals is not user.signals
 
 
-async def test_receivers_are_held_strongly() -> None:
+async def test_a_signal_keeps_its_receivers_alive() -> None:
     signal = Signal()
     log: list[Any] = []
     signal.connect(recorder(log, "kept"))  # the signal has the only reference
@@ -339,13 +339,13 @@ def test_a_refusal_of_one_sender_does_not_change_the_others() -> None:
     first.signals.post_save.connect(local := recorder([], 1))
     with pytest.raises(SignalError, match="name="):
         post_save([first, second, third])(local)
-    assert local in first.signals.post_save, "it was connected before"
+    assert local in first.signals.post_save, "its earlier connection remains"
     assert local not in second.signals.post_save
     assert local not in third.signals.post_save
 
 
 @pytest.mark.parametrize("empty", [[], ()])
-def test_no_sender_at_all_is_refused(empty: Any) -> None:
+def test_an_empty_list_of_senders_is_refused(empty: Any) -> None:
     with pytest.raises(SignalError, match="at least one document"):
         post_save(empty)
 
@@ -396,7 +396,7 @@ def test_only_a_signal_can_be_assigned(name: str, wrong: Any) -> None:
         ("post_deletes", "post_delete"),
     ],
 )
-def test_a_misspelt_name_is_an_error_that_names_the_nearest(misspelt: str, meant: str) -> None:
+def test_the_error_for_a_misspelt_signal_names_the_nearest_signal(misspelt: str, meant: str) -> None:
     user = document()
     for read in (lambda: getattr(user.signals, misspelt), lambda: getattr(user().signals, misspelt)):
         with pytest.raises(SignalError, match=f"{misspelt}.*Did you mean '{meant}'"):
@@ -404,7 +404,7 @@ def test_a_misspelt_name_is_an_error_that_names_the_nearest(misspelt: str, meant
     assert misspelt not in user.signals
 
 
-def test_a_name_without_a_near_match_is_an_error() -> None:
+def test_an_unknown_signal_without_a_similar_name_is_an_error() -> None:
     with pytest.raises(SignalError, match="post_x"):
         document().signals.post_x  # noqa: B018 - reading it is the test
 
@@ -492,7 +492,7 @@ async def test_an_abstract_sender_stands_for_present_and_future_subclasses() -> 
     future = document("Future", document("Middle", base, abstract=True))
     for sender in (present, future):
         assert await sender.signals.post_save.send(sender=sender) == [(module_level, None)]
-    assert not present.signals.post_save.disconnect(module_level), "it is connected to the base"
+    assert not present.signals.post_save.disconnect(module_level), "the receiver is connected to the base"
     assert base.signals.post_save.disconnect(module_level)
     for sender in (present, future):
         assert await sender.signals.post_save.send(sender=sender) == []
@@ -523,7 +523,7 @@ async def test_a_receiver_connected_to_parent_and_child_runs_once(base_first: bo
         post_save(sender)(module_level)
     assert await user.signals.post_save.send(sender=user) == [(module_level, None)]
     assert user.signals.post_save.disconnect(module_level)
-    assert await user.signals.post_save.send(sender=user) == [(module_level, None)], "the base's remains"
+    assert await user.signals.post_save.send(sender=user) == [(module_level, None)], "base remains connected"
 
 
 async def test_a_receiver_connected_to_two_abstract_parents_runs_once() -> None:
@@ -549,7 +549,7 @@ async def test_delivery_decides_where_a_receiver_runs(name: str, mode: str) -> N
 
 
 @pytest.mark.parametrize("wrong", ["Any", "", 1, True, "stream"])
-def test_other_values_of_delivery_are_errors_that_list_the_right_ones(wrong: Any) -> None:
+def test_the_error_for_a_wrong_value_of_delivery_lists_the_right_values(wrong: Any) -> None:
     user = document()
     with pytest.raises(SignalError, match="'any', 'process', 'dispatcher'"):
         post_save(user, delivery=wrong)(module_level)
@@ -650,7 +650,7 @@ def test_a_refused_subclass_leaves_its_parents_usable() -> None:
     post_save(base)(local := recorder([], 1))
     with pytest.raises(SignalError, match="name=") as caught:
         dispatched_document("User", base)
-    assert caught.tb, "the reference keeps the refused class alive; it must not cause another error"
+    assert caught.tb, "the reference keeps the refused class alive, which must not cause another error"
     assert base.signals.post_save.disconnect(local)
     post_save(base)(recorder([], 2))
 
@@ -808,7 +808,7 @@ async def test_muting_is_local_to_the_task() -> None:
         with muted():
             inside.set()
             await outside_is_done.wait()
-            assert await asyncio.create_task(user.signals.post_save.send(sender=user)) == [], "a task of its own"
+            assert await asyncio.create_task(user.signals.post_save.send(sender=user)) == [], "its child task"
 
     async def does_not() -> None:
         await inside.wait()

@@ -163,8 +163,8 @@ async def test_a_worker_that_has_ended_leaves_no_context():
 
 
 @pytest.mark.parametrize("waits", [False, True])
-async def test_an_attempt_begins_only_under_the_lease(waits):
-    """A call under a lost lease waits for it, whether or not the receiver waits."""
+async def test_an_attempt_begins_only_while_the_lease_is_valid(waits):
+    """Without a valid lease, a call waits until the lease is renewed, whether or not the receiver waits."""
     lease = Lease(0, 1, 1, seconds=0.0, sent=now())
     called = asyncio.Event()
 
@@ -190,7 +190,7 @@ async def test_an_attempt_begins_only_under_the_lease(waits):
 
 
 async def test_a_receiver_that_clears_the_cancellation_of_its_time_limit_changes_no_later_attempt():
-    """Else the next receiver of the worker would get a second more, and its own cancellation would look late."""
+    """Otherwise the worker's next receiver gets one more second, and its own cancellation counts as a timeout."""
     capacity = Capacity(Bounds(1, 1, 1))
     made = Steps(Policy(5, 0.01), Lease.for_ever(), capacity, Stats(), CODEC_OPTIONS)
 

@@ -229,7 +229,7 @@ async def test_a_process_tells_the_number_of_partitions_when_it_has_joined():
     assert (joined, process.code) == ([256], ExitCode.OK)
 
 
-async def test_a_process_is_told_to_stop_and_killed_if_it_does_not(capfd):
+async def test_a_process_that_does_not_stop_when_it_is_told_to_stop_is_killed(capfd):
     deaf = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); sys.stdin.read(1); time.sleep(600)"
     stop = asyncio.Event()
     process = SupervisedProcess(

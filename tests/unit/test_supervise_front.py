@@ -72,7 +72,7 @@ async def ask(app: Front, path: str, version: str = "1.1", headers: Any = ((b"ho
 async def test_many_requests_do_not_make_a_hung_process_look_alive(monkeypatch, hung):
     monkeypatch.setattr(front, "_PROBE_SECONDS", 0.01)
     app = Front({"1": str(hung)})
-    for _ in range(20):  # more requests than may wait to be accepted
+    for _ in range(20):  # more requests than the queue of the socket holds
         assert await ask(app, "/livez") == (503, {"alive": False, "reasons": ["process 1: it does not answer"]})
 
 

@@ -24,7 +24,7 @@ async def test_swallowed_cancellations_are_repeated():
     assert all(task.cancelled() for task in tasks)
 
 
-async def test_a_task_that_ignores_every_cancellation_is_left_after_the_deadline():
+async def test_the_wait_for_a_task_that_ignores_every_cancellation_ends_at_the_deadline():
     refusing = asyncio.create_task(swallow(1000))
     await asyncio.sleep(0)
     assert await end([refusing], within=0.05) == 1

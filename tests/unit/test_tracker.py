@@ -67,7 +67,7 @@ def test_a_mark_waits_for_the_changes_before_it():
     assert tracker.token == "0009"
 
 
-def test_a_mark_with_the_token_of_the_last_change_does_not_finish_it():
+def test_a_mark_with_the_token_of_the_last_change_does_not_finish_this_change():
     """After a full batch, the stream has the token of the last event of the batch."""
     tracker = Tracker("0")
     tracker.add(open_job(1))
@@ -106,7 +106,7 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
         tracker.finished(job)
         assert not any(marker <= tracker.token < delete for marker, delete in pairs)
         assert tracker.weight == sum(len(other.token) for other in jobs if other.token > tracker.token)
-        # A restart before the marker reads both. So both count as finished, or neither.
+        # A restart before the marker reads marker and delete. So both count as finished, or neither.
         for marker, delete in pairs:
             finished = {*(j.token for j in tracker.ahead), *(j.token for j in jobs if j.token <= tracker.token)}
             assert (marker in finished) == (delete in finished)

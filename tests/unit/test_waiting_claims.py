@@ -164,7 +164,7 @@ async def test_later_deliveries_of_the_document_to_the_receiver_wait_for_a_claim
     assert scene.delivered == [(token(1), "mail", True), (token(2), "mail", False), (token(3), "mail", False)]
 
 
-async def test_other_receivers_and_other_documents_do_not_wait():
+async def test_deliveries_to_other_receivers_and_of_other_documents_do_not_wait():
     scene = Scene()
     scene.write(1, MAIL)
     assert not scene.foreign(2, INDEX)[1]
@@ -253,7 +253,7 @@ async def test_a_delivery_that_arrives_during_a_takeover_waits_for_it():
 @pytest.mark.parametrize(
     "reason", ["a follower waits for long", "the claim waits for long", "the lanes are crowded"]
 )
-async def test_a_chain_that_waits_for_long_is_parked_in_order(reason, monkeypatch):
+async def test_a_claim_and_its_followers_are_parked_in_order_after_a_long_wait(reason, monkeypatch):
     scene = Scene(park_after=0.0 if reason == "a follower waits for long" else 60.0)
     if reason == "the claim waits for long":
         monkeypatch.setattr(waiting_module, "_LONGEST", 0.0)
@@ -288,7 +288,7 @@ async def test_a_stop_parks_claims_of_changes_that_other_receivers_have_got(begu
     assert scene.finished == ([job] if begun else [])
 
 
-async def test_a_stop_repeats_no_takeover_of_a_change_whose_other_claims_wait():
+async def test_after_a_stop_no_takeover_is_repeated_if_other_claims_of_its_change_wait():
     scene = Scene()
     scene.write(1, INDEX)
     job = scene.write(2, MAIL, INDEX)
@@ -300,7 +300,7 @@ async def test_a_stop_repeats_no_takeover_of_a_change_whose_other_claims_wait():
     assert scene.finished == [job]
 
 
-async def test_a_stop_repeats_no_parked_claim_of_a_change_whose_other_claims_wait():
+async def test_after_a_stop_no_parked_claim_is_repeated_if_other_claims_of_its_change_wait():
     scene = Scene(park_after=0.0)
     scene.write(1, MAIL)
     job = scene.write(2, MAIL, INDEX)
@@ -358,24 +358,24 @@ async def test_parked_claims_are_judged_again_when_their_books_decide_them():
     assert scene.hastened == {"lane 1": "id 1", "lane 3": "id 3"}
     scene.hastened.clear()
     scene.claims.decide()
-    assert scene.hastened == {}, "a decided claim is hastened once"
+    assert scene.hastened == {}, "a decided claim is made due once"
     assert await scene.claims.deliver_held(parked_claim(1))
     scene.decide(2, ClaimVerdict.TAKE)
     assert scene.hastened == {"lane 2": "id 2"}
 
 
-async def test_the_books_of_parked_claims_are_followed_until_the_next_judgement(monkeypatch):
+async def test_the_books_of_parked_claims_are_read_until_the_next_judgement(monkeypatch):
     scene = Scene()
     at = waiting_module.now()
     seconds = (await scene.claims.deliver_held(parked_claim(1))).seconds
     monkeypatch.setattr(waiting_module, "now", lambda: at + 1.5 * seconds)
     assert scene.claims.incarnations == {b"incarnat"}
     monkeypatch.setattr(waiting_module, "now", lambda: at + 3 * seconds)
-    assert scene.claims.incarnations == set(), "another process makes the delivery now"
+    assert scene.claims.incarnations == set(), "another process judges the claim now"
 
 
 @pytest.mark.parametrize("seconds", [1.0, 15.0])
-def test_a_parked_claim_is_taken_over_within_the_timeout_and_five_seconds(seconds):
+def test_a_parked_claim_is_taken_over_at_most_five_seconds_after_the_timeout(seconds):
     """The claim is parked and judged. Then its book is found silent, which makes the claim due."""
     longest = waiting_module._AGAIN + TAKEN * seconds + watch_module._PACE
     assert longest <= seconds + 5
@@ -387,7 +387,7 @@ async def test_a_delivery_does_not_wait_for_a_claim_of_a_later_change():
     scene.write(2, MAIL)
     _, waits = scene.foreign(1, MAIL)
     assert not waits
-    _, waits = scene.foreign(3, MAIL)  # this delivery forms a chain with the claim
+    _, waits = scene.foreign(3, MAIL)  # this delivery waits behind the claim
     assert waits
     _, waits = scene.foreign(1, MAIL)
     assert not waits

@@ -81,7 +81,7 @@ def test_a_pattern_matches_exactly_its_namespaces(text: str, matching: list[str]
         ("shop." + "c" * 251, "longer than 255 bytes"),
     ],
 )
-def test_an_invalid_pattern_is_an_error_of_the_class(entry: Any, says: str) -> None:
+def test_an_invalid_pattern_is_an_error_when_the_class_is_defined(entry: Any, says: str) -> None:
     with pytest.raises(ImproperlyConfigured, match=says) as caught:
         define(watch=["archive.users", entry])
     assert repr(entry) in str(caught.value)

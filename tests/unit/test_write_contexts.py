@@ -64,8 +64,8 @@ def test_a_stamp_with_a_context_is_unchanged_after_a_round_trip(stamp: Stamp) ->
 
 
 @given(stamps)
-def test_an_earlier_version_reads_a_stamp_without_its_context(earlier: ModuleType, stamp: Stamp) -> None:
-    """It fires the signal of the call, skips the receivers that ran in process, and takes claims over."""
+def test_an_earlier_version_reads_a_stamp_but_not_its_context(earlier: ModuleType, stamp: Stamp) -> None:
+    """That version fires the signal of the call, skips receivers that ran in process, and takes claims over."""
     found = earlier.Stamp.unpack(bytes(stamp.pack()))
     assert found[:4] == stamp[:4]
     assert (found.claim, found.muted) == (stamp.claim, False)
@@ -116,7 +116,7 @@ def test_a_muted_stamp_has_no_context() -> None:
 
 
 @given(contexts)
-def test_a_context_has_its_values_or_is_too_long(given: dict[str, Any]) -> None:
+def test_a_context_has_its_values_or_is_refused_as_too_long(given: dict[str, Any]) -> None:
     size = len(json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode())
     if size <= 1024:
         with mongoz.context(**given):
@@ -209,7 +209,7 @@ async def test_a_context_is_local_to_its_task_and_to_tasks_that_it_starts() -> N
     assert entered() is None
 
 
-def test_the_current_span_is_part_of_a_context_and_only_of_a_context() -> None:
+def test_the_current_span_is_part_of_each_context_and_makes_no_context_alone() -> None:
     span = NonRecordingSpan(SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1)))
     parent = f"00-{'abc':0>32}-{'def':0>16}-01"
     with trace.use_span(span):

@@ -23,7 +23,7 @@ __all__ = ["measure_writes"]
 # start of a turn hardly counts.
 _PORTION = 50
 
-# `save` and `update` also validate the new value, and compare.
+# `save` and `update` also validate the new value, and compare it with the old one.
 _CHANGE = Target(limit=1.15, tolerated=1.8, better="lower")
 
 

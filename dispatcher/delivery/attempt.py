@@ -64,8 +64,8 @@ class HeldDelivery(NamedTuple):
         retried: the dead letter that the delivery repeats; None if it repeats none.
         leave: called if the receiver ignores cancellation, with the task in which the receiver still runs, and
             the decision about the delivery. In this case `deliver_held` does not return.
-        place: the place under the limits of the receiver that is taken for this attempt already; None if there is
-            no such place.
+        place: the place that is already taken for this attempt, if the receiver has limits; None if no place is
+            taken.
         lane: the name of its lane.
         id: the `_id` of its record.
     """

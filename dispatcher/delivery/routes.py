@@ -269,7 +269,7 @@ class Routes:
         return tuple(calls)
 
     def is_listed(self, namespace: Namespace, receiver: Receiver, ids: frozenset[bytes]) -> bool:
-        """Returns whether stamps in the collection name this receiver by one of these ids."""
+        """Returns whether one of these ids stands for this receiver in the stamps of the collection."""
         return any(
             other.name == receiver.name and not stamped.isdisjoint(ids)
             for one in self._found.get(namespace) or self._find(namespace)

@@ -223,7 +223,7 @@ def _part(document: Any, key: str, item: Any) -> dict[str, Any]:
     if not isinstance(item, Mapping) or not item:
         raise OperatorInvalid(
             f"U.pull of {document.__name__}.{key} can't take {item!r} here. Pass only embedded documents, or only "
-            "dicts. Each dict needs at least one value of the items to remove."
+            "dicts. A dict must not be empty: its values say which items to remove."
         )
     path = resolve_path(document, key.replace(ALL_ITEMS, "0")).path
     condition = {}

@@ -83,7 +83,7 @@ class Backlog:
         self.daemon = self._start()
 
     def counted(self, receiver: str) -> bytes:
-        """The number of deliveries of each write to a receiver."""
+        """A byte for each write: how often the receiver got it."""
         return (self._plan.directory / receiver).read_bytes()
 
     def watch(self, receiver: str, done: Callable[[], bool]) -> list[float]:

@@ -481,7 +481,7 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
 async def test_parked_claims_are_read_once_before_their_process_dies_and_once_after(
     restarts, registry, database, state, foreign, held, monkeypatch
 ):
-    """The time of the wait does not change this. A dispatcher that starts reads the claims once more."""
+    """It does not matter how long the claims wait. Only a new dispatcher reads them once more, at its start."""
     monkeypatch.setattr("dispatcher.claims.waiting._LONGEST", 0.1)
     served: Told = []
     make(registry, database, served, others=False)
@@ -592,7 +592,7 @@ async def test_a_takeover_gets_the_current_document_if_a_later_write_of_the_odm_
 
 
 async def test_a_stopped_process_starts_nothing_after_its_takeover(registry, mongo, database, state, foreign):
-    """The process is stopped before its receiver begins, for longer than its timeout."""
+    """Before its receiver begins, the process is stopped for longer than the timeout of its claims."""
     served: Told = []
     make(registry, database, served, others=False)
     foreign.create_collection("items")

@@ -43,7 +43,8 @@ _PLAIN: Final = frozenset(
 
 
 _EXACT: Final = frozenset({"str", "int", "float", "bool"})
-"""Schemas of these types make no instances of subclasses, such as members of an enum. A schema for dates does."""
+"""Schemas of these types turn an instance of a subclass, such as a member of an enum, into a plain value.
+A schema for dates returns the instance itself."""
 
 _KEPT: Final = {"str": str, "int": int, "float": float, "bool": bool, "datetime": datetime.datetime}
 """The type of a schema -> the Python type whose values the schema does not change, if no option in
@@ -139,7 +140,7 @@ def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str,
 
 
 def loads_unchanged(model: type[BaseModel], known: dict[str, Any], names: Iterable[str]) -> bool:
-    """Whether `reloaded_values` certainly returns these values of the database unchanged, or returns None.
+    """Whether `reloaded_values` certainly refuses these values of the database, or returns them unchanged.
 
     Args:
         model: the class.

@@ -112,7 +112,7 @@ class Settings(BaseModel):
         default=30.0,
         ge=0,
         allow_inf_nan=False,
-        description="Seconds that running deliveries get to end after SIGTERM.",
+        description="Seconds for which running deliveries may continue after SIGTERM.",
     )
     save_interval: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="Seconds between two saves of the position."
@@ -184,8 +184,8 @@ class Settings(BaseModel):
         default=14.0,
         ge=1.0,
         le=3_650.0,
-        description="Days for which records of transactional deliveries, and claims of processes that have ended, "
-        "are kept. This time must be longer than the oplog reaches back.",
+        description="Days to keep records of transactional deliveries, and claims of processes that have ended. "
+        "This time must be longer than the oplog reaches back.",
     )
     claim_timeout: float = Field(
         default=15.0,

@@ -6,7 +6,7 @@ __all__ = ["raise_together"]
 
 
 def raise_together(errors: Sequence[Exception], message: str) -> None:
-    """Raise a single exception unchanged, several as a group.
+    """Raise a single exception unchanged, and several exceptions as a group.
 
     Raises:
         Exception: `errors` has one error.

@@ -1,7 +1,7 @@
 """Canonical keys: equal bytes for `_id`s that the server takes for equal.
 
 MongoDB compares numbers by value: 1, `NumberLong(1)`, 1.0 and `Decimal128("1.00")` are one `_id`, also inside of
-documents and arrays. 0.0 and -0.0 are one `_id` too, and so are all NaN. But equal numbers can have different
+documents and arrays. 0.0 and -0.0 are one `_id` too. All NaN are one `_id`. But equal numbers can have different
 BSON, and then hashes of the BSON differ. So `canonical` encodes every number in the narrowest type that holds it.
 
 `canonical` works on the bytes of BSON. Python values are not enough: Python compares them differently (1 == True),

@@ -1,6 +1,6 @@
 """Settings of the ODM.
 
-The environment variable `MONGOZ_SETTINGS_MODULE` names a subclass of `MongozSettings`, as
+The environment variable `MONGOZ_SETTINGS_MODULE` contains the name of a subclass of `MongozSettings`, in the form
 `package.module.Class`. Without the variable the defaults apply. `settings` is lazy: nothing is imported before the
 first attribute is read.
 """

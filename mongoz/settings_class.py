@@ -14,8 +14,8 @@ class MongozSettings(Defaults, BaseSettings):
         parsed_ids: the names of the primary key in filters.
         lookup_prefix: the separator between a field and its lookup in keyword filters.
         filter_operators: the lookups of keyword filters -> operators of `Q`.
-        allow_javascript: whether keyword filters may contain JavaScript, as `name__where="..."`. If they may, and
-            keywords come from a request, the sender of the request can run any JavaScript on the server.
+        allow_javascript: whether keyword filters may contain JavaScript, as `name__where="..."`. If it is True,
+            and keywords come from a request, the sender of the request can run any JavaScript on the server.
 
     Examples:
         >>> class Settings(mongoz.MongozSettings):

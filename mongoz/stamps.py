@@ -1,7 +1,7 @@
 """Origin stamps, by which a dispatcher distinguishes an application's own writes from all others.
 
 A stamp is a BSON binary of the user-defined subtype, in the reserved field `_mongoz`. It is one scalar, so no
-pipeline update or partial `$set` can split it. It names the receivers that ran (or will run) for this one write in
+pipeline update or partial `$set` can split it. It lists the receivers that ran (or will run) for this one write in
 the writing process. The dispatcher delivers to all other receivers.
 
 Layout, version 1, big-endian:
@@ -24,12 +24,12 @@ If the process claims receivers, the ids are replaced by:
     8 bytes      the incarnation
     8 bytes      the number of the claim
 
-Versions without claims read a list of ids, and know none of the inverted ones. So they deliver to the claimed
-receivers, and fire the signal of the call.
+An earlier version, which has no claims, reads all this as a list of ids, and knows none of the inverted ids. So it
+delivers to the claimed receivers, and fires the signal of the call.
 
 A context follows the ids of the receivers. A stamp with a context has kind 0, even if the write has hops:
 
-    8 * n bytes  the context as JSON in UTF-8, padded with zero bytes, and combined with the salt by exclusive or
+    8 * n bytes  the context as JSON in UTF-8, padded with zero bytes, and combined with the salt by XOR
     8 bytes      the salt
     5 bytes      a mark; no id contains it
     1 byte       the hops
@@ -253,7 +253,7 @@ def _form(group: str, call: Call, kind: int, rest: bytes) -> Form:
 
 
 class _Common(NamedTuple):
-    """The attributes that the stamps of many writes have in common. The other attributes are as in `Stamp`.
+    """The attributes that the stamps of many writes have in common; except for `claimed`, they are as in `Stamp`.
 
     Attributes:
         claimed: the claimed receivers; None if the stamp has no claim.
@@ -350,7 +350,7 @@ def context_of(context: str) -> ContextValues | None:
         context: the values as JSON. Any client may have written it.
 
     Returns:
-        The values; None for "" and for anything else than an object with strings, integers and booleans.
+        The values; None for "" and for a text that is no JSON object of strings, integers and booleans.
     """
     try:
         values = json.loads(context)

@@ -32,8 +32,8 @@ __all__ = ["Captured", "Fired", "capture"]
 
 _numbers = itertools.count(1)
 
-# Reports leave out these keywords. They show `sender` and `instance` in another form. `delivery` and `previous`
-# don't help.
+# A report leaves out these keywords. It shows `sender` and `instance` in another form. `delivery` and `previous`
+# don't help its reader.
 _LEFT_OUT: Final = frozenset({"sender", "instance", "delivery", "previous"})
 _LONGEST: Final = 60
 
@@ -182,7 +182,7 @@ class Captured(Sequence[Fired]):
                 raise SignalError(f"No signal {signal!r} is captured.{nearest(signal, names)}")
             return lambda fired: fired.signal == signal
         if not any(one is signal for one in known):
-            raise SignalError(f"{_label(signal)} is not captured; name it, or its document, in capture(...).")
+            raise SignalError(f"{_label(signal)} is not captured; give it, or its document, to capture(...).")
         name, sender = signal.name, signal.sender
         if sender is None:  # a custom signal
             return lambda fired: fired._source is signal
@@ -201,8 +201,8 @@ class capture:  # noqa: N801 - it reads like a function: with capture(User) as c
     such as workers of the application. With `this_task=True` each of several concurrent tasks records its own
     signals only.
 
-    On a dispatched registry captured writes have a stamp, as writes with a receiver have. The stamp does not name
-    receivers that a silent capture keeps from running: a dispatcher delivers to them.
+    On a dispatched registry every captured write has a stamp, like a write with a receiver. A silent capture keeps
+    the real receivers from running. The stamp does not list these receivers, so a dispatcher delivers to them.
 
     Args:
         *targets: documents (all their signals, custom ones included; an abstract document includes its

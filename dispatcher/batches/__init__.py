@@ -1,1 +1,1 @@
-"""Gathers deliveries to batch receivers from the lanes and the database, and makes many of them in one call."""
+"""Gathers the deliveries of batch receivers, from the lanes and from the database. One call makes many of them."""

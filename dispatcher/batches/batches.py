@@ -3,7 +3,7 @@
 A delivery to a batch receiver is a separate part of the job of its change (see `Job`). So the lane of the
 document goes on to the next receiver and to the next change. The job is finished when all its parts are
 finished.
-A batch is an errand in the lanes with a key of its own. So a running batch needs a worker, like a job.
+In the lanes, a batch is an errand with a key of its own. So a running batch needs a worker, like a job.
 
 A document is in one batch of a receiver at a time. If a delivery must wait for a long time, an errand in the
 lane of its document parks this delivery, and also the later deliveries of the document to this receiver. So
@@ -52,7 +52,7 @@ class Batches:
         on_finished: called with the job when one of its deliveries is finished.
 
     Attributes:
-        waiting: the number of deliveries that wait for a batch to begin, without those from the database.
+        waiting: the number of deliveries that wait for a batch to begin; those from the database do not count.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Batches:
     # -- deliveries that must wait in the database -----------------------------------------------------------
 
     async def _settle(self, gathering: Gathering, run: BatchRun) -> None:
-        """Record the results of deliveries from the database. Park deliveries of the stream that must wait."""
+        """Record the results of deliveries from the database. If deliveries of the stream must wait, park them."""
         from_held = [each for waits in run.waits.values() for each in waits if each[0].job is None]
         if run.decided or from_held:
             assert self._held_source is not None  # `settle_in` has set it
@@ -293,7 +293,7 @@ class Batches:
         return errands
 
     async def park_begun(self) -> None:
-        """When the partition is left: park the deliveries of changes that other receivers have got already.
+        """When the partition is left: if other receivers have got a change already, park its deliveries.
 
         The next owner of the partition reads all other changes again.
 

@@ -1,4 +1,4 @@
-"""The deliveries of one receiver and one document class that wait for a batch. No I/O."""
+"""Deliveries that wait for a batch: those of one receiver and one document class. No I/O."""
 
 import math
 from collections import deque

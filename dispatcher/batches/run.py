@@ -56,9 +56,9 @@ class _Failed(NamedTuple):
     Attributes:
         alone: whether the event itself failed. Otherwise another event of its batch may have caused the error.
         is_behind: whether the event is delivered again because an earlier event of its document failed. The
-            repetition keeps the order: the receiver gets the newest state of the document last. The first
-            event without an error after a failed event of the same document is repeated, and so are all later
-            events of this document, with or without an error.
+            repetition keeps the order: the receiver gets the newest state of the document last. After a failed
+            event, the next event of the same document without an error is repeated. All later events of this
+            document are repeated too, with or without an error.
     """
 
     one: GatheredDelivery
@@ -225,7 +225,7 @@ class BatchRun:
         await self._deliver_parts()
 
     async def _decide_each(self, failed: Sequence[_Failed]) -> list[_Failed]:
-        """Decide about events that failed alone. The events behind them become one part. Returns the others."""
+        """Decide about events that failed alone. The events behind them become one part. Returns the rest."""
         for one in failed:
             if one.alone:
                 await self._decide(one)
@@ -319,7 +319,7 @@ class BatchRun:
             if not self._target.terms.transactional:
                 self._succeeded(gathered, attempt.began)
                 break
-            # The transaction was aborted. The events that did not fail run again now, without the others.
+            # The transaction was aborted. The next attempt has only the events that did not fail.
         return sorted(failed, key=lambda one: position[one.one])
 
     async def _prepare(

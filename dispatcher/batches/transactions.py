@@ -1,4 +1,4 @@
-"""Transactional batch receivers: the writes for a whole batch commit together with one record per event."""
+"""Transactional batch receivers: one transaction has the writes for a whole batch, and a record per event."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -62,7 +62,7 @@ class WaitingChain:
     """The waiting deliveries of one document to one receiver, in the order of the stream.
 
     Attributes:
-        parts: the deliveries. The first one waits for the process that made its write, or runs.
+        parts: the deliveries. The first one runs, or waits for the process that made its write.
         runs: whether an errand of the chain is in the lane of the document. The errand makes the first delivery,
             or parks the chain.
     """

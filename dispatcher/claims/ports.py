@@ -18,7 +18,7 @@ class ParkingGate(Protocol):
         """Write a delivery to the database if it must wait for other deliveries. Returns whether it must wait."""
 
     async def park(self, change: Change, calls: Calls, receiver: Receiver, waiting: Waiting) -> None:
-        """Write to the database a delivery that must wait. After this call it survives a failover."""
+        """Write to the database a delivery that must wait. After this call, the delivery survives a failover."""
 
     def hasten(self, lanes: Mapping[str, str]) -> None:
         """Make the next attempt at claimed deliveries soon, because their claims are decided.

@@ -44,8 +44,8 @@ class ClaimStore:
         Args:
             incarnations: the ids of the books; each writing process has a book.
             since: a time of the server. The read sees all beats that were acknowledged before this time. Without
-                it, a read soon after an election may miss beats: the majority snapshot of the new primary may be
-                older than these beats.
+                `since`, a read soon after an election may miss beats: the majority snapshot of the new primary
+                may be older than these beats.
         """
         try:
             return await self._read(incarnations, since)

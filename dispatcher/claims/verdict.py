@@ -5,7 +5,7 @@ write succeeds only if the document still has the beat that the dispatcher saw. 
 book, so all dispatchers decide alike from then on.
 
 Clocks of different machines are never compared. The dispatcher measures the timeout from the moment at which it
-saw a beat for the first time. The process measures it from the moment before it sent the beat, see
+saw a beat for the first time. The process measures the timeout from the moment before it sent the beat, see
 `mongoz/claims/book.py`.
 """
 
@@ -31,7 +31,7 @@ class ClaimVerdict(StrEnum):
     """The process starts none of the deliveries any more. A dispatcher makes them."""
 
 
-# A look-up in the class takes ten times as long as one of these names. Each write needs several look-ups.
+# `ClaimVerdict.DONE` takes ten times as long as `DONE`, and each write needs several of these look-ups.
 DONE: Final = ClaimVerdict.DONE
 WAIT: Final = ClaimVerdict.WAIT
 TAKE: Final = ClaimVerdict.TAKE

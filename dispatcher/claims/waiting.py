@@ -166,11 +166,11 @@ class WaitingClaims:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether an unclaimed delivery waits, or waiting deliveries should leave the memory."""
+        """Whether an unclaimed delivery waits here, or the waiting deliveries should leave the memory."""
         return self._followers > 0 or self._is_crowded()
 
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
-        """The claimed deliveries of a change that this process may have to make, each with one receiver."""
+        """The claimed deliveries of a change, each with one receiver. This process may have to make them."""
         found = self._routes.claimed(change, self._watch.named(claim))
         each = [calls._replace(receivers=(one,)) for calls in found for one in calls.receivers]
         return (*each, *self._orphans(change, claim))

@@ -37,7 +37,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="dispatcher",
     cls=Commands,
-    help="Delivers mongoz signals for writes of other clients: by another service, a shell or a migration.\n\n"
+    help="Delivers mongoz signals for the writes of other clients: another service, a shell or a migration.\n\n"
     "`dispatcher COMMAND --help` describes a command. `dispatcher demo` shows a dispatcher at work.\n\n"
     "Example: `dispatcher run shop.models:registry --import shop.receivers`",
     no_args_is_help=True,

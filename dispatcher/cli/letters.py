@@ -262,7 +262,7 @@ async def _chosen(there: "GroupConnection", ids: list[str], wanted: "Wanted") ->
 
 
 async def _require(there: "GroupConnection", wanted: "Wanted") -> None:
-    """Raise an error for an unknown receiver: a misspelled name must not look like an empty list."""
+    """Raise an error for an unknown receiver. An empty list would hide that the name is misspelled."""
     from dispatcher.group.known_receivers import require_receiver
 
     if wanted.receiver is not None:

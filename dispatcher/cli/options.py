@@ -130,7 +130,7 @@ def settings_of(*names: str, **defaults: Any) -> Flags:
 
     Args:
         names: the names of the settings.
-        defaults: the defaults of flags that differ from the defaults of their settings, by name.
+        defaults: other defaults for some flags, by name. Without one, a flag has the default of its setting.
     """
     return Flags(make_settings, [_setting(name, **defaults) for name in names])
 

@@ -32,7 +32,7 @@ def complain(error: DispatcherError) -> None:
 
 
 def name_malformed(misfits: "Iterable[Misfit]") -> None:
-    """Print malformed documents of the state, which are left out of a result, on one line each."""
+    """Print one line for each malformed document of the state. The result does not contain these documents."""
     for one in misfits:
         err.print(shown(f"The document {one.id} in {one.collection} is malformed: {one.problem}. {one.remedy}"))
 

@@ -1,4 +1,4 @@
-"""Adds the application and the server of the running command to the commands that messages name."""
+"""Adds the application and the server of the running command to the commands in messages."""
 
 import os
 import re
@@ -25,7 +25,7 @@ _COMMAND: Final = re.compile(r"`dispatcher ([^`]+)`")
 # A command that ends with one of these flags is not completed: the text is about the flag.
 _TOPICS: Final = ("--help", "--kafka", "--partitions")
 
-# Stands for a URL with a password, which is not printed. Shells replace this word by the URL.
+# Printed instead of a URL that has a password. Shells replace this word by the URL.
 _HIDDEN_URL: Final = "$DISPATCHER_URL"
 
 
@@ -65,7 +65,7 @@ class Completion:
         return any(flag.default is Parameter.empty and not self._values.get(flag.name) for flag in flags)
 
     def _words(self, flag: Parameter, elsewhere: bool) -> list[str]:
-        """The words that repeat a flag or an argument."""
+        """The words of a flag or an argument, with the value that it has in the running command."""
         value, info = self._values.get(flag.name), flag.annotation.__metadata__[0]
         if value in (None, False, [], flag.default):
             return []

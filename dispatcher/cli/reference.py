@@ -19,7 +19,7 @@ _HEAD: Final = """\
 |---|---|
 | `--version` | show the version |
 | `--help`, `-h` | show the help |
-| `--install-completion` | make bash, zsh, fish or PowerShell complete commands and flags, from the next shell on |
+| `--install-completion` | turn on completion of commands and flags in new shells: bash, zsh, fish, PowerShell |
 | `--show-completion` | print what `--install-completion` would install |
 
 APP is `package.module:registry`. The working directory is importable. APP can also be in the variable

@@ -44,7 +44,7 @@ RelayName = Annotated[
     str,
     typer.Option(
         "--name",
-        help="The name of the relay, of letters, digits, '.', '_' and '-'. Its topic is mongoz.NAME.",
+        help="The name of the relay: letters, digits, '.', '_' and '-'. Its topic is mongoz.NAME.",
         callback=_require_name,
         envvar="DISPATCHER_RELAY_NAME",
     ),
@@ -75,7 +75,7 @@ def relay(
     """Publish the changes of APP's collections to a topic of Kafka until stopped by SIGTERM or SIGINT.
 
     Only the relay reads the change stream. Any number of dispatchers can read from the topic without further
-    load on the MongoDB server. The first start creates the topic, and publishes the changes from this time on. A
+    load on the MongoDB server. The first start creates the topic, and publishes the changes made after it. A
     second relay of the same name stands by, and takes over when the first one dies.
 
     Example: `dispatcher relay shop.models:registry --import shop.receivers --kafka localhost:9092`

@@ -151,10 +151,10 @@ def backfill(  # noqa: PLR0913 - one parameter per flag
 ) -> None:
     """Deliver existing documents to `post_save` receivers, with `created=False`.
 
-    If dispatchers with the receivers run, they deliver the documents, each after its earlier changes and before
-    its later ones. If none runs, this process delivers the documents, in the order of the `_id`s.
-    `delivery.image` is "current" and `delivery.replayed` is true. If the backfill is stopped or killed, the same
-    command continues it. The documents come from MongoDB, also if the group reads from Kafka.
+    If dispatchers that have the receivers are alive, they deliver the documents, each after its earlier changes
+    and before its later ones. If no such dispatcher is alive, this process delivers the documents, in the order of
+    the `_id`s. `delivery.image` is "current" and `delivery.replayed` is true. If the backfill is stopped or
+    killed, the same command continues it. The documents come from MongoDB, also if the group reads from Kafka.
 
     The command exits with 1 if a delivery failed. A failed delivery becomes a dead letter.
 
@@ -210,7 +210,7 @@ def _work(
             listed = completed("`dispatcher dead-letters list` shows them")
             out.print(shown(f"{outcome.dead_letters} dead letters: {listed}"), soft_wrap=True)
         if not outcome.finished:
-            out.print(f"the same command continues it, or --resume {outcome.run}")
+            out.print(f"the same command continues the run, or --resume {outcome.run}")
     if outcome.failed or not outcome.finished:
         raise typer.Exit(ExitCode.FAILED)
 

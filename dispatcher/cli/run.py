@@ -24,9 +24,9 @@ def run(
 ) -> None:
     """Deliver changes to the receivers of APP until stopped by SIGTERM or SIGINT.
 
-    The first start delivers the changes from this time on. Every later start continues where the last run ended,
-    also after a crash. Several dispatchers of a group share the partitions. When one dies, the others take over
-    its partitions. With `--processes`, one command starts several dispatchers on this machine. With `--kafka`,
+    The first start delivers the changes made after it. Every later start continues where the last run ended, also
+    after a crash. Several dispatchers of a group share the partitions. When one dies, the others take over its
+    partitions. With `--processes`, one command starts several dispatchers on this machine. With `--kafka`,
     dispatchers read the changes from the topic of a relay, not from change streams.
 
     Example: `dispatcher run shop.models:registry --import shop.receivers`

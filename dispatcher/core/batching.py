@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Runs one command for many items. Items that arrive while `at_once` batches run form the next batch.
+    """Runs one command for many items. If items arrive while `at_once` batches run, they form the next batch.
 
     Args:
         work: takes a batch; returns an answer for each item, in the same order. An answer that is an exception is

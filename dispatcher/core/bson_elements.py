@@ -1,7 +1,7 @@
 """Splits BSON into its elements without decoding it.
 
 Servers store values that no driver decodes: text that is not UTF-8, UUIDs of three bytes, dates in the far future.
-Code that must not fail on such values, such as the search for the `_id` of a document, reads the bytes.
+Some code must not fail on such values, for example the search for the `_id` of a document. Such code reads bytes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

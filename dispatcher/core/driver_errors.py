@@ -38,7 +38,7 @@ class Kind(StrEnum):
     NOT_SUPPORTED = "not_supported"
     """This server lacks a feature that is needed."""
     UNKNOWN = "unknown"
-    """None of the sets of codes below has the code. The error is handled like `PASSING`."""
+    """The code is in none of the sets below. The error is handled like `PASSING`."""
 
 
 PASSING_CODES: Final = frozenset(

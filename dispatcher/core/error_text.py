@@ -1,4 +1,4 @@
-"""Describes errors in text, without secrets and of a limited length: for logs, dead letters and spans.
+"""Describes errors for logs, dead letters and spans. The texts have no secrets and a limited length.
 
 An application may define the class of an error, and the methods of such a class may raise errors. The functions
 here never raise an error.

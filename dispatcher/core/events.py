@@ -35,7 +35,7 @@ CALLED: Final = {
 }
 """Maps the operation of an event, and the call in its origin stamp, to the signal and the value of `created`.
 
-The ODM makes no replaces, so a replace never has a stamp of its own. A delete has the stamp of its marker."""
+The ODM never sends a replace, so a replace never has a stamp of its own. A delete has the stamp of its marker."""
 
 # `delivery_id` copies this hash: a copy takes a third of the time of a new hash.
 _ID_HASH: Final = blake2b(digest_size=12)
@@ -289,7 +289,7 @@ class Job:
     # -- markers and deferred changes ------------------------------------------------------------------------
 
     def announce_delete(self) -> None:
-        """Note that the change is an update that announces a delete."""
+        """Record that the change is an update that announces a delete."""
         self.announces = True
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
@@ -316,7 +316,7 @@ class Job:
         self.awaited += parts * awaited
 
     def end_wait(self) -> None:
-        """Record that the claim to a part is decided, or the part waits in the database."""
+        """Record that the claim of a part is decided, or that the part waits in the database."""
         self.awaited -= 1
 
     def note_made(self) -> None:

@@ -16,8 +16,8 @@ from dispatcher.core.stats import seconds_of
 MOST_SKEW: Final = 1.0
 """Seconds that the clocks of the server and of this machine may differ without a warning."""
 
-# Number of successive requests for the clock, the first time. Later, one request is enough, because earlier
-# answers count too.
+# Number of requests in a row when the clock is first read. Later, one request is enough, because earlier answers
+# count too.
 _REQUESTS: Final = 3
 
 # Resolution of the server's time, in seconds.
@@ -79,7 +79,7 @@ class ServerTimes(NamedTuple):
 async def look_at_oplog(client: AsyncMongoClient[Any]) -> Oplog | None:
     """Read the times of the oplog; None if the user lacks the privilege, or if the server is a mongos.
 
-    The command serverStatus reports the times. The oplog itself is not read, because this needs a privilege that
+    The command serverStatus reports the times. The oplog itself is not read: that would need a privilege that
     exposes the writes of every database.
     """
     try:
@@ -142,7 +142,7 @@ class ClockOffset:
         return (self._low + self._high) / 2
 
     def note(self, low: float, high: float, at: float) -> None:
-        """Add the bounds of one answer, which came at this time of the monotonic clock."""
+        """Add the bounds of one answer. It came at the time `at` of the monotonic clock."""
         drift = _DRIFT * (at - self._noted)
         self._noted = at
         tight_low, tight_high = max(low, self._low - drift), min(high, self._high + drift)

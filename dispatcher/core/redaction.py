@@ -1,4 +1,4 @@
-"""Removes secrets from texts, shortens them, and escapes them for terminals.
+"""Removes secrets from texts, shortens texts, and escapes texts for terminals.
 
 Logs, dead letters, spans, the command line and the dashboard use these functions. Each runs in linear time,
 because a text may come from any client that writes documents.
@@ -118,8 +118,8 @@ _SHORT_NAMES: Final = {"\t": r"\t", "\r": r"\r"}
 def redacted(text: str) -> str:
     """The text, with dots in the place of passwords, tokens and other secrets. A second call changes nothing.
 
-    Secrets are credentials in URLs; values with the names of secrets in queries, headers, JSON, key-value text,
-    Python's representations and command lines; and common forms of tokens and private keys.
+    These are secrets: credentials in URLs; a value after a name such as "password" (in queries, headers, JSON,
+    key-value text, Python's representations and command lines); common forms of tokens and private keys.
     """
     lower = text.lower()
     if not any(map(lower.__contains__, _HINTS)):

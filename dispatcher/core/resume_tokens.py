@@ -16,7 +16,7 @@ from dispatcher.exceptions import PositionError
 _BITS: Final = "."
 _TIMESTAMP_TAG: Final = "82"
 
-# Maximum characters of a shortened token: a key of some hundred bytes fits.
+# Maximum characters of a shortened token: a key of several hundred bytes fits.
 _SHORT: Final = 1_000
 
 # Sorts after the digits of tokens.
@@ -90,7 +90,7 @@ def directly_after(token: str) -> str:
 
 
 def shortened(token: str) -> str:
-    """The beginning of a token: at most `_SHORT` characters. It sorts among other tokens as the whole token does.
+    """The beginning of a token: at most `_SHORT` characters. Among other tokens, it sorts like the whole token.
 
     The time of a token, and the place in its transaction, precede the document's key. So tokens differ before the
     part that this function leaves out.

@@ -192,8 +192,8 @@ class Stats:
     lease_changes: int = 0
     """Partitions that were taken over, given up or lost."""
     late_stamps: int = 0
-    """Writes that took effect too long after they were stamped. Receivers that the
-    writing process had run got them again from the dispatcher."""
+    """Writes that took effect too long after they were stamped. The dispatcher delivered them again to the
+    receivers that had run in the writing process."""
     untouched: int = 0
     """Updates that changed only the origin stamp. No receiver gets them."""
     gaps: int = 0
@@ -231,7 +231,8 @@ class Recent:
         # This sample stands for the start, when all counters were zero. So everything that was counted before the
         # next sample is recent too.
         self._samples: deque[tuple[float, _Counters]] = deque([(float("-inf"), {})])
-        # For each receiver two times: of the first sample after its last success, and after its last failure.
+        # For each receiver, the times of two samples: the first one after its last success, and the first one
+        # after its last failure.
         self._times: dict[tuple[str, str], tuple[float | None, float | None]] = {}
 
     def note(self, now: float, receivers: Iterable[ReceiverFigures]) -> None:
@@ -299,7 +300,7 @@ class TopicGauges(NamedTuple):
     Attributes:
         trouble: the reason why the topic can't be used now; empty if it can be used.
         lag_records: the number of records that the reader has not read; None if it is unknown.
-        retention_seconds: the time for which the topic keeps a record; None if it is unknown, or without a limit.
+        retention_seconds: the time for which the topic keeps a record; None if it is unknown or unlimited.
         buffered_bytes: bytes of records that have arrived and are not read: in the queue, and in the client.
         is_paused: whether the queue is full, so that no further records are fetched.
     """
@@ -360,7 +361,7 @@ def topic_headroom(retention: float | None, age: float, *, all_read: bool) -> fl
     """The seconds until a topic may delete the record after a position; None if `retention` is None.
 
     Args:
-        retention: the seconds for which the topic keeps a record; None if they are unknown, or without a limit.
+        retention: the time in seconds for which the topic keeps a record; None if it is unknown or unlimited.
         age: the age of the position in seconds.
         all_read: whether the topic has no record after the position.
     """

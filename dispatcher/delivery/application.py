@@ -38,7 +38,7 @@ def routes_of(registry: Registry, settings: Settings, group: str) -> Routes:
     if not registry.all_documents:
         raise NothingToDeliver(
             "The registry has no documents.",
-            remedy="Import the module with the documents, and let their Meta name this registry.",
+            remedy="Import the module with the documents. Their Meta must have this registry.",
         )
     raise NothingToDeliver(
         f"None of the {len(registry.all_documents)} documents of the registry has a post_save, "

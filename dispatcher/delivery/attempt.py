@@ -62,8 +62,8 @@ class HeldDelivery(NamedTuple):
         change: the change, with documents that no receiver has modified.
         calls: the document class and a single receiver.
         retried: the dead letter that the delivery repeats; None if it repeats none.
-        leave: called if the receiver ignores cancellation, with the task in which the receiver still runs, and
-            the decision about the delivery. In this case `deliver_held` does not return.
+        leave: called if the receiver ignores cancellation. Its arguments are the task in which the receiver still
+            runs, and the decision about the delivery. In this case `deliver_held` does not return.
         place: the place that is already taken for this attempt, if the receiver has limits; None if no place is
             taken.
         lane: the name of its lane.

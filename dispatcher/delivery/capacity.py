@@ -159,7 +159,7 @@ class Capacity:
         self._on_free()
 
     def resize(self, bounds: Bounds) -> None:
-        """Change the bounds. Jobs beyond smaller bounds stay queued or in flight."""
+        """Change the bounds. If they are smaller now, the jobs beyond them stay queued or in flight."""
         self._bounds = bounds
         if not self.held:
             self.release()

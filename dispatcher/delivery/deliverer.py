@@ -148,7 +148,7 @@ class Deliverer:
     async def _deliver(self, job: Job, change: Change, calls: Calls) -> None:
         """Call the receivers of one document class."""
         try:
-            image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
+            image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set contextvars
         except BaseException as invalid:  # validators of the application may raise any error
             await self._failures.refuse_document(change, calls, invalid)
             job.passed += len(calls.receivers)
@@ -275,7 +275,7 @@ class Deliverer:
             assert self._batches is not None  # `gather_in` was called
             return await self._batches.deliver_alone(held)
         try:
-            image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set variables
+            image, keywords = copy_context().run(keywords_of, change, calls)  # validators may set contextvars
         except BaseException as invalid:  # the model has changed since the delivery was parked
             await self._failures.refuse_document(change, calls, invalid, retried)
             return False

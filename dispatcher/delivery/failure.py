@@ -21,8 +21,8 @@ from mongoz.signals.receivers import Receiver
 # minute at most. So if a receiver still has conflicts after this time, its own writes cause them.
 _TRANSIENT_FOR: Final = timedelta(minutes=5)
 
-# During this time, `RetryAfter` uses up no attempt. It is also the longest wait that a receiver can ask for. So if
-# a receiver always asks for another attempt, the delivery becomes a dead letter in the end.
+# During this time, `RetryAfter` uses up no attempt. So if a receiver always asks for another attempt, the delivery
+# becomes a dead letter in the end. This time is also the longest wait that a receiver can ask for.
 _POSTPONED_FOR: Final = timedelta(days=1)
 
 
@@ -129,7 +129,7 @@ class Failures(NamedTuple):
         return False
 
     async def _is_committed(self, attempt: Attempt) -> bool:
-        """Returns whether the transaction of a failed attempt is committed. If only the reply was lost, it is."""
+        """Returns whether the transaction of a failed attempt is committed: maybe only the reply was lost."""
         if self.transactions is None:
             return False
         report = partial(

@@ -272,7 +272,7 @@ class Invoker:
         if not too_many or self._cancelled[task] == _CANCELLATIONS + 1:
             log.error(
                 "a receiver ignores cancellation; "
-                + ("too many receivers do, so it keeps its worker" if too_many else "another worker replaces it"),
+                + ("too many do that, so this one keeps its worker" if too_many else "another worker replaces it"),
                 action="delivery.stuck",
                 **described(attempt.delivery),
                 timeout=attempt.target.terms.timeout,

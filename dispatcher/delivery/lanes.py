@@ -26,7 +26,7 @@ _TO_WRITE: Final = 2.0
 
 
 class _Worker:
-    """A worker. `at` has the key of the job that it began last, and the job; None before the first job."""
+    """A worker. `at` is the key and the job that the worker began last; None before the first job."""
 
     __slots__ = ("at",)
 

@@ -79,9 +79,9 @@ def log_parked(delivery: Delivery, waiting: Waiting) -> None:
 
 
 def log_failed(what: str, how: End, delivery: Delivery, id_: Any, error: BaseException) -> None:
-    """Log that all attempts that the option `retry` allows have failed.
+    """Log the failure of the last attempt that the option `retry` allows.
 
-    After them, a blocked delivery is still attempted again. Other deliveries are not.
+    After this attempt, only a blocked delivery is attempted again.
     """
     log.error(
         what,

@@ -43,7 +43,7 @@ class Listener(NamedTuple):
         namespace: the namespace of the document's own collection.
         patterns: the patterns of further collections with documents of this class.
         fields: for `post_update` receivers with the option `fields`: the stored names of these fields.
-        stamped: for each receiver, the ids by which stamps of this document name it.
+        stamped: for each receiver, the ids that stand for it in the stamps of this document class.
     """
 
     document: Any
@@ -277,7 +277,7 @@ class Routes:
         )
 
     def stamped_ids(self, namespace: Namespace) -> frozenset[bytes]:
-        """The ids of the receivers that listen to a collection, as stamps in the collection list them."""
+        """The ids that stand for the receivers of a collection in the stamps of its documents."""
         found = self._found.get(namespace) or self._find(namespace)
         return frozenset(id_ for one in found for ids in one.stamped.values() for id_ in ids)
 
@@ -392,7 +392,7 @@ def _in_order(receivers: Iterable[Receiver]) -> tuple[Receiver, ...]:
 
 
 def _stamped(document: Any, receivers: Mapping[str, Iterable[Receiver]]) -> dict[Receiver, frozenset[bytes]]:
-    """For each receiver, the ids by which stamps of a document name it."""
+    """For each receiver, the ids that stand for it in the stamps of a document class."""
     return {r: frozenset(stamp_ids(r, document, signal)) for signal, some in receivers.items() for r in some}
 
 

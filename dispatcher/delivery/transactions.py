@@ -149,8 +149,8 @@ async def _insert(records: Any, id_: dict[str, str], session: Any) -> None:
 def is_transient(error: BaseException) -> bool:
     """Returns whether the transaction must be repeated because of an error that is no failure of the receiver.
 
-    This is so if the server asks for the repetition, or if the transaction has not begun. The exceptions that
-    caused the error are checked, too.
+    There are two such cases: the server asks for the repetition, or the transaction has not begun. The exceptions
+    that caused the error are checked, too.
     """
     return isinstance(error, _NotRegistered) or any(
         any(map(one.has_error_label, _TRANSIENT)) for one in _driver_errors(error)

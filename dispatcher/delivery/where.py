@@ -142,7 +142,10 @@ class Conditions:
         return tuple(one for one in kept if one.receivers)
 
     async def _answers(self, questions: list[_Question]) -> list[set[int]]:
-        """Find the filters that each document satisfies. After an error, ask about each one separately."""
+        """Find the filters that each document satisfies.
+
+        After an error, ask about each document alone. If that fails too, ask about each filter alone.
+        """
         wheres = questions[0].wheres
         try:
             return await self._ask(questions)

@@ -12,7 +12,7 @@ from dispatcher.embedded.processes import stopped_by_signals
 def demonstrate(
     seconds: float, report: Callable[[dict[str, Any]], None] | None = None, *, kafka: bool = False
 ) -> None:
-    """Let another client write, deliver its changes, show writes and deliveries, and count lost deliveries.
+    """Start a client that writes, and deliver its changes. Show writes and deliveries. Count lost deliveries.
 
     SIGINT and SIGTERM end the writing early. All earlier writes count.
 

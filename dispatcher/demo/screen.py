@@ -20,7 +20,7 @@ from dispatcher.demo.shop import Effect
 
 _COLOURS: Final = {"insert": "green", "update": "yellow", "replace": "cyan", "delete": "red"}
 _REFRESH_SECONDS: Final = 0.1
-# Lines of the live view without deliveries: counters, the head of the table, the progress bar, the cursor.
+# Lines of the live view that show no delivery: counters, the head of the table, the progress bar, the cursor.
 _FRAME_LINES: Final = 11
 
 

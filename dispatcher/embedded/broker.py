@@ -4,7 +4,7 @@
     embedded_broker         start_embedded_broker as a context manager
 
 The broker is Tansu, which is small and starts fast. It accepts and returns records, and keeps their order. But
-its high watermarks are wrong, it ignores LogAppendTime and limits of sizes, and it creates topics by itself.
+its high watermarks are wrong, it ignores LogAppendTime and all size limits, and it creates topics by itself.
 """
 
 import logging

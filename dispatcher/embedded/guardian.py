@@ -70,13 +70,13 @@ exit "$code"
 _ERROR_WORDS = re.compile(r"error|cannot|not |fail|denied|illegal", re.IGNORECASE)
 _ADDRESS_IN_USE = re.compile(r"address (already )?in use", re.IGNORECASE)
 _REMEDIES = (
-    (_ADDRESS_IN_USE, "stop the process that listens there, or name another port, or no port to get a free one"),
-    (re.compile(r"No space left"), "make room on the disk, or set TMPDIR to another one"),
+    (_ADDRESS_IN_USE, "stop the process that listens there, use another port, or omit the port to get a free one"),
+    (re.compile(r"No space left"), "make room on the disk, or set TMPDIR to a directory on another disk"),
 )
 
 
 def last_plain_error(log: str, code: int) -> str:
-    """Return the line of a log of plain text that explains best why the server ended."""
+    """Return the line that explains best why the server ended. The log is plain text."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     wrong = [line for line in lines if _ERROR_WORDS.search(line)]
     if wrong or lines:

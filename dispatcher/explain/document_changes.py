@@ -133,7 +133,7 @@ def _listed(
 
 
 def _filter(wanted: WantedDocument) -> dict[str, Any]:
-    """Matches the changes of the document, and invalidate events: after them, the stream opens again."""
+    """Matches the changes of the document. Also matches `invalidate`: after this event, the stream opens again."""
     database, collection = wanted.namespace
     of_document = {"ns.db": database, "ns.coll": collection, "documentKey._id": {"$in": [*wanted.keys]}}
     return {"$or": [of_document, {"operationType": "invalidate"}]}

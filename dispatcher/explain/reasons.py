@@ -1,4 +1,4 @@
-"""Tells for each receiver whether it gets a change, and if it does not, why.
+"""Tells for each receiver whether it gets a change, and if not, the reason.
 
 The rules are those of `routes.py`. This module asks `Routes` step by step, and names the step at which a receiver
 is left out.
@@ -24,7 +24,7 @@ class RoutingDecision(NamedTuple):
     Attributes:
         document: the class whose instance the receiver gets.
         signal: the signal of the change.
-        stamped: the ids by which stamps name the receiver.
+        stamped: the ids of the receiver in stamps.
     """
 
     document: Any

@@ -167,7 +167,7 @@ class Coordinator(Generic[W]):
             coordinating.result()
 
     async def _try_to_coordinate(self) -> None:
-        """Read the group once, and claim or hand over partitions. If no server answers, the next call does it."""
+        """Read the group once, and claim or hand over partitions. If no server answers, the next call retries."""
         try:
             async with asyncio.timeout(self._lease):
                 await self._beat_if_due()

@@ -11,7 +11,7 @@ from mongoz.synonyms import nearest
 
 
 async def require_receiver(group: Group, receiver: str, *, known: Collection[str] = ()) -> None:
-    """Require that a receiver with this name exists, or that dead letters or parked deliveries name it.
+    """Require that a receiver has this name, or that a dead letter or a parked delivery contains the name.
 
     Args:
         receiver: its name, or a former name.

@@ -66,7 +66,9 @@ class Member(NamedTuple):
 
 
 async def take_backfills(group: Group, receivers: Collection[str]) -> bool:
-    """Returns whether a living dispatcher has all these receivers. If so, the dispatchers run their backfills.
+    """Returns whether a living dispatcher has all these receivers.
+
+    If so, the dispatchers run the backfills of these receivers.
 
     Args:
         receivers: their names.

@@ -1,8 +1,9 @@
 """Finds the receivers that are new in a group, and names the command that delivers the missed changes.
 
-The application may run with a new receiver before the dispatchers do. Meanwhile the dispatchers finish changes
-without it. So the layout lists the receivers of the last start. When a dispatcher first starts with a receiver
-that is not in this list, it logs the command that delivers the changes which this receiver may have missed.
+The application may have a new receiver before the dispatchers have it. Meanwhile the dispatchers finish changes
+without calling this receiver. So the layout lists the receivers of the last start. When a dispatcher first starts
+with a receiver that is not in this list, it logs the command that delivers the changes which this receiver may
+have missed.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -44,8 +45,9 @@ async def note_receivers(group: Group, receivers: Iterable[Receiver]) -> NewRece
     """Record the receivers of this process in the layout.
 
     Returns:
-        The receivers that the layout did not list, under their present or former ids. None if there are none, if
-        the layout listed no receivers at all, or if another process has recorded them at the same time.
+        The receivers that the layout did not list, under their present or former ids. None if there are no
+        such receivers, if the layout listed no receivers at all, or if another process has changed the list
+        meanwhile.
     """
     present = list(receivers)
     ids = sorted({one.id.hex() for one in present})

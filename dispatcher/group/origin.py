@@ -45,7 +45,7 @@ class ChangeOrigin(Protocol):
 
 
 async def origin_of(settings: Settings, state: State, now: Callable[[], Coroutine[Any, Any, str]]) -> ChangeOrigin:
-    """The `ChangeOrigin` of the source that the settings name. A `ChangeOrigin` reads no changes.
+    """The `ChangeOrigin` of the source in the settings. A `ChangeOrigin` reads no changes.
 
     Raises:
         KafkaError: no broker answers, or a broker refuses the user.

@@ -17,8 +17,8 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.state import CODEC_OPTIONS, Group
 
 # Seconds after which a session is registered again. The driver replaces sessions without a notification. So a
-# registration is removed if it was not renewed for twice this time. Then the session was unused for at least this
-# time. A transaction takes a minute at most, so the session has no open transaction.
+# registration is removed if it is older than twice this number. Its session was then unused for at least ten
+# minutes. A transaction takes a minute at most, so the session has no open transaction.
 _FRESH: Final = 600.0
 
 # Seconds after which no more commands of a dead process arrive at the server.

@@ -17,15 +17,15 @@ The rule loses nothing, because three statements are true in every partition:
    are all the events between that position and the token of record k.
 2. The relay's saved position moves past an event only when this event and all events before it are acknowledged,
    and only while no higher term exists. The acknowledged records of a term land in the order of their numbers.
-   So a record that the position passed comes after all records of its own term with lower numbers. It comes before
-   the first record of any higher term. Therefore every reader accepts it.
-3. Therefore a reader that accepts number 0 of a term has accepted all events up to the position at which the term
-   begins. Then it accepts the next records of the term only if no number is missing. So it has accepted all events
-   up to its high-water mark.
+   So if the position passed a record, this record comes after all records of its own term with lower numbers. It
+   comes before the first record of any higher term. Therefore every reader accepts it.
+3. Therefore, when a reader accepts number 0 of a term, it has accepted all events up to the position at which the
+   term begins. Then it accepts the next records of the term only if no number is missing. So it has accepted all
+   events up to its high-water mark.
 
-Without terms and numbers, a reader could only drop each record whose token is not after the high-water mark. It
-would lose events: if a producer gives up one record, and the next one lands, the mark passes the missing event.
-When the next term publishes this event, the reader drops it.
+Without terms and numbers, a reader would have only one rule: it drops each record whose token is not after the
+high-water mark. It would lose events: if a producer gives up one record, and the next one lands, the mark passes
+the missing event. When the next term publishes this event, the reader drops it.
 
 Decisions for special cases:
 
@@ -35,10 +35,10 @@ Decisions for special cases:
 * A reader accepts the next number of its term even if a higher term exists already: up to this record, no
   record of the term is missing.
 * The relay's saved position has, for each partition, the offset, the term and the number of the last record that
-  it passed. This is the position of a reader that has read up to this record. So a group that starts for the first
-  time in the middle of a term copies this position, and expects the next number. Without the number, a reader
+  it passed. This is the position of a reader that has read up to this record. So if a group starts for the first
+  time in the middle of a term, it copies this position, and expects the next number. Without the number, a reader
   would have to wait for the next term, or would have to trust the first record that it finds.
-* Retention that removes number 0 of a term does no harm to a reader that has accepted it. For other readers, the
+* If retention removes number 0 of a term, a reader that has accepted it goes on. For other readers, the
   offsets jump. Then number 0 of a higher term proves nothing, because records before it may be missing. So the
   reader decides nothing by itself, and continues at the relay's saved position, see `resume`.
 * Equal tokens: tokens must rise from record to record of a term. If two records have the same token, a reader must
@@ -140,8 +140,8 @@ def resume(position: LogPosition, relay: LogPosition, beginning: int) -> LogPosi
 
     If the result has another term or number than `position`, the relay's position passed records that the reader
     did not accept. Then history is lost between the tokens of `position` and `relay`, except at a first start.
-    If term and number are the same, only records that no reader needs are missing: refused ones, or ones that
-    a later term publishes again.
+    If term and number are the same, no reader needs the missing records: they are refused ones, or ones that a
+    later term publishes again.
 
     Args:
         position: the position of the reader.

@@ -167,12 +167,13 @@ class Admin:
             return KafkaError(
                 f"The TLS connection to the broker of Kafka at {address} fails: {failure.text}.",
                 remedy="In --kafka-config, set ssl.ca.location to the certificate of the broker's authority, and "
-                "security.protocol to that of the listener. In --kafka, write the host as in the certificate.",
+                "security.protocol to the protocol of the listener. In --kafka, write the host as in the "
+                "certificate.",
             )
         remedy = "Are the brokers running, are the addresses of --kafka right, may this machine reach them?"
         if failure.address and failure.address not in self._servers.split(","):
             remedy = (
-                "The brokers advertise this address to their clients: let advertised.listeners name an address "
+                "The brokers advertise this address to their clients: set advertised.listeners to an address "
                 "that this machine can reach."
             )
         return KafkaError(
@@ -229,7 +230,8 @@ _REFUSALS: Final[Mapping[str, _Refusal]] = {
     ),
     "TOPIC_EXCEPTION": _Refusal(
         "Kafka does not accept the name of {place}",
-        "Choose a name of letters, digits, '.', '_' and '-': --name of the relay, --kafka-topic of dispatchers.",
+        "Choose a name of letters, digits, '.', '_' and '-'. The flag is --name for a relay, and --kafka-topic "
+        "for a dispatcher.",
         TopicError,
     ),
 }

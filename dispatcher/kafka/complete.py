@@ -116,7 +116,7 @@ class CompletedTopic:
             yield EventBatch([], after)
             await asyncio.sleep(_BETWEEN)
         # The token may belong to another stream, or lie between a delete marker and its delete. So the change
-        # stream begins at the time of the token. This is before all changes of the token's transaction.
+        # stream begins at the time of the token: before all changes of the token's transaction.
         stamps, start = DeleteStamps(), Start(cluster_time=token_time(after))
         async with (
             self._streams,

@@ -150,7 +150,7 @@ class KafkaConfig(NamedTuple):
         return next((one.value for one in self.properties if one.name == name), None)
 
     def values(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """All properties of a client. The file has none of those that the dispatcher must set, see `_OURS`."""
+        """All properties of a client. The file can't set the properties in `_OURS`."""
         given = {one.name: one.value for one in self.properties}
         own: Mapping[str, Any] = {"bootstrap.servers": self.servers, "logger": _LOGGER}
         return {"error_cb": _log_error, **_COMMON, **ours, **given, **own}
@@ -177,7 +177,7 @@ class KafkaConfig(NamedTuple):
     ) -> _Property | None:
         """The property that causes an error; None if no single property of the file causes it.
 
-        The error names some properties by their older names. So each property is tried alone.
+        The text of the error has older names for some properties. So each property is tried alone.
         """
         for one in self.properties:
             try:

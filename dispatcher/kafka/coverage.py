@@ -6,7 +6,7 @@ from mongoz.connection.namespaces import parse_pattern
 
 
 def covered_since(scope: Scope, relay: RelayState) -> dict[str, str | None]:
-    """For each watched collection and pattern, the token since which a relay publishes all of its changes.
+    """Maps each watched collection or pattern to a token: a relay publishes all its changes after this token.
 
     The token is None if the relay does not publish them.
     """

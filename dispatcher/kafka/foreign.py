@@ -39,8 +39,8 @@ def opened(place: str, record: tuple[int, bytes | None]) -> tuple[Envelope, str]
     except MalformedRecord as error:
         raise TopicError(
             f"{place}, offset {offset}: {error}.",
-            remedy="Let only `dispatcher relay` write to this topic, in a version that is not later than that of "
-            "the dispatchers. Find the program that wrote the record, then begin with a new topic.",
+            remedy="Let only `dispatcher relay` write to this topic. It must not have a later version than the "
+            "dispatchers. Find the program that wrote the record, then begin with a new topic.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Keeps change events that do not fit into a record of a topic, as files in the state database.
+"""Saves change events as files in the state database if they do not fit into a record of a topic.
 
 The relay writes the file before it publishes the record that names it. The id of the file is a hash of the event's
 token, so every term of the relay writes the same file. Files outlive their records by a day.

@@ -238,7 +238,7 @@ class TopicLog:
             feed.wake()
 
     def _share(self) -> None:
-        """Divide the queued bytes among the partitions."""
+        """Divide the maximum of queued bytes among the partitions."""
         for feed in self._open.values():
             feed.most = self._queued_bytes // len(self._open)
         self.on_room()
@@ -305,7 +305,7 @@ class TopicLog:
 
     @property
     def is_suspended(self) -> bool:
-        """Returns whether no partition is fetched, because all queues are full."""
+        """Returns whether all partitions are paused, because all queues are full."""
         return self._polling is not None and self._polling.is_suspended
 
     def share_of_prefetched(self) -> int:
@@ -368,7 +368,7 @@ class PartitionLog:
 
     @property
     def name(self) -> str:
-        """The place, for logs and errors."""
+        """The partition and its topic, as text for logs and errors."""
         return place_of(self._topic.topic, self.number)
 
     def gauges(self, topic_id: str, offset: int | None) -> TopicGauges:

@@ -143,7 +143,7 @@ class Polling:
             polled: the time of the last poll.
 
         Returns:
-            The time of the last poll after this call.
+            The new time of the last poll; `polled` if this call did not poll.
         """
         self._run_commands()
         if self._may_poll.wait(_TICK):

@@ -1,7 +1,7 @@
 """Reads and writes the state of a relay: its term, its position, and the collections that it publishes.
 
 docs/reference/state.md lists the fields of the document. Each write is one atomic update that depends on the term
-in the document. So a relay that has been replaced changes nothing.
+in the document. So if another relay has begun a later term, the write changes nothing.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -135,7 +135,7 @@ class RelayStore:
         return bool(result.matched_count)
 
     async def note_retention(self, term: int, seconds: float | None) -> None:
-        """Record for the status how long the topic keeps a record: None if this is unknown, or has no limit."""
+        """Save the retention of the topic, for the status; None if it is unknown or unlimited."""
         await self._relays.update_one({"_id": self._topic, "term": term}, {"$set": {"retention_seconds": seconds}})
 
     def _read(self, document: Mapping[str, Any]) -> RelayState:

@@ -38,7 +38,7 @@ from dispatcher.stream.origins import HORIZON
 from dispatcher.stream.source import RememberStamp
 from mongoz.stamps import Stamp
 
-# The log counts as shorter than expected after this number of successive reads without a record.
+# If this number of successive reads finds no record, the log is shorter than expected, and the reading ends.
 _MOST_EMPTY: Final = 10
 
 
@@ -269,7 +269,7 @@ class KafkaSource:
                 return position
         resumed = resume(position, relay, max(look.beginning, jump))
         if resumed[1:3] != place:
-            raise self._lost("Records that the relay counts as delivered are missing", position, resumed)
+            raise self._lost("The topic lacks records that the relay counts as delivered", position, resumed)
         if jump == position.offset == resumed.offset:  # out of range, although the log begins before this offset
             end = await self._log.end()
             relay_here = resume(BEGINNING._replace(token=position.token), relay, 0)._replace(offset=end)

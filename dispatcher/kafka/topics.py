@@ -302,7 +302,7 @@ def require_layout(facts: TopicFacts, known: TopicLayout) -> None:
     if found.cluster != known.cluster:
         raise TopicError(
             f"{name} is in the Kafka cluster {found.cluster}, and the state knows it in {known.cluster}.",
-            remedy="Let --kafka name the brokers of the earlier cluster. To move to another one, choose another "
+            remedy="Set --kafka to the brokers of the earlier cluster. To move to another one, choose another "
             "--name.",
         )
     if found.partitions != known.partitions:
@@ -349,8 +349,8 @@ def require_usable(facts: TopicFacts, operation: Literal["READ", "WRITE"]) -> No
         )
     if facts.cleanup is not None and "compact" in facts.cleanup:
         raise TopicError(
-            f"The topic {name!r} is compacted (cleanup.policy is {facts.cleanup}): the broker removes all "
-            "but the last change of each document.",
+            f"The topic {name!r} is compacted (cleanup.policy is {facts.cleanup}): the broker keeps "
+            "only the last change of each document.",
             remedy=f"kafka-configs.sh --alter --entity-type topics --entity-name {name} "
             "--add-config cleanup.policy=delete",
         )

@@ -110,7 +110,7 @@ class ClaimChecks(NamedTuple):
             if stamp is not None and not self._is_claimed(namespace, stamp):
                 name, at = ".".join(namespace), f"{stamp.token.generation_time:%Y-%m-%d %H:%M:%S} UTC"
                 text = (
-                    f"The newest write of {name} whose receivers run in the writing process has no claim ({at}): "
+                    f"In {name}, the newest write whose receivers run in the writing process ({at}) has no claim: "
                     f"{_LOSS}"
                 )
                 return Finding("warning", _TOPIC, f"{living}. {text}", _CAUSES)
@@ -126,7 +126,7 @@ class ClaimChecks(NamedTuple):
         alive = sum(one.alive for one in books)
         if not alive:
             age = duration((now - books[0].beat_at).total_seconds())
-            return f"No process of the application is alive; the last one recorded claims {age} ago"
+            return f"No process of the application is alive; claims were last recorded {age} ago"
         return f"{alive} process{'es' * (alive > 1)} of the application can claim now"
 
     async def _newest_stamp(self, namespace: Namespace) -> Stamp | None:

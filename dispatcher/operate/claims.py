@@ -119,7 +119,7 @@ async def count_books(group: Group) -> int:
 
 
 async def resolve(group: Group, process: str, now: datetime) -> BookStatus:
-    """The book with an id, or with a unique beginning of an id.
+    """Find a book by its id, or by the first characters of its id.
 
     Args:
         process: the id, or its first characters.

@@ -144,7 +144,7 @@ async def resolve(group: Group, texts: Iterable[str]) -> list[str]:
     """Resolve texts to ids of letters. A text is an id, a short id, or a unique beginning of an id.
 
     Raises:
-        UnknownLetter: no letter matches a text, or several do.
+        UnknownLetter: a text matches no letter, or several letters.
     """
     ids: dict[str, None] = {}
     for text in texts:
@@ -178,7 +178,7 @@ async def _beginning_with(group: Group, text: str) -> dict[str, str | None]:
 
 
 def _begins(text: str) -> dict[str, str]:
-    """Matches texts with this beginning. A range uses the indexes; a pattern does not."""
+    """Matches texts with this beginning. This is a range, because a pattern would not use the indexes."""
     return {"$gte": text, "$lt": f"{text}\U0010ffff"}
 
 

@@ -27,8 +27,8 @@ STEP: Final = 1_000
 _MOST_GROUPS: Final = 200
 _LONGEST_MESSAGE: Final = 1_000
 
-# Maximum milliseconds for grouping all dead letters. If it takes longer, only this number of the newest ones is
-# grouped.
+# Maximum milliseconds for grouping all dead letters. If it takes longer, only the newest `_COUNTED` dead letters
+# are grouped.
 _PATIENCE_MS: Final = 1_000
 _COUNTED: Final = 1_000
 

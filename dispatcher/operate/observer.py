@@ -276,7 +276,7 @@ class Observer:
 
 
 def _silent(text: str, gauges: Mapping[int, Gauges], limit: float) -> list[str]:
-    """A reason that names all partitions that are silent for more than `limit` seconds; empty if none are.
+    """One reason with all partitions that are silent for more than `limit` seconds; empty if none is silent.
 
     Args:
         text: the reason, with `{}` where the partitions are inserted.

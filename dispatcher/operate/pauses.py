@@ -154,7 +154,7 @@ class Pauses:
                 wake()
 
     async def _read(self) -> tuple[list[Mapping[str, Any]], bool, bool]:
-        """The documents of the pauses, and whether retries are requested and backfills wait."""
+        """The documents of the pauses, whether retries are requested, and whether backfills wait."""
         wanted = {"$or": [_matching(self._group), {"group": self._group.name, **OPEN_BACKFILL}]}
         of_pause = {"$cond": [{"$eq": ["$kind", "pause"]}, {CONTROLS: "$$ROOT"}, {"backfill": "$run"}]}
         stages: list[dict[str, Any]] = [{"$match": wanted}, {"$replaceWith": of_pause}]

@@ -1,8 +1,8 @@
 """The privileges that the database user of a dispatcher needs, and the privileges that it has.
 
-`run` and `relay` require the privileges in the first two lines of the next list. Without those in its other lines,
-some metrics and warnings are absent. `run --kafka` does not require changeStream, but without changeStream
-the dispatcher can't read the changes that the topic has lost.
+`run` and `relay` require the privileges in the first two lines of the next list. Without the privileges in the
+other lines, some metrics and warnings are absent. `run --kafka` does not require changeStream, but without
+changeStream the dispatcher can't read the changes that the topic has lost.
 
     changeStream, find      on the watched database, or on the whole deployment if several databases are watched
     readWrite               on the database of the dispatcher's state

@@ -1,4 +1,4 @@
-"""Reads the status of a relay, and how far the groups that read from its topic have come.
+"""Reads the status of a relay, and the progress of the groups that read from its topic.
 
 Everything is in the state: no broker is asked. So the status is quick, even while no broker answers.
 
@@ -140,7 +140,7 @@ def _relay(
 async def read_readers(
     state: State, relay: RelayStatus, log: RelayLog, server: ServerTimes, reader: StateReader
 ) -> list[ReaderStatus]:
-    """Read how far the groups that read from the topic of a relay have come."""
+    """Read the progress of the groups that read from the topic of a relay."""
     positions = state.as_on_this_node(POSITIONS)
     wanted = {"topic.name": relay.topic, "topic.cluster_id": relay.cluster}
     names = sorted(name for name in await positions.distinct("group", wanted) if isinstance(name, str))

@@ -1,4 +1,4 @@
-"""The checks of a deployment that a dispatcher and a relay have in common."""
+"""Checks of the deployment, for dispatchers and relays alike."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple
@@ -72,7 +72,7 @@ def of_oplog(oplog: Oplog) -> Finding:
         return Finding(
             "warning",
             "oplog",
-            f"{text}: changes are lost if no process reads them for longer than that",
+            f"{text}: if no process reads changes for longer than that, changes are lost",
             "Enlarge it with replSetResizeOplog.",
         )
     return Finding("ok", "oplog", text)

@@ -36,7 +36,7 @@ _IMAGES: Final = {"changeStreamPreAndPostImages": {"enabled": True}}
 _UNAUTHORIZED: Final = 13
 _NAMESPACE_EXISTS: Final = 48
 
-# Maximum seconds that checks for warnings delay a start.
+# Maximum seconds by which the checks for warnings delay a start.
 _PATIENCE: Final = 5.0
 
 
@@ -245,7 +245,7 @@ async def warn_about_streams(group: Group) -> None:
 
 
 def _warn_of_missing_images(watched: Iterable[WatchedCollection], routes: Routes) -> None:
-    """Warn about collections without images that have receivers of updates or deletes. Inserts need no images."""
+    """Warn about collections that have receivers of updates or deletes, but no images. Inserts need no images."""
     names = [
         one.name
         for one in watched

@@ -172,7 +172,7 @@ class StatusCache:
         server: returns the clock and the oplog of the server as they were a moment ago; None if they are unknown.
 
     Attributes:
-        last: the last status; None before the first.
+        last: the last status; None before the first read.
         error: the error of the last read; empty if it succeeded.
     """
 

@@ -45,8 +45,8 @@ def unreachable_receivers(registry: Registry, routes: Routes) -> Iterator[Unreac
             yield Unreachable(
                 receiver.name,
                 place,
-                "fields= names only the id, which never changes",
-                "Name other fields, or omit fields=.",
+                "fields= lists only the id, which never changes",
+                "List other fields, or omit fields=.",
             )
         for name, meant in _misspelt(document, receiver.options.where or {}):
             yield Unreachable(

@@ -98,7 +98,7 @@ class Limit:
 
     @property
     def delay(self) -> float:
-        """The seconds after which the rate admits one more delivery, after those that wait."""
+        """The seconds until the rate admits a new delivery. The deliveries that wait already come before it."""
         return 0.0 if self._bucket is None else self._bucket.seconds(len(self._queue) + 1, monotonic())
 
     @property

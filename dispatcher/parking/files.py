@@ -23,7 +23,7 @@ from dispatcher.parking.record import Record
 _INLINE: Final = 8_000_000
 _CHUNK: Final = 4_000_000
 
-# Seconds after which a file that no document names counts as unused. The document that names a file is written
+# Seconds after which a file counts as unused, if no document names it. The document that names a file is written
 # sooner than that, or never.
 _PATIENCE: Final = 3_600.0
 
@@ -38,7 +38,7 @@ class Files:
         )
         self._held = held
         self._bucket = AsyncGridFSBucket(database, HELD, chunk_size_bytes=_CHUNK)
-        # Files that no document names, each with the time at which `sweep` found it first.
+        # Files without a document that names them, each with the time at which `sweep` found it first.
         self._unnamed: dict[Any, float] = {}
 
     async def write(self, record: Record) -> dict[str, Any]:

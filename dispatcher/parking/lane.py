@@ -1,4 +1,4 @@
-"""Names the lanes of deliveries that wait, and reads their heads from the results of queries. No I/O.
+"""Computes the names of lanes, and reads the heads of lanes from the results of queries. No I/O.
 
 `parking/store.py` explains lanes, heads and their marks.
 """

@@ -1,7 +1,7 @@
 """Lets parked lanes of receivers with limits wait for places, before an errand makes their deliveries.
 
 A place permits one attempt. While a lane waits for a place, the deliveries of its document to other receivers are
-made. Only deliveries that get places soon are read.
+made. A delivery is read from the database only if it will get a place soon.
 """
 
 import asyncio

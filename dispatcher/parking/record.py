@@ -5,7 +5,8 @@ A held delivery is a parked delivery or a dead letter.
 docs/reference/state.md lists the fields of a document. `parts` has BSON in binary: `document` (after the change),
 `before` (the pre image), `event` (the whole event, if it can't be decoded).
 
-A very long `key` or `update_fields` is a part instead of a field: {"": value}. So is a key that no driver decodes.
+A very long `key` or `update_fields` is a part instead of a field: {"": value}. A key that no driver decodes is a
+part, too.
 """
 
 from collections.abc import Mapping

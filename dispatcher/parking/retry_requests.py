@@ -1,4 +1,4 @@
-"""Finds the dead letters with a requested retry, for all partitions of a process with one query.
+"""Finds the dead letters with a requested retry. One query serves all partitions of a process.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

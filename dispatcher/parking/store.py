@@ -1,8 +1,8 @@
 """The collection `held`: one document per delivery that waits or has failed permanently.
 
-docs/reference/state.md lists the fields. The `state` of a dead letter is "dead": an operator decides. The `state`
-of a follower is "following": this delivery waits for earlier deliveries of its lane. The first delivery of a lane
-is its head. The `state` of a head is the reason why the head waits.
+docs/reference/state.md lists the fields. The `state` of a dead letter is "dead": it waits for an operator. The
+`state` of a follower is "following": this delivery waits for earlier deliveries of its lane. The first
+delivery of a lane is its head. The `state` of a head is the reason why the head waits.
 
 Transitions: a delivery is written as head or as follower of a lane (`put`), or as dead letter (`keep` in
 `parking/letters.py`). After an attempt the delivery is finished (`settle` deletes it), or it must wait (`settle`
@@ -30,11 +30,11 @@ The cases, and why no delivery is lost or overtaken:
   the mark, and `due` moves the mark to the first delivery. If no further delivery joins such a lane, `recover`
   marks the first delivery.
 - The same change is read again after a crash: `put` replaces the delivery. The mark and the number of attempts
-  stay, and `by` names the new process. Until this `put`, the new process does not attempt the delivery, because
-  an attempt before the change is read again could break the order.
+  stay, and `by` names the new process. Before this `put`, the new process makes no attempt at the delivery: such
+  an early attempt could break the order.
 - 10,000 followers, or 100,000 lanes of a paused receiver: no query reads more than it returns; writes are batched.
-- A retry of a dead letter whose lane has deliveries already: the retry takes over the mark. By its token it
-  usually sorts before them; otherwise `due` moves the mark.
+- A retry of a dead letter whose lane has deliveries already: the retry takes over the mark. By its token the
+  dead letter usually sorts before these deliveries; otherwise `due` moves the mark.
 - All reads go to the primary and see all acknowledged writes. All writes are acknowledged by a majority, so an
   election undoes none.
 
@@ -230,7 +230,10 @@ class HeldStore:
         return (await update_all(self._held, puts)).errors
 
     async def retry(self, id_: str, lane: str, fields: Mapping[str, Any]) -> bool:
-        """Make a dead letter wait in a lane, due now. Returns False if its retry is no longer requested."""
+        """Make a dead letter wait in a lane, and make it due now.
+
+        Returns False if its retry is no longer requested.
+        """
         values = {**fields, "lane": lane, "state": "retry", "attempts": 0, "first_attempt_at": None}
         now = dict.fromkeys(("due_at", "parked_at", "retrying_since"), "$$NOW")
         change = [*changed(values, **now), {"$unset": ["retry_requested_at", "retry_refused"]}]

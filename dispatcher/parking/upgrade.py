@@ -54,7 +54,7 @@ class EarlierDocument(NamedTuple):
 
 
 async def take_over(group: Group, partition: tuple[int, int]) -> None:
-    """Move the deliveries that earlier versions held for a partition.
+    """Move the deliveries of a partition out of the collections of earlier versions.
 
     Args:
         partition: its number, and the number of partitions.
@@ -63,7 +63,7 @@ async def take_over(group: Group, partition: tuple[int, int]) -> None:
     moved = await upgrade.take_parked() + await upgrade.take_letters()
     if moved:
         log.info(
-            "deliveries that an earlier version held are moved into one collection",
+            "the deliveries of an earlier version were moved into one collection",
             action="held.upgraded",
             partition=partition[0],
             deliveries=moved,
@@ -134,7 +134,7 @@ class _Upgrade:
         return None
 
     async def _copy(self, chunks: Collection, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy large parts to files. Returns their ids. If a chunk is missing, the delivery fails later."""
+        """Copy large parts to files, and return the file ids. If a chunk is missing, the delivery fails later."""
         files = {}
         for part in fields.get("chunked") or ():
             begins = f"{fields['_id']}:{part}:"

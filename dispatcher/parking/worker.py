@@ -185,7 +185,7 @@ class ParkingWorker:
                     await self._woken.wait()
 
     async def _take_all(self) -> float:
-        """Read due deliveries, as many as get places soon. Returns the seconds until another delivery is due."""
+        """Read as many due deliveries as get places soon. Returns the seconds until another delivery is due."""
         await self._hasten()
         names = self._parking.busy
         soonest = _RARELY
@@ -215,7 +215,7 @@ class ParkingWorker:
         return soonest
 
     async def _hasten(self) -> None:
-        """Make deliveries due now if it is decided which process runs their claimed receivers.
+        """Set the due time of deliveries to now if it is decided which process runs their claimed receivers.
 
         Taken lanes wait for a later call, because their errands may still write another due time.
         """
@@ -328,7 +328,7 @@ class ParkingWorker:
         return _Slice(lane, *await self._parking.retry_command(lambda: self._held.following(lane.id)))
 
     async def settle_rest(self) -> None:
-        """Record the finished deliveries that interrupted errands have not recorded.
+        """Record finished deliveries of errands that were interrupted before they could record them.
 
         Raises:
             Interrupted: the process ends, and the write has not succeeded. The deliveries will be repeated.

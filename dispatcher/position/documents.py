@@ -77,7 +77,7 @@ class Ownership(NamedTuple):
         owner: the member that may write the position; None if no member holds the partition.
         term: grows with every change of ownership.
         beat: grows with every renewal of the lease.
-        lease: seconds after which a lease that was not renewed is over; None if its owner did not record it.
+        lease: seconds after which the lease is over if it is not renewed; None if its owner did not record them.
         identity: the owner's process.
         version: version of the application that held the partition last.
         version_since: the server's time at which a process of that version started; None if it is unknown.

@@ -53,8 +53,8 @@ class Inherited:
         """Returns whether a change was finished under an earlier layout.
 
         Args:
-            hashed: the hash of the document's `_id`; 0 for a change without a document, which belongs to the
-                first partition of every layout.
+            hashed: the hash of the document's `_id`; 0 for a change without a document. Such a change
+                belongs to the first partition of every layout.
         """
         for fact in self.facts:
             if partition_of(hashed, fact.partitions) == fact.partition and (

@@ -2,7 +2,7 @@
 
 The filter of each write has the values that this process expects, such as owner and term. So if another process
 has taken over or was faster, the write changes no document.
-A process sends the writes of its partitions together: one command renews the leases, one saves the positions.
+A process sends the writes of its partitions together: one command renews the leases, another saves the positions.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """
@@ -254,8 +254,8 @@ class PositionStore:
         """Make all partitions continue after a token, or begin again, in one transaction.
 
         Args:
-            token: everything up to it counts as finished, and all later changes do not. None removes the
-                positions, as if no dispatcher had ever run.
+            token: everything up to it counts as finished, everything after it as unfinished. None removes
+                the positions, as if no dispatcher had ever run.
             force: move the positions even while processes hold partitions.
             also: further writes of the same transaction.
             places: for a topic, the known places of the token, by partition.

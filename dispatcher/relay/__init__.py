@@ -1,1 +1,1 @@
-"""The relay: the one reader of the change stream, which publishes the change events to a topic of Kafka."""
+"""The relay: it alone reads the change stream, and publishes the change events to a topic of Kafka."""

@@ -153,8 +153,8 @@ class RecordLedger:
             token: the stream is read up to this token.
             parts: the records of the span, by partition.
             size: bytes of these records.
-            is_end: whether the position may be at the end of the span. It may not be between a delete marker and
-                its delete.
+            is_end: whether the position may be at the end of the span. The position must never be between a delete
+                marker and its delete.
 
         Returns:
             The report of each part. Pass it to the client, which calls it with the answer to each record.
@@ -176,7 +176,7 @@ class RecordLedger:
             self._move()
 
     def fail(self, text: str) -> None:
-        """Note that a record is not acknowledged, and may never be."""
+        """Stop the position: a record is not acknowledged, and may never be."""
         self.failure = self.failure or text
 
     def _move(self) -> None:

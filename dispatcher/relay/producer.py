@@ -13,7 +13,7 @@ _BATCH: Final = 1_000_000
 # The client has a limit of its own for the bytes of a record. The limit must be between these two numbers.
 _LEAST, _MOST = 1_000, 1_000_000_000
 
-# The ledger bounds the records on their way, so the client needs no bounds of its own.
+# The ledger limits the records that are on their way, so the client needs no limits of its own.
 _UNBOUNDED: Final[dict[str, Any]] = {
     "queue_buffering_max_messages": 0,
     "queue_buffering_max_kbytes": 2_147_483_647,

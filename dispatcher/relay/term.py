@@ -62,8 +62,8 @@ class TermStart(NamedTuple):
         source: the source of change events, each with the hash of its document's `_id`.
         facts: the properties of the topic, as the brokers report them.
         state: the state with the new term, and the position at which it begins.
-        moved_to: the token to which an operator has moved the relay, later than its position. None if no operator
-            has moved it.
+        moved_to: the token to which an operator has moved the relay, if it is after the relay's position;
+            otherwise None.
     """
 
     source: Source
@@ -340,7 +340,7 @@ class Term:
         return token
 
     async def _publish_gap(self, kind: Literal["history_lost", "position_set"], until: str) -> None:
-        """Publish in every partition that all changes up to a token are missing, and record the gap."""
+        """Tell the readers of every partition that all changes up to a token are missing, and record the gap."""
         after = self._after
         since, to = token_time(after), token_time(until)
         why = (
@@ -357,7 +357,7 @@ class Term:
         await self._send(self._packer.pack_gap(notice, range(self._facts.layout.partitions)), until)
 
     async def _publish_lost_event(self, after: str, before: str) -> None:
-        """Publish that the server can't send an event.
+        """Tell the readers that the server can't send an event, and record the gap.
 
         The partition of the event is unknown, so the record is in the first partition.
         """

@@ -1,7 +1,7 @@
 """The work of a relay while it holds its lease: reads the change stream, and publishes the events to the topic.
 
-The work is divided into terms. Each term has its own producer, and begins at the saved position. A record that is
-not acknowledged ends the term, and so does a lease that can't be renewed in time.
+The work is divided into terms. Each term has its own producer, and begins at the saved position. A term ends if
+a record is not acknowledged, or if the lease can't be renewed in time.
 """
 
 import asyncio
@@ -207,7 +207,7 @@ class RelayWork:
         """The token since which each collection is published.
 
         For a new collection, the token is later than the tokens of all published events: readers drop an event
-        whose token is earlier than those of the events before it.
+        if its token is earlier than the token of an event before it.
         """
         names = self._parts.names
         since = {name: saved.since[name] for name in names if name in saved.since}

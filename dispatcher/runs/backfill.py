@@ -1,14 +1,14 @@
 """Delivers existing documents to `post_save` receivers, as `post_save(created=False)`.
 
 If a dispatcher of the group has the receivers, the dispatchers deliver the documents (see `live_backfill.py`),
-because only dispatchers know the order of a document and its changes. Otherwise the process of the command
-delivers the documents.
+because only dispatchers can deliver a document in the right order with its changes. Otherwise the process of
+the command delivers the documents.
 
 The command and the dispatchers never deliver at the same time. The command notes in the state that it works
 alone, and then looks for dispatchers. A dispatcher registers as a member, and then looks for a command that works
-alone. So the command finds the dispatcher, or the dispatcher finds the command. A command that finds a dispatcher
-hands over the rest of the documents. A dispatcher that finds a command claims no partition until the command has
-handed over, or has ended.
+alone. So the command finds the dispatcher, or the dispatcher finds the command. If a command finds a
+dispatcher, it hands over the rest of the documents. If a dispatcher finds a command, it claims no partition until
+the command has handed over, or has ended.
 
 MongoDB commands raise the `PyMongoError` of the driver.
 """

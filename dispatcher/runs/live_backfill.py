@@ -228,8 +228,8 @@ class LiveBackfill:
         If the server can't read that state any more, `work.too_old` gets the key of the document.
 
         Args:
-            jobs: an empty list, to which this call adds the job of the document. The deliveries of the job in
-                batches may finish after this call. Without deliveries there is no job.
+            jobs: an empty list, to which this call adds the job of the document. Its deliveries to batch receivers
+                may finish after this call. Without deliveries there is no job.
         """
         try:
             found = await self._parking.retry_command(

@@ -22,7 +22,7 @@ class Intake:
     """Puts changes into their lanes, one after another, in the order of the stream.
 
     Args:
-        routes: names the receivers that do not get a change because of its stamp.
+        routes: tells which receivers do not get a change because of its stamp.
     """
 
     def __init__(

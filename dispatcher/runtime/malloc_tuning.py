@@ -1,8 +1,8 @@
 """Keeps the memory of large buffers in the process.
 
-An answer of the server with 1,000 events is a buffer of some hundred kilobytes, and exists several times for a
-moment. By default, glibc returns this memory to the system after each answer. The system then clears pages for
-the next answer. Spread over the events of the answer, this takes a fortieth of the time of a delivery.
+An answer of the server with 1,000 events is a buffer of some hundred kilobytes, and for a moment there are
+several copies of it. By default, glibc returns this memory to the system after each answer. The system then clears
+pages for the next answer. For each event of the answer, this takes a fortieth of the time of a delivery.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Final
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 
-# Free memory at the end of the heap, in bytes, that the process keeps.
+# The process keeps this many bytes of free memory at the end of the heap.
 _KEPT: Final = 8_000_000
 
 # Buffers of more bytes get pages of their own, which the process returns when the buffer is freed.

@@ -27,7 +27,7 @@ PATIENCE: Final = 5.0
 # Time limit of the last log line in seconds: the reader of stderr may be gone.
 _LOG_PATIENCE: Final = 1.0
 
-# Maximum number of threads, and of tasks, that the log names.
+# Maximum number of threads in the log line, and maximum number of tasks in it.
 _MOST: Final = 20
 
 
@@ -50,7 +50,7 @@ class Deadline:
         Args:
             seconds: counted from now.
             code: the exit code.
-            loop: the log names the tasks of this loop; None to name no tasks.
+            loop: its tasks are logged; None to log no tasks.
         """
         self._orders.put(_RequestedEnd(monotonic() + seconds, code, loop))
 
@@ -109,7 +109,7 @@ def _place_of_task(task: asyncio.Task[Any]) -> str:
 
 
 def _place(frame: FrameType | None) -> str:
-    """The place of the innermost frame of the application; without one, the place of the innermost frame."""
+    """The place of the application's innermost frame; if it has no frame, the place of the innermost frame."""
     if frame is None:
         return "nowhere"
     stack = traceback.extract_stack(frame)

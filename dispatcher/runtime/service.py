@@ -46,7 +46,7 @@ from mongoz import Registry
 from mongoz.signals import Delivery
 from mongoz.signals.hops import inside_dispatcher
 
-# Seconds between two looks whether a backfill was handed over.
+# Seconds between two checks of whether a backfill was handed over.
 _HANDOVER: Final = 0.2
 
 
@@ -127,7 +127,7 @@ class Service:
         return min((pipeline.position for pipeline in self.held.values()), default=None)
 
     def close_batches(self) -> None:
-        """Begin the batches of partitions whose other deliveries are finished, without waiting for more events."""
+        """In partitions whose other deliveries are finished, begin the batches without waiting for more events."""
         for pipeline in self.held.values():
             pipeline.close_batches()
 

@@ -43,7 +43,7 @@ class WatchedCollection(NamedTuple):
 
     @property
     def has_images(self) -> bool:
-        """Returns whether the server keeps pre and post images of its changes."""
+        """Returns whether the server keeps pre and post images for this collection."""
         return bool(self.options.get("changeStreamPreAndPostImages", {}).get("enabled"))
 
     async def refuses_stamp(self, client: AsyncMongoClient[Any], group: str) -> bool:
@@ -85,7 +85,7 @@ def _forbids_stamp(schema: Any) -> bool:
 
 
 async def watched_collections(client: AsyncMongoClient[Any], scope: Scope) -> list[WatchedCollection]:
-    """The collections that a scope names, and the existing collections that match its patterns.
+    """The collections of a scope: those listed by name, and the existing ones that match a pattern.
 
     Raises:
         PyMongoError: a command fails; with code 13 if the user may not list collections.

@@ -3,7 +3,7 @@
 A deleted document has no field for a stamp. So the ODM stamps the document and deletes it, in one transaction. The
 stream then has two events: an update, which is the marker, and a delete. A marker belongs to the next delete of
 its document in its transaction. A marker without a delete is an update that changed only the stamp. Later changes
-of the document are deferred until the delete arrives, or it is certain that no delete follows.
+of the document are deferred until the delete arrives, or until it is certain that no delete follows.
 """
 
 from collections.abc import Hashable, Iterator

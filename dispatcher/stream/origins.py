@@ -10,7 +10,7 @@ stamp can't be a copy if it is on the document for which it was made, is the fir
 than the remembered tokens. The write is then delivered to all receivers that the stamp does not claim, and the
 delivery id comes from the stamp. So receivers that ran in the writing process without a claim get the write again.
 
-Only the times in the events decide; the clock of this machine does not.
+The decision depends on the times in the events, not on the clock of this machine.
 """
 
 from datetime import UTC, datetime
@@ -31,8 +31,9 @@ _RESOLUTION: Final = 1
 _TRANSACTION: Final = 60
 
 HORIZON: Final = 75
-"""At its start, a reader first reads the tokens of this many seconds before the position. If the clocks agree, it
-needs no earlier tokens: a copy that is made more than `HORIZON` seconds after its original does not count."""
+"""At its start, a reader first reads the tokens of this many seconds before the position. If the clocks agree,
+the reader needs no earlier tokens: a copy that is made more than `HORIZON` seconds after its original does not
+count."""
 
 # A token matters until 75 s after its own time. By the server's clock, its write may be 10 s older than the token.
 _REMEMBERED: Final = HORIZON + _RESOLUTION + _WINDOW + _RESOLUTION

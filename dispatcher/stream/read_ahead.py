@@ -21,7 +21,7 @@ async def batches_ahead(source: Source, start: Start, lag: Lag) -> AsyncGenerato
     """Yield the batches of a source. The batch after a full one is requested before the full one is processed.
 
     Args:
-        lag: notes each request and each batch.
+        lag: informed of each request and each batch.
 
     Raises:
         HistoryLost: the source raises it.

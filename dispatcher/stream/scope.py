@@ -79,7 +79,7 @@ class Scope(NamedTuple):
         return namespace in self.namespaces or any(one.matches(*namespace, apart_from) for one in self.patterns)
 
     def concerns(self, operation: str, namespace: Namespace) -> bool:
-        """Returns whether an event of this operation and collection belongs to the scope. Every rename does."""
+        """Returns whether an event of this operation and collection is in the scope. Every rename is in it."""
         if operation == "dropDatabase":
             database = namespace[0]
             named = any(database == one for one, _ in self.namespaces)

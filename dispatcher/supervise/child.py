@@ -55,7 +55,7 @@ class SupervisedProcess:
         command: the command that starts the process.
         patience: seconds after which a stopping process is killed.
         on_join: called with the number of partitions when the process has joined its group.
-        on_end: called with its exit code when it ends by itself; returns whether it is started again.
+        on_end: called with the exit code when the process ends by itself; returns whether to start it again.
 
     Attributes:
         code: the exit code of its last end. As in a shell, it is 128 plus the number of the signal if a signal

@@ -91,7 +91,7 @@ def _directory() -> "tempfile.TemporaryDirectory[str]":
     except OSError as error:
         raise CannotListen(
             f"The processes have no directory for their sockets: {error.strerror or error}",
-            remedy="Let TMPDIR name a writable directory, or use --http off.",
+            remedy="Set TMPDIR to a writable directory, or use --http off.",
         ) from error
 
 
@@ -154,7 +154,8 @@ class Supervisor:
         processes = len(self._processes)
         if partitions < processes:
             log.warning(
-                "the group has fewer partitions than this supervisor has processes, so some are hot standbys",
+                "the group has fewer partitions than this supervisor has processes, so some processes are hot "
+                "standbys",
                 action="processes.spare",
                 partitions=partitions,
                 processes=processes,

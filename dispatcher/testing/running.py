@@ -52,8 +52,8 @@ class Dispatcher:
     """The daemon's service in the event loop of a test: it delivers writes that are made inside of the block.
 
     It is the real service: it watches the change stream, and skips receivers that ran in the writing process.
-    Unlike the daemon, it makes one attempt at each delivery, unless `settings` are given. If `settings` name no
-    state database, it uses a new one: it delivers only the changes after the start of the block, and drops this
+    Unlike the daemon, it makes one attempt at each delivery, unless `settings` are given. If `settings` have
+    no state database, it uses a new one: it delivers only the changes after the start of the block, and drops this
     database at the end.
 
     The option `rate` of receivers has no effect, so that no test waits for it. `concurrency` applies.
@@ -183,7 +183,9 @@ class Dispatcher:
         *,
         receiver: str | Callable[..., Awaitable[Any]] | None = None,
     ) -> list[RecordedDelivery]:
-        """Wait until writes of a document are delivered. Deliveries since the start, or since `clear()`, count.
+        """Wait until writes of a document are delivered.
+
+        The method counts all deliveries since the start, or since `clear()`.
 
         Args:
             target: an instance, or its collection and `_id`: `("users", id)`, `("shop.users", id)`, `(User, id)`.

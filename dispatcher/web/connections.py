@@ -15,7 +15,7 @@ from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 
 PATIENCE: Final = 10.0
-"""Seconds that a client has to send its request, and to read its answer."""
+"""Seconds within which a client must send its request, and within which it must read the answer."""
 
 MOST_CONNECTIONS: Final = 100
 """Maximum number of connections. If there are more, the one that has waited longest for its client is closed."""

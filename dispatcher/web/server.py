@@ -27,7 +27,7 @@ _USUAL: Final = Address("127.0.0.1", 8787)
 # Maximum number of connections that wait to be accepted.
 _BACKLOG: Final = 128
 
-# Maximum seconds that the dispatcher gets to begin with its deliveries, before the server is loaded.
+# The server is loaded when the dispatcher has begun to deliver, but at the latest after this number of seconds.
 _HEAD_START: Final = 1.0
 # Seconds between two checks whether the dispatcher delivers.
 _LOOK: Final = 0.02
@@ -237,7 +237,7 @@ def _listen_at(path: str) -> socket.socket | None:
     if not path:
         return None
     Path(path).unlink(missing_ok=True)  # a killed process leaves its socket behind
-    remedy = "Let TMPDIR name a writable directory with a short path, or use --http off."
+    remedy = "Set TMPDIR to a writable directory with a short path, or use --http off."
     return _opened(socket.socket(socket.AF_UNIX), path, path, remedy)
 
 

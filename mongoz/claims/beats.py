@@ -53,7 +53,7 @@ class ClaimRefusal(NamedTuple):
     Attributes:
         name: the name of the reason, for counters.
         text: the reason in a sentence, for people.
-        is_passing: whether the next beat may succeed, so that a write may wait for this beat.
+        is_passing: whether the next beat may succeed. If so, a write may wait for that beat.
     """
 
     name: str
@@ -130,7 +130,7 @@ class BookRecorder:
         group: the group of dispatchers.
         state: the name of the state database.
         connect: opens a synchronous client.
-        receivers: returns those receivers of the process that dispatchers can take over.
+        receivers: returns the receivers that dispatchers can take over from this process.
     """
 
     def __init__(

@@ -43,8 +43,8 @@ class Book:
         seconds: the timeout.
         clock: returns seconds. The clock can't be set, and also counts the time in which the machine sleeps.
         on_news: called when a beat should be sent soon, because dispatchers may wait for it: the last open claim
-            is done, or a claim is released. Between two snapshots it is called once at most. Any thread or
-            finalizer may make the call. None calls nothing.
+            is done, or a claim is released. Between two snapshots it is called once at most, by any thread or
+            finalizer. If `on_news` is None, nothing is called.
 
     Attributes:
         incarnation: eight random bytes.
@@ -148,7 +148,7 @@ class Book:
         return OpenClaim(self, number, covered)
 
     def snapshot(self) -> BookSnapshot:
-        """The claims now. Any thread may call this."""
+        """The claims at this moment. Any thread may call this."""
         self._has_told = self._on_news is None  # reset before the claims are read, so that no news is missed
         with self._lock:
             high, open_ = self._high, list(self._open)

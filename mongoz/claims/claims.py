@@ -1,8 +1,9 @@
 """The claims of one registry: the present book, the thread that records it, and the count of unclaimed writes.
 
 A process begins to claim at its first stamped write. While the book is not valid, writes wait for a beat, but not
-for long: see `mongoz/claims/wait.py`. So even a script that writes only once claims this write. The first write
-after a pause of the process is claimed too, and so is the first write after a dispatcher has fenced the book.
+for long: see `mongoz/claims/wait.py`. So a write is claimed even if it is the only write of a script. The first
+write after a pause of the process is claimed too, and so is the first write after a dispatcher has fenced the
+book.
 """
 
 import atexit
@@ -83,7 +84,7 @@ class Claims:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a write need not wait for a beat."""
+        """Whether a write can go on without waiting for a beat."""
         return self._pid == os.getpid() and (self.book.is_valid or self._wait.is_over)
 
     @property
@@ -141,7 +142,7 @@ class Claims:
         return ClaimRefusal("no beat", "the state database has not acknowledged a beat in time")
 
     def _note_unclaimed(self, cause: ClaimRefusal) -> None:
-        """Count a write with receivers that are lost if this process dies. The log names each cause once."""
+        """Count a write with receivers that are lost if this process dies. Each cause is logged once."""
         self.unclaimed[cause.name] += 1
         if cause.name not in self._logged:
             self._logged.add(cause.name)

@@ -25,12 +25,12 @@ _STEP_COUNTS: Final = 0.5
 
 
 class BeatWait:
-    """Lets writes wait until a beat makes the book valid, for a short time in each outage.
+    """Lets writes wait until a beat makes the book valid. In each outage they wait for a short time only.
 
-    An outage begins when a write finds no valid book, and ends with an acknowledged beat. After two seconds in
-    which at least one write has waited, no write of this outage waits any more. The time in which the process is
-    stopped does not count, because no beat can come in this time. Writes also stop waiting after an error that
-    makes waiting useless.
+    An outage begins when a write finds no valid book, and ends with an acknowledged beat. The time in which at
+    least one write waits is counted. After two seconds of this time, no write of the outage waits any more. The
+    time in which the process is stopped does not count, because no beat can come while it is stopped. Writes
+    also stop waiting after an error that makes waiting useless.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class BeatWait:
 
     @property
     def is_over(self) -> bool:
-        """Whether no write waits any more in this outage."""
+        """Whether writes wait no longer in this outage."""
         return self._waited >= _MOST
 
     async def until(self, is_valid: Callable[[], bool]) -> None:

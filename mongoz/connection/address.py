@@ -18,7 +18,7 @@ _UNICODE_HANDLERS: Final = ("strict", "replace", "backslashreplace", "surrogatee
 
 
 class Seed(NamedTuple):
-    """The first server that a URL names."""
+    """The first server in a URL."""
 
     host: str
     port: int | None

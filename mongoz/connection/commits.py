@@ -56,7 +56,7 @@ def is_aborted_after(error: BaseException) -> bool:
 
 
 async def is_committed(session: Any) -> bool:
-    """Whether a transaction was committed, after its commit got no answer. Commits again until there is an answer.
+    """Find out whether a transaction was committed: commit again until the server answers.
 
     A second commit changes nothing. Reading the documents would prove nothing: another client may have changed
     them.

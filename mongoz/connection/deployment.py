@@ -141,7 +141,7 @@ class Deployment:
         return pymongo.MongoClient(**{**given, **options})
 
     def _set_url(self, url: str) -> None:
-        options = decoding_options(url)  # first: our error names the valid values, the driver's error does not
+        options = decoding_options(url)  # first: unlike the driver's error, our error lists the valid values
         self._seed = first_seed(url)
         if self.dispatched and not has_retryable_writes(url):
             raise ImproperlyConfigured(_NO_RETRIES)
@@ -317,8 +317,8 @@ def _group_of(dispatched: bool | str) -> str | None:
 def _close_with_loop(close: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
     """Await `close` when the running loop shuts down, or earlier, when the generator is closed.
 
-    Before `asyncio.run`, uvloop and test runners close a loop, they close the async generators that were started
-    in it. A generator that is suspended inside of `try` then runs its `finally`.
+    `asyncio.run`, uvloop and test runners close the async generators that were started in a loop. After that they
+    close the loop. If a generator is suspended inside of `try` when it is closed, it runs its `finally`.
     """
 
     async def wait_for_the_end() -> AsyncGenerator[None, None]:

@@ -72,7 +72,7 @@ async def session_of(client: AsyncMongoClient[Any]) -> AsyncIterator[AsyncClient
 
 
 async def _drop_connections(client: Any) -> None:
-    """Close idle connections now, and connections in use when they return to the pool.
+    """Close idle connections now. Each connection in use is closed when it returns to the pool.
 
     The driver has no public call for this.
     """

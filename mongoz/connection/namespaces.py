@@ -37,7 +37,7 @@ class NamespacePattern(NamedTuple):
 
     Attributes:
         database: a name, in which `*` matches any text.
-        collection: a name, in which `*` matches any text; "" is the name of the document's own collection.
+        collection: a name, in which `*` matches any text; "" means the document's own collection.
     """
 
     database: str

@@ -116,7 +116,8 @@ class Registry(Deployment):
     ) -> AbstractAsyncContextManager[AsyncClientSession]:
         """A block whose reads and writes happen together or not at all.
 
-        Calls of the task that enters the block join the transaction. Calls of tasks that this task starts don't.
+        The transaction includes the calls of the task that enters the block, but no calls of tasks that this task
+        starts.
         `post_*` receivers of this process run after the commit, in the order of the writes. If the block raises,
         the transaction is aborted, no `post_*` receiver runs, and instances get their earlier state back.
 

@@ -11,7 +11,7 @@ from mongoz.connection.drivers import DriverAdapter
 
 __all__ = ["SessionPool"]
 
-# A session that is idle for longer is not used again. A server remembers a session for 30 minutes.
+# A session that was idle for longer than this is not used again. A server remembers a session for 30 minutes.
 _IDLE_SECONDS: Final = 300.0
 
 _MAX_IDLE: Final = 100

@@ -1,7 +1,7 @@
 """Transactions: a session that the calls of one task join, and the actions that wait for the commit.
 
-Calls of the task that entered `registry.transaction()` find the session by themselves. Calls of tasks that this
-task starts don't, because MongoDB refuses two concurrent commands in one session.
+Calls of the task that entered `registry.transaction()` find the session by themselves. Calls of its child tasks
+do not find the session, because MongoDB refuses two concurrent commands in one session.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-_ILLEGAL_OPERATION: Final = 20  # the answer of a server without a replica set to a transaction's first command
+# The code of the error with which a server outside of a replica set refuses a transaction.
+_ILLEGAL_OPERATION: Final = 20
 _NO_TRANSACTIONS: Final = (
     "This server has no transactions: they need a replica set (one node is enough: start mongod with --replSet, "
     "and run rs.initiate() once)."

@@ -198,7 +198,7 @@ class Document(IndexOperations, Model, metaclass=DocumentMetaclass):
         The origin stamp is removed from the row, and the instance keeps the row: don't change the row afterwards.
 
         Raises:
-            pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.
+            pydantic.ValidationError: the row violates the model. The message has the collection, `_id` and field.
         """
         return hydrate(cls, row, collection)
 

@@ -112,7 +112,7 @@ class IndexOperations:
 
     @classmethod
     async def check_indexes(cls, force_drop: bool = False, collection: Any = None) -> None:
-        """Make the indexes of the collection match the declared indexes: create missing and drop undeclared ones.
+        """Make the indexes of the collection match the declared ones: create missing ones, drop undeclared ones.
 
         If `meta.fields[name].index` was set to False, the index of this field is dropped. Indexes that other
         documents of the registry declare for the same collection stay.

@@ -104,7 +104,7 @@ class Moments(Shared, total=False):
     """The arguments of `DateTime` and `Date`.
 
     Attributes:
-        auto_now: every save and update sets the field to now; so does `create()`, unless a value is given.
+        auto_now: every save and update sets the field to now. `create()` sets it too, unless a value is given.
         auto_now_add: creating the document sets the field to now, unless a value is given.
     """
 

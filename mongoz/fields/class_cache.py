@@ -1,4 +1,4 @@
-"""Values that are computed once for each class, until pydantic rebuilds a class."""
+"""Values that are computed once for each class, and again after pydantic has rebuilt any class."""
 
 from collections.abc import Callable
 from functools import cache

@@ -83,7 +83,7 @@ def _parsed(value: Any) -> decimal.Decimal:
 
 
 def decimal_of(value: Decimal128) -> decimal.Decimal:
-    """Like `value.to_decimal()`, but four times as fast. Each load of a decimal calls it."""
+    """Like `value.to_decimal()`, but four times as fast. It is called for each decimal that is loaded."""
     low, high = _HALVES(value.bid)
     if high >> 61 & 3 == 3:  # infinite, not a number, or too long to be valid
         return value.to_decimal()

@@ -42,7 +42,7 @@ def DateTime(*, auto_now: bool = False, auto_now_add: bool = False, **shared: An
     """A `datetime`, naive UTC, stored in milliseconds.
 
     Args:
-        auto_now: every save and update sets the field to now; so does `create()`, unless a value is given.
+        auto_now: every save and update sets the field to now. `create()` sets it too, unless a value is given.
         auto_now_add: creating the document sets the field to now, unless a value is given.
         **shared: the arguments of all fields, see `mongoz.fields.arguments.Shared`.
 

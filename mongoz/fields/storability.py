@@ -128,7 +128,7 @@ def check_storable(owner: str, name: str, annotation: Any, metadata: Iterable[An
         metadata: the other arguments of `Annotated`.
 
     Raises:
-        FieldDefinitionError: names the field, the reason and the remedy.
+        FieldDefinitionError: the message contains the field, the reason and the remedy.
     """
     try:
         _AnnotationWalk().kinds_of(Annotated[(annotation, *metadata)] if metadata else annotation)
@@ -296,7 +296,7 @@ def _of_enum(kind: type[Enum]) -> Kinds:
         if not isinstance(member.value, _ENUM_VALUES):
             raise _NotStorable(
                 f"{kind.__name__}.{member.name} has the value {member.value!r}, which is read back as another "
-                "value. Give its members strings or numbers."
+                "value. Use strings or numbers as the values of its members."
             )
     mixed_in = next((base for base in (str, int, float, bytes) if issubclass(kind, base)), None)
     if mixed_in is not None:  # its members equal their values

@@ -1,10 +1,9 @@
 """Schemas for stored values, made from the schema of a class.
 
 BSON has fewer types than Python. A decimal is read as a Decimal128, a pattern as a Regex, a set as a list. A
-strict model would refuse these values. If a model requires a future date, it would refuse a date that was in the
-future when it was stored, but is not any more. The schemas for stored values accept all of these. For the
-server, an id and a string with the digits of this id are two values, so a stored string is never read as an
-ObjectId.
+strict model would refuse these values. A model that requires a future date would refuse a stored date that is in
+the past now. The schemas for stored values accept all of these. For the server, an id and a string with the
+digits of this id are different values, so a stored string is never read as an ObjectId.
 """
 
 import datetime

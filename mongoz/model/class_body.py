@@ -41,7 +41,7 @@ def surrounding_names() -> dict[str, Any]:
 
 
 def declare_fields(document_name: str, body: dict[str, Any], not_fields: tuple[type, ...]) -> None:
-    """Give each field that a factory declares the factory's type as annotation, in place of any other annotation.
+    """Annotate each field from a factory with the type of the factory. This replaces any other annotation.
 
     Args:
         document_name: the name of the class.
@@ -143,7 +143,7 @@ def refuse_reserved_names(
     A field may have the name of an attribute that only an application's own base class defines.
 
     Raises:
-        ImproperlyConfigured: there is such a field. The message names it.
+        ImproperlyConfigured: there is such a field. The message gives its name.
     """
     for base in bases:
         classes: Iterator[Any] = (cls for cls in base.__mro__ if cls.__module__.startswith("mongoz."))

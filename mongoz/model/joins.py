@@ -16,8 +16,8 @@ class Join(NamedTuple):
     conditions are applied, the rows of both slots are attached together under the name of the collection.
 
     Attributes:
-        local: the stored, dotted name of the referencing field. If an earlier join attached the document with this
-            field, the name begins with the `slot` of the earlier join.
+        local: the stored, dotted name of the referencing field. If the field belongs to a document that an earlier
+            join attached, the name begins with the `slot` of that join.
         document: the referenced document class.
         name: the name under which the rows are attached: the foreign collection's name.
     """

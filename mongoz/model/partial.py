@@ -147,7 +147,7 @@ def default_of(field: Any, values: dict[str, Any]) -> Any:
 
 
 def loaded_from(document: Any, collection: Collection | None, id_: Any) -> str:
-    """Name the class, the collection and the `_id` of a row, for messages."""
+    """A text for messages about a row: its class, its collection and its `_id`."""
     where = collection or document.meta.collection
     return f"{document.__name__} loaded from {where.namespace if where else 'a row'} with _id {id_!r}"
 

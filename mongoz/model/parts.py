@@ -172,8 +172,8 @@ def _part_loader(part_class: Any) -> Callable[[Any], Any]:
 def _not_loaded(part: Any, name: str) -> Any:
     if name in type(part).__pydantic_fields__:
         raise AttributeError(
-            f"{type(part).__name__}.{name} was not loaded: only() named other parts. Name it too, or await "
-            "refresh() of the document."
+            f"{type(part).__name__}.{name} was not loaded: only() chose other parts. Add this part to only(), "
+            "or await refresh() of the document."
         )
     return BaseModel.__getattr__(part, name)  # type: ignore[attr-defined]  # type checkers don't see it
 

@@ -43,7 +43,7 @@ class Path(NamedTuple):
 
     @property
     def is_id(self) -> bool:
-        """Whether the field holds no lists, and can hold an ObjectId, as a primary key or a reference does."""
+        """Whether the field holds no lists, and can hold an ObjectId: for example a primary key or a reference."""
         return not self.shape.depth and self.shape.holds(bson.ObjectId)
 
     @property
@@ -92,7 +92,7 @@ def split_keyword(document: Any, keyword: str) -> tuple[Path, str | None]:
     if not isinstance(keyword, str):
         raise InvalidKeyError(f"{document.__name__} has no field {keyword!r}; names are strings.")
     if "\0" in keyword:
-        raise InvalidKeyError(f"{keyword!r} names no field: MongoDB's names can't contain a null character.")
+        raise InvalidKeyError(f"{keyword!r} is no field: names in MongoDB can't contain a null character.")
     if not document.__pydantic_complete__:  # a class in its annotations is not defined yet
         return _walk(document, keyword)
     return _cached_walk(document, keyword, settings.lookup_prefix, tuple(settings.parsed_ids))

@@ -19,8 +19,8 @@ _ATTACHED: Final = "mongoz_attached"
 def reduce_instance(instance: Any) -> tuple[Any, ...]:
     """The `__reduce__` of an instance.
 
-    The pickle names the document class. An instance that was loaded in part has another class, which pickle can't
-    import by name.
+    The pickle contains the name of the document class. An instance that was loaded in part has another class,
+    which pickle can't import by name.
     """
     document = type(instance)
     blank = (document.meta.document, is_partial(document), getattr(document, "__parts__", None))
@@ -65,6 +65,6 @@ def _names_of(instance: Any, collection: Collection) -> tuple[str, str]:
     if collection.database.deployment is not instance.meta.registry:
         raise pickle.PicklingError(
             f"{instance} is from {collection.namespace!r} of another registry than its class. A pickle can't "
-            "name another registry. Pickle its model_dump(), or load it through a class of that registry."
+            "refer to another registry. Pickle its model_dump(), or load it through a class of that registry."
         )
     return collection.database.name, collection.name

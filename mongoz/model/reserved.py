@@ -10,10 +10,10 @@ __all__ = ["refuse_attribute", "refuse_stamp", "without_stamps"]
 
 
 def refuse_stamp(document: type, values: Mapping[str, Any]) -> None:
-    """Refuse values for a document that contain the reserved field.
+    """Refuse the values of a document if they contain the reserved field.
 
     Raises:
-        InvalidKeyError: names the field.
+        InvalidKeyError: `values` contain the field. The message gives its name.
     """
     if FIELD in values:
         raise InvalidKeyError(
@@ -26,7 +26,7 @@ def refuse_attribute(instance: Any, value: Any) -> None:
     """Refuse to set the reserved name on an instance.
 
     Raises:
-        InvalidKeyError: names the field.
+        InvalidKeyError: always. The message gives the reserved name.
     """
     refuse_stamp(type(instance), {FIELD: value})
 

@@ -137,13 +137,13 @@ def mark_inserted(instance: Model, row: dict[str, Any], target: WriteTarget) -> 
 async def insert_unless_exists(
     instance: Model, filter: Mapping[str, Any], target: WriteTarget, *, by_id: bool = False
 ) -> bool:
-    """Insert an instance unless a document matches, in one atomic command.
+    """Insert an instance in one atomic command, unless a document matches the filter.
 
     Args:
         instance: the new instance, validated.
         filter: a document that matches this filter prevents the insert.
         target: the target.
-        by_id: the filter names the `_id` of the instance.
+        by_id: the filter requires the `_id` of the instance.
 
     Returns:
         Whether the instance was inserted. If not, `pre_save` has fired, and `post_save` has not.

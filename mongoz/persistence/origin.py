@@ -53,7 +53,7 @@ class _StampPlan(NamedTuple):
 
     Attributes:
         receivers: the receivers of the firing.
-        named: the ids of the receivers that the last acknowledged beat has named (see `mongoz/claims/book.py`);
+        named: the ids of receivers in the last acknowledged beat (see `mongoz/claims/book.py`);
             None if the process makes no claims.
         key: the group of dispatchers, the called method, whether the writes are muted, and the hops of the
             writes.
@@ -86,7 +86,7 @@ def _stamp_plan(firing: Firing, group: str, call: Call, named: frozenset[bytes] 
 
 
 def _with_claims(plan: _StampPlan, signal: Signal, named: frozenset[bytes]) -> _StampPlan:
-    """The plan with claims to the receivers that dispatchers can take over, if the last beat has named them."""
+    """The plan with claims: to receivers that dispatchers can take over, if their ids are in the last beat."""
     receivers, (group, call, *_) = plan.receivers, plan.key
     claimable = signal.claimable_ids_of(receivers)
     covered = [receiver for receiver in receivers if receiver.runs_in_dispatcher]

@@ -105,7 +105,7 @@ class WriteTarget(NamedTuple):
 
         Args:
             signal: a `post_*` signal.
-            changed: names of the written fields, see `plan_firing`; None leaves out no receiver.
+            changed: names of the written fields, see `plan_firing`. If None, `fields=` does not count.
 
         Raises:
             SignalError: the chain of receivers is too long.

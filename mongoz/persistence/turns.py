@@ -90,7 +90,7 @@ class _Turn:
         if before is None or not before.loop.is_running() or before.loop in blocked_loops():
             return None
         if self.session is not None and before.session is not self.session:
-            return None  # the command of that turn may wait for our transaction on the server
+            return None  # on the server, the command of that turn may wait for our transaction
         return None if self._is_awaited_by(before) else before
 
     def _is_awaited_by(self, other: "_Turn") -> bool:
@@ -173,7 +173,7 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
             await turn.wait()
         return await call
     except BaseException:
-        call.close()  # it may not have begun
+        call.close()  # perhaps it has not begun
         raise
     finally:
         if turn.before is None and not (turn.has_inner or turn.waiters) and _last.get(place) is turn:
@@ -190,7 +190,7 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
 async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine[Any, Any, T]) -> T:
     """Await a call of several instances after the earlier calls of each instance have ended.
 
-    The call has a single turn. When no earlier turn is left to wait for, this turn enters the queues of all
+    The call has a single turn. When there is no earlier turn that it must wait for, it enters the queues of all
     instances in one step. So two calls never wait for each other.
     """
     turn, outer = _Turn(), _current.get()
@@ -211,7 +211,7 @@ async def run_in_turns(instances: Collection[Any], session: Any, call: Coroutine
         _last.update(dict.fromkeys(places, turn))
         return await call
     except BaseException:
-        call.close()  # it may not have begun
+        call.close()  # perhaps it has not begun
         raise
     finally:
         for place in places:

@@ -75,7 +75,7 @@ async def update_if_matching(
     filter: Mapping[str, Any],
     target: WriteTarget,
 ) -> bool:
-    """Write new values and operations if the document still matches a filter; returns whether it did."""
+    """Write new values and operations if the document still matches a filter; returns whether it matched."""
     try:
         await _patch(instance, values, operations, target, [filter] if filter else [])
     except (DocumentChanged, DocumentNotFound):
@@ -208,7 +208,7 @@ async def _assign(
 async def _apply(
     instance: Model, values: dict[str, Any], operations: Sequence[Operation], target: WriteTarget
 ) -> tuple[AppliedValues, Sequence[Mapping[str, Any]]]:
-    """Put new values onto an instance; returns the set fields, and the conditions of the write.
+    """Put new values onto an instance; returns the fields that were set, and the conditions of the write.
 
     The conditions are the limits of the fields that the operations change. Some updates need the current values
     from the database. Then the limits are checked here, and the condition is that these values have not changed.

@@ -22,7 +22,7 @@ def is_watched(document: type[Model], collection: Collection) -> bool:
         return True
     if own is None or not _are_on_same_deployment(own, collection):
         return False
-    # It may be the same collection through another registry, or a collection that Meta.watch names.
+    # It may be the same collection through another registry, or a collection in Meta.watch.
     return collection.namespace == own.namespace or meta.watched.covers(collection.database.name, collection.name)
 
 

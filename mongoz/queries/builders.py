@@ -97,7 +97,7 @@ class QueryBuilder(Generic[D]):
         """Keep only documents that match all conditions: expressions, or MongoDB queries as dicts.
 
         Raises:
-            InvalidKeyError: an argument is no condition, or names an unknown field.
+            InvalidKeyError: an argument is no condition, or contains an unknown field.
 
         Examples:
             >>> await User.objects.query(User.age >= 18, {"name": {"$exists": True}})
@@ -151,7 +151,7 @@ class QueryBuilder(Generic[D]):
         return self._derive(defer=self._plan.defer | left_out - {"id"})
 
     def sort(self, key: Any = None, direction: int = Order.ASCENDING, **lookups: Any) -> Self:
-        """Order by a key. A second call adds a key, which orders documents with equal first keys.
+        """Order by a key. A second call adds a key: it orders documents whose earlier keys are equal.
 
         Args:
             key: a field's name, `Document.field`, a SortExpression, or a list of these or of `(key, direction)`.

@@ -56,8 +56,8 @@ def select_columns(document: Any, plan: Plan, fields: Any, exclude: Any, *, unde
         document: the queried class.
         plan: the query.
         fields: a list of names, which may be `reference__name`; None or an empty list for all.
-        exclude: a list, tuple or set of names; None leaves out no field.
-        undeclared: include undeclared keys, unless `fields` or `only()` names the fields.
+        exclude: a list, tuple or set of names to leave out; or None.
+        undeclared: include undeclared keys, unless `fields` or `only()` chooses the fields.
 
     Raises:
         FieldDefinitionError: `fields` or `exclude` has a wrong type.

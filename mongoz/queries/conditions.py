@@ -27,7 +27,7 @@ def make_condition(path: Path, operator: str, value: Any) -> Condition:
     """The MongoDB condition of a field, an operator and a value.
 
     Args:
-        path: the field. For a field of a referenced document at least one referenced document must match.
+        path: the field. For a field of a referenced document, at least one referenced document must match.
         operator: a name of `OPERATORS`.
         value: the application's value.
 
@@ -75,7 +75,7 @@ def _neq(path: Path, value: Any) -> Condition:
 
 def _in(path: Path, values: Any, *, operator: str, junction: str) -> Condition:
     if not isinstance(values, list | tuple):
-        raise ValueRefused(f"{path.path!r}: in and not_in take a list or a tuple, not {values!r}.")
+        raise ValueRefused(f"{path.path!r}: 'in' and 'not_in' take a list or a tuple, not {values!r}.")
     members = [convert_operand(path, value) for value in values]
     if any(map(_is_special_in_lists, members)):
         return {junction: [{path.path: {"$eq": member}} for member in members]}
@@ -117,13 +117,13 @@ def _date(path: Path, value: Any) -> Condition:
 
 def _exists(path: Path, value: Any) -> Condition:
     if not isinstance(value, bool):
-        raise ValueRefused(f"{path.path!r}: exists takes True or False, not {value!r}.")
+        raise ValueRefused(f"{path.path!r}: 'exists' takes True or False, not {value!r}.")
     return {path.path: {"$exists": value}}
 
 
 def _where(path: Path, value: Any) -> Condition:
     if not isinstance(value, str):  # bson.Code is a subclass
-        raise ValueRefused(f"{path.path!r}: where takes JavaScript as a str or a bson.Code, not {value!r}.")
+        raise ValueRefused(f"{path.path!r}: 'where' takes JavaScript as a str or a bson.Code, not {value!r}.")
     return {"$where": value}
 
 

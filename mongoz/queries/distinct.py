@@ -21,7 +21,7 @@ _CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
 
 
 def load_values(document: Any, path: str, values: list[Any]) -> list[Any]:
-    """Convert stored values to the types that a loaded document has.
+    """Convert stored values to the types that they would have in a loaded document.
 
     Args:
         document: the class.

@@ -22,7 +22,7 @@ def find_equalities(document: Any, conditions: Iterable[Mapping[str, Any]]) -> d
 
 
 def put_value(document: Any, values: dict[str, Any], path: str, value: Any) -> None:
-    """Put a value at a dotted path into nested values, unless a step leads into a value that is no dict.
+    """Put a value into nested values, at a dotted path; do nothing if a step leads into a value that is no dict.
 
     Args:
         document: the class with the field of the first step. The step may be an alias of the field.

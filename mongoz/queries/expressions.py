@@ -82,7 +82,7 @@ class Expression:
 
 # Type checkers take `Document.age >= 18` for a bool, because `age` of an instance is an int. At run time the
 # comparison is an Expression.
-Condition = Union[Expression, Mapping[Any, Any], bool]  # noqa: UP007 - it is named above, as a string
+Condition = Union[Expression, Mapping[Any, Any], bool]  # noqa: UP007 - it is used above, as a string
 
 
 def _combined(operator: str, *conditions: Condition) -> Expression:
@@ -100,7 +100,7 @@ class SortExpression:
 
 
 class FieldProxy:
-    """`Document.field`: makes expressions, names the field in sort keys, and gives the fields inside of it.
+    """`Document.field`: makes expressions, stands for the field in sort keys, and gives the fields inside of it.
 
     It has no public attributes: every name belongs to the embedded documents.
     """
@@ -183,7 +183,7 @@ def compile_condition(document: Any, given: Condition) -> dict[str, Any]:
         given: an Expression, or a MongoDB query. The query may have operators, and `Document.field` as keys.
 
     Raises:
-        InvalidKeyError: `given` is no condition, or an expression names an unknown field.
+        InvalidKeyError: `given` is no condition, or the field of an expression is unknown.
         OperatorInvalid: there is no such operator, or it does not support the value.
         FieldDefinitionError: a field does not support its operator.
     """
@@ -213,7 +213,7 @@ def _compiled(document: Any, expression: Expression) -> dict[str, Any]:
 
 
 def _is_native(operator: Any) -> bool:
-    """Whether an operator is one of MongoDB's that has no name in `Q`."""
+    """Whether this is an operator of MongoDB that has no name in `Q`."""
     return isinstance(operator, str) and operator.startswith("$") and operator not in SPELLINGS
 
 
@@ -235,7 +235,7 @@ def _native_item(document: Any, key: Any, value: Any) -> tuple[str, Any]:
     except InvalidKeyError:
         if not isinstance(key, str):
             raise
-        path = Path(key)  # a MongoDB query may name keys that are not declared
+        path = Path(key)  # a MongoDB query may contain keys that are not declared
     return path.path, _native_value(path, value)
 
 

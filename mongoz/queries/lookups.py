@@ -68,7 +68,7 @@ def refuse_positional(method: str, arguments: tuple[Any, ...]) -> None:
     """Refuse positional arguments of a method with keyword filters.
 
     Raises:
-        InvalidKeyError: there are positional arguments. It is a TypeError too.
+        InvalidKeyError: there are positional arguments. The error is a TypeError too.
     """
     if arguments:
         raise _NotAKeyword(

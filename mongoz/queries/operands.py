@@ -41,9 +41,9 @@ class ValueRefused(OperatorInvalid, InvalidKeyError, AssertionError):
 def convert_operand(path: Path, value: Any) -> Any:
     """A value in the stored form of the field at `path`, for a condition.
 
-    For an id field, 24 hexadecimal digits and an instance become an ObjectId. For a decimal field, a str and a
-    float become a Decimal with the digits that Python prints: 0.1 becomes Decimal("0.1"). For a date field, an ISO
-    string becomes a datetime. The keys of a dict for an embedded document get the stored order.
+    For an id field, 24 hexadecimal digits or an instance become an ObjectId. For a decimal field, a str or a
+    float becomes a Decimal with the digits that Python prints: 0.1 becomes Decimal("0.1"). For a date field, an
+    ISO string becomes a datetime. The keys of a dict for an embedded document get the stored order.
 
     Raises:
         ValueRefused: the value can't be stored, or it is an instance without an id.

@@ -36,7 +36,7 @@ def find_arguments(plan: Plan, projection: Any = None) -> dict[str, Any]:
 
 
 def command_options(plan: Plan, *names: str) -> dict[str, Any]:
-    """The named options of a query as arguments of `aggregate`, `count_documents` and `distinct`."""
+    """The options of a query with these names, as arguments of `aggregate`, `count_documents` and `distinct`."""
     options = {OPTIONS[name]: value for name, value in plan.options.items() if name in names}
     # A hint may be a list of pairs: field and direction. Not all methods of the driver convert such a list.
     if isinstance(options.get("hint"), list | tuple):
@@ -108,7 +108,7 @@ def is_for_find_only(condition: Any) -> bool:
 
 
 def _mentions(condition: Any, names: Collection[str]) -> bool:
-    """Whether a condition may name a joined document. If so, it is checked after the join."""
+    """Whether a condition may refer to a joined document. If so, it is checked after the join."""
     if isinstance(condition, Mapping):
         return any(_is_below(key, names) or _mentions(value, names) for key, value in condition.items())
     if isinstance(condition, list | tuple):

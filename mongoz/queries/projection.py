@@ -152,7 +152,7 @@ def _hydrate_partial(
         collection: the collection of the row; None if it is the document's own.
 
     Raises:
-        pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.
+        pydantic.ValidationError: the row violates the model. The message contains the collection, `_id` and field.
     """
     id_ = row.get("_id")
     instance = partial_class.from_row(row, collection)

@@ -50,7 +50,7 @@ class Q:
         """The field is equal to one of the values.
 
         Raises:
-            OperatorInvalid: `values` is neither a list nor a tuple. It is an AssertionError too.
+            OperatorInvalid: `values` is neither a list nor a tuple. The error is an AssertionError too.
         """
         return make_expression(key, "in_", values)
 

@@ -225,7 +225,7 @@ class ReadQuery(QueryBuilder[D]):
         if is_for_find_only(plan.conditions):
             raise OperatorInvalid(
                 f"aggregate() supports no JavaScript ($where) and no $near in the conditions {plan.filter!r}. "
-                "Write the condition as $expr, or as a first stage $geoNear of the pipeline."
+                "Write the condition with $expr, or make $geoNear the first stage of the pipeline."
             )
         cursor = await self._cursor(plan, projection(self._document, plan), stored(pipeline))
         return [without_stamps(row) async for row in cursor]

@@ -1,4 +1,4 @@
-"""The methods of queries that write."""
+"""The write methods of queries."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial

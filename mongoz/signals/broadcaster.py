@@ -14,8 +14,8 @@ __all__ = ["Broadcaster", "signals_of", "unwatch", "watch"]
 class Broadcaster:
     """The class of `Document.signals`: the six built-in signals and the custom signals of the document.
 
-    To add a custom signal, assign a `Signal`, or just use a new name: the first use creates the signal. Names that
-    start with `pre_` or `post_` are not created on use, because a misspelt signal would never fire.
+    To add a custom signal, assign a `Signal`, or just use a new name: the first use creates the signal. But using
+    a new name that starts with `pre_` or `post_` raises an error, because a misspelt signal would never fire.
 
     `Broadcaster()` belongs to no document: its signals fire when the application sends them.
 
@@ -24,7 +24,7 @@ class Broadcaster:
         >>> User.signals.post_save.connect(send_mail)
     """
 
-    # The built-in signals have slots, since writes look them up and `__getattr__` takes ten times as long.
+    # The built-in signals have slots: each write looks them up, and `__getattr__` would take ten times as long.
     __slots__ = (
         "_dispatched",
         "_parents",

@@ -1,4 +1,4 @@
-"""Hops: how many receivers in dispatchers have led from the first write of a chain to a write.
+"""The hops of a write: the number of receivers in dispatchers between the first write of its chain and this write.
 
 The writes of a receiver in a dispatcher come back through the change stream, and trigger other receivers. Two
 receivers that trigger each other would never end without a limit. So each of these writes carries its hops.

@@ -18,7 +18,7 @@ __all__ = ["Firing", "leave_to_dispatchers", "plan_firing"]
 
 
 class Firing(NamedTuple):
-    """The receivers of a write. They are chosen before the write, because the stamp names them.
+    """The receivers of a write. They are chosen before the write, because the stamp lists them.
 
     Attributes:
         signal: the `post_*` signal.
@@ -120,7 +120,7 @@ def plan_firing(signal: Signal, changed: Iterable[str] | None = None) -> Firing:
     Args:
         signal: a `post_*` signal.
         changed: names of the written fields. A receiver with `fields=` is left out if none of its fields was
-            written. None leaves out no receiver.
+            written. If `changed` is None, `fields=` does not count.
     """
     if muting.is_used and is_muted(signal.sender, signal.name):
         return Firing(signal, muted=True)

@@ -99,8 +99,8 @@ class BatchEvent(NamedTuple):
     """One event of a batch: the keywords that a receiver without the option `batch` gets.
 
     Attributes:
-        instance: the document, in the state that `delivery.image` names.
-        delivery: the delivery of this event. `delivery.signal` names the signal; each event has its own
+        instance: the document; `delivery.image` says in which state.
+        delivery: the delivery of this event. `delivery.signal` is the name of the signal; each event has its own
             `delivery.id`.
         created: whether the document was inserted; False for other signals than `post_save`.
         update_fields: the changed fields of a `post_update`; empty for other signals.

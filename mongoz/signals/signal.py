@@ -25,7 +25,7 @@ __all__ = ["Signal"]
 _F = TypeVar("_F", bound=ReceiverFunction)
 
 _connections = itertools.count()
-"""Numbers the connections of the process. Own and inherited receivers of a document run in this order."""
+"""Gives each connection of the process a number. Own and inherited receivers of a document run in this order."""
 
 
 class Signal:
@@ -180,7 +180,7 @@ class Signal:
         return bool(self._taps)
 
     def ids_of(self, receivers: tuple[Receiver, ...]) -> frozenset[bytes]:
-        """The ids that stamps hold for the given receivers of this signal."""
+        """The ids that stamps contain for the given receivers of this signal."""
         if receivers is not self._in_process:
             return self._ids(receivers)
         if self._in_process_ids is None:
@@ -197,7 +197,7 @@ class Signal:
 
     @property
     def claimable_receivers(self) -> tuple[NamedReceiver, ...]:
-        """The receivers of the writing process that dispatchers can take over."""
+        """The receivers that dispatchers can take over from the writing process."""
         if self.sender is None or self.name is None:
             return ()
         sender, name = self.sender, self.name

@@ -93,7 +93,7 @@ async def test_processes_that_claim_are_counted(dispatched, database, state, loo
     assert (await look(dispatched)).text == "No process of the application has claimed yet"
     state.claims.insert_many([book(database, 1, silent=700), book(database, 2, open=[1]), book("other", 3)])
     found = await look(dispatched)
-    assert (found.level, "the last one recorded claims 11 min" in found.text) == ("ok", True)
+    assert (found.level, "claims were last recorded 11 min" in found.text) == ("ok", True)
     ended = {"fenced_at": datetime.now(UTC), "fenced_by": "process"}
     state.claims.insert_many([book(database, 4), book(database, 5, **ended)])
     found = await look(dispatched)

@@ -332,7 +332,7 @@ async def test_a_record_that_the_relay_counts_but_the_broker_lost_is_lost_histor
     log = MemoryLog(encode(3, 0, made(1)), encode(3, 2, made(3)), encode(3, 3, made(4)))
     log.relay = LogPosition(2, 3, 2, token(3))
     error, after = await lost(log)
-    assert "are missing" in str(error)
+    assert "lacks records" in str(error)
     assert after == Start(token=token(3), place=place(2, 3, 2))
 
 

@@ -62,7 +62,7 @@ class _Log:
     """The logger. It never raises. A receiver that configures structlog does not change our lines.
 
     Args:
-        own: writes the lines. While it is None, structlog writes them, as the process has configured structlog.
+        own: writes the lines. While it is None, structlog writes them, with the configuration of the process.
     """
 
     def __init__(self, own: _Lines | None = None) -> None:

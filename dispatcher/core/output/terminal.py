@@ -12,7 +12,7 @@ from dispatcher.core.redaction import escaped
 
 
 class Terminal(Console):
-    """A console without markup, emoji codes and highlighting, which escapes control characters."""
+    """A console that escapes control characters. It has no markup, no emoji codes and no highlighting."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)

@@ -83,7 +83,7 @@ class Writer:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until everything is written, or nothing can be written, for at most five seconds."""
+        """Wait until everything is written or nothing can be written, but at most five seconds."""
         end = monotonic() + _LONGEST_END
         with self._changed:
             while self._waiting or self._since is not None:

@@ -136,7 +136,7 @@ def _latencies(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[list[float], list
 
 
 def _grown(pairs: Iterable[tuple[float, float]]) -> float:
-    """The sum of the growths. A counter that falls has started again from zero: it does not count."""
+    """The sum of the growths. A counter that falls has started again from zero: it adds nothing to the sum."""
     return sum(max(0.0, after - before) for before, after in pairs)
 
 

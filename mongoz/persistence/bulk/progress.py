@@ -125,7 +125,7 @@ def fire_when_known(
     find_written: Callable[[], Awaitable[list[WrittenDocument]]],
     held: AsyncExitStack,
 ) -> None:
-    """Run the receivers of a batch in the background, when it is known which documents were written.
+    """Run the receivers of a batch in the background, as soon as it is known which documents were written.
 
     Claimed receivers do not run here: the caller releases the claims, so dispatchers run these receivers.
 
@@ -150,14 +150,14 @@ def fire_when_known(
 async def find_existing(
     target: WriteTarget, ids: list[Any], fields: Iterable[str] = (), session: Any = None, *, durable: bool = False
 ) -> dict[bytes, Row]:
-    """The existing documents with these ids, with some of their fields, by `id_key`; read from the primary.
+    """Read the existing documents with these ids from the primary; returns some of their fields, by `id_key`.
 
     Args:
         target: the target.
         ids: the ids.
         fields: the stored names of the fields to read besides `_id`.
         session: the session of the read; by default the caller's.
-        durable: read only data that no rollback can undo; such a read uses no session.
+        durable: the read returns no data that a rollback could undo. Such a read uses no session.
     """
     projection = {"_id": 1, **dict.fromkeys(fields, 1)}
     rows: list[Row] = []

@@ -52,7 +52,7 @@ class Selection:
         return self.ids is not None and bool(self.collation)
 
     def filter_for(self, ids: list[Any]) -> dict[str, Any]:
-        """The filter for matching documents with one of these ids."""
+        """The filter for the documents that match and have one of these ids."""
         return self.filter_with({"_id": {"$in": ids}})
 
     def filter_with(self, *conditions: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class _BulkUpdate(Generic[D]):
         """Refuse a document that would exceed a limit of its field.
 
         Raises:
-            pydantic.ValidationError: names collection, `_id`, field and value.
+            pydantic.ValidationError: the message contains the collection, the `_id`, the field and the value.
         """
         if self._limits:
             require_within_limits(self.document, self.target.collection.namespace, row, self.patch.operations)

@@ -144,7 +144,8 @@ def require_within_limits(
         operations: the operations.
 
     Raises:
-        pydantic.ValidationError: a result would not fit. The message names collection, `_id`, field and value.
+        pydantic.ValidationError: a result would not fit. The message contains the collection, the `_id`, the field
+            and the value.
     """
     after = preview_operations(row, operations)
     title = f"{document.__name__} with _id {row['_id']!r} of {namespace}"

@@ -9,7 +9,7 @@ from mongoz.exceptions import InvalidKeyError
 __all__ = ["ALL_ITEMS", "Operation", "merge_operations", "refuse_overlaps", "with_operations"]
 
 ALL_ITEMS: Final = "$[]"
-"""The step of a path that stands for every item of a list."""
+"""In a path, this step stands for every item of a list."""
 
 
 class Operation(NamedTuple):
@@ -67,7 +67,7 @@ def refuse_overlaps(paths: Iterable[str]) -> None:
     """Refuse an update that changes a path twice, or a path and a part of its value. MongoDB refuses it too.
 
     Raises:
-        InvalidKeyError: there are two such paths; the message names both.
+        InvalidKeyError: there are two such paths; the message gives both.
     """
     for one, other in combinations(paths, 2):
         pairs = zip(one.split("."), other.split("."), strict=False)

@@ -24,7 +24,7 @@ def preview_operations(row: Mapping[str, Any], operations: Iterable[Operation]) 
         operations: the operations.
 
     Returns:
-        None if the server will refuse the operations, or the result can't be computed here.
+        None if the server will refuse the operations, or if the result can't be computed here.
     """
     after = {name: copy.deepcopy(row[name]) for name in {each.top for each in operations} if name in row}
     try:

@@ -48,7 +48,7 @@ def is_commit_unknown(error: PyMongoError) -> bool:
 
 
 async def fence_session(target: WriteTarget, session: Any, id_: Any) -> None:
-    """Wait until the server is done with the commands of a session. It then refuses commands that arrive late.
+    """Wait until the server is done with the commands of a session. After that, it refuses late commands.
 
     A command may still run when its connection is lost. The next retryable write of the session waits until the
     server is done with that command. This next write has a higher transaction number, and afterwards the server
@@ -156,7 +156,7 @@ async def was_absent(target: WriteTarget, id_: Any, since: float) -> bool:
 
 
 def durable_collection(target: WriteTarget) -> Any:
-    """`raw_collection` of a target, for reads from the current primary. No rollback can undo the read data."""
+    """`raw_collection` that reads from the current primary. It returns no data that a rollback could undo."""
     return target.raw_collection.with_options(
         read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
     )

@@ -156,7 +156,7 @@ def loads_unchanged(model: type[BaseModel], known: dict[str, Any], names: Iterab
 
 @cached_per_class
 def _unchanged_kinds(model: Any) -> dict[str, frozenset[type]]:
-    """Stored name -> the types whose values a load returns unchanged or refuses."""
+    """Stored name -> the types whose values `reloaded_values` returns unchanged or refuses."""
     names, config = stored_names(model), model.__pydantic_core_schema__.get("config", {})
     if _reloading_validator(model) is None or any(config.get(name) for name in _TEXT_CHANGES):
         return {}

@@ -41,7 +41,7 @@ def hydrate(document: type[D], row: dict[str, Any], collection: Collection | Non
         collection: the collection of the row; None if it is the document's own.
 
     Raises:
-        pydantic.ValidationError: the row violates the model. The message names collection, `_id` and field.
+        pydantic.ValidationError: the row violates the model. The message has the collection, `_id` and field.
     """
     row.pop(FIELD, None)
     validate, can_share = _loader(document)

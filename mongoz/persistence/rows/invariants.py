@@ -16,7 +16,7 @@ _TRIVIAL_POST_INITS: Final = frozenset({"BaseModel.model_post_init", "init_priva
 def has_invariants(model: Any) -> bool:
     """Whether the validation of a model reads several fields.
 
-    Model validators, field validators that take `info`, and `model_post_init` may do so.
+    Model validators, field validators that take `info`, and `model_post_init` may read several fields.
     """
     decorators = model.__pydantic_decorators__
     if decorators.model_validators.keys() - {PARTIAL_VALIDATOR} or decorators.root_validators:

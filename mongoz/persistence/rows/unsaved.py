@@ -14,9 +14,9 @@ __all__ = ["unsaved_changes"]
 def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] | None) -> Changes:
     """The changes of an instance since its load, by stored names.
 
-    A field can differ from the stored row although this process did not change it: other clients store an integer
-    in 64 bits, or leave out a field with a default. Such a field must not be written, because that would
-    undo concurrent changes.
+    A field can differ from the stored row although this process did not change it: another client may have
+    stored an integer in 64 bits, or left out a field with a default. Such a field must not be written, because
+    that would undo concurrent changes.
 
     Args:
         instance: the instance.
@@ -30,7 +30,8 @@ def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] 
     if known is not None and changes.changed and not loads_unchanged(type(instance), known, changes.changed):
         changes = _own_changes(instance, row, known, changes)
     if changes.removed and type(instance).model_config.get("extra") != "allow":
-        # The class keeps no undeclared keys, so `row` lacks those of the document. They must not be removed.
+        # The class keeps no undeclared keys, so `row` lacks the undeclared keys of the document. The write must
+        # not remove them.
         return Changes(changes.changed, ())
     return changes
 

@@ -477,9 +477,18 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
     assert [one for one in served if one[1] == "any"] == [*taken, ("post_update", "any", 2, "stream")]
 
 
+@pytest.fixture
+async def patient(mongo: Any, database: str) -> AsyncIterator[Held]:
+    """A writing process whose claims do not end because the machine is busy."""
+    made = Held(mongo.url, database, claims=20.0)
+    yield made
+    await made.finish()
+    await made.registry.close()
+
+
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_parked_claims_are_read_once_before_their_process_dies_and_once_after(
-    restarts, registry, database, state, foreign, held, monkeypatch
+    restarts, registry, database, state, foreign, patient, monkeypatch
 ):
     """It does not matter how long the claims wait. Only a new dispatcher reads them once more, at its start."""
     monkeypatch.setattr("dispatcher.claims.waiting._LONGEST", 0.1)
@@ -499,15 +508,15 @@ async def test_parked_claims_are_read_once_before_their_process_dies_and_once_af
 
     async with dispatching(registry):
         await until_announced(state)
-        held.writes += [asyncio.ensure_future(held.Item(n=n).create()) for n in range(count)]
+        patient.writes += [asyncio.ensure_future(patient.Item(n=n).create()) for n in range(count)]
         await until_judged()
         if not restarts:
-            state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
+            state.claims.update_one(patient.book, {"$set": {"fenced_at": 1}})
             await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
     if restarts:
         async with dispatching(registry):
             await until_judged()
-            state.claims.update_one(held.book, {"$set": {"fenced_at": 1}})
+            state.claims.update_one(patient.book, {"$set": {"fenced_at": 1}})
             await eventually(lambda: not state.held.find_one(), what="no delivery is parked")
     assert sorted(served) == [("post_save", "any", n, "takeover") for n in range(count)]
     assert rows.items <= (3 if restarts else 2) * count

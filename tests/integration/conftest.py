@@ -1,11 +1,13 @@
 """Fixtures of the tests that run dispatchers against the server."""
 
+import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from pymongo import AsyncMongoClient
 
 import mongoz
@@ -17,6 +19,14 @@ from tests.integration.relaying import make_document, relay_name
 
 if TYPE_CHECKING:
     from tests.kafka.publisher import Publisher
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run these tests on uvloop, as the daemon does. Unit tests run on asyncio's own loop."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

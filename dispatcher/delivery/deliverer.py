@@ -155,8 +155,9 @@ class Deliverer:
             return
         signal, held = calls.signal, self._held
         for receiver in calls.receivers:
-            # Earlier deliveries may wait in a chain in memory, and even earlier ones in a lane in the database. If
-            # there is a chain, the delivery joins the chain. Otherwise it joins the lane, if there is one.
+            # Earlier deliveries of the document to this receiver may wait: in memory for a claim, or parked in the
+            # database. Those in the database are the earlier ones. So if some wait in memory, the delivery waits
+            # behind them. Otherwise, if some are parked, it is parked too.
             if self._capacity.waiting and self._claims.defers(job, change, calls, receiver):
                 job.passed += 1
                 continue

@@ -479,7 +479,7 @@ async def test_a_claimed_delivery_that_waits_for_long_is_parked_with_its_followe
 
 @pytest.fixture
 async def patient(mongo: Any, database: str) -> AsyncIterator[Held]:
-    """A writing process whose claims do not end because the machine is busy."""
+    """A writing process whose claims have a long timeout, so that they do not end on a busy machine."""
     made = Held(mongo.url, database, claims=20.0)
     yield made
     await made.finish()

@@ -77,7 +77,7 @@ class World:
         return dispatching(self.registry, **settings.model_dump(exclude_unset=True))
 
     def grant(self, role: str) -> None:
-        """Grant the rights that the commands printed by `--role` grant."""
+        """Grant the same rights as the commands that `--role` prints."""
         admin = AdminClient({"bootstrap.servers": self.server.address, "log_level": 0, **self.client})
         acls = [acl for command in commands_in(role) for acl in bindings_of(command)]
         for granted in admin.create_acls(acls).values():

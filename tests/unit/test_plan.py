@@ -33,7 +33,7 @@ def test_matching_adds_conditions_joins_and_order_and_keeps_each_join_once() -> 
 
 
 @pytest.mark.parametrize(("limit", "at_most", "found"), [(0, 1, 1), (5, 2, 2), (1, 2, 1), (2, 2, 2)])
-def test_at_most_keeps_a_lower_limit_of_the_plan(limit: int, at_most: int, found: int) -> None:
+def test_at_most_does_not_raise_a_limit_of_the_plan(limit: int, at_most: int, found: int) -> None:
     assert Plan(limit=limit).at_most(at_most).limit == found
 
 

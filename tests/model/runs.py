@@ -1,6 +1,7 @@
 """One sequence, from its first write to the verdict."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 
 from tests.model.model import GROUPS, RECEIVERS, STAMP, Change, Key, Model, Told
@@ -8,7 +9,7 @@ from tests.model.steps import Run, Step
 from tests.model.verdict import Verdict, compare
 from tests.model.world import END, World
 
-__all__ = ["judge"]
+__all__ = ["judge", "with_superseded"]
 
 _END = {"name": END, "n": 1_000, "tags": []}
 
@@ -62,7 +63,7 @@ async def _judged(run: Run, key: Key, *, in_time: bool) -> Verdict:
         each = run.model.by_dispatcher(key, seen.events, group)
         in_time = await seen.has(sum(map(len, each)), group) and in_time
         told = seen.told_by(group)
-        expected = _with_superseded(each, told, changes)
+        expected = with_superseded(each, told, changes)
         by_dispatcher = compare(expected, told, f"{key}, by the dispatcher of {group}", _waiting(run, key))
         by_dispatcher.taken = sum(one.is_taken for one in told)
         verdict.add(by_dispatcher)
@@ -88,18 +89,23 @@ def _waiting(run: Run, key: Key) -> set[str]:
     return {one.name for one in RECEIVERS[key[0]] if one.mode == "any"}
 
 
-def _with_superseded(each: list[list[Told]], seen: list[Told], changes: Sequence[Change]) -> list[Told]:
-    """The expected deliveries. A later write of the ODM, or a later delete, may have superseded a takeover."""
-    expected, superseded = [], [one for one in seen if one.image == "superseded"]
-    for place, some in enumerate(each):
+def with_superseded(each: list[list[Told]], seen: list[Told], changes: Sequence[Change]) -> list[Told]:
+    """The expected deliveries. Takeovers may be superseded if there are later writes of the ODM, or deletes.
+
+    Equal saves have equal deliveries. Those of later saves are matched first, because only earlier ones can be
+    superseded.
+    """
+    expected, left = deque[Told](), list(seen)
+    for place, some in reversed(list(enumerate(each))):
         may_be = any(later.after is None or STAMP in later.after for later in changes[place + 1 :])
-        for one in some:
-            if one.is_taken and may_be and one.as_superseded() in superseded and one not in seen:
-                superseded.remove(one.as_superseded())
-                expected.append(one.as_superseded())
-            else:
-                expected.append(one)
-    return expected
+        for one in reversed(some):
+            found = one
+            if one not in left and one.is_taken and may_be and one.as_superseded() in left:
+                found = one.as_superseded()
+            if found in left:
+                left.remove(found)
+            expected.appendleft(found)
+    return list(expected)
 
 
 def _in_process(run: Run, key: Key) -> Verdict:

@@ -92,7 +92,7 @@ def verdict_of(row: Row) -> str:
 
 def described(row: Row) -> str:
     """What a row measures, in a sentence, for people."""
-    without = f". No processor times: {row.cpu}" if isinstance(row.cpu, str) else ""
+    without = f". No CPU ratio: {row.cpu}" if isinstance(row.cpu, str) else ""
     return f"{row.what}, {row.peer}: {row.about}{without}"
 
 

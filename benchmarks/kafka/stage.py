@@ -19,7 +19,7 @@ __all__ = ["Stage", "Usage", "state_of"]
 
 _AT_ONCE: Final = 1_000
 
-# Relays and workers are stopped while a backlog is written, and must keep their leases.
+# Relays and workers are stopped (SIGSTOP) while a backlog is written, and must keep their leases.
 _LEASE: Final = ("--lease", "120")
 
 

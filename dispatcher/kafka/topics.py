@@ -266,7 +266,7 @@ def deleted(name: str) -> HistoryLost:
     """The error about a topic that the state knows, but that the brokers do not know."""
     return HistoryLost(
         f"The topic {name!r} was deleted. Its records are lost.",
-        remedy="Choose with --on-history-lost: resume creates a new topic, and records a gap.",
+        remedy="With --on-history-lost resume, the relay creates a new topic, and records a gap.",
     )
 
 
@@ -311,7 +311,7 @@ def require_layout(facts: TopicFacts, known: TopicLayout) -> None:
         raise HistoryLost(
             f"{name} has the id {found.id}, and the state knows it as {known.id}: it was deleted, and created "
             "again. Its earlier records are lost.",
-            remedy="Choose with --on-history-lost: resume continues with the new topic, and records a gap.",
+            remedy="With --on-history-lost resume, the process continues with the new topic, and records a gap.",
         )
 
 

@@ -127,7 +127,7 @@ class Service:
         return min((pipeline.position for pipeline in self.held.values()), default=None)
 
     def close_batches(self) -> None:
-        """In partitions whose other deliveries are finished, begin the batches without waiting for more events."""
+        """Begin the batches that wait for more events, if all other deliveries of their partition are finished."""
         for pipeline in self.held.values():
             pipeline.close_batches()
 

@@ -312,7 +312,7 @@ def test_each_page_has_its_rows_and_plots(tmp_path):
         text = (tmp_path / f"{page}.md").read_text()
         assert f"| {row} | peer | 4/s | 2/s | 1.75x | 1.50..2.00 | >= 1.5x | - |  |  | met |" in text
         assert len([line for line in text.splitlines() if "met |" in line]) == 1
-        assert f"- {row}, peer: about. No processor times: none" in text
+        assert f"- {row}, peer: about. No CPU ratio: none" in text
         assert json.loads((tmp_path / f"{page}.json").read_text())["rows"] == [{"key": key}]
     earlier = (tmp_path / "results.md").read_text()
     write_results(rows[1:], result, tmp_path)

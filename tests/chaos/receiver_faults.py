@@ -36,7 +36,7 @@ _salt = os.environ.get("FAULT_SALT", "")
 
 
 def doomed(receiver: str, name: str, n: int, salt: str = _salt) -> bool:
-    """Whether a receiver always refuses this write; the blocking receiver refuses only the first attempts."""
+    """Whether a receiver always refuses this write. The receiver `hold` refuses only the first attempts."""
     return crc32(f"{salt}:{receiver}:{name}:{n}".encode()) % _DOOMED == 0
 
 

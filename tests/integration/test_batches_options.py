@@ -122,7 +122,7 @@ async def test_the_effects_of_a_batch_happen_once(account, foreign, dispatched, 
 async def test_a_batch_leaves_out_an_event_that_another_process_has_recorded_meanwhile(
     account, foreign, dispatched, state, monkeypatch
 ):
-    """The look-up finds no record, and the receiver runs. Then the insert of the records finds a duplicate key."""
+    """Only the insert of the records finds the recorded event. Then the receiver runs without this event."""
     foreign.create_collection("counts")
     batches = adding(account, foreign, batch=Batch(size=3, wait=0.2))
     async with dispatching(dispatched):

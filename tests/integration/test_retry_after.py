@@ -1,4 +1,4 @@
-"""A receiver that raises `RetryAfter` gets another attempt later. The attempt does not count."""
+"""An attempt that raises `RetryAfter` does not count, and the receiver gets another attempt later."""
 
 import time
 from datetime import timedelta

@@ -53,7 +53,7 @@ DELIVERY = Delivery("id", "post_save", "adding", "stream", 1, 1, TIME, None, "po
 
 
 class Runs:
-    """Transaction runs with prescribed results."""
+    """The runs of a transaction. Their results are prescribed."""
 
     def __init__(self, *ends: BaseException | None) -> None:
         self.ends = iter(ends)

@@ -49,7 +49,7 @@ class Limit:
 
     def take(self) -> bool:
         """Take a place for one attempt, if no other delivery waits for a place. Returns whether it was taken."""
-        return not self._queue and self._take()
+        return not self._queue and self._take(monotonic())
 
     def ask(self) -> "asyncio.Future[None]":
         """Wait for a place. The future is resolved when this caller has the place."""
@@ -71,10 +71,10 @@ class Limit:
         self._running -= 1
         self._admit()
 
-    def _take(self) -> bool:
+    def _take(self, at: float) -> bool:
         if self._concurrency is not None and self._running >= self._concurrency:
             return False
-        if self._bucket is not None and not self._bucket.take(monotonic()):
+        if self._bucket is not None and not self._bucket.take(at):
             return False
         self._running += 1
         return True
@@ -82,15 +82,17 @@ class Limit:
     def _admit(self) -> None:
         """Give places to callers that wait."""
         while self._queue:
-            if not self._take():
-                self._admit_later()
+            # One reading of the clock decides both. With a second, later one, there could be no need for a timer.
+            at = monotonic()
+            if not self._take(at):
+                self._admit_later(at)
                 return
             self._queue.popleft().set_result(None)
 
-    def _admit_later(self) -> None:
+    def _admit_later(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        seconds = 0.0 if self._bucket is None else self._bucket.seconds(1, monotonic())
+        seconds = 0.0 if self._bucket is None else self._bucket.seconds(1, at)
         if 0 < seconds < math.inf:  # otherwise the end of an attempt, or a new share, admits the next caller
             self._timer = asyncio.get_running_loop().call_later(seconds, self._admit)
 

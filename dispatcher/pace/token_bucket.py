@@ -42,7 +42,7 @@ class TokenBucket:
     def take(self, now: float) -> bool:
         """Take a token. Returns False if there is none."""
         self._fill(now)
-        if self._rate == 0 or self._tokens < 1 - _ROUNDING:
+        if self._rate == 0 or 1 - self._tokens > _ROUNDING:
             return False
         self._tokens -= 1
         return True

@@ -176,3 +176,15 @@ async def test_closing_the_lanes_gives_back_the_places_that_no_attempt_has_used(
     assert limit.take()  # this is the place of b; the attempt of a still has its place
     assert not limit.take()
     assert begun == ["a", "b"]
+
+
+async def test_a_place_comes_even_if_the_clock_advances_while_a_timer_is_set(monkeypatch):
+    """A timer of uvloop may be a millisecond early. Then the token comes between two readings of the clock."""
+    limit = Limit(rate=Rate(1, "s"))
+    readings = iter([0.0, 0.0, 0.9999])
+    monkeypatch.setattr("dispatcher.pace.limit.monotonic", lambda: next(readings, 1.0001))
+    limit.set_share(1, 1)
+    assert limit.take()
+    place = limit.ask()
+    assert not place.done()
+    await asyncio.wait_for(place, 10)

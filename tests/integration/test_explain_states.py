@@ -62,7 +62,7 @@ async def test_the_report_names_the_process_that_claimed_a_delivery(held: Held, 
     make(another, database, [])
     async with dispatching(held.registry):
         await until_announced(state)
-        item = held.Item(n=1)
+        item = held.Item(id=ObjectId(), n=1)  # a dispatcher may call a receiver before `create` returns
         await held.begin(item.create())
         report = await until_told(another, "items", item.id, {"any": "claimed", "durable": "waits"})
         assert f"pid {os.getpid()}" in receivers(report)["any"].text

@@ -35,8 +35,8 @@ A context follows the ids of the receivers. A stamp with a context has kind 0, e
     1 byte       the hops
     2 bytes      the length of the JSON in bytes
 
-An earlier version reads the context as ids of receivers. No receiver has such an id. The salt is random, so no
-client can choose a value whose bytes are the id of a receiver.
+An earlier version reads the bytes of the context as ids of receivers. They match no receiver. The salt is random,
+so no client can choose a value whose bytes are the id of a receiver.
 
 Nothing here does I/O. The ODM makes stamps with this module, and the dispatcher reads them.
 """

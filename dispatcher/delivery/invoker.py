@@ -39,6 +39,7 @@ _MOST_ABANDONED: Final = 200
 _RARELY: Final = 1.0
 _OFTEN: Final = 0.01
 
+# Hops that no context has, for a worker whose context is not known yet.
 _UNKNOWN: Final = (-1, Context())
 
 _Running = tuple[float, Attempt]

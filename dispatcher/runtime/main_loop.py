@@ -22,7 +22,6 @@ from dispatcher.core.tasks import end, guarded
 from dispatcher.delivery.fork_guard import Threads, watch_forks
 from dispatcher.exceptions import Cancelled, DispatcherError, ExitCode
 from dispatcher.runtime.gc_tuning import collecting
-from dispatcher.runtime.malloc_tuning import keep_buffers
 from dispatcher.runtime.process_end import PATIENCE, Deadline
 
 Service = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
@@ -84,7 +83,6 @@ async def _main(service: Service, deadline: Deadline, within: float | None, forc
     signals = _Signals(stop, deadline, within, forceable)
     watching = asyncio.create_task(signals.watch(), name="watch-signals")
     code = ExitCode.CRASHED
-    keep_buffers()
     try:
         async with collecting():
             await service(stop)

@@ -4,7 +4,7 @@ A process writes the document, and dispatchers read it. `_id` is the incarnation
 the book, in hexadecimal digits. The other fields:
 
     group       the group of dispatchers
-    beat        a number that grows whenever the process writes this document; such a write is called a beat
+    beat        a number that grows with each beat. A beat is a write of this document by its process
     beat_at     the server's time of the last beat
     seconds     the timeout: if there is no beat for four fifths of it, dispatchers take the open claims over
     high        the highest number that was given to a claim

@@ -39,8 +39,8 @@ def field_parts(document: Any, names: Iterable[Any]) -> tuple[frozenset[str], fr
     """The fields, and the parts of fields such as `address.city`, that `only` loads.
 
     Returns:
-        The attribute names of the fields, and the stored paths of the parts. A field without such a path is
-        loaded as a whole.
+        The attribute names of the fields, and the stored paths of the parts. If no part of a field is listed,
+        the whole field is loaded.
 
     Raises:
         InvalidKeyError: there is no such field, or the name is an item of a list.

@@ -327,7 +327,7 @@ class _Judge:
     def _cause(self, commit: Commit, before: Call, again: Call) -> str:
         """The cause of a repetition: the last fault of a process that made one of the two deliveries.
 
-        Without such a fault, the author of the fence is the cause. A fault of a writing process long after the
+        If there was no fault, the author of the fence is the cause. A fault of a writing process long after the
         first delivery does not count, because the claim was done by then.
         """
         until = before.ended + int(self._evidence.timeout * 1e9)

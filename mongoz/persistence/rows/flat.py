@@ -258,8 +258,8 @@ def _takes_info(schema: Any) -> bool:
 def _calls_functions(schema: Any) -> bool:
     """Whether a schema calls a function other than `bson.ObjectId`.
 
-    Such a function may return a value of another type. The function for e-mail addresses is less strict in a
-    row, where it only looks for an @-sign. In an assignment it validates the whole address.
+    A function may return a value of another type. In a row, the function for e-mail addresses only looks for an
+    @-sign. In an assignment it validates the whole address.
     """
     if isinstance(schema, list | tuple):
         return any(map(_calls_functions, schema))

@@ -116,6 +116,15 @@ def test_finished_claims_of_slow_receivers_are_not_taken_over(world: World, runn
     assert verdict.taken == 0
 
 
+def test_the_first_claim_of_a_second_book_is_recorded_like_that_of_the_first(
+    world: World, runner: asyncio.Runner
+) -> None:
+    first = Own("worker", "create", ("items", 2), {"n": 6})
+    steps: list[Step] = [CREATE, Fated("worker", "ends between", first), Own("worker", "update", KEY, {"n": 9})]
+    verdict = runner.run(judge(world, steps))
+    assert verdict.agrees, "\n".join(verdict.words)
+
+
 @dataclass(frozen=True)
 class Overtaken(Step):
     """Waits until the dispatcher calls a receiver that a client has already called for this document."""

@@ -96,8 +96,9 @@ class DrivenClaims(Claims):
 
     async def beat(self) -> None:
         """Records the claims as they are."""
-        self._recorded = self.book.snapshot()
+        book, taken = self.book, self.book.snapshot()
         await asyncio.to_thread(self._beats.record, self)
+        self._recorded = taken if self.book is book else BookSnapshot()  # the numbers of a new book begin again
         self._is_awaited = False
 
     def claim(self, covered: frozenset[Any], *, is_whole: bool) -> OpenClaim | None:

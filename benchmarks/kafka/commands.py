@@ -19,7 +19,7 @@ _LIMIT: Final = 5.0
 _TARGET: Final = Target(limit=1.0, tolerated=2.0, better="lower")
 _NOT_COUNTED: Final = frozenset({"hello", "isMaster", "ismaster", "serverStatus"})
 
-# In each interval enough documents are written that all positions move every second.
+# The number of documents in each interval is large enough to move all positions every second.
 _EVERY_SECONDS: Final = 0.5
 _WRITTEN: Final = 200
 

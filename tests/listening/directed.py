@@ -108,7 +108,7 @@ _MOVES_OUT: Final = [
         DeleteMany(_ANY_A),
     )
     for scene in _beside("Bare", _rows({}, {}), call, Foreign("set", 2, {"n": 2, "s": "b"}), 1, 2, 3)
-] + [  # with a batch of one document, the last read is another command
+] + [  # similar scenes, with a single document
     *_beside("Bare", _rows({}), UpdateMany("update", _ONES, {"m": 0}), Foreign("set", 1, {"n": 2}), 2, 3),
     *_beside("Bare", _rows({}), UpdateMany("update_many", _ANY_A, {"m": 0}), Foreign("set", 1, {"s": "b"}), 2, 3),
     *_beside("Bare", _rows({}), DeleteMany(_ANY_A), Foreign("set", 1, {"s": "b"}), 2, 3),

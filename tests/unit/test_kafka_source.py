@@ -68,7 +68,7 @@ class MemoryLog:
         next_term: the highest term that the next `look` finds.
         is_open: whether a source reads the partition.
         searched_from: the offset at which the search for a token begins; None for the first record.
-        is_paused: reads return nothing, even if the log does not hold the next record.
+        is_paused: reads return nothing, even where they would raise `OutOfRange` otherwise.
     """
 
     name = "partition 0 of the topic 'test'"
@@ -639,7 +639,7 @@ async def test_a_token_without_a_place_is_found_in_the_log(known: int, beginning
 
 @pytest.mark.parametrize("known", range(6))
 async def test_a_token_is_found_although_a_zombie_wrote_the_record_before(known: int) -> None:
-    """The next record of the higher term does not follow the record of the zombie."""
+    """The record after those of the zombie is number 3 of term 4. It continues number 2 of term 4."""
     log = MemoryLog(
         encode(3, 0, made(1)),
         encode(4, 0, made(1)),

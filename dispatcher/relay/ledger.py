@@ -217,6 +217,6 @@ class RecordLedger:
         for partition, mark in self._passed.items():
             self._marks[partition] = mark
         self._passed.clear()
-        # A stream that was opened at a time, and not after a token, can begin with tokens before the position.
+        # A stream that starts at a cluster time, and not after a token, can begin with tokens before the position.
         if token > self._token:
             self._token, self._token_fingerprint = token, self._fingerprint

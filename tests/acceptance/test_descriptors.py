@@ -61,7 +61,7 @@ def loop(request, tmp_path) -> str:
 
 
 def limited(limit: int) -> tuple[str, ...]:
-    """The words before a command that limit its descriptors to this number."""
+    """A prefix for a command: it limits the descriptors of the command to this number."""
     return ("sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh")
 
 

@@ -121,7 +121,7 @@ async def test_all_examples_of_the_guide_work_in_one_application(registry: mongo
     assert User.meta.signals.on_verify.disconnect(trigger_notifications)
     assert await User.meta.signals.on_verify.send(sender=User, instance=user, how="again") == []
 
-    # The name of a new custom signal creates the signal.
+    # A custom signal that is not assigned first: the first access to its name creates it.
 
     User.signals.on_ban.connect(trigger_notifications)
     await user.signals.on_ban.send(sender=User, instance=user, how="too")

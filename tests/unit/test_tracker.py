@@ -106,7 +106,8 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
         tracker.finished(job)
         assert not any(marker <= tracker.token < delete for marker, delete in pairs)
         assert tracker.weight == sum(len(other.token) for other in jobs if other.token > tracker.token)
-        # A restart before the marker reads marker and delete. So both count as finished, or neither.
+        # A restart from a position before the marker reads the marker and the delete again. So either both
+        # count as finished, or neither does.
         for marker, delete in pairs:
             finished = {*(j.token for j in tracker.ahead), *(j.token for j in jobs if j.token <= tracker.token)}
             assert (marker in finished) == (delete in finished)

@@ -44,6 +44,10 @@ _LENIENT: Final = CodecOptions[dict[str, Any]](
     unicode_decode_error_handler="replace",
 )
 _ANY_UUID: Final = _LENIENT.with_options(uuid_representation=UuidRepresentation.UNSPECIFIED)
+# By `tz_aware`, because making options takes longer than decoding a short document.
+_BY_ZONE: Final = {
+    aware: tuple(one.with_options(tz_aware=aware) for one in (_LENIENT, _ANY_UUID)) for aware in (False, True)
+}
 
 
 class Element(NamedTuple):
@@ -63,7 +67,7 @@ class Element(NamedTuple):
 
     def __bytes__(self) -> bytes:
         """The bytes of the element in a document."""
-        return bytes((self.kind,)) + self.name + b"\0" + self.value
+        return b"%c%b\0%b" % (self.kind, self.name, self.value)
 
 
 def elements(raw: bytes) -> Iterator[Element]:
@@ -127,7 +131,8 @@ def joined(*parts: Element) -> bytes:
 
 def keyed(found: Element, name: str = "") -> bytes:
     """A document with one field, which has this name and the value of the element."""
-    return joined(found._replace(name=name.encode()))
+    body = b"%c%b\0%b" % (found.kind, name.encode(), found.value)
+    return _SIZE.pack(_SIZE.size + len(body) + 1) + body + b"\0"
 
 
 def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[str, Any]:
@@ -137,14 +142,14 @@ def readable(raw: bytes | RawBSONDocument, *, tz_aware: bool = False) -> dict[st
     `Binary`.
     """
     data = bytes(raw.raw) if isinstance(raw, RawBSONDocument) else raw
-    for options in (_LENIENT, _ANY_UUID):
+    for options in _BY_ZONE[tz_aware]:
         try:
-            return bson.decode(data, options.with_options(tz_aware=tz_aware))
+            return bson.decode(data, options)
         except (InvalidBSON, ValueError, OverflowError):
             continue
     fixed = bytearray(data)
     _fix_old_binaries(data, fixed, 0)
-    return bson.decode(bytes(fixed), _ANY_UUID.with_options(tz_aware=tz_aware))
+    return bson.decode(bytes(fixed), _BY_ZONE[tz_aware][1])
 
 
 def _fix_old_binaries(raw: bytes, fixed: bytearray, begin: int) -> None:

@@ -46,9 +46,8 @@ def key_of(change: Change) -> Any:
     return exact_key(change.raw_key) if change.raw else change.id
 
 
-def decoded_again(change: Change, codec_options: CodecOptions[Any]) -> Change:
-    """Decode the documents of a stored change. Documents that can't be decoded are None."""
-    originals = originals_of(change)
+def with_documents(change: Change, originals: Originals, codec_options: CodecOptions[Any]) -> Change:
+    """A stored change with its documents. Documents that can't be decoded are None."""
     document, before, fault = None, None, change.fault
     if change.image != "key" and originals.document is not None:
         try:

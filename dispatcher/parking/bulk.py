@@ -42,7 +42,7 @@ _TOGETHER: Final = 0.2
 
 # Maximum number of batches whose deliveries are taken at the same time. So while a batch runs, the next ones are
 # read, and the results of the earlier ones are written.
-_BATCHES: Final = 4
+_BATCHES: Final = 6
 
 # Maximum number of bytes of all taken deliveries.
 _BYTES: Final = 8_000_000

@@ -24,7 +24,7 @@ from dispatcher.core.events import Calls, Change, delivery_id, delivery_id_of
 from dispatcher.core.partitions import hash_of
 from dispatcher.core.state import CODEC_OPTIONS
 from dispatcher.core.undecodable import KEY, UndecodableValue, UndecodedKey, decoded
-from dispatcher.delivery.instances import decoded_again, key_of, name_of, originals_of
+from dispatcher.delivery.instances import Originals, key_of, name_of, originals_of, with_documents
 from dispatcher.delivery.outcome import Failure
 from mongoz.signals.receivers import Receiver
 from mongoz.stamps import Stamp
@@ -86,7 +86,6 @@ def record_of(
         "operation": change.operation,
         "namespace": {"db": change.namespace[0], "coll": change.namespace[1]},
         "cluster_time": change.cluster_time,
-        "wall_time": change.wall_time,
         "image": change.image,
         "size": change.size,
     }
@@ -101,14 +100,16 @@ def record_of(
     # The codec options decide how bytes that are not UTF-8 are decoded; BSON may not accept the resulting text.
     names = sorted(name.encode("utf-8", "replace").decode() for name in change.names)
     values: dict[str, Any] = {"key": key_of(change), "update_fields": names}
+    # `change_of` searches for the time and the key in the bytes, so they are the first fields.
+    first: dict[str, Any] = {"wall_time": change.wall_time}
     for part, value in values.items():
         odd = isinstance(value, UndecodedKey)
         encoded = value.raw if odd else bson.encode({"": value}, codec_options=CODEC_OPTIONS)
         if odd or len(encoded) > _FINDABLE:
             parts[part] = encoded
         else:
-            fields[part] = value
-    return Record({"_id": record_id(fields), **fields}, parts)
+            first[part] = value
+    return Record({"_id": record_id(fields), **first, **fields}, parts)
 
 
 def short_id(letter: str) -> str:
@@ -162,9 +163,8 @@ def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options
     Returns:
         The change. If its document or its key can't be decoded, `fault` tells the reason.
     """
-    raw = bytes(record.raw)
-    fields = readable(raw)
-    found = first_fields(raw, ("key", "wall_time"))
+    fields = dict(record.items())
+    found = first_fields(bytes(record.raw), ("key", "wall_time"))
     key = parts["key"] if found["key"] is None else keyed(found["key"])
     names = fields["update_fields"] if "update_fields" in fields else readable(parts["update_fields"])[""]
     wall_time = found["wall_time"]
@@ -197,7 +197,8 @@ def change_of(record: RawBSONDocument, parts: Mapping[str, bytes], codec_options
         superseded=bool((fields.get("takeover") or {}).get("superseded")),
         context=str(fields.get("context", "")),
     )
-    return decoded_again(change, codec_options)
+    originals = Originals(parts.get("document"), parts.get("before"))
+    return with_documents(change, originals, codec_options)
 
 
 def raw_key_of(record: bytes, parts: Mapping[str, bytes]) -> bytes:

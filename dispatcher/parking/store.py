@@ -42,6 +42,7 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +50,7 @@ from bson import MinKey
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from dispatcher.core.batching import Batcher, update_all
 from dispatcher.core.bson_codec import RAW
@@ -424,11 +426,16 @@ class HeldStore:
             await self._held.bulk_write(heads, ordered=False)
         done = [row for one in all_ for row in one.finished]
         if done:  # deliveries that have become dead letters meanwhile stay
-            await self._held.delete_many({"_id": {"$in": [row["_id"] for row in done]}, **WAITING})
+            await self._group.state.in_transaction(partial(self._delete, [row["_id"] for row in done]))
             for row in done:
                 await self._delete_files(row)
         left = await self._mark_next({one.lane.id: one.lane for one in all_ if one.head is None})
         return [one.head is not None or one.lane.id in left for one in all_]
+
+    async def _delete(self, ids: Sequence[str], session: AsyncClientSession) -> bool:
+        """Delete deliveries. In a transaction they are one entry of the oplog, which each change stream reads."""
+        await self._held.delete_many({"_id": {"$in": ids}, **WAITING}, session=session)
+        return True
 
     async def _mark_next(self, lanes: Mapping[str, Lane]) -> set[str]:
         """Mark the first deliveries of these lanes. Returns the lanes that have a delivery."""

@@ -19,7 +19,7 @@ from dispatcher.parking import files
 from dispatcher.parking.letters import LetterStore
 from dispatcher.parking.record import Record
 from dispatcher.parking.retry_requests import RetryRequests
-from dispatcher.parking.store import HeldStore
+from dispatcher.parking.store import HeldStore, Settlement
 from dispatcher.web.dashboard.letters import Letterbox
 from tests.support import SentCommands, group_of
 
@@ -263,6 +263,19 @@ async def test_each_query_reads_at_most_50_records(store, held):
     read = [(one["docsExamined"], one["keysExamined"], one["command"]) for one in profile]
     assert len(read) >= 8
     assert [one for one in read if max(one[:2]) > 50] == []
+
+
+async def test_the_finished_deliveries_of_many_lanes_are_one_entry_of_the_oplog(store, held):
+    for number in range(3):
+        await put(store, f"lane{number}", number)
+    lanes, _ = await store.due("r", 5, [])
+    rows = await store.read([lane.first for lane in lanes])
+    await store.settle_all([Settlement(lane, [rows[lane.first]], None, None) for lane in lanes])
+    assert held.count_documents({}) == 0
+    oplog = held.database.client.local["oplog.rs"]
+    assert oplog.count_documents({"ns": held.full_name, "op": "d"}) == 0
+    (entry,) = oplog.find({"o.applyOps.ns": held.full_name})
+    assert sorted(one["o"]["_id"] for one in entry["o"]["applyOps"]) == ["d00000", "d00001", "d00002"]
 
 
 async def test_files_are_created_and_deleted_with_their_delivery(store, held, monkeypatch):

@@ -171,7 +171,7 @@ class Settings(BaseModel):
     )
     adopt: bool = Field(
         default=False,
-        description="Accept a group that belongs to this application under its earlier name.",
+        description="Accept a group that this application used before the application was renamed.",
     )
     lease: float = Field(
         default=10.0,

@@ -35,8 +35,8 @@ class Assignment:
         """Our environment with the assignment, and without settings that would affect the run."""
         left_out = (
             "DISPATCHER_",
-            "PYTHONDONTWRITEBYTECODE",
-        )  # without bytecode files each process compiles all modules
+            "PYTHONDONTWRITEBYTECODE",  # with this variable, each process would compile all modules
+        )
         kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         own = {f"{_PREFIX}{name.upper()}": str(value) for name, value in asdict(self).items()}
         return kept | own | {"SHOP_MONGODB_URL": self.url}  # for the example application

@@ -238,8 +238,8 @@ class _Judge:
         """Counts the lost deliveries.
 
         Returns:
-            Claimed deliveries by receiver; deliveries without a claim by the cause; and the number of deliveries
-            that processes never claim.
+            Three counts: of claimed deliveries, for each receiver; of unclaimed deliveries, for each cause; and
+            of the deliveries that processes never claim.
         """
         claimed, unclaimed, others = Counter[str](), Counter[str](), 0
         for commit in self._evidence.commits:

@@ -1,4 +1,4 @@
-"""A task that is cancelled while it waits for a server leaves PyMongo's lock to its holder."""
+"""A task that is cancelled while it waits for a server does not release PyMongo's lock of another task."""
 
 import asyncio
 

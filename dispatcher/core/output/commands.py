@@ -30,7 +30,7 @@ def completed(text: str, *, elsewhere: bool = False) -> str:
 
     Args:
         elsewhere: whether the reader (of a log, for example) may have other environment variables. Then the
-            commands contain the values of these variables, too.
+            commands also contain the values that the running command has from its environment variables.
     """
     complete = _completer.get()
     return text if complete is None else complete(text, elsewhere)

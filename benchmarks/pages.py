@@ -38,7 +38,7 @@ _INTRO: Final = (
     "The column ratio has the median of the rounds, and min..max has the smallest and the largest ratio. "
     "CPU is our processor time divided by the processor time of the other side, for the same work, without the "
     "database. Other processes on the machine hardly change it. So the verdict is about CPU if CPU has a target. "
-    '"time missed" says that the ratio was not reached in this run.'
+    '"time missed" says that the column ratio missed its own target in this run.'
 )
 _KAFKA: Final = _Page(
     "kafka",

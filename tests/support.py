@@ -205,7 +205,7 @@ class Daemon:
         return [entry for entry in entries if entry["action"] == action]
 
     def wait_started(self, *, within: float = PATIENCE) -> None:
-        """Waits until the daemon delivers all later writes."""
+        """Waits until the daemon has started. From then on, it delivers all writes."""
         eventually_sync(
             lambda: self.lines(self.started) or self.process.poll() is not None,
             within=within,

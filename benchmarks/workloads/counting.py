@@ -37,7 +37,7 @@ def is_counting() -> bool:
 
 @contextmanager
 def counted(name: str) -> Iterator[None]:
-    """Let callgrind write a dump of the instructions of the block, with this name as its trigger."""
+    """Let callgrind write a dump of the instructions of the block. Its line `desc: Trigger` has this name."""
     text = ctypes.create_string_buffer(name.encode())
     _request(_START)
     _request(_ZERO_STATS)

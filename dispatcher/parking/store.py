@@ -433,7 +433,11 @@ class HeldStore:
         return [one.head is not None or one.lane.id in left for one in all_]
 
     async def _delete(self, ids: Sequence[str], session: AsyncClientSession) -> bool:
-        """Delete deliveries. In a transaction they are one entry of the oplog, which each change stream reads."""
+        """Delete deliveries.
+
+        In a transaction, all these deletes are one entry of the oplog. Each change stream reads all entries of the
+        oplog, so one entry costs less than many.
+        """
         await self._held.delete_many({"_id": {"$in": ids}, **WAITING}, session=session)
         return True
 

@@ -73,7 +73,7 @@ def test_every_receiver_gets_the_deliveries_of_the_model(world: World, runner: a
         assert verdict.agrees, "\n".join([*verdict.words, "after", *map(str, steps)])
 
     agrees()
-    # After the verdict about a document, each call of its receivers is a repetition, or late. There may be none.
+    # After the verdict about a document, each call of its receivers is a repetition, or late. Both are errors.
     for group in GROUPS:
         runner.run(world.stop_dispatcher(group))
     assert world.late == []

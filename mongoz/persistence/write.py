@@ -168,7 +168,9 @@ async def _look_up_outcome(write: Write, session: Any, error: BaseException, hel
         if write.runs_unclaimed:
             _fire_in_background(write, fenced, held)
         raise error from None
-    if found is None:  # dispatchers get the claim: if this answer is wrong, they see the write in the stream
+    if found is None:
+        # The caller leaves the claimed receivers to dispatchers: if the write took effect although the lookup
+        # did not find it, dispatchers see it in the stream.
         raise error
     return found
 

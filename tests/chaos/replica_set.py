@@ -1,7 +1,7 @@
 """Three private mongods that are reached only through links, so each of them can be cut off.
 
-The members have the addresses of the links. The port of a connection shows who made the connection: the member
-whose process has this port open, otherwise a client.
+The members have the addresses of the links. The source port of a connection shows who made the connection: the
+member whose process has a connection from this port, otherwise a client.
 """
 
 import contextlib

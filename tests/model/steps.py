@@ -58,7 +58,8 @@ class Run:
     Attributes:
         world: the world of the sequence.
         model: the model of the sequence.
-        ids: the `_id`s of its documents: ObjectIds, or numbers. Each command writes a number in another type.
+        ids: the `_id`s of its documents: ObjectIds, or numbers. If an `_id` is a number, its type differs from
+            command to command.
         session: during a transaction, the session of raw writes.
         theirs: during a transaction that the driver opened, the session of the calls of the ODM.
         memory: the document that a client has read and kept: as the server had it, and as the model had it.
@@ -549,7 +550,7 @@ class Fated(Step):
     Attributes:
         by: the client that the process stands for.
         fate: why the claims stay unfinished; see `FATES`.
-        step: a step of this client. If the fate is that the book ends, it is a call on one instance.
+        step: a step of this client; if the fate is `ends before` or `ends between`, a call on one instance.
     """
 
     by: str

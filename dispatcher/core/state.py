@@ -10,7 +10,7 @@ docs/reference/state.md lists the fields of the documents.
     gaps          one document per gap: changes that can't be delivered
     deliveries    one document per delivery to a transactional receiver, written in the receiver's own transaction
     claims        one document per incarnation of a writing process, see `mongoz/claims/document.py`
-    sessions      one document per session in which a process runs transactional receivers
+    sessions      one document per session in which a process opens transactions for deliveries
     relays        one document per topic of a relay, with the position up to which changes are published
     relayed.files, relayed.chunks     change events that do not fit into a record of a topic, in GridFS
 

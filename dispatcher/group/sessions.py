@@ -1,4 +1,4 @@
-"""Registers the sessions of transactional receivers, so that other members can end the sessions of a dead process.
+"""Registers the sessions of transactions, so that other members can end the sessions of a dead process.
 
 The server keeps the transaction of a killed process, with its locks, for a minute. The process that repeats the
 deliveries of the killed process would wait for these locks. So each process registers its sessions before it uses

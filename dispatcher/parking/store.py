@@ -24,6 +24,8 @@ The cases, and why no delivery is lost or overtaken:
   known yet, or the head became a dead letter, no delivery has the mark after the crash. Therefore `recover` marks
   the first delivery of each lane without a mark. `recover` runs when a process gets the lease of a partition, a
   minute later, and then every hour.
+- A crash between a delete and its commit: the server would keep the transaction open for a minute, and the new
+  owner would wait for it. The session of the transaction is registered, so the members of the group end it.
 - Two processes while a partition changes its owner: the former owner may delete the head after the new owner
   wrote a follower, or write a follower after the new owner deleted the head. Before a delivery joins a lane,
   `is_headed` finds out whether the first delivery has the mark. A delivery that joins a lane without a mark gets
@@ -42,7 +44,6 @@ MongoDB commands raise the `PyMongoError` of the driver.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
@@ -50,7 +51,6 @@ from bson import MinKey
 from bson.errors import InvalidBSON
 from bson.raw_bson import RawBSONDocument
 from pymongo import UpdateOne
-from pymongo.asynchronous.client_session import AsyncClientSession
 
 from dispatcher.core.batching import Batcher, update_all
 from dispatcher.core.bson_codec import RAW
@@ -60,12 +60,14 @@ from dispatcher.core.partitions import belongs
 from dispatcher.core.state import HELD, Group
 from dispatcher.core.state_checks import StateReader
 from dispatcher.delivery.outcome import Waiting
+from dispatcher.delivery.ports import SessionRegister
 from dispatcher.parking.files import Files
 from dispatcher.parking.lane import Lane, is_head, lane_of, lane_of_head
 from dispatcher.parking.letters import REQUESTED
 from dispatcher.parking.record import Record, hash_of_key
 from dispatcher.parking.updates import after, changed, replaced
 from dispatcher.parking.upgrade import take_over
+from mongoz.connection.elections import session_of
 
 WAITING: Final[Mapping[str, Any]] = {"lane": {"$gt": ""}}
 """Matches deliveries that wait."""
@@ -136,13 +138,17 @@ class HeldStore:
 
     Args:
         partition: its number, and the number of partitions.
+        sessions: the register for sessions of this process; None if no other process takes over its work.
     """
 
-    def __init__(self, group: Group, partition: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, group: Group, partition: tuple[int, int] = (0, 1), sessions: SessionRegister | None = None
+    ) -> None:
         self.group = group.name
         self.database = group.state.name
         self.address = group.state.address
         self._group = group
+        self._sessions = sessions
         self._partition = partition
         number, of = partition
         self._ours: dict[str, Any] = {"$expr": belongs("$hash", number, of)} if of > 1 else {}
@@ -426,20 +432,25 @@ class HeldStore:
             await self._held.bulk_write(heads, ordered=False)
         done = [row for one in all_ for row in one.finished]
         if done:  # deliveries that have become dead letters meanwhile stay
-            await self._group.state.in_transaction(partial(self._delete, [row["_id"] for row in done]))
+            await self._delete([row["_id"] for row in done])
             for row in done:
                 await self._delete_files(row)
         left = await self._mark_next({one.lane.id: one.lane for one in all_ if one.head is None})
         return [one.head is not None or one.lane.id in left for one in all_]
 
-    async def _delete(self, ids: Sequence[str], session: AsyncClientSession) -> bool:
+    async def _delete(self, ids: Sequence[str]) -> None:
         """Delete deliveries.
 
         In a transaction, all these deletes are one entry of the oplog. Each change stream reads all entries of the
         oplog, so one entry costs less than many.
+        A failed transaction is not repeated here. After the loss of the partition, a late repetition could delete
+        the head of a lane of the new owner. So only the callers repeat it, while they have the lease.
         """
-        await self._held.delete_many({"_id": {"$in": ids}, **WAITING}, session=session)
-        return True
+        async with session_of(self._group.state.client) as session:
+            if self._sessions is not None:
+                await self._sessions.announce(session)
+            async with await session.start_transaction(write_concern=self._held.write_concern):
+                await self._held.delete_many({"_id": {"$in": ids}, **WAITING}, session=session)
 
     async def _mark_next(self, lanes: Mapping[str, Lane]) -> set[str]:
         """Mark the first deliveries of these lanes. Returns the lanes that have a delivery."""

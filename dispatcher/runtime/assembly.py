@@ -104,7 +104,8 @@ class Assembly(NamedTuple):
         )
         runs = Runs(self.group)
         partition = (lease.partition, lease.partitions)
-        held, letters = HeldStore(self.group, partition), LetterStore(self.group, self.stats)
+        held = HeldStore(self.group, partition, self.sessions)
+        letters = LetterStore(self.group, self.stats)
         reading = self._reading(scope, lease, checkpoint, runs)
         delivering = self._delivering(lease, checkpoint, held, letters)
         return Pipeline(

@@ -10,9 +10,13 @@ import bson
 import pytest
 from bson import Int64, ObjectId
 from pymongo import AsyncMongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import OperationFailure
 
 from dispatcher.core.stats import Stats
 from dispatcher.delivery.outcome import Waiting
+from dispatcher.group.sessions import GroupSessions
+from dispatcher.group.view import read_group
 from dispatcher.operate import dead_letters
 from dispatcher.operate.dead_letters import Wanted
 from dispatcher.parking import files
@@ -276,6 +280,53 @@ async def test_the_finished_deliveries_of_many_lanes_are_one_entry_of_the_oplog(
     assert oplog.count_documents({"ns": held.full_name, "op": "d"}) == 0
     (entry,) = oplog.find({"o.applyOps.ns": held.full_name})
     assert sorted(one["o"]["_id"] for one in entry["o"]["applyOps"]) == ["d00000", "d00001", "d00002"]
+
+
+async def test_a_conflict_is_raised_because_only_the_caller_knows_whether_it_still_owns_the_partition(
+    store, held, client
+):
+    await put(store, "lane", 1)
+    (lane,), _ = await store.due("r", 5, [])
+    rows = list((await store.read([lane.first])).values())
+    async with client.start_session() as session, await session.start_transaction():
+        other = client[held.database.name].held
+        await other.update_one({"_id": lane.first}, {"$set": {"other": 1}}, session=session)
+        with pytest.raises(OperationFailure):
+            async with asyncio.timeout(10):
+                await store.settle(lane, rows, None, None)
+    assert not await store.settle(lane, rows, None, None)
+    assert held.count_documents({}) == 0
+
+
+async def test_the_transaction_of_a_killed_process_does_not_block_the_next_owner(
+    store, held, client, mongo, database, monkeypatch
+):
+    """The server would keep the transaction open for a minute."""
+
+    class Killed(BaseException):
+        pass
+
+    async def kill(_session):
+        raise Killed
+
+    await put(store, "lane", 1)
+    (lane,), _ = await store.due("r", 5, [])
+    rows = list((await store.read([lane.first])).values())
+    group = group_of(client, database)
+    async with AsyncMongoClient(mongo.url) as another:
+        before = group_of(another, database)
+        killed = HeldStore(before, sessions=GroupSessions(before, "killed"))
+        with monkeypatch.context() as patch:
+            patch.setattr(AsyncClientSession, "commit_transaction", kill)
+            patch.setattr(AsyncClientSession, "abort_transaction", kill)
+            with pytest.raises(Killed):
+                await killed.settle_all([Settlement(lane, rows, None, None)])
+        assert held.count_documents({}) == 1
+        left_open = [one for one in (await read_group(group)).sessions if one.owner == "killed"]
+        await GroupSessions(group, "living").end(left_open)
+        async with asyncio.timeout(10):
+            await store.settle_all([Settlement(lane, rows, None, None)])
+    assert held.count_documents({}) == 0
 
 
 async def test_files_are_created_and_deleted_with_their_delivery(store, held, monkeypatch):

@@ -10,7 +10,7 @@ import mongoz
 from dispatcher.group.sessions import GroupSessions
 from dispatcher.group.view import read_group
 from mongoz.core.signals import post_save
-from tests.integration.deliveries import make_account
+from tests.integration.deliveries import Parked, Strict, make_account
 from tests.support import dispatching, eventually, group_of
 
 
@@ -63,6 +63,19 @@ async def test_sessions_are_recorded_while_they_are_used(either, database, forei
         assert len(rows) == 2
         assert {(row["group"], row["owner"]) for row in rows} == {(database, running.service.member_id)}
     assert opened.count_documents({}) == 0
+
+
+async def test_the_session_in_which_parked_deliveries_are_deleted_is_recorded(
+    account, dispatched, foreign, opened
+):
+    strict, parked = Strict(account, refuses=lambda instance: True), Parked(foreign)
+    async with dispatching(dispatched) as running:
+        foreign["accounts"].insert_one({"name": "Ada"})
+        await eventually(lambda: parked.heads)
+        assert opened.count_documents({}) == 0
+        strict.mended = True
+        await eventually(lambda: parked.empty)
+        assert opened.distinct("owner") == [running.service.member_id]
 
 
 async def test_a_session_is_recorded_once(client: AsyncMongoClient[Any], database, foreign, opened):

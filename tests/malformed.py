@@ -177,7 +177,7 @@ def stories(chance: Chance, count: int, first: int = 0) -> Iterator[Story]:
 def _story(chance: Chance, number: int, kind: str) -> Story:
     collection = chance.choice((WITH_IMAGES, IMAGELESS))
     id_ = _id(chance, number, kind)
-    # The first write is valid in one of four stories, so the malformed value enters a valid document.
+    # In one of four stories the first write is valid: there, only later writes can have malformed values.
     first = "fine" if chance.random() < 0.25 else kind
     writes = [Write("insert", _whole(chance, id_, first), first)]
     for what in chance.sample(("update", "update", "replace"), chance.randrange(1, 4)):

@@ -112,8 +112,8 @@ class Parking:
         """Returns whether this process may make a parked delivery now.
 
         Another process may have parked it, and its change may come after the saved position. Then this process
-        will read the change from the stream again, and park the delivery again. An earlier attempt could break the
-        order.
+        will read the change from the stream again, and park the delivery again. An attempt before that could break
+        the order.
         """
         token = row.get("token")
         return row.get("by") == self.own_id or not isinstance(token, str) or token <= self._position()

@@ -68,8 +68,8 @@ def record_of(
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.
     """
     known = (receiver.name, *receiver.options.formerly)
-    # Receivers of two signals may have the same name and different former names. If this receiver never had
-    # `name`, use its present id.
+    # `name` may be a former name of another receiver only: a receiver of another signal may have the same
+    # present name as this one. Then use the present id of this receiver.
     number = known.index(name) if name in known else 0
     fields = {
         "group": group,

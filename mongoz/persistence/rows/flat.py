@@ -140,7 +140,9 @@ def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str,
 
 
 def loads_unchanged(model: type[BaseModel], known: dict[str, Any], names: Iterable[str]) -> bool:
-    """Whether `reloaded_values` certainly refuses these values of the database, or returns them unchanged.
+    """Whether it is certain that `reloaded_values` changes none of these values of the database.
+
+    It returns them unchanged, or refuses them.
 
     Args:
         model: the class.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
+from struct import Struct
 from typing import Any, Final, Literal, NamedTuple
 
 import bson
@@ -39,6 +40,12 @@ The ODM never sends a replace, so a replace never has a stamp of its own. A dele
 
 # `delivery_id` copies this hash: a copy takes a third of the time of a new hash.
 _ID_HASH: Final = blake2b(digest_size=12)
+
+# The names of the times in an event. No value of a client stands before them.
+_CLUSTER_TIME: Final = b"\x11clusterTime\0"
+_WALL_TIME: Final = b"\x09wallTime\0"
+_TIMESTAMP: Final = Struct("<II")
+_DATE: Final = b"\x0f\0\0\0\x09\0%b\0"  # a document with a date under the empty name
 
 _KEYS: Final[CodecOptions[dict[str, Any]]] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
 
@@ -180,6 +187,50 @@ class Change(NamedTuple):
         document_key = raw_field(self.raw, "documentKey") if self.raw else None
         found = None if document_key is None else field(document_key, "_id")
         return bson.encode({"": self.id}, codec_options=_KEYS) if found is None else keyed(found)
+
+    @property
+    def seconds(self) -> int:
+        """The seconds of the cluster time."""
+        return self.cluster_time.time
+
+    def without_documents(self) -> "Change":
+        """Copy the change without its event and its documents, which may be large."""
+        return self._replace(document=None, before=None, raw=b"")
+
+
+class StreamChange(Change):
+    """A change whose times are decoded when they are read. Few receivers read them.
+
+    The times are in `raw`. In the tuple, the place of `cluster_time` has its seconds, and the place of `wall_time`
+    has the codec options.
+    """
+
+    __slots__ = ()
+
+    @property
+    def cluster_time(self) -> Timestamp:
+        """The server's logical time of the commit."""
+        at = self.raw.index(_CLUSTER_TIME) + len(_CLUSTER_TIME)
+        increment, seconds = _TIMESTAMP.unpack_from(self.raw, at)
+        return Timestamp(seconds, increment)
+
+    @property
+    def wall_time(self) -> Any:
+        """The server's wall clock at the commit."""
+        at = self.raw.index(_WALL_TIME) + len(_WALL_TIME)
+        return bson.decode(_DATE % self.raw[at : at + 8], self[5])[""]
+
+    @property
+    def seconds(self) -> int:
+        """The seconds of the cluster time."""
+        place: Any = self[4]
+        seconds: int = place
+        return seconds
+
+    def without_documents(self) -> Change:
+        """Copy the change without its event and its documents, which may be large. The times are decoded."""
+        times = {"cluster_time": self.cluster_time, "wall_time": self.wall_time}
+        return Change(*self)._replace(document=None, before=None, raw=b"", **times)
 
 
 def key_from(namespace: Namespace, raw: bytes, codec_options: CodecOptions[Any]) -> Hashable:

@@ -102,7 +102,7 @@ class Deliverer:
         change = job.change
         assert change is not None  # an unfinished job has its change
         # The clock is read each time, because it may be set back.
-        if change.cluster_time.time + _RECENT < time() + self._stats.clock_offset:  # there is a backlog
+        if change.seconds + _RECENT < time() + self._stats.clock_offset:  # there is a backlog
             return self._work(job, change)
         return self._work_in_pace(job, change)
 

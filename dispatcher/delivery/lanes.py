@@ -87,7 +87,7 @@ class Lanes:
         followers = lanes.setdefault(key, None)  # a single look-up, because the hash of a key takes long
         if len(lanes) > before:
             self._ready.append((key, job))
-            if not self._waking:
+            if not self._waking and self._turn > 0:
                 self._wake(1)
             return
         if followers is None:

@@ -68,7 +68,7 @@ class DeleteMarkers:
         yield from self._without_delete(key, change)
         if change.operation in _MARKERS:
             # A transaction may have thousands of markers. No receiver gets their documents, so they are dropped.
-            marker = change._replace(document=None, before=None, raw=b"")
+            marker = change.without_documents()
             self._open[key] = found = _Open(marker, [])
             yield marker._replace(operation="finished") if found.finished else marker
         elif change.operation not in DELIVERABLE or key not in self._open:

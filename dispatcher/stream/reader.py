@@ -10,6 +10,7 @@ from dispatcher.core.events import Change, EventBatch
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.stream.decode import decode, decoded_together
 from dispatcher.stream.delete_markers import FINISHED_MARKER, DeleteMarkers
+from dispatcher.stream.layout import EventLayouts
 from dispatcher.stream.lookup import DocumentLookup
 from dispatcher.stream.origins import Origins
 from dispatcher.stream.scope import Scope
@@ -67,6 +68,7 @@ class Reader:
         self._scope = scope
         self._origins = Origins(group, paired=source.pairs_deletes)
         self._markers = DeleteMarkers()
+        self._layouts = EventLayouts()
 
     async def recall(self, before: str) -> None:
         """Read the stamps of the last writes before a position: later events may contain copies of them."""
@@ -96,9 +98,9 @@ class Reader:
 
     def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | UnreadableEvent]:
         changes: list[Change] = []
-        for event, found in zip(events, decoded_together(events, self._codec_options), strict=True):
+        for event, found in zip(events, decoded_together(events, self._codec_options, self._layouts), strict=True):
             try:
-                change = decode(event, self._codec_options, found)
+                change = found if isinstance(found, Change) else decode(event, self._codec_options, found)
             except Undecodable as error:
                 if not self._is_finished(error.token):
                     yield changes

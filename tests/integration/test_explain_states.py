@@ -163,6 +163,7 @@ async def test_an_event_that_can_not_be_decoded_is_one_dead_letter(
         return change
 
     monkeypatch.setattr(reader, "decode", refuse)
+    monkeypatch.setattr(reader, "decoded_together", lambda events, *_: [None] * len(events))
 
     @post_save(account, name="plain")
     async def plain(sender, **kwargs): ...

@@ -71,7 +71,7 @@ MISTAKES = [
     ("User.objects.sort('-name')", InvalidKeyError, r"write sort\('name', Order\.DESCENDING\)"),
     ("User.objects.sort('name', 'desc')", InvalidKeyError, "'desc' is no direction .*use 1 or -1"),
     ("User.objects.only('nmae')", InvalidKeyError, r"only\(\) of User: .*'nmae'\. Did you mean 'name'"),
-    ("User.objects.filter(age__in=3)", OperatorInvalid, "'age': in .* a list or a tuple, not 3"),
+    ("User.objects.filter(age__in=3)", OperatorInvalid, "'age': 'in' .* a list or a tuple, not 3"),
     (
         "User.objects.filter(born__startswith='2024')",
         FieldDefinitionError,
@@ -93,7 +93,7 @@ MISTAKES = [
     ("list(User.objects.filter(age=1))", TypeError, "await it for a list"),
     ("User.objects[:5]", TypeError, r"skip\(10\)\.limit\(5\)"),
     ("User.objects.filter(age__date='2024-01-01')", FieldDefinitionError, "'age' holds no dates"),
-    ("User.objects.limit('5')", ValueError, r"limit\('5'\): a number of documents"),
+    ("User.objects.limit('5')", ValueError, r"limit\('5'\): the number of documents"),
     ("User.objects.update(mongoz.U.inc(name=1))", OperatorInvalid, "User.name holds no numbers"),
     ("User.objects.update({'age': 1})", OperatorInvalid, r"made by U, U\.inc\(age=1\) .*not {'age': 1}"),
     ("User.create_many([{'name': 'x'}])", TypeError, "takes instances of User, not {'name'"),

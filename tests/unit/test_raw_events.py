@@ -5,7 +5,8 @@ import pytest
 from bson.raw_bson import RawBSONDocument
 
 from dispatcher.core.bson_codec import RAW, RawEvent, events_of
-from dispatcher.stream.decode import decode, decoded_together
+from dispatcher.stream.decode import DecodedEvent, decoded_together
+from dispatcher.stream.layout import EventLayouts
 from mongoz.connection.codec import CODEC_OPTIONS
 
 TOKEN = {"_data": "8265"}
@@ -52,15 +53,6 @@ def test_a_field_of_an_event_can_be_read_without_decoding():
 
 def test_events_are_not_decoded_together_if_one_of_them_is_undecodable():
     good, broken = RawEvent(bson.encode(event(1))), RawEvent(b"\x05\x00\x00\x00\x01")
-    assert [one and one["n"] for one in decoded_together([good, good], CODEC_OPTIONS)] == [1, 1]
-    assert list(decoded_together([good, broken], CODEC_OPTIONS)) == [None, None]
-
-
-def test_a_change_is_the_same_if_its_event_is_decoded_already():
-    insert = {
-        "_id": TOKEN, "operationType": "insert", "clusterTime": bson.Timestamp(1, 1), "fullDocument": {"_id": 1},
-        "ns": {"db": "shop", "coll": "users"}, "documentKey": {"_id": 1},
-    }  # fmt: skip
-    raw = RawEvent(bson.encode(insert))
-    (found,) = bson.decode_all(raw.raw)
-    assert decode(raw, CODEC_OPTIONS, found) == decode(raw, CODEC_OPTIONS)
+    together = decoded_together([good, good], CODEC_OPTIONS, EventLayouts())
+    assert [isinstance(one, DecodedEvent) and one.fields["n"] for one in together] == [1, 1]
+    assert list(decoded_together([good, broken], CODEC_OPTIONS, EventLayouts())) == [None, None]

@@ -68,8 +68,8 @@ def record_of(
         name: an earlier name of the receiver, under which the delivery is written; "" for the present one.
     """
     known = (receiver.name, *receiver.options.formerly)
-    # `name` may be a former name of another receiver only: a receiver of another signal may have the same
-    # present name as this one. Then use the present id of this receiver.
+    # Receivers of different signals may have the same present name. So `name` may be a former name of another
+    # receiver with this present name, and no name of this receiver. Then use the present id of this receiver.
     number = known.index(name) if name in known else 0
     fields = {
         "group": group,

@@ -157,7 +157,9 @@ class EventLayouts:
         return form if (before, after, between) == form[2:5] else None
 
     def _end_of(self, data: bytes, begin: int, at: int) -> _End:
-        """The end of an event after its document; `_NO_END` if it is another one.
+        """The end of an event after its document.
+
+        `_NO_END` if the end has other fields, or if its namespace is new and too many are known already.
 
         Args:
             begin: the size of the head.

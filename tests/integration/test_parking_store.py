@@ -351,7 +351,7 @@ async def test_orphaned_files_are_deleted_later(store, held, monkeypatch):
     monkeypatch.setattr(files, "_INLINE", 100)
     await store.put(record(store.group, 1, document=bson.encode({"a": bytes(1_000)})), "lane", Waiting("blocked"))
     chunk = held.database["held.chunks"].find_one()
-    old = ObjectId.from_datetime(PAST)  # by the clock of the process that wrote the file
+    old = ObjectId.from_datetime(PAST)  # the clock of the process that wrote the file may be wrong
     file = held.database["held.files"].find_one()
     now = 1_000.0
     monkeypatch.setattr(files, "monotonic", lambda: now)

@@ -57,14 +57,14 @@ def decoded_together(
     try:
         heads, parts = layouts.split(events)
         documents = bson.decode_all(parts, codec_options)
+        return [
+            DecodedEvent(head, document)
+            if head is None or head[3] is None
+            else _change_of(event, head, head[3], document, codec_options)
+            for event, head, document in zip(events, heads, documents, strict=True)
+        ]
     except Exception:  # `decode` finds the undecodable event
         return (None,) * len(events)
-    return [
-        DecodedEvent(head, document)
-        if head is None or head[3] is None
-        else _change_of(event, head, head[3], document, codec_options)
-        for event, head, document in zip(events, heads, documents, strict=True)
-    ]
 
 
 def _change_of(

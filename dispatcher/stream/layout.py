@@ -6,18 +6,21 @@ the head. If the tokens of two events have the same length, their heads differ o
 the times. So one call reads the head, and a comparison with an earlier head shows that it has the known form.
 
 The part to decode is what follows the head. If only the namespace and the key follow the document, the part is the
-document alone: the document has the key, and earlier events had the namespace.
+document alone: the document has the key, and earlier events had the namespace. A key that is a document is decoded
+separately.
 
 An event with a head of another form is decoded as a whole, for example an event of a server before 6.0.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from struct import Struct
+from struct import Struct, error
 from typing import Any, Final, NamedTuple
 
+import bson
+
 from dispatcher.core.bson_codec import Undecoded
-from dispatcher.core.bson_elements import elements, readable
+from dispatcher.core.bson_elements import DOCUMENT, elements
 from dispatcher.core.events import Namespace
 
 _SIZE: Final = Struct("<i")
@@ -105,7 +108,7 @@ class EventLayouts:
             The heads, and the parts to decode. A head is None if the event must be decoded as a whole.
 
         Raises:
-            struct.error: an event is shorter than its head. No server sends this.
+            Exception: an event is no change event, or its namespace is not UTF-8.
         """
         heads: list[EventHead | None] = []
         parts: list[bytes] = []
@@ -114,7 +117,10 @@ class EventLayouts:
         known_end, end_size, its_namespace = self._end
         for event in events:
             data = bytes(event.raw)
-            before, token, after, seconds, between = unpack(data)
+            try:
+                before, token, after, seconds, between = unpack(data)
+            except error:  # the event is shorter than the known head, because that has a long token
+                before = b""
             if before != known_before or after != known_after or between != known_between:
                 form = self._form_of(data)
                 if form is None:
@@ -131,7 +137,9 @@ class EventLayouts:
                 if not data.startswith(known_end, end):
                     self._end = known_end, end_size, its_namespace = self._end_of(data, size, end)
                 key = end + end_size
-                if end_size and key + size_at(data, key)[0] + 1 == len(data):
+                # The first field of a document is its `_id`. A receiver may modify an `_id` that is a document, so
+                # the change needs another copy of it.
+                if end_size and data[begin + 4] != DOCUMENT and key + size_at(data, key)[0] + 1 == len(data):
                     namespace = its_namespace
             if namespace is None:
                 parts.append(_SIZE.pack(_SIZE.size + len(data) - size))
@@ -157,9 +165,9 @@ class EventLayouts:
         return form if (before, after, between) == form[2:5] else None
 
     def _end_of(self, data: bytes, begin: int, at: int) -> _End:
-        """The end of an event after its document.
+        """The end of an event after its document. Other fields may follow the key.
 
-        `_NO_END` if the end has other fields, or if its namespace is new and too many are known already.
+        `_NO_END` if the end begins with other fields, or if its namespace is new and too many are known already.
 
         Args:
             begin: the size of the head.
@@ -171,8 +179,8 @@ class EventLayouts:
         if len(self._ends) < _MOST_NAMESPACES:
             rest = _SIZE.pack(_SIZE.size + len(data) - begin) + data[begin:]
             fields = list(elements(rest))
-            if [one.name for one in fields] == _FIELDS:
-                namespace, key = readable(fields[1].value), fields[2]
+            if [one.name for one in fields[: len(_FIELDS)]] == _FIELDS:
+                namespace, key = bson.decode(fields[1].value), fields[2]
                 found = rest[fields[1].at - len(b"\x03ns\0") : key.at]
                 self._ends.append(_End(found, len(found), (namespace["db"], namespace["coll"])))
                 return self._ends[-1]

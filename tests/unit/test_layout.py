@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.core.bson_codec import RawEvent, StampedDelete
+from dispatcher.core.bson_elements import elements
 from dispatcher.core.events import Change, StreamChange
 from dispatcher.core.undecodable import Undecodable
+from dispatcher.stream import layout
 from dispatcher.stream.decode import DecodedEvent, decode, decoded_together
 from dispatcher.stream.layout import EventLayouts
 from mongoz.connection.codec import CODEC_OPTIONS
@@ -160,10 +162,50 @@ def test_an_event_that_can_not_be_decoded_is_decoded_alone():
         assert found is None or whole(decode(raw, CODEC_OPTIONS, found)) == whole(decode(raw, CODEC_OPTIONS))
 
 
-def test_events_that_end_too_early_are_decoded_alone():
+def test_events_after_one_with_a_long_token_are_decoded_together():
+    short, long = event(), event(_id={"_data": "82" + "AB" * 500})
+    layouts, raws = EventLayouts(), [RawEvent(bson.encode(one)) for one in (short, long, short)]
+    for _ in range(2):
+        assert [type(one) for one in decoded_together(raws[1:], CODEC_OPTIONS, layouts)] == [StreamChange] * 2
+        assert isinstance(decoded_together(raws[:1], CODEC_OPTIONS, layouts)[0], StreamChange)
+    check([bson.encode(one) for one in (short, long, short)])
+
+
+@pytest.mark.parametrize("operation", ["insert", "replace"])
+def test_a_receiver_that_modifies_the_key_in_its_document_does_not_modify_the_change(operation):
+    key = {"_id": {"shop": 1, "place": {"shelf": 2}}}
+    raw = bson.encode(event(operation, documentKey=key))
+    (change,) = check([raw])
+    assert change.document is not None
+    change.document["_id"]["place"]["shelf"] = 3
+    assert change.id == key["_id"]
+    assert change.key == decode(RawEvent(raw), CODEC_OPTIONS).key
+
+
+def test_a_namespace_that_is_not_utf8_is_refused_like_in_other_events():
+    good = event(documentKey={"_id": 2})
+    bad = bson.encode(event(ns={"db": "shop", "coll": "QQ"})).replace(b"QQ", b"\xff\xfe")
+    (change,) = check([bad, bson.encode(good)])
+    assert change.id == 2
+
+
+def test_the_namespaces_of_events_with_other_fields_are_read_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(layout, "elements", lambda raw: calls.append(raw) or elements(raw))
+    check([bson.encode(event("replace", fullDocumentBeforeChange={"_id": 1, "a": 2}))] * 5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("document", [{}, {"a": 1}])
+def test_a_document_without_an_id_does_not_end_the_stream(document):
+    (change,) = check([bson.encode(event(documentKey={"_id": 1}, fullDocument=document))])
+    assert change.id == 1
+
+
+def test_events_that_end_too_early_are_decoded_as_a_whole():
     layouts = EventLayouts()
     decoded_together([RawEvent(bson.encode(event()))], CODEC_OPTIONS, layouts)
-    assert list(decoded_together([RawEvent(b"\x05\0\0\0\0")], CODEC_OPTIONS, layouts)) == [None]
+    assert list(decoded_together([RawEvent(b"\x05\0\0\0\0")], CODEC_OPTIONS, layouts)) == [DecodedEvent(None, {})]
 
 
 def test_a_delete_has_the_stamp_of_its_marker():

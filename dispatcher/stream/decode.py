@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 import bson
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
+from bson.dbref import DBRef
 
 from dispatcher.core.bson_codec import StampedDelete, Undecoded
 from dispatcher.core.bson_elements import Element, elements, field, joined, keyed, raw_field, readable
@@ -125,13 +126,13 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], found: DecodedEvent
     data = bytes(raw.raw)
     fault: Fault | None = None
     head: EventHead | None = None
-    if found is not None:
-        head, event = found
-    else:
-        try:
-            event = bson.decode(data, codec_options=codec_options)
-        except Exception:  # the driver and the application's decoders raise many types of errors
-            event, fault = _decoded_in_parts(data, codec_options)
+    try:
+        head, event = found or (None, bson.decode(data, codec_options=codec_options))
+        is_misread = _has_reference(event)
+    except Exception:  # the driver and the application's decoders raise many types of errors
+        is_misread = True
+    if is_misread:
+        event, fault = _decoded_in_parts(data, codec_options)
     kind: type[Change] = Change if head is None else StreamChange
     token, operation, cluster_time, wall_time = (
         _head_in(event) if head is None else (head.token, head.operation, head.seconds, codec_options)
@@ -187,6 +188,19 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], found: DecodedEvent
             False,
             "",
         ),
+    )
+
+
+def _has_reference(event: dict[str, Any]) -> bool:
+    """Returns whether the driver has made a reference of a document, because it has fields `$ref` and `$id`.
+
+    The driver does this only with documents inside of other documents, such as events.
+    """
+    description = event.get(_DESCRIPTION)
+    return (
+        type(event.get(_AFTER)) is DBRef
+        or type(event.get(_BEFORE)) is DBRef
+        or (description is not None and type(description["updatedFields"]) is DBRef)
     )
 
 

@@ -1,6 +1,7 @@
 """Events whose heads are read without decoding them become the same changes as events that are decoded."""
 
 import datetime as dt
+from types import NoneType
 from typing import Any
 
 import bson
@@ -187,6 +188,31 @@ def test_a_namespace_that_is_not_utf8_is_refused_like_in_other_events():
     bad = bson.encode(event(ns={"db": "shop", "coll": "QQ"})).replace(b"QQ", b"\xff\xfe")
     (change,) = check([bad, bson.encode(good)])
     assert change.id == 2
+
+
+REFERENCE = {"_id": 1, "$ref": "things", "$id": 2, "a": 3}
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        event(fullDocument=REFERENCE),
+        event(fullDocument=REFERENCE, lsid={"id": b"x"}, txnNumber=Int64(3)),
+        event("replace", fullDocument=REFERENCE, fullDocumentBeforeChange={**REFERENCE, "_mongoz": STAMP}),
+        event("delete", fullDocumentBeforeChange=REFERENCE),
+        event(
+            "update", fullDocument=REFERENCE, updateDescription={"updatedFields": REFERENCE, "removedFields": []}
+        ),
+    ],
+    ids=["insert", "insert in a transaction", "replace", "delete", "update"],
+)
+def test_a_document_with_the_fields_of_a_reference_is_a_document(one):
+    (change,) = check([bson.encode(one)])
+    assert {type(value) for value in (change.document, change.before)} <= {dict, NoneType}
+    assert (change.document or change.before) == REFERENCE
+    assert change.fault is None
+    if change.operation == "update":
+        assert change.names == {"_id", "$ref", "$id", "a"}
 
 
 def test_the_namespaces_of_events_with_other_fields_are_read_once(monkeypatch):

@@ -132,19 +132,18 @@ class ChangeDelivery(Delivery):
         term: int,
         replayed: bool = False,
     ) -> None:
-        self.attempt = attempt  # the step that measures attempts reads it
-        self._source: tuple[Any, ...] | None = (change, calls, receiver.name, image, term, replayed)
+        self._source: tuple[Any, ...] | None = (change, calls, receiver.name, image, attempt, term, replayed)
 
     def __getattr__(self, name: str) -> Any:
         """Compute all attributes. The watchdog may do the same in its thread at the same time."""
         if (source := self._source) is not None:
-            change, calls, receiver, image, term, replayed = source
+            change, calls, receiver, image, attempt, term, replayed = source
             super().__init__(
                 delivery_id_of(change, calls.run),
                 calls.signal,
                 receiver,
                 "takeover" if change.takeover else "stream",
-                self.attempt,
+                attempt,
                 term,
                 change.cluster_time,
                 change.wall_time,

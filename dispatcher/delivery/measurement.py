@@ -8,6 +8,7 @@ from typing import Final
 from dispatcher.core.events import Job
 from dispatcher.core.stats import Stats, seconds_of
 from dispatcher.delivery.attempt import Attempt, Call, Target
+from dispatcher.delivery.instances import ChangeDelivery
 
 # Minimum number of seconds between two measured attempts of a receiver. Each delivery is counted. Only a sample is
 # measured, because the clock and two histograms would add a twentieth to the cost of each delivery. A sample that
@@ -35,7 +36,9 @@ class Measurement:
 
     async def _measure(self, call: Call, attempt: Attempt) -> BaseException | None:
         figures = attempt.target.figures
-        if attempt.delivery.attempt == 1 and isinstance(attempt.parent, Job):  # held deliveries waited on purpose
+        # Held deliveries waited on purpose. Reading `delivery.attempt` would take longer: only first attempts have a
+        # `ChangeDelivery`, and reading computes all of its attributes.
+        if isinstance(attempt.parent, Job) and isinstance(attempt.delivery, ChangeDelivery):
             committed = seconds_of(attempt.change.wall_time)
             if committed is not None:  # the server's clock may be ahead of ours
                 figures.latency.observe(max(0.0, time() + self._stats.clock_offset - committed))

@@ -36,8 +36,8 @@ class Measurement:
 
     async def _measure(self, call: Call, attempt: Attempt) -> BaseException | None:
         figures = attempt.target.figures
-        # Held deliveries waited on purpose. Only first attempts have a `ChangeDelivery`. To read its `attempt` would
-        # compute all of its attributes.
+        # Held deliveries waited on purpose. Only first attempts have a `ChangeDelivery`. To read its `attempt`
+        # would compute all of its attributes.
         if isinstance(attempt.parent, Job) and isinstance(attempt.delivery, ChangeDelivery):
             committed = seconds_of(attempt.change.wall_time)
             if committed is not None:  # the server's clock may be ahead of ours

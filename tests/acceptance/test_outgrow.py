@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
 from dispatcher.embedded.guardian import free_port
 from tests.conftest import need_kafka
@@ -32,9 +34,10 @@ class Terminals:
         delivered: the number of runs of client.py. The changes of all these runs were delivered once.
     """
 
-    def __init__(self, directory: Path, stack: ExitStack, broker: str) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, mongo: str, broker: str) -> None:
         self._directory = directory
         self._stack = stack
+        self._mongo = mongo
         self.broker = broker
         self.delivered = 0
         self._logs: list[Path] = []
@@ -66,18 +69,37 @@ class Terminals:
     def call(self, title: str) -> None:
         """Runs the commands of a block to their ends."""
         for line in self.lines(title):
-            words = shlex.split(line)
-            command = [str(Path(sys.executable).parent / words[0]), *words[1:]]
-            done = subprocess.run(
-                command,
-                cwd=self._directory,
-                env={**os.environ, **FAST},
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=PATIENCE,
-            )
+            done = self._run(line)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+    def call_until_true(self, title: str) -> None:
+        """Runs each command of a block again and again until it exits with 0."""
+        for line in self.lines(title):
+            eventually_sync(lambda line=line: self._run(line).returncode == 0, what=line)
+
+    def _run(self, line: str) -> subprocess.CompletedProcess[str]:
+        words = shlex.split(line)
+        return subprocess.run(
+            [str(Path(sys.executable).parent / words[0]), *words[1:]],
+            cwd=self._directory,
+            env={**os.environ, **FAST},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+
+    def wait_until_passed(self) -> None:
+        """Waits until the group has delivered all changes that the relay does not publish."""
+        with MongoClient[dict[str, Any]](self._mongo) as client:
+            state = client["mongoz_dispatcher"]
+
+            def passed() -> bool:
+                (relay,) = state["relays"].find()
+                since = max(one["since"] for one in relay["collections"])
+                return all(one["token"] >= since for one in state["positions"].find({"token": {"$exists": True}}))
+
+            eventually_sync(passed, what="the group has passed the start of the relay")
 
     def write(self) -> None:
         """Runs client.py, and expects that each of its changes is delivered once."""
@@ -113,7 +135,7 @@ def terminals(tmp_path: Path) -> Iterator[Terminals]:
         text = text.replace("port=27017", f"port={mongo}").replace("port=9092", f"port={broker}")
         (tmp_path / name).write_text(text)
     with ExitStack() as stack:
-        made = Terminals(tmp_path, stack, f"127.0.0.1:{broker}")
+        made = Terminals(tmp_path, stack, f"mongodb://127.0.0.1:{mongo}", f"127.0.0.1:{broker}")
         made.start("python servers.py", ready=made.broker)
         yield made
 
@@ -133,12 +155,13 @@ def test_the_steps_lead_to_kafka_and_back(kind: str, terminals: Terminals) -> No
         (relay,) = terminals.lines("relay")
         publishing = terminals.start(relay, ready="relay.term")
         terminals.write()
+        terminals.wait_until_passed()
         stop(dispatchers)
         terminals.call("switch")
         (workers,) = terminals.lines("workers")
         working = terminals.start(workers, ready="dispatcher.started")
         terminals.write()
-        terminals.call("check")
+        terminals.call_until_true("check")
         stop(working)
         terminals.call("back")
         (again,) = terminals.lines("back on change streams")

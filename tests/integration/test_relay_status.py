@@ -173,8 +173,10 @@ async def test_brokers_that_do_not_answer_are_named(gate, dispatched, foreign, c
             os.kill(own.pid, signal.SIGSTOP)
             try:
                 foreign["accounts"].insert_one({"name": "a"})
-                seen = await seeing.until(lambda one: len(one.broker_troubles) == 2)
-                assert any("acknowledged no record" in one for one in seen.broker_troubles)
+                await seeing.until(
+                    lambda one: any("acknowledged no record" in text for text in one.broker_troubles)
+                )
+                await seeing.until(lambda one: len(one.broker_troubles) == 2)
                 of_relay = await seeing.until(lambda one: one.health.health == "failing", f"mongoz.{name}")
                 assert (of_relay.relay.records_in_flight, of_relay.relay.lag_seconds > 5) == (1, True)
                 assert any("of the topic can't be read" in one for one in running.service.observer.not_ready())

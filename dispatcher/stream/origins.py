@@ -106,7 +106,9 @@ class Origins:
 
     def remember(self, stamp: Stamp | None, wall_time: Any) -> bool:
         """Remember a stamp. Returns whether it belongs to this group and is new."""
-        wall = _seconds(wall_time)
+        return self._add(stamp, _seconds(wall_time))
+
+    def _add(self, stamp: Stamp | None, wall: float | None) -> bool:
         if stamp is None or wall is None or stamp.group != self._group:
             return False
         return self.seen.add(stamp.token.binary, wall)
@@ -119,15 +121,15 @@ class Origins:
         stamp = change.stamp
         if self._paired and stamp is not None and stamp.call is Call.DELETED and change.operation != "delete":
             return change
-        if stamp is None or not self.remember(stamp, change.wall_time) or not _is_its_own(stamp, change):
+        wall = None if stamp is None else _seconds(change.wall_time)
+        if stamp is None or wall is None or not self._add(stamp, wall) or not _is_its_own(stamp, change):
             return change
         operation = "update" if change.operation == "untouched" else change.operation
         if _is_marker(stamp, change):
             operation = "marker"
         elif (operation, stamp.call) not in CALLED:
             return change
-        wall, made = _seconds(change.wall_time), int.from_bytes(stamp.token.binary[:4], "big")
-        assert wall is not None  # `remember` has checked it
+        made = int.from_bytes(stamp.token.binary[:4], "big")
         latest = _WINDOW + _RESOLUTION + (_TRANSACTION if change.transaction is not None else 0)
         if -_WINDOW <= wall - made <= latest:
             return change._replace(operation=operation, origin=stamp, context=stamp.context)

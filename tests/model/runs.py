@@ -1,7 +1,7 @@
 """One sequence, from its first write to the verdict."""
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from tests.model.model import GROUPS, RECEIVERS, STAMP, Change, Key, Model, Told
@@ -92,20 +92,20 @@ def _waiting(run: Run, key: Key) -> set[str]:
 def with_superseded(each: list[list[Told]], seen: list[Told], changes: Sequence[Change]) -> list[Told]:
     """The expected deliveries. Takeovers may be superseded if there are later writes of the ODM, or deletes.
 
-    Equal saves have equal deliveries. Those of later saves are matched first, because only earlier ones can be
-    superseded.
+    A receiver gets its takeovers in order. So the first expected one is compared with the first one that came, and
+    so on: equal saves have equal deliveries, and any of them may be superseded.
     """
-    expected, left = deque[Told](), list(seen)
-    for place, some in reversed(list(enumerate(each))):
+    came: dict[str, deque[Told]] = defaultdict(deque)
+    for told in seen:
+        if told.is_taken:
+            came[told.receiver].append(told)
+    expected = []
+    for place, some in enumerate(each):
         may_be = any(later.after is None or STAMP in later.after for later in changes[place + 1 :])
-        for one in reversed(some):
-            found = one
-            if one not in left and one.is_taken and may_be and one.as_superseded() in left:
-                found = one.as_superseded()
-            if found in left:
-                left.remove(found)
-            expected.appendleft(found)
-    return list(expected)
+        for one in some:
+            found = came[one.receiver].popleft() if one.is_taken and came[one.receiver] else one
+            expected.append(found if may_be and found == one.as_superseded() else one)
+    return expected
 
 
 def _in_process(run: Run, key: Key) -> Verdict:

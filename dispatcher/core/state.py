@@ -17,14 +17,12 @@ docs/reference/state.md lists the fields of the documents.
 MongoDB commands raise the `PyMongoError` of the driver.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
 from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient, ReadPreference
-from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
@@ -32,7 +30,6 @@ from pymongo.write_concern import WriteConcern
 
 from dispatcher.core.bson_elements import readable
 from mongoz.claims import document
-from mongoz.connection.elections import session_of
 
 POSITIONS: Final = "positions"
 DELIVERIES: Final = "deliveries"
@@ -89,7 +86,6 @@ class _LenientDocument(dict[str, Any]):
 READING: Final[CodecOptions[Any]] = CODEC_OPTIONS.with_options(document_class=_LenientDocument)
 """Options for reads."""
 
-_MAJORITY: Final = WriteConcern("majority")
 _SECONDS_PER_DAY: Final = 86_400
 _EXPIRY: Final = "expiry"
 _INDEX_CONFLICTS: Final = frozenset({85, 86})  # IndexOptionsConflict, IndexKeySpecsConflict
@@ -127,7 +123,7 @@ class State:
         return self.database.get_collection(
             name,
             codec_options=READING,
-            write_concern=_MAJORITY,
+            write_concern=WriteConcern("majority"),
             read_concern=ReadConcern("majority"),
         )
 
@@ -143,22 +139,6 @@ class State:
     def as_on_this_node(self, name: str) -> Collection:
         """A collection for reads that only display data: they do not wait for a majority."""
         return self.database.get_collection(name, codec_options=READING)
-
-    async def in_transaction(self, write: Callable[[AsyncClientSession], Awaitable[bool]]) -> bool:
-        """Run `write` in a transaction. After a conflict with another write, `write` runs again.
-
-        Returns:
-            The result of `write`. After True, the writes survive a failover. After False, they are undone.
-        """
-
-        async def attempt(session: AsyncClientSession) -> bool:
-            done = await write(session)
-            if not done:
-                await session.abort_transaction()
-            return done
-
-        async with session_of(self.client) as session:
-            return await session.with_transaction(attempt, write_concern=_MAJORITY)
 
     async def create_indexes(self) -> None:
         """Create the indexes of held deliveries, and an index for queries of books that are not fenced."""

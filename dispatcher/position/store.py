@@ -35,6 +35,7 @@ from dispatcher.position.documents import (
 from dispatcher.position.inherited import Fact
 from dispatcher.position.repartition import divided, switched
 from dispatcher.settings import MOST_PARTITIONS
+from mongoz.connection.elections import session_of
 
 _RENEWAL: Final[Mapping[str, Any]] = {"$inc": {"beat": 1}, "$currentDate": {"renewed_at": True}}
 
@@ -76,7 +77,7 @@ class PositionStore:
     """
 
     def __init__(self, group: Group, member: str = "") -> None:
-        self._state = group.state
+        self._client = group.state.client
         self._collection = group.state.positions
         self._newest = group.state.newest(POSITIONS)
         self._database = group.state.name
@@ -142,7 +143,7 @@ class PositionStore:
             return True
 
         try:
-            return await self._state.in_transaction(write)
+            return await self._in_transaction(write)
         except DuplicateKeyError:  # another process recorded the layout at the same time
             return False
         except BulkWriteError as error:
@@ -231,7 +232,7 @@ class PositionStore:
             await self._collection.insert_many(documents, session=session)
             return True
 
-        return await self._state.in_transaction(write)
+        return await self._in_transaction(write)
 
     async def rename_application(self, before: str, application: str) -> bool:
         """Record the application of the group. Returns False if another process has recorded one meanwhile."""
@@ -279,7 +280,7 @@ class PositionStore:
             await also(session)
             return True
 
-        return await self._state.in_transaction(write)
+        return await self._in_transaction(write)
 
     # -- leases ----------------------------------------------------------------------------------------------
 
@@ -397,6 +398,18 @@ class PositionStore:
         layout = {"_id": self._group, "partitions": partitions}
         change = {"$currentDate": {"mended_at": True}}
         return bool((await self._collection.update_one(layout, change, session=session)).matched_count)
+
+    async def _in_transaction(self, write: Callable[[AsyncClientSession], Awaitable[bool]]) -> bool:
+        """Run `write` in a transaction. The transaction is aborted if `write` returns False."""
+
+        async def attempt(session: AsyncClientSession) -> bool:
+            done = await write(session)
+            if not done:
+                await session.abort_transaction()
+            return done
+
+        async with session_of(self._client) as session:
+            return await session.with_transaction(attempt)
 
     def _as_read(self, position: Ownership | Position) -> dict[str, Any]:
         """A filter that matches a position as long as its owner, term and beat are unchanged since it was read."""

@@ -135,7 +135,7 @@ class Life:
     async def kill(self, daemon: Running) -> None:
         """Ends a dispatcher as SIGKILL does: its writes no longer reach the server, and its leases expire."""
         self.did.append("kill")
-        await daemon.service._coordinator._store._state.client.close()
+        await daemon.service._coordinator._store._client.close()
         with suppress(PyMongoError, DispatcherError):
             await daemon.stop()
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from benchmarks.busy import Heard
 from benchmarks.figures import Pair, Row, Target
 from benchmarks.kafka.stage import Stage
+from benchmarks.kafka.topic import Topic
 
 __all__ = ["measure_commands"]
 
@@ -43,7 +44,9 @@ def measure_commands(stage: Stage) -> list[Row]:
         for _ in range(members):
             workers.append(stack.enter_context(stage.worker(_NAME, "--lease", "15")))
             workers[-1].wait_ready()
-        stage.wait_shared(_NAME, Heard(workers), members)
+        heard = Heard(workers)
+        stage.wait_shared(_NAME, heard, members)
+        _wait_flowing(stage, topic, heard)
         seen = _commands(stage)
     of_members = {name: round((seen[name] - without.get(name, 0.0)) / members, 3) for name in seen}
     found = sum(of_members.values())
@@ -61,6 +64,13 @@ def measure_commands(stage: Stage) -> list[Row]:
             details={name: count for name, count in of_members.items() if count},
         )
     ]
+
+
+def _wait_flowing(stage: Stage, topic: Topic, heard: Heard) -> None:
+    """Wait until all partitions deliver, because their start sends commands of its own."""
+    records = topic.records
+    stage.write(_NAME, _WRITTEN)
+    stage.wait_saved(_NAME, heard, records + _WRITTEN)
 
 
 def _commands(stage: Stage) -> dict[str, float]:

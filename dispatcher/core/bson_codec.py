@@ -61,8 +61,6 @@ class StampedDelete(RawEvent):
         self.stamp = stamp
 
 
-Undecoded = RawEvent | RawBSONDocument
-
 _SIZE: Final = Struct("<i")
 _EVENTS: Final = b"\x04nextBatch\x00"
 _OBJECT: Final = 3

@@ -11,7 +11,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from bson.timestamp import Timestamp
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.bson_elements import field, keyed, raw_field
 from dispatcher.core.keys import document_key
 from dispatcher.core.resume_tokens import data_of, token_at
@@ -101,7 +101,7 @@ class EventBatch(NamedTuple):
         place: for a topic, the place after this batch.
     """
 
-    events: Sequence[Undecoded]
+    events: Sequence[RawEvent]
     token: str
     lost_after: str | None = None
     lost_why: str = TOO_LARGE

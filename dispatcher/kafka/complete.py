@@ -15,7 +15,7 @@ from typing import Final
 
 from bson.timestamp import Timestamp
 
-from dispatcher.core.bson_codec import StampedDelete, Undecoded
+from dispatcher.core.bson_codec import RawEvent, StampedDelete
 from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.output.logs import log
 from dispatcher.core.resume_tokens import token_of, token_time
@@ -144,11 +144,11 @@ def _lost_in_both(lost: HistoryLost, error: DispatcherError) -> HistoryLost:
 
 def _relayed(batch: EventBatch, stamps: DeleteStamps, after: str) -> EventBatch:
     """A batch of a change stream, as it would come from a topic. The changes up to `after` are left out."""
-    events: list[Undecoded] = []
+    events: list[RawEvent] = []
     for event in batch.events:
         stamp = stamps.take(event)
         if stamp is not None and token_of(event["_id"]) > after:
-            events.append(StampedDelete(bytes(event.raw), stamp) if stamp else event)
+            events.append(StampedDelete(event.raw, stamp) if stamp else event)
     if not batch.events:
         stamps.give_up()
     if batch.token <= after:

@@ -9,7 +9,7 @@ So readers find the stamp in the record of the delete, and need not wait for the
 
 from typing import Any, Final
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.bson_elements import field, raw_field, readable
 from mongoz.stamps import FIELD, Call, Stamp
 
@@ -33,7 +33,7 @@ class DeleteStamps:
         self.open: dict[Key, bytes] = {}
         self._time: Any = None
 
-    def take(self, event: Undecoded) -> bytes | None:
+    def take(self, event: RawEvent) -> bytes | None:
         """The stamp for the record of an event, often empty; None if the event is a marker."""
         time = event["clusterTime"]
         if time != self._time:  # the changes of a transaction follow each other, and have the same time
@@ -41,9 +41,9 @@ class DeleteStamps:
             self._time = time
         operation = event["operationType"]
         if operation == "delete" and self.open:
-            return self.open.pop(_key(bytes(event.raw)), b"")
+            return self.open.pop(_key(event.raw), b"")
         if operation == "update" and "txnNumber" in event:
-            raw = bytes(event.raw)
+            raw = event.raw
             stamp = _marker_in(raw)
             if stamp:
                 self.open[_key(raw)] = stamp

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from bson.timestamp import Timestamp
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import EventBatch, LogPlace, Start
 from dispatcher.core.resume_tokens import token_of, token_time
 from dispatcher.core.tasks import end
@@ -31,7 +31,7 @@ class _Partition:
 
     def __init__(self, batches: AsyncGenerator[EventBatch]) -> None:
         self._batches = batches
-        self._waiting: deque[tuple[str, Undecoded]] = deque()
+        self._waiting: deque[tuple[str, RawEvent]] = deque()
         self.lost: list[EventBatch] = []
         self.token = ""
 
@@ -43,7 +43,7 @@ class _Partition:
         self._waiting.extend((token_of(event["_id"]), event) for event in batch.events)
         self.token = batch.token
 
-    def take(self, token: str) -> list[tuple[str, Undecoded]]:
+    def take(self, token: str) -> list[tuple[str, RawEvent]]:
         """Take the events up to a token, with their tokens."""
         taken = []
         while self._waiting and self._waiting[0][0] <= token:

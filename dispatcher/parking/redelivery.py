@@ -12,6 +12,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import PyMongoError
 
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.error_text import text_of, words_of
 from dispatcher.core.events import Calls, Change, Errand
@@ -155,7 +156,7 @@ class Redelivery(NamedTuple):
         The next call of `_take` handles the new dead letters.
         """
         try:
-            change = decode(RawBSONDocument(parts["event"]), self.codec_options)
+            change = decode(RawEvent(parts["event"]), self.codec_options)
         except Undecodable as error:
             raise _Refused(f"The event still can't be decoded: {words_of(error)}") from error
         if change.fault is not None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pymongo.errors import PyMongoError
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.driver_errors import in_short, raise_if_fatal
 from dispatcher.core.events import EventBatch, Job, LogPlace
 from dispatcher.core.lease import Lease
@@ -89,7 +89,7 @@ class Checkpoint:
         """Returns whether there are facts of earlier layouts. If so, `look_back` must see each event."""
         return bool(self._inherited)
 
-    def look_back(self, event: Undecoded) -> None:
+    def look_back(self, event: RawEvent) -> None:
         """Record whether a change was finished under an earlier layout."""
         token = token_of(event["_id"])
         if self._inherited.has_finished(token, event[HASH] if "documentKey" in event else 0):

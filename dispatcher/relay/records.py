@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from bson import json_util
 
-from dispatcher.core.bson_codec import RawEvent, Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.bson_elements import elements, joined, keyed, raw_field, readable
 from dispatcher.core.bson_elements import field as field_of
 from dispatcher.core.events import DELIVERABLE
@@ -97,7 +97,7 @@ class Packer:
         self._numbers = [0] * partitions
         self.stamps = DeleteStamps()
 
-    def large_among(self, events: Sequence[Undecoded]) -> list[Undecoded]:
+    def large_among(self, events: Sequence[RawEvent]) -> list[RawEvent]:
         """The events that do not fit into a record. For a delete, the record also needs room for a stamp."""
         largest, stamped = self._largest, self._largest_stamped
         return [
@@ -178,9 +178,9 @@ class Packer:
         return partition, encode_large(self._term, number, file, stamp)
 
 
-def event_of(event: Undecoded) -> bytes:
+def event_of(event: RawEvent) -> bytes:
     """The bytes of an event without the hash. The pipeline of the change stream has added the hash."""
-    return _without_hash(bytes(event.raw))
+    return _without_hash(event.raw)
 
 
 def _without_hash(raw: bytes) -> bytes:

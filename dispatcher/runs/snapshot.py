@@ -21,7 +21,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
-from dispatcher.core.bson_codec import RAW
+from dispatcher.core.bson_codec import RAW, RawEvent
 from dispatcher.core.bson_elements import DOCUMENT, Element, elements, field, joined, keyed
 from dispatcher.core.events import Change, Namespace
 from dispatcher.core.output.logs import log
@@ -189,7 +189,7 @@ def change_of(found: StoredDocument, namespace: Namespace, run: Run, codec_optio
 
     If the document can't be decoded, `fault` of the change has the reason.
     """
-    return decode(RawBSONDocument(_event_of(found, namespace, run)), codec_options)._replace(image="current")
+    return decode(RawEvent(_event_of(found, namespace, run)), codec_options)._replace(image="current")
 
 
 def _event_of(found: StoredDocument, namespace: Namespace, run: Run) -> bytes:

@@ -16,7 +16,7 @@ from bson import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.driver_errors import Kind, drop_traceback, fatal, in_short, kind_of, raise_if_fatal
 from dispatcher.core.events import EventBatch, Start
 from dispatcher.core.output.logs import log
@@ -263,7 +263,7 @@ class ChangeStreamSource:
             await asyncio.sleep(pause_after(failures) if horizons else 0)
         return float(position)
 
-    async def _stamped(self, since: Timestamp, until: str) -> AsyncIterator[Undecoded]:
+    async def _stamped(self, since: Timestamp, until: str) -> AsyncIterator[RawEvent]:
         """Read the past changes with a stamp, reduced to `_id`, `wallTime` and `stamp`.
 
         If there are no such changes, this takes one round trip more than opening the stream.

@@ -8,7 +8,7 @@ from bson.binary import UuidRepresentation
 from bson.codec_options import CodecOptions
 from bson.dbref import DBRef
 
-from dispatcher.core.bson_codec import StampedDelete, Undecoded
+from dispatcher.core.bson_codec import RawEvent, StampedDelete
 from dispatcher.core.bson_elements import Element, elements, field, joined, keyed, raw_field, readable
 from dispatcher.core.events import Change, Namespace, StreamChange
 from dispatcher.core.output.logs import log
@@ -48,7 +48,7 @@ class DecodedEvent(NamedTuple):
 
 
 def decoded_together(
-    events: Sequence[Undecoded], codec_options: CodecOptions[Any], layouts: EventLayouts
+    events: Sequence[RawEvent], codec_options: CodecOptions[Any], layouts: EventLayouts
 ) -> Sequence[Change | DecodedEvent | None]:
     """Decode events in one call. One call per event would take a sixth more time.
 
@@ -69,7 +69,7 @@ def decoded_together(
 
 
 def _change_of(
-    event: Undecoded,
+    event: RawEvent,
     head: EventHead,
     namespace: Namespace,
     document: dict[str, Any],
@@ -77,7 +77,7 @@ def _change_of(
 ) -> Change:
     """The change of an event of which only the document was decoded: an insert, or a replace without pre image."""
     token, operation, seconds, _ = head
-    data = bytes(event.raw)
+    data = event.raw
     # A replace has no stamp of its own, see `CALLED`.
     stamp = document.get(FIELD) if operation == "insert" else None
     return tuple.__new__(  # `StreamChange(...)` takes 150 ns longer
@@ -110,7 +110,7 @@ def _change_of(
     )
 
 
-def decode(raw: Undecoded, codec_options: CodecOptions[Any], found: DecodedEvent | None = None) -> Change:
+def decode(raw: RawEvent, codec_options: CodecOptions[Any], found: DecodedEvent | None = None) -> Change:
     """Decode one change event.
 
     Args:
@@ -123,7 +123,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], found: DecodedEvent
     Raises:
         Undecodable: the event can't be delivered to any receiver.
     """
-    data = bytes(raw.raw)
+    data = raw.raw
     fault: Fault | None = None
     head: EventHead | None = None
     try:
@@ -134,9 +134,7 @@ def decode(raw: Undecoded, codec_options: CodecOptions[Any], found: DecodedEvent
     if is_misread:
         event, fault = _decoded_in_parts(data, codec_options)
     kind: type[Change] = Change if head is None else StreamChange
-    token, operation, cluster_time, wall_time = (
-        _head_in(event) if head is None else (head.token, head.operation, head.seconds, codec_options)
-    )
+    token, operation, cluster_time, wall_time = _head_in(event) if head is None else (*head[:3], codec_options)
     names, stamp = _NOTHING, None  # the stamp is not unpacked yet
     document = event.get("fullDocument")
     if operation == "update":

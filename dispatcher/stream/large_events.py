@@ -11,7 +11,7 @@ from typing import Final
 
 import bson
 
-from dispatcher.core.bson_codec import RawEvent, Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.bson_elements import elements
 from dispatcher.core.bson_elements import joined as document_of
 from dispatcher.core.events import EventBatch
@@ -62,7 +62,7 @@ async def joined(batches: AsyncGenerator[EventBatch]) -> AsyncGenerator[EventBat
     A stream that does not split events can't resume from the token of a fragment. So a joined event gets the token
     that it has in a stream that does not split events.
     """
-    fragments: list[Undecoded] = []
+    fragments: list[RawEvent] = []
     async with aclosing(batches):
         async for batch in batches:
             if not batch.events and not fragments:
@@ -85,9 +85,9 @@ def _whole(token: str) -> str:
     return token[: -len(_FIRST)] + _END
 
 
-def _as_one(fragments: list[Undecoded]) -> RawEvent:
+def _as_one(fragments: list[RawEvent]) -> RawEvent:
     """Join the fragments of one event. The documents are not decoded, because they may be undecodable."""
-    parts = {one.name: one for fragment in fragments for one in elements(bytes(fragment.raw))}
+    parts = {one.name: one for fragment in fragments for one in elements(fragment.raw)}
     del parts[b"splitEvent"]
     token = {"_id": {"_data": _whole(str(fragments[0]["_id"]["_data"]))}}
     parts[b"_id"] = next(elements(bson.encode(token)))

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import bson
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.bson_elements import DOCUMENT, elements
 from dispatcher.core.events import Namespace
 
@@ -46,18 +46,9 @@ _MOST_FORMS: Final = 1_000
 _MOST_NAMESPACES: Final = 8
 
 
-class EventHead(NamedTuple):
-    """The head of an event.
-
-    Attributes:
-        seconds: the seconds of the cluster time.
-        namespace: the namespace, if the part to decode is the document alone; otherwise None.
-    """
-
-    token: str
-    operation: str
-    seconds: int
-    namespace: Namespace | None
+EventHead = tuple[str, str, int, Namespace | None]
+"""The head of an event: the token, the operation, and the seconds of the cluster time. Then the namespace, if the
+part to decode is the document alone; otherwise None."""
 
 
 class _HeadForm(NamedTuple):
@@ -101,7 +92,7 @@ class EventLayouts:
         self._forms: dict[tuple[int, bytes], _HeadForm | None] = {}
         self._ends: list[_End] = []
 
-    def split(self, events: Sequence[Undecoded]) -> tuple[list[EventHead | None], bytes]:
+    def split(self, events: Sequence[RawEvent]) -> tuple[list[EventHead | None], bytes]:
         """Read the heads of events.
 
         Returns:
@@ -112,11 +103,11 @@ class EventLayouts:
         """
         heads: list[EventHead | None] = []
         parts: list[bytes] = []
-        size_at, new = _SIZE.unpack_from, tuple.__new__
+        size_at = _SIZE.unpack_from
         unpack, size, known_before, known_after, known_between, operation, has_key = self._form
         known_end, end_size, its_namespace = self._end
         for event in events:
-            data = bytes(event.raw)
+            data = event.raw
             try:
                 before, token, after, seconds, between = unpack(data)
             except error:  # the event is shorter than the known head, because that has a long token
@@ -146,7 +137,7 @@ class EventLayouts:
                 parts.append(data[size:])
             else:
                 parts.append(data[begin:end])
-            heads.append(new(EventHead, (token.decode(), operation, seconds, namespace)))
+            heads.append((token.decode(), operation, seconds, namespace))
         return heads, b"".join(parts)
 
     def _form_of(self, data: bytes) -> _HeadForm | None:

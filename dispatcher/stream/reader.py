@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from bson.codec_options import CodecOptions
 
-from dispatcher.core.bson_codec import Undecoded
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Change, EventBatch
 from dispatcher.core.undecodable import Undecodable
 from dispatcher.stream.decode import decode, decoded_together
@@ -96,7 +96,7 @@ class Reader:
         """At the end of reading: the changes that still wait for a delete, see `DeleteMarkers`."""
         return self._markers.give_up()
 
-    def _decoded(self, events: Sequence[Undecoded]) -> Iterator[list[Change] | UnreadableEvent]:
+    def _decoded(self, events: Sequence[RawEvent]) -> Iterator[list[Change] | UnreadableEvent]:
         changes: list[Change] = []
         for event, found in zip(events, decoded_together(events, self._codec_options, self._layouts), strict=True):
             try:
@@ -104,7 +104,7 @@ class Reader:
             except Undecodable as error:
                 if not self._is_finished(error.token):
                     yield changes
-                    yield UnreadableEvent(bytes(event.raw), error)
+                    yield UnreadableEvent(event.raw, error)
                     changes = []
                 continue
             if self._scope is not None and not self._scope.concerns(change.operation, change.namespace):

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import bson
 from bson.codec_options import CodecOptions
-from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 
 from dispatcher.batches.attempt import run_batch
 from dispatcher.batches.batches import Batches
 from dispatcher.batches.run import BatchTools
+from dispatcher.core.bson_codec import RawEvent
 from dispatcher.core.events import Change, Errand, Job
 from dispatcher.core.lease import Lease
 from dispatcher.core.stats import Stats
@@ -174,7 +174,7 @@ def _decoded(document: type[Document], change: HandMade, codec_options: CodecOpt
     event = bson.encode(
         _event(document, change, (collection.database.name, collection.name)), codec_options=codec_options
     )
-    decoded = decode(RawBSONDocument(event), codec_options)
+    decoded = decode(RawEvent(event), codec_options)
     if change.image == "current":
         decoded = decoded._replace(image="current")
     if change.context:

@@ -135,8 +135,15 @@ class Lanes:
         for _ in range(min(workers, len(self._ready))):
             if not self._wake_one():
                 return  # all workers are busy, and take the next job afterwards
+        self._begin_turn_soon(workers * 2)
+
+    def _begin_turn_soon(self, workers: int) -> None:
         self._waking = True
-        asyncio.get_running_loop().call_soon(self._wake, workers * 2)
+        asyncio.get_running_loop().call_soon(self._begin_turn, workers)
+
+    def _begin_turn(self, workers: int) -> None:
+        self._turn = _TURN
+        self._wake(workers)
 
     def _wake_one(self) -> bool:
         while self._idle:
@@ -177,8 +184,8 @@ class Lanes:
                 await future
                 continue
             self._turn -= 1
-            if self._turn == 0:
-                loop.call_soon(self._new_turn)
+            if self._turn == 0 and not self._waking:
+                self._begin_turn_soon(1)
             worker.at = key, job = ready.popleft()
             capacity.in_flight += 1
             try:
@@ -194,10 +201,6 @@ class Lanes:
             self._finish(key, job)
             if capacity.returning:
                 capacity.free_place()
-
-    def _new_turn(self) -> None:
-        self._turn = _TURN
-        self._wake_first()
 
     def _finish(self, key: Hashable, job: Job | Errand) -> None:
         capacity = self._capacity

@@ -119,13 +119,13 @@ async def _patch(
         signal = meta.signals.post_update
         if target.collection is not meta.collection:
             require_watched(document, target.collection, signal)
-        changed = None
-        if signal.receivers:
+        needs_more = operations or conditions or filters
+        if needs_more or signal.receivers or target.group is not None:
             changed = attribute_names(document, (*patch.names, *(operation.top for operation in operations)))
-        firing = target.plan(signal, changed)
-        if operations or conditions or filters or firing.concerns_dispatchers:
-            await _write_and_fire(instance, target, firing, patch, operations, [*conditions, *filters], undo)
-            return
+            firing = target.plan(signal, changed)
+            if needs_more or firing.concerns_dispatchers:
+                await _write_and_fire(instance, target, firing, patch, operations, [*conditions, *filters], undo)
+                return
         if target.transaction is not None:
             target.undo_on_abort(instance)
         await send_alone(instance, target, patch)

@@ -22,8 +22,10 @@ from pydantic_core import CoreSchema, core_schema
 import mongoz
 from mongoz.fields.storage import stored
 from mongoz.model.state import loaded
+from mongoz.persistence.patches import assign_flat
 from mongoz.persistence.rows import flat, unsaved
 from mongoz.persistence.rows.changes import Changes, are_same
+from mongoz.persistence.rows.hydration import hydrate_leniently
 from mongoz.persistence.rows.validation import validated_row
 
 DAY: Final = datetime.datetime(2024, 5, 17, 1, 2, 3, 4567)
@@ -188,3 +190,61 @@ def test_a_save_finds_the_same_changes_as_if_it_loaded_all_values_again(
     quick = found()
     monkeypatch.setattr(unsaved, "loads_unchanged", lambda *_: False)
     assert repr(quick) == repr(found())
+
+
+NEW: Final = (*SCALARS, ["a"], [1, 2], [Color.RED])
+UNCHANGED: Final = object()
+
+
+@pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
+def test_a_save_that_validates_only_new_values_finds_the_same_changes(annotation: Any) -> None:
+    for document, known, new in itertools.product(documents(annotation), VALUES, (UNCHANGED, *NEW)):
+        try:
+            thing = document.from_row({"_id": bson.ObjectId(), "x": known})
+            if new is not UNCHANGED:
+                thing.x = new
+        except ValidationError:
+            continue
+        snapshot = loaded(thing).snapshot
+        assert isinstance(snapshot, dict)
+        quick = unsaved.quick_changes(thing, snapshot)
+        if quick is not None:
+            assert repr(quick) == repr(unsaved.unsaved_changes(thing, validated_row(thing), snapshot))
+
+
+@pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
+def test_an_update_that_validates_only_new_values_writes_the_same_values(annotation: Any) -> None:
+    for document, value in itertools.product(documents(annotation), NEW):
+        after = {"id": None, "x": value}
+        quick = flat.assigned_values(document, {"id": None, "x": None}, {"x": value})
+        if quick is not None:
+            whole = flat.flat_row(document, after)
+            assert whole is not None
+            assert repr(quick["x"]) == repr(whole["x"])
+
+
+def test_lists_that_were_changed_in_place_are_validated() -> None:
+    class Tagged(mongoz.Document):
+        name: str = mongoz.String()
+        tags: list[str] = mongoz.Array(str)
+
+    thing = Tagged.from_row({"_id": bson.ObjectId(), "name": "a", "tags": ["x"]})
+    snapshot = loaded(thing).snapshot
+    assert isinstance(snapshot, dict)
+    thing.name = "b"
+    assert unsaved.quick_changes(thing, snapshot) == Changes({"name": "b"}, ())
+    thing.tags.append("y")
+    assert flat.assigned_values(Tagged, thing.__dict__, {"name": "b"}) is not None
+    thing.tags[:] = [5]
+    assert unsaved.quick_changes(thing, snapshot) is None
+    assert flat.assigned_values(Tagged, thing.__dict__, {"name": "b"}) is None
+
+
+def test_values_that_nothing_has_validated_are_validated_with_an_update() -> None:
+    class Named(mongoz.Document):
+        name: str = mongoz.String()
+        note: str = mongoz.String()
+
+    values = {"id": bson.ObjectId(), "name": 7, "note": "a"}
+    for thing in (Named.model_construct(**values), hydrate_leniently(Named, {"_id": values["id"], **values})):
+        assert assign_flat(thing, {"note": "b"}) is None

@@ -23,7 +23,7 @@ from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
 from mongoz.fields.stored_schema import DATA, from_stored
 
-__all__ = ["assigned_row", "flat_row", "loads_unchanged", "reloaded_values"]
+__all__ = ["assigned_values", "flat_row", "loads_unchanged", "reloaded_values", "valid_values"]
 
 _PLAIN: Final = frozenset(
     {
@@ -73,51 +73,59 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
     form = _flat_form(model)
     if form is None:
         return None
-    validate, unproven = form
+    return _validated(form.validate, form.unproven, values)
+
+
+def _validated(
+    validate: Callable[..., dict[str, Any]], unproven: frozenset[str], values: dict[str, Any]
+) -> dict[str, Any] | None:
     try:
-        row: dict[str, Any] = validate(values, context=LOADING)
+        row = validate(values, context=LOADING)
     except ValidationError:  # the model's own validator has the right message
         return None
-    for name in unproven:
-        value = row[name]
-        kind = type(value)
-        if kind not in SCALARS and not (kind is list and SCALARS.issuperset(map(type, value))):
+    for name, value in row.items():
+        if type(value) in SCALARS or name not in unproven:
+            continue
+        if not (type(value) is list and SCALARS.issuperset(map(type, value))):
             row[name] = stored(value)
     return row
 
 
-def assigned_row(model: type[BaseModel], present: dict[str, Any], values: dict[str, Any]) -> dict[str, Any] | None:
-    """The row of an instance of a flat model after an assignment of valid values.
+def valid_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
+    """The valid stored form of some fields of a flat model, by stored name.
 
-    Returns None if the model is not flat, if a value is invalid, or if an assignment might have another result
-    than the validation of the row.
+    Returns None if the model is not flat, or if a value is invalid.
 
     Args:
         model: the class.
-        present: attribute name -> present value.
+        values: attribute name -> value.
+    """
+    form = _flat_form(model)
+    return None if form is None else _validated(form.validate_some, form.unproven, values)
+
+
+def assigned_values(
+    model: type[BaseModel], present: dict[str, Any], values: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The valid stored form of new values, and of lists that may have changed without an assignment.
+
+    Returns None if the model is not flat, if a field is missing, if a value is invalid, or if an assignment might
+    have another result than the validation of the values.
+
+    Args:
+        model: the class.
+        present: attribute name -> present value. Values of scalar fields are valid.
         values: attribute name -> new value.
     """
-    if not values.keys() <= _assignable_fields(model):
+    form = _flat_form(model)
+    if form is None or not values.keys() <= form.assignable or not present.keys() >= form.names:
         return None
     for value in values.values():
         if type(value) not in SCALARS and not (type(value) is list and SCALARS.issuperset(map(type, value))):
             return None
-    after = present.copy()  # `{**present, **values}` takes twice as long
-    after.update(values)
-    return flat_row(model, after)
-
-
-@cached_per_class
-def _assignable_fields(model: Any) -> frozenset[str]:
-    """The fields of a flat model that are validated in a row exactly as in an assignment."""
-    fields, config = model.model_fields, model.model_config
-    is_usual = model.__setattr__ is BaseModel.__setattr__ and config.get("validate_assignment")
-    if _flat_form(model) is None or not is_usual or config.get("frozen"):
-        return frozenset()
-    schemas = model.__pydantic_core_schema__["schema"]["fields"]
-    return frozenset(
-        name for name, field in fields.items() if not field.frozen and not _calls_functions(schemas[name])
-    )
+    given = {name: present[name] for name in form.mutable}
+    given.update(values)
+    return _validated(form.validate_some, form.unproven, given)
 
 
 def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
@@ -181,11 +189,19 @@ class _FlatForm(NamedTuple):
 
     Attributes:
         validate: makes a row from the attributes of an instance.
+        validate_some: the same for some of the attributes.
         unproven: the stored names of the fields whose valid values may have to be converted to their stored form.
+        names: the names of all fields.
+        assignable: the names of the fields that are validated in a row exactly as in an assignment.
+        mutable: the names of the fields whose values may change without an assignment.
     """
 
     validate: Callable[..., dict[str, Any]]
-    unproven: tuple[str, ...]
+    validate_some: Callable[..., dict[str, Any]]
+    unproven: frozenset[str]
+    names: frozenset[str]
+    assignable: frozenset[str]
+    mutable: tuple[str, ...]
 
 
 @cached_per_class
@@ -194,12 +210,37 @@ def _flat_form(model: Any) -> _FlatForm | None:
     fields, names = _flat_fields(model), stored_names(model)
     if fields is None:
         return None
+    return _FlatForm(
+        _row_validator(model, fields, required=True).validate_python,
+        _row_validator(model, fields, required=False).validate_python,
+        frozenset(names[name] for name, schema in fields.items() if not _is_exact(schema)),
+        frozenset(fields),
+        _assignable_fields(model),
+        tuple(name for name, schema in fields.items() if name != "id" and not _kinds_kept_by(schema)),
+    )
+
+
+def _assignable_fields(model: Any) -> frozenset[str]:
+    """The fields of a flat model that are validated in a row exactly as in an assignment."""
+    config = model.model_config
+    is_usual = model.__setattr__ is BaseModel.__setattr__ and config.get("validate_assignment")
+    if not is_usual or config.get("frozen"):
+        return frozenset()
+    schemas = model.__pydantic_core_schema__["schema"]["fields"]
+    return frozenset(
+        name
+        for name, field in model.model_fields.items()
+        if not field.frozen and not _calls_functions(schemas[name])
+    )
+
+
+def _row_validator(model: Any, fields: dict[str, CoreSchema], *, required: bool) -> SchemaValidator:
+    names = stored_names(model)
     row = {
-        names[name]: core_schema.typed_dict_field(schema, validation_alias=name) for name, schema in fields.items()
+        names[name]: core_schema.typed_dict_field(schema, validation_alias=name, required=required)
+        for name, schema in fields.items()
     }
-    validator = _dict_validator(row, model.__pydantic_core_schema__.get("config", {}))
-    unproven = tuple(names[name] for name, schema in fields.items() if not _is_exact(schema))
-    return _FlatForm(validator.validate_python, unproven)
+    return _dict_validator(row, model.__pydantic_core_schema__.get("config", {}))
 
 
 def _is_exact(schema: Any) -> bool:

@@ -43,14 +43,17 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
     row = new_row(instance)
-    firing = target.plan(signals.post_save)
     if target.transaction is not None:
         target.undo_on_abort(instance)
+    if not signals.post_save.receivers and target.group is None:  # nobody hears of the write
+        await _insert_unstamped(instance, target, row)
+        return instance
+    firing = target.plan(signals.post_save)
     if not firing.concerns_dispatchers:
-        await _insert_unstamped(instance, target, firing, row)
+        await _insert_unstamped(instance, target, row)
         return instance
     if target.group is None and not target.in_transaction:
-        await target.as_unit(firing, _insert_unstamped(instance, target, firing, row))
+        await target.as_unit(firing, _insert_and_fire(instance, target, firing, row))
         return instance
     origin = (await make_originator(firing, target, Call.CREATED, natural=True)).origin_for(row["_id"])
     if firing.receivers and not target.in_transaction:
@@ -60,17 +63,22 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
     return instance
 
 
-async def _insert_unstamped(instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any]) -> None:
+async def _insert_and_fire(instance: Model, target: WriteTarget, firing: Firing, row: dict[str, Any]) -> None:
     """Insert a row without a stamp; then run the receivers."""
+    await _insert_unstamped(instance, target, row)
+    if firing.receivers:
+        keywords = {"instance": instance, "created": True, "previous": None}
+        await firing.run(instance.meta.document, new_token(), keywords)
+
+
+async def _insert_unstamped(instance: Model, target: WriteTarget, row: dict[str, Any]) -> None:
+    """Insert a row without a stamp."""
     try:
         await target.driver_collection.insert_one(row, session=target.session)
     except Exception as error:
         explain_unstorable(error, instance)
         raise
     mark_inserted(instance, row, target)
-    if firing.receivers:
-        keywords = {"instance": instance, "created": True, "previous": None}
-        await firing.run(instance.meta.document, new_token(), keywords)
 
 
 async def _insert_stamped(

@@ -39,12 +39,12 @@ class _Turn:
 
     # Class defaults instead of slots: each call makes a turn, and most attributes keep their default.
     before: "_Turn | None" = None
+    outer: "_Turn | None" = None
     session: Any = None
     has_inner = False
     waiters: tuple[asyncio.Future[None], ...] = ()
 
     instance: Any
-    outer: "_Turn | None"
     place: int
     loop: asyncio.AbstractEventLoop
 
@@ -158,7 +158,7 @@ async def run_in_turn(instance: Any, session: Any, call: Coroutine[Any, Any, T])
     turn.instance = instance
     turn.loop = get_running_loop()
     turn.place = place = id(instance)
-    turn.outer = outer = _current.get()
+    outer = _current.get()
     if outer is not None:
         turn.place = place = turn.enter(outer)
     if session is not None or is_in_transaction():

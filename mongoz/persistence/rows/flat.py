@@ -23,7 +23,7 @@ from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
 from mongoz.fields.stored_schema import DATA, from_stored
 
-__all__ = ["assigned_values", "flat_row", "loads_unchanged", "reloaded_values", "valid_values"]
+__all__ = ["assigned_values", "flat_row", "loads_unchanged", "reloaded_values"]
 
 _PLAIN: Final = frozenset(
     {
@@ -63,45 +63,27 @@ _TEXT_CHANGES: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper")
 """Options of a class that change the texts of all fields."""
 
 
-def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
+def flat_row(model: type[BaseModel], values: dict[str, Any], *, whole: bool = True) -> dict[str, Any] | None:
     """The row of an instance of a flat model; None if the model is not flat, or the values are invalid.
 
     Args:
         model: the class.
         values: attribute name -> value. Names that are no fields are left out.
+        whole: whether each field must have a value.
     """
     form = _flat_form(model)
     if form is None:
         return None
-    return _validated(form.validate, form.unproven, values)
-
-
-def _validated(
-    validate: Callable[..., dict[str, Any]], unproven: frozenset[str], values: dict[str, Any]
-) -> dict[str, Any] | None:
     try:
-        row = validate(values, context=LOADING)
+        row = (form.validate if whole else form.validate_some)(values, context=LOADING)
     except ValidationError:  # the model's own validator has the right message
         return None
-    for name, value in row.items():
-        if type(value) in SCALARS or name not in unproven:
-            continue
-        if not (type(value) is list and SCALARS.issuperset(map(type, value))):
+    for name in form.unproven:
+        value: Any = row.get(name)
+        kind = type(value)
+        if kind not in SCALARS and not (kind is list and SCALARS.issuperset(map(type, value))):
             row[name] = stored(value)
     return row
-
-
-def valid_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
-    """The valid stored form of some fields of a flat model, by stored name.
-
-    Returns None if the model is not flat, or if a value is invalid.
-
-    Args:
-        model: the class.
-        values: attribute name -> value.
-    """
-    form = _flat_form(model)
-    return None if form is None else _validated(form.validate_some, form.unproven, values)
 
 
 def assigned_values(
@@ -123,9 +105,10 @@ def assigned_values(
     for value in values.values():
         if type(value) not in SCALARS and not (type(value) is list and SCALARS.issuperset(map(type, value))):
             return None
-    given = {name: present[name] for name in form.mutable}
-    given.update(values)
-    return _validated(form.validate_some, form.unproven, given)
+    given = values.copy()
+    for name in form.mutable:
+        given.setdefault(name, present[name])
+    return flat_row(model, given, whole=False)
 
 
 def reloaded_values(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] | None:
@@ -198,7 +181,7 @@ class _FlatForm(NamedTuple):
 
     validate: Callable[..., dict[str, Any]]
     validate_some: Callable[..., dict[str, Any]]
-    unproven: frozenset[str]
+    unproven: tuple[str, ...]
     names: frozenset[str]
     assignable: frozenset[str]
     mutable: tuple[str, ...]
@@ -213,7 +196,7 @@ def _flat_form(model: Any) -> _FlatForm | None:
     return _FlatForm(
         _row_validator(model, fields, required=True).validate_python,
         _row_validator(model, fields, required=False).validate_python,
-        frozenset(names[name] for name, schema in fields.items() if not _is_exact(schema)),
+        tuple(names[name] for name, schema in fields.items() if not _is_exact(schema)),
         frozenset(fields),
         _assignable_fields(model),
         tuple(name for name, schema in fields.items() if name != "id" and not _kinds_kept_by(schema)),

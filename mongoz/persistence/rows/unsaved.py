@@ -6,7 +6,7 @@ from typing import Any
 from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.persistence.rows.changes import Changes, are_same, find_changes
-from mongoz.persistence.rows.flat import loads_unchanged, reloaded_values, valid_values
+from mongoz.persistence.rows.flat import flat_row, loads_unchanged, reloaded_values
 from mongoz.persistence.rows.hydration import previous_instance
 
 __all__ = ["quick_changes", "unsaved_changes"]
@@ -20,9 +20,6 @@ def quick_changes(instance: Model, known: dict[str, Any]) -> Changes | None:
     Args:
         instance: the instance.
         known: the last known row, which is valid.
-
-    Raises:
-        InvalidKeyError: update operators don't support the name of a changed key.
     """
     model, present, touched = type(instance), instance.__dict__, {}
     names = stored_names(model)
@@ -38,11 +35,16 @@ def quick_changes(instance: Model, known: dict[str, Any]) -> Changes | None:
                 touched[name] = value
     except KeyError:
         return None
-    row = None if "id" in touched else valid_values(model, touched)
+    row = None if "id" in touched else flat_row(model, touched, whole=False)
     if row is None:
         return None
-    changes = find_changes({alias: known[alias] for alias in row}, row)
-    return changes if loads_unchanged(model, known, changes.changed) else None
+    changed = {}
+    for alias, value in row.items():
+        if not alias.isidentifier():  # update operators may not support it
+            return None
+        if not are_same(known[alias], value):
+            changed[alias] = value
+    return Changes(changed, ()) if loads_unchanged(model, known, changed) else None
 
 
 def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] | None) -> Changes:

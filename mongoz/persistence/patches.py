@@ -11,12 +11,12 @@ from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.storage import stored, stored_names, stored_values
 from mongoz.model.base import Model
 from mongoz.model.partial import default_of
-from mongoz.model.state import loaded, remember_changes
+from mongoz.model.state import remember_changes
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.operations.preview import preview_operations
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.changes import Changes, differing_fields, find_changes
-from mongoz.persistence.rows.flat import assigned_values
+from mongoz.persistence.rows.flat import assigned_row
 from mongoz.persistence.rows.hydration import validate_stored
 from mongoz.persistence.rows.validation import adopt_fields, validate_row, validate_values, validated_row
 
@@ -145,9 +145,9 @@ def assign_flat(instance: Model, values: dict[str, Any]) -> Changes | None:
     """
     document, present = type(instance), instance.__dict__
     new = {**values, **auto_now_values(document)} if _auto_now_fields(document) else values
-    if instance.__pydantic_extra__ or type(loaded(instance).snapshot) is not dict:
-        return None  # without a dict as snapshot, the present values may be invalid
-    row = assigned_values(document, present, new)
+    if instance.__pydantic_extra__:
+        return None
+    row = assigned_row(document, present, new)
     if row is None:
         return None
     names, changed = stored_names(document), {}

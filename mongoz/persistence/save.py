@@ -18,7 +18,7 @@ from mongoz.persistence.rows.changes import Changes, differing_fields
 from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instance
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.partial_changes import changes_of_parts, completed
-from mongoz.persistence.rows.unsaved import quick_changes, unsaved_changes
+from mongoz.persistence.rows.unsaved import unsaved_changes
 from mongoz.persistence.rows.validation import adopt_fields, id_of, validate_row, validated_row
 from mongoz.persistence.target import WriteTarget, default_target, resolve_target
 from mongoz.persistence.turns import run_in_turn
@@ -54,18 +54,13 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
         state = loaded(instance)  # a receiver may have saved the instance
     set_auto_now(instance)
-    row = None
+    row = validated_row(instance)
     is_own = target.collection is own_collection or target.collection == own_collection
     try:
-        known = state.snapshot if is_own else None
-        changes = quick_changes(instance, known) if type(known) is dict else None
-        if changes is None:
-            row = validated_row(instance)
-            changes = unsaved_changes(instance, row, state.row() if is_own else None)
+        changes = written = unsaved_changes(instance, row, state.row() if is_own else None)
     except Exception as error:
         explain_unstorable(error, instance)
         raise
-    written = changes
     if kind is not document:
         if has_invariants(document):
             derived = await _derived_fields(instance, changes.changed, target)
@@ -121,13 +116,13 @@ async def _write_and_fire(
 
 
 def _remember_saved(
-    instance: Model, row: dict[str, Any] | None, applied: Changes | None, other: Collection | None
+    instance: Model, row: dict[str, Any], applied: Changes | None, other: Collection | None
 ) -> None:
     """Update the last known row of an instance.
 
     Args:
         instance: the instance.
-        row: the valid row of the instance; None if it was not needed to find the changes.
+        row: the valid row of the instance.
         applied: the changes since the last known row; None if that row is of another collection.
         other: the collection of the save; None if it is the document's own.
     """

@@ -22,10 +22,10 @@ from pydantic_core import CoreSchema, core_schema
 import mongoz
 from mongoz.fields.storage import stored
 from mongoz.model.state import loaded
-from mongoz.persistence.patches import assign_flat
+from mongoz.persistence.operations.operation import Operation
+from mongoz.persistence.patches import settle_update
 from mongoz.persistence.rows import flat, unsaved
 from mongoz.persistence.rows.changes import Changes, are_same
-from mongoz.persistence.rows.hydration import hydrate_leniently
 from mongoz.persistence.rows.validation import validated_row
 
 DAY: Final = datetime.datetime(2024, 5, 17, 1, 2, 3, 4567)
@@ -192,59 +192,69 @@ def test_a_save_finds_the_same_changes_as_if_it_loaded_all_values_again(
     assert repr(quick) == repr(found())
 
 
-NEW: Final = (*SCALARS, ["a"], [1, 2], [Color.RED])
-UNCHANGED: Final = object()
+class Limits:
+    """A validator whose limit the application changes."""
+
+    highest = 10
+
+    @classmethod
+    def check(cls, value: int) -> int:
+        if value > cls.highest:
+            raise ValueError("too high")
+        return value
 
 
-@pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
-def test_a_save_that_validates_only_new_values_finds_the_same_changes(annotation: Any) -> None:
-    for document, known, new in itertools.product(documents(annotation), VALUES, (UNCHANGED, *NEW)):
-        try:
-            thing = document.from_row({"_id": bson.ObjectId(), "x": known})
-            if new is not UNCHANGED:
-                thing.x = new
-        except ValidationError:
-            continue
-        snapshot = loaded(thing).snapshot
-        assert isinstance(snapshot, dict)
-        quick = unsaved.quick_changes(thing, snapshot)
-        if quick is not None:
-            assert repr(quick) == repr(unsaved.unsaved_changes(thing, validated_row(thing), snapshot))
+class Counted(mongoz.Document):
+    name: str = mongoz.String()
+    count: int = mongoz.Integer(maximum=10)
+    level: Annotated[int, AfterValidator(Limits.check)]
+    tags: list[str] = mongoz.Array(str)
+
+    class Meta:
+        registry = mongoz.Registry("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=50")  # nothing listens there
+        database = "flat"
 
 
-@pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS)
-def test_an_update_that_validates_only_new_values_writes_the_same_values(annotation: Any) -> None:
-    for document, value in itertools.product(documents(annotation), NEW):
-        after = {"id": None, "x": value}
-        quick = flat.assigned_values(document, {"id": None, "x": None}, {"x": value})
-        if quick is not None:
-            whole = flat.flat_row(document, after)
-            assert whole is not None
-            assert repr(quick["x"]) == repr(whole["x"])
+def place_in_dict(thing: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    thing.__dict__["count"] = 11
 
 
-def test_lists_that_were_changed_in_place_are_validated() -> None:
-    class Tagged(mongoz.Document):
-        name: str = mongoz.String()
-        tags: list[str] = mongoz.Array(str)
+def change_list_in_place(thing: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    thing.tags.append(5)  # type: ignore[arg-type]
 
-    thing = Tagged.from_row({"_id": bson.ObjectId(), "name": "a", "tags": ["x"]})
-    snapshot = loaded(thing).snapshot
-    assert isinstance(snapshot, dict)
+
+def lower_limit(thing: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Limits, "highest", 1)
+
+
+def compute_scalar(thing: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle_update(thing, Changes({}, ()), [Operation("$max", "count", "count", 1)], {"count": 11}, None)
+
+
+def compute_list(thing: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle_update(thing, Changes({}, ()), [Operation("$push", "tags", "tags", "a")], {"tags": [5, "a"]}, None)
+
+
+@pytest.mark.parametrize("write", ["save", "update"])
+@pytest.mark.parametrize(
+    "spoil",
+    [place_in_dict, change_list_in_place, lower_limit, compute_scalar, compute_list],
+    ids=lambda f: f.__name__,
+)
+async def test_an_invalid_value_of_any_field_is_refused(
+    write: str, spoil: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thing = Counted.from_row({"_id": bson.ObjectId(), "name": "a", "count": 1, "level": 5, "tags": ["x"]})
+    spoil(thing, monkeypatch)
     thing.name = "b"
-    assert unsaved.quick_changes(thing, snapshot) == Changes({"name": "b"}, ())
-    thing.tags.append("y")
-    assert flat.assigned_values(Tagged, thing.__dict__, {"name": "b"}) is not None
-    thing.tags[:] = [5]
-    assert unsaved.quick_changes(thing, snapshot) is None
-    assert flat.assigned_values(Tagged, thing.__dict__, {"name": "b"}) is None
+    written = thing.save() if write == "save" else thing.update(name="c")
+    with pytest.raises(ValidationError):
+        await written
 
 
-def test_values_that_nothing_has_validated_are_validated_with_an_update() -> None:
-    class Named(mongoz.Document):
-        name: str = mongoz.String()
-        note: str = mongoz.String()
-
-    values = {"id": bson.ObjectId(), "name": 7, "note": "a"}
-    for thing in (Named.model_construct(**values), hydrate_leniently(Named, {"_id": values["id"], **values})):
-        assert assign_flat(thing, {"note": "b"}) is None
+async def test_an_invalid_value_without_a_type_in_bson_gets_no_note() -> None:
+    thing = Counted.from_row({"_id": bson.ObjectId(), "name": "a", "count": 1, "level": 5, "tags": ["x"]})
+    thing.__dict__["count"] = 2**70
+    with pytest.raises(ValidationError) as caught:
+        await thing.save()
+    assert not hasattr(caught.value, "__notes__")

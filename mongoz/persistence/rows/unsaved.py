@@ -1,50 +1,14 @@
 """Finds the changes of an instance since its load."""
 
-from operator import is_
 from typing import Any
 
 from mongoz.fields.storage import stored, stored_names
 from mongoz.model.base import Model
 from mongoz.persistence.rows.changes import Changes, are_same, find_changes
-from mongoz.persistence.rows.flat import flat_row, loads_unchanged, reloaded_values
+from mongoz.persistence.rows.flat import loads_unchanged, reloaded_values
 from mongoz.persistence.rows.hydration import previous_instance
 
-__all__ = ["quick_changes", "unsaved_changes"]
-
-
-def quick_changes(instance: Model, known: dict[str, Any]) -> Changes | None:
-    """Do the same as `validated_row` and `unsaved_changes`, but validate only values that are new objects.
-
-    Returns None if this is not possible, or if a value is invalid.
-
-    Args:
-        instance: the instance.
-        known: the last known row, which is valid.
-    """
-    model, present, touched = type(instance), instance.__dict__, {}
-    names = stored_names(model)
-    if instance.__pydantic_extra__ or len(known) != len(names):
-        return None
-    try:
-        for name, alias in names.items():
-            value, old = present[name], known[alias]
-            if value is old:
-                continue
-            # Validation copies lists.
-            if not (type(value) is list is type(old) and len(old) == len(value) and all(map(is_, old, value))):
-                touched[name] = value
-    except KeyError:
-        return None
-    row = None if "id" in touched else flat_row(model, touched, whole=False)
-    if row is None:
-        return None
-    changed = {}
-    for alias, value in row.items():
-        if not alias.isidentifier():  # update operators may not support it
-            return None
-        if not are_same(known[alias], value):
-            changed[alias] = value
-    return Changes(changed, ()) if loads_unchanged(model, known, changed) else None
+__all__ = ["unsaved_changes"]
 
 
 def unsaved_changes(instance: Model, row: dict[str, Any], known: dict[str, Any] | None) -> Changes:

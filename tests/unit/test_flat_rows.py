@@ -14,14 +14,18 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    InstanceOf,
+    PlainValidator,
+    SkipValidation,
     StringConstraints,
     ValidationError,
+    WrapValidator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 import mongoz
 from mongoz.fields.storage import stored
-from mongoz.model.state import loaded
+from mongoz.model.state import loaded, remember
 from mongoz.persistence.operations.operation import Operation
 from mongoz.persistence.patches import settle_update
 from mongoz.persistence.rows import flat, unsaved
@@ -258,3 +262,29 @@ async def test_an_invalid_value_without_a_type_in_bson_gets_no_note() -> None:
     with pytest.raises(ValidationError) as caught:
         await thing.save()
     assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        SkipValidation[list[str]],
+        InstanceOf[list[str]],
+        Annotated[list[str], PlainValidator(lambda value: value)],
+        Annotated[list[str], WrapValidator(lambda value, _: value)],
+        SkipValidation[list[str]] | None,
+        list[SkipValidation[list[str]]],
+    ],
+    ids=["skipped", "instance", "plain", "wrap", "nullable", "nested"],
+)
+def test_a_list_that_validation_does_not_copy_is_no_part_of_the_snapshot(annotation: Any) -> None:
+    class Tagged(mongoz.Document):
+        x: annotation
+
+    thing = Tagged.from_row({"_id": bson.ObjectId(), "x": [["a"]]})
+    thing.x[0].append("b")
+    changes = unsaved.unsaved_changes(thing, validated_row(thing), loaded(thing).row())
+    assert changes.changed == {"x": [["a", "b"]]}
+    remember(thing, validated_row(thing), None)
+    thing.x.append("c")
+    changes = unsaved.unsaved_changes(thing, validated_row(thing), loaded(thing).row())
+    assert changes.changed == {"x": [["a", "b"], "c"]}

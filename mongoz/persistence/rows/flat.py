@@ -80,8 +80,7 @@ def flat_row(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any] |
         return None
     for name in unproven:
         value = row[name]
-        kind = type(value)
-        if kind not in SCALARS and not (kind is list and SCALARS.issuperset(map(type, value))):
+        if type(value) not in SCALARS:  # lists too, because a function may return the list of the instance
             row[name] = stored(value)
     return row
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import bson
 from pydantic import BaseModel, ValidationError
@@ -13,7 +14,7 @@ from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.fields.class_cache import cached_per_class
 from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.storage import stored, stored_names
-from mongoz.fields.stored_schema import from_stored, validator_of
+from mongoz.fields.stored_schema import DATA, from_stored, validator_of
 from mongoz.model.base import Model
 from mongoz.model.partial import default_of, fill_in_defaults, is_partial, loaded_from
 from mongoz.model.state import Loaded, loaded, remember, restore
@@ -164,7 +165,37 @@ def previous_instance(instance: D) -> D | None:
 
 def _can_share_values(model: Any) -> bool:
     """Whether instances of a model can share a mutable value with their row."""
-    return any(_can_share(field.annotation) for field in model.model_fields.values())
+    schema = model.__pydantic_core_schema__
+    while schema and "fields" not in schema:
+        schema = schema.get("schema")
+    schemas = schema["fields"] if schema else {}  # a recursive class has its fields elsewhere
+    return any(
+        _can_share(field.annotation)
+        or (_is_generic(field.annotation) and (name not in schemas or _can_return_input(schemas[name])))
+        for name, field in model.model_fields.items()
+    )
+
+
+def _is_generic(annotation: Any) -> bool:
+    """Whether an annotation is a container of other types, such as `list[str] | None`."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return any(map(_is_generic, get_args(annotation)))
+    return isinstance(origin, type)
+
+
+def _can_return_input(schema: Any) -> bool:
+    """Whether a schema may return the list or dict that it gets, for example because a function validates it."""
+    if isinstance(schema, list | tuple):
+        return any(map(_can_return_input, schema))
+    if not isinstance(schema, dict):
+        return False
+    kind = schema.get("type")
+    if kind in ("any", "function-plain", "function-wrap"):
+        return True
+    if kind == "is-instance":
+        return isinstance([], schema["cls"]) or isinstance({}, schema["cls"])
+    return any(_can_return_input(value) for key, value in schema.items() if key not in DATA)
 
 
 def _can_share(annotation: Any) -> bool:

@@ -67,7 +67,7 @@ def measure_commands(stage: Stage) -> list[Row]:
 
 
 def _wait_flowing(stage: Stage, topic: Topic, heard: Heard) -> None:
-    """Wait until all partitions deliver, because their start sends commands of its own."""
+    """Wait until all partitions deliver. The commands of the start are not part of the row."""
     records = topic.records
     stage.write(_NAME, _WRITTEN)
     stage.wait_saved(_NAME, heard, records + _WRITTEN)

@@ -83,14 +83,14 @@ def run(plan: Plan) -> Report:
         world.break_at_random(group.fault)
         world.finish()
         evidence = world.evidence()
-        late = world.leases_lost({event.pid for event in evidence.events if event.kind.startswith("stopped")})
+        late = world.leases_ended({event.pid for event in evidence.events if event.kind.startswith("stopped")})
     counted = figures(
         evidence,
         faults="changes of the group",
         late=group.stops,
         harmless=() if late else ("left cleanly", "joined by a fourth", "divided anew"),
     )
-    counted.insert(3, Figure("leases lost on a slow machine", late))
+    counted.insert(3, Figure("leases ended on a slow machine", late))
     return Report(counted, evidence.deaths)
 
 

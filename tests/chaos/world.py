@@ -196,13 +196,15 @@ class World:
         words = "\n".join(f"  {line}" for line in daemon.log.splitlines()[-20:])
         self.deaths.append(f"A daemon {what} (exit code {daemon.process.poll()}). Its last words:\n{words}")
 
-    def leases_lost(self, apart_from: Collection[int | None]) -> int:
-        """The number of leases lost by daemons, except those with these process ids.
+    def leases_ended(self, apart_from: Collection[int | None]) -> int:
+        """How often leases of daemons were lost, or not renewed in time, except of daemons with these process ids.
 
         On a busy machine a process may be late without a fault.
         """
-        others = (daemon for daemon in self.all_daemons if daemon.process.pid not in apart_from)
-        return sum(len(daemon.lines("lease.lost")) for daemon in others)
+        others = [daemon for daemon in self.all_daemons if daemon.process.pid not in apart_from]
+        lost = [line for daemon in others for line in daemon.lines("lease.lost")]
+        failed = [line for daemon in others for line in daemon.lines("lease.not_renewed")]
+        return len(lost) + sum(line["runs_out_in"] <= 0 for line in failed)
 
     def _end_daemons(self) -> None:
         for daemon in self.daemons:

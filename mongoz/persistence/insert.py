@@ -45,11 +45,9 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
     row = new_row(instance)
     if target.transaction is not None:
         target.undo_on_abort(instance)
-    if not signals.post_save.receivers and target.group is None:  # nobody hears of the write
-        await _insert_unstamped(instance, target, row)
-        return instance
-    firing = target.plan(signals.post_save)
-    if not firing.concerns_dispatchers:
+    is_heard = signals.post_save.receivers or target.group is not None
+    firing = target.plan(signals.post_save) if is_heard else None
+    if firing is None or not firing.concerns_dispatchers:
         await _insert_unstamped(instance, target, row)
         return instance
     if target.group is None and not target.in_transaction:

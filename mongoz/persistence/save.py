@@ -70,12 +70,12 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
         require_watched(document, target.collection, signals.post_save)
     applied = changes if is_own else None
     other = None if target.collection is meta.collection else target.other_collection(document)
-    is_silent = not signals.post_save.receivers and target.group is None
-    firing = None if is_silent else target.plan(signals.post_save)
-    if firing is not None and (firing.receivers or target.group is not None):  # a dispatched registry stamps saves
-        remember_saved = partial(_remember_saved, row=row, applied=applied, other=other)
-        await _write_and_fire(instance, target, firing, written, remember_saved)
-        return instance
+    if signals.post_save.receivers or target.group is not None:
+        firing = target.plan(signals.post_save)
+        if firing.receivers or target.group is not None:  # a dispatched registry stamps each save
+            remember_saved = partial(_remember_saved, row=row, applied=applied, other=other)
+            await _write_and_fire(instance, target, firing, written, remember_saved)
+            return instance
     if target.transaction is not None:
         target.undo_on_abort(instance)
     await send_alone(instance, target, written)

@@ -25,7 +25,8 @@ _FAILURE: Final = re.compile(
     r"(?:\w+://)?(?P<address>\S+?)/(?:bootstrap|\d+): (?P<text>.*?)(?: \(after [^()]*\))?\.?", re.DOTALL
 )
 
-# The name of the error that says that there are no connections. It does not say why.
+# The name of the error that says that there are no connections. It does not say why: a broker that expects TLS
+# closes them, and librdkafka closes a connection on which a broker does not answer for 10 s.
 _NO_CONNECTION: Final = "_ALL_BROKERS_DOWN"
 
 _UNANSWERED: Final = frozenset({"_TIMED_OUT", "_TRANSPORT", "_RESOLVE", "_SSL", _NO_CONNECTION})
@@ -153,8 +154,9 @@ class Admin:
             )
         if failure.name == _NO_CONNECTION:
             return KafkaError(
-                f"The brokers of Kafka at {self._servers} close the connection. No answer came {asked}.",
-                remedy="Do they require TLS or a password? Set security.protocol in --kafka-config.",
+                f"No broker of Kafka answers at {self._servers} {asked}. The connections end without an answer.",
+                remedy="Are the brokers running? If they require TLS or a password, set security.protocol in "
+                "--kafka-config.",
             )
         address = failure.address or self._servers
         if failure.name in _REFUSED_USER:

@@ -96,21 +96,22 @@ async def read_status(
     status.partitions = _partitions(numbered, status.members, oplog, now, reader)
     await _read_source(status, layout, numbered, group, server, reader)
     counted = _Counted(group)
-    status.dead_letters, status.parked, status.parked_deliveries, status.gap_count, books = await asyncio.gather(
+    status.dead_letters, status.parked, status.parked_deliveries, books = await asyncio.gather(
         _letters(counted, reader),
         _parked(counted, reader),
         counted.all("parked_deliveries", HELD, WAITING),
-        counted.all("gap_count", GAPS),
         read_books(group, status, reader),
     )
     status.claims = claims_of(status, books)
-    status.at_least = sorted({*status.at_least, *counted.at_least})
     controls = await group.state.as_on_this_node(CONTROLS).find(of_group).to_list()
     status.paused = reader.each(CONTROLS, (one for one in controls if one.get("kind") == "pause"), _paused)
     status.runs = _whole(reader.each(CONTROLS, (one for one in controls if one.get("kind") == "run"), _run))
     gaps = group.state.as_on_this_node(GAPS)
     newest = await gaps.find(of_group).sort("noted_at", -1).limit(_MOST_GAPS).to_list()
     status.gaps = reader.each(GAPS, newest, _gap)
+    all_are_read = len(newest) < _MOST_GAPS
+    status.gap_count = len(newest) if all_are_read else await counted.all("gap_count", GAPS)
+    status.at_least = sorted({*status.at_least, *counted.at_least})
     status.misfits = reader.misfits
     if myself is not None:  # a command prints the malformed documents, and a member logs them
         reader.log()

@@ -43,6 +43,7 @@ def never_in_time() -> Iterator[str]:
 @pytest.fixture
 async def client(never_in_time: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncMongoClient]:
     monkeypatch.setattr(status, "_COUNTED", 3)
+    monkeypatch.setattr(status, "_MOST_GAPS", 2)
     async with AsyncMongoClient(never_in_time) as client:
         yield client
 
@@ -58,15 +59,19 @@ async def test_a_count_that_takes_too_long_is_a_lower_bound(client):
     assert seen.as_dict()["at_least"] == ["dead_letters", "gap_count", "parked", "parked_deliveries"]
 
 
-async def test_a_count_in_time_is_exact(mongo, database):
+@pytest.mark.parametrize("gaps", [19, 20, 21])
+async def test_a_count_in_time_is_exact(mongo, database, gaps):
     async with AsyncMongoClient(mongo.url) as client:
         await client[database]["held"].insert_many([dict(LETTER) for _ in range(5)])
+        await client[database]["gaps"].insert_many([{"group": "g", "kind": "k"} for _ in range(gaps)])
         seen = await read_status(Group(State(client, database), "g"))
     assert (seen.dead_letter_count, seen.at_least) == (5, [])
+    assert (seen.gap_count, len(seen.gaps)) == (gaps, min(gaps, 20))
 
 
 def test_status_shows_a_partial_count_as_at_least(never_in_time, monkeypatch):
     monkeypatch.setattr(status, "_COUNTED", 3)
+    monkeypatch.setattr(status, "_MOST_GAPS", 2)
     ended = CliRunner().invoke(app, ["status", "--url", never_in_time, "--group", "g"])
     assert ended.exit_code == 0, ended.output
     said = " ".join(ended.output.split())

@@ -56,3 +56,25 @@ async def test_a_refused_request_is_not_repeated() -> None:
     with pytest.raises(TopicError, match="refuses a request about the topic 't'"):
         await asked(client)
     assert client.asked == 1
+
+
+async def test_connections_that_end_without_a_reason_are_no_proof_that_tls_is_missing() -> None:
+    """A broker that expects TLS closes connections. librdkafka closes a connection without an answer for 10 s."""
+
+    class Closed(Client):
+        def poll(self, _timeout: float) -> None:
+            note(confluent_kafka.KafkaError(confluent_kafka.KafkaError._ALL_BROKERS_DOWN))
+
+    made: Any = Closed("_TIMED_OUT")
+    note: Any = None
+
+    def make(callback: Any) -> Any:
+        nonlocal note
+        note = callback
+        return made
+
+    with pytest.raises(KafkaError, match="No broker of Kafka answers at kafka:9092 within 30 s") as error:
+        await Admin(make, "kafka:9092", 30.0).ask("the topic 't'", lambda one, _: one.ask(_))
+    assert error.value.message.endswith("The connections end without an answer.")
+    assert "Are the brokers running?" in error.value.remedy
+    assert "security.protocol" in error.value.remedy

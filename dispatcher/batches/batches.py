@@ -92,7 +92,7 @@ class Batches:
         assert isinstance(job, Job)
         # Receivers before this one may have modified the instance. Then the event gets a new instance.
         made = (attempt.delivery.image, attempt.keywords) if calls.receivers[0] is receiver else None
-        own = calls if len(calls.receivers) == 1 else calls._replace(receivers=(receiver,))
+        own = calls if len(calls.receivers) == 1 else calls.with_receivers(receiver)
         one = GatheredDelivery(change, own, change.key, attempt.began, job, made=made)
         job.gather()
         capacity = self._tools.capacity

@@ -172,7 +172,7 @@ class WaitingClaims:
     def _calls_of(self, change: Change, claim: Claim) -> tuple[Calls, ...]:
         """The claimed deliveries of a change, each with one receiver. This process may have to make them."""
         found = self._routes.claimed(change, self._watch.named(claim))
-        each = [calls._replace(receivers=(one,)) for calls in found for one in calls.receivers]
+        each = [calls.with_receivers(one) for calls in found for one in calls.receivers]
         return (*each, *self._orphans(change, claim))
 
     def _orphans(self, change: Change, claim: Claim) -> Iterator[Calls]:
@@ -236,7 +236,7 @@ class WaitingClaims:
         if chain is None or change.token < chain.parts[0].change.token:
             return False
         job.split()
-        self._append(key, WaitingPart(job, change, calls._replace(receivers=(receiver,)), None, now()))
+        self._append(key, WaitingPart(job, change, calls.with_receivers(receiver), None, now()))
         return True
 
     def decide(self) -> None:

@@ -1,6 +1,7 @@
 """The values that stages pass to each other."""
 
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from struct import Struct
@@ -264,8 +265,11 @@ def delivery_id(token: str, run: str = "") -> str:
     return hashed.hexdigest()
 
 
-class Calls(NamedTuple):
-    """The receivers of one change that belong to one document class.
+@dataclass(slots=True)
+class Calls:
+    """The receivers of one change that belong to one document class. No code modifies it.
+
+    The attributes of a dataclass are read faster than those of a tuple.
 
     Attributes:
         document: the class. The receivers get instances of it.
@@ -284,6 +288,10 @@ class Calls(NamedTuple):
     collection: Collection | None = None
     hops: int = 0
     run: str = ""
+
+    def with_receivers(self, *receivers: Receiver) -> "Calls":
+        """Copy the calls, with other receivers."""
+        return Calls(self.document, self.signal, self.created, receivers, self.collection, self.hops, self.run)
 
 
 class Job:
@@ -421,7 +429,7 @@ class Job:
     @property
     def left(self) -> Iterator[Calls]:
         """The calls that are left to do, each with a single receiver."""
-        each = (calls._replace(receivers=(one,)) for calls in self.calls for one in calls.receivers)
+        each = (calls.with_receivers(one) for calls in self.calls for one in calls.receivers)
         return islice(each, self.passed, None)
 
 

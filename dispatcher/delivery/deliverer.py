@@ -177,7 +177,7 @@ class Deliverer:
             rest = calls.receivers[calls.receivers.index(receiver) + 1 :]
             if rest:
                 # The other receivers get a new instance, because failed attempts may have modified this one.
-                await self._deliver(job, untouched(change, self._codec_options), calls._replace(receivers=rest))
+                await self._deliver(job, untouched(change, self._codec_options), calls.with_receivers(*rest))
             return
 
     async def _waits(self, held: HeldDeliveries, change: Change, calls: Calls, receiver: Receiver) -> bool:

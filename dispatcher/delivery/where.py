@@ -136,8 +136,7 @@ class Conditions:
     def _without(self, calls: tuple[Calls, ...], refused: set[int]) -> tuple[Calls, ...]:
         """Copy the calls without the receivers that have one of these filters."""
         kept = (
-            one._replace(receivers=tuple(r for r in one.receivers if self._numbers.get(r) not in refused))
-            for one in calls
+            one.with_receivers(*(r for r in one.receivers if self._numbers.get(r) not in refused)) for one in calls
         )
         return tuple(one for one in kept if one.receivers)
 

@@ -153,7 +153,7 @@ async def deliver(
     registry = document.meta.require_collection().database.deployment
     decoded = _decoded(document, change, registry.codec_options)
     calls = [
-        each._replace(receivers=tuple(one for one in each.receivers if receiver in (None, one.function, one.name)))
+        each.with_receivers(*(one for one in each.receivers if receiver in (None, one.function, one.name)))
         for each in Routes([document], registry.dispatched or "default").route(decoded)
     ]
     recorder = Recorder()

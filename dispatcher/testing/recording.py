@@ -112,7 +112,7 @@ class Recorder:
         return recorded
 
     def _recorded(self, change: Change, calls: Calls) -> Calls:
-        return calls._replace(receivers=tuple(self._wrap(change, calls, one) for one in calls.receivers))
+        return calls.with_receivers(*(self._wrap(change, calls, one) for one in calls.receivers))
 
     def _wrap(self, change: Change, calls: Calls, receiver: Receiver) -> Receiver:
         # A copy, because the receiver may change the row, and failures_of() validates the row later.
@@ -188,7 +188,7 @@ class Recorder:
         """Return the call of a parked delivery, with a receiver that continues the record of the delivery."""
         (receiver,) = calls.receivers
         if receiver.options.batch is not None:
-            return calls._replace(receivers=(self._wrap_batched(receiver),))
+            return calls.with_receivers(self._wrap_batched(receiver))
         if id(receiver) not in self._resumed:
 
             async def recorded(sender: Any, delivery: Delivery, **kwargs: Any) -> Any:
@@ -199,7 +199,7 @@ class Recorder:
                 return await receiver.function(sender=sender, **kwargs)
 
             self._resumed[id(receiver)] = (receiver, replace(receiver, function=recorded))
-        return calls._replace(receivers=(self._resumed[id(receiver)][1],))
+        return calls.with_receivers(self._resumed[id(receiver)][1])
 
     def _failed(self, record: RecordedDelivery, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)

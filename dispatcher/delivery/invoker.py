@@ -19,7 +19,7 @@ from dispatcher.core.lease import Lease, now
 from dispatcher.core.output.logs import log
 from dispatcher.core.output.throttle import Throttle
 from dispatcher.core.tasks import Abandoned, Interrupted, receiver_task
-from dispatcher.delivery.attempt import Attempt, Target, run_receiver
+from dispatcher.delivery.attempt import Attempt, Run, Target
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.fork_guard import leave_if_forked, this_process
 from dispatcher.delivery.log import described
@@ -66,6 +66,21 @@ def _continued(context: Context, running: Any, waits_for: Any) -> Generator[Any,
             return
         finally:
             step = value = None  # break the reference cycle between an error and this frame
+
+
+def _begun(run: Run, attempt: Attempt) -> tuple[Any, Any] | None:
+    """Run a receiver up to its first wait.
+
+    Returns:
+        The arguments of `_continued` after the context; None if the receiver has returned.
+    """
+    running: Any = run(attempt)
+    if type(running) is not CoroutineType:
+        running = _awaited(running)
+    try:
+        return running, running.send(None)
+    except StopIteration:
+        return None
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> None:
@@ -133,24 +148,12 @@ class Invoker:
         task = asyncio.current_task(self._loop or self._begin())
         assert task is not None
         target = attempt.target
-        run = target.run
         self._running[task] = (monotonic(), attempt)
         try:
             context = self._context_of(task)
-            if run is run_receiver:  # the usual case: inlined, to save a frame
-                keywords = attempt.keywords  # adding to this dict takes less time than merging it with another
-                keywords["sender"], keywords["delivery"] = attempt.calls.document, attempt.delivery
-                running = context.run(target.receiver.function, **keywords)
-            else:
-                running = context.run(run, attempt)
-            if type(running) is not CoroutineType:
-                running = _awaited(running)
-            try:
-                waits_for = context.run(running.send, None)
-            except StopIteration:  # most receivers never wait
-                pass
-            else:
-                return self._wait(task, target, _continued(context, running, waits_for))
+            waiting = context.run(_begun, target.run, attempt)
+            if waiting is not None:  # most receivers never wait
+                return self._wait(task, target, _continued(context, *waiting))
         except BaseException as error:
             return self._failed(task, target, error)
         self._end_attempt(task)

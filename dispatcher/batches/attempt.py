@@ -107,7 +107,7 @@ def delivery_of(one: GatheredDelivery, image: Image, term: int) -> Delivery:
     """The `delivery` of an event."""
     calls = one.calls
     return ChangeDelivery(
-        one.change, calls, calls.receivers[0], image, one.attempts, term, one.retried is not None
+        (one.change, calls, calls.receivers[0].name, image, one.attempts, term, one.retried is not None)
     )
 
 

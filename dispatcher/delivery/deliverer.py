@@ -77,8 +77,7 @@ class Deliverer:
         self._claims: OpenClaims = NO_CLAIMS
         self._batches: BatchGate | None = None
         self._echoes = Echoes()
-        # Key: `id` of the receiver. The target keeps the receiver alive, so the id stays unique.
-        self._targets: dict[int, Target] = {}
+        self._targets: dict[Receiver, Target] = {}
 
     def wait_for(self, claims: OpenClaims) -> None:
         """Let deliveries wait for open claims of writing processes from now on."""
@@ -164,8 +163,8 @@ class Deliverer:
             if held is not None and held.watched and await self._waits(held, change, calls, receiver):
                 job.passed += 1
                 continue
-            target = self._targets.get(id(receiver)) or self._choose_steps(receiver, signal)
-            delivery = ChangeDelivery(change, calls, receiver, image, 1, self._term)
+            target = self._targets.get(receiver) or self._choose_steps(receiver, signal)
+            delivery = ChangeDelivery((change, calls, receiver.name, image, 1, self._term, False))
             attempt = Attempt(target, change, calls, delivery, keywords, job, monotonic())
             error = await target.call(attempt)
             if error is None:
@@ -189,7 +188,7 @@ class Deliverer:
         if receiver.options.batch is not None:
             assert self._batches is not None  # `gather_in` was called
             target = replace(target, call=self._batches.gather)
-        self._targets[id(receiver)] = target
+        self._targets[receiver] = target
         return target
 
     def _succeeded(self, attempt: Attempt) -> None:
@@ -281,10 +280,10 @@ class Deliverer:
             await self._failures.refuse_document(change, calls, invalid, retried)
             return False
         delivery = ChangeDelivery(
-            change, calls, receiver, image, waiting.attempts + 1, self._term, retried is not None
+            (change, calls, receiver.name, image, waiting.attempts + 1, self._term, retried is not None)
         )
         began = waiting.began or datetime.now(UTC)
-        target = self._targets.get(id(receiver)) or self._choose_steps(receiver, calls.signal)
+        target = self._targets.get(receiver) or self._choose_steps(receiver, calls.signal)
         attempt = Attempt(target, change, calls, delivery, keywords, held, monotonic())
         error = await target.call(attempt)
         if waiting.attempts:

@@ -29,7 +29,7 @@ def receiver() -> Receiver:
 
 def made(receiver: Receiver, change: Change = CHANGE, *, run: str = "", replayed: bool = False) -> ChangeDelivery:
     calls = Calls(None, "post_save", True, (receiver,), run=run)
-    return ChangeDelivery(change, calls, receiver, "post", 2, 7, replayed)
+    return ChangeDelivery((change, calls, receiver.name, "post", 2, 7, replayed))
 
 
 def test_the_attributes_are_those_of_the_change(receiver):
@@ -93,7 +93,7 @@ def test_two_threads_may_compute_the_attributes_at_the_same_time(receiver):
             ChangeDelivery._source.__set__(self, source)
 
     calls = Calls(None, "post_save", True, (receiver,), run="")
-    assert Raced(CHANGE, calls, receiver, "post", 2, 7).id == delivery_id_of(CHANGE)
+    assert Raced((CHANGE, calls, receiver.name, "post", 2, 7, False)).id == delivery_id_of(CHANGE)
 
 
 def test_a_kept_delivery_releases_its_change_when_an_attribute_is_read(receiver):

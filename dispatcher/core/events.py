@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
+from operator import itemgetter
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple
 
@@ -221,12 +222,7 @@ class StreamChange(Change):
         at = self.raw.index(_WALL_TIME) + len(_WALL_TIME)
         return bson.decode(_DATE % self.raw[at : at + 8], self[5])[""]
 
-    @property
-    def seconds(self) -> int:
-        """The seconds of the cluster time."""
-        place: Any = self[4]
-        seconds: int = place
-        return seconds
+    seconds = property(itemgetter(4), doc="The seconds of the cluster time.")
 
     def without_documents(self) -> Change:
         """Copy the change without its event and its documents, which may be large. The times are decoded."""

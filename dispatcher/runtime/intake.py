@@ -47,9 +47,9 @@ class Intake:
             self._checkpoint.count_finished(change.token)
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
-        verdict = DONE
-        if change.origin is not None and change.origin.claim is not None and operation in DELIVERABLE:
-            verdict = self._claims.judge(change.origin.claim)
+        verdict, origin = DONE, change.origin
+        if origin is not None and origin.claim is not None and operation in DELIVERABLE:
+            verdict = self._claims.judge(origin.claim)
         is_claimed = verdict is not DONE
         if job is not None:
             job.settle(change, calls)
@@ -64,7 +64,7 @@ class Intake:
                 return
         if operation not in DELIVERABLE:
             self._stats.untouched += operation == "untouched"
-        elif change.origin is not None:
+        elif origin is not None:
             self._count_stamp(change)
         if change.marker:
             job.finish_with(self._unsettled.pop(change.marker))

@@ -124,10 +124,3 @@ class Attempt:
         change = untouched(self.change, codec_options)
         _, keywords = copy_context().run(keywords_of, change, self.calls)  # validators may set context variables
         return replace(self, keywords=keywords, began=monotonic())
-
-
-def run_receiver(attempt: Attempt) -> Awaitable[Any]:
-    """Call the receiver. The steps of `Target.run` are around this function."""
-    keywords = attempt.keywords
-    keywords["sender"], keywords["delivery"] = attempt.calls.document, attempt.delivery
-    return attempt.target.receiver.function(**keywords)

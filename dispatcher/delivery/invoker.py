@@ -68,6 +68,13 @@ def _continued(context: Context, running: Any, waits_for: Any) -> Generator[Any,
             step = value = None  # break the reference cycle between an error and this frame
 
 
+def run_receiver(attempt: Attempt) -> Awaitable[Any]:
+    """Call the receiver. The steps of `Target.run` are around this function."""
+    keywords = attempt.keywords
+    keywords["sender"], keywords["delivery"] = attempt.calls.document, attempt.delivery
+    return attempt.target.receiver.function(**keywords)
+
+
 def _begun(run: Run, attempt: Attempt) -> tuple[Any, Any] | None:
     """Run a receiver up to its first wait.
 

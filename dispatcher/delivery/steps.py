@@ -7,10 +7,10 @@ from bson.codec_options import CodecOptions
 
 from dispatcher.core.lease import Lease
 from dispatcher.core.stats import Stats
-from dispatcher.delivery.attempt import Run, Step, Target, run_receiver
+from dispatcher.delivery.attempt import Run, Step, Target
 from dispatcher.delivery.capacity import Capacity
 from dispatcher.delivery.conflicts import Conflicts
-from dispatcher.delivery.invoker import Invoker
+from dispatcher.delivery.invoker import Invoker, run_receiver
 from dispatcher.delivery.measurement import Measurement
 from dispatcher.delivery.receiver_limits import ReceiverLimits
 from dispatcher.delivery.terms import Policy

@@ -11,9 +11,10 @@ import mongoz
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import now
 from dispatcher.core.stats import ReceiverFigures, Stats
-from dispatcher.delivery.attempt import Attempt, Target, run_receiver
+from dispatcher.delivery.attempt import Attempt, Target
 from dispatcher.delivery.conflicts import Conflicts
 from dispatcher.delivery.failure import FailedAttempt, Failures
+from dispatcher.delivery.invoker import run_receiver
 from dispatcher.delivery.terms import Policy
 from mongoz.connection.codec import CODEC_OPTIONS
 from mongoz.signals import Delivery

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from bson import Timestamp
 from dispatcher.core.events import Calls, Change, Job
 from dispatcher.core.lease import Lease, now
 from dispatcher.core.stats import ReceiverFigures, Stats
-from dispatcher.delivery.attempt import Attempt, Target, run_receiver
+from dispatcher.delivery import invoker
+from dispatcher.delivery.attempt import Attempt, Target
 from dispatcher.delivery.capacity import Bounds, Capacity
+from dispatcher.delivery.invoker import run_receiver
 from dispatcher.delivery.measurement import Measurement
 from dispatcher.delivery.steps import Steps
 from dispatcher.delivery.terms import Policy
@@ -80,6 +83,19 @@ async def test_a_plain_receiver_is_called_directly():
         """Does nothing."""
 
     assert steps().target(receiver_of(receive), "post_save").run is run_receiver
+
+
+async def test_the_invoker_calls_a_plain_receiver_itself():
+    """The watchdog logs the frames down to the module of the invoker. They are those of the receiver alone."""
+    callers: list[str] = []
+
+    def receive(**_: Any) -> Any:
+        callers.append(sys._getframe(1).f_globals["__name__"])
+        return asyncio.sleep(0)
+
+    target = steps().target(receiver_of(receive), "post_save")
+    assert await target.call(attempt_at(target, began=now())) is None
+    assert callers == [invoker.__name__]
 
 
 @pytest.mark.parametrize(("options", "expected"), [({}, 30.0), ({"timeout": 4.0}, 4.0)])

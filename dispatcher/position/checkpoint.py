@@ -100,6 +100,10 @@ class Checkpoint:
         """Returns whether a change was finished by an earlier process."""
         return token <= self.began or (bool(self._ahead) and digest_of(token) in self._ahead)
 
+    def may_be_finished(self) -> bool:
+        """Returns whether `is_finished` can still be true for changes that come later in the stream."""
+        return bool(self._ahead) or self.tracker.read <= self.began
+
     def count_finished(self, token: str) -> None:
         """Add to the tracker a change that an earlier process has finished."""
         if token > self.began:

@@ -127,6 +127,7 @@ class Assembly(NamedTuple):
             group=self.group.name,
             codec_options=codec_options,
             is_finished=checkpoint.is_finished,
+            may_be_finished=checkpoint.may_be_finished,
             scope=None if self.topic is None else scope,
         )
         gaps = Gaps(self.group, self.stats, lease.partition)

@@ -48,6 +48,8 @@ class Reader:
 
     Args:
         is_finished: returns whether an earlier process has finished the change with this token.
+        may_be_finished: returns whether `is_finished` can still be true for a later event. Called for each part of
+            a batch, so that most changes need no check of their own.
         scope: the watched collections, if the source also has events of other collections; otherwise None.
     """
 
@@ -59,12 +61,14 @@ class Reader:
         group: str,
         codec_options: CodecOptions[Any],
         is_finished: Callable[[str], bool] = lambda _token: False,
+        may_be_finished: Callable[[], bool] = lambda: True,
         scope: Scope | None = None,
     ) -> None:
         self._source = source
         self._images = images
         self._codec_options = codec_options
         self._is_finished = is_finished
+        self._may_be_finished = may_be_finished
         self._scope = scope
         self._origins = Origins(group, paired=source.pairs_deletes)
         self._markers = DeleteMarkers()
@@ -98,6 +102,7 @@ class Reader:
 
     def _decoded(self, events: Sequence[RawEvent]) -> Iterator[list[Change] | UnreadableEvent]:
         changes: list[Change] = []
+        may_be_finished = self._may_be_finished()
         for event, found in zip(events, decoded_together(events, self._codec_options, self._layouts), strict=True):
             try:
                 change = found if isinstance(found, Change) else decode(event, self._codec_options, found)
@@ -112,7 +117,7 @@ class Reader:
                 continue
             if change.stamp is not None:  # `judge` must see each stamp once, even if the change is finished
                 change = self._origins.judge(change)
-            if self._is_finished(change.token):
+            if may_be_finished and self._is_finished(change.token):
                 marker = change.operation == "marker"
                 change = change._replace(operation=FINISHED_MARKER if marker else "finished")
             changes.append(change)

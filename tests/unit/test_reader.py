@@ -178,3 +178,18 @@ async def test_a_finished_delete_needs_no_marker():
     tokens = {token_of(RawEvent(one)) for one in events}
     read = await everything(ListSource(events), is_finished=tokens.__contains__)
     assert described(read) == [("finished", 1), ("finished", 1)]
+
+
+@pytest.mark.parametrize("may_be_finished", [True, False])
+async def test_a_reader_asks_for_single_changes_only_if_some_may_be_finished(may_be_finished):
+    events = [inserted(number, number) for number in (1, 2)]
+    asked: list[str] = []
+
+    def is_finished(token: str) -> bool:
+        asked.append(token)
+        return False
+
+    source = ListSource(events)
+    read = await everything(source, is_finished=is_finished, may_be_finished=lambda: may_be_finished)
+    assert described(read) == [("insert", 1), ("insert", 2)]
+    assert asked == ([token_of(RawEvent(one)) for one in events] if may_be_finished else [])

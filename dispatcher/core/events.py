@@ -298,7 +298,7 @@ class Job:
 
     Attributes:
         change: the change; None after all deliveries, to free its memory while the job waits for earlier jobs.
-        announces: whether the change is an update that announces a delete.
+        announces: 1 if the change is an update that announces a delete; -1 if it is the announced delete; else 0.
         marker: for a delete, the job of the update that announced it. Both are finished together.
         passed: the number of receivers that the deliverer is done with. Their deliveries succeeded, failed for
             good, or wait elsewhere: in MongoDB, for a claim, or in a batch.
@@ -334,7 +334,7 @@ class Job:
         self.size = 0 if change is None else change.size
         self.passed = 0
         self.marker: Job | None = None
-        self.announces = False
+        self.announces = 0
         self.parts = 1
         self.awaited = 0
         self.was_awaited = False
@@ -345,15 +345,15 @@ class Job:
 
     def announce_delete(self) -> None:
         """Record that the change is an update that announces a delete."""
-        self.announces = True
+        self.announces = 1
 
     def settle(self, change: Change, calls: tuple[Calls, ...]) -> None:
         """Set the values that were not known yet when a marker or a deferred change was registered."""
-        self.change, self.calls, self.size, self.announces = change, calls, change.size, False
+        self.change, self.calls, self.size, self.announces = change, calls, change.size, 0
 
     def finish_with(self, marker: "Job") -> None:
         """Record that the job of this delete's marker ends together with this job."""
-        self.marker = marker
+        self.marker, self.announces = marker, -1
 
     # -- parts -----------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Tracker:
         while jobs and (first := jobs[0]).change is None:
             jobs.popleft()
             # From a marker up to its delete, jobs are kept back. The position passes them with the delete.
-            self._announced += first.announces - (first.marker is not None)
+            self._announced += first.announces
             if self._announced:
                 self._between.append(first)
                 continue

@@ -48,8 +48,12 @@ class Intake:
             return
         job = self._unsettled.pop(change.token, None) if self._unsettled else None
         verdict, origin = DONE, change.origin
-        if origin is not None and origin.claim is not None and operation in DELIVERABLE:
-            verdict = self._claims.judge(origin.claim)
+        if origin is not None and operation in DELIVERABLE:
+            self._count_stamp(change)
+            if origin.claim is not None:
+                verdict = self._claims.judge(origin.claim)
+        elif operation == "untouched":
+            self._stats.untouched += 1
         is_claimed = verdict is not DONE
         if job is not None:
             job.settle(change, calls)
@@ -62,10 +66,6 @@ class Intake:
                     job.announce_delete()
                 self._unsettled[change.token] = job
                 return
-        if operation not in DELIVERABLE:
-            self._stats.untouched += operation == "untouched"
-        elif origin is not None:
-            self._count_stamp(change)
         if change.marker:
             job.finish_with(self._unsettled.pop(change.marker))
         if calls:

@@ -192,7 +192,7 @@ class Pipeline:
                 while self._must_wait():
                     await self._capacity.progress()
                 has_room = self._has_room_for(changes[number:])
-            if change.operation in _OF_COLLECTIONS:
+            if not calls and change.operation in _OF_COLLECTIONS:
                 await self._report(change)
                 has_room = False  # other deliveries may have taken the room meanwhile
             self._intake.enter(change, calls)

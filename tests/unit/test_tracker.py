@@ -79,7 +79,8 @@ def test_a_mark_with_the_token_of_the_last_change_does_not_finish_this_change():
 def announced(number: int, by: int) -> tuple[Job, Job]:
     """A marker and its delete."""
     marker, delete = open_job(by), open_job(number)
-    marker.announces, delete.marker = True, marker
+    marker.announce_delete()
+    delete.finish_with(marker)
     return marker, delete
 
 
@@ -100,7 +101,7 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
     tracker = Tracker("")
     for job in jobs:
         tracker.add(job)
-    order = [job for job in jobs if not job.announces]
+    order = [job for job in jobs if job.announces != 1]
     random.Random(seed).shuffle(order)
     for job in order:
         tracker.finished(job)
@@ -117,9 +118,9 @@ def test_the_position_never_lies_between_a_marker_and_its_delete(roles, seed):
 def test_a_marker_is_finished_alone_if_no_delete_follows():
     tracker = Tracker("0")
     job = open_job(1)
-    job.announces = True
+    job.announce_delete()
     tracker.add(job)
-    job.announces = False
+    job.settle(job.change, job.calls)
     tracker.finished(job)
     assert tracker.token == "0001"
 

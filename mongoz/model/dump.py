@@ -9,6 +9,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from mongoz.fields.email import LOADING
 from mongoz.fields.json_forms import add_json_forms, as_json
+from mongoz.model.assignment import DirectAssignment
 
 __all__ = ["DumpableModel", "as_json", "shown"]
 
@@ -39,7 +40,7 @@ def _leave_out_computed(schema: Any, names: frozenset[str]) -> None:
     schema.update(core_schema.with_info_before_validator_function(leave_out, own, ref=ref))
 
 
-class DumpableModel(BaseModel):
+class DumpableModel(DirectAssignment):
     """Pydantic's dumps, for models with values of BSON's own types."""
 
     @classmethod

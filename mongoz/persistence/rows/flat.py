@@ -22,6 +22,7 @@ from mongoz.fields.email import LOADING, loading_schema
 from mongoz.fields.object_id import ObjectId
 from mongoz.fields.storage import SCALARS, stored, stored_names
 from mongoz.fields.stored_schema import DATA, from_stored
+from mongoz.model.base import Model
 
 __all__ = ["assigned_row", "flat_row", "loads_unchanged", "reloaded_values"]
 
@@ -110,7 +111,7 @@ def assigned_row(model: type[BaseModel], present: dict[str, Any], values: dict[s
 def _assignable_fields(model: Any) -> frozenset[str]:
     """The fields of a flat model that are validated in a row exactly as in an assignment."""
     fields, config = model.model_fields, model.model_config
-    is_usual = model.__setattr__ is BaseModel.__setattr__ and config.get("validate_assignment")
+    is_usual = model.__setattr__ is Model.__setattr__ and config.get("validate_assignment")
     if _flat_form(model) is None or not is_usual or config.get("frozen"):
         return frozenset()
     schemas = model.__pydantic_core_schema__["schema"]["fields"]

@@ -1,10 +1,11 @@
 """Databases and collections of a deployment: names, with the driver's objects for the running event loop."""
 
+from asyncio import AbstractEventLoop
 from typing import Any, NamedTuple
 
 from bson.codec_options import CodecOptions
 
-from mongoz.connection.deployment import Deployment, OpenClient
+from mongoz.connection.deployment import Deployment, OpenClient, running_loop
 from mongoz.connection.session_pool import SessionPool
 
 __all__ = ["Collection", "Database", "OpenCollection"]
@@ -94,7 +95,11 @@ class Collection:
     @property
     def opened(self) -> OpenCollection:
         """The collection in the running event loop."""
-        client = self.database.deployment.opened
+        return self.opened_in(running_loop())
+
+    def opened_in(self, loop: AbstractEventLoop) -> OpenCollection:
+        """The same as `opened`, for a caller who knows the running event loop."""
+        client = self.database.deployment.opened_in(loop)
         opened = self._opened  # read once: another thread, with another loop, may write it meanwhile
         if opened is None or opened.client is not client:
             collection = self.database.driver_database[self.name]

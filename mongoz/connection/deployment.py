@@ -20,7 +20,7 @@ from mongoz.connection.drivers import adapter_named, adapter_of
 from mongoz.connection.session_pool import SessionPool
 from mongoz.exceptions import ImproperlyConfigured
 
-__all__ = ["DEFAULT_STATE", "Deployment", "OpenClient"]
+__all__ = ["DEFAULT_STATE", "Deployment", "OpenClient", "running_loop"]
 
 _DEFAULT_GROUP: Final = "default"
 _GROUP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -220,12 +220,14 @@ class Deployment:
             ImproperlyConfigured: no event loop is running, or the client that the registry was made from
                 belongs to another event loop.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise ImproperlyConfigured(
-                "No event loop is running; a document can only be read or written from a coroutine."
-            ) from None
+        return self.opened_in(running_loop())
+
+    def opened_in(self, loop: asyncio.AbstractEventLoop) -> OpenClient:
+        """The same as `opened`, for a caller who knows the running event loop.
+
+        Raises:
+            ImproperlyConfigured: the client that the registry was made from belongs to another event loop.
+        """
         if self._given is not None:
             return self._given_in(loop)
         return self._clients.get(loop) or self._open(loop)
@@ -293,6 +295,20 @@ class Deployment:
         is_last = all(one.pid != os.getpid() for one in self._clients.values())
         if self.claims is not None and self.claims.is_running and is_last:
             await asyncio.to_thread(self.claims.close)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running event loop. A write asks for it once, because Python 3.11 makes a system call for each answer.
+
+    Raises:
+        ImproperlyConfigured: no event loop is running.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ImproperlyConfigured(
+            "No event loop is running; a document can only be read or written from a coroutine."
+        ) from None
 
 
 def _pymongo_client(client: Any, driver: str) -> Any:

@@ -28,7 +28,7 @@ from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.copies import independent_copy
 from mongoz.persistence.rows.validation import id_of
 from mongoz.persistence.target import WriteTarget, resolve_target
-from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.turns import Turn, run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import note_unknown_outcome, raise_after_firing
 from mongoz.signals.post_signals import Firing, leave_to_dispatchers
@@ -41,10 +41,11 @@ _ILLEGAL_OPERATION: Final = 20  # the answer of a standalone server to a transac
 
 def delete_instance(instance: Model, session: Any = None) -> Coroutine[Any, Any, int]:
     """Delete an instance; see `Document.delete`."""
-    return run_in_turn(instance, session, _delete(instance, session))
+    return run_in_turn(instance, session, _delete)
 
 
-async def _delete(instance: Model, session: Any) -> int:
+async def _delete(turn: Turn, instance: Model, session: Any) -> int:
+    turn.show()
     document = type(instance).meta.document
     require_id(instance)
     target = await resolve_target(document, loaded(instance).collection, session)

@@ -15,7 +15,7 @@ from mongoz.persistence.outcome.refusals import explain_unstorable
 from mongoz.persistence.pre_signals import fire_pre_signal
 from mongoz.persistence.rows.validation import new_row
 from mongoz.persistence.target import WriteTarget, default_target, resolve_target
-from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.turns import Turn, run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, fire_if_written, write_and_fire
 from mongoz.signals.post_signals import Firing
@@ -28,17 +28,18 @@ D = TypeVar("D", bound=Model)
 
 def insert_instance(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
     """Insert an instance; see `Document.create`."""
-    return run_in_turn(instance, session, insert_within_turn(instance, collection, session))
+    return run_in_turn(instance, session, insert_within_turn, collection)
 
 
-async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
+async def insert_within_turn(turn: Turn, instance: D, session: Any, collection: Any) -> D:
     """Insert an instance, without waiting for its turn (see `mongoz/persistence/turns.py`)."""
     meta = instance.meta
     document, signals = meta.document, meta.signals
-    target = default_target(meta) if collection is None and session is None else None
+    target = default_target(meta, turn.loop) if collection is None and session is None else None
     if target is None:
         target = await resolve_target(document, collection, session)
     if signals.pre_save.receivers:  # this check saves a call
+        turn.show()
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=True)
     if target.collection is not meta.collection:
         require_watched(document, target.collection, signals.post_save)
@@ -50,6 +51,7 @@ async def insert_within_turn(instance: D, collection: Any, session: Any) -> D:
     if firing is None or not firing.concerns_dispatchers:
         await _insert_unstamped(instance, target, row)
         return instance
+    turn.show()
     if target.group is None and not target.in_transaction:
         await target.as_unit(firing, _insert_and_fire(instance, target, firing, row))
         return instance

@@ -32,7 +32,7 @@ async def send_alone(instance: Model, target: WriteTarget, patch: Changes) -> No
     session = target.session
     try:
         # Without a session, `target.driver_collection` is the same collection, but takes one more call.
-        collection = target.collection.opened.driver_collection if session is None else target.driver_collection
+        collection = target.opened.driver_collection if session is None else target.driver_collection
         result = await collection.update_one({"_id": id_of(instance)}, update, session=session)
     except Exception as error:
         explain_unstorable(error, instance)

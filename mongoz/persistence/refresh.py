@@ -10,7 +10,7 @@ from mongoz.model.state import loaded
 from mongoz.persistence.errors import require_id
 from mongoz.persistence.rows.hydration import hydrate
 from mongoz.persistence.rows.validation import id_of
-from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.turns import Turn, run_in_turn
 
 __all__ = ["refresh_instance"]
 
@@ -21,10 +21,10 @@ _STATE: Final = ("__class__", "__dict__", "__pydantic_extra__", "__pydantic_fiel
 
 def refresh_instance(instance: D, session: Any = None) -> Coroutine[Any, Any, D]:
     """Load an instance again; see `Document.refresh`."""
-    return run_in_turn(instance, session, _refresh(instance, session))
+    return run_in_turn(instance, session, _refresh)
 
 
-async def _refresh(instance: D, session: Any) -> D:
+async def _refresh(_turn: Turn, instance: D, session: Any) -> D:
     document: type[D] = type(instance).meta.document
     require_id(instance)
     other_collection = loaded(instance).collection

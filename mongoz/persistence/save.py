@@ -21,7 +21,7 @@ from mongoz.persistence.rows.partial_changes import changes_of_parts, completed
 from mongoz.persistence.rows.unsaved import unsaved_changes
 from mongoz.persistence.rows.validation import adopt_fields, id_of, validate_row, validated_row
 from mongoz.persistence.target import WriteTarget, default_target, resolve_target
-from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.turns import Turn, run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
 from mongoz.signals.post_signals import Firing
@@ -34,23 +34,25 @@ D = TypeVar("D", bound=Model)
 
 def save_instance(instance: D, collection: Any = None, session: Any = None) -> Coroutine[Any, Any, D]:
     """Write the changes since the load; see `Document.save`."""
-    return run_in_turn(instance, session, _save(instance, collection, session))
+    return run_in_turn(instance, session, _save, collection)
 
 
-async def _save(instance: D, collection: Any, session: Any) -> D:
+async def _save(turn: Turn, instance: D, session: Any, collection: Any) -> D:
     if instance.id is None:
         set_auto_now(instance)
-        return await insert_within_turn(instance, collection, session)
+        return await insert_within_turn(turn, instance, session, collection)
     kind = type(instance)
     meta = kind.meta
     document, signals = meta.document, meta.signals
     state = loaded(instance)
     own_collection = state.collection or meta.collection or meta.require_collection()
-    target = default_target(meta) if collection is session is None and own_collection is meta.collection else None
+    is_usual = collection is session is None and own_collection is meta.collection
+    target = default_target(meta, turn.loop) if is_usual else None
     if target is None:
         target = await resolve_target(document, own_collection if collection is None else collection, session)
         state = loaded(instance)  # other calls may have changed it during the `await`
     if signals.pre_save.receivers:  # checked here too, which saves a call
+        turn.show()
         await fire_pre_signal(signals.pre_save, document, instance=instance, created=False)
         state = loaded(instance)  # a receiver may have saved the instance
     set_auto_now(instance)
@@ -73,6 +75,7 @@ async def _save(instance: D, collection: Any, session: Any) -> D:
     if signals.post_save.receivers or target.group is not None:
         firing = target.plan(signals.post_save)
         if firing.receivers or target.group is not None:  # a dispatched registry stamps each save
+            turn.show()
             remember_saved = partial(_remember_saved, row=row, applied=applied, other=other)
             await _write_and_fire(instance, target, firing, written, remember_saved)
             return instance

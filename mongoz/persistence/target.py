@@ -1,5 +1,6 @@
 """The target of a write: its collection, its session, and how its receivers run."""
 
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Generator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from mongoz.connection import Collection
 from mongoz.connection.cancellation import is_caller_cancelled, uninterrupted
 from mongoz.connection.clock import ServerClock
 from mongoz.connection.codec import decode_raw, raw_options
+from mongoz.connection.database import OpenCollection
 from mongoz.connection.deployment import Deployment
 from mongoz.connection.drivers import DriverAdapter
 from mongoz.connection.transactions import NOT_JOINED, Transaction, is_in_transaction, join_transaction
@@ -32,6 +34,7 @@ class WriteTarget(NamedTuple):
 
     Attributes:
         collection: the `Collection`.
+        loop: the running event loop.
         session: the driver's session; None if the write has none.
         transaction: the mongoz transaction that the session is in; None if there is none.
         is_foreign_transaction: the application started the transaction with the driver. mongoz does not see its
@@ -39,6 +42,7 @@ class WriteTarget(NamedTuple):
     """
 
     collection: Collection
+    loop: AbstractEventLoop
     session: Any = None
     transaction: Transaction | None = None
     is_foreign_transaction: bool = False
@@ -49,9 +53,14 @@ class WriteTarget(NamedTuple):
         return self.transaction is not None or self.is_foreign_transaction
 
     @property
+    def opened(self) -> OpenCollection:
+        """The collection in the event loop."""
+        return self.collection.opened_in(self.loop)
+
+    @property
     def driver_collection(self) -> Any:
         """The driver's collection."""
-        collection = self.collection.opened.driver_collection
+        collection = self.opened.driver_collection
         if self.session is None:  # the most frequent case
             return collection
         return self.adapter.in_transaction(collection) if self.in_transaction else collection
@@ -59,7 +68,7 @@ class WriteTarget(NamedTuple):
     @property
     def raw_collection(self) -> Any:
         """The driver's collection for lenient reads, which accept all values of other clients. See `decode`."""
-        collection = self.collection.driver_collection
+        collection = self.opened.driver_collection
         collection = collection.with_options(codec_options=raw_options(collection.codec_options))
         return self.adapter.in_transaction(collection) if self.in_transaction else collection
 
@@ -124,7 +133,7 @@ class WriteTarget(NamedTuple):
         The outcome of a write can be looked up only if no other command uses its session, but the caller may use
         the caller's session meanwhile. The new session stays causally consistent with the caller's session.
         """
-        if self.in_transaction or self.collection.opened.sessions is None:
+        if self.in_transaction or self.opened.sessions is None:
             yield self.session  # unacknowledged writes support no session, and have no outcome
             return
         async with self.deployment.new_session() as own:
@@ -138,7 +147,7 @@ class WriteTarget(NamedTuple):
 
     async def take_session(self) -> Any:
         """Like `own_session`, but with a session of the pool. The caller gives the session back or ends it."""
-        sessions = None if self.session is not None and self.in_transaction else self.collection.opened.sessions
+        sessions = None if self.session is not None and self.in_transaction else self.opened.sessions
         if sessions is None:
             return self.session
         own = sessions.take_idle()
@@ -154,7 +163,7 @@ class WriteTarget(NamedTuple):
             return True
         if self.session is not None:
             _advance(self.session, session)
-        sessions = self.collection.opened.sessions
+        sessions = self.opened.sessions
         return sessions is not None and sessions.keep(session)
 
     def as_unit(self, firing: Firing, unit: Coroutine[Any, Any, T]) -> Awaitable[T]:
@@ -210,17 +219,27 @@ class WriteTarget(NamedTuple):
         self.transaction.on_abort(undo)
 
 
-def default_target(meta: MetaInfo) -> WriteTarget | None:
+def default_target(meta: MetaInfo, loop: AbstractEventLoop) -> WriteTarget | None:
     """The target of most writes: the document's own collection, without a session.
 
     None if a write may have another target.
+
+    Args:
+        meta: the `Meta` of the document.
+        loop: the running event loop.
     """
     place = meta.collection
     if place is None or meta.autogenerate_index or is_in_transaction():
         return None
-    if place.write_target is None:
-        place.write_target = WriteTarget(place)
-    return place.write_target  # type: ignore[no-any-return]
+    return _cached_target(place, loop)
+
+
+def _cached_target(place: Collection, loop: AbstractEventLoop) -> WriteTarget:
+    """The target of writes without a session."""
+    target: WriteTarget | None = place.write_target
+    if target is None or target.loop is not loop:
+        place.write_target = target = WriteTarget(place, loop)
+    return target
 
 
 class _Done:
@@ -257,9 +276,7 @@ async def resolve_target(document: type[Model], collection: Any = None, session:
     place = meta.require_collection() if collection is None else meta.collection_for(collection)
     if meta.autogenerate_index:
         await ensure_indexes(meta, place, session)
-    joined = join_transaction(place.database.deployment, session)
+    loop, joined = get_running_loop(), join_transaction(place.database.deployment, session)
     if joined is not NOT_JOINED:
-        return WriteTarget(place, joined.session, joined.transaction, joined.is_foreign_transaction)
-    if place.write_target is None:
-        place.write_target = WriteTarget(place)
-    return place.write_target  # type: ignore[no-any-return]
+        return WriteTarget(place, loop, joined.session, joined.transaction, joined.is_foreign_transaction)
+    return _cached_target(place, loop)

@@ -30,7 +30,7 @@ from mongoz.persistence.rows.hydration import hydrate_leniently, previous_instan
 from mongoz.persistence.rows.invariants import has_invariants
 from mongoz.persistence.rows.validation import adopt_fields, id_of
 from mongoz.persistence.target import WriteTarget, default_target, resolve_target
-from mongoz.persistence.turns import run_in_turn
+from mongoz.persistence.turns import Turn, run_in_turn
 from mongoz.persistence.watched import require_watched
 from mongoz.persistence.write import Write, write_and_fire
 from mongoz.signals.post_signals import Firing
@@ -45,10 +45,12 @@ def update_instance(
     instance: D, values: dict[str, Any], operations: Sequence[Operation] = (), session: Any = None
 ) -> Coroutine[Any, Any, D]:
     """Write new values, and operations that the server computes; see `Document.update`."""
-    return run_in_turn(instance, session, _update(instance, values, operations, session))
+    return run_in_turn(instance, session, _update, values, operations)
 
 
-async def _update(instance: D, values: dict[str, Any], operations: Sequence[Operation], session: Any) -> D:
+async def _update(
+    turn: Turn, instance: D, session: Any, values: dict[str, Any], operations: Sequence[Operation]
+) -> D:
     if not values and not operations:
         return instance
     meta = type(instance).meta
@@ -56,12 +58,12 @@ async def _update(instance: D, values: dict[str, Any], operations: Sequence[Oper
     if instance.id is None:  # this check saves a call
         require_id(instance)
     collection = loaded(instance).collection
-    target = default_target(meta) if collection is session is None else None
+    target = default_target(meta, turn.loop) if collection is session is None else None
     if target is None:
         target = await resolve_target(document, collection, session)
     for _ in range(ATTEMPTS):
         try:
-            await _patch(instance, values, operations, target)
+            await _patch(instance, values, operations, target, turn=turn)
         except DocumentChanged:
             continue
         return instance
@@ -89,6 +91,7 @@ async def _patch(
     operations: Sequence[Operation],
     target: WriteTarget,
     filters: Sequence[Mapping[str, Any]] = (),
+    turn: Turn | None = None,
 ) -> None:
     """Make one attempt to update an instance.
 
@@ -98,6 +101,7 @@ async def _patch(
         operations: the changes that the server computes.
         target: the target.
         filters: filters that the document must match.
+        turn: the turn of the call; None if no other call can know the instance.
 
     Raises:
         DocumentChanged: fields that the patch depends on have changed since they were read, or a filter does not
@@ -114,6 +118,8 @@ async def _patch(
         patch = None if operations or fires_first else assign_flat(instance, values)
         if patch is None:
             undo = _copy_state(instance)
+            if turn is not None:
+                turn.show()
             patch, operations, conditions = await _assign(instance, values, operations, target, fires_first)
         own_values = instance.__dict__.copy()
         signal = meta.signals.post_update
@@ -124,6 +130,8 @@ async def _patch(
             changed = attribute_names(document, (*patch.names, *(operation.top for operation in operations)))
             firing = target.plan(signal, changed)
             if needs_more or firing.concerns_dispatchers:
+                if turn is not None:
+                    turn.show()
                 await _write_and_fire(instance, target, firing, patch, operations, [*conditions, *filters], undo)
                 return
         if target.transaction is not None:

@@ -1,16 +1,18 @@
 """Overlapping calls of one instance run in sequence, without a deadlock."""
 
 import asyncio
+import contextlib
 import copy
 import pickle
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 from pymongo.errors import BulkWriteError
 
 import mongoz
 from mongoz import DocumentNotFound, Registry
-from mongoz.core.signals import post_save, pre_save
+from mongoz.core.signals import post_delete, post_save, post_update, pre_delete, pre_save, pre_update
 from mongoz.persistence import turns
 
 PATIENCE = 20.0
@@ -163,6 +165,66 @@ async def test_a_pre_receiver_may_write_its_own_instance(Lamp: Any) -> None:
 
     await asyncio.wait_for(asyncio.gather(lamp.save(), lamp.save()), PATIENCE)
     assert (await found_again(lamp)).n == 2
+
+
+@pytest.mark.parametrize(
+    ("signal", "call", "inner"),
+    [
+        (pre_save, "create", "delete"),
+        (post_save, "create", "update"),
+        (pre_save, "save", "update"),
+        (post_save, "save", "refresh"),
+        (pre_update, "update", "refresh"),
+        (post_update, "update", "save"),
+        (pre_delete, "delete", "refresh"),
+        (post_delete, "delete", "create"),
+    ],
+)
+async def test_each_kind_of_receiver_may_write_its_own_instance(
+    Lamp: Any, signal: Any, call: str, inner: str
+) -> None:
+    made: list[str] = []
+    lamp = Lamp() if call == "create" else await Lamp.objects.create()
+
+    @signal(Lamp)
+    async def again(sender: Any, instance: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(DocumentNotFound):  # a new instance can't be deleted
+            await asyncio.create_task(getattr(instance, inner)(**values(inner)))
+        made.append(inner)
+
+    def values(name: str) -> dict[str, Any]:
+        return {"n": 1} if name == "update" else {}
+
+    await asyncio.wait_for(getattr(lamp, call)(**values(call)), PATIENCE)
+    assert made == [inner]
+
+
+@pytest.mark.parametrize(("signal", "call"), [(post_save, "create"), (post_save, "save"), (post_update, "update")])
+async def test_a_receiver_that_is_connected_during_the_call_may_write_its_own_instance(
+    registry: Registry, database: str, signal: Any, call: str
+) -> None:
+    made: list[int] = []
+
+    class Late(make(registry, database)):  # type: ignore[misc]
+        @field_validator("n")
+        @classmethod
+        def connect(cls, value: int) -> int:
+            if value == 7 and not signal_of(cls).receivers:
+                signal(cls)(again)
+            return value
+
+    def signal_of(document: Any) -> Any:
+        return document.meta.signals.post_update if call == "update" else document.meta.signals.post_save
+
+    async def again(sender: Any, instance: Any, **kwargs: Any) -> None:
+        made.append(instance.n)
+        await instance.refresh()
+
+    late = Late() if call == "create" else await Late.objects.create()
+    if call != "update":
+        late.__dict__["n"] = 7  # the write validates it
+    await asyncio.wait_for(getattr(late, call)(**({"n": 7} if call == "update" else {})), PATIENCE)
+    assert made == [7]
 
 
 async def test_a_task_started_by_a_receiver_waits_for_its_own_turn(Lamp: Any) -> None:

@@ -71,7 +71,7 @@ class Settings(BaseModel):
         default=16, ge=1, description="Maximum megabytes of change events that are read ahead."
     )
     batch_size: int = Field(
-        default=1_000,
+        default=4_000,
         ge=1,
         le=100_000,
         description="Maximum number of change events in one batch from the server.",

@@ -36,7 +36,7 @@ async def watch(assignment: Assignment, token: str | None) -> None:
             full_document="whenAvailable",
             full_document_before_change="whenAvailable",
             start_after=start,
-            batch_size=1_000,
+            batch_size=4_000,
         )
         async with stream:
             say({"ready": True})

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple
 
 from dispatcher.core.tasks import Interrupted
@@ -225,7 +226,19 @@ class Capacity:
     async def _sleep(self, seconds: float | None, until: "asyncio.Future[None] | None") -> None:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        timer = None if seconds is None else loop.call_later(seconds, _resolve, future)
+        due = monotonic() + (seconds or 0.0)
+        timer: asyncio.TimerHandle | None = None
+
+        def ring() -> None:
+            nonlocal timer
+            left = due - monotonic()
+            if left > 0:  # the timers of uvloop have whole milliseconds
+                timer = loop.call_later(left, ring)
+            else:
+                _resolve(future)
+
+        if seconds is not None:
+            timer = loop.call_later(seconds, ring)
         if until is not None:
             until.add_done_callback(lambda _: _resolve(future))
         try:

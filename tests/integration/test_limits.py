@@ -187,7 +187,7 @@ async def test_all_partitions_share_a_rate_and_deliveries_beyond_the_rate_are_pa
         foreign["accounts"].insert_many([{"name": str(n)} for n in range(60)])
         await eventually(lambda: len(plain.got) == 60)
         assert len(limited.got) < 50
-        assert {head["state"] for head in state.heads} == {"limited"}
+        await eventually(lambda: {head["state"] for head in state.heads} == {"limited"}, what="the rest is parked")
         await eventually(lambda: len(limited.got) == 60)
         await eventually(lambda: state.empty)
     # The attempts of one second may begin together: 20. The other 40 attempts take two seconds.

@@ -130,8 +130,9 @@ def test_the_memory_of_the_history_is_bounded():
     told = json.loads(history.as_json())
     assert {len(series["delivered"]) for series in told["receivers"].values()} == {STEPS}
     assert (len(told["steps"]), len(told["receivers"])) == (STEPS, RECEIVERS)
-    used = sum(one.size for one in own.statistics("filename"))  # threads of other tests use memory too
-    assert 50_000 < used < 300_000 + 5_500 * RECEIVERS
+    # Threads of other tests use memory too. Objects from the free lists of the interpreter are not counted.
+    used = sum(one.size for one in own.statistics("filename"))
+    assert 20_000 < used < 300_000 + 5_500 * RECEIVERS
 
 
 def test_the_history_keeps_a_limited_number_of_receivers():

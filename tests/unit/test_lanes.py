@@ -1,10 +1,12 @@
 """Lanes: order per key, bounds, and stopping."""
 
 import asyncio
+import time
 from collections import defaultdict
 from functools import partial
 
 import pytest
+import uvloop
 from bson import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -252,6 +254,21 @@ def test_jobs_that_pause_keep_their_order_and_the_limit_of_concurrent_jobs(pause
     assert sum(map(len, seen.values())) == len(pauses)
     assert all(numbers == sorted(numbers) for numbers in seen.values())
     assert most <= concurrency
+
+
+def test_a_pause_is_not_shorter_than_requested():
+    """The timers of uvloop have whole milliseconds."""
+
+    async def pauses() -> list[float]:
+        capacity, seconds = Capacity(Bounds(1, 1, 1)), []
+        for _ in range(20):
+            began = time.monotonic()
+            await capacity.pause(0.0014)
+            seconds.append(time.monotonic() - began)
+        return seconds
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert min(runner.run(pauses())) >= 0.0014
 
 
 async def test_another_job_runs_while_a_job_pauses():

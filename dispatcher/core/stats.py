@@ -385,16 +385,12 @@ class Lag:
         """Record that the server was asked for the next batch."""
         self._asked_at = now
 
-    def note_answer(self) -> None:
-        """Record that the server has answered the request."""
-        self._asked_at = None
-
     def silent(self, now: float) -> float:
         """Seconds since the request that the server has not answered yet; 0 if there is none."""
         return 0.0 if self._asked_at is None else now - self._asked_at
 
     def note_batch(self, now: float, up_to: float, changes: int, *, more: bool) -> None:
-        """Record that a batch is about to be processed.
+        """Record a batch.
 
         Args:
             now: the time by the monotonic clock.
@@ -402,6 +398,7 @@ class Lag:
             more: whether the next batch was probably available already.
         """
         self._answered_at = now
+        self._asked_at = None
         self._read_up_to = up_to
         self._more = more
         if self._recent and self._recent[-1][0] == up_to:

@@ -431,7 +431,7 @@ WEAKENED: list[tuple[str, Rules, set[str]]] = [
 @pytest.mark.parametrize(("rules", "expected"), [pytest.param(r, e, id=name) for name, r, e in WEAKENED])
 def test_the_simulation_finds_the_faults_of_each_weaker_rule(rules: Rules, expected: set[str]) -> None:
     found: set[str] = set()
-    for seed in range(SEED, SEED + 6_000):
+    for seed in range(SEED, SEED + 20_000):  # the rarest fault occurs in one of about 1,000 runs
         found |= Simulation(seed, rules).run()
         if expected <= found:
             return

@@ -1,7 +1,7 @@
-"""Assigns values to fields that are validated without their instance.
+"""Assigns values to fields of simple types, which are validated without their instance.
 
 Pydantic copies the whole instance for each assignment, because a validator may read the other fields. For a field
-without functions this takes four times as long as the validation of the value.
+of a simple type, without validators, this takes four times as long as the validation of the value.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ _INNER: Final = {"default": "schema", "nullable": "schema", "list": "items_schem
 
 
 class DirectAssignment(BaseModel):
-    """A model that assigns most values without a copy of the instance. The result is that of pydantic."""
+    """A model that assigns values of simple types without a copy of the instance, with the result of pydantic."""
 
     if not TYPE_CHECKING:  # else type checkers would accept any attribute
 
